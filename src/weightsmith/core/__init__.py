@@ -1,0 +1,1 @@
+"""What every method stands on, and nothing that knows a method."""

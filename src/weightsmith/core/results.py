@@ -1,0 +1,152 @@
+"""The record every method returns: what was done to each layer and in total, and how to reproduce it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Result", "environment", "record"]
+
+
+@dataclass
+class Result:
+    """What one method did to one model.
+
+    Attributes
+    ----------
+    method : str
+        The method's name, as in the catalog.
+    hyper : dict
+        The hyper-parameters it ran with.
+    layers : list of dict
+        One row a layer; each row has the key ``"layer"`` and the method's own per-layer measures.
+    totals : dict
+        The same measures over the whole model.
+    before, after : dict
+        Measures of the model (see :mod:`weightsmith.core.measure`) before and after.
+    samples : dict
+        The model's own text: ``{"before": str, "after": str}`` (language models only).
+    notes : list of str
+        What the user should know: warnings, fallbacks, layers left out and why.
+    seconds : float
+        Wall time.
+    peak_memory : int
+        High-water mark of the process in bytes (of the CUDA device where one was used).
+    seed : int or None
+        The seed of everything random.
+    environment : dict
+        Machine and versions.
+    """
+
+    method: str
+    hyper: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    totals: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory: int = 0
+    seed: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def layer(self, name: str, **measures: Any) -> None:
+        """Add the row of one layer."""
+        self.layers.append({"layer": name, **measures})
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the record as JSON, and write it to ``path`` when one is given."""
+        text = json.dumps(_plain(asdict(self)), indent=2)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """Rebuild a record from :meth:`to_json`'s text.
+
+        Examples
+        --------
+        >>> Result.from_json(Result("wanda", hyper={"sparsity": 0.5}).to_json()).hyper
+        {'sparsity': 0.5}
+        """
+        return cls(**json.loads(text))
+
+
+@contextmanager
+def record(method: str, *, seed: int | None = None, **hyper: Any) -> Iterator[Result]:
+    """Open the record of a run: wall time, peak memory and environment are filled in at the end.
+
+    Parameters
+    ----------
+    method : str
+        The method's name, as in the catalog.
+    seed : int, optional
+        The seed of everything random.
+    **hyper
+        The hyper-parameters the method runs with.
+
+    Yields
+    ------
+    Result
+        To be filled by the method.
+
+    Examples
+    --------
+    >>> with record("wanda", sparsity=0.5) as result:
+    ...     result.layer("fc", sparsity=0.5)
+    >>> result.seconds >= 0 and result.layers
+    [{'layer': 'fc', 'sparsity': 0.5}]
+    """
+    result = Result(method, hyper=hyper, seed=seed, environment=environment())
+    start = time.perf_counter()
+    yield result
+    result.seconds = time.perf_counter() - start
+    result.peak_memory = _peak_memory()
+
+
+def environment() -> dict[str, str]:
+    """Return the machine and the versions that a result depends on."""
+    import torch
+
+    packages = ("weightsmith", "torch", "transformers", "numpy")
+    versions = {name: metadata.version(name) for name in packages}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {"python": platform.python_version(), "platform": platform.platform(), "device": device, **versions}
+
+
+def _peak_memory() -> int:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no tensors, paths, tuples, NaN or infinities."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)

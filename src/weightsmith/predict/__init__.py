@@ -1,0 +1,1 @@
+"""Weights nobody trained."""
