@@ -41,7 +41,7 @@ class Layer:
     aliases: tuple[str, ...] = field(default=())
 
     @property
-    def weight_OI(self) -> Float[Tensor, "out in"]:  # noqa: N802 - shape suffix
+    def weight_OI(self) -> Float[Tensor, "out in"]:
         """The weight as a view ``[out, in]``: writing to it writes to the model.
 
         Examples
@@ -63,10 +63,11 @@ class Layer:
         Returns
         -------
         Tensor of shape (sequences, rows, in)
-            Leading dimension: the independent sequences (or images) of the batch.
+            Leading dimension: the independent sequences (or images) of the batch. An input of rank two is one
+            sequence: the batch itself.
         """
         if isinstance(self.module, (nn.Linear, Conv1D)):
-            return x.reshape(1, 1, -1) if x.ndim == 1 else x.reshape(x.shape[0], -1, x.shape[-1])
+            return x.reshape(1, -1, x.shape[-1]) if x.ndim < 3 else x.reshape(x.shape[0], -1, x.shape[-1])
         return _patches(self.module, x)
 
 
@@ -147,9 +148,7 @@ def get_module(model: nn.Module, name: str) -> nn.Module:
         child = module._modules.get(part)
         if child is None:
             where = ".".join(parts[:depth]) or "the model"
-            raise LayerNotFoundError(
-                f"no module {name!r}", found=f"{where} has children {list(module._modules)[:8]}"
-            )
+            raise LayerNotFoundError(f"no module {name!r}", found=f"{where} has children {list(module._modules)[:8]}")
         module = child
     return module
 

@@ -1,0 +1,604 @@
+"""Read, stream and write checkpoints: Hugging Face folders, safetensors files, torch state dicts.
+
+Reading is tensor by tensor and never maps a whole file, so a checkpoint may exceed memory and address space.
+Writing is all or nothing: everything goes to a temporary sibling that is renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from weightsmith.core.errors import CheckpointError, ShapeError
+
+__all__ = [
+    "CheckpointReader",
+    "CheckpointWriter",
+    "TensorSpec",
+    "atomic_output",
+    "carry_companions",
+    "load_model",
+    "load_state_dict",
+    "model_class",
+    "save_model",
+]
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+WEIGHT_SUFFIXES = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".gguf",
+    ".ckpt",
+    ".npz",
+}
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Element type and shape of a stored tensor.
+
+    Examples
+    --------
+    >>> TensorSpec(torch.bfloat16, (2, 3)).nbytes
+    12
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """Return the spec of a tensor in memory."""
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint, read one at a time when asked for.
+
+    Parameters
+    ----------
+    path : path-like
+        A Hugging Face folder (sharded or not), a ``.safetensors`` file, or a torch pickle of a state dict
+        (loaded with ``weights_only=True``).
+
+    Attributes
+    ----------
+    path : Path
+        What was opened.
+    specs : dict of str to TensorSpec
+        Every tensor's element type and shape, known without reading the tensors.
+
+    Raises
+    ------
+    CheckpointError
+        If the path has no weights, a shard is missing or truncated, its header is damaged, or the index and the
+        shards disagree.
+
+    Examples
+    --------
+    >>> import tempfile, safetensors.torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     safetensors.torch.save_file({"w": torch.arange(3.0)}, f"{folder}/model.safetensors")
+    ...     CheckpointReader(folder).tensor("w")
+    tensor([0., 1., 2.])
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.specs: dict[str, TensorSpec] = {}
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._pickled: dict[str, Tensor] = {}
+        for shard in self._shards():
+            if shard.suffix in PICKLES:
+                self._read_pickle(shard)
+            else:
+                self._read_header(shard)
+        self._check_index()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def keys(self) -> list[str]:
+        """Return the names of all tensors, in file order."""
+        return list(self.specs)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    def tensor(self, key: str) -> Tensor:
+        """Read one tensor.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such tensor or its bytes cannot be read.
+        """
+        if key not in self.specs:
+            raise CheckpointError(
+                f"no tensor {key!r} in {self.path}", found=f"{len(self)} tensors such as {self.keys()[:4]}"
+            )
+        if key in self._pickled:
+            return self._pickled[key]
+        spec, (shard, offset) = self.specs[key], self._places[key]
+        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        with open(shard, "rb", buffering=0) as file:
+            file.seek(offset)
+            _read_into(file, tensor, f"tensor {key!r} in {shard}")
+        return tensor
+
+    def _shards(self) -> list[Path]:
+        if self.path.is_file():
+            if self.path.suffix not in {".safetensors", *PICKLES}:
+                raise CheckpointError(
+                    f"unknown checkpoint format of {self.path}",
+                    expected="a folder, .safetensors, .bin, .pt or .pth",
+                )
+            return [self.path]
+        if not self.path.is_dir():
+            raise CheckpointError(f"no checkpoint at {self.path}", do="Give a folder or a .safetensors file.")
+        if (self.path / INDEX).is_file():
+            return [self.path / name for name in sorted(set(self._index().values()))]
+        shards = sorted(self.path.glob("*.safetensors")) or sorted(
+            file for file in self.path.iterdir() if file.suffix in PICKLES
+        )
+        if not shards:
+            raise CheckpointError(
+                f"no weights in {self.path}",
+                found=sorted(file.name for file in self.path.iterdir())[:8],
+                expected="*.safetensors",
+            )
+        return shards
+
+    def _index(self) -> dict[str, str]:
+        try:
+            weight_map = json.loads((self.path / INDEX).read_text("utf-8"))["weight_map"]
+            return {str(key): str(shard) for key, shard in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"damaged index {self.path / INDEX}", found=repr(error)) from error
+
+    def _check_index(self) -> None:
+        if not (self.path / INDEX).is_file():
+            return
+        for key, shard in self._index().items():
+            if key not in self._places or self._places[key][0].name != shard:
+                raise CheckpointError(
+                    f"tensor {key!r} is listed in {INDEX} but missing in {shard}",
+                    do="Download the shard again.",
+                )
+
+    def _read_header(self, shard: Path) -> None:
+        """Read a safetensors header: its length as u64, JSON, then the tensors' bytes without gaps."""
+        try:
+            with open(shard, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > size - 8:
+                    raise ValueError(f"header of {length} bytes in a file of {size} bytes")
+                header = json.loads(file.read(length))
+                header.pop("__metadata__", None)
+                for key, entry in header.items():
+                    begin, end = entry["data_offsets"]
+                    spec = TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+                    if end - begin != spec.nbytes:
+                        raise ValueError(f"tensor {key!r} has {end - begin} bytes, its shape needs {spec.nbytes}")
+                    if 8 + length + end > size:
+                        raise ValueError(f"file ends at byte {size}, tensor {key!r} at {8 + length + end}")
+                    self.specs[key] = spec
+                    self._places[key] = (shard, 8 + length + begin)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"shard {shard.name} of {self.path} is missing", do="Download it again.") from error
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise CheckpointError(
+                f"{shard} is truncated or damaged", found=str(error), do="Download or copy the file again."
+            ) from error
+
+    def _read_pickle(self, shard: Path) -> None:
+        try:
+            loaded = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch.load raises many types on damaged or unsafe pickles
+            raise CheckpointError(
+                f"cannot load {shard} safely",
+                found=str(error).splitlines()[0],
+                expected="a state dict of tensors",
+                do="Convert the file to safetensors.",
+            ) from error
+        if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise CheckpointError(f"{shard} is not a state dict", expected="a flat mapping of names to tensors")
+        self._pickled.update(loaded)
+        self.specs.update({key: TensorSpec.of(value) for key, value in loaded.items()})
+
+
+class CheckpointWriter:
+    """Write a checkpoint tensor by tensor, in any order, knowing all shapes beforehand.
+
+    A context manager: on a clean exit the checkpoint appears at ``out`` complete; on an exception nothing remains.
+
+    Parameters
+    ----------
+    out : path-like
+        A folder, or a path that ends in ``.safetensors`` for a single file.
+    specs : mapping of str to TensorSpec
+        Every tensor that will be written.
+    like : path-like, optional
+        A checkpoint folder whose other files (config, tokenizer, generation settings) are carried over.
+    overwrite : bool, default: False
+        Replace what is at ``out``.
+    max_shard_bytes : int, default: 5e9
+        Shards larger than this are split (tensors never are).
+
+    Raises
+    ------
+    CheckpointError
+        If ``out`` exists and ``overwrite`` is off, the disk cannot hold the checkpoint, or a tensor was not written.
+    ShapeError
+        If a tensor differs from its spec.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        specs: Mapping[str, TensorSpec],
+        *,
+        like: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        max_shard_bytes: int = 5_000_000_000,
+    ) -> None:
+        self.out = Path(out)
+        self.specs = dict(specs)
+        self.like = like
+        self._max_shard_bytes = max_shard_bytes
+        self._places: dict[str, tuple[BinaryIO, int]] = {}
+        self._files: list[BinaryIO] = []
+        self._missing = set(self.specs)
+        self._output = atomic_output(self.out, overwrite=overwrite, nbytes=sum(s.nbytes for s in self.specs.values()))
+
+    def __enter__(self) -> CheckpointWriter:
+        self._target = self._output.__enter__()
+        try:
+            self._lay_out()
+        except BaseException as error:
+            self._close()
+            self._output.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Write one tensor at its place.
+
+        Raises
+        ------
+        ShapeError
+            If it is not the announced shape and type.
+        """
+        spec = self.specs.get(key)
+        if spec != TensorSpec.of(tensor):
+            raise ShapeError(f"tensor {key!r} for {self.out}", found=TensorSpec.of(tensor), expected=spec)
+        file, offset = self._places[key]
+        file.seek(offset)
+        file.write(_bytes(tensor.detach().cpu().contiguous()))
+        self._missing.discard(key)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._close()
+        if error is None and self._missing:
+            error = CheckpointError(
+                f"{len(self._missing)} tensors of {self.out} were never written: {sorted(self._missing)[:4]}"
+            )
+            self._output.__exit__(type(error), error, None)
+            raise error
+        if error is None and self.like is not None and self._target.is_dir():
+            carry_companions(Path(self.like), self._target)
+        self._output.__exit__(kind, error, trace)
+
+    def _close(self) -> None:
+        for file in self._files:
+            with suppress(OSError):
+                file.flush()
+                os.fsync(file.fileno())
+            file.close()
+
+    def _lay_out(self) -> None:
+        shards = self._split()
+        if self.out.suffix == ".safetensors":
+            names = [self._target]
+        elif len(shards) == 1:
+            names = [self._target / "model.safetensors"]
+        else:
+            names = [self._target / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+            weight_map = {key: name.name for name, keys in zip(names, shards, strict=True) for key in keys}
+            total = sum(spec.nbytes for spec in self.specs.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (self._target / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        for name, keys in zip(names, shards, strict=True):
+            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+            offset = 0
+            for key in keys:
+                spec = self.specs[key]
+                header[key] = {
+                    "dtype": DTYPE_NAMES[spec.dtype],
+                    "shape": list(spec.shape),
+                    "data_offsets": [offset, offset + spec.nbytes],
+                }
+                offset += spec.nbytes
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            file = open(name, "wb")  # noqa: SIM115 - stays open until the writer exits
+            self._files.append(file)
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + offset)
+            for key in keys:
+                self._places[key] = (file, 8 + len(text) + header[key]["data_offsets"][0])
+
+    def _split(self) -> list[list[str]]:
+        if self.out.suffix == ".safetensors":
+            return [list(self.specs)]
+        shards: list[list[str]] = [[]]
+        size = 0
+        for key, spec in self.specs.items():
+            if shards[-1] and size + spec.nbytes > self._max_shard_bytes:
+                shards.append([])
+                size = 0
+            shards[-1].append(key)
+            size += spec.nbytes
+        return shards
+
+
+@contextmanager
+def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbytes: int = 0) -> Iterator[Path]:
+    """Give a temporary sibling to write to; rename it to ``out`` on success, remove it on failure.
+
+    Parameters
+    ----------
+    out : path-like
+        The final folder, or the final file when it has a suffix ``.safetensors``.
+    overwrite : bool, default: False
+        Replace what is there.
+    nbytes : int, default: 0
+        Bytes that will be written, checked against the free space first.
+
+    Yields
+    ------
+    Path
+        An empty folder (or the path of a file to create).
+
+    Raises
+    ------
+    CheckpointError
+        If ``out`` exists and ``overwrite`` is off, or the disk is full.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_output(f"{folder}/new") as target:
+    ...         _ = (target / "config.json").write_text("{}")
+    ...     print(os.listdir(folder))
+    ['new']
+    """
+    out = Path(out)
+    if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if nbytes > free:
+        raise CheckpointError(f"not enough disk space for {out}", found=f"{free:,} bytes free", expected=f"{nbytes:,}")
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    scratch.chmod(0o755)
+    target = scratch / out.name if out.suffix == ".safetensors" else scratch
+    try:
+        yield target
+        _replace(target, out)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"cannot write {out}", found=str(error), do="Nothing was changed.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def carry_companions(source: Path, target: Path) -> None:
+    """Copy what belongs to a model beside its weights: config, tokenizer, generation settings, model card."""
+    if not source.is_dir():
+        return
+    for file in source.iterdir():
+        weights = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+        if file.is_file() and not weights and not (target / file.name).exists():
+            shutil.copy2(file, target / file.name)
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read all tensors of a checkpoint into memory."""
+    reader = CheckpointReader(path)
+    return {key: reader.tensor(key) for key in reader}
+
+
+def model_class(config: Any) -> type[nn.Module]:
+    """Return the transformers class that a configuration names in ``architectures``.
+
+    Raises
+    ------
+    CheckpointError
+        If the configuration names none that transformers has.
+    """
+    import transformers
+
+    for name in config.architectures or ():
+        if isinstance(found := getattr(transformers, name, None), type):
+            return found
+    raise CheckpointError(
+        f"transformers has no class for model type {config.model_type!r}",
+        found=f"architectures {config.architectures}",
+        do="Load the model yourself and pass the nn.Module.",
+    )
+
+
+def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> nn.Module:
+    """Load a Hugging Face folder (or hub id) as the class its config names, and refuse incomplete weights.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder or hub id. Code from the checkpoint is never executed.
+    dtype : torch.dtype, optional
+        Element type; the checkpoint's own by default.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode; tied weights are tied.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or damaged, a weight is missing, or a shape does not fit.
+    """
+    import transformers
+
+    if Path(path).is_dir():
+        CheckpointReader(path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        cls: Any = model_class(config)
+        model, info = cls.from_pretrained(
+            path, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load {path}", found=str(error).strip().splitlines()[0]) from error
+    if info["mismatched_keys"]:
+        key, found, expected = next(iter(info["mismatched_keys"]))
+        raise CheckpointError(f"tensor {key!r} in {path}", found=tuple(found), expected=tuple(expected))
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors such as {missing[:3]}", do="Copy it again.")
+    return model.eval()
+
+
+def save_model(
+    model: nn.Module,
+    out: str | os.PathLike[str],
+    *,
+    like: str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
+    files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model as a folder, all or nothing.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A Hugging Face model (written by its own ``save_pretrained``) or any other (``model.safetensors``; a tied
+        weight is stored once).
+    out : path-like
+        The folder to create.
+    like : path-like, optional
+        Folder whose tokenizer, generation and other small files are carried over.
+    tokenizer : optional
+        Saved beside the model.
+    files : mapping of str to str, optional
+        More small files: name to text.
+    overwrite : bool, default: False
+        Replace what is at ``out``.
+
+    Raises
+    ------
+    CheckpointError
+        If ``out`` exists or cannot be written; nothing is left behind.
+    """
+    from safetensors.torch import save_model as save_plain
+
+    nbytes = sum({id(p): p.numel() * p.element_size() for p in model.parameters()}.values())
+    with atomic_output(out, overwrite=overwrite, nbytes=nbytes) as target:
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(target)  # type: ignore[operator]
+        else:
+            save_plain(model, str(target / "model.safetensors"))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+        if like is not None:
+            carry_companions(Path(like), target)
+        for name, text in (files or {}).items():
+            (target / name).write_text(text, "utf-8")
+
+
+def _replace(target: Path, out: Path) -> None:
+    """Rename ``target`` to ``out``; what was at ``out`` leaves only once the new one stands."""
+    if not out.is_dir():
+        os.replace(target, out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    os.replace(out, old / "content")
+    try:
+        os.replace(target, out)
+    except OSError:
+        os.replace(old / "content", out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def _read_into(file: Any, tensor: Tensor, what: str) -> None:
+    if tensor.numel() == 0:
+        return
+    view = _bytes(tensor)
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])
+        if not count:
+            raise CheckpointError(f"{what} is truncated", found=f"{done} bytes", expected=f"{len(view)} bytes")
+        done += count
