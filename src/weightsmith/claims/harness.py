@@ -1,0 +1,344 @@
+r"""Judge a paper's claim: arms measured on the same seeds, paired differences, a verdict that is computed.
+
+A claim file declares what it expects before it measures anything, and returns what came out::
+
+    CLAIM = Claim(
+        slug="wina",
+        title="WINA",
+        statement="At 50 % sparsity WINA reconstructs a layer's output better than TEAL.",
+        metric="relative output error",
+        higher_is_better=False,
+        expected=(Ordering(better="wina", worse="teal"), Ordering(better="wina", worse="random")),
+    )
+
+
+    def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> ClaimResult:
+        start = time.perf_counter()
+        values = each_seed(experiment, seeds, "WINA against TEAL")  # experiment(seed) -> {"wina": 0.3, ...}
+        arms = [
+            Arm("wina", "method", values["wina"]),
+            Arm("teal", "baseline", values["teal"]),
+            Arm("random", "control", values["random"]),
+        ]
+        return ClaimResult.judge(CLAIM, arms, scale=scale, seeds=seeds, seconds=time.perf_counter() - start)
+
+A file with several experiments declares a :class:`Claim` for each, told apart by ``experiment=``, and its
+``run`` returns a list of :class:`ClaimResult`; each is stored in a file of its own.
+
+An ordering :math:`a > b` with margin :math:`m` holds when the lower end of the 95 % interval of the paired
+advantage of :math:`a` over :math:`b` is above :math:`m`:
+
+.. math::
+
+    \bar d - t_{0.975,\,n-1} \, \frac{s_d}{\sqrt n} > m, \qquad d_i = \pm (a_i - b_i)
+
+with the sign that makes better positive. A claim holds when all its orderings do. A negative finding is declared
+the same way: ``Ordering(better="wanda", worse="wanda + dsnot")`` expects that the paper's method loses, and two
+orderings with a negative margin expect a tie (neither loses to the other by more than that).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.table import Table
+from scipy.special import stdtrit
+
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.progress import track
+from weightsmith.core.results import environment
+
+__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "each_seed"]
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """An expectation: one arm beats another.
+
+    Attributes
+    ----------
+    better, worse : str
+        Names of arms.
+    margin : float, default: 0.0
+        By how much at least, in the metric's unit. A negative margin expects only that ``better`` does not lose
+        by more than that. For a factor take the logarithm as metric: "half the perplexity" is a margin of
+        ``log(2)`` on log-perplexity.
+    """
+
+    better: str
+    worse: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is expected, declared before the experiment runs.
+
+    Attributes
+    ----------
+    slug : str
+        The method, as in the catalog.
+    title : str
+        Name of the experiment, a few words.
+    statement : str
+        The expectation as a sentence.
+    metric : str
+        What the arms' values are, with its unit.
+    higher_is_better : bool
+        The direction of the metric.
+    expected : sequence of Ordering
+        The expectation as orderings of arms; the verdict is computed from these.
+    experiment : str, default: ""
+        Tells several experiments of one slug apart (lower case, no spaces).
+    paper : str, default: ""
+        What the paper claims, where ``statement`` expects something else.
+    """
+
+    slug: str
+    title: str
+    statement: str
+    metric: str
+    higher_is_better: bool
+    expected: Sequence[Ordering]
+    experiment: str = ""
+    paper: str = ""
+
+    @property
+    def name(self) -> str:
+        """The slug, with the experiment's name where there is one.
+
+        Examples
+        --------
+        >>> Claim("wina", "", "", "error", False, (), experiment="synthetic").name
+        'wina-synthetic'
+        """
+        return f"{self.slug}-{self.experiment}" if self.experiment else self.slug
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One competitor, measured on every seed.
+
+    Attributes
+    ----------
+    name : str
+        Unique within the experiment.
+    role : {"method", "baseline", "control"}
+        The method, a method a user would take instead, or the cheap explanation that must be ruled out.
+    values : sequence of float
+        One value per seed, in the order of the seeds: arms are compared seed by seed.
+    """
+
+    name: str
+    role: Literal["method", "baseline", "control"]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % t-interval.
+
+    Examples
+    --------
+    >>> interval = Interval.of([1.0, 2.0, 3.0])
+    >>> f"{interval.mean:.2f} in [{interval.low:.2f}, {interval.high:.2f}]"
+    '2.00 in [-0.48, 4.48]'
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """Compute the interval of at least two values."""
+        count, mean = len(values), float(np.mean(values))
+        half = float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count))
+        return cls(mean, mean - half, mean + half)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.high - self.mean:.2g}"
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A measured claim.
+
+    Attributes
+    ----------
+    claim : Claim
+        What was expected.
+    arms : sequence of Arm
+        What was measured.
+    scale : str
+        ``"cpu"`` or ``"gpu"``.
+    seeds : sequence of int
+        The seeds, in the order of the arms' values.
+    seconds : float
+        Wall time of the experiment.
+    notes : sequence of str
+        What the reader should know: deviations, what was tried.
+    versions : dict
+        Machine and versions.
+    """
+
+    claim: Claim
+    arms: Sequence[Arm]
+    scale: str
+    seeds: Sequence[int]
+    seconds: float
+    notes: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def judge(
+        cls,
+        claim: Claim,
+        arms: Sequence[Arm],
+        *,
+        scale: str,
+        seeds: Sequence[int],
+        seconds: float,
+        notes: Sequence[str] = (),
+    ) -> ClaimResult:
+        """Check that the arms can be compared and return the judged claim.
+
+        Raises
+        ------
+        HyperparameterError
+            If there are fewer than three seeds, two arms share a name, or an ordering names no arm.
+        ShapeError
+            If an arm has not one value per seed.
+        NonFiniteError
+            If a value is NaN or infinite.
+
+        Examples
+        --------
+        >>> claim = Claim("x", "X", "a beats b", "accuracy", True, [Ordering("a", "b")])
+        >>> arms = [Arm("a", "method", [0.90, 0.91, 0.92]), Arm("b", "baseline", [0.80, 0.82, 0.81])]
+        >>> ClaimResult.judge(claim, arms, scale="cpu", seeds=(0, 1, 2), seconds=1.0).holds
+        True
+        """
+        if len(set(seeds)) < max(3, len(seeds)):
+            raise HyperparameterError(
+                f"seeds of claim {claim.name!r}", found=list(seeds), expected="at least 3, all different"
+            )
+        names = [arm.name for arm in arms]
+        for arm in arms:
+            if names.count(arm.name) > 1:
+                raise HyperparameterError(f"arms of claim {claim.name!r}", found=f"{arm.name!r} twice")
+            if len(arm.values) != len(seeds):
+                raise ShapeError(f"values of arm {arm.name!r}", found=len(arm.values), expected=f"{len(seeds)} seeds")
+            if not all(map(math.isfinite, arm.values)):
+                raise NonFiniteError(f"values of arm {arm.name!r}", found=list(arm.values))
+        unknown = {name for order in claim.expected for name in (order.better, order.worse)} - set(names)
+        if unknown or not claim.expected:
+            raise HyperparameterError(
+                f"orderings of claim {claim.name!r}",
+                found=sorted(unknown) or None,
+                expected=f"one or more of {names}",
+            )
+        return cls(claim, tuple(arms), scale, tuple(seeds), seconds, tuple(notes), environment())
+
+    @property
+    def holds(self) -> bool:
+        """Whether every declared ordering holds."""
+        return all(self.confirms(order) for order in self.claim.expected)
+
+    def advantage(self, order: Ordering) -> Interval:
+        """Return by how much ``order.better`` beats ``order.worse``, paired by seed; positive is better."""
+        values = {arm.name: np.asarray(arm.values, dtype=float) for arm in self.arms}
+        difference = values[order.better] - values[order.worse]
+        return Interval.of((difference if self.claim.higher_is_better else -difference).tolist())
+
+    def confirms(self, order: Ordering) -> bool:
+        """Whether the interval of the paired advantage lies above the ordering's margin."""
+        return self.advantage(order).low > order.margin
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, the computed verdict included, in JSON's types."""
+        claim = asdict(self.claim)
+        expected = [
+            {**asdict(order), **_rounded("advantage", self.advantage(order)), "holds": self.confirms(order)}
+            for order in self.claim.expected
+        ]
+        arms = [
+            {
+                "name": arm.name,
+                "role": arm.role,
+                **_rounded("mean", Interval.of(arm.values)),
+                "values": [*arm.values],
+            }
+            for arm in self.arms
+        ]
+        return {
+            **claim,
+            "scale": self.scale,
+            "holds": self.holds,
+            "expected": expected,
+            "seeds": [*self.seeds],
+            "arms": arms,
+            "seconds": round(self.seconds, 1),
+            "notes": [*self.notes],
+            "versions": dict(self.versions),
+        }
+
+    def store(self, folder: str | Path) -> Path:
+        """Write ``<slug>[-<experiment>].json`` into ``folder`` and return its path."""
+        path = Path(folder) / f"{self.claim.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def table(self) -> Table:
+        """Return the arms, the paired differences and the verdict as a rich table."""
+        direction = "higher is better" if self.claim.higher_is_better else "lower is better"
+        verdict = "[bold green]holds[/]" if self.holds else "[bold red]does not hold[/]"
+        table = Table(
+            title=f"{self.claim.name}: {self.claim.statement}",
+            caption=f"{verdict} · {len(self.seeds)} seeds · {self.seconds:.0f} s · mean ± 95 % interval",
+            title_justify="left",
+            caption_justify="left",
+            title_style="bold",
+        )
+        table.add_column("arm")
+        table.add_column("role", style="dim")
+        table.add_column(f"{self.claim.metric} ({direction})", justify="right")
+        for arm in self.arms:
+            table.add_row(arm.name, arm.role, str(Interval.of(arm.values)))
+        table.add_section()
+        for order in self.claim.expected:
+            mark = "[green]✓[/]" if self.confirms(order) else "[red]✗[/]"
+            by = f" by {order.margin:g}" if order.margin else ""
+            table.add_row(f"{order.better} > {order.worse}{by}", f"paired {mark}", str(self.advantage(order)))
+        return table
+
+
+def each_seed(
+    experiment: Callable[[int], Mapping[str, float]], seeds: Sequence[int], description: str
+) -> dict[str, list[float]]:
+    """Run ``experiment(seed)`` for each seed, with progress, and gather its values by name.
+
+    Examples
+    --------
+    >>> each_seed(lambda seed: {"a": seed + 0.5, "b": 0.0}, (0, 1, 2), "toy")
+    {'a': [0.5, 1.5, 2.5], 'b': [0.0, 0.0, 0.0]}
+    """
+    runs = [experiment(seed) for seed in track(seeds, description)]
+    return {name: [float(run[name]) for run in runs] for name in runs[0]}
+
+
+def _rounded(name: str, interval: Interval) -> dict[str, Any]:
+    """The mean under its name and the interval, to the six digits that a reader can use.
+
+    >>> _rounded("mean", Interval(1 / 3, 0.0, 2 / 3))
+    {'mean': 0.333333, 'ci95': [0.0, 0.666667]}
+    """
+    mean, low, high = (float(f"{value:.6g}") for value in (interval.mean, interval.low, interval.high))
+    return {name: mean, "ci95": [low, high]}
