@@ -1,0 +1,523 @@
+"""The table of all methods: what each does, the paper it comes from, how to call it, what its claim is.
+
+The command line, the recipe, the docs and the tests are driven by this table. Importing it loads no heavy dependency:
+a method's code is named by text and imported when it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightsmith.core.errors import WeightsmithError
+
+__all__ = ["METHODS", "VERBS", "Method", "commands", "find", "load"]
+
+VERBS = {
+    "analyze": "Measure weights, change nothing",
+    "predict": "Weights nobody trained",
+    "grow": "Other sizes from trained weights",
+    "merge": "One network from several",
+    "adapt": "Fine-tune a few weights well",
+    "sparsify": "Fewer weights, fewer activations",
+    "quantize": "Few levels, real devices",
+    "train": "Losses, sample weights, parametrisations that shape training",
+    "continual": "Learn the next task, keep the last",
+    "forget": "Take something out",
+    "search": "Architectures with shared weights",
+    "dictionary": "Sparse codes and factors as scikit-learn estimators",
+    "apps": "Whole products built on the verbs",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the catalog: one paper.
+
+    Attributes
+    ----------
+    slug : str
+        Short name; also names the docs page and the claim.
+    verb : str
+        The folder it lives in, one of :data:`VERBS`.
+    module : str
+        Where its code is, or will be.
+    summary : str
+        What it does for the user, one line.
+    paper : str
+        Title of the paper.
+    year : int
+        Year of the first public version.
+    reference : str
+        ``arXiv:`` id.
+    claim : str
+        What its claim experiment is about, one line.
+    commands : mapping of str to str
+        Command name to ``"module:function"``; empty while the method is planned.
+    """
+
+    slug: str
+    verb: str
+    module: str
+    summary: str
+    paper: str
+    year: int
+    reference: str
+    claim: str
+    commands: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> bool:
+        """Whether there is no code yet."""
+        return not self.commands
+
+    @property
+    def claim_module(self) -> str:
+        """The module whose ``run`` is the claim's experiment."""
+        return f"weightsmith.claims.{self.slug.replace('-', '_')}"
+
+    @property
+    def url(self) -> str:
+        """The paper's address."""
+        return f"https://arxiv.org/abs/{self.reference.removeprefix('arXiv:')}"
+
+
+def commands(verb: str | None = None) -> dict[str, Method]:
+    """Return every command that can be run, by name, of one verb or of all.
+
+    Examples
+    --------
+    >>> sorted(commands("predict"))
+    ['know']
+    """
+    return {name: m for m in METHODS if verb in (None, m.verb) for name in m.commands}
+
+
+def find(name: str) -> Method:
+    """Return the method with this slug or this command.
+
+    Raises
+    ------
+    WeightsmithError
+        If there is none; the message names the nearest.
+
+    Examples
+    --------
+    >>> find("wanda").slug
+    'dsnot'
+    """
+    rows = {**commands(), **{method.slug: method for method in METHODS}}
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, n=1)
+        do = f"Did you mean {near[0]!r}?" if near else "`weightsmith methods` lists them."
+        raise WeightsmithError(f"no method {name!r}", do=do)
+    return rows[name]
+
+
+def load(entry: str) -> Callable[..., Any]:
+    """Import ``"module:function"``.
+
+    Examples
+    --------
+    >>> load("weightsmith.catalog:find") is find
+    True
+    """
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        slug="phase-zoo",
+        verb="analyze",
+        module="weightsmith.analyze.phases",
+        summary="Tell which phase of the loss landscape a model is in, and so which downstream methods will work on it",
+        paper="A Model Zoo on Phase Transitions in Neural Networks",
+        year=2025,
+        reference="arXiv:2504.18072",
+        claim="Output similarity across seeds orders a grid of models as test accuracy and mergeability do",
+    ),
+    Method(
+        slug="rich-lazy",
+        verb="analyze",
+        module="weightsmith.analyze.rich_lazy",
+        summary="Measure how far training moved the features, and set it beforehand by the rank of the initial weights",
+        paper="How connectivity structure shapes rich and lazy learning in neural circuits",
+        year=2023,
+        reference="arXiv:2310.08513",
+        claim="Kernel alignment rises with the rank of the initial recurrent weights",
+    ),
+    Method(
+        slug="sae-eval",
+        verb="analyze",
+        module="weightsmith.analyze.sae_eval",
+        summary="Judge a sparse dictionary of activations against a supervised one on a task with known attributes",
+        paper="Towards Principled Evaluations of Sparse Autoencoders for Interpretability and Control",
+        year=2024,
+        reference="arXiv:2405.08366",
+        claim="Supervised dictionaries edit a known attribute more accurately than sparse autoencoders",
+    ),
+    Method(
+        slug="know",
+        verb="predict",
+        module="weightsmith.predict.know",
+        summary="Predict the weights that more data would have given, by running measured forgetting backwards",
+        paper="Learning from Oblivion: Predicting Knowledge-Overflowed Weights via Retrodiction of Forgetting",
+        year=2025,
+        reference="arXiv:2508.05059",
+        claim="Predicted weights transfer better than the trained ones to a task with few examples",
+        commands={"know": "weightsmith.predict.know:know"},
+    ),
+    Method(
+        slug="d2nwg",
+        verb="predict",
+        module="weightsmith.predict.d2nwg",
+        summary="Draw ready-to-use weights for a new data set from a diffusion model trained on a zoo of networks",
+        paper="Diffusion-Based Neural Network Weights Generation",
+        year=2024,
+        reference="arXiv:2402.18153",
+        claim="Generated heads beat the zoo's mean and a shuffled condition on unseen class subsets",
+    ),
+    Method(
+        slug="learngene-sws",
+        verb="grow",
+        module="weightsmith.grow.learngene",
+        summary="Distil a large model into a few shared stage blocks and unroll them into any depth",
+        paper="Exploring Learngene via Stage-wise Weight Sharing for Initializing Variable-sized Models",
+        year=2024,
+        reference="arXiv:2404.16897",
+        claim="Descendants unrolled from shared stages start and end above random and unshared initialisation",
+    ),
+    Method(
+        slug="mixturegrowth",
+        verb="grow",
+        module="weightsmith.grow.mixture_growth",
+        summary="Double a network's width by re-mixing the weight templates that two half-width members have learned",
+        paper="MixtureGrowth: Growing Neural Networks by Recombining Learned Parameters",
+        year=2023,
+        reference="arXiv:2311.04251",
+        claim="At equal cost a grown network beats Net2Net and is within a point of training from scratch",
+    ),
+    Method(
+        slug="bang",
+        verb="merge",
+        module="weightsmith.merge.wise_ft",
+        summary="Average a pretrained and a fine-tuned model for robustness, balanced in their confidence",
+        paper="Spurious Feature Diversification Improves Out-of-distribution Generalization",
+        year=2023,
+        reference="arXiv:2309.17230",
+        claim="The average beats both parents under corruption, and balanced confidence does not hurt it",
+    ),
+    Method(
+        slug="weight-matching",
+        verb="merge",
+        module="weightsmith.merge.weight_matching",
+        summary="Permute one model's neurons so that two independently trained models can be averaged, and say why",
+        paper="Analysis of Linear Mode Connectivity via Permutation-Based Weight Matching",
+        year=2024,
+        reference="arXiv:2402.04051",
+        claim="Matching takes most of the loss barrier between two independently trained networks away",
+    ),
+    Method(
+        slug="bone",
+        verb="adapt",
+        module="weightsmith.adapt.bone",
+        summary="Adapter that updates each block of a frozen weight by a block-affine map, merged at no cost",
+        paper="Bone: Block Affine Transformation as Parameter Efficient Fine-tuning Methods for Large Language Models",
+        year=2024,
+        reference="arXiv:2409.15371",
+        claim="At one learning rate and equal parameters it trains faster than LoRA; with tuned rates the lead goes",
+    ),
+    Method(
+        slug="kappatune",
+        verb="adapt",
+        module="weightsmith.adapt.kappatune",
+        summary="Choose the weights to fine-tune by their condition number, to forget less without old data",
+        paper="The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units",
+        year=2025,
+        reference="arXiv:2506.16289",
+        claim="At equal parameters and task loss, how much low-condition targets forget against random ones",
+    ),
+    Method(
+        slug="lift",
+        verb="adapt",
+        module="weightsmith.adapt.lift",
+        summary="Optimizer that fine-tunes only the weights that are largest after low-rank approximation",
+        paper="LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for Reasoning-Focused "
+        "Supervised Fine-Tuning",
+        year=2025,
+        reference="arXiv:2506.00772",
+        claim="Five per cent of the weights, chosen after rank reduction, learn a scarce task better than all",
+    ),
+    Method(
+        slug="dsnot",
+        verb="sparsify",
+        module="weightsmith.sparsify.dsnot",
+        summary="Improve a pruned model by swapping pruned and kept weights per row, without gradients",
+        paper="Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs",
+        year=2023,
+        reference="arXiv:2310.08915",
+        claim="After magnitude pruning at 50 % the swaps at least halve perplexity; after Wanda they do not help here",
+        commands={
+            "dsnot": "weightsmith.sparsify.dsnot:dsnot",
+            "wanda": "weightsmith.sparsify.pruning:wanda",
+            "sparsegpt": "weightsmith.sparsify.pruning:sparsegpt",
+            "magnitude": "weightsmith.sparsify.pruning:magnitude",
+        },
+    ),
+    Method(
+        slug="wina",
+        verb="sparsify",
+        module="weightsmith.sparsify.wina",
+        summary="Skip the weight columns that matter least for each token: sparse activations, faster decoding",
+        paper="WINA: Weight Informed Neuron Activation for Accelerating Large Language Model Inference",
+        year=2025,
+        reference="arXiv:2505.19427",
+        claim="Choosing columns by activation times column norm loses less than by activation alone",
+        commands={"wina": "weightsmith.sparsify.wina:wina", "teal": "weightsmith.sparsify.wina:teal"},
+    ),
+    Method(
+        slug="modhifi",
+        verb="sparsify",
+        module="weightsmith.sparsify.modhifi",
+        summary="Keep the few channels that reconstruct each layer's output, or remove those that serve one class",
+        paper="ModHiFi: Identifying High Fidelity predictive components for Model Modification",
+        year=2025,
+        reference="arXiv:2511.19566",
+        claim="Compensation rescues structured pruning from synthetic data; greedy subsets beat single-channel scores",
+    ),
+    Method(
+        slug="spdf",
+        verb="sparsify",
+        module="weightsmith.sparsify.spdf",
+        summary="Pre-train with most weights frozen at zero, then fine-tune all of them densely",
+        paper="SPDF: Sparse Pre-training and Dense Fine-tuning for Large Language Models",
+        year=2023,
+        reference="arXiv:2303.10464",
+        claim="Dense fine-tuning recovers more of the loss of sparse pre-training than sparse fine-tuning",
+    ),
+    Method(
+        slug="ofq",
+        verb="quantize",
+        module="weightsmith.quantize.ofq",
+        summary="Train transformers at two to four bits without weights that oscillate between levels",
+        paper="Oscillation-free Quantization for Low-bit Vision Transformers",
+        year=2023,
+        reference="arXiv:2302.02210",
+        claim="Confidence-guided annealing lowers oscillation and weight error at two, three and four bits",
+    ),
+    Method(
+        slug="synapse-rule",
+        verb="quantize",
+        module="weightsmith.quantize.synapse",
+        summary="Train weights that are pairs of imperfect analogue conductances, one identical pulse at a time",
+        paper="Adaptive Learning Rule for Hardware-based Deep Neural Networks Using Electronic Synapse Devices",
+        year=2017,
+        reference="arXiv:1707.06381",
+        claim="On non-linear devices unidirectional updates keep accuracy that bidirectional ones lose",
+    ),
+    Method(
+        slug="pld",
+        verb="train",
+        module="weightsmith.train.pld",
+        summary="Distillation loss that ranks all classes as the teacher does, in one term",
+        paper="PLD: A Choice-Theoretic List-Wise Knowledge Distillation",
+        year=2025,
+        reference="arXiv:2506.12542",
+        claim="A student beats the one trained by cross-entropy and KL, each at its best temperature",
+    ),
+    Method(
+        slug="loss-reweighting",
+        verb="train",
+        module="weightsmith.train.loss_reweighting",
+        summary="Weight each training sample by its current loss, from the same forward pass",
+        paper="Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining",
+        year=2025,
+        reference="arXiv:2502.06733",
+        claim="Down-weighting easy samples lowers test loss when half of the data are redundant",
+    ),
+    Method(
+        slug="meta-rescaling",
+        verb="train",
+        module="weightsmith.train.meta_rescaling",
+        summary="Learn during training how much each sample should count when labels may be wrong",
+        paper="Learning from Noisy Labels via Self-Taught On-the-Fly Meta Loss Rescaling",
+        year=2024,
+        reference="arXiv:2412.12955",
+        claim="Under 30 % flipped labels accuracy at the last epoch rises and the weights find the flipped samples",
+    ),
+    Method(
+        slug="weight-compander",
+        verb="train",
+        module="weightsmith.train.weight_compander",
+        summary="Train each weight through a bounded odd function, so that no weight dominates and few are dead",
+        paper="Weight Compander: A Simple Weight Reparameterization for Regularization",
+        year=2023,
+        reference="arXiv:2306.16993",
+        claim="The trained network survives the loss of its largest or of random weights far better",
+    ),
+    Method(
+        slug="classp",
+        verb="continual",
+        module="weightsmith.continual.classp",
+        summary="Optimizer of the AdaGrad family that forgets less when tasks arrive one after another",
+        paper="CLASSP: a Biologically-Inspired Approach to Continual Learning through Adjustment Suppression and "
+        "Sparsity Promotion",
+        year=2024,
+        reference="arXiv:2405.09637",
+        claim="After a second task the first is remembered better than with SGD, Adam and tuned EWC",
+    ),
+    Method(
+        slug="dkvb",
+        verb="continual",
+        module="weightsmith.continual.dkvb",
+        summary="Put nearest-key look-up with learnable values behind a frozen encoder: new tasks touch only their own",
+        paper="Discrete Key-Value Bottleneck",
+        year=2022,
+        reference="arXiv:2207.11240",
+        claim="Classes that arrive in turn end at the accuracy of training on all of them at once",
+    ),
+    Method(
+        slug="weight-aligning",
+        verb="continual",
+        module="weightsmith.continual.weight_aligning",
+        summary="Rescale the classifier rows of newly learned classes, so that old classes are not drowned out",
+        paper="Maintaining Discrimination and Fairness in Class Incremental Learning",
+        year=2019,
+        reference="arXiv:1911.07053",
+        claim="With a small memory, aligned and distilled training beats both of its parts alone",
+    ),
+    Method(
+        slug="wagle",
+        verb="forget",
+        module="weightsmith.forget.wagle",
+        summary="Score each weight for carrying what must be forgotten, and unlearn through the chosen ones only",
+        paper="WAGLE: Strategic Weight Attribution for Effective and Modular Unlearning in Large Language Models",
+        year=2024,
+        reference="arXiv:2410.17509",
+        claim="Masks protect other knowledge at equal forgetting; attribution is not better than random masks here",
+    ),
+    Method(
+        slug="regression-unlearning",
+        verb="forget",
+        module="weightsmith.forget.regression",
+        summary="Remove the influence of chosen samples from a regression network in a few epochs",
+        paper="Deep Regression Unlearning",
+        year=2022,
+        reference="arXiv:2210.08196",
+        claim="Predictions on forgotten samples come as close to retraining as a second retraining does, nearly",
+    ),
+    Method(
+        slug="memorization-curvature",
+        verb="forget",
+        module="weightsmith.forget.curvature_edit",
+        summary="Keep the high-curvature part of MLP weights, and the model stops reciting what it memorised",
+        paper="From Memorization to Reasoning in the Spectrum of Loss Curvature",
+        year=2025,
+        reference="arXiv:2510.24256",
+        claim="Wrong labels learned by heart are forgotten and the true ones return, which SVD truncation cannot do",
+    ),
+    Method(
+        slug="dual-process",
+        verb="forget",
+        module="weightsmith.forget.active_forgetting",
+        summary="Reset token embeddings during early training, so that the model uses context for unknown tokens",
+        paper="Dual Process Learning: Controlling Use of In-Context vs. In-Weights Strategies with Weight Forgetting",
+        year=2024,
+        reference="arXiv:2406.00053",
+        claim="Temporary forgetting solves unseen tokens from context and keeps common ones in the weights",
+    ),
+    Method(
+        slug="tanglenas",
+        verb="search",
+        module="weightsmith.search.tangle_nas",
+        summary="Search widths, depths and kernels by gradient in one weight-entangled network",
+        paper="Weight-Entanglement Meets Gradient-Based Neural Architecture Search",
+        year=2023,
+        reference="arXiv:2312.10440",
+        claim="Superposed choices compute the same as separate ones at a fraction of time and memory",
+    ),
+    Method(
+        slug="sdl",
+        verb="dictionary",
+        module="weightsmith.dictionary.supervised",
+        summary="One low-rank dictionary that reconstructs the features and predicts the label, beside covariates",
+        paper="Supervised Dictionary Learning with Auxiliary Covariates",
+        year=2022,
+        reference="arXiv:2206.06774",
+        claim="With two atoms it classifies better than factorising first, at little extra reconstruction error",
+    ),
+    Method(
+        slug="online-odl",
+        verb="dictionary",
+        module="weightsmith.dictionary.online_orthogonal",
+        summary="Learn an orthonormal sparsifying basis from a stream, one small SVD per mini-batch",
+        paper="Online Orthogonal Dictionary Learning Based on Frank-Wolfe Method",
+        year=2021,
+        reference="arXiv:2103.01484",
+        claim="Recovers the true basis from a stream without a penalty to tune, faster than mini-batch dictionaries",
+    ),
+    Method(
+        slug="prosper",
+        verb="dictionary",
+        module="weightsmith.dictionary.prosper",
+        summary="Probabilistic sparse coding that learns dictionary, prior and noise, also for masking causes",
+        paper="ProSper -- A Python Library for Probabilistic Sparse Coding with Non-Standard Priors and Superpositions",
+        year=2019,
+        reference="arXiv:1908.06843",
+        claim="Finds signed bars and their prior where L1 dictionaries and ICA miss most of them",
+    ),
+    Method(
+        slug="deepfood",
+        verb="apps",
+        module="weightsmith.apps.kitchen.deepfood",
+        summary="Food photo to ranked dishes by fine-tuning a pretrained image network, with optional boxes",
+        paper="DeepFood: Deep Learning-Based Food Image Recognition for Computer-Aided Dietary Assessment",
+        year=2016,
+        reference="arXiv:1606.05675",
+        claim="Pretrained features beat hand-crafted ones, and a crop to the food beats the full photo",
+    ),
+    Method(
+        slug="meal-kit",
+        verb="apps",
+        module="weightsmith.apps.kitchen.meal_kit",
+        summary="Meal photo to ingredients with portions and calories, scaled to any number of servings",
+        paper="Calorie Aware Automatic Meal Kit Generation from an Image",
+        year=2021,
+        reference="arXiv:2112.09839",
+        claim="Calories composed from unit and portion beat direct prediction of the same target",
+    ),
+    Method(
+        slug="recipe-ner",
+        verb="apps",
+        module="weightsmith.apps.kitchen.recipe_ner",
+        summary="Free recipe text to structured ingredients, utensils and an ordered list of events",
+        paper="A Named Entity Based Approach to Model Recipes",
+        year=2020,
+        reference="arXiv:2004.12184",
+        claim="A small sequence tagger beats the majority tag on each source; transfer across sources is weak",
+    ),
+    Method(
+        slug="caloraify",
+        verb="apps",
+        module="weightsmith.apps.kitchen.caloraify",
+        summary="Food photo and question to an ingredient list with amounts, and calories from a nutrition table",
+        paper="CaLoRAify: Calorie Estimation with Visual-Text Pairing and LoRA-Driven Visual Language Models",
+        year=2024,
+        reference="arXiv:2412.09936",
+        claim="Look-up that knows units survives noisy ingredient text; look-up by name alone does not",
+    ),
+    Method(
+        slug="phenotagger",
+        verb="apps",
+        module="weightsmith.apps.phenotype.phenotagger",
+        summary="Clinical text to Human Phenotype Ontology terms with offsets, without labelled training text",
+        paper="PhenoTagger: A Hybrid Method for Phenotype Concept Recognition using Human Phenotype Ontology",
+        year=2020,
+        reference="arXiv:2009.08478",
+        claim="Dictionary and classifier together beat the dictionary, which beats the classifier",
+    ),
+)

@@ -1,0 +1,88 @@
+"""The catalog's promises: every row is complete, and what is not planned is there, documented, claimed and tested."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from weightsmith.catalog import METHODS, VERBS, commands, find, load
+from weightsmith.core.errors import WeightsmithError
+
+ROOT = Path(__file__).parent.parent
+READY = [method for method in METHODS if not method.planned]
+by_slug = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.slug)
+ready = pytest.mark.parametrize("method", READY, ids=lambda method: method.slug)
+
+
+def test_there_are_38_papers():
+    assert len({method.slug for method in METHODS}) == 38
+    assert len({method.reference for method in METHODS}) == 38
+    assert len({method.module for method in METHODS}) == 38
+
+
+@by_slug
+def test_row_is_complete(method):
+    assert method.verb in VERBS
+    assert method.module.startswith(f"weightsmith.{method.verb}.")
+    arxiv = re.fullmatch(r"arXiv:(\d\d)(\d\d)\.\d{4,5}", method.reference)
+    assert arxiv
+    assert method.year == 2000 + int(arxiv[1]), "the year of the first version, as the id says"
+    assert 1 <= int(arxiv[2]) <= 12
+    for text in (method.summary, method.claim, method.paper):
+        assert 15 < len(text) < 130
+        assert text == text.strip()
+        assert not text.endswith(".")
+
+
+def test_command_names_are_unique():
+    names = [name for method in METHODS for name in method.commands]
+    assert len(names) == len(set(names)) == len(commands())
+
+
+def test_importing_the_catalog_loads_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'scipy', 'transformers', 'rich', 'pydantic'}"
+    code = f"import sys, weightsmith.catalog; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_unknown_name_says_the_nearest():
+    with pytest.raises(WeightsmithError, match=r"no method 'dsnott'. Did you mean 'dsnot'\?"):
+        find("dsnott")
+
+
+@ready
+def test_every_command_is_a_documented_typed_function(method):
+    for name, entry in method.commands.items():
+        assert entry.startswith(f"weightsmith.{method.verb}.")
+        function = load(entry)
+        assert inspect.getdoc(function), f"{name} has no docstring"
+        for parameter in inspect.signature(function).parameters.values():
+            assert parameter.annotation is not parameter.empty, f"{name}'s {parameter.name} has no type"
+            assert re.search(rf"^\s*(\w+, )*{parameter.name}(, \w+)* : ", function.__doc__, re.MULTILINE), (
+                f"{name}'s {parameter.name} is not described under Parameters"
+            )
+
+
+@ready
+def test_docs_page_exists_and_cites_the_paper(method):
+    page = (ROOT / "docs" / "methods" / f"{method.slug}.md").read_text(encoding="utf-8")
+    assert method.reference.removeprefix("arXiv:") in page
+
+
+@ready
+def test_claim_exists(method):
+    claim = importlib.import_module(method.claim_module)
+    assert list(inspect.signature(claim.run).parameters) == ["scale", "seeds"]
+
+
+@ready
+def test_tests_exist(method):
+    name = method.module.rpartition(".")[2]
+    folder = ROOT / "tests" / method.verb
+    assert [*folder.glob(f"test_{name}*.py"), *folder.glob(f"{name}/test_*.py")]
