@@ -5,7 +5,8 @@ Legend: ``O`` outputs, ``I`` inputs (for a convolution the unfolded patch), ``N`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 
-__all__ = ["Layer", "find_layers", "get_module", "swap_module"]
+__all__ = ["Layer", "evaluation_mode", "find_layers", "get_module", "swap_module"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Layer:
         >>> Layer("c", nn.Conv2d(3, 8, 5)).weight_OI.shape
         torch.Size([8, 75])
         """
-        weight = self.module.weight.detach()  # type: ignore[union-attr, operator]
+        weight = self.module.weight.detach()  # type: ignore[operator]
         return weight.T if isinstance(self.module, Conv1D) else weight.flatten(1)
 
     def rows(self, x: Tensor) -> Float[Tensor, "sequences rows in"]:
@@ -177,6 +178,18 @@ def swap_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     parent, _, child = name.rpartition(".")
     get_module(model, parent)._modules[child] = new
     return old
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and each back in its own mode afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _is_matrix(module: nn.Module) -> bool:
