@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from rich.table import Table
+
+from weightsmith.core.report import format, write_report
 
 __all__ = ["Result", "environment", "record"]
 
@@ -49,6 +50,10 @@ class Result:
         The seed of everything random.
     environment : dict
         Machine and versions.
+    title : str
+        Shown in place of the method's name, to tell several runs of one method apart.
+    files : dict of str to str
+        Small files to be saved beside the model: name to text.
     """
 
     method: str
@@ -63,6 +68,8 @@ class Result:
     peak_memory: int = 0
     seed: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    title: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
     def layer(self, name: str, **measures: Any) -> None:
         """Add the row of one layer."""
@@ -85,6 +92,58 @@ class Result:
         {'sparsity': 0.5}
         """
         return cls(**json.loads(text))
+
+    def table(self) -> Table:
+        """Return what was done as a rich table: for each kind of layer the mean of its measures, then the total.
+
+        Examples
+        --------
+        >>> result = Result("wanda", totals={"sparsity": 0.5})
+        >>> for block in range(30):
+        ...     result.layer(f"layers.{block}.q_proj", sparsity=0.5)
+        >>> [list(column.cells) for column in result.table().columns]
+        [['30 × q_proj', 'total'], ['50 %', '50 %']]
+        """
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for row in self.layers:
+            kinds.setdefault(format.place(row["layer"])[0], []).append(row)
+        names = list(dict.fromkeys(key for row in [*self.layers, self.totals] for key in row if key != "layer"))
+        table = Table(title=self.title or self.method, title_justify="left", title_style="bold")
+        table.add_column("layers")
+        for name in names:
+            table.add_column(format.label(name), justify="right")
+        for kind, rows in kinds.items():
+            who = f"{len(rows)} × {kind}" if len(rows) > 1 else rows[0]["layer"]
+            table.add_row(who, *(format.show(name, _mean([row.get(name, "") for row in rows])) for name in names))
+        table.add_section()
+        table.add_row("total", *(format.show(name, self.totals.get(name, "")) for name in names))
+        return table
+
+    def comparison(self) -> Table:
+        """Return the measures before and after as a rich table.
+
+        Examples
+        --------
+        >>> result = Result("wanda", before={"perplexity": 20.0}, after={"perplexity": 25.0})
+        >>> [list(column.cells) for column in result.comparison().columns]
+        [['perplexity'], ['20'], ['25'], ['[red]+25 %[/]']]
+        """
+        colours = {"better": "green", "worse": "red", "same": "dim"}
+        table = Table("measure", title_justify="left")
+        for name in ("before", "after", "change"):
+            table.add_column(name, justify="right")
+        for name in dict.fromkeys([*self.before, *self.after]):
+            before, after = self.before.get(name), self.after.get(name)
+            change = ""
+            if before is not None and after is not None:
+                change = f"[{colours[format.tone(name, before, after)]}]{format.change(before, after)}[/]"
+            shown = ("" if value is None else format.show(name, value) for value in (before, after))
+            table.add_row(format.label(name), *shown, change)
+        return table
+
+    def report(self, path: str | Path, title: str | None = None) -> Path:
+        """Write one self-contained HTML page about this result; see :func:`weightsmith.core.report.write_report`."""
+        return write_report([self], path, title)
 
 
 @contextmanager
@@ -135,6 +194,13 @@ def _peak_memory() -> int:
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _mean(values: list[Any]) -> Any:
+    """The mean of numbers; anything else only if all agree."""
+    if values and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return sum(values) / len(values)
+    return values[0] if all(value == values[0] for value in values) else "various"
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,119 @@
+"""One self-contained HTML page about what was done to a model: it opens offline, prints, and knows dark from light."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from weightsmith.core.report import format, pictures
+
+if TYPE_CHECKING:
+    from weightsmith.core.results import Result
+
+__all__ = ["write_report"]
+
+
+def write_report(results: Sequence[Result], path: str | Path, title: str | None = None) -> Path:
+    """Write the report of one or several results.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        In the order they are told: the steps of a recipe, or alternatives to be compared.
+    path : path-like
+        The HTML file; its folder is made, an older file is replaced.
+    title : str, optional
+        Heading of the page; the methods' names when left out.
+
+    Returns
+    -------
+    Path
+        The file that was written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from weightsmith.core.results import Result
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = write_report([Result("wanda", after={"perplexity": 21.5})], f"{folder}/report.html").read_text()
+    >>> "21.5" in page and "<script src" not in page
+    True
+    """
+    path = Path(path)
+    sections = [_section(result) for result in results]
+    page = _template().render(
+        title=title or ", ".join(section["title"] for section in sections),
+        sections=sections,
+        overview=pictures.overview(results),
+        environment=next((result.environment for result in results if result.environment), {}),
+        seconds=sum(result.seconds for result in results),
+        written=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
+        plotly=get_plotlyjs() if any(section["figures"] for section in sections) else "",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(page, encoding="utf-8")
+    os.replace(scratch, path)
+    return path
+
+
+def _section(result: Result) -> dict[str, Any]:
+    """What the template needs of one result, in words."""
+    cards = [
+        {"label": format.label(name), "value": format.show(name, value)}
+        for name, value in result.totals.items()
+        if isinstance(value, (int, float, str))
+    ]
+    if result.seconds:
+        cards.append({"label": "time", "value": format.show("seconds", result.seconds)})
+    if result.peak_memory:
+        cards.append({"label": "peak memory", "value": format.show("bytes", result.peak_memory)})
+    columns = list(dict.fromkeys(name for row in result.layers for name in row if name != "layer"))
+    figures, kinds = pictures.layers(result.layers)
+    return {
+        "title": result.title or result.method,
+        "result": result,
+        "cards": cards,
+        "measures": _measures(result),
+        "figures": figures,
+        "kinds": kinds,
+        "columns": [format.label(name) for name in columns],
+        "rows": [[row["layer"], *(format.show(name, row.get(name, "")) for name in columns)] for row in result.layers],
+        "hyper": {name: format.show(name, value) for name, value in result.hyper.items()},
+    }
+
+
+def _measures(result: Result) -> list[dict[str, Any]]:
+    """Before and after, as text and as lengths of two bars in per cent of the longer one."""
+    rows = []
+    for name in dict.fromkeys([*result.before, *result.after]):
+        before, after = result.before.get(name), result.after.get(name)
+        known = {when: value for when, value in (("before", before), ("after", after)) if value is not None}
+        longest = max(map(abs, known.values())) or 1
+        row = {
+            "label": format.label(name),
+            "hint": {1: "more is better", -1: "less is better", 0: ""}[format.direction(name)],
+            "shown": {when: format.show(name, value) for when, value in known.items()},
+            "width": {when: 100 * abs(value) / longest for when, value in known.items()},
+            "change": "",
+            "tone": "same",
+        }
+        if before is not None and after is not None:
+            row |= {"change": format.change(before, after), "tone": format.tone(name, before, after)}
+        rows.append(row)
+    return rows
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("weightsmith.core.report", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["show"] = format.show
+    return environment.get_template("page.html.jinja")

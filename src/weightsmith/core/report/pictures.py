@@ -1,0 +1,135 @@
+"""The report's pictures as plain plotly specifications; colours come from the page, so they follow its theme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.core.report import format
+
+if TYPE_CHECKING:
+    from weightsmith.core.results import Result
+
+__all__ = ["layers", "overview"]
+
+MOST_PICTURES = 6
+MOST_KINDS = 10
+
+
+def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw each number that differs between layers over depth, one line a kind of layer.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        The rows of ``Result.layers``.
+
+    Returns
+    -------
+    figures : list of dict
+        ``title``, ``data`` and ``layout`` of each picture.
+    kinds : list of str
+        The kinds of layers, in the order of their colours.
+
+    Examples
+    --------
+    >>> rows = [{"layer": f"blocks.{n}.{kind}", "error": n * 0.1} for n in range(3) for kind in ("up", "down")]
+    >>> figures, kinds = layers(rows)
+    >>> kinds, [(line["name"], line["x"]) for line in figures[0]["data"]]
+    (['up', 'down'], [('up', [0, 1, 2]), ('down', [0, 1, 2])])
+    """
+    names = [name for name in dict.fromkeys(key for row in rows for key in row) if _differs(rows, name)]
+    places = [format.place(row["layer"]) for row in rows]
+    kinds = list(dict.fromkeys(kind for kind, depth in places if depth is not None))
+    depths = {depth for _, depth in places if depth is not None}
+    by_depth = len(set(places)) == len(places) and len(depths) > 1 and len(kinds) <= MOST_KINDS
+    if not by_depth:
+        kinds = []
+    figures = []
+    for name in names[:MOST_PICTURES]:
+        data = _lines(rows, places, kinds, name) if by_depth else _bars(rows, name)
+        axis = {"title": {"text": "block"}} if by_depth else {"tickangle": -35}
+        figures.append({"title": format.label(name), "data": data, "layout": {"xaxis": axis}})
+    return figures, kinds
+
+
+def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Compare several results: for each measure the start and every result's value as a bar.
+
+    Measures that no result changed are left out, and so is everything when there is only one result.
+
+    Returns
+    -------
+    list of dict
+        ``label``, ``hint`` and ``bars``; a bar has ``name``, ``value``, ``width`` in per cent, ``start`` and ``best``.
+    """
+    if len(results) < 2:
+        return []
+    panels = []
+    for name in dict.fromkeys(key for result in results for key in result.after):
+        told = {result.title or result.method: float(result.after[name]) for result in results if name in result.after}
+        start = next((float(result.before[name]) for result in results if name in result.before), None)
+        if len(told) < 2 or len({start, *told.values()} - {None}) < 2:
+            continue
+        sign = format.direction(name)
+        best = max(told.values(), key=lambda value: sign * value)
+        longest = max(map(abs, [*told.values(), start or 0.0]))
+        bars = [_bar(name, "start", start, longest, start=True)] if start is not None else []
+        for who, value in told.items():
+            is_best = sign != 0 and value == best and [*told.values()].count(best) == 1
+            bars.append(_bar(name, who, value, longest, best=is_best))
+        hint = {1: "more is better", -1: "less is better", 0: ""}[sign]
+        panels.append({"label": format.label(name), "hint": hint, "bars": bars})
+    return panels
+
+
+def _bar(
+    name: str, who: str, value: float, longest: float, *, start: bool = False, best: bool = False
+) -> dict[str, Any]:
+    width = 100 * abs(value) / longest
+    return {"name": who, "value": format.show(name, value), "width": width, "start": start, "best": best}
+
+
+def _differs(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    values = [row[name] for row in rows if name in row]
+    numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return name != "layer" and numeric and len(set(values)) > 1
+
+
+def _lines(
+    rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int | None]], kinds: Sequence[str], name: str
+) -> list[dict[str, Any]]:
+    data = []
+    for color, kind in enumerate(kinds):
+        points = [
+            (depth, row[name], row["layer"])
+            for row, (its_kind, depth) in zip(rows, places, strict=True)
+            if its_kind == kind and depth is not None and name in row
+        ]
+        points.sort()
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": kind,
+                "x": [depth for depth, _, _ in points],
+                "y": [value for _, value, _ in points],
+                "text": [layer for _, _, layer in points],
+                "hovertemplate": "%{text}<br><b>%{y}</b><extra></extra>",
+                "meta": color,
+            }
+        )
+    return data
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    told = [row for row in rows if name in row]
+    return [
+        {
+            "type": "bar",
+            "x": [row["layer"] for row in told],
+            "y": [row[name] for row in told],
+            "hovertemplate": "%{x}<br><b>%{y}</b><extra></extra>",
+            "meta": 0,
+        }
+    ]

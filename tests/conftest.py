@@ -1,0 +1,16 @@
+"""Every test runs offline, on one thread, with shapes and types of every weightsmith call checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+sys.path.insert(0, str(Path(__file__).parent))
+install_import_hook("weightsmith", "typecheck.check")

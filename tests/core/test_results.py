@@ -1,0 +1,160 @@
+"""Results: JSON round trip, tables, and a report page that is complete and needs no network."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+
+import pytest
+import torch
+from rich.console import Console
+
+from weightsmith.core.report import format, pictures, write_report
+from weightsmith.core.results import Result, record
+
+
+@pytest.fixture
+def result() -> Result:
+    with record("dsnot", seed=3, sparsity=0.5, include="*") as made:
+        for block in range(4):
+            for kind in ("q_proj", "up_proj"):
+                made.layer(f"layers.{block}.{kind}", sparsity=0.5, error=0.1 * (block + 1), skipped=kind == "x")
+        made.totals |= {"sparsity": 0.5, "swaps": 1234}
+        made.before |= {"perplexity": 20.0, "nonzero": 100}
+        made.after |= {"perplexity": 25.0, "nonzero": 50}
+        made.samples |= {"before": "once <upon> a time", "after": "once once"}
+        made.notes.append("layer 'head' & its twin were left out")
+        made.files["notes.txt"] = "hello"
+    return made
+
+
+def printed(table) -> str:
+    out = io.StringIO()
+    Console(file=out, width=140).print(table)
+    return out.getvalue()
+
+
+def test_json_round_trip(result, tmp_path):
+    text = result.to_json(tmp_path / "result.json")
+    assert (tmp_path / "result.json").read_text() == text + "\n"
+    assert asdict(Result.from_json(text)) == asdict(result)
+
+
+def test_json_is_strict_whatever_a_method_puts_in():
+    odd = Result(
+        "x", totals={"nan": float("nan"), "tensor": torch.tensor(2.5), "tuple": (1, 2), "dtype": torch.bfloat16}
+    )
+    assert json.loads(odd.to_json())["totals"] == {
+        "nan": "nan",
+        "tensor": 2.5,
+        "tuple": [1, 2],
+        "dtype": "torch.bfloat16",
+    }
+
+
+def test_record_fills_in_effort_and_environment(result):
+    assert result.seconds > 0
+    assert result.peak_memory > 10_000_000
+    assert {"python", "torch", "weightsmith", "device"} <= set(result.environment)
+
+
+def test_table_has_the_mean_of_each_kind_of_layer(result):
+    text = printed(result.table())
+    assert re.search(r"4 × q_proj .* 50 % .* 0.25 ", text)
+    assert re.search(r"total .* 50 % .* 1,234", text)
+
+
+def test_comparison_says_what_changed(result):
+    text = printed(result.comparison())
+    assert re.search(r"perplexity .* 20 .* 25 .* \+25 %", text)
+    assert re.search(r"non-zero weights .* 100 .* 50 .* −50 %", text)
+
+
+def test_pictures_draw_each_measure_that_differs_over_depth(result):
+    figures, kinds = pictures.layers(result.layers)
+    assert kinds == ["q_proj", "up_proj"]
+    assert [figure["title"] for figure in figures] == ["error"], "sparsity is the same everywhere, skipped is no number"
+    line = figures[0]["data"][0]
+    assert line["x"] == [0, 1, 2, 3]
+    assert line["y"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_layers_without_depth_become_bars():
+    figures, kinds = pictures.layers([{"layer": "fc", "error": 1.0}, {"layer": "head", "error": 2.0}])
+    assert kinds == []
+    assert figures[0]["data"][0]["type"] == "bar"
+    assert figures[0]["data"][0]["x"] == ["fc", "head"]
+
+
+def test_overview_marks_the_single_best():
+    runs = [
+        Result(str(n), before={"perplexity": 20.0}, after={"perplexity": n, "nonzero": 5}) for n in (40.0, 25.0, 30.0)
+    ]
+    (panel,) = pictures.overview(runs)
+    assert panel["label"] == "perplexity", "nonzero is the same for all"
+    assert [(bar["name"], bar["best"]) for bar in panel["bars"]] == [
+        ("start", False), ("40.0", False), ("25.0", True), ("30.0", False),
+    ]  # fmt: skip
+    assert panel["bars"][1]["width"] == 100
+    assert pictures.overview(runs[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("peak_memory", 1_400_000_000, "1.4 GB"),
+        ("bytes", 999_600, "1 MB"),
+        ("seconds", 0.0123, "12.3 ms"),
+        ("seconds", 3725, "1 h 2 min"),
+        ("accuracy", 0.9312, "93.1 %"),
+        ("ratio", 0.5, "0.5"),
+        ("count", 0, "0"),
+        ("perplexity", float("inf"), "inf"),
+        ("enabled", True, "yes"),
+    ],
+)
+def test_numbers_have_their_units(name, value, shown):
+    assert format.show(name, value) == shown
+
+
+def test_report_is_one_page_without_network(result, tmp_path):
+    page = result.report(tmp_path / "deep" / "report.html", "A <title> & more").read_text()
+    assert page.count("plotly.js v") == 1
+    assert "<h1>A &lt;title&gt; &amp; more</h1>" in page
+    assert "once &lt;upon&gt; a time" in page
+    assert "layer &#39;head&#39; &amp; its twin" in page
+    assert not re.search(r"<(script|img|iframe)[^>]* src=|<link|@import|url\(", page.split("<script>")[0])
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
+
+
+def test_report_of_several_results_compares_them(result, tmp_path):
+    other = Result("wanda", title="Wanda again", before=result.before, after={"perplexity": 30.0, "nonzero": 50})
+    page = write_report([result, other], tmp_path / "report.html").read_text()
+    assert "At a glance" in page
+    assert "<h1>dsnot, Wanda again</h1>" in page
+    assert page.count('class="part"') == 2
+
+
+def test_report_of_an_empty_result_is_valid(tmp_path):
+    page = Result("nothing").report(tmp_path / "r.html").read_text()
+    assert "nothing" in page
+    assert "plotly" not in page.split("</style>")[1]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_report_draws_in_a_browser(result, tmp_path):
+    page = result.report(tmp_path / "report.html")
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --dump-dom"
+    done = subprocess.run(
+        ["chromium", *flags.split(), "--virtual-time-budget=6000", f"--user-data-dir={tmp_path}/user", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.count('class="main-svg"') >= 1
+    assert done.stdout.count('class="trace scatter') == 2
