@@ -589,7 +589,7 @@ def _replace(target: Path, out: Path) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _read_into(file: Any, tensor: Tensor, what: str) -> None:
