@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -54,6 +54,7 @@ Batch: TypeAlias = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 Batches: TypeAlias = Sequence[Batch]
 
 
+@runtime_checkable
 class Accumulator(Protocol):
     """What :func:`observe` feeds: a running statistic of one layer's inputs."""
 
@@ -535,6 +536,9 @@ def _rows(layer: Layer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor 
     if mask is not None and x.ndim == 2 and x.shape[0] == mask.numel():
         x = x.reshape(*mask.shape, -1)  # models that flatten the tokens of a batch
     rows = layer.rows(x)
+    width = layer.weight_OI.shape[1]
+    if rows.shape[-1] != width:
+        raise CalibrationError(f"inputs of layer {layer.name!r}", found=f"{rows.shape[-1]} features", expected=width)
     if mask is None or mask.shape != rows.shape[:2] or bool(mask.all()):
         return rows, None
     return rows, mask
