@@ -58,9 +58,10 @@ def test_unknown_name_says_the_nearest():
 
 @ready
 def test_every_command_is_a_documented_typed_function(method):
-    for name, entry in method.commands.items():
-        assert entry.startswith(f"weightsmith.{method.verb}.")
-        function = load(entry)
+    for name, command in method.commands.items():
+        assert command.entry.startswith(f"weightsmith.{method.verb}.")
+        assert 15 < len(command.summary) < 80
+        function = load(command.entry)
         assert inspect.getdoc(function), f"{name} has no docstring"
         for parameter in inspect.signature(function).parameters.values():
             assert parameter.annotation is not parameter.empty, f"{name}'s {parameter.name} has no type"

@@ -14,7 +14,7 @@ from typing import Any
 
 from weightsmith.core.errors import WeightsmithError
 
-__all__ = ["METHODS", "VERBS", "Method", "commands", "find", "load"]
+__all__ = ["METHODS", "VERBS", "Command", "Method", "commands", "find", "load"]
 
 VERBS = {
     "analyze": "Measure weights, change nothing",
@@ -31,6 +31,22 @@ VERBS = {
     "dictionary": "Sparse codes and factors as scikit-learn estimators",
     "apps": "Whole products built on the verbs",
 }
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function that the command line and recipes offer.
+
+    Attributes
+    ----------
+    entry : str
+        ``"module:function"``.
+    summary : str
+        What it does, one line.
+    """
+
+    entry: str
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -55,8 +71,8 @@ class Method:
         ``arXiv:`` id.
     claim : str
         What its claim experiment is about, one line.
-    commands : mapping of str to str
-        Command name to ``"module:function"``; empty while the method is planned.
+    commands : mapping of str to Command
+        The functions by the name they are called; empty while the method is planned.
     """
 
     slug: str
@@ -67,7 +83,7 @@ class Method:
     year: int
     reference: str
     claim: str
-    commands: Mapping[str, str] = field(default_factory=dict)
+    commands: Mapping[str, Command] = field(default_factory=dict)
 
     @property
     def planned(self) -> bool:
@@ -169,7 +185,11 @@ METHODS: tuple[Method, ...] = (
         year=2025,
         reference="arXiv:2508.05059",
         claim="Predicted weights transfer better than the trained ones to a task with few examples",
-        commands={"know": "weightsmith.predict.know:know"},
+        commands={
+            "know": Command(
+                "weightsmith.predict.know:know", "Predict better weights from five checkpoints of measured forgetting"
+            )
+        },
     ),
     Method(
         slug="d2nwg",
@@ -262,10 +282,12 @@ METHODS: tuple[Method, ...] = (
         reference="arXiv:2310.08915",
         claim="After magnitude pruning at 50 % the swaps at least halve perplexity; after Wanda they do not help here",
         commands={
-            "dsnot": "weightsmith.sparsify.dsnot:dsnot",
-            "wanda": "weightsmith.sparsify.pruning:wanda",
-            "sparsegpt": "weightsmith.sparsify.pruning:sparsegpt",
-            "magnitude": "weightsmith.sparsify.pruning:magnitude",
+            "dsnot": Command("weightsmith.sparsify.dsnot:dsnot", "Prune, then swap pruned and kept weights row by row"),
+            "wanda": Command("weightsmith.sparsify.pruning:wanda", "Prune by weight times the norm of its input"),
+            "sparsegpt": Command(
+                "weightsmith.sparsify.pruning:sparsegpt", "Prune and update what is left in closed form"
+            ),
+            "magnitude": Command("weightsmith.sparsify.pruning:magnitude", "Prune the smallest weights; needs no data"),
         },
     ),
     Method(
@@ -277,7 +299,12 @@ METHODS: tuple[Method, ...] = (
         year=2025,
         reference="arXiv:2505.19427",
         claim="Choosing columns by activation times column norm loses less than by activation alone",
-        commands={"wina": "weightsmith.sparsify.wina:wina", "teal": "weightsmith.sparsify.wina:teal"},
+        commands={
+            "wina": Command(
+                "weightsmith.sparsify.wina:wina", "Skip columns by activation times column norm, per token"
+            ),
+            "teal": Command("weightsmith.sparsify.wina:teal", "Skip columns by activation alone, per token"),
+        },
     ),
     Method(
         slug="modhifi",

@@ -1,0 +1,186 @@
+"""Recipes: what is wrong is said before anything runs; steps run in order, are measured, and resume after a crash."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from weightsmith import recipe as recipe_module
+from weightsmith.core.checkpoint import load_state_dict
+from weightsmith.core.errors import CheckpointError, RecipeError
+from weightsmith.recipe import load_recipe, run_recipe
+from weightsmith.sparsify import pruning
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
+    save_file({"input_ids": torch.randint(64, (12, 8))}, folder / "inputs.safetensors")
+    return folder
+
+
+@pytest.fixture
+def write(folder, tmp_path):
+    def write(text: str):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text.format(folder=folder, out=tmp_path / "out"))
+        return path
+
+    return write
+
+
+GOOD = """
+model: {folder}/tiny
+out: {out}
+calibration: {{file: {folder}/inputs.safetensors, samples: 12}}
+steps:
+  - magnitude: {{sparsity: 0.25, exclude: lm_head}}
+  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}
+"""
+
+
+def test_steps_run_in_order_and_are_measured(write, tmp_path):
+    results = run_recipe(load_recipe(write(GOOD)))
+    assert [result.title for result in results] == ["1. magnitude", "2. wanda"]
+    assert results[0].after == results[1].before
+    assert results[0].before["nonzero"] > results[0].after["nonzero"] > results[1].after["nonzero"]
+    weights = load_state_dict(tmp_path / "out")["model.layers.1.mlp.up_proj.weight"]
+    assert ((weights.reshape(32, -1, 4) != 0).sum(-1) <= 2).all()
+    stored = json.loads((tmp_path / "out" / "weightsmith.json").read_text())
+    assert [result["method"] for result in stored] == ["magnitude", "wanda"]
+    assert "At a glance" in (tmp_path / "out" / "report.html").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.yaml"], "the work folder is gone"
+
+
+def test_it_resumes_at_the_last_finished_step(write, tmp_path, monkeypatch):
+    whole = run_recipe(load_recipe(write(GOOD), [f"out={tmp_path}/whole"]))
+    recipe = load_recipe(write(GOOD))
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append("magnitude")
+        return pruning.magnitude(*args, **kwargs)
+
+    def crash(*args, **kwargs):
+        raise RuntimeError("power cut")
+
+    replace(recipe, 0, counted)
+    replace(recipe, 1, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_recipe(recipe)
+    assert not (tmp_path / "out").exists()
+
+    recipe = load_recipe(write(GOOD))
+    replace(recipe, 0, counted)
+    results = run_recipe(recipe)
+    assert calls == ["magnitude"], "the first step was not run again"
+    assert [result.totals for result in results] == [result.totals for result in whole]
+    ours, theirs = load_state_dict(tmp_path / "out"), load_state_dict(tmp_path / "whole")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_changed_recipe_does_not_resume(write, tmp_path):
+    recipe = load_recipe(write(GOOD))
+    replace(recipe, 1, lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe)
+    changed = load_recipe(write(GOOD), ["magnitude.sparsity=0.75"])
+    assert run_recipe(changed)[0].totals["sparsity"] == pytest.approx(0.75, abs=0.01)
+
+
+def replace(recipe, index, function):
+    object.__setattr__(recipe.steps[index].signature, "function", function)
+
+
+def test_same_seed_same_bits(write, tmp_path):
+    for name in ("a", "b"):
+        run_recipe(load_recipe(write(GOOD), [f"out={tmp_path}/{name}"]))
+    a, b = load_state_dict(tmp_path / "a"), load_state_dict(tmp_path / "b")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_existing_output_is_refused_before_any_work(write, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    monkeypatch.setattr(recipe_module, "open_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(CheckpointError, match="out exists"):
+        run_recipe(load_recipe(write(GOOD)))
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "value"),
+    [
+        ("seed=7", ("seed",), 7),
+        ("calibration.samples=3", ("calibration", "samples"), 3),
+        ("evaluation.tokens=99", ("evaluation", "tokens"), 99),
+        ("wanda.sparsity=4:8", ("steps", 1, "hyper", "sparsity"), "4:8"),
+        ("steps.1.magnitude.sparsity=0.1", ("steps", 0, "hyper", "sparsity"), 0.1),
+        ("magnitude.include=[a, b]", ("steps", 0, "hyper", "include"), ["a", "b"]),
+    ],
+)
+def test_settings(write, setting, path, value):
+    place = load_recipe(write(GOOD), [setting])
+    for key in path:
+        place = place[key] if isinstance(key, int) or isinstance(place, dict) else getattr(place, key)
+    assert place == value
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("wanda:", "wnda:", r"step 2: no method 'wnda'. Did you mean 'wanda'\?"),
+        ("sparsity: 0.2", "sparcity: 0.2", r"step 1 \(magnitude\): unknown field 'sparcity'. Did you mean 'sparsity'\?"),
+        ("sparsity: 0.25", "sparsity: [1]", r"step 1 \(magnitude\): sparsity: found \[1\], expected "),
+        ("samples: 12", "samples: many", "calibration.samples: input should be a valid integer"),
+        ("samples: 12", "samples: 0", "calibration.samples: input should be greater than or equal to 1"),
+        ("samples: 12", "sample: 12", r"calibration: unknown field 'sample'. Did you mean 'samples'\?"),
+        ("out: ", "output: ", r"recipe: unknown field 'output'. Did you mean 'out'\?"),
+        ("out: ", "seed: 3 # ", "out: field required"),
+        ("steps:", "evaluation:", "steps: expected a list of methods"),
+        ("  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}", "  - wanda: 3", r"step 2 \(wanda\): found 3"),
+        ("  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}", "  - 3", "step 2: found 3, expected one method"),
+        ("  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}", "  - know", "step 2: 'know' does not change a model"),
+        ("model:", "[model", "is not YAML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_runs(write, old, new, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(GOOD.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed", "expected key=value"),
+        ("nothing.here=1", "0 steps named 'nothing'"),
+        ("steps.9.wanda.sparsity=1", "leads nowhere"),
+        ("seed=[", "is not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_told(write, setting, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(GOOD), [setting])
+
+
+def test_a_missing_file_and_a_list_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="cannot read recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match="found list, expected a mapping"):
+        load_recipe(tmp_path / "list.yaml")
