@@ -33,7 +33,15 @@ from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
 __all__ = ["REQUIRED", "Field", "Signature", "YamlLoader", "read"]
 
-REQUIRED = inspect.Parameter.empty
+
+class Required:
+    """The type of :data:`REQUIRED`."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED = Required()
 """Default of a field that has none."""
 
 ROLES = ("model", "calibration", "checkpoints", "out", "generator")
@@ -91,6 +99,11 @@ class Field:
     def many(self) -> bool:
         """Whether it takes a list."""
         return any(_is_sequence(part) for part in _parts(self.annotation))
+
+    @property
+    def one_or_many(self) -> bool:
+        """Whether it takes a list or a single text."""
+        return self.many and str in _parts(self.annotation)
 
     @property
     def expects(self) -> str:
@@ -220,11 +233,12 @@ def read(function: Callable[..., Any]) -> Signature:
     roles, fields = {}, {}
     for name, parameter in inspect.signature(function).parameters.items():
         annotation = hints.get(name, Any)
+        default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
         if name in ROLES:
-            roles[name] = parameter.default is REQUIRED
+            roles[name] = default is REQUIRED
         elif _is_text(annotation):
-            fields[name] = Field(name, annotation, parameter.default, helps.get(name, ""))
-        elif parameter.default is REQUIRED:
+            fields[name] = Field(name, annotation, default, helps.get(name, ""))
+        elif default is REQUIRED:
             raise WeightsmithError(
                 f"parameter {name!r} of {function.__qualname__} cannot be written as text",
                 found=annotation,

@@ -109,7 +109,7 @@ class Result:
             kinds.setdefault(format.place(row["layer"])[0], []).append(row)
         names = list(dict.fromkeys(key for row in [*self.layers, self.totals] for key in row if key != "layer"))
         table = Table(title=self.title or self.method, title_justify="left", title_style="bold")
-        table.add_column("layers")
+        table.add_column("layer")
         for name in names:
             table.add_column(format.label(name), justify="right")
         for kind, rows in kinds.items():

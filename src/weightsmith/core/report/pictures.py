@@ -17,7 +17,7 @@ MOST_KINDS = 10
 
 
 def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Draw each number that differs between layers over depth, one line a kind of layer.
+    """Draw each number that differs between layers of a kind over depth, one line a kind of layer.
 
     Parameters
     ----------
@@ -43,7 +43,9 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], lis
     kinds = list(dict.fromkeys(kind for kind, depth in places if depth is not None))
     depths = {depth for _, depth in places if depth is not None}
     by_depth = len(set(places)) == len(places) and len(depths) > 1 and len(kinds) <= MOST_KINDS
-    if not by_depth:
+    if by_depth:
+        names = [name for name in names if any(_differs(_of_kind(rows, places, kind), name) for kind in kinds)]
+    else:
         kinds = []
     figures = []
     for name in names[:MOST_PICTURES]:
@@ -96,17 +98,19 @@ def _differs(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
     return name != "layer" and numeric and len(set(values)) > 1
 
 
+def _of_kind(
+    rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int | None]], kind: str
+) -> list[Mapping[str, Any]]:
+    return [row for row, place in zip(rows, places, strict=True) if place[0] == kind and place[1] is not None]
+
+
 def _lines(
     rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int | None]], kinds: Sequence[str], name: str
 ) -> list[dict[str, Any]]:
     data = []
     for color, kind in enumerate(kinds):
-        points = [
-            (depth, row[name], row["layer"])
-            for row, (its_kind, depth) in zip(rows, places, strict=True)
-            if its_kind == kind and depth is not None and name in row
-        ]
-        points.sort()
+        mine = [row for row in _of_kind(rows, places, kind) if name in row]
+        points = sorted((format.place(row["layer"])[1], row[name], row["layer"]) for row in mine)
         data.append(
             {
                 "type": "scatter",

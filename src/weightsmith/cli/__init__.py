@@ -1,0 +1,1 @@
+"""The commands: generated from the methods' own signatures, listed from the catalog, nothing heavy until one runs."""

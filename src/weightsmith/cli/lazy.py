@@ -1,0 +1,56 @@
+"""Verbs whose commands are listed from the catalog and imported only when one of them runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from weightsmith import catalog
+
+__all__ = ["LazyCommand", "Root", "Verb", "hush_transformers"]
+
+DEMO = catalog.Command("weightsmith.demo:run", "See it work on a real language model, with a report")
+
+
+def hush_transformers() -> None:
+    """Turn off the bars transformers shows for seconds of loading; ours are shown for what takes long."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+class LazyCommand(TyperCommand):
+    """A command known by its name and summary; the method behind it is imported when it is called."""
+
+    def __init__(self, name: str, command: catalog.Command, panel: str | None = None) -> None:
+        super().__init__(name, help=command.summary, rich_help_panel=panel)
+        self.entry = command.entry
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Import the method and hand over to the command made from it."""
+        from weightsmith.cli.adaptor import make_command
+        from weightsmith.signature import read
+
+        hush_transformers()
+        made = get_command(make_command(info_name or "", read(catalog.load(self.entry))))
+        return made.make_context(info_name, args, parent=parent, **extra)
+
+
+class Verb(TyperGroup):
+    """A group with one lazy command for each function the catalog has under the verb of the group's name."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, method in catalog.commands(self.name).items():
+            self.commands[name] = LazyCommand(name, method.commands[name])
+
+
+class Root(TyperGroup):
+    """The top of the tree: the given commands and the demo."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        panel = next(command.rich_help_panel for command in self.commands.values())  # type: ignore[attr-defined]
+        self.commands["demo"] = LazyCommand("demo", DEMO, panel)

@@ -1,0 +1,146 @@
+"""The entry point: the tree of commands, and how errors end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from weightsmith import __version__, catalog
+from weightsmith.cli.lazy import Root, Verb, hush_transformers
+from weightsmith.core.errors import HyperparameterError, RecipeError, WeightsmithError
+
+__all__ = ["app", "main"]
+
+METHODS, WORK = "Methods, by what you want", "Look and run"
+
+app = typer.Typer(
+    name="weightsmith",
+    cls=Root,
+    help="Everything you do to a trained network's weights.",
+    epilog="Start with `weightsmith demo`, or `weightsmith sparsify wanda embedded:smollm2 OUT`.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in dict.fromkeys(method.verb for method in catalog.commands().values()):
+    app.add_typer(
+        typer.Typer(cls=Verb, no_args_is_help=True), name=_verb, help=catalog.VERBS[_verb], rich_help_panel=METHODS
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with 0 (done), 1 (failed) or 2 (wrong usage).
+
+    An error is one line on standard error; ``--debug``, anywhere on the line, shows the traceback.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("weightsmith").setLevel(logging.INFO)
+    try:
+        app([argument for argument in arguments if argument != "--debug"])
+    except Exception as error:
+        if debug:
+            raise
+        known = isinstance(error, WeightsmithError)
+        message = str(error) if known else f"{type(error).__name__}: {error} (a bug? --debug shows where)"
+        print("error:", " ".join(message.split()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, (HyperparameterError, RecipeError)) else 1)
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        print(f"weightsmith {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that come before the command; ``main`` takes ``--debug`` away before Typer sees it."""
+
+
+@app.command(rich_help_panel=WORK)
+def methods(
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    verb: Annotated[str | None, typer.Option(help="Only this verb.")] = None,
+) -> None:
+    """List all methods: verb, paper, what it does, whether its claim holds."""
+    from weightsmith.cli import tables
+
+    if verb is not None and verb not in catalog.VERBS:
+        raise typer.BadParameter(f"found {verb!r}, expected one of {', '.join(catalog.VERBS)}", param_hint="'--verb'")
+    rows = [method for method in catalog.METHODS if verb in (None, method.verb)]
+    tables.print_methods(rows, as_json=json)
+
+
+@app.command(rich_help_panel=WORK)
+def show(slug: Annotated[str, typer.Argument(help="A method or command, as `weightsmith methods` lists it.")]) -> None:
+    """Show one method: what it does, its commands and defaults, its paper, its claim."""
+    from weightsmith.cli import tables
+
+    tables.print_method(catalog.find(slug))
+
+
+@app.command(rich_help_panel=WORK)
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, replaces what the file says.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show its steps.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the recipe's out.")] = False,
+) -> None:
+    """Run a recipe: several methods in a row on one model, measured before and after each."""
+    from rich.console import Console
+
+    from weightsmith.recipe import load_recipe, run_recipe
+
+    hush_transformers()
+    console = Console()
+    loaded = load_recipe(recipe, settings or [])
+    for number, step in enumerate(loaded.steps, 1):
+        console.print(f"{number}. {step}", markup=False)
+    if dry_run:
+        console.print(f"{loaded.model} -> {loaded.out}: the recipe is sound; nothing was run.", markup=False)
+        return
+    for result in run_recipe(loaded, overwrite=overwrite):
+        console.print(result.table())
+        console.print(result.comparison())
+    console.print(f"model: {loaded.out}\nreport: {loaded.report or loaded.out / 'report.html'}", markup=False)
+
+
+@app.command(rich_help_panel=WORK)
+def claims(
+    slugs: Annotated[list[str] | None, typer.Argument(help="Methods; all that are not planned when left out.")] = None,
+    scale: Annotated[Literal["cpu", "gpu"], typer.Option(help="Size of the experiment.")] = "cpu",
+    seeds: Annotated[int, typer.Option(min=3, help="Number of seeds.")] = 3,
+    store: Annotated[Path | None, typer.Option(help="Folder to write <slug>.json into.")] = None,
+) -> None:
+    """Run the papers' claims: method against baselines and controls. Exits with 1 when one does not hold."""
+    from rich.console import Console
+
+    hush_transformers()
+    chosen = [catalog.find(slug) for slug in slugs or [m.slug for m in catalog.METHODS if not m.planned]]
+    for method in chosen:
+        if method.planned:
+            raise WeightsmithError(f"{method.slug!r} is planned: it has no claim to run yet")
+    hold = True
+    for method in chosen:
+        outcome = catalog.load(f"{method.claim_module}:run")(scale=scale, seeds=range(seeds))
+        for result in outcome if isinstance(outcome, (list, tuple)) else [outcome]:
+            Console().print(result.table())
+            hold = hold and result.holds
+            if store is not None:
+                result.store(store)
+    if not hold:
+        raise typer.Exit(1)

@@ -1,0 +1,95 @@
+"""The catalog on a terminal: all methods, or one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from weightsmith import catalog, claims
+from weightsmith.catalog import Method
+
+__all__ = ["print_method", "print_methods"]
+
+
+def print_methods(methods: Sequence[Method], *, as_json: bool) -> None:
+    """Print the rows of the catalog as a table or as JSON."""
+    if as_json:
+        print(json.dumps([_row(method) for method in methods], indent=2, ensure_ascii=False))
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("method", "what it does", "paper", "claim"):
+        table.add_column(column, no_wrap=column != "what it does")
+    for verb, meaning in catalog.VERBS.items():
+        rows = [method for method in methods if method.verb == verb]
+        if not rows:
+            continue
+        table.add_row()
+        table.add_row(f"[bold]{verb}[/]", f"[italic]{meaning}[/]")
+        for method in rows:
+            style = "dim" if method.planned else ""
+            paper = method.reference.removeprefix("arXiv:")
+            table.add_row(f"  {method.slug}", method.summary, paper, _status(method), style=style)
+    Console().print(table)
+    ready = sum(not method.planned for method in methods)
+    Console().print(f"\n{ready} of {len(methods)} methods are ready. `weightsmith show METHOD` tells more about one.")
+
+
+def print_method(method: Method) -> None:
+    """Print one row of the catalog in full, with the defaults of its commands and its measured claims."""
+    console = Console()
+    console.print(f"[bold]{method.slug}[/]  {method.summary}\n")
+    console.print(f"[dim]paper  [/]{escape(method.paper)} ({method.year}), {method.url}", highlight=False)
+    console.print(f"[dim]claim  [/]{escape(method.claim)}: {_status(method)}")
+    for name, command in method.commands.items():
+        _print_command(console, method.verb, name, command)
+    for claim in claims.stored(method.slug):
+        verdict = "[green]holds[/]" if claim["holds"] else "[red]does not hold[/]"
+        console.print(f"\n[bold]{escape(claim['title'])}[/]: {escape(claim['statement'])} {verdict}")
+        for arm in claim["arms"]:
+            low, high = arm["ci95"]
+            console.print(f"  {arm['name']:<28} {arm['mean']:.4g} ± {(high - low) / 2:.2g} {claim['metric']}")
+
+
+def _print_command(console: Console, verb: str, name: str, command: catalog.Command) -> None:
+    from weightsmith.signature import read
+
+    signature = read(catalog.load(command.entry))
+    arguments = "MODEL OUT" if "model" in signature.roles else "CHECKPOINTS... OUT"
+    console.print(f"\n[bold]weightsmith {verb} {name}[/] [dim]{arguments}[/]")
+    console.print(escape(signature.description), width=100, highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for field in signature.fields.values():
+        table.add_row(
+            f"  --{field.name.replace('_', '-')}", f"[dim]{escape(str(field.default))}[/]", escape(field.help)
+        )
+    console.print(table)
+
+
+def _row(method: Method) -> dict[str, object]:
+    return {
+        "slug": method.slug,
+        "verb": method.verb,
+        "summary": method.summary,
+        "paper": method.paper,
+        "year": method.year,
+        "reference": method.reference,
+        "url": method.url,
+        "module": method.module,
+        "commands": {name: command.entry for name, command in method.commands.items()},
+        "claim": method.claim,
+        "status": _status(method),
+    }
+
+
+def _status(method: Method) -> str:
+    """Planned, not measured, holds, or does not hold, as stored."""
+    if method.planned:
+        return "planned"
+    measured = claims.stored(method.slug)
+    if not measured:
+        return "not measured"
+    return "holds" if all(claim["holds"] for claim in measured) else "does not hold"

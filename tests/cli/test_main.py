@@ -1,0 +1,148 @@
+"""The command line as a user meets it: help, tables, exit codes, one-line errors, a quick start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from weightsmith import catalog, claims
+from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering
+from weightsmith.cli.main import app, main
+
+runner = CliRunner()
+
+
+def words(*arguments: str) -> str:
+    done = runner.invoke(app, list(arguments), env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.replace("│", " ").split())
+
+
+def fails(capsys, *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_help_shows_verbs_and_tools():
+    text = words("--help")
+    for word in ("sparsify Fewer weights, fewer activations", "predict", "methods", "show", "run", "claims", "demo"):
+        assert word in text
+
+
+def test_a_verb_lists_its_commands_with_one_line():
+    text = words("sparsify", "--help")
+    for name, method in catalog.commands("sparsify").items():
+        assert f"{name} {method.commands[name].summary}" in text
+
+
+def test_every_command_has_help():
+    for name, method in catalog.commands().items():
+        assert "[default:" in words(method.verb, name, "--help")
+
+
+@pytest.mark.parametrize("line", [["--help"], ["methods"], ["methods", "--json"], ["sparsify", "--help"]])
+def test_looking_imports_nothing_heavy(line):
+    code = (
+        "import sys\nfrom weightsmith.cli.main import main\n"
+        f"try: main({line!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'transformers', 'plotly', 'jinja2'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_methods_json_has_every_row():
+    rows = json.loads(runner.invoke(app, ["methods", "--json"]).output)
+    assert [row["slug"] for row in rows] == [method.slug for method in catalog.METHODS]
+    assert {row["status"] for row in rows} <= {"planned", "not measured", "holds", "does not hold"}
+
+
+def test_methods_of_one_verb():
+    text = words("methods", "--verb", "merge")
+    assert "weight-matching" in text
+    assert "wanda" not in text
+
+
+def test_show_a_planned_method():
+    text = words("show", "bone")
+    assert "https://arxiv.org/abs/2409.15371" in text
+    assert "planned" in text
+
+
+def test_show_a_ready_method_tells_its_defaults():
+    text = words("show", "magnitude")
+    assert "weightsmith sparsify magnitude MODEL OUT" in text
+    assert "--sparsity 0.5" in text
+
+
+def test_version():
+    assert words("--version").startswith("weightsmith 0.")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        (["show", "wandaa"], 1, "error: no method 'wandaa'. Did you mean 'wanda'?\n"),
+        (["claims", "bone"], 1, "error: 'bone' is planned: it has no claim to run yet\n"),
+        (["sparsify", "magnitude", "embedded:nothing", "OUT"], 1, "error: no embedded model folder 'nothing'"),
+        (["run", "no-such.yaml"], 2, "error: cannot read recipe no-such.yaml"),
+        (["methods", "--verb", "cook"], 2, "found 'cook'"),
+        (["sparsfy"], 2, "Did you mean 'sparsify'?"),
+        (["sparsify", "magnitude"], 2, "Missing argument"),
+    ],
+)
+def test_errors_are_readable_and_have_their_exit_code(capsys, line, code, message):
+    found, text = fails(capsys, *line)
+    assert found == code
+    assert message in " ".join(text.replace("│", " ").split(" "))
+    assert "Traceback" not in text
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match="no method 'wandaa'"):
+        main(["show", "wandaa", "--debug"])
+
+
+def test_a_bug_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.setattr(catalog, "find", lambda slug: {}[slug])
+    code, text = fails(capsys, "show", "x")
+    assert (code, text) == (1, "error: KeyError: 'x' (a bug? --debug shows where)\n")
+
+
+def test_dry_run_checks_and_runs_nothing(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: nowhere\nout: out\nsteps: [magnitude: {sparsity: 0.3}, wanda]\n")
+    text = words("run", str(recipe), "--dry-run", "--set", "wanda.sparsity=2:4")
+    assert "1. magnitude(sparsity=0.3) 2. wanda(sparsity='2:4')" in text
+    assert "nothing was run" in text
+
+
+@pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.1, 1)])
+def test_claims_are_run_stored_and_shown(monkeypatch, tmp_path, value, code):
+    claim = Claim("wina", "Toy", "a beats b", "accuracy", True, [Ordering("a", "b")])
+
+    def run(scale, seeds):
+        assert scale == "gpu"
+        arms = [
+            Arm("a", "method", [value + 0.01 * seed for seed in seeds]),
+            Arm("b", "baseline", [0.5 + 0.011 * seed for seed in seeds]),
+        ]
+        return [ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=0.0)]
+
+    monkeypatch.setattr(catalog, "load", lambda entry: {"weightsmith.claims.wina:run": run}[entry])
+    done = runner.invoke(app, ["claims", "wina", "--scale", "gpu", "--seeds", "4", "--store", str(tmp_path)])
+    assert done.exit_code == code, done.output
+    monkeypatch.undo()
+    monkeypatch.setattr(claims, "FOLDERS", (tmp_path,))
+    (stored,) = claims.stored("wina")
+    assert stored["seeds"] == [0, 1, 2, 3]
+    assert stored["holds"] is (code == 0)
+    status = {row["slug"]: row["status"] for row in json.loads(runner.invoke(app, ["methods", "--json"]).output)}
+    assert status["wina"] == ("holds" if code == 0 else "does not hold")
+    assert status["know"] == "not measured"
