@@ -87,6 +87,24 @@ def test_counts_stay_and_improve_never_raises_the_error(seed, stop, sparsity, co
         assert bool((done.error_after_O.sign() == done.error_before_O.sign()).all())
 
 
+@pytest.mark.parametrize("stop", ["improve", "same_sign", "reference"])
+@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
+def test_compiled_swaps_are_the_torch_swaps(monkeypatch, stop, sparsity):
+    weight, x = correlated(columns=256)
+    x[..., 7] = 0.5
+    x[..., 9] = 0
+    statistics, pattern = statistics_of(x), Pattern.parse(sparsity)
+    start = pattern.mask(weight.abs())
+    run = lambda: refine_mask(weight, start, statistics, start_score_OI=weight.abs(), pattern=pattern, stop=stop)  # noqa: E731
+    pytest.importorskip("numba")
+    compiled = run()
+    monkeypatch.setattr("weightsmith.sparsify.dsnot._compiled", lambda weight: False)
+    plain = run()
+    assert torch.equal(compiled.pruned_OI, plain.pruned_OI)
+    assert torch.equal(compiled.swaps_O, plain.swaps_O)
+    torch.testing.assert_close(compiled.error_after_O, plain.error_after_O)
+
+
 @pytest.mark.parametrize("change", [{"tolerance": float("inf")}, {"max_swaps": 0}])
 def test_nothing_to_do_keeps_the_mask(change):
     weight, x = correlated()

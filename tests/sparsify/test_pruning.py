@@ -32,8 +32,10 @@ def test_magnitude_by_row_and_by_layer():
 def test_wanda_is_weight_times_input_norm():
     model = nn.Sequential(nn.Linear(4, 1, bias=False))
     model[0].weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-    wanda(model, [torch.tensor([[10.0, 1.0, 1.0, 0.1], [10.0, 1.0, 1.0, 0.1]])], sparsity=0.5)
+    result = wanda(model, [torch.tensor([[10.0, 1.0, 1.0, 0.1], [10.0, 1.0, 1.0, 0.1]])], sparsity=0.5)
     assert model[0].weight.tolist() == [[1.0, 0.0, 3.0, 0.0]]
+    removed, all_of_it = 2**2 + (4 * 0.1) ** 2, 10**2 + 2**2 + 3**2 + (4 * 0.1) ** 2
+    assert result.layers[0]["output_error"] == pytest.approx((removed / all_of_it) ** 0.5)
 
 
 def test_sparsegpt_solves_the_least_squares_problem_of_its_mask():

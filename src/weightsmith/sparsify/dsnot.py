@@ -16,9 +16,9 @@ Legend: ``O`` outputs (rows), ``I`` inputs (columns), ``R`` the rows still being
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -41,7 +41,7 @@ Start: TypeAlias = Literal["wanda", "magnitude", "sparsegpt"]
 MIN_ROWS = 256
 """Layers that saw fewer input rows keep their starting mask: means and variances of so few are noise."""
 
-ROWS_AT_ONCE = 1 << 22
+WEIGHTS_AT_ONCE = 1 << 20
 """Weights whose scores are held in memory at the same time."""
 
 
@@ -263,19 +263,14 @@ def refine_mask(
     _check_hyper(max_swaps, tolerance, variance_power)
     if weight_OI.shape != pruned_OI.shape:
         raise ShapeError("mask", found=tuple(pruned_OI.shape), expected=f"the weight's {tuple(weight_OI.shape)}")
-    rows = max(1, ROWS_AT_ONCE // weight_OI.shape[1])
+    swap = _swap_compiled if _compiled(weight_OI) else _swap
+    rows = max(1, WEIGHTS_AT_ONCE // weight_OI.shape[1])
     parts = []
     for first in range(0, len(weight_OI), rows):
         chunk = slice(first, first + rows)
-        swaps = _Swaps(
-            weight_OI[chunk],
-            pruned_OI[chunk],
-            statistics,
-            None if start_score_OI is None else start_score_OI[chunk],
-            pattern.m if pattern is not None else 0,
-            variance_power,
-        )
-        parts.append(swaps.run(max_swaps, tolerance, stop))
+        start_OI = None if start_score_OI is None else start_score_OI[chunk]
+        scores = _Scores(weight_OI[chunk], start_OI, statistics, variance_power)
+        parts.append(swap(scores, pruned_OI[chunk].clone(), pattern.m if pattern else 0, max_swaps, tolerance, stop))
     return Refinement(
         torch.cat([part.pruned_OI for part in parts]),
         torch.cat([part.error_before_O for part in parts]),
@@ -284,95 +279,95 @@ def refine_mask(
     )
 
 
-class _Swaps:
-    """Swaps in all rows of a chunk at once, one a row and step.
-
-    The candidates of each direction lie in one array, the positive direction's rows before the negative one's, so
-    that the lists a row needs are picked by its error's sign; -inf marks what is not, or no longer, a candidate.
-    """
+class _Scores:
+    """What the swaps of some rows go by: signed contributions, sizes of the growing scores, costs of dropping."""
 
     def __init__(
-        self,
-        weight_OI: Tensor,
-        pruned_OI: Tensor,
-        statistics: InputStatistics,
-        start_score_OI: Tensor | None,
-        run_length: int,
-        variance_power: float,
+        self, weight_OI: Tensor, start_score_OI: Tensor | None, statistics: InputStatistics, variance_power: float
     ) -> None:
-        self.pruned_OI = pruned_OI.clone()
         self.contribution_OI = weight_OI.float() * statistics.sum_I
-        self.error_O = (self.contribution_OI * pruned_OI).sum(1)
-        self.run_length = run_length
-        # a constant input has no variance: it brings no noise, but the paper's ratio is undefined; it comes last
-        gain_I = statistics.variance_I.pow(-variance_power).nan_to_num(posinf=0.0)
-        grow_OI = self.contribution_OI * gain_I
-        positive_OI, negative_OI = self.contribution_OI > 0, self.contribution_OI < 0
-        self.grow_2OI = torch.stack(
-            [
-                grow_OI.masked_fill(~(pruned_OI & positive_OI), -math.inf),
-                (-grow_OI).masked_fill(~(pruned_OI & negative_OI), -math.inf),
-            ]
-        ).flatten(0, 1)
-        cost_OI = wanda_score(weight_OI, statistics)
-        if run_length:
-            start_OI = cost_OI if start_score_OI is None else start_score_OI
-            self.keep_OI = (-start_OI).masked_fill(pruned_OI, -math.inf)
+        # an input that is always zero contributes nothing and is no candidate; a constant one brings no variance
+        gain_I = statistics.sum_I.abs() * statistics.variance_I.pow(-variance_power)
+        self.grow_OI = weight_OI.float().abs() * gain_I.nan_to_num(nan=0.0, posinf=torch.inf)
+        self.cost_OI = wanda_score(weight_OI, statistics)
+        self.start_OI = self.cost_OI if start_score_OI is None else start_score_OI
+
+
+def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float, stop: Stop) -> Refinement:
+    """Swap in all rows at once, one swap a row and step, until no row goes on.
+
+    The candidates of both directions lie in one array, the rows with positive error before those with negative
+    error, so that a row's list is picked by its error's sign; -inf marks what is not, or no longer, a candidate.
+    """
+    contribution_OI = scores.contribution_OI
+    positive_OI, negative_OI = contribution_OI > 0, contribution_OI < 0
+    grow_2OI = _two_sides(scores.grow_OI, pruned_OI & positive_OI, pruned_OI & negative_OI)
+    if m:
+        keep_OI = scores.start_OI.masked_fill(pruned_OI, torch.inf)
+    else:
+        drop_2OI = _two_sides(-scores.cost_OI, ~pruned_OI & negative_OI, ~pruned_OI & positive_OI)
+    error_O = (contribution_OI * pruned_OI).sum(1)
+    before_O, swaps_O = error_O.clone(), torch.zeros_like(error_O, dtype=torch.long)
+    rows_R = torch.arange(len(error_O), device=error_O.device)
+    for _ in range(max_swaps):
+        rows_R = rows_R[error_O[rows_R].abs() > tolerance]
+        if len(rows_R) == 0:
+            break
+        old_R = error_O[rows_R]
+        side_R = rows_R + len(error_O) * (old_R <= 0)
+        best_R, grow_R = grow_2OI[side_R].max(1)
+        if m:
+            run_RM = (grow_R - grow_R % m).unsqueeze(1) + torch.arange(m, device=grow_R.device)
+            lowest_R, at_R = keep_OI[rows_R.unsqueeze(1), run_RM].min(1)
+            drop_R = run_RM.gather(1, at_R.unsqueeze(1)).squeeze(1)
         else:
-            self.drop_2OI = torch.stack(
-                [
-                    (-cost_OI).masked_fill(pruned_OI | ~negative_OI, -math.inf),
-                    (-cost_OI).masked_fill(pruned_OI | ~positive_OI, -math.inf),
-                ]
-            ).flatten(0, 1)
-
-    def run(self, max_swaps: int, tolerance: float, stop: Stop) -> Refinement:
-        before_O = self.error_O.clone()
-        swaps_O = torch.zeros_like(before_O, dtype=torch.long)
-        rows_R = torch.arange(len(before_O), device=before_O.device)
-        for _ in range(max_swaps):
-            rows_R = rows_R[self.error_O[rows_R].abs() > tolerance]
-            if len(rows_R) == 0:
-                break
-            old_R = self.error_O[rows_R]
-            side_R = rows_R + len(before_O) * (old_R <= 0)
-            grow_R, can_grow_R = _best(self.grow_2OI, side_R)
-            drop_R, can_drop_R = self._candidate_to_drop(rows_R, side_R, grow_R)
-            new_R = old_R - self.contribution_OI[rows_R, grow_R] + self.contribution_OI[rows_R, drop_R]
-            accept_R = can_grow_R & can_drop_R & self._accepts(stop, before_O[rows_R], old_R, new_R)
-            rows_R, side_R, grow_R, drop_R = (t[accept_R] for t in (rows_R, side_R, grow_R, drop_R))
-            self.pruned_OI[rows_R, grow_R] = False
-            self.pruned_OI[rows_R, drop_R] = True
-            self.error_O[rows_R] = new_R[accept_R]
-            self.grow_2OI[side_R, grow_R] = -math.inf
-            if self.run_length:
-                self.keep_OI[rows_R, drop_R] = -math.inf
-            else:
-                self.drop_2OI[side_R, drop_R] = -math.inf
-            swaps_O[rows_R] += 1
-        return Refinement(self.pruned_OI, before_O, self.error_O, swaps_O)
-
-    def _candidate_to_drop(self, rows_R: Tensor, side_R: Tensor, grow_R: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.run_length:
-            return _best(self.drop_2OI, side_R)
-        first_R = grow_R - grow_R % self.run_length
-        run_RM = first_R.unsqueeze(1) + torch.arange(self.run_length, device=grow_R.device)
-        score_RM = self.keep_OI[rows_R.unsqueeze(1), run_RM]
-        best_R = score_RM.argmax(1)
-        return first_R + best_R, score_RM.gather(1, best_R.unsqueeze(1)).squeeze(1) > -math.inf
-
-    def _accepts(self, stop: Stop, first_R: Tensor, old_R: Tensor, new_R: Tensor) -> Tensor:
-        if stop == "improve":
-            return new_R.abs() < old_R.abs()
-        if stop == "same_sign" or self.run_length:
-            return new_R.sign() == first_R.sign()
-        return torch.ones_like(new_R, dtype=torch.bool)
+            cheapest_R, drop_R = drop_2OI[side_R].max(1)
+            lowest_R = -cheapest_R
+        new_R = old_R - contribution_OI[rows_R, grow_R] + contribution_OI[rows_R, drop_R]
+        accept_R = (best_R > -torch.inf) & (lowest_R < torch.inf) & _accepts(stop, m, before_O[rows_R], old_R, new_R)
+        rows_R, side_R, grow_R, drop_R, new_R = (t[accept_R] for t in (rows_R, side_R, grow_R, drop_R, new_R))
+        pruned_OI[rows_R, grow_R] = False
+        pruned_OI[rows_R, drop_R] = True
+        grow_2OI[side_R, grow_R] = -torch.inf
+        if m:
+            keep_OI[rows_R, drop_R] = torch.inf
+        else:
+            drop_2OI[side_R, drop_R] = -torch.inf
+        error_O[rows_R] = new_R
+        swaps_O[rows_R] += 1
+    return Refinement(pruned_OI, before_O, error_O, swaps_O)
 
 
-def _best(score_2OI: Tensor, side_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest score of some rows (of equal ones the first), and whether there is a candidate at all."""
-    value_R, index_R = score_2OI[side_R].max(1)
-    return index_R, value_R > -math.inf
+def _two_sides(score_OI: Tensor, positive_OI: Tensor, negative_OI: Tensor) -> Tensor:
+    return torch.cat([score_OI.masked_fill(~side_OI, -torch.inf) for side_OI in (positive_OI, negative_OI)])
+
+
+def _accepts(stop: Stop, m: int, first: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    if stop == "improve":
+        return new.abs() < old.abs()
+    if stop == "same_sign" or m:  # for N:M the paper's code has the sign rule, always
+        return new.sign() == first.sign()
+    return torch.ones_like(new, dtype=torch.bool)
+
+
+def _compiled(weight_OI: Tensor) -> bool:
+    return weight_OI.device.type == "cpu" and find_spec("numba") is not None
+
+
+def _swap_compiled(
+    scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float, stop: Stop
+) -> Refinement:
+    """Do what :func:`_swap` does, row by row in compiled code."""
+    from weightsmith.sparsify.kernels import swaps, use_torch_threads
+
+    use_torch_threads()
+    rules = {"improve": swaps.IMPROVE, "same_sign": swaps.SAME_SIGN, "reference": swaps.REFERENCE}
+    rule = swaps.SAME_SIGN if m and stop == "reference" else rules[stop]
+    error_O = (scores.contribution_OI * pruned_OI).sum(1)
+    before_O, swaps_O = error_O.clone(), torch.zeros_like(error_O, dtype=torch.long)
+    tensors = (scores.contribution_OI, scores.grow_OI, scores.cost_OI, scores.start_OI, pruned_OI, error_O, swaps_O)
+    swaps.swap_rows(*(t.contiguous().numpy() for t in tensors), m, max_swaps, tolerance, rule)
+    return Refinement(pruned_OI, before_O, error_O, swaps_O)
 
 
 def _check_hyper(max_swaps: int, tolerance: float, variance_power: float) -> None:

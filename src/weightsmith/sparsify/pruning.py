@@ -281,10 +281,10 @@ def sparsegpt(
         if id(gram) not in factors:  # query, key and value share one Gram matrix
             factors.clear()
             factors[id(gram)] = inverse_cholesky(gram.gram_II, damping)
-        old_OI = layer.weight_OI.float()
+        old_OI = layer.weight_OI.to(torch.float32, copy=True)
         new_OI = _optimal_brain_surgeon(old_OI, factors[id(gram)], gram.gram_II.diagonal() == 0, pattern)
         layer.weight_OI.copy_(new_OI)
-        return _measures(layer, old_OI, gram)
+        return _zeros(layer) | _output_error(old_OI, new_OI - old_OI, gram)
 
     with record("sparsegpt", sparsity=sparsity, damping=damping, include=include, exclude=exclude) as result:
         prune_layers(result, model, calibration, include, exclude, pattern, Gram, prune)
@@ -340,9 +340,12 @@ def remove(
     layer: Layer, pruned_OI: Bool[Tensor, "out in"], statistics: InputStatistics | None = None
 ) -> dict[str, float]:
     """Set the marked weights of a layer to zero and return what that did; the others keep every bit."""
-    old_OI = layer.weight_OI.float() if statistics is not None else None
+    measures = {}
+    if statistics is not None:
+        old_OI = layer.weight_OI.float()
+        measures = _output_error(old_OI, old_OI.masked_fill(~pruned_OI, 0), statistics)
     layer.weight_OI.masked_fill_(pruned_OI, 0)
-    return _measures(layer, old_OI, statistics)
+    return _zeros(layer) | measures
 
 
 def summarise(result: Result) -> None:
@@ -356,14 +359,15 @@ def summarise(result: Result) -> None:
         result.totals["output_error"] = sum(errors) / len(errors)
 
 
-def _measures(layer: Layer, old_OI: Tensor | None, statistics: InputStatistics | None) -> dict[str, float]:
-    new_OI = layer.weight_OI
-    measures = {"weights": new_OI.numel(), "sparsity": 1 - int(new_OI.count_nonzero()) / new_OI.numel()}
-    if old_OI is not None and statistics is not None:
-        power_I = statistics.square_sum_I
-        change = ((new_OI.float() - old_OI).square() @ power_I).sum()
-        measures["output_error"] = float((change / (old_OI.square() @ power_I).sum().clamp(min=1e-30)).sqrt())
-    return measures
+def _zeros(layer: Layer) -> dict[str, float]:
+    weight_OI = layer.weight_OI
+    return {"weights": weight_OI.numel(), "sparsity": 1 - int(weight_OI.count_nonzero()) / weight_OI.numel()}
+
+
+def _output_error(old_OI: Tensor, change_OI: Tensor, statistics: InputStatistics) -> dict[str, float]:
+    power_I = statistics.square_sum_I
+    power = (old_OI.square() @ power_I).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return {"output_error": float(((change_OI.square() @ power_I).sum() / power).sqrt())}
 
 
 def _check_weight(layer: Layer) -> None:
