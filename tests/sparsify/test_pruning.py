@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.layers import find_layers
 from weightsmith.sparsify.dsnot import dsnot
@@ -69,38 +69,7 @@ def test_sparsegpt_beats_wanda_beats_magnitude_on_correlated_inputs(sparsity):
     assert error[sparsegpt] < 0.5 * error[wanda] < 0.5 * error[magnitude]
 
 
-def tiny(name):
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    gqa = small | {"num_key_value_heads": 2, "vocab_size": 64, "head_dim": 8, "pad_token_id": 0}
-    ids = {"input_ids": torch.randint(1, 60, (8, 40), generator=torch.Generator().manual_seed(0))}
-    ids["attention_mask"] = (torch.arange(40) < torch.tensor([40, 40, 40, 40, 40, 40, 40, 31])[:, None]).long()
-    t = transformers
-    if name == "llama":
-        return t.LlamaForCausalLM(t.LlamaConfig(**gqa)), ids
-    if name == "qwen3":
-        return t.Qwen3ForCausalLM(t.Qwen3Config(**gqa)), ids
-    if name == "gemma3":
-        return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**gqa, sliding_window=8)), ids
-    if name == "gpt2":
-        return t.GPT2LMHeadModel(t.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64)), ids
-    if name == "opt":
-        config = t.OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
-        return t.OPTForCausalLM(config), ids
-    if name == "bert":
-        return t.BertForSequenceClassification(t.BertConfig(**small, vocab_size=64)), ids
-    if name == "vit":
-        config = t.ViTConfig(**small, image_size=32, patch_size=4)
-        return t.ViTForImageClassification(config), {"pixel_values": torch.rand(8, 3, 32, 32)}
-    if name == "cnn":
-        cnn = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
-        return nn.Sequential(*cnn, nn.Flatten(), nn.Linear(8 * 15 * 15, 4)), torch.rand(8, 3, 32, 32)
-    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), torch.rand(300, 12)
-
-
-MODELS = ["llama", "qwen3", "gemma3", "gpt2", "opt", "bert", "vit", "cnn", "mlp"]
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TRANSFORMERS + PLAIN)
 @pytest.mark.parametrize("prune", [wanda, sparsegpt, dsnot])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_model(name, prune, dtype):

@@ -331,7 +331,7 @@ class _Disk:
     def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
         self.model, self.reader, self.writer = model, reader, writer
         self.names = {module: name for name, module in model.named_modules()}
-        self.prefix = str(getattr(model, "base_model_prefix", "")) + "."
+        self.keys = _checkpoint_keys(model, reader)
         self.written: set[str] = set()
         self.loaded: set[nn.Module] = set()
 
@@ -368,15 +368,33 @@ class _Disk:
         return f"{self.names[module]}.{name}".lstrip(".")
 
     def _key(self, path: str) -> str:
-        """The checkpoint's name of a parameter: with or without the base model's prefix, or a weight tied to it."""
+        """The checkpoint's name of a parameter, or of the weight it is tied to."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        for name in (path, self.prefix + path, path.removeprefix(self.prefix), tied.get(path, path)):
-            if name in self.reader:
-                return name
+        for name in (path, tied.get(path, path)):
+            if name in self.keys:
+                return self.keys[name]
         raise CheckpointError(
             f"{self.reader.path} lacks tensor {path!r}",
             found=f"{len(self.reader)} tensors such as {list(self.reader)[:3]}",
+            do="A checkpoint that transformers converts while loading (fused experts) cannot be streamed: load it.",
         )
+
+
+def _checkpoint_keys(model: nn.Module, reader: CheckpointReader) -> dict[str, str]:
+    """The checkpoint's name of each parameter, by the renaming rules transformers itself loads by."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    prefix, parameters = model.base_model_prefix, model.state_dict()
+    keys = {}
+    for key in reader:
+        name, converted = rename_source_key(key, renamings, converters, prefix, parameters)
+        if converted is None:
+            keys[name] = key
+    return keys
 
 
 class _Walks:
@@ -412,6 +430,8 @@ class _Walks:
         for walk in self.walks:
             if walk:
                 walk.throw(GreenletExit)
+        if self.disk is not None:
+            self.disk.free()
 
     def next_block(self) -> Block | None:
         """Let every batch go on to its next block and return the first one met, or None when all were visited."""

@@ -1,0 +1,222 @@
+import json
+import os
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models import tiny
+from weightsmith.core import checkpoint
+from weightsmith.core.checkpoint import (
+    DTYPES,
+    CheckpointReader,
+    CheckpointWriter,
+    TensorSpec,
+    atomic_output,
+    load_model,
+    load_state_dict,
+    save_model,
+)
+from weightsmith.core.errors import CheckpointError, ShapeError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sharded Llama folder with the files that come with a model."""
+    model, _ = tiny("llama")
+    model.bfloat16().save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "README.md"):
+        (tmp_path / "model" / name).write_text('{"from": "the source"}')
+    return tmp_path / "model"
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    dtype=st.sampled_from([d for d in DTYPES.values() if d not in (torch.uint16, torch.uint32, torch.uint64)]),
+    shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4),
+    limit=st.integers(1, 500),
+)
+def test_streamed_files_are_what_safetensors_reads(tmp_path_factory, dtype, shapes, limit):
+    path = tmp_path_factory.mktemp("checkpoint") / "out"
+    tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, shape in enumerate(shapes)}
+    specs = {key: TensorSpec.of(value) for key, value in tensors.items()}
+    with CheckpointWriter(path, specs, max_shard_bytes=limit) as writer:
+        for key in reversed(tensors):
+            writer.write(key, tensors[key])
+    theirs = {}
+    for shard in path.glob("*.safetensors"):
+        theirs |= safetensors.torch.load_file(shard)
+    ours = load_state_dict(path)
+    for key, value in tensors.items():
+        assert theirs[key].dtype == ours[key].dtype == dtype
+        assert torch.equal(theirs[key].float(), value.float())
+        assert torch.equal(ours[key].float(), value.float())
+
+
+def test_reading_in_place_of_any_layout(folder, tmp_path):
+    whole = load_state_dict(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    safetensors.torch.save_file(whole, tmp_path / "one.safetensors")
+    torch.save(whole, tmp_path / "one.pt")
+    for path in (tmp_path / "one.safetensors", tmp_path / "one.pt"):
+        other = load_state_dict(path)
+        assert other.keys() == whole.keys()
+        assert all(torch.equal(other[key], value) for key, value in whole.items())
+    reader = CheckpointReader(folder)
+    assert reader.nbytes == sum(value.numel() * 2 for value in whole.values())
+    assert "lm_head.weight" in reader
+    with pytest.raises(CheckpointError, match="no tensor 'nothing'"):
+        reader.tensor("nothing")
+
+
+def test_copy_carries_everything_and_touches_nothing(folder, tmp_path):
+    before = snapshot(folder)
+    reader = CheckpointReader(folder)
+    with CheckpointWriter(tmp_path / "copy", reader.specs, like=folder, max_shard_bytes=30_000) as writer:
+        for key in reader:
+            writer.write(key, reader.tensor(key))
+    assert snapshot(folder) == before
+    copied = snapshot(tmp_path / "copy")
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"):
+        assert copied[name] == before[name]
+    model = load_model(tmp_path / "copy")
+    assert model.dtype == torch.bfloat16
+    assert all(torch.equal(value, reader.tensor(key)) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "vit", "cnn"])
+def test_models_round_trip(name, dtype, tmp_path, folder):
+    model, _ = tiny(name)
+    model = model.to(dtype)
+    save_model(model, tmp_path / "saved", files={"plan.json": "{}"}, like=folder)
+    assert (tmp_path / "saved" / "plan.json").read_text() == "{}"
+    assert (tmp_path / "saved" / "tokenizer.json").exists()
+    if name == "cnn":
+        loaded = load_state_dict(tmp_path / "saved")
+    else:
+        assert json.loads((tmp_path / "saved" / "config.json").read_text())["architectures"] == [type(model).__name__]
+        loaded = load_model(tmp_path / "saved").state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+    assert all(value.dtype == dtype for value in loaded.values() if value.is_floating_point())
+
+
+def test_tied_weights_are_written_once_and_tied_again(tmp_path):
+    model, _ = tiny("gpt2")
+    save_model(model, tmp_path / "tied")
+    assert "lm_head.weight" not in CheckpointReader(tmp_path / "tied")
+    loaded = load_model(tmp_path / "tied")
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+    plain = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    plain["b"].weight = plain["a"].weight
+    save_model(plain, tmp_path / "plain")
+    assert len(CheckpointReader(tmp_path / "plain")) == 3
+
+
+def damaged(folder, how):
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    data = shard.read_bytes()
+    if how == "truncated":
+        shard.write_bytes(data[:-7])
+    elif how == "header":
+        shard.write_bytes(data[:8] + b"{not json" + data[17:])
+    elif how == "length":
+        shard.write_bytes((1 << 40).to_bytes(8, "little") + data[8:])
+    elif how == "empty":
+        shard.write_bytes(b"")
+    elif how == "missing":
+        shard.unlink()
+    elif how == "index":
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    elif how == "key":
+        tensors = safetensors.torch.load_file(shard)
+        tensors.pop(sorted(tensors)[0])
+        safetensors.torch.save_file(tensors, shard, metadata={"format": "pt"})
+    return shard.name
+
+
+@pytest.mark.parametrize("how", ["truncated", "header", "length", "empty", "missing", "index", "key"])
+def test_damage_is_named(folder, how):
+    name = damaged(folder, how)
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointReader(folder)
+    assert ("index.json" if how == "index" else name) in str(caught.value)
+    with pytest.raises(CheckpointError):
+        load_model(folder)
+
+
+def test_loading_refuses_incomplete_and_misshapen_weights(folder, tmp_path):
+    tensors = load_state_dict(folder)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+        path.unlink()
+    lacking = {key: value for key, value in tensors.items() if "layers.1.mlp" not in key}
+    safetensors.torch.save_file(lacking, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 3 tensors such as \['model.layers.1.mlp.down_proj.weight'"):
+        load_model(folder)
+    wrong = tensors | {"model.layers.0.mlp.up_proj.weight": torch.ones(3, 3, dtype=torch.bfloat16)}
+    safetensors.torch.save_file(wrong, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"up_proj.weight' in .*found \(3, 3\), expected \(64, 32\)"):
+        load_model(folder)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        CheckpointReader(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no weights in"):
+        CheckpointReader(tmp_path / "empty")
+
+
+def test_pickles_with_code_are_refused(tmp_path):
+    torch.save({"weight": os.getcwd}, tmp_path / "code.pt")
+    with pytest.raises(CheckpointError, match="cannot load .*code.pt safely"):
+        CheckpointReader(tmp_path / "code.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="is not a state dict"):
+        CheckpointReader(tmp_path / "list.pt")
+
+
+def test_writer_refuses_wrong_and_missing_tensors(tmp_path):
+    specs = {"a": TensorSpec(torch.float32, (2, 3)), "b": TensorSpec(torch.float32, (1,))}
+    with pytest.raises(ShapeError, match="tensor 'a' for"), CheckpointWriter(tmp_path / "out", specs) as writer:
+        writer.write("a", torch.ones(3, 2))
+    with pytest.raises(CheckpointError, match=r"1 tensors of .* were never written: \['b'\]"):
+        with CheckpointWriter(tmp_path / "out", specs) as writer:
+            writer.write("a", torch.ones(2, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    model, _ = tiny("llama")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "precious").write_text("here")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(CheckpointError, match="not enough disk space for .*found 1,000 bytes free"):
+        save_model(model, tmp_path / "old", overwrite=True)
+    monkeypatch.undo()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match="cannot write .*No space left on device"):
+        save_model(model, tmp_path / "old", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old" / "precious").read_text() == "here"
+
+
+def test_overwriting_is_asked_for_and_whole(tmp_path):
+    for text in ("first", "second"):
+        with atomic_output(tmp_path / "out", overwrite=text == "second") as target:
+            (target / f"{text}.txt").write_text(text)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["second.txt"]
+    with pytest.raises(CheckpointError, match=r"out exists\. Choose another output"), atomic_output(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.layers import Layer, evaluation_mode, find_layers, get_module, swap_module
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 10, bias=False)
+        self.head.weight = self.embed.weight
+        self.second = nn.Linear(4, 10, bias=False)
+        self.second.weight = self.embed.weight
+
+
+def test_tied_weights_are_one_layer():
+    layers = find_layers(Tied())
+    assert [(layer.name, layer.aliases) for layer in layers] == [("body", ()), ("head", ("second",))]
+
+
+def test_patterns():
+    model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "b": nn.Linear(2, 2)})
+    assert [layer.name for layer in find_layers(model, "a.*")] == ["a.0", "a.1"]
+    assert [layer.name for layer in find_layers(model, ["a.0", "b"], exclude="b")] == ["a.0"]
+    with pytest.raises(LayerNotFoundError, match=r"no layer matches \['c'\].*3 layers such as \['a.0'"):
+        find_layers(model, "c")
+
+
+def test_grouped_convolutions_are_no_matrix():
+    assert find_layers(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), strict=False) == []
+
+
+def test_weight_is_a_view():
+    for module in (nn.Linear(3, 2), Conv1D(2, 3), nn.Conv2d(3, 2, 1)):
+        layer = Layer("x", module)
+        assert layer.weight_OI.shape == (2, 3)
+        layer.weight_OI.fill_(7)
+        assert bool((module.weight == 7).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    mode=st.sampled_from(["zeros", "reflect", "circular"]),
+    dims=st.integers(1, 3),
+)
+def test_rows_times_matrix_is_the_convolution(kernel, stride, padding, dilation, mode, dims):
+    if mode == "reflect" and dims == 3:
+        mode = "zeros"
+    conv_type = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    conv = conv_type(2, 3, kernel, stride, padding, dilation, padding_mode=mode, bias=False)
+    x = torch.randn(2, 2, *[9] * dims)
+    layer = Layer("conv", conv)
+    rows = layer.rows(x)
+    expected = conv(x).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(rows @ layer.weight_OI.T, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_linear_inputs():
+    layer = Layer("fc", nn.Linear(4, 2))
+    assert layer.rows(torch.ones(4)).shape == (1, 1, 4)
+    assert layer.rows(torch.ones(5, 4)).shape == (1, 5, 4)
+    assert layer.rows(torch.ones(2, 5, 4)).shape == (2, 5, 4)
+    assert layer.rows(torch.ones(2, 3, 5, 4)).shape == (2, 15, 4)
+
+
+def test_swap_and_get():
+    model = nn.Sequential(nn.Sequential(nn.ReLU()))
+    new = nn.GELU()
+    assert isinstance(swap_module(model, "0.0", new), nn.ReLU)
+    assert get_module(model, "0.0") is new
+    with pytest.raises(LayerNotFoundError, match=r"no module '0\.1\.2': found 0 has children \['0'\]"):
+        get_module(model, "0.1.2")
+    with pytest.raises(UnsupportedModelError, match="cannot swap the model itself"):
+        swap_module(model, "", new)
+
+
+def test_evaluation_mode_restores_each_module():
+    model = nn.Sequential(nn.Dropout(), nn.Dropout())
+    model[1].eval()
+    with evaluation_mode(model):
+        assert not model[0].training
+    assert model[0].training
+    assert not model[1].training

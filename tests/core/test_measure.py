@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from weightsmith.core.errors import CalibrationError, NonFiniteError
+from weightsmith.core.measure import accuracy, decode_speed, measure, perplexity, size
+
+
+def tiny():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=31, n_positions=64, initializer_range=0.5)
+    )
+
+
+def test_perplexity_scores_every_token_with_its_context():
+    model, ids = tiny().eval(), torch.randint(31, (40,), generator=torch.Generator().manual_seed(0))
+    losses = {}  # token -> loss, by the definition: window 16, a new window every 4 tokens
+    for start in range(0, 39, 4):
+        chunk = ids[start : start + 16]
+        logits = model(chunk[None]).logits[0].log_softmax(-1)
+        for i in range(1, len(chunk)):
+            losses.setdefault(start + i, -logits[i - 1, chunk[i]].item())
+    assert sorted(losses) == list(range(1, 40))
+    expected = math.exp(sum(losses.values()) / 39)
+    assert perplexity(model, ids, window=16, stride=4) == pytest.approx(expected, rel=1e-4)
+
+
+def test_perplexity_of_disjoint_windows_and_of_one_window():
+    model, ids = tiny().eval(), torch.arange(30)
+    whole = math.exp(model(ids[None], labels=ids[None]).loss.item())
+    assert perplexity(model, ids, window=64) == pytest.approx(whole, rel=1e-4)
+    halves = [model(part[None], labels=part[None]).loss.item() * (len(part) - 1) for part in ids.split(15)]
+    assert perplexity(model, ids, window=15) == pytest.approx(math.exp(sum(halves) / 28), rel=1e-4)
+
+
+def test_perplexity_refuses_bad_input():
+    with pytest.raises(CalibrationError, match="1 tokens"):
+        perplexity(tiny(), torch.arange(1))
+    with pytest.raises(CalibrationError, match="stride 9"):
+        perplexity(tiny(), torch.arange(20), window=8, stride=9)
+    model = tiny()
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteError):
+        perplexity(model, torch.arange(20))
+
+
+def test_accuracy_and_size():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False))
+    model[0].weight.data.copy_(torch.eye(3))
+    batches = [(torch.eye(3), torch.tensor([0, 1, 0])), (torch.eye(3), torch.tensor([0, 1, 2]))]
+    assert accuracy(model, batches) == 5 / 6
+    assert size(model) == {"parameters": 9, "nonzero": 3, "bytes": 36}
+    with pytest.raises(CalibrationError, match="no labelled batches"):
+        accuracy(model, [])
+
+
+def test_measure_gives_what_the_data_allow():
+    model = tiny()
+    got = measure(model, ids=torch.arange(30), speed=True)
+    assert list(got) == ["perplexity", "tokens_per_second", "parameters", "nonzero", "bytes"]
+    assert got["tokens_per_second"] > 0
+    assert got["parameters"] == sum(p.numel() for p in model.parameters())
+    assert decode_speed(model, torch.arange(4), new_tokens=4, repeats=1) > 0

@@ -1,0 +1,271 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from models import PLAIN, TRANSFORMERS, tiny
+from weightsmith.core.checkpoint import load_model, save_model
+from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.layers import find_layers
+from weightsmith.core.streaming import find_blocks, observe, on_disk, rewriting, stream
+
+
+class Seen:
+    """Keeps every input and mask it gets."""
+
+    def __init__(self, layer):
+        self.inputs, self.masks, self.reduced = [], [], 0
+
+    def update(self, x, mask=None):
+        self.inputs.append(x.clone())
+        self.masks.append(mask)
+
+    def all_reduce(self):
+        self.reduced += 1
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def split(batch, size=3):
+    if isinstance(batch, torch.Tensor):
+        return list(batch.split(size))
+    return [
+        dict(zip(batch, parts, strict=True))
+        for parts in zip(*(value.split(size) for value in batch.values()), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS + PLAIN)
+def test_blocks_get_the_inputs_of_a_whole_forward_pass(name):
+    model, batch = tiny(name, layers=3)
+    batches = split(batch)
+    whole = observe(model, batches, find_layers(model), Seen)
+    met = []
+    for block in stream(model, batches):
+        assert len(block.inputs) == len(batches)
+        for layer_name, seen in block.observe(block.layers, Seen).items():
+            met.append(layer_name)
+            assert same(seen.inputs, whole[layer_name].inputs), layer_name
+            assert seen.reduced == 1
+    inside = [
+        layer.name for block in find_blocks(model) for layer in find_layers(model) if layer.name.startswith(block)
+    ]
+    assert sorted(met) == sorted(set(inside))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "t5"])
+def test_later_blocks_see_what_was_done_to_earlier_ones(name):
+    model, batch = tiny(name, layers=3)
+    for block in stream(model, [batch]):
+        for layer in block.layers:
+            layer.weight_OI.mul_(0.5)
+        seen = block.observe(block.layers, Seen)
+    last = {key: value.inputs for key, value in seen.items()}
+    whole = observe(model, [batch], block.layers, Seen)
+    assert all(same(inputs, whole[key].inputs) for key, inputs in last.items())
+    assert model.config.use_cache
+
+
+def test_layers_with_one_input_share_one_accumulator():
+    model, batch = tiny("llama")
+    block = next(iter(stream(model, [batch])))
+    seen = block.observe(block.layers, Seen)
+    groups = {}
+    for name, accumulator in seen.items():
+        groups.setdefault(id(accumulator), []).append(name.rpartition(".")[2])
+    assert list(groups.values()) == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "bert"])
+def test_padding_is_marked(name):
+    model, batch = tiny(name)
+    for block in stream(model, [batch]):
+        for accumulator in block.observe(block.layers, Seen).values():
+            (mask,) = accumulator.masks
+            assert torch.equal(mask, batch["attention_mask"].bool())
+
+
+def test_blocks_without_a_matching_layer_are_passed_by():
+    model, batch = tiny("llama", layers=4)
+    assert [block.name for block in stream(model, [batch], include="*.2.mlp.*")] == ["model.layers.2"]
+    with pytest.raises(LayerNotFoundError, match="no layer inside the blocks matches 'lm_head'"):
+        next(stream(model, [batch], include="lm_head"))
+
+
+def test_models_without_repeated_blocks_are_one_block():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x).relu())
+
+    ((block),) = list(stream(Net(), [torch.rand(3, 4)]))
+    assert (block.name, [layer.name for layer in block.layers]) == ("", ["first", "second"])
+
+
+def test_a_broken_loop_leaves_no_trace():
+    model, batch = tiny("llama", layers=3)
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def fail():
+        with rewriting(model, [batch]) as blocks:
+            for block in blocks:
+                for parameter in block.module.parameters():
+                    parameter.data.zero_()
+                if block.name.endswith("1"):
+                    raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert model.training
+    assert model.config.use_cache
+
+
+def test_unreached_blocks_warn():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def forward(self, x):
+            return self.used[0](x)
+
+    with pytest.warns(UserWarning, match=r"no calibration batch reached blocks \['used.1'\]"):
+        assert [block.name for block in stream(Net(), [torch.rand(3, 4)])] == ["used.0"]
+
+
+def test_inputs_shared_in_some_batches_only_are_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.a(x) + self.b(x if len(x) > 3 else x + 0)
+
+    model = Net()
+    with pytest.raises(UnsupportedModelError, match="layer 'b' shares its input with"):
+        observe(model, [torch.rand(5, 4), torch.rand(2, 4)], find_layers(model), Seen)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_bad_batches():
+    model, batch = tiny("llama")
+    with pytest.raises(CalibrationError, match="no calibration batches"):
+        next(stream(model, []))
+    with pytest.raises(CalibrationError, match="the model rejects calibration batch 1: found IndexError"):
+        list(stream(model, [batch, {"input_ids": torch.full((1, 4), 10_000)}]))
+    with pytest.raises(CalibrationError, match="rejects calibration batch 0: found ValueError"):
+        list(stream(model, [{"pixels": torch.ones(1)}]))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "vit"])
+def test_on_disk_equals_in_memory(name, tmp_path):
+    model, batch = tiny(name, layers=3)
+    save_model(model, tmp_path / "dense")
+
+    def halve(model, batches):
+        for block in stream(model, batches):
+            block.observe(block.layers, Seen)
+            for layer in block.layers:
+                layer.weight_OI.mul_(0.5)
+
+    with on_disk(tmp_path / "dense", tmp_path / "out") as streamed:
+        halve(streamed, [batch])
+        assert all(parameter.is_meta for parameter in streamed.parameters())
+    halve(model, [batch])
+    written = load_model(tmp_path / "out").state_dict()
+    assert written.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, written[key]) for key, value in model.state_dict().items())
+
+
+def test_on_disk_without_batches_and_with_an_error(tmp_path):
+    model, _ = tiny("llama")
+    save_model(model, tmp_path / "dense")
+    with on_disk(tmp_path / "dense", tmp_path / "out") as streamed:
+        for block in stream(streamed, None, include="*mlp*"):
+            block.layers[0].weight_OI.zero_()
+    assert int(load_model(tmp_path / "out").model.layers[1].mlp.gate_proj.weight.count_nonzero()) == 0
+
+    def fail():
+        with on_disk(tmp_path / "dense", tmp_path / "failed") as streamed:
+            for _ in stream(streamed, None):
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(CheckpointError, match="out exists"), on_disk(tmp_path / "dense", tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
+LIMITED = """
+    import resource, sys, accelerate, torch
+    torch.set_num_threads(1)
+    from transformers import LlamaForCausalLM
+    from weightsmith.core.streaming import on_disk
+    from weightsmith.sparsify.pruning import wanda
+
+    source, out, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + size // 3, used + size // 3))
+    try:
+        torch.empty(size, dtype=torch.uint8)
+        raise SystemExit("the limit does not bind")
+    except RuntimeError:
+        pass
+    batches = [{"input_ids": torch.randint(99, (1, 32))} for _ in range(4)]
+    with on_disk(source, out) as model:
+        print(wanda(model, batches, sparsity="2:4").totals["sparsity"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
+def test_a_checkpoint_larger_than_the_address_space(tmp_path):
+    """24 blocks of 25 MB go through a process that may allocate a third of their size."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=3584,
+        num_hidden_layers=24,
+        num_attention_heads=8,
+        vocab_size=100,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    size = sum(p.numel() * 4 for p in model.parameters())
+    save_model(model, tmp_path / "dense")
+    del model
+    script = textwrap.dedent(LIMITED)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "dense"), str(tmp_path / "out"), str(size)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "0.5"
+    weight = load_model(tmp_path / "out").model.layers[23].mlp.down_proj.weight
+    assert bool(((weight.reshape(-1, 4) == 0).sum(1) == 2).all())
