@@ -12,16 +12,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-sys.path.insert(0, str(Path(__file__).parent))
+SOURCE = Path(__file__).parents[1] / "src"
 
-# every module but the compiled kernels: numba compiles, and caches, plain functions
-source = Path(__file__).parents[1] / "src"
-install_import_hook(
-    [
-        ".".join(file.relative_to(source).with_suffix("").parts)
-        for file in source.rglob("*.py")
-        if "kernels" not in file.parts and file.name != "__init__.py"
-    ]
-    + ["weightsmith.embedded"],
-    "typecheck.check",
-)
+
+def checked_modules() -> list[str]:
+    """Every module but the compiled kernels, since numba compiles, and caches, plain functions.
+
+    A package's name stands for all below it, so one with kernels below is named module by module.
+    """
+    files = [file for file in SOURCE.rglob("*.py") if "kernels" not in file.parts]
+    whole = [file for file in files if file.name != "__init__.py" or not any(file.parent.rglob("kernels"))]
+    return [".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for file in whole]
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+install_import_hook(checked_modules(), "typecheck.check")
