@@ -174,3 +174,18 @@ def test_a_transform_saves_the_changed_model(tmp_path):
     assert again.exit_code == 1
     assert "exists" in str(again.exception)
     assert runner.invoke(app, [*line, "--overwrite", "--calibration-samples", "10"]).exit_code == 0
+
+
+def test_a_plain_function_has_only_its_own_options(tmp_path):
+    def demo(*, report: Path = Path("report.html"), fast: bool = False) -> list[Result]:
+        """Show it."""
+        received.update(report=report, fast=fast)
+        return []
+
+    app = make_command("demo", read(demo))
+    assert runner.invoke(app, ["--report", str(tmp_path / "r.html"), "--fast"]).exit_code == 0
+    assert received["report"] == tmp_path / "r.html"
+    assert received["fast"] is True
+    text = runner.invoke(app, ["--help"]).output
+    assert "--seed" not in text
+    assert "--json" not in text

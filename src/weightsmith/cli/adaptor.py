@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -67,7 +68,9 @@ def _arguments(
         parameters.append(_parameter("out", Path, typer.Argument(help="Where to write.")))
     if "generator" in signature.roles:
         parameters.append(_SEED)
-    return [*parameters, *_REPORTS], lambda given, hyper: _call(signature, hyper, **given)
+    if "out" in signature.roles:
+        parameters += _REPORTS
+    return parameters, lambda given, hyper: _call(signature, hyper, **given)
 
 
 def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
@@ -119,12 +122,11 @@ def _transform(
     return result
 
 
-def _call(signature: Signature, hyper: dict[str, Any], *, report: Path | None, json: Path | None, **given: Any) -> Any:
-    if "seed" in given:
-        import torch
-
-        given["generator"] = torch.Generator().manual_seed(given.pop("seed"))
-    return signature.function(**given, **hyper)
+def _call(signature: Signature, hyper: dict[str, Any], **given: Any) -> Any:
+    roles: dict[str, Any] = {name: given[name] for name in ("checkpoints", "out") if name in given}
+    if "generator" in signature.roles:
+        roles["generator"] = torch.Generator().manual_seed(given["seed"])
+    return signature.function(**roles, **hyper)
 
 
 def _tell(result: Result, report: Path | None, json: Path | None, title: str) -> None:
