@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from weightsmith import recipe as recipe_module
 from weightsmith.core.checkpoint import load_state_dict
-from weightsmith.core.errors import CheckpointError, RecipeError
+from weightsmith.core.errors import CheckpointError, HyperparameterError, RecipeError
 from weightsmith.recipe import load_recipe, run_recipe
 from weightsmith.sparsify import pruning
 
@@ -112,6 +112,11 @@ def test_same_seed_same_bits(write, tmp_path):
         run_recipe(load_recipe(write(GOOD), [f"out={tmp_path}/{name}"]))
     a, b = load_state_dict(tmp_path / "a"), load_state_dict(tmp_path / "b")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_device_that_is_not_there_is_told(write):
+    with pytest.raises(HyperparameterError, match="device: found cuda:99, expected cpu"):
+        run_recipe(load_recipe(write(GOOD), ["device=cuda:99"]))
 
 
 def test_an_existing_output_is_refused_before_any_work(write, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ from weightsmith.core.report import write_report
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, open_model
 from weightsmith.signature import Signature, YamlLoader, read
-from weightsmith.workbench import Data, Workbench, check_output
+from weightsmith.workbench import Data, Workbench, check_output, to_device
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
@@ -87,6 +87,8 @@ class Recipe(_Strict):
         Seed of everything random.
     calibration, evaluation
         Data for the methods and for the measures.
+    device : str
+        Where the model works: ``cpu``, ``cuda``, ``cuda:1``.
     report : Path or None
         The HTML report; ``report.html`` in ``out`` when left out.
     """
@@ -97,6 +99,7 @@ class Recipe(_Strict):
     seed: int = 0
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
+    device: str = "cpu"
     report: Path | None = None
 
     @property
@@ -182,7 +185,8 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     check_output(recipe.out, overwrite=overwrite)
     work = recipe.out.with_name(f".{recipe.out.name}.steps")
     results, opened = _resume(recipe, work)
-    bench = Workbench(opened or open_model(recipe.model), recipe.data, recipe.seed)
+    opened = to_device(opened or open_model(recipe.model), recipe.device)
+    bench = Workbench(opened, recipe.data, recipe.seed)
     for number in track(range(len(results) + 1, len(recipe.steps) + 1), "recipe"):
         step = recipe.steps[number - 1]
         result = bench.apply(step.signature, step.hyper)

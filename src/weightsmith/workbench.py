@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weightsmith.core.checkpoint import save_model
-from weightsmith.core.errors import CalibrationError, CheckpointError
+from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError
 from weightsmith.core.measure import measure, sample_text
 from weightsmith.core.results import Result
 from weightsmith.core.streaming import Batch, Batches
 from weightsmith.core.text import read_text, token_ids, token_windows
-from weightsmith.embedded import OpenedModel, open_model, text
+from weightsmith.embedded import OpenedModel, text
 from weightsmith.signature import Signature
 
-__all__ = ["Data", "Workbench", "check_output"]
+__all__ = ["Data", "Workbench", "check_output", "to_device"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
@@ -79,11 +79,6 @@ class Workbench:
     data: Data = field(default_factory=Data)
     seed: int = 0
     _state: tuple[dict[str, float], str] | None = None
-
-    @classmethod
-    def open(cls, ref: str | os.PathLike[str], data: Data, seed: int) -> Workbench:
-        """Open ``embedded:NAME``, a Hugging Face folder or a hub id."""
-        return cls(open_model(ref), data, seed)
 
     def apply(self, signature: Signature, hyper: Mapping[str, Any]) -> Result:
         """Run a method on the model and record its measures and its own text before and after.
@@ -170,6 +165,21 @@ class Workbench:
             return None
         words = text("evaluation") if self.data.evaluation is None else read_text(self.data.evaluation)
         return token_ids(self.opened.tokenizer, words)[: self.data.tokens]
+
+
+def to_device(opened: OpenedModel, device: str) -> OpenedModel:
+    """Move the model to a device.
+
+    Raises
+    ------
+    HyperparameterError
+        If there is no such device on this machine.
+    """
+    try:
+        opened.model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise HyperparameterError("device", found=device, expected="cpu, cuda or cuda:N of this machine") from error
+    return opened
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:

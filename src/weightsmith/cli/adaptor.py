@@ -15,8 +15,9 @@ from rich.markup import escape
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result
+from weightsmith.embedded import open_model
 from weightsmith.signature import REQUIRED, Field, Signature
-from weightsmith.workbench import Data, Workbench, check_output
+from weightsmith.workbench import Data, Workbench, check_output, to_device
 
 __all__ = ["make_command"]
 
@@ -94,6 +95,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         *parameters,
         _parameter("evaluation", Path | None, _file("Text to measure perplexity on; else embedded text."), None),
         _SEED,
+        _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
         _parameter("overwrite", bool, overwrite, False),
         *_REPORTS,
     ]
@@ -107,6 +109,7 @@ def _transform(
     out: Path,
     evaluation: Path | None,
     seed: int,
+    device: str,
     overwrite: bool,
     report: Path | None,
     json: Path | None,
@@ -116,7 +119,7 @@ def _transform(
 ) -> Result:
     check_output(out, overwrite=overwrite)
     data = Data(calibration, calibration_samples, calibration_length, evaluation)
-    bench = Workbench.open(model, data, seed)
+    bench = Workbench(to_device(open_model(model), device), data, seed)
     result = bench.apply(signature, hyper)
     bench.save(out, {**result.files, "weightsmith.json": result.to_json() + "\n"}, overwrite=overwrite)
     return result
