@@ -1,0 +1,274 @@
+"""The one training loop, on Accelerate: the same call on a CPU, a GPU, or under torchrun.
+
+What makes methods special enters through PyTorch's own doors: an optimizer, a loss function, parametrisations of the
+model, a callback after each step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.progress import track
+from weightsmith.core.streaming import call
+
+__all__ = ["Fit", "Loss", "default_loss", "fit"]
+
+Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+"""From the model and a batch to the mean loss over the batch."""
+
+
+@dataclass
+class Fit:
+    """The record of a training run.
+
+    Attributes
+    ----------
+    losses : list of float
+        Training loss of every optimizer step, averaged over its micro-batches and processes.
+    scores : list of float
+        What ``evaluate`` returned, once an epoch.
+    steps : int
+        Optimizer steps taken.
+    best_epoch : int
+        The epoch whose weights the model holds: the last one, or the best with ``patience``.
+    seconds : float
+        Wall time.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    steps: int = 0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset[Any] | Sequence[Any] | DataLoader[Any],
+    *,
+    loss: Loss | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Literal["constant", "cosine", "linear"] = "constant",
+    epochs: int = 1,
+    learning_rate: float = 1e-3,
+    batch_size: int = 32,
+    accumulate: int = 1,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    clip_norm: float | None = None,
+    drop_last: bool = False,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    higher_is_better: bool = True,
+    patience: int | None = None,
+    after_step: Callable[[int, float], None] | None = None,
+    seed: int = 0,
+) -> Fit:
+    """Train a model in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; parameters with ``requires_grad=False`` stay as they are.
+    data : Dataset, sequence of samples, or DataLoader
+        A dataset is shuffled, in the same order for every number of processes; a loader is used as it is.
+    loss : callable, optional
+        ``loss(model, batch)``; by default :func:`default_loss`.
+    optimizer : torch.optim.Optimizer, optional
+        Over the model's parameters; AdamW without weight decay by default.
+    scheduler : {"constant", "cosine", "linear"}, default: "constant"
+        How the learning rate falls to zero over all steps, if it does.
+    epochs : int, default: 1
+        Passes over the data.
+    learning_rate : float, default: 1e-3
+        Of the default optimizer.
+    batch_size : int, default: 32
+        Samples a micro-batch and process, for datasets.
+    accumulate : int, default: 1
+        Micro-batches an optimizer step; an incomplete last group of an epoch takes a step too.
+    precision : {"no", "bf16", "fp16"}, default: "no"
+        Autocast type.
+    clip_norm : float, optional
+        Upper bound of the gradient's norm.
+    drop_last : bool, default: False
+        Leave out the incomplete last batch, for datasets.
+    evaluate : callable, optional
+        ``evaluate(model)`` after every epoch, in evaluation mode.
+    higher_is_better : bool, default: True
+        The direction of ``evaluate``.
+    patience : int, optional
+        Stop when this many epochs in a row brought no better score, and go back to the best weights.
+    after_step : callable, optional
+        ``after_step(step, loss)`` after every optimizer step.
+    seed : int, default: 0
+        Of the shuffling and of dropout: same seed, same result, on one machine.
+
+    Returns
+    -------
+    Fit
+        Losses, scores and times.
+
+    Raises
+    ------
+    HyperparameterError
+        If a number is out of range, or ``patience`` comes without ``evaluate``.
+    CalibrationError
+        If there is no batch.
+    NonFiniteError
+        If the loss becomes NaN or infinite.
+
+    Examples
+    --------
+    >>> x = torch.linspace(-1, 1, 64).unsqueeze(1)
+    >>> data = torch.utils.data.TensorDataset(x, 3 * x)
+    >>> model = nn.Linear(1, 1)
+    >>> squared = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+    >>> run = fit(model, data, loss=squared, epochs=100, learning_rate=0.1)
+    >>> round(model.weight.item(), 2), run.steps
+    (3.0, 200)
+    """
+    from accelerate.utils import set_seed
+    from transformers import get_scheduler
+
+    _check(epochs, batch_size, accumulate, evaluate, patience)
+    set_seed(seed)
+    accelerator = _accelerator(model, precision, accumulate)
+    if not isinstance(data, DataLoader):
+        order = torch.Generator().manual_seed(seed)
+        data = DataLoader(
+            cast(Dataset[Any], data), batch_size=batch_size, shuffle=True, drop_last=drop_last, generator=order
+        )
+    optimizer = optimizer or torch.optim.AdamW(_trainable(model), lr=learning_rate, weight_decay=0.0)
+    prepared: tuple[Any, Any, Any] = accelerator.prepare(model, optimizer, data)
+    wrapped, optimizer, loader = prepared
+    if len(loader) == 0:
+        raise CalibrationError("no training batch", found=f"batch size {batch_size}, drop_last={drop_last}")
+    steps = math.ceil(len(loader) / accumulate) * epochs
+    # the schedule counts optimizer steps; Accelerate's wrapper would count one a process
+    schedule = get_scheduler(scheduler, prepared[1].optimizer, num_warmup_steps=0, num_training_steps=steps)
+    loss = loss or default_loss
+    record, best = Fit(), _Best(higher_is_better, patience)
+    start = time.perf_counter()
+    for epoch in track(range(epochs), "training", total=epochs):
+        wrapped.train()
+        group: list[Tensor] = []
+        for batch in loader:
+            with accelerator.accumulate(wrapped):
+                with accelerator.autocast():
+                    value = loss(wrapped, batch)
+                accelerator.backward(value)
+                group.append(value.detach().float())
+                if accelerator.sync_gradients:
+                    if clip_norm is not None:
+                        accelerator.clip_grad_norm_(_trainable(model), clip_norm)
+                    _take_step(record, accelerator.reduce(torch.stack(group).mean(), "mean"))
+                    group = []
+                optimizer.step()
+                if accelerator.sync_gradients:
+                    schedule.step()
+                    if after_step is not None:
+                        after_step(record.steps, record.losses[-1])
+                optimizer.zero_grad()
+        record.best_epoch = epoch
+        if evaluate is not None:
+            model.eval()
+            record.scores.append(float(evaluate(model)))
+            if best.is_over(model, record.scores[-1], epoch):
+                break
+    if best.weights is not None:
+        model.load_state_dict(best.weights)
+        record.best_epoch = best.epoch
+    accelerator.free_memory()
+    model.eval()
+    record.seconds = time.perf_counter() - start
+    return record
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss a batch asks for: the model's own with ``labels``, else cross-entropy of (inputs, classes).
+
+    Raises
+    ------
+    CalibrationError
+        If the batch is neither a mapping with ``labels`` or ``input_ids`` nor a pair.
+
+    Examples
+    --------
+    >>> round(default_loss(nn.Identity(), (torch.zeros(2, 4), torch.tensor([0, 1]))).item(), 4)
+    1.3863
+    """
+    if isinstance(batch, Mapping):
+        if "labels" not in batch and "input_ids" in batch:
+            real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
+            batch = {**batch, "labels": batch["input_ids"].masked_fill(~real, -100)}
+        if "labels" in batch:
+            loss: Tensor = call(model, batch).loss
+            return loss
+    elif isinstance(batch, Sequence) and len(batch) == 2:
+        inputs, classes = batch
+        return functional.cross_entropy(call(model, inputs), classes)
+    raise CalibrationError(
+        "training batch",
+        found=type(batch).__name__,
+        expected="a mapping with labels, or (inputs, classes)",
+        do="Pass a loss.",
+    )
+
+
+class _Best:
+    """Early stopping: the best weights so far, and for how many epochs there were no better."""
+
+    def __init__(self, higher_is_better: bool, patience: int | None) -> None:
+        self.sign, self.patience = (1 if higher_is_better else -1), patience
+        self.score, self.epoch = -math.inf, 0
+        self.weights: dict[str, Tensor] | None = None
+
+    def is_over(self, model: nn.Module, score: float, epoch: int) -> bool:
+        if self.patience is None:
+            return False
+        if self.sign * score > self.score:
+            self.score, self.epoch = self.sign * score, epoch
+            self.weights = copy.deepcopy(model.state_dict())
+        return epoch - self.epoch >= self.patience
+
+
+def _accelerator(model: nn.Module, precision: str, accumulate: int) -> Any:
+    """An Accelerator on the model's own device, or, under torchrun, on the process's."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=False)  # it forbids a second run in another precision
+    own = torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    cpu = not own and all(parameter.device.type == "cpu" for parameter in model.parameters())
+    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu)
+
+
+def _take_step(record: Fit, loss: Tensor) -> None:
+    if not bool(loss.isfinite()):
+        raise NonFiniteError(
+            f"the loss at step {record.steps + 1}", found=loss.item(), do="Lower the learning rate or clip gradients."
+        )
+    record.losses.append(loss.item())
+    record.steps += 1
+
+
+def _trainable(model: nn.Module) -> Iterable[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _check(epochs: int, batch_size: int, accumulate: int, evaluate: object, patience: int | None) -> None:
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
+        if value < 1:
+            raise HyperparameterError(name, found=value, expected=">= 1")
+    if patience is not None and (patience < 1 or evaluate is None):
+        raise HyperparameterError("patience", found=patience, expected=">= 1, together with evaluate")

@@ -1,0 +1,150 @@
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from models import tiny
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.fit import default_loss, fit
+
+
+def problem(samples=64, classes=3):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 6, generator=generator)
+    return TensorDataset(x, (x @ torch.randn(6, classes, generator=generator)).argmax(1))
+
+
+def network(dropout=0.0):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_learns_and_repeats_bit_for_bit():
+    models = [network(dropout=0.3) for _ in range(3)]
+    runs = [
+        fit(model, problem(), epochs=20, learning_rate=0.01, seed=seed)
+        for model, seed in zip(models, (0, 0, 1), strict=True)
+    ]
+    assert runs[0].steps == len(runs[0].losses) == 40
+    assert runs[0].losses[-1] < 0.5 * runs[0].losses[0]
+    assert runs[0].losses == runs[1].losses != runs[2].losses
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert not models[0].training
+
+
+def test_accumulation_is_a_larger_batch():
+    large, small = network(), network()
+    one = fit(large, problem(), epochs=3, batch_size=32)
+    two = fit(small, problem(), epochs=3, batch_size=8, accumulate=4)
+    assert one.losses == pytest.approx(two.losses, rel=1e-5)
+    torch.testing.assert_close(weights(large), weights(small), rtol=1e-4, atol=1e-6)
+
+
+def test_schedules_fall_to_zero_over_optimizer_steps():
+    for name, half in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        rates = []
+        fit(
+            model,
+            problem(),
+            optimizer=optimizer,
+            scheduler=name,
+            epochs=2,
+            batch_size=16,
+            accumulate=2,
+            after_step=lambda step, loss, o=optimizer, r=rates: r.append(o.param_groups[0]["lr"]),
+        )
+        assert len(rates) == 4
+        assert rates[1] == pytest.approx(half)
+        assert rates[3] == pytest.approx(0.0 if name != "constant" else 1.0, abs=1e-9)
+
+
+def test_early_stop_goes_back_to_the_best_weights():
+    scores = iter([0.1, 0.9, 0.3, 0.2, 0.1])
+    seen = []
+    model = network()
+
+    def evaluate(model):
+        assert not model.training
+        seen.append(weights(model))
+        return next(scores)
+
+    run = fit(model, problem(), epochs=5, evaluate=evaluate, patience=2)
+    assert run.scores == [0.1, 0.9, 0.3, 0.2]
+    assert run.best_epoch == 1
+    assert torch.equal(weights(model), seen[1])
+
+
+def test_frozen_parameters_and_bf16():
+    model = network()
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    run = fit(model, problem(), epochs=10, precision="bf16", learning_rate=0.01, clip_norm=1.0)
+    assert torch.equal(model[0].weight, before)
+    assert model[3].weight.dtype == torch.float32
+    assert run.losses[-1] < run.losses[0]
+
+
+def test_language_models_train_on_their_own_text():
+    model, batch = tiny("llama")
+    data = [{key: value[i] for key, value in batch.items()} for i in range(8)]
+    run = fit(model, data, epochs=15, batch_size=4, learning_rate=0.01)
+    assert run.losses[-1] < 0.8 * run.losses[0]
+    padded = {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+    torch.testing.assert_close(default_loss(model, batch), model(**padded).loss)
+
+
+def test_bad_input():
+    for change, message in (
+        ({"epochs": 0}, "epochs: found 0"),
+        ({"accumulate": -1}, "accumulate: found -1"),
+        ({"patience": 2}, "patience: found 2"),
+    ):
+        with pytest.raises(HyperparameterError, match=message):
+            fit(network(), problem(), **change)
+    with pytest.raises(CalibrationError, match="no training batch"):
+        fit(network(), problem(samples=5), drop_last=True)
+    with pytest.raises(CalibrationError, match="training batch: found Tensor"):
+        fit(network(), TensorDataset(torch.ones(3, 6)), loss=lambda model, batch: default_loss(model, batch[0]))
+    model = network()
+    before = weights(model)
+    with pytest.raises(NonFiniteError, match="the loss at step 1: found nan"):
+        fit(model, problem(), loss=lambda model, batch: default_loss(model, batch) * float("nan"))
+    assert torch.equal(weights(model), before)
+
+
+SCRIPT = """
+    import json, sys, torch
+    sys.path.insert(0, sys.argv[1])
+    from core.test_fit import network, problem
+    from weightsmith.core.fit import fit
+
+    model = network()
+    run = fit(model, problem(), epochs=4, batch_size=int(sys.argv[2]), learning_rate=0.01, seed=3)
+    if int(__import__("os").environ.get("RANK", 0)) == 0:
+        print(json.dumps(run.losses))
+"""
+
+
+def test_two_processes_follow_one_with_twice_the_batch(tmp_path, pytestconfig):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    tests = str(pytestconfig.rootpath / "tests")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    curves = []
+    for command, batch in ((torchrun, "8"), ([sys.executable], "16")):
+        done = subprocess.run([*command, str(script), tests, batch], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        curves.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    assert len(curves[0]) == 16
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
