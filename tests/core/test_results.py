@@ -113,6 +113,7 @@ def test_overview_marks_the_single_best():
         ("accuracy", 0.9312, "93.1 %"),
         ("ratio", 0.5, "0.5"),
         ("count", 0, "0"),
+        ("weights", 83558.4, "83,558"),
         ("perplexity", float("inf"), "inf"),
         ("enabled", True, "yes"),
     ],

@@ -105,8 +105,8 @@ class Result:
         [['30 × q_proj', 'total'], ['50 %', '50 %']]
         """
         kinds: dict[str, list[dict[str, Any]]] = {}
-        for row in self.layers:
-            kinds.setdefault(format.place(row["layer"])[0], []).append(row)
+        for row, (kind, _) in zip(self.layers, format.places([row["layer"] for row in self.layers]), strict=True):
+            kinds.setdefault(kind, []).append(row)
         names = list(dict.fromkeys(key for row in [*self.layers, self.totals] for key in row if key != "layer"))
         table = Table(title=self.title or self.method, title_justify="left", title_style="bold")
         table.add_column("layer")

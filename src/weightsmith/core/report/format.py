@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["change", "direction", "label", "place", "show", "tone"]
+__all__ = ["change", "direction", "label", "places", "show", "tone"]
 
 BETTER = {
     "perplexity": -1,
@@ -63,7 +65,7 @@ def show(name: str, value: Any) -> str:
         return _scaled(value, ("", "k", "M", "G", "T"), digits=4)
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def change(before: float, after: float) -> str:
@@ -104,18 +106,34 @@ def tone(name: str, before: float, after: float) -> str:
     return "better" if gain > 0 else "worse"
 
 
-def place(layer: str) -> tuple[str, int | None]:
-    """Split a layer's path into its kind and its depth: the last word and the first number.
+def places(layers: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Split layers' paths into their kind and their depth.
+
+    The depth is the first number of a path (None where it has none); the kind is the last word, with as many words
+    before it as tell the layers of one depth apart.
 
     Examples
     --------
-    >>> place("model.layers.12.self_attn.q_proj"), place("fc")
-    (('q_proj', 12), ('fc', None))
+    >>> places(["layers.0.mlp.up", "layers.1.mlp.up", "head"])
+    [('up', 0), ('up', 1), ('head', None)]
+    >>> places(["layer.3.attention.dense", "layer.3.output.dense", "layer.3.attention.key"])
+    [('attention.dense', 3), ('output.dense', 3), ('key', 3)]
     """
-    parts = layer.split(".")
-    numbers = [int(part) for part in parts if part.isdigit()]
-    words = [part for part in parts if not part.isdigit()]
-    return (words[-1] if words else layer), (numbers[0] if numbers else None)
+    split = [layer.split(".") for layer in layers]
+    numbers = [next((at for at, part in enumerate(parts) if part.isdigit()), None) for parts in split]
+    depths = [None if at is None else int(parts[at]) for parts, at in zip(split, numbers, strict=True)]
+    words = [
+        [part for part in parts[0 if at is None else at :] if not part.isdigit()] or parts
+        for parts, at in zip(split, numbers, strict=True)
+    ]
+    kinds = [parts[-1] for parts in words]
+    for length in range(2, max(map(len, words), default=1) + 1):
+        counts = Counter(zip(kinds, depths, strict=True))
+        clashing = {kind for (kind, _), count in counts.items() if count > 1}
+        kinds = [
+            ".".join(parts[-length:]) if kind in clashing else kind for kind, parts in zip(kinds, words, strict=True)
+        ]
+    return list(zip(kinds, depths, strict=True))
 
 
 def _scaled(value: float, units: tuple[str, ...], digits: int = 3) -> str:

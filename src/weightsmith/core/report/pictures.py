@@ -39,12 +39,13 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], lis
     (['up', 'down'], [('up', [0, 1, 2]), ('down', [0, 1, 2])])
     """
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if _differs(rows, name)]
-    places = [format.place(row["layer"]) for row in rows]
+    places = format.places([row["layer"] for row in rows])
     kinds = list(dict.fromkeys(kind for kind, depth in places if depth is not None))
     depths = {depth for _, depth in places if depth is not None}
-    by_depth = len(set(places)) == len(places) and len(depths) > 1 and len(kinds) <= MOST_KINDS
+    by_depth = len(set(places)) == len(places) > len(kinds) <= MOST_KINDS and len(depths) > 1
     if by_depth:
-        names = [name for name in names if any(_differs(_of_kind(rows, places, kind), name) for kind in kinds)]
+        of_kinds = [[row for _, row in _of_kind(rows, places, kind)] for kind in kinds]
+        names = [name for name in names if any(_differs(mine, name) for mine in of_kinds)]
     else:
         kinds = []
     figures = []
@@ -100,8 +101,10 @@ def _differs(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 def _of_kind(
     rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int | None]], kind: str
-) -> list[Mapping[str, Any]]:
-    return [row for row, place in zip(rows, places, strict=True) if place[0] == kind and place[1] is not None]
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """The depth and the row of each layer of a kind, by depth."""
+    found = [(place[1], row) for row, place in zip(rows, places, strict=True) if place[0] == kind]
+    return sorted(((depth, row) for depth, row in found if depth is not None), key=lambda pair: pair[0])
 
 
 def _lines(
@@ -109,8 +112,7 @@ def _lines(
 ) -> list[dict[str, Any]]:
     data = []
     for color, kind in enumerate(kinds):
-        mine = [row for row in _of_kind(rows, places, kind) if name in row]
-        points = sorted((format.place(row["layer"])[1], row[name], row["layer"]) for row in mine)
+        points = [(depth, row[name], row["layer"]) for depth, row in _of_kind(rows, places, kind) if name in row]
         data.append(
             {
                 "type": "scatter",
