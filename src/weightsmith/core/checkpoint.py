@@ -302,7 +302,7 @@ class CheckpointWriter:
         self._output = atomic_output(self.out, overwrite=overwrite, nbytes=sum(s.nbytes for s in self.specs.values()))
 
     def __enter__(self) -> CheckpointWriter:
-        self._target = self._output.__enter__()
+        self.target = self._output.__enter__()
         try:
             self._lay_out()
         except BaseException as error:
@@ -335,8 +335,8 @@ class CheckpointWriter:
             )
             self._output.__exit__(type(error), error, None)
             raise error
-        if error is None and self.like is not None and self._target.is_dir():
-            carry_companions(Path(self.like), self._target)
+        if error is None and self.like is not None and self.target.is_dir():
+            carry_companions(Path(self.like), self.target)
         self._output.__exit__(kind, error, trace)
 
     def _close(self) -> None:
@@ -349,15 +349,15 @@ class CheckpointWriter:
     def _lay_out(self) -> None:
         shards = self._split()
         if self.out.suffix == ".safetensors":
-            names = [self._target]
+            names = [self.target]
         elif len(shards) == 1:
-            names = [self._target / "model.safetensors"]
+            names = [self.target / "model.safetensors"]
         else:
-            names = [self._target / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+            names = [self.target / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
             weight_map = {key: name.name for name, keys in zip(names, shards, strict=True) for key in keys}
             total = sum(spec.nbytes for spec in self.specs.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (self._target / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+            (self.target / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
         for name, keys in zip(names, shards, strict=True):
             header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
             offset = 0
