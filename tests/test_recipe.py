@@ -14,6 +14,7 @@ from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import CheckpointError, HyperparameterError, RecipeError
 from weightsmith.recipe import load_recipe, run_recipe
 from weightsmith.sparsify import pruning
+from weightsmith.sparsify.compressed import load_compressed
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,23 @@ def test_it_resumes_at_the_last_finished_step(write, tmp_path, monkeypatch):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_step_that_did_more_than_change_weights_is_run_again(write, tmp_path):
+    def with_file(*args, **kwargs):
+        result = pruning.magnitude(*args, **kwargs)
+        result.files["plan.json"] = "{}"
+        return result
+
+    recipe = load_recipe(write(GOOD))
+    replace(recipe, 0, with_file)
+    replace(recipe, 1, lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe)
+    recipe = load_recipe(write(GOOD))
+    replace(recipe, 0, with_file)
+    run_recipe(recipe)
+    assert (tmp_path / "out" / "plan.json").read_text() == "{}"
+
+
 def test_a_changed_recipe_does_not_resume(write, tmp_path):
     recipe = load_recipe(write(GOOD))
     replace(recipe, 1, lambda *args, **kwargs: 1 / 0)
@@ -112,6 +130,17 @@ def test_same_seed_same_bits(write, tmp_path):
         run_recipe(load_recipe(write(GOOD), [f"out={tmp_path}/{name}"]))
     a, b = load_state_dict(tmp_path / "a"), load_state_dict(tmp_path / "b")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_sparse_model_can_be_written_small(write, tmp_path):
+    dense = run_recipe(load_recipe(write(GOOD), [f"out={tmp_path}/dense"]))[-1]
+    run_recipe(load_recipe(write(GOOD), [f"out={tmp_path}/small", "compressed=true"]))
+    small = load_compressed(tmp_path / "small").state_dict()
+    assert all(torch.equal(small[key], value) for key, value in load_state_dict(tmp_path / "dense").items())
+    assert (tmp_path / "small" / "weightsmith.json").is_file()
+    assert dense.after["nonzero"] == sum(
+        int(p.count_nonzero()) for p in load_compressed(tmp_path / "small").parameters()
+    )
 
 
 def test_a_device_that_is_not_there_is_told(write):

@@ -141,3 +141,9 @@ def test_optional_list():
     assert field.many
     assert field.validate(("a", "b")) == ("a", "b")
     assert field.expects == "list of texts"
+
+
+def test_a_union_of_choices_is_a_choice():
+    field = Field("backend", Literal["cpu", "mask"] | Literal["auto"] | None, "auto", "")
+    assert field.choices == ("cpu", "mask", "auto")
+    assert Field("sparsity", float | Literal["2:4"], 0.5, "").choices == ()

@@ -11,7 +11,8 @@
       - dsnot: {start: given}
 
 Every step is a command of the catalog with its hyper-parameters. The model after the last finished step is kept beside
-``out`` until the recipe is finished, so a run that was interrupted goes on where it stopped.
+``out`` until the recipe is finished, so a run that was interrupted goes on where it stopped. (A step that does more
+than change weights, such as ``wina``, is run again then, with those after it.)
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Evaluation(_Strict):
 
     file: Path | None = None
     tokens: int = Field(default=2048, ge=2)
+    speed: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Recipe(_Strict):
         Data for the methods and for the measures.
     device : str
         Where the model works: ``cpu``, ``cuda``, ``cuda:1``.
+    compressed : bool
+        Write sparse weights small, see :mod:`weightsmith.sparsify.compressed`.
     report : Path or None
         The HTML report; ``report.html`` in ``out`` when left out.
     """
@@ -100,13 +104,14 @@ class Recipe(_Strict):
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
     device: str = "cpu"
+    compressed: bool = False
     report: Path | None = None
 
     @property
     def data(self) -> Data:
         """Calibration and evaluation as the workbench takes them."""
         cal, val = self.calibration, self.evaluation
-        return Data(cal.file, cal.samples, cal.length, val.file, val.tokens)
+        return Data(cal.file, cal.samples, cal.length, val.file, val.tokens, val.speed)
 
     def fingerprint(self, steps: int) -> str:
         """Return a digest of everything that the model after the first ``steps`` steps depends on."""
@@ -192,18 +197,21 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
         result = bench.apply(step.signature, step.hyper)
         result.title = f"{number}. {step.command}"
         results.append(result)
-        if number < len(recipe.steps):
+        if number < len(recipe.steps) and not any(done.files for done in results):
             _keep(recipe, work, bench, results)
     files = {name: text for result in results for name, text in result.files.items()}
     files["weightsmith.json"] = json.dumps([json.loads(result.to_json()) for result in results], indent=2) + "\n"
-    bench.save(recipe.out, files, overwrite=overwrite)
+    bench.save(recipe.out, files, overwrite=overwrite, compressed=recipe.compressed)
     write_report(results, recipe.report or recipe.out / "report.html", f"{recipe.out.name}: {len(results)} steps")
     shutil.rmtree(work, ignore_errors=True)
     return results
 
 
 def _keep(recipe: Recipe, work: Path, bench: Workbench, results: list[Result]) -> None:
-    """Save the model after a step, in place of the one after the step before."""
+    """Save the model after a step, in place of the one after the step before.
+
+    Not called after a step that brought files of its own: the weights alone are not all that it did.
+    """
     note = {"fingerprint": recipe.fingerprint(len(results)), "results": [json.loads(r.to_json()) for r in results]}
     save_model(
         bench.opened.model,

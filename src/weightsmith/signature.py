@@ -92,8 +92,10 @@ class Field:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words a ``Literal`` allows; empty for other types."""
-        return get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
+        """What a ``Literal``, or a union of them, allows; empty for other types."""
+        parts = _parts(self.annotation)
+        words = all(get_origin(part) is Literal for part in parts)
+        return tuple(choice for part in parts for choice in get_args(part)) if words else ()
 
     @property
     def many(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from weightsmith.core.streaming import Batch, Batches
 from weightsmith.core.text import read_text, token_ids, token_windows
 from weightsmith.embedded import OpenedModel, text
 from weightsmith.signature import Signature
+from weightsmith.sparsify.compressed import save_compressed
 
 __all__ = ["Data", "Workbench", "check_output", "to_device"]
 
@@ -46,6 +48,8 @@ class Data:
         A UTF-8 text to measure perplexity on. None takes the embedded text, of other topics than the calibration.
     tokens : int
         Number of its tokens to measure on.
+    speed : bool
+        Also measure how fast the model writes.
     """
 
     calibration: Path | None = None
@@ -53,6 +57,7 @@ class Data:
     length: int = 256
     evaluation: Path | None = None
     tokens: int = 2048
+    speed: bool = False
 
 
 @dataclass
@@ -110,6 +115,11 @@ class Workbench:
             result.samples = {"before": before[1], "after": self._state[1]}
         return result
 
+    def copy(self) -> Workbench:
+        """Return a bench with a copy of the model; what has been measured of it need not be measured again."""
+        self._state = self._state or self._look()
+        return replace(self, opened=replace(self.opened, model=deepcopy(self.opened.model)))
+
     def batches(self) -> Batches:
         """Return the calibration batches.
 
@@ -132,8 +142,8 @@ class Workbench:
         return token_windows(ids, length=data.length, count=data.samples, batch_size=BATCH_SIZE, generator=generator)
 
     def measure(self) -> dict[str, float]:
-        """Measure the model as it is now: its size, and perplexity where it is a causal language model."""
-        return measure(self.opened.model, ids=self._evaluation_ids())
+        """Measure the model as it is now: its size, and perplexity and speed where it is a causal language model."""
+        return measure(self.opened.model, ids=self._evaluation_ids(), speed=self.data.speed)
 
     def sample(self) -> str:
         """Return the model's own text on a fixed prompt; empty where it writes none."""
@@ -141,9 +151,17 @@ class Workbench:
             return ""
         return sample_text(self.opened.model, self.opened.tokenizer, PROMPT)
 
-    def save(self, out: str | os.PathLike[str], files: Mapping[str, str], *, overwrite: bool = False) -> None:
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        files: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+        compressed: bool = False,
+    ) -> None:
         """Write the model as a folder, its tokenizer and other small files carried over."""
-        save_model(
+        write = save_compressed if compressed else save_model
+        write(
             self.opened.model,
             out,
             like=self.opened.folder,

@@ -91,12 +91,16 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
             ),
         ]
     overwrite = typer.Option("--overwrite", help="Replace what is at OUT.", rich_help_panel=OUTPUT)
+    compressed = typer.Option("--compressed", help="Write sparse weights small.", rich_help_panel=OUTPUT)
+    speed = typer.Option("--speed", help="Also measure how fast the model writes.", rich_help_panel=DATA)
     return [
         *parameters,
         _parameter("evaluation", Path | None, _file("Text to measure perplexity on; else embedded text."), None),
+        _parameter("speed", bool, speed, False),
         _SEED,
         _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
         _parameter("overwrite", bool, overwrite, False),
+        _parameter("compressed", bool, compressed, False),
         *_REPORTS,
     ]
 
@@ -108,9 +112,11 @@ def _transform(
     model: str,
     out: Path,
     evaluation: Path | None,
+    speed: bool,
     seed: int,
     device: str,
     overwrite: bool,
+    compressed: bool,
     report: Path | None,
     json: Path | None,
     calibration: Path | None = None,
@@ -118,10 +124,11 @@ def _transform(
     calibration_length: int = 256,
 ) -> Result:
     check_output(out, overwrite=overwrite)
-    data = Data(calibration, calibration_samples, calibration_length, evaluation)
+    data = Data(calibration, calibration_samples, calibration_length, evaluation, speed=speed)
     bench = Workbench(to_device(open_model(model), device), data, seed)
     result = bench.apply(signature, hyper)
-    bench.save(out, {**result.files, "weightsmith.json": result.to_json() + "\n"}, overwrite=overwrite)
+    files = {**result.files, "weightsmith.json": result.to_json() + "\n"}
+    bench.save(out, files, overwrite=overwrite, compressed=compressed)
     return result
 
 
