@@ -74,7 +74,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
     layer = ClaimResult.judge(LAYER, _arms(values), scale=scale, seeds=seeds, seconds=time.perf_counter() - start)
     start = time.perf_counter()
     values = each_seed(_Perplexities(), seeds, "SmolLM2 at 50 %")
-    model = ClaimResult.judge(PERPLEXITY, _arms(values), scale=scale, seeds=seeds, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    model = ClaimResult.judge(PERPLEXITY, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=NOTES)
     return [layer, model]
 
 
