@@ -55,3 +55,22 @@ def test_bad_statistics():
         gathered(torch.ones(1, 3, 5), torch.zeros(1, 3, dtype=torch.bool))
     with pytest.raises(NonFiniteError, match="layer 'fc' hold NaN"):
         gathered(torch.full((1, 3, 5), float("nan")))
+
+
+def _half(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    x = torch.load(f"{folder}/x.pt")[rank::2]
+    torch.save(gathered(x, make=Gram).__dict__ | {"name": ""}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_add_up(tmp_path):
+    x = torch.randn(6, 20, 5)
+    torch.save(x, tmp_path / "x.pt")
+    torch.multiprocessing.spawn(_half, (str(tmp_path),), nprocs=2)
+    whole = gathered(x, make=Gram)
+    for rank in (0, 1):
+        part = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(part["sums_3I"], whole.sums_3I)
+        torch.testing.assert_close(part["gram_II"], whole.gram_II)
+        assert torch.equal(part["counts"], whole.counts)
