@@ -105,7 +105,8 @@ def _claim_section(claim: Mapping[str, Any]) -> list[str]:
         margin = f"{order['margin']:.3g}" if order["margin"] else ""
         measured = f"{order['advantage']:.4g} ± {(high - low) / 2:.2g}"
         lines.append(f"| {order['better']} better than {order['worse']} | {margin} | {measured} | {mark} |")
-    lines += ["", *[f"- {note}" for note in claim["notes"]]]
+    if claim["notes"]:
+        lines += ["", *[f"- {note}" for note in claim["notes"]]]
     machine = claim["versions"]
     lines.append(
         f"\n<small>{len(claim['seeds'])} seeds, {claim['seconds']:.0f} s, scale {claim['scale']}, "
