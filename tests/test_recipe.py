@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,3 +221,11 @@ def test_a_missing_file_and_a_list_are_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     with pytest.raises(RecipeError, match="found list, expected a mapping"):
         load_recipe(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("source", ["docs/recipes.md", "src/weightsmith/recipe.py"])
+def test_the_documented_recipe_is_sound(source, tmp_path):
+    text = (Path(__file__).parents[1] / source).read_text("utf-8")
+    example = re.search(r"^ *model: embedded.*?(?=\n```|\n\nEvery step)", text, re.MULTILINE | re.DOTALL)[0]
+    (tmp_path / "recipe.yaml").write_text(textwrap.dedent(example))
+    assert [step.command for step in load_recipe(tmp_path / "recipe.yaml").steps] == ["wanda", "wina"]

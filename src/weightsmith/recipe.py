@@ -8,7 +8,7 @@
     calibration: {samples: 16, length: 256}
     steps:
       - wanda: {sparsity: 0.5}
-      - dsnot: {start: given}
+      - wina: {sparsity: 0.25}
 
 Every step is a command of the catalog with its hyper-parameters. The model after the last finished step is kept beside
 ``out`` until the recipe is finished, so a run that was interrupted goes on where it stopped. (A step that does more
