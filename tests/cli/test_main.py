@@ -81,6 +81,14 @@ def test_show_a_ready_method_tells_its_defaults():
     assert "--sparsity 0.5" in text
 
 
+def test_show_tells_the_measured_claims():
+    text = words("show", "dsnot")
+    for claim in claims.stored("dsnot"):
+        assert claim["title"] in text
+        assert f"{claim['arms'][0]['mean']:.4g} ±" in text
+    assert claims.stored("dsnot")
+
+
 def test_version():
     assert words("--version").startswith("weightsmith 0.")
 

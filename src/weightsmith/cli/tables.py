@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -47,11 +48,20 @@ def print_method(method: Method) -> None:
     for name, command in method.commands.items():
         _print_command(console, method.verb, name, command)
     for claim in claims.stored(method.slug):
-        verdict = "[green]holds[/]" if claim["holds"] else "[red]does not hold[/]"
-        console.print(f"\n[bold]{escape(claim['title'])}[/]: {escape(claim['statement'])} {verdict}")
-        for arm in claim["arms"]:
-            low, high = arm["ci95"]
-            console.print(f"  {arm['name']:<28} {arm['mean']:.4g} ± {(high - low) / 2:.2g} {claim['metric']}")
+        _print_claim(console, claim)
+
+
+def _print_claim(console: Console, claim: Mapping[str, Any]) -> None:
+    verdict = "[green]holds[/]" if claim["holds"] else "[red]does not hold[/]"
+    direction = "higher" if claim["higher_is_better"] else "lower"
+    console.print(f"\n[bold]{escape(claim['title'])}[/]: {escape(claim['statement'])} {verdict}", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    table.add_column(f"{claim['metric']} ({direction} is better)")
+    for arm in claim["arms"]:
+        low, high = arm["ci95"]
+        table.add_row(f"  {escape(arm['name'])}", f"{arm['mean']:.4g} ± {(high - low) / 2:.2g}")
+    console.print(table)
 
 
 def _print_command(console: Console, verb: str, name: str, command: catalog.Command) -> None:
