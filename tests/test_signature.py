@@ -63,7 +63,7 @@ def test_roles_and_fields():
     assert list(signature.fields) == ["sparsity", "stop", "include", "steps", "bias", "limit", "folder"]
     assert signature.fields["steps"].default is REQUIRED
     assert signature.summary == "Do something to a model in two lines."
-    assert signature.description.endswith("and ``code``.")
+    assert signature.description.endswith("in two lines.\n\nMore about it, with torch.nn.functional.linear and code.")
 
 
 def test_help_is_the_docstrings():

@@ -162,7 +162,7 @@ class Signature:
     summary : str
         First line of its docstring.
     description : str
-        The docstring up to its first section.
+        The docstring up to its first section, without markup, each paragraph on one line.
     roles : mapping of str to bool
         The parameters with a fixed meaning, in order, and whether each is required.
     fields : mapping of str to Field
@@ -246,8 +246,9 @@ def read(function: Callable[..., Any]) -> Signature:
                 found=annotation,
                 do="Give it a default, or call the function from Python.",
             )
-    description = re.split(r"\n\w[\w ]*\n-{3,}\n", "\n" + doc, maxsplit=1)[0].strip()
-    return Signature(function, description.split("\n\n")[0].replace("\n", " "), description, roles, fields)
+    text = re.split(r"\n\w[\w ]*\n-{3,}\n", "\n" + doc, maxsplit=1)[0].strip()
+    paragraphs = [_plain(paragraph) for paragraph in text.split("\n\n")]
+    return Signature(function, paragraphs[0], "\n\n".join(paragraphs), roles, fields)
 
 
 def _parameter_helps(doc: str) -> dict[str, str]:
