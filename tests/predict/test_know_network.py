@@ -120,9 +120,22 @@ def test_advance_is_shift_and_append(net, history):
     twice = once + net(torch.stack([*history[1:], once]).T)
     for steps, expected in ((1, once), (2, twice)):
         table = history.clone()
-        FusedHistoryNet(net, chunk=300).advance_(table, steps)
+        FusedHistoryNet(net, chunk=300).advance_(list(table), steps)
         assert (table[0] - expected).abs().max() < 1e-6
         assert torch.equal(table[1:], history[1:])
+
+
+def test_threads_change_nothing(net):
+    history = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2)) / 5
+    alone, together, threads = history.clone(), history.clone(), torch.get_num_threads()
+    FusedHistoryNet(net, chunk=50).advance_(list(alone), 2)
+    try:
+        torch.set_num_threads(3)
+        FusedHistoryNet(net, chunk=50).advance_(list(together), 2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert (alone - together).abs().max() < 1e-6
 
 
 def write_keras_h5(path: Path, seed: int, shapes=KERAS_SHAPES) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -104,11 +104,12 @@ def know(
             predict_frozen=predict_frozen,
         )
         with CheckpointWriter(out, walk.specs, like=checkpoints[-1], overwrite=overwrite) as writer:
-            for prediction in track(walk, "retrodiction", total=len(walk.specs)):
-                writer.write(prediction.key, prediction.tensor)
+            for key in track(list(walk.specs), "retrodiction"):
+                prediction = walk.predict(key)
+                writer.write(key, prediction.tensor)
                 if prediction.measures:
-                    result.layer(prediction.key, **prediction.measures)
-                del prediction
+                    result.layer(key, **prediction.measures)
+                del prediction  # the next tensor's history needs the room
         result.notes += walk.notes
         result.totals = {
             "tensors": len(walk.specs),

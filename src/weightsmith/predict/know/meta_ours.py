@@ -31,9 +31,9 @@ CLASSES, SOURCE, TARGET = 5, 650, 50
 STEPS = 3
 NAMES = ("drift", "smooth", "size", "size_fan", "size_rms")
 START = (0.0, 0.0, -0.3, 0.0, 0.0)
-SPREAD = (0.3, 0.06, 0.12, 0.08, 0.08)
+SPREAD = (0.2, 0.06, 0.12, 0.08, 0.08)
 """How far apart the antithetic pairs are, in each of the five numbers."""
-RATE, INERTIA = 12.0, 0.7
+RATE, INERTIA = 8.0, 0.7
 VARIANTS: tuple[tuple[tuple[int, int, int], float, float], ...] = (
     ((16, 32, 32), 0.06, 0.08),
     ((8, 16, 32), 0.06, 0.08),
@@ -89,6 +89,7 @@ def transfer(alphabet: Alphabet, weights: Weights, generator: torch.Generator) -
     stack = alphabet.stack.copy(weights)
     stack.new_head(CLASSES, generator)
     x, y = alphabet.x[:, :TARGET], alphabet.y[:, :TARGET]
+    stack.recalibrate(x)
     stack.train(x, y, epochs=10, lr=1e-3, generator=generator, names=["head.weight", "head.bias"])
     stack.train(x, y, epochs=30, lr=4e-4, generator=generator, cosine=True)
     return stack.accuracy(alphabet.x[:, TARGET:], alphabet.y[:, TARGET:])
@@ -138,8 +139,8 @@ def _rule(numbers: Tensor) -> SmoothRule:
 def _score(alphabet: Alphabet, numbers: Tensor, seed: int) -> float:
     rule, weights = _rule(numbers), dict(alphabet.history[-1])
     for name in alphabet.stack.kernels:
-        history = torch.stack([snapshot[name] for snapshot in alphabet.history], dim=1)
-        weights[name] = torch.stack([rule(one.clone(), STEPS) for one in history])
+        histories = zip(*(snapshot[name].clone() for snapshot in alphabet.history), strict=True)
+        weights[name] = torch.stack([rule(history, STEPS) for history in histories])
     return float(transfer(alphabet, weights, torch.Generator().manual_seed(seed)).mean())
 
 

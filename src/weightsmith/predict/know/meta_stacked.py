@@ -80,7 +80,11 @@ class Stack:
         self.weights["head.bias"] = _uniform((count, classes), features, generator)
 
     def logits(
-        self, x: Float[Tensor, "networks batch 1 height width"], *, training: bool = False
+        self,
+        x: Float[Tensor, "networks batch 1 height width"],
+        *,
+        training: bool = False,
+        momentum: float = MOMENTUM,
     ) -> Float[Tensor, "networks batch classes"]:
         """Run every network on its own batch; ``training`` uses and updates the batch statistics."""
         count, batch = x.shape[:2]
@@ -91,12 +95,17 @@ class Stack:
             )
             z = functional.conv2d(z, kernel, bias, stride=STRIDES[block], padding=1, groups=count)
             z = functional.batch_norm(
-                z, self.means[block], self.variances[block], scale, shift, training, MOMENTUM, EPSILON
+                z, self.means[block], self.variances[block], scale, shift, training, momentum, EPSILON
             ).relu()
         features = functional.adaptive_avg_pool2d(z, 2).reshape(batch, count, -1).transpose(0, 1)
         return torch.baddbmm(
             self.weights["head.bias"].unsqueeze(1), features, self.weights["head.weight"].transpose(1, 2)
         )
+
+    @torch.no_grad()
+    def recalibrate(self, x: Float[Tensor, "networks batch 1 height width"]) -> None:
+        """Replace the running statistics by those of one batch."""
+        self.logits(x, training=True, momentum=1.0)
 
     @torch.no_grad()
     def accuracy(

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     if chosen.variant in ("ours", "both"):
         alphabets = make_alphabets(chosen.networks, SEED)
-        rule = evolve(alphabets, iterations=chosen.iterations, pairs=4, seed=SEED)
+        rule = evolve(alphabets, iterations=chosen.iterations, pairs=5, seed=SEED)
         save_file(rule.to_tensors(), chosen.out / "ours.safetensors")
     if chosen.variant in ("paper", "both"):
         predictors = fit_predictors(record_rows(chosen.runs, SEED), seed=SEED)

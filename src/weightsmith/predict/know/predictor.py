@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -144,7 +145,8 @@ class KnowPredictor:
             range, or layers shrink below 0.3 of their norm.
         """
         owners: dict[tuple[Any, ...], str] = {}
-        aliases = {key: owners.setdefault(_place(key, tensor), key) for key, tensor in trajectory[-1].items()}
+        trained = trajectory[-1] if len(trajectory) else {}
+        aliases = {key: owners.setdefault(_place(key, tensor), key) for key, tensor in trained.items()}
         once = set(aliases.values())
         sources = [
             _InMemory({key: tensor for key, tensor in snapshot.items() if key in once or key not in aliases})
@@ -159,7 +161,7 @@ class KnowPredictor:
             routing=routing,
             predict_frozen=predict_frozen,
         )
-        predicted = {prediction.key: prediction.tensor.clone() for prediction in walk}
+        predicted = {key: walk.predict(key).tensor for key in walk.specs}
         for note in walk.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
         return {key: predicted[owner] for key, owner in aliases.items()}
@@ -173,7 +175,7 @@ class _InMemory:
         self.specs = {key: TensorSpec.of(tensor) for key, tensor in state.items()}
 
     def tensor(self, key: str) -> Tensor:
-        return self._state[key].detach()
+        return self._state[key].detach().clone(memory_format=torch.contiguous_format)
 
 
 def _place(key: str, tensor: Tensor) -> tuple[Any, ...]:

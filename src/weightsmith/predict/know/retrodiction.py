@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,8 +31,11 @@ class Rule(Protocol):
     bounded: bool
     """Whether predictions saturate for weights outside [-1, 1]."""
 
-    def __call__(self, history: Float[Tensor, "5 *shape"], steps: int) -> Tensor:
-        """Return the prediction after ``steps`` >= 1 steps; ``history`` is overwritten and may be returned in part."""
+    def __call__(self, history: Sequence[Float[Tensor, "*shape"]], steps: int) -> Tensor:
+        """Return the prediction after ``steps`` >= 1 steps.
+
+        All of ``history`` but its last tensor may be overwritten, and the result may be one of its tensors.
+        """
 
 
 @runtime_checkable
@@ -41,7 +45,7 @@ class Source(Protocol):
     specs: dict[str, TensorSpec]
 
     def tensor(self, key: str) -> Tensor:
-        """Return one tensor."""
+        """Return a tensor that the caller may overwrite."""
 
 
 @dataclass
@@ -81,8 +85,8 @@ class Retrodiction:
 
     Attributes
     ----------
-    notes : list of str
-        What the user should know; complete once the iteration is over.
+    specs : dict of str to TensorSpec
+        The tensors of the trained network, in its order.
 
     Raises
     ------
@@ -119,84 +123,65 @@ class Retrodiction:
             _check_same(source.specs, self.specs, f"snapshot {stage + 1} of {STAGES}")
         routes = route(self.specs, model=model, skip=skip, routing=routing)
         self._kinds = {key: kind for key, kind in routes.items() if kind in rules} if steps else {}
-        self.notes: list[str] = []
+        self._frozen: list[str] = []
+        self._outside: list[str] = []
+        self._shrunk: list[str] = []
 
-    def __iter__(self) -> Iterator[Prediction]:
-        """Predict every tensor in the order of the trained network's snapshot.
+    def predict(self, key: str) -> Prediction:
+        """Predict one tensor; let go of it before asking for the next, and memory holds only one's history.
 
         Raises
         ------
         NonFiniteError
-            If a snapshot holds NaN or infinity.
+            If a snapshot of the tensor holds NaN or infinity.
         """
-        frozen, outside, shrunk = [], [], []
-        for key in self.specs:
-            kind = self._kinds.get(key)
-            if kind is None:
-                yield Prediction(key, _finite(self._sources[-1].tensor(key), key, STAGES), None)
-                continue
-            history = self._history(key)
-            if not self._predict_frozen and all(torch.equal(row, history[-1]) for row in history[:-1]):
-                frozen.append(key)
-                yield Prediction(key, history[-1], None)
-                continue
-            low, high = torch.aminmax(history)
-            if self._rules[kind].bounded and max(-float(low), float(high)) > 1:
-                outside.append(key)
-            prediction = self._predict(key, kind, history)
-            if prediction.measures and prediction.measures["norm_ratio"] < SHRUNK:
-                shrunk.append(key)
-            yield prediction
-        self._conclude(frozen, outside, shrunk)
-
-    def _history(self, key: str) -> Float[Tensor, "5 *shape"]:
-        spec = self.specs[key]
-        first = _finite(self._sources[0].tensor(key), key, 1)
-        history = torch.empty((STAGES, *spec.shape), dtype=spec.dtype, device=first.device)
-        history[0] = first
-        del first
-        for stage in range(1, STAGES):
-            history[stage] = _finite(self._sources[stage].tensor(key), key, stage + 1)
-        return history
-
-    def _predict(self, key: str, kind: Kind, history: Float[Tensor, "5 *shape"]) -> Prediction:
-        trained = history[-1].clone()
+        kind = self._kinds.get(key)
+        if kind is None:
+            return Prediction(key, _finite(self._sources[-1].tensor(key), key, STAGES), None)
+        history = [_finite(source.tensor(key), key, stage + 1) for stage, source in enumerate(self._sources)]
+        if not self._predict_frozen and all(torch.equal(row, history[-1]) for row in history[:-1]):
+            self._frozen.append(key)
+            return Prediction(key, history[-1], None)
+        if self._rules[kind].bounded and max(map(_largest, history)) > 1:
+            self._outside.append(key)
+        trained = history[-1]
         predicted = self._rules[kind](history, self._steps)
-        before, after = _norm(trained), _norm(predicted)
-        inner = _inner(trained, predicted)
-        measures = {
-            "kind": kind,
-            "weights": trained.numel(),
-            "norm_ratio": after / before if before else 1.0,
-            "cosine": inner / (before * after) if before * after else 1.0,
-        }
+        before, after = (math.sqrt(_inner(tensor, tensor)) for tensor in (trained, predicted))
+        ratio = after / before if before else 1.0
+        if ratio < SHRUNK:
+            self._shrunk.append(key)
+        cosine = _inner(trained, predicted) / (before * after) if before * after else 1.0
+        measures = {"kind": kind, "weights": trained.numel(), "norm_ratio": ratio, "cosine": cosine}
         return Prediction(key, predicted, measures)
 
-    def _conclude(self, frozen: Sequence[str], outside: Sequence[str], shrunk: Sequence[str]) -> None:
-        if self._kinds and len(frozen) == len(self._kinds):
-            self.notes.append(
-                "all snapshots are identical: the trajectory carries no forgetting, nothing was predicted"
-            )
-        elif frozen:
-            self.notes.append(f"{len(frozen)} frozen tensors stay as they are, such as {frozen[0]!r}")
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the tensors predicted so far."""
+        notes = []
+        if self._kinds and len(self._frozen) == len(self._kinds):
+            notes.append("all snapshots are identical: the trajectory carries no forgetting, nothing was predicted")
+        elif self._frozen:
+            notes.append(f"{len(self._frozen)} frozen tensors stay as they are, such as {self._frozen[0]!r}")
         if self._steps and not self._kinds:
-            self.notes.append("no tensor of this network has a predictor: it is unchanged")
+            notes.append("no tensor of this network has a predictor: it is unchanged")
         if self._kinds and not has_normalisation(self.specs):
-            self.notes.append(
+            notes.append(
                 "the network has no normalisation layers: predictions shrink weights, which helps only where "
                 "normalisation follows; expect transfer to get worse"
             )
         if self._kinds and "conv" not in self._kinds.values():
-            self.notes.append("the network has no convolutions: the predictors were meta-trained on image networks")
-        if outside:
-            self.notes.append(
-                f"{len(outside)} tensors hold weights outside [-1, 1], such as {outside[0]!r}: the predictor saturates"
+            notes.append("the network has no convolutions: the predictors were meta-trained on image networks")
+        if self._outside:
+            notes.append(
+                f"{len(self._outside)} tensors hold weights outside [-1, 1], such as {self._outside[0]!r}: "
+                "the predictor saturates"
             )
-        if shrunk:
-            self.notes.append(
-                f"{len(shrunk)} tensors shrink below {SHRUNK} of their norm, such as {shrunk[0]!r}: compare with "
-                "matched_shrink before crediting the prediction"
+        if self._shrunk:
+            notes.append(
+                f"{len(self._shrunk)} tensors shrink below {SHRUNK} of their norm, such as {self._shrunk[0]!r}: "
+                "compare with matched_shrink before crediting the prediction"
             )
+        return notes
 
 
 def _check_same(specs: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec], where: str) -> None:
@@ -212,20 +197,22 @@ def _check_same(specs: Mapping[str, TensorSpec], expected: Mapping[str, TensorSp
 
 
 def _finite(tensor: Tensor, key: str, stage: int) -> Tensor:
-    if tensor.is_floating_point() and tensor.numel():
-        low, high = torch.aminmax(tensor)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise NonFiniteError(
-                f"tensor {key!r} of snapshot {stage} holds NaN or infinity", do="Check that training did not diverge."
-            )
+    if tensor.is_floating_point() and not math.isfinite(_largest(tensor)):
+        raise NonFiniteError(
+            f"tensor {key!r} of snapshot {stage} holds NaN or infinity", do="Check that training did not diverge."
+        )
     return tensor
 
 
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
+def _largest(tensor: Tensor) -> float:
+    """Largest absolute value without a copy; NaN if there is one."""
+    if tensor.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return abs(float(low)) if math.isnan(float(low)) else max(-float(low), float(high))
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
-    """Inner product in float32 without a float32 copy of a half-precision tensor."""
+    """Inner product in float32 without a float32 copy of the tensors."""
     parts = zip(a.flatten().split(CHUNK), b.flatten().split(CHUNK), strict=True)
     return sum(float(torch.dot(x.float(), y.float())) for x, y in parts)

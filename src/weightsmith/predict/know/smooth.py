@@ -17,7 +17,7 @@ Matrices and biases keep their trained values: without normalisation behind it a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -29,7 +29,7 @@ __all__ = ["SmoothRule", "neighbours"]
 FAN_RANGE = (9, 576)
 """Fan-ins seen in meta-training; beyond it the size is predicted as at its end."""
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SmoothRule:
     Examples
     --------
     >>> rule = SmoothRule(drift=0.0, smooth=0.0, size=math.log(0.5), size_fan=0.0, size_rms=0.0)
-    >>> rule(torch.ones(5, 2, 1, 3, 3), steps=2).unique()
+    >>> rule([torch.ones(2, 1, 3, 3)] * 5, steps=2).unique()
     tensor([0.2500])
     """
 
@@ -76,12 +76,12 @@ class SmoothRule:
         """Return the five numbers as float64 scalars."""
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in asdict(self).items()}
 
-    def __call__(self, history: Float[Tensor, "5 *shape"], steps: int) -> Tensor:
-        r"""Return the prediction after ``steps`` >= 1 steps; a float32 ``history`` is overwritten.
+    def __call__(self, history: Sequence[Float[Tensor, "*shape"]], steps: int) -> Tensor:
+        r"""Return the prediction after ``steps`` >= 1 steps; all snapshots but the last may be overwritten.
 
         Parameters
         ----------
-        history : Tensor of shape (5, out, in, \*kernel)
+        history : five Tensors of shape (out, in, \*kernel)
             Smallest training set first.
         steps : int >= 1
             Steps of the recursion.
@@ -90,25 +90,26 @@ class SmoothRule:
         -------
         Tensor of shape (out, in, \*kernel)
         """
-        # Half-precision steps would round the direction three times; kernels are small enough to copy.
-        rows = list(history.float())
-        for _ in range(steps):
-            rows = [*rows[1:], self._advance(rows)]
-        return rows[-1].to(history.dtype)
+        # Half-precision steps would round the direction each time; kernels are small enough to copy.
+        rows = [snapshot.float() for snapshot in history]
+        for step in range(steps):
+            into = rows[0] if step != len(rows) - 1 else torch.empty_like(rows[0])
+            rows = [*rows[1:], self._advance(rows, into)]
+        return rows[-1].to(history[0].dtype)
 
-    def _advance(self, rows: list[Tensor]) -> Tensor:
-        """One step, written over the oldest row, a block of output channels at a time."""
+    def _advance(self, rows: list[Tensor], into: Tensor) -> Tensor:
+        """Write one step to ``into``, which may be the oldest row, a block of output channels at a time."""
         oldest, latest = rows[0], rows[-1]
         rms_oldest, rms_latest = _rms(oldest), _rms(latest)
         if rms_latest == 0 or rms_oldest == 0:
-            return oldest.copy_(latest)
+            return into.copy_(latest)
         block = max(1, CHUNK // max(1, latest[0].numel()))
-        for old, new in zip(oldest.split(block), latest.split(block), strict=True):
+        for old, new, result in zip(oldest.split(block), latest.split(block), into.split(block), strict=True):
             direction = new * (1 + self.drift) / rms_latest - old * (self.drift / rms_oldest)
             if self.smooth:
                 direction += neighbours(new) * (self.smooth / rms_latest)
-            old.copy_(direction)
-        return oldest.mul_(rms_latest * self._factor(latest[0].numel(), rms_latest) / _rms(oldest))
+            result.copy_(direction)
+        return into.mul_(rms_latest * self._factor(latest[0].numel(), rms_latest) / _rms(into))
 
     def _factor(self, fan_in: int, rms: float) -> float:
         """Change of the norm in one step."""
