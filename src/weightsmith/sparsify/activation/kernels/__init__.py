@@ -1,0 +1,1 @@
+"""Matrix-vector products that read only the columns whose input is kept: numba on the CPU, Triton on CUDA."""
