@@ -19,13 +19,13 @@ from weightsmith.core.checkpoint import save_model
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError
 from weightsmith.core.measure import measure, sample_text
 from weightsmith.core.results import Result
-from weightsmith.core.streaming import Batch, Batches
+from weightsmith.core.streaming import Batch, Batches, on_disk
 from weightsmith.core.text import read_text, token_ids, token_windows
-from weightsmith.embedded import OpenedModel, text
+from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, text
 from weightsmith.signature import Signature
 from weightsmith.sparsify.compressed import save_compressed
 
-__all__ = ["Data", "Workbench", "check_output", "to_device"]
+__all__ = ["Data", "Workbench", "check_output", "run_on_disk", "to_device"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
@@ -101,15 +101,9 @@ class Workbench:
             The method's own record with ``before``, ``after`` and ``samples`` filled in.
         """
         before = self._state or self._look()
-        roles: dict[str, Any] = {"model": self.opened.model}
-        if "generator" in signature.roles:
-            roles["generator"] = torch.Generator().manual_seed(self.seed)
-        if "calibration" in signature.roles:
-            roles["calibration"] = self.batches()
         self._state = None
-        result: Result = signature.function(**roles, **hyper)
+        result = self.call(signature, hyper)
         self._state = self._look()
-        result.seed = self.seed
         result.before, result.after = before[0] | result.before, self._state[0] | result.after
         if self._state[1]:
             result.samples = {"before": before[1], "after": self._state[1]}
@@ -119,6 +113,17 @@ class Workbench:
         """Return a bench with a copy of the model; what has been measured of it need not be measured again."""
         self._state = self._state or self._look()
         return replace(self, opened=replace(self.opened, model=deepcopy(self.opened.model)))
+
+    def call(self, signature: Signature, hyper: Mapping[str, Any]) -> Result:
+        """Run a method on the model, unmeasured, with what its signature asks for."""
+        roles: dict[str, Any] = {"model": self.opened.model}
+        if "generator" in signature.roles:
+            roles["generator"] = torch.Generator().manual_seed(self.seed)
+        if "calibration" in signature.roles:
+            roles["calibration"] = self.batches()
+        result: Result = signature.function(**roles, **hyper)
+        result.seed = self.seed
+        return result
 
     def batches(self) -> Batches:
         """Return the calibration batches.
@@ -183,6 +188,44 @@ class Workbench:
             return None
         words = text("evaluation") if self.data.evaluation is None else read_text(self.data.evaluation)
         return token_ids(self.opened.tokenizer, words)[: self.data.tokens]
+
+
+def run_on_disk(
+    ref: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    signature: Signature,
+    hyper: Mapping[str, Any],
+    data: Data,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Result:
+    """Run a method on a checkpoint block by block, with one block in memory; nothing is measured.
+
+    Parameters
+    ----------
+    ref : path-like
+        The checkpoint's folder, or ``embedded:NAME``.
+    out : path-like
+        Folder for the changed checkpoint.
+    signature, hyper, data, seed
+        As for :class:`Workbench`.
+    overwrite : bool, default: False
+        Replace what is at ``out``.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged or ``out`` cannot be written.
+    UnsupportedModelError
+        If the method does not work block by block.
+    """
+    folder = find_folder(ref)
+    with on_disk(folder, out, overwrite=overwrite) as model:
+        result = Workbench(OpenedModel(model, load_tokenizer(folder), folder), data, seed).call(signature, hyper)
+    result.notes.append("Streamed from disk to disk: the model was never whole in memory, so it was not measured.")
+    (Path(out) / "weightsmith.json").write_text(result.to_json() + "\n", "utf-8")
+    return result
 
 
 def to_device(opened: OpenedModel, device: str) -> OpenedModel:

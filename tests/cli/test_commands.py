@@ -69,3 +69,18 @@ def test_know_predicts_from_five_checkpoints(tmp_path):
     assert done.exit_code == 0, done.output + str(done.exception)
     assert out.is_file()
     assert "conv.weight" in done.output
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt", "dsnot"])
+def test_streaming_writes_what_loading_does(folder, tmp_path, name):
+    line = ["sparsify", name, str(folder / "tiny")]
+    data = [] if name == "magnitude" else ["--calibration", str(folder / "inputs.safetensors")]
+    for out, extra in (("whole", []), ("streamed", ["--stream"])):
+        done = CliRunner().invoke(app, [*line, str(tmp_path / out), *data, *extra])
+        assert done.exit_code == 0, done.output + str(done.exception)
+    whole, streamed = (load_model(tmp_path / out).state_dict() for out in ("whole", "streamed"))
+    assert all(torch.equal(whole[key], value) for key, value in streamed.items())
+    assert json.loads((tmp_path / "streamed" / "weightsmith.json").read_text())["method"] == name
+    done = CliRunner().invoke(app, [*line, str(tmp_path / "both"), *data, "--stream", "--compressed"])
+    assert done.exit_code == 2
+    assert not (tmp_path / "both").exists()

@@ -212,6 +212,8 @@ def test_on_disk_without_batches_and_with_an_error(tmp_path):
         fail()
     with pytest.raises(CheckpointError, match="out exists"), on_disk(tmp_path / "dense", tmp_path / "out"):
         pass
+    with pytest.raises(UnsupportedModelError, match="block by block"), on_disk(tmp_path / "dense", tmp_path / "idle"):
+        pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
 
 

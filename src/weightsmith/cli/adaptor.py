@@ -17,7 +17,7 @@ from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result
 from weightsmith.embedded import open_model
 from weightsmith.signature import REQUIRED, Field, Signature
-from weightsmith.workbench import Data, Workbench, check_output, to_device
+from weightsmith.workbench import Data, Workbench, check_output, run_on_disk, to_device
 
 __all__ = ["make_command"]
 
@@ -92,6 +92,11 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         ]
     overwrite = typer.Option("--overwrite", help="Replace what is at OUT.", rich_help_panel=OUTPUT)
     compressed = typer.Option("--compressed", help="Write sparse weights small.", rich_help_panel=OUTPUT)
+    stream = typer.Option(
+        "--stream",
+        help="Read, change and write one block at a time: for models larger than memory.",
+        rich_help_panel=OUTPUT,
+    )
     speed = typer.Option("--speed", help="Also measure how fast the model writes.", rich_help_panel=DATA)
     return [
         *parameters,
@@ -101,6 +106,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
         _parameter("overwrite", bool, overwrite, False),
         _parameter("compressed", bool, compressed, False),
+        _parameter("stream", bool, stream, False),
         *_REPORTS,
     ]
 
@@ -117,6 +123,7 @@ def _transform(
     device: str,
     overwrite: bool,
     compressed: bool,
+    stream: bool,
     report: Path | None,
     json: Path | None,
     calibration: Path | None = None,
@@ -125,6 +132,10 @@ def _transform(
 ) -> Result:
     check_output(out, overwrite=overwrite)
     data = Data(calibration, calibration_samples, calibration_length, evaluation, speed=speed)
+    if stream:
+        if compressed or device != "cpu":
+            raise typer.BadParameter("goes with neither --compressed nor --device", param_hint="'--stream'")
+        return run_on_disk(model, out, signature, hyper, data, seed=seed, overwrite=overwrite)
     bench = Workbench(to_device(open_model(model), device), data, seed)
     result = bench.apply(signature, hyper)
     files = {**result.files, "weightsmith.json": result.to_json() + "\n"}

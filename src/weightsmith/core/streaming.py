@@ -310,6 +310,8 @@ def on_disk(
     ------
     CheckpointError
         If the checkpoint is damaged or incomplete, or ``out`` cannot be written.
+    UnsupportedModelError
+        If no block was visited.
     """
     import transformers
     from accelerate import init_empty_weights
@@ -322,6 +324,12 @@ def on_disk(
         disk = _Disk(model, reader, writer)
         model._weightsmith_disk = disk  # type: ignore[assignment]
         yield model
+        if not disk.written:
+            raise UnsupportedModelError(
+                f"nothing of {path} was changed block by block",
+                expected="a method that goes through its model's blocks",
+                do="Load the model into memory for this method.",
+            )
         disk.copy_rest()
 
 

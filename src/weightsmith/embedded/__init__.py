@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from weightsmith.core.checkpoint import atomic_output, load_model
 from weightsmith.core.errors import CheckpointError, MissingDependencyError
 
-__all__ = ["NAMES", "OpenedModel", "digits", "folder", "load", "open_model", "text"]
+__all__ = ["NAMES", "OpenedModel", "digits", "find_folder", "folder", "load", "load_tokenizer", "open_model", "text"]
 
 NAMES = ("smollm2", "minilm", "efficientnet-lite0")
 PREFIX = "embedded:"
@@ -111,6 +111,29 @@ def folder(name: str) -> Path:
     return makers[name]()
 
 
+def find_folder(ref: str | os.PathLike[str]) -> Path:
+    """Return the folder that ``embedded:NAME`` or a path stands for, without loading it.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder on this machine.
+    """
+    name = str(ref)
+    path = folder(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else Path(ref)
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint folder at {ref}", do="Download the checkpoint first.")
+    return path
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """Load the tokenizer of a folder or hub id; None for a folder without one."""
+    from transformers import AutoTokenizer
+
+    has_none = Path(path).is_dir() and not any(Path(path).glob("tokenizer*"))
+    return None if has_none else AutoTokenizer.from_pretrained(path)
+
+
 def text(part: Literal["calibration", "evaluation"] = "evaluation") -> str:
     """English prose and code: the help topics of the Python language reference, split by topic into two halves.
 
@@ -151,13 +174,8 @@ def digits() -> tuple[Float[Tensor, "1797 1 8 8"], Int[Tensor, "1797"]]:
 
 
 def _open_folder(path: str | os.PathLike[str], dtype: torch.dtype | None) -> OpenedModel:
-    from transformers import AutoTokenizer
-
     model = load_model(path, dtype=dtype)
-    source = Path(path) if Path(path).is_dir() else None
-    has_tokenizer = source is None or any(source.glob("tokenizer*"))
-    tokenizer = AutoTokenizer.from_pretrained(path) if has_tokenizer else None
-    return OpenedModel(model, tokenizer, source)
+    return OpenedModel(model, load_tokenizer(path), Path(path) if Path(path).is_dir() else None)
 
 
 def _smollm2_folder() -> Path:
