@@ -2,9 +2,9 @@
 Mending a pruning mask with DSnoT
 =================================
 
-Magnitude pruning removes half the weights of every row of SmolLM2-135M without looking at any data, and shifts the mean
-output of its layers. DSnoT swaps a few weights a row until the shift is gone. The picture shows the shift of every layer
-before and after, and how many swaps it took.
+Magnitude pruning removes half the weights of every row of SmolLM2-135M without looking at any data, and shifts the
+mean output of its layers. DSnoT swaps a few weights a row until the shift is gone. The picture shows the shift of
+every layer before and after, and how many swaps it took.
 """
 
 # %%
