@@ -67,7 +67,7 @@ def _half(rank, folder):
 def test_two_processes_add_up(tmp_path):
     x = torch.randn(6, 20, 5)
     torch.save(x, tmp_path / "x.pt")
-    torch.multiprocessing.spawn(_half, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(_half, (str(tmp_path),), nprocs=2, start_method="fork")
     whole = gathered(x, make=Gram)
     for rank in (0, 1):
         part = torch.load(tmp_path / f"{rank}.pt")

@@ -24,6 +24,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, model_class
 from weightsmith.core.errors import (
@@ -318,7 +319,7 @@ def on_disk(
 
     reader = CheckpointReader(path)
     config = transformers.AutoConfig.from_pretrained(path)
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
         model = model_class(config)(config).eval()
     with CheckpointWriter(out, reader.specs, like=path, overwrite=overwrite) as writer:
         disk = _Disk(model, reader, writer)
@@ -331,6 +332,19 @@ def on_disk(
                 do="Load the model into memory for this method.",
             )
         disk.copy_rest()
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Uninitialised tensors are made on the meta device; buffers that hold something stay real.
+
+    Accelerate alone makes each parameter in memory before it moves it away, and the allocator keeps the room.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 class _Disk:
