@@ -15,10 +15,12 @@ DEMO = catalog.Command("weightsmith.demo:run", "See it work on a real language m
 
 
 def hush_transformers() -> None:
-    """Turn off the bars transformers shows for seconds of loading; ours are shown for what takes long."""
+    """Turn off the loading bars of transformers and the retries log of the hub; ours say what matters."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
 
 
 class LazyCommand(TyperCommand):
