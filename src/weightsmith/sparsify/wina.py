@@ -37,11 +37,12 @@ from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batches, Block, find_blocks, stream
 from weightsmith.sparsify.activation.allocation import greedy
+from weightsmith.sparsify.activation.decode import HeadLinear, lengthen, shorten
 from weightsmith.sparsify.activation.histogram import ScoreHistograms
 from weightsmith.sparsify.activation.linear import Prompt, SparseLinear
 from weightsmith.sparsify.activation.plan import FILE, Plan, Projection, Select, check_sparsity
 from weightsmith.sparsify.activation.selection import column_norms, threshold_limits
-from weightsmith.sparsify.activation.siblings import Backend, Siblings, check_backend
+from weightsmith.sparsify.activation.siblings import BITS, Backend, Siblings, check_backend
 
 __all__ = ["Plan", "Projection", "apply", "calibrate", "remove", "report", "teal", "wina"]
 
@@ -54,6 +55,9 @@ REFERENCE = (
     *("*gate_proj", "*gate_up_proj", "*.w1", "*wi_0"),
 )
 """Keys and gates, alone or fused with their siblings: where the reference implementation uses column norms."""
+
+HEAD = 2**20
+"""Weights from which a dense layer outside the blocks is worth a kernel of its own."""
 
 
 def wina(
@@ -289,6 +293,7 @@ def apply(model: nn.Module, plan: Plan, *, backend: Backend | Literal["auto"] = 
     chosen = _choose(weights) if backend == "auto" else backend
     check_backend(chosen, weights)
 
+    blocks, heads = find_blocks(model).values(), _heads(model)
     prompt = Prompt(plan.prefill)
     sparse = {name: SparseLinear(layer.module, plan.projections[name], plan, prompt) for name, layer in layers.items()}
     for name, module in sparse.items():
@@ -299,6 +304,11 @@ def apply(model: nn.Module, plan: Plan, *, backend: Backend | Literal["auto"] = 
         for group in [*plan.siblings, *((name,) for name in sparse if name not in grouped)]:
             for alike in _alike([sparse[name] for name in group if name in sparse]):
                 Siblings(alike, chosen)
+    if chosen == "cpu":
+        for name, head in heads.items():
+            swap_module(model, name, HeadLinear(head))
+        for block in blocks:
+            shorten(block)
 
 
 def remove(model: nn.Module) -> None:
@@ -321,6 +331,10 @@ def remove(model: nn.Module) -> None:
         original = module.original
         original.weight, original.bias = module.weight, module.bias
         swap_module(model, name, original.train(module.training))
+    for name, module in [*model.named_modules()]:
+        lengthen(module)
+        if isinstance(module, HeadLinear):
+            swap_module(model, name, module.original.train(module.training))
     handle = model.__dict__.pop("_weightsmith_prompt", None)
     if handle is not None:
         handle.remove()
@@ -452,6 +466,19 @@ def _choose(weights: Sequence[Tensor]) -> Backend:
             continue
         return backend
     return "mask"
+
+
+def _heads(model: nn.Module) -> dict[str, nn.Linear]:
+    """Large linear layers outside the blocks."""
+    inside = {child for block in find_blocks(model).values() for child in block.modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and module not in inside
+        and module.weight.numel() >= HEAD
+        and module.weight.dtype in BITS
+    }
 
 
 def _alike(members: Sequence[SparseLinear]) -> list[list[SparseLinear]]:

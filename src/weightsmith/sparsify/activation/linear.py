@@ -55,7 +55,8 @@ class Prompt:
         if not isinstance(tokens, Tensor) or tokens.ndim < 2 or tokens.shape[1] == 1:
             return
         shape, mask = tokens.shape[:2], kwargs.get("attention_mask")
-        past = getattr(kwargs.get("past_key_values"), "get_seq_length", int)()
+        cache = next((kwargs[k] for k in ("cache", "past_key_values") if kwargs.get(k) is not None), None)
+        past = getattr(cache, "get_seq_length", int)()
         if past:
             # a chunk that goes on after a cache holds none of the first tokens
             self.dense_SN = torch.zeros(shape, dtype=torch.bool, device=tokens.device)

@@ -13,14 +13,14 @@ from torch import Tensor
 from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
 from weightsmith.sparsify.activation.linear import SparseLinear, weight_state
 
-__all__ = ["Backend", "Siblings", "check_backend"]
+__all__ = ["BITS", "Backend", "Siblings", "check_backend", "lock"]
 
 Backend: TypeAlias = Literal["mask", "cpu", "triton"]
 
 BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
 """How the CPU kernel is told the storage type: numpy has no bfloat16."""
 
-_lock = threading.Lock()
+lock = threading.Lock()
 """Kernels share buffers, and numba's simplest threading layer must not be entered twice."""
 
 
@@ -119,7 +119,7 @@ class Siblings:
 
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         row = x.detach().reshape(-1)
-        with _lock:
+        with lock:
             y = self._cpu(row) if self.backend == "cpu" else self._triton(row)
             self.seen += 1
         return tuple(part.view(*x.shape[:-1], -1) for part in y.to(x.dtype).split(self.outs))

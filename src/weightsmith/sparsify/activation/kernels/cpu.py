@@ -182,8 +182,16 @@ def _row_range(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any]) -> None:
 
 
 @njit(fastmath=FASTMATH, nogil=True, cache=True, parallel=True)
-def dense_rows(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any], threads: int) -> None:
-    """Compute ``weight @ x`` for a row-major weight ``[out, in]``: a large head, whose tied embedding fixes the layout."""
-    for part in prange(threads):
-        first, last = y.size * part // threads, y.size * (part + 1) // threads
+def _row_ranges(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any], parts: int) -> None:
+    for part in prange(parts):
+        first, last = y.size * part // parts, y.size * (part + 1) // parts
         _row_range(x, weight[first:last], y[first:last])
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True)
+def dense_rows(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any], threads: int) -> None:
+    """Compute ``weight @ x`` for a row-major weight ``[out, in]``, as a head tied to an embedding has."""
+    if threads == 1:
+        _row_range(x, weight, y)
+    else:
+        _row_ranges(x, weight, y, threads)
