@@ -2,9 +2,9 @@
 Predicting weights with KNOW
 ============================
 
-A small network learns the digits 0 to 4 and is made to forget on ever smaller subsets. Its weights are predicted one, two
-and three steps in the other direction and fine-tuned on 50 images of the digits 5 to 9. The picture shows what that is
-worth, next to the control that must be there: the trained weights, merely shrunk to the predicted norms.
+A small network learns the digits 0 to 4 and is made to forget on ever smaller subsets. Its weights are predicted one,
+two and three steps in the other direction and fine-tuned on 50 images of the digits 5 to 9. The picture shows what
+that is worth, next to the control that must be there: the trained weights, merely shrunk to the predicted norms.
 """
 
 # %%

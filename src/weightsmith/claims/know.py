@@ -2,7 +2,7 @@
 
 One small convolutional network is trained on the digits 0-4 and made to forget in five stages. Its weights are
 predicted one, two and three steps ahead ("x2, x4, x8" the data) and fine-tuned on 50 images of the digits 5-9. Each
-value is the mean over three draws of these images, of the head and of the batches, the same for all arms.
+value is the mean over eight draws of these images, of the head and of the batches, the same for all arms.
 
 Neither predictor saw these tasks in meta-training.
 """
@@ -75,12 +75,12 @@ PLAIN = Claim(
     statement="Without normalisation behind them, predicted (shrunk) weights transfer worse than the trained ones",
     metric=METRIC,
     higher_is_better=True,
-    expected=(Ordering("naive", "x8"),),
+    expected=(Ordering("naive", "x8"), Ordering("naive", "ours x8")),
     paper="Not in the paper: all its networks have normalisation",
 )
 CLAIMS = (PAPER, OURS, PLAIN)
 
-CLASSES, TRAINING_IMAGES, TARGET_IMAGES, BATCH, DRAWS = 5, 1300, 50, 32, 3
+CLASSES, TRAINING_IMAGES, TARGET_IMAGES, BATCH, DRAWS = 5, 1300, 50, 32, 8
 StateDict = Mapping[str, Tensor]
 
 
@@ -124,8 +124,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
     ]
 
 
-def digits_transfer(seed: int = 0, *, predictor: str = "ours", steps: int = 3) -> dict[str, float]:
-    """Transfer from the digits 0-4 to 5-9 with 50 images, naive against KNOW; a few seconds.
+def digits_transfer(seed: int = 0, *, predictor: str = "ours", steps: int = 3, draws: int = 4) -> dict[str, float]:
+    """Transfer from the digits 0-4 to 5-9 with 50 images, naive against KNOW; about five seconds.
 
     Parameters
     ----------
@@ -135,6 +135,8 @@ def digits_transfer(seed: int = 0, *, predictor: str = "ours", steps: int = 3) -
         See :meth:`weightsmith.predict.know.KnowPredictor.from_pretrained`.
     steps : int, default: 3
         Steps of the recursion.
+    draws : int, default: 4
+        Draws of the 50 images, of the head and of the batches to take the mean of.
 
     Returns
     -------
@@ -144,8 +146,13 @@ def digits_transfer(seed: int = 0, *, predictor: str = "ours", steps: int = 3) -
     task = DigitsTask.make(seed)
     trained = task.trajectory[-1]
     predicted = _predict(predictor, task.trajectory, steps)
-    arms = {"naive": trained, "matched shrink": know.matched_shrink(trained, predicted), "know": predicted}
-    return {"scratch": task.transfer(None), **{name: task.transfer(state) for name, state in arms.items()}}
+    arms: dict[str, StateDict | None] = {
+        "scratch": None,
+        "naive": trained,
+        "matched shrink": know.matched_shrink(trained, predicted),
+        "know": predicted,
+    }
+    return {name: task.transfer(state, draws=draws) for name, state in arms.items()}
 
 
 def _experiment(seed: int) -> dict[str, float]:
@@ -229,12 +236,19 @@ class DigitsTask:
         test = [(x[TRAINING_IMAGES:][unseen], y[TRAINING_IMAGES:][unseen] - CLASSES)]
         return cls(trajectory, x[:TRAINING_IMAGES][new], y[:TRAINING_IMAGES][new] - CLASSES, test, normalised, seed)
 
-    def transfer(self, state: StateDict | None, *, rates_of: StateDict | None = None) -> float:
-        """Mean test accuracy after fine-tuning from ``state`` (None: from scratch), over the draws.
+    def transfer(self, state: StateDict | None, *, rates_of: StateDict | None = None, draws: int = DRAWS) -> float:
+        """Fine-tune from ``state`` on 50 images and return the test accuracy.
 
-        With ``rates_of`` every layer learns at the rate that gives it that network's effective rate.
+        Parameters
+        ----------
+        state : state dict or None
+            Where to start; None is a new network.
+        rates_of : state dict, optional
+            Let every layer learn at the rate that gives it the effective rate of this network.
+        draws : int, default: 8
+            Draws of images, head and batches to take the mean of.
         """
-        return sum(self._transfer_once(state, rates_of, draw) for draw in range(DRAWS)) / DRAWS
+        return sum(self._transfer_once(state, rates_of, draw) for draw in range(draws)) / draws
 
     def _transfer_once(self, state: StateDict | None, rates_of: StateDict | None, draw: int) -> float:
         seed = DRAWS * self.seed + draw

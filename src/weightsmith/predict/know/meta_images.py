@@ -1,4 +1,4 @@
-"""Image sets made from nothing, to meta-train predictors without touching anybody's test data.
+"""Image sets to meta-train predictors on: invented alphabets, gratings, and groups of scikit-learn's digits.
 
 Legend: ``T`` sets, ``C`` classes, ``N`` images of a class, ``K`` strokes, ``P`` points on a stroke.
 """
@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["glyphs", "textures"]
+__all__ = ["digits", "glyphs", "textures"]
 
 STROKES = 3
 POINTS = 12
 PEN = 0.075
+CLAIM_GROUPS = ({0, 1, 2, 3, 4}, {5, 6, 7, 8, 9})
+"""The claim's own groups of digits; no predictor is meta-trained on them."""
 
 
 def glyphs(
@@ -98,6 +100,43 @@ def textures(
     pattern = torch.cos(2 * torch.pi * angle).sum(2)
     pattern = pattern + noise * torch.randn(pattern.shape, generator=generator)
     return pattern.reshape(-1, 1, size, size), torch.arange(classes).repeat_interleave(images)
+
+
+def digits(
+    classes: int, generator: torch.Generator
+) -> tuple[
+    Float[Tensor, "images 1 8 8"], Int[Tensor, " images"], Float[Tensor, "others 1 8 8"], Int[Tensor, " others"]
+]:
+    """Split scikit-learn's digits at random into a group of classes and the others, never as the claim does.
+
+    Parameters
+    ----------
+    classes : int
+        Classes of the group.
+    generator : torch.Generator
+
+    Returns
+    -------
+    x, y, other_x, other_y
+        Shuffled images in [0, 1] and labels of the group, counted from 0, and the same of the other classes.
+
+    Examples
+    --------
+    >>> x, y, _, other_y = digits(7, torch.Generator().manual_seed(0))
+    >>> y.unique().tolist(), other_y.unique().tolist()
+    ([0, 1, 2, 3, 4, 5, 6], [0, 1, 2])
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = torch.randperm(len(data.target), generator=generator)
+    x, y = torch.tensor(data.images, dtype=torch.float32)[order].unsqueeze(1) / 16, torch.tensor(data.target)[order]
+    permuted = torch.randperm(10, generator=generator)
+    while set(permuted[:classes].tolist()) in CLAIM_GROUPS:
+        permuted = torch.randperm(10, generator=generator)
+    position = permuted.argsort()[y]
+    group = position < classes
+    return x[group], position[group], x[~group], position[~group] - classes
 
 
 def _ink(position: Tensor, size: int) -> Tensor:

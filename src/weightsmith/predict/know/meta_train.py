@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.predict.know.meta_ours import evolve, make_alphabets
+from weightsmith.predict.know.meta_ours import evolve, make_tasks
 from weightsmith.predict.know.meta_paper import fit_predictors, record_rows
 
 __all__ = ["main"]
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     if chosen.variant in ("ours", "both"):
-        alphabets = make_alphabets(chosen.networks, SEED)
-        rule = evolve(alphabets, iterations=chosen.iterations, pairs=5, seed=SEED)
+        tasks = make_tasks(chosen.networks, SEED)
+        rule = evolve(tasks, iterations=chosen.iterations, pairs=5, seed=SEED)
         save_file(rule.to_tensors(), chosen.out / "ours.safetensors")
     if chosen.variant in ("paper", "both"):
         predictors = fit_predictors(record_rows(chosen.runs, SEED), seed=SEED)
