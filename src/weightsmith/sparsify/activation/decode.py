@@ -71,7 +71,7 @@ def shorten(block: nn.Module) -> bool:
         return False
     if not shortcut.agrees():
         return False
-    block.forward = shortcut.forward  # type: ignore[method-assign]
+    block.forward = shortcut.forward
     return True
 
 
@@ -263,8 +263,9 @@ class HeadLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply."""
-        single = x.numel() == self.in_features and not torch.compiler.is_compiling()
-        if not single or torch.is_grad_enabled() or not self.weight.is_contiguous() or x.device.type != "cpu":
+        single = x.numel() == self.in_features and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        readable = self.weight.dtype in BITS and self.weight.is_contiguous() and x.device.type == "cpu"
+        if not single or not readable:
             return functional.linear(x, self.weight, self.bias)
         from weightsmith.sparsify.activation.kernels.cpu import dense_rows
 

@@ -112,7 +112,7 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = original.weight, original.bias
         self.transposed = isinstance(original, Conv1D)
-        self.out_features, self.in_features = original.weight.T.shape if self.transposed else original.weight.shape
+        self.out_features, self.in_features = (int(n) for n in self.weight_OI.shape)
         self.projection, self.select, self.prompt = projection, plan.select, prompt
         self.siblings: Siblings | None = None
         self.position = 0

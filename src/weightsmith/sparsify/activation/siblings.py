@@ -86,6 +86,7 @@ class Siblings:
         self.seen = 0
         self.total = torch.zeros(len(members), dtype=torch.int64 if backend == "cpu" else torch.int32)
         self._state: tuple[Any, ...] = ()
+        self._arrays: tuple[Any, ...] = ()
         self._shared: tuple[Tensor, int, tuple[Tensor, ...]] | None = None
         for position, member in enumerate(members):
             member.siblings, member.position = self, position
