@@ -203,6 +203,13 @@ class SparseLinear(nn.Module):
         self.kept = self.kept + (drop.numel() - drop.sum())
         self.seen += x.shape[:-1].numel()
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Hand out the weight in the usual layout: files know no transposed views of a shared buffer."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.siblings is not None and not keep_vars:
+            key = f"{prefix}weight"
+            destination[key] = destination[key].clone(memory_format=torch.contiguous_format)
+
     def extra_repr(self) -> str:
         """Shown in the model's print."""
         return f"{self.in_features}, {self.out_features}, sparsity={self.projection.sparsity:.3f}, {self.select}"

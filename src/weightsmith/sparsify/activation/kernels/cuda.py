@@ -24,7 +24,7 @@ PROGRAMS = 512
 
 
 @triton.jit
-def _tile(
+def _tile(  # type: ignore[no-untyped-def]  # Triton reads the parameters itself
     x_pointer,
     weight_pointer,
     limit_pointer,
