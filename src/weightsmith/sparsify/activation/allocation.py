@@ -86,7 +86,7 @@ def _outputs(block: Block) -> list[Tensor]:
     outputs = []
     for args, kwargs, _ in block.inputs:
         output: Any = block.module(*args, **kwargs)
-        output = output if isinstance(output, Tensor) else output[0]
+        output = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"block {block.name!r} returns {type(output).__name__}",

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.sparsify.activation.kernels.op import sparse_columns
 from weightsmith.sparsify.activation.plan import Plan, Projection
 from weightsmith.sparsify.activation.selection import (
     column_norms,
@@ -170,7 +171,7 @@ class SparseLinear(nn.Module):
         """Compute the column norms of the weight as it is now, and what depends on them."""
         norm_I = column_norms(self.weight_OI)
         # a column of zeros is never read, whatever the score
-        self.norm_I = norm_I if self.projection.norms else (norm_I > 0).float()
+        self.norm_I = norm_I if self.projection.norms else (norm_I != 0).float()
         if self.projection.sparsity == 0:
             self.limit_I = torch.full_like(norm_I, -1.0)
         else:
@@ -192,7 +193,7 @@ class SparseLinear(nn.Module):
         if self.siblings is None or self.select == "topk" or x.numel() != self.in_features or self._needs_grad(x):
             return self._dense(self.mask(x))
         weight_IO = self.weight if self.transposed else self.weight.T
-        y = torch.ops.weightsmith.sparse_columns(x.reshape(-1), weight_IO, self.limits(x), self.bias)
+        y = sparse_columns(x.reshape(-1), weight_IO, self.limits(x), self.bias)
         return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def _needs_grad(self, x: Tensor) -> bool:

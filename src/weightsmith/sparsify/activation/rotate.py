@@ -51,7 +51,7 @@ class Rotation:
 
     norm: nn.Module
     matrix_II: Float[Tensor, "in in"]
-    layers: list[tuple[Layer, Float[Tensor, "out in"]]]
+    layers: list[tuple[Layer, Tensor]]
 
 
 @torch.no_grad()

@@ -32,7 +32,8 @@ def column_norms(weight_OI: Float[Tensor, "out in"]) -> Float[Tensor, " in"]:
     >>> column_norms(torch.tensor([[3.0, 0.1], [4.0, 0.0]]))
     tensor([5.0000, 0.1000])
     """
-    return torch.linalg.vector_norm(weight_OI, dim=0, dtype=torch.float32)
+    dtype = torch.promote_types(weight_OI.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight_OI, dim=0, dtype=dtype).float()
 
 
 def threshold_limits(threshold: float, norm_I: Float[Tensor, " in"]) -> Float[Tensor, " in"]:
@@ -43,7 +44,7 @@ def threshold_limits(threshold: float, norm_I: Float[Tensor, " in"]) -> Float[Te
     >>> threshold_limits(1.0, torch.tensor([2.0, 0.0]))
     tensor([0.5000,    inf])
     """
-    return (threshold / norm_I).where(norm_I > 0, math.inf)
+    return (threshold / norm_I).where(norm_I != 0, math.inf)
 
 
 def topk_limits(
@@ -56,8 +57,8 @@ def topk_limits(
     >>> topk_limits(torch.tensor([[1.0, -3.0, 2.0, 2.0]]), torch.ones(4), 0.5)
     tensor([[inf, -inf, -inf, inf]])
     """
-    score_NI = x_NI.abs().float() * norm_I
-    keep_NI = lowest_k_mask(-score_NI, kept_count(x_NI.shape[-1], sparsity)) & (norm_I > 0) | score_NI.isnan()
+    score_NI = (x_NI.abs().float() * norm_I).where(norm_I != 0, 0.0)
+    keep_NI = lowest_k_mask(-score_NI, kept_count(x_NI.shape[-1], sparsity)) & (norm_I != 0) | x_NI.isnan()
     return torch.full_like(score_NI, math.inf).masked_fill_(keep_NI, -math.inf)
 
 

@@ -1,0 +1,419 @@
+"""The kernels against W @ (m * x), and the models that run on them against the same models with masks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    DynamicCache,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen3Config,
+    ViTConfig,
+)
+from transformers.pytorch_utils import Conv1D
+
+from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
+from weightsmith.sparsify import wina as W
+from weightsmith.sparsify.activation.decode import DecoderBlock, HeadLinear
+from weightsmith.sparsify.activation.linear import SparseLinear
+from weightsmith.sparsify.activation.plan import Plan, Projection
+from weightsmith.sparsify.activation.siblings import BITS
+
+pytest.importorskip("numba", reason="the CPU kernel needs numba")
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CAUSAL = {
+    "llama": LlamaConfig(**SMALL, **SPECIAL),
+    "qwen3": Qwen3Config(**SMALL, **SPECIAL, head_dim=8),
+    "gemma": GemmaConfig(**SMALL, **SPECIAL, head_dim=8),
+    "phi3": Phi3Config(**SMALL, **SPECIAL),
+    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, **SPECIAL),
+    "opt": OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+        **SPECIAL,
+    ),
+}
+SHORTCUT = {"llama", "qwen3", "gemma"}
+
+
+def causal(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return noisy(AutoModelForCausalLM.from_config(copy.deepcopy(CAUSAL[name])))
+
+
+def noisy(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 2 + 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def batches() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [{"input_ids": torch.randint(3, 64, (2, 24), generator=generator)}]
+
+
+@torch.no_grad()
+def decode(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits token by token, through the cache."""
+    output, logits = None, []
+    for token in ids:
+        output = model(input_ids=token.view(1, 1), past_key_values=output and output.past_key_values, use_cache=True)
+        logits.append(output.logits[0, -1])
+    return torch.stack(logits)
+
+
+def group_case(inputs: int, outs: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(inputs)
+    weights = torch.randn(inputs * sum(outs), generator=generator).to(dtype)
+    return torch.randn(inputs, generator=generator), weights
+
+
+def expected(x: torch.Tensor, weights: torch.Tensor, limits: torch.Tensor, outs: tuple[int, ...]) -> torch.Tensor:
+    start, parts = 0, []
+    for limit, out in zip(limits, outs, strict=True):
+        weight_IO = weights[start : start + len(x) * out].view(len(x), out).double()
+        parts.append(x.double().masked_fill(x.abs() <= limit, 0) @ weight_IO)
+        start += len(x) * out
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("dtype", list(BITS))
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("limit", [-1.0, 0.7, math.inf])
+def test_columns_are_the_masked_product(dtype, threads, limit):
+    from weightsmith.sparsify.activation.kernels.cpu import sparse_columns
+
+    outs = (577, 3, 64)
+    x, weights = group_case(130, outs, dtype)
+    limits = torch.stack([torch.full((130,), limit), torch.full((130,), -1.0), torch.rand(130)])
+    y, kept, total = np.empty(sum(outs), np.float32), np.zeros(3, np.int64), np.ones(3, np.int64)
+    bias = torch.randn(sum(outs))
+    sparse_columns(
+        *(x.numpy(), y, weights.view(BITS[dtype]).numpy(), limits.numpy(), np.array(outs), bias.numpy()),
+        *(np.empty((3, 131), np.int64), np.empty((3, 131), np.float32)),
+        *(np.empty((threads, sum(outs)), np.float32), kept, total),
+    )
+    exact = expected(x, weights, limits, outs) + bias
+    assert (torch.from_numpy(y) - exact).abs().max() <= 1e-5 * exact.abs().max()
+    assert kept.tolist() == (x.abs() > limits).sum(1).tolist()
+    assert total.tolist() == (kept + 1).tolist()
+
+
+@pytest.mark.parametrize("dtype", list(BITS))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_are_the_product(dtype, threads):
+    from weightsmith.sparsify.activation.kernels.cpu import dense_rows
+
+    x, weights = group_case(577, (131,), dtype)
+    y = np.empty(131, np.float32)
+    dense_rows(x.numpy(), weights.view(131, 577).view(BITS[dtype]).numpy(), y, threads)
+    exact = weights.view(131, 577).double() @ x.double()
+    assert (torch.from_numpy(y) - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_nan_reaches_the_output_and_unread_columns_do_not():
+    layer = nn.Linear(16, 4, bias=False)
+    layer.weight.data[:, 3] = math.nan
+    plan = Plan(0.5, "threshold", 1.0, {"0": Projection(0.5, 0.5, False)})
+    model = nn.Sequential(layer)
+    W.apply(model, plan, backend="cpu")
+    x = torch.ones(1, 16)
+    with torch.no_grad():
+        assert model(x).isnan().all()
+        x[0, 3] = 0.1  # within its limit: the column is not read
+        assert model(x).isfinite().all()
+        x[0, 5] = math.nan
+        assert model(x).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layer_type", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("select", ["threshold", "topk"])
+def test_a_layer_on_the_kernel_is_the_layer_with_masks(dtype, layer_type, select):
+    torch.manual_seed(0)
+    layer = nn.Linear(65, 33) if layer_type is nn.Linear else Conv1D(33, 65)
+    layer.bias.data.normal_()
+    model = nn.Sequential(layer).to(dtype)
+    plan = Plan(0.6, select, 1.0, {"0": Projection(0.6, 0.5, True)})
+    rows = torch.randn(8, 1, 65).to(dtype)
+    with torch.no_grad():
+        W.apply(model, plan, backend="mask")
+        masked = torch.cat([model(x) for x in rows])
+        mask_report = W.report(model)["realised"]
+        W.remove(model)
+        W.apply(model, plan, backend="cpu")
+        assert model[0].weight.data_ptr() == model[0].siblings._weights.data_ptr()
+        fast = torch.cat([model(x) for x in rows])
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert fast.dtype == dtype
+    assert (fast - masked).abs().max() <= tolerance * masked.abs().max()
+    assert W.report(model)["realised"] == pytest.approx(mask_report)
+
+
+def test_zero_sparsity_is_the_dense_layer_bit_by_bit():
+    model, x = nn.Sequential(nn.Linear(33, 17)), torch.randn(5, 33)
+    dense = model(x)
+    plan = Plan(0.0, "threshold", 1.0, {"0": Projection(0.0, 0.0, True)})
+    W.apply(model, plan, backend="mask")
+    assert torch.equal(model(x), dense)
+    W.remove(model)
+    W.apply(model, plan, backend="cpu")
+    with torch.no_grad():
+        assert torch.allclose(model(x[:1]), dense[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_decoding_is_the_same_with_masks_with_kernels_and_without_a_cache(name):
+    model, ids = causal(name), torch.randint(3, 64, (12,), generator=torch.Generator().manual_seed(5))
+    plan = W.calibrate(model, batches(), prefill=1.0)
+    W.apply(model, plan, backend="mask")
+    with torch.no_grad():
+        full = model(input_ids=ids[None]).logits[0]
+    masked, generated = decode(model, ids), model.generate(ids[None], max_new_tokens=8, do_sample=False)
+    W.remove(model)
+    W.apply(model, plan, backend="cpu")
+    shortcuts = [
+        isinstance(getattr(m.__dict__.get("forward"), "__self__", None), DecoderBlock) for m in model.modules()
+    ]
+    assert sum(shortcuts) == (2 if name in SHORTCUT else 0)
+    scale = full.abs().max()
+    assert (masked - full).abs().max() < 1e-5 * scale
+    assert (decode(model, ids) - full).abs().max() < 1e-5 * scale
+    assert torch.equal(model.generate(ids[None], max_new_tokens=8, do_sample=False), generated)
+    assert 0.3 < W.report(model)["realised"] < 0.7
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_remove_gives_the_dense_model_back_bit_by_bit(name):
+    model, ids = causal(name), torch.randint(3, 64, (1, 7))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        dense = model(ids).logits
+    W.wina(model, batches(), sparsity=0.7, backend="cpu")
+    sparse_state = model.state_dict()
+    assert sparse_state.keys() == state.keys()
+    assert all(torch.equal(sparse_state[key], value) for key, value in state.items())
+    model.generate(ids, max_new_tokens=3, do_sample=False)
+    W.remove(model)
+    assert not any(isinstance(m, (SparseLinear, HeadLinear)) or "forward" in vars(m) for m in model.modules())
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, dense)
+
+
+@pytest.mark.parametrize(
+    ("config", "batch"),
+    [
+        (
+            BertConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
+            {"input_ids": torch.tensor([[1, 5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])},
+        ),
+        (
+            ViTConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                image_size=16,
+                patch_size=8,
+            ),
+            {"pixel_values": torch.randn(1, 3, 16, 16)},
+        ),
+    ],
+    ids=["bert", "vit"],
+)
+def test_encoders(config, batch):
+    torch.manual_seed(0)
+    model = noisy(AutoModel.from_config(config))
+    with torch.no_grad():
+        dense = model(**batch).last_hidden_state
+        W.wina(model, [batch], sparsity=0.5, norms="all", backend="mask")
+        sparse = model(**batch).last_hidden_state
+        W.remove(model)
+        assert torch.equal(model(**batch).last_hidden_state, dense)
+    assert not torch.equal(sparse, dense)
+    assert torch.allclose(sparse, dense, atol=5)
+
+
+def test_saved_and_loaded(tmp_path):
+    model, ids = causal("llama"), torch.randint(3, 64, (9,))
+    result = W.wina(model, batches(), backend="cpu")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "wina.json").write_text(result.files["wina.json"])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    W.apply(again, Plan.load(tmp_path))
+    assert torch.allclose(decode(again, ids), decode(model, ids), atol=1e-5)
+
+
+def test_a_copy_is_independent():
+    model, ids = causal("llama"), torch.randint(3, 64, (9,))
+    W.wina(model, batches(), backend="cpu")
+    before = decode(model, ids)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert decode(twin, ids).abs().max() == 0
+    assert torch.equal(decode(model, ids), before)
+
+
+def test_new_weights_are_met():
+    model, ids, other = causal("llama"), torch.randint(3, 64, (9,)), causal("llama")
+    plan = W.calibrate(model, batches())
+    W.apply(model, plan, backend="cpu")
+    decode(model, ids)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    model.load_state_dict(other.state_dict())
+    W.apply(other, plan, backend="cpu")
+    assert torch.allclose(decode(model, ids), decode(other, ids), atol=1e-5)
+    W.remove(other)
+    W.apply(other.to(torch.bfloat16), plan, backend="cpu")
+    assert torch.equal(decode(model.to(torch.bfloat16), ids), decode(other, ids))
+
+
+def test_siblings_compute_once_and_see_changes():
+    torch.manual_seed(0)
+    first, second = nn.Linear(8, 4), nn.Linear(8, 6)
+    projection = Projection(0.0, 0.0, False)
+    plan = Plan(0.0, "threshold", 1.0, {"a": projection, "b": projection}, (("a", "b"),))
+    model = nn.ModuleDict({"a": first, "b": second})
+    W.apply(model, plan, backend="cpu")
+    x, group = torch.randn(1, 8), model["a"].siblings
+    with torch.no_grad():
+        model["a"](x), model["b"](x)
+        assert group.seen == 1
+        model["a"](x)
+        x.add_(1)
+        assert torch.allclose(model["b"](x), nn.functional.linear(x, second.weight, second.bias), atol=1e-5)
+        assert torch.allclose(model["b"](x.clone()), model["b"](x), atol=1e-6)
+
+
+def test_gradients_flow_and_many_sequences_warn_once():
+    model = nn.Sequential(nn.Linear(8, 4))
+    W.wina(model, [torch.randn(20, 8)], norms="all", backend="cpu")
+    model(torch.randn(1, 8)).sum().backward()
+    assert model[0].weight.grad.count_nonzero() in range(4, 32)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="batch sizes above 1"):
+            model(torch.randn(3, 1, 8))
+        model(torch.randn(3, 1, 8))
+
+
+def test_shortcut_steps_aside_for_hooks_and_masks():
+    model, ids = causal("llama"), torch.randint(3, 64, (9,))
+    W.wina(model, batches(), backend="cpu")
+    seen = []
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda m, a, y: seen.append(y.shape))
+    expected_logits = decode(model, ids)
+    assert len(seen) == 9
+    cache = DynamicCache()
+    with torch.no_grad():
+        for token in ids:
+            output = model(
+                input_ids=token.view(1, 1),
+                past_key_values=cache,
+                attention_mask=torch.ones(1, cache.get_seq_length() + 1),
+            )
+    assert torch.allclose(output.logits[0, -1], expected_logits[-1], atol=1e-5)
+
+
+def test_left_padded_batches_decode_like_single_sequences():
+    model = causal("llama")
+    W.apply(model, W.calibrate(model, batches(), prefill=1.0), backend="cpu")
+    long, short = torch.randint(3, 64, (1, 6)), torch.randint(3, 64, (1, 4))
+    padded = torch.cat([long, nn.functional.pad(short, (2, 0))])
+    mask = torch.tensor([[1] * 6, [0, 0] + [1] * 4])
+    both = model.generate(input_ids=padded, attention_mask=mask, max_new_tokens=5, do_sample=False)
+    alone = model.generate(input_ids=short, attention_mask=mask[1:, 2:], max_new_tokens=5, do_sample=False)
+    assert torch.equal(both[1, 6:], alone[0, 4:])
+
+
+def test_missing_numba_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "weightsmith.sparsify.activation.kernels.cpu", None)
+    model = nn.Sequential(nn.Linear(8, 8))
+    plan = W.calibrate(model, [torch.randn(9, 8)])
+    with pytest.raises(MissingDependencyError, match="mask"):
+        W.apply(model, plan, backend="cpu")
+    assert type(model[0]) is nn.Linear
+    W.apply(model, plan)
+    assert model[0].siblings is None
+
+
+def test_double_weights_have_no_kernel():
+    model = nn.Sequential(nn.Linear(8, 8)).double()
+    plan = W.calibrate(model, [torch.randn(9, 8).double()])
+    with pytest.raises(UnsupportedModelError, match="float64"):
+        W.apply(model, plan, backend="cpu")
+    W.apply(model, plan)
+    assert model[0].siblings is None
+    assert model(torch.randn(1, 8).double()).dtype == torch.float64
+
+
+COMPILED = """
+import torch
+from torch import nn
+from weightsmith.sparsify import wina
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+wina.wina(model, [torch.randn(50, 16)], norms="all", backend="cpu")
+x, graphs = torch.randn(1, 16), []
+
+
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+
+with torch.no_grad():
+    eager, compiled = model(x), torch.compile(model, backend=backend, fullgraph=True)(x)
+assert torch.allclose(compiled, eager, atol=1e-6)
+(graph,) = graphs
+assert sum("sparse_columns" in str(node.target) for node in graph.graph.nodes) == 2
+"""
+
+
+def test_compiled_models_keep_the_operator():
+    """In a process of its own: torch.compile cannot trace through the tests' type checks."""
+    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_the_operator_passes_torchs_own_checks():
+    from weightsmith.sparsify.activation.kernels.op import sparse_columns
+
+    args = (torch.randn(8), torch.randn(8, 5), torch.rand(8), torch.randn(5))
+    torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))
