@@ -42,6 +42,7 @@ class KnowPredictor:
 
     Examples
     --------
+    >>> from weightsmith.predict.know import Trajectory
     >>> zero = HistoryNet()
     >>> for p in zero.head.parameters():
     ...     _ = nn.init.zeros_(p)
