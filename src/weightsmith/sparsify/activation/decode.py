@@ -39,7 +39,7 @@ ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 
 
 def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " width"]:
-    """Gain of a norm, found by asking it: a vector of alternating ±1 has mean 0 and mean square 1.
+    """Gain of a norm, found by asking it: a vector of alternating ±1024 has mean 0, and a mean square beyond any eps.
 
     It is right however the module writes its gain (``weight``, ``1 + weight``), and for layer norms with a bias.
 
@@ -54,7 +54,7 @@ def norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " width"]:
     probe = torch.ones(1, 1, width, dtype=like.dtype, device=like.device)
     probe[..., 1::2] = -1
     with torch.no_grad():
-        return (probe * (norm(probe) - norm(-probe)) / 2).reshape(-1)
+        return (probe * (norm(1024 * probe) - norm(-1024 * probe)) / 2).reshape(-1)
 
 
 def shorten(block: nn.Module) -> bool:
