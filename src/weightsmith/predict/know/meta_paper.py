@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from weightsmith.core.checkpoint import TensorSpec
 from weightsmith.core.progress import track
-from weightsmith.predict.know.meta_images import digits, glyphs, textures
+from weightsmith.predict.know.meta_images import CLAIM_GROUPS, glyphs, textures
 from weightsmith.predict.know.meta_nets import NETS
 from weightsmith.predict.know.network import STAGES, HistoryNet
 from weightsmith.predict.know.routing import Kind, route
@@ -139,8 +139,16 @@ def _images(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return images.flatten(0, 1), torch.arange(10).repeat_interleave(IMAGES // 10)
     if source == 1:
         return textures(10, IMAGES // 10, generator=generator)
-    x, y, _, _ = digits(int(torch.randint(4, 9, (), generator=generator)), generator)
-    return x, y
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(digits.target)
+    while True:
+        classes = torch.randperm(10, generator=generator)[: int(torch.randint(4, 9, (), generator=generator))]
+        if set(classes.tolist()) not in CLAIM_GROUPS:
+            break
+    chosen = torch.isin(y, classes)
+    return x[chosen], torch.searchsorted(classes.sort().values, y[chosen])
 
 
 def _train(model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, batch: int) -> None:
