@@ -1,0 +1,5 @@
+"""Doctests of the Triton kernels need Triton, which only Linux has."""
+
+from importlib.util import find_spec
+
+collect_ignore = [] if find_spec("triton") else ["src/weightsmith/sparsify/activation/kernels/cuda.py"]
