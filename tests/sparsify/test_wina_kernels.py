@@ -417,3 +417,22 @@ def test_the_operator_passes_torchs_own_checks():
 
     args = (torch.randn(8), torch.randn(8, 5), torch.rand(8), torch.randn(5))
     torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_kernels_leave_torchs_threads_alone():
+    code = """
+import torch
+torch.set_num_threads(1)
+from weightsmith.sparsify import wina
+model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+wina.wina(model, [torch.randn(9, 8)], backend="cpu")
+with torch.no_grad():
+    model(torch.randn(1, 8))
+assert torch.get_num_threads() == 1
+torch.set_num_threads(2)
+with torch.no_grad():
+    model(torch.randn(1, 8))
+assert torch.get_num_threads() == 2
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]

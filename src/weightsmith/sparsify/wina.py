@@ -441,6 +441,7 @@ def report(model: nn.Module) -> dict[str, Any]:
         )
     total = sum(row["bytes"] for row in rows)
     rest = sum(layer.weight_OI.nbytes for layer in find_layers(model, strict=False))
+    rest += sum(m.weight.nbytes for m in model.modules() if isinstance(m, HeadLinear))
     rest += sum(tensor.nbytes for name, tensor in model.named_buffers() if name.endswith("rotation"))
     planned = sum(row["bytes"] * row["sparsity"] for row in rows)
     return {
