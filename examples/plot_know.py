@@ -33,7 +33,7 @@ for name, mean in means.items():
     print(f"{name:22}", " ".join(f"{value:.3f}" for value in mean.tolist()))
 
 # %%
-# What the predictors do to kernels: sixteen of the last layer, each scaled to its own range.
+# What the predictors do to kernels: twelve of the last layer, each scaled to its own range.
 import matplotlib.pyplot as plt  # noqa: E402
 
 layer = "6.weight"
@@ -55,12 +55,13 @@ axes.set_xticks(steps, ["trained", "x2", "x4", "x8"])
 axes.set(ylabel="accuracy on new digits", title="transfer with 50 images")
 axes.legend(frameon=False, fontsize=8)
 axes.spines[["top", "right"]].set_visible(False)
-grid = right.subplots(len(rows), 12, squeeze=False)
-for line, (name, kernels) in zip(grid, rows.items(), strict=True):
-    for cell, kernel in zip(line, kernels[0], strict=False):
-        limit = kernel.abs().max()
-        cell.imshow(kernel, cmap="RdBu", vmin=-limit, vmax=limit)
-        cell.set_axis_off()
+for cell, (name, kernels) in zip(right.subplots(len(rows), 1), rows.items(), strict=True):
+    # Twelve kernels side by side, an empty column between them.
+    scaled = kernels[0, :12] / kernels[0, :12].abs().amax((1, 2), keepdim=True)
+    gap = torch.full((12, 3, 1), float("nan"))
+    strip = torch.cat([scaled, gap], dim=2).transpose(0, 1).flatten(1)
+    cell.imshow(strip, cmap="RdBu", vmin=-1, vmax=1)
+    cell.set_axis_off()
     norm = kernels.norm() / trajectory[-1][layer].norm()
-    line[0].set_title(f"{name}, norm {norm:.2f}", loc="left", fontsize=9)
+    cell.set_title(f"{name}, norm {norm:.2f}", loc="left", fontsize=9)
 plt.show()
