@@ -184,7 +184,7 @@ METHODS: tuple[Method, ...] = (
         paper="Learning from Oblivion: Predicting Knowledge-Overflowed Weights via Retrodiction of Forgetting",
         year=2025,
         reference="arXiv:2508.05059",
-        claim="Predicted weights transfer better than the trained ones to a task with few examples",
+        claim="Predicted weights transfer better than trained ones; on clean images a shrink does as well",
         commands={
             "know": Command(
                 "weightsmith.predict.know:know", "Predict better weights from five checkpoints of measured forgetting"
