@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers as t
+from safetensors.torch import save_file
 from torch import nn
 
 TRANSFORMERS = ["llama", "qwen3", "gemma3", "gpt2", "opt", "bert", "t5", "vit"]
@@ -58,3 +59,20 @@ def tiny(name, layers=2):
     else:
         model, batch = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), torch.rand(300, 12)
     return model.eval(), batch
+
+
+def write_tiny_llama(folder, rows, tokens):
+    """Write a tied two-block Llama to ``folder/tiny`` and token ids to ``folder/inputs.safetensors``; return folder."""
+    torch.manual_seed(0)
+    config = t.LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    t.LlamaForCausalLM(config).save_pretrained(folder / "tiny")
+    save_file({"input_ids": torch.randint(64, (rows, tokens))}, folder / "inputs.safetensors")
+    return folder

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from models import write_tiny_llama
 from weightsmith import recipe as recipe_module
 from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import CheckpointError, HyperparameterError, RecipeError
@@ -22,20 +21,7 @@ from weightsmith.sparsify.compressed import load_compressed
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models")
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
-    save_file({"input_ids": torch.randint(64, (12, 8))}, folder / "inputs.safetensors")
-    return folder
+    return write_tiny_llama(tmp_path_factory.mktemp("models"), 12, 8)
 
 
 @pytest.fixture

@@ -30,14 +30,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from weightsmith import catalog
-from weightsmith.core.checkpoint import load_state_dict, save_model
+from weightsmith.core.checkpoint import check_output, load_state_dict, save_model
 from weightsmith.core.errors import HyperparameterError, RecipeError
 from weightsmith.core.progress import track
 from weightsmith.core.report import write_report
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, open_model
 from weightsmith.signature import Signature, YamlLoader, read
-from weightsmith.workbench import Data, Workbench, check_output, to_device
+from weightsmith.workbench import Data, Workbench, to_device
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 

@@ -16,16 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weightsmith.core.checkpoint import save_model
-from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError
+from weightsmith.core.disk import on_disk
+from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.measure import measure, sample_text
 from weightsmith.core.results import Result
-from weightsmith.core.streaming import Batch, Batches, on_disk
+from weightsmith.core.streaming import Batch, Batches
 from weightsmith.core.text import read_text, token_ids, token_windows
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, text
 from weightsmith.signature import Signature
 from weightsmith.sparsify.compressed import save_compressed
 
-__all__ = ["Data", "Workbench", "check_output", "run_on_disk", "to_device"]
+__all__ = ["Data", "Workbench", "run_on_disk", "to_device"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
@@ -241,19 +242,6 @@ def to_device(opened: OpenedModel, device: str) -> OpenedModel:
     except (RuntimeError, AssertionError) as error:
         raise HyperparameterError("device", found=device, expected="cpu, cuda or cuda:N of this machine") from error
     return opened
-
-
-def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse an output that exists, before the work and not after it.
-
-    Raises
-    ------
-    CheckpointError
-        If ``out`` exists, is no empty folder, and ``overwrite`` is off.
-    """
-    out = Path(out)
-    if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} exists", do="Choose another output or pass --overwrite.")
 
 
 def _tensor_batches(path: Path, samples: int) -> list[Batch]:

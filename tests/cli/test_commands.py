@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from models import write_tiny_llama
 from weightsmith import catalog
 from weightsmith.cli.main import app
 from weightsmith.core.checkpoint import load_model
@@ -24,20 +24,7 @@ TRANSFORMS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models")
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
-    save_file({"input_ids": torch.randint(64, (16, 12))}, folder / "inputs.safetensors")
-    return folder
+    return write_tiny_llama(tmp_path_factory.mktemp("models"), 16, 12)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -8,9 +8,10 @@ from torch import nn
 
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.checkpoint import load_model, save_model
+from weightsmith.core.disk import on_disk
 from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.layers import find_layers
-from weightsmith.core.streaming import find_blocks, observe, on_disk, rewriting, stream
+from weightsmith.core.streaming import find_blocks, observe, rewriting, stream
 
 
 class Seen:
@@ -221,7 +222,7 @@ LIMITED = """
     import resource, sys, accelerate, torch
     torch.set_num_threads(1)
     from transformers import LlamaForCausalLM
-    from weightsmith.core.streaming import on_disk
+    from weightsmith.core.disk import on_disk
     from weightsmith.sparsify.pruning import wanda
 
     source, out, size = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from reference_dsnot import reference_mask
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
@@ -189,6 +190,14 @@ def test_masks_from_elsewhere():
     keep = torch.rand(8, 64) > 0.3
     dsnot(model, [torch.rand(300, 64)], masks={"0": keep})
     assert torch.equal((model[0].weight != 0).sum(1), keep.sum(1))
+
+
+def test_masks_have_the_layout_of_the_modules_weight():
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(64, 64))
+    keep = torch.rand(64, 64) > 0.3
+    dsnot(model, [torch.rand(300, 64)], masks={"0": keep}, max_swaps=0)
+    assert torch.equal(model[0].weight != 0, keep)
 
 
 def test_layer_output_error_gate():

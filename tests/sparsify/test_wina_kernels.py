@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from columns import expected, group_case
 from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
 from weightsmith.sparsify import wina as W
 from weightsmith.sparsify.activation.decode import DecoderBlock, HeadLinear
@@ -92,26 +93,11 @@ def decode(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return torch.stack(logits)
 
 
-def group_case(inputs: int, outs: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(inputs)
-    weights = torch.randn(inputs * sum(outs), generator=generator).to(dtype)
-    return torch.randn(inputs, generator=generator), weights
-
-
-def expected(x: torch.Tensor, weights: torch.Tensor, limits: torch.Tensor, outs: tuple[int, ...]) -> torch.Tensor:
-    start, parts = 0, []
-    for limit, out in zip(limits, outs, strict=True):
-        weight_IO = weights[start : start + len(x) * out].view(len(x), out).double()
-        parts.append(x.double().masked_fill(x.abs() <= limit, 0) @ weight_IO)
-        start += len(x) * out
-    return torch.cat(parts)
-
-
 @pytest.mark.parametrize("dtype", list(BITS))
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("limit", [-1.0, 0.7, math.inf])
 def test_columns_are_the_masked_product(dtype, threads, limit):
-    from weightsmith.sparsify.activation.kernels.cpu import sparse_columns
+    from weightsmith.sparsify.kernels.cpu import sparse_columns
 
     outs = (577, 3, 64)
     x, weights = group_case(130, outs, dtype)
@@ -132,7 +118,7 @@ def test_columns_are_the_masked_product(dtype, threads, limit):
 @pytest.mark.parametrize("dtype", list(BITS))
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_are_the_product(dtype, threads):
-    from weightsmith.sparsify.activation.kernels.cpu import dense_rows
+    from weightsmith.sparsify.kernels.cpu import dense_rows
 
     x, weights = group_case(577, (131,), dtype)
     y = np.empty(131, np.float32)
@@ -362,7 +348,7 @@ def test_left_padded_batches_decode_like_single_sequences():
 
 
 def test_missing_numba_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "weightsmith.sparsify.activation.kernels.cpu", None)
+    monkeypatch.setitem(sys.modules, "weightsmith.sparsify.kernels.cpu", None)
     model = nn.Sequential(nn.Linear(8, 8))
     plan = W.calibrate(model, [torch.randn(9, 8)])
     with pytest.raises(MissingDependencyError, match="mask"):
@@ -413,7 +399,7 @@ def test_compiled_models_keep_the_operator():
 
 
 def test_the_operator_passes_torchs_own_checks():
-    from weightsmith.sparsify.activation.kernels.op import sparse_columns
+    from weightsmith.sparsify.kernels.op import sparse_columns
 
     args = (torch.randn(8), torch.randn(8, 5), torch.rand(8), torch.randn(5))
     torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))

@@ -12,26 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from columns import expected, group_case
 from weightsmith.sparsify import wina as W
 from weightsmith.sparsify.activation.siblings import BITS, Siblings
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def group_case(inputs: int, outs: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(inputs)
-    weights = torch.randn(inputs * sum(outs), generator=generator).to(dtype)
-    return torch.randn(inputs, generator=generator), weights
-
-
-def expected(x: torch.Tensor, weights: torch.Tensor, limits: torch.Tensor, outs: tuple[int, ...]) -> torch.Tensor:
-    start, parts = 0, []
-    for limit, out in zip(limits, outs, strict=True):
-        weight_IO = weights[start : start + len(x) * out].view(len(x), out).double()
-        parts.append(x.double().masked_fill(x.abs() <= limit, 0) @ weight_IO)
-        start += len(x) * out
-    return torch.cat(parts)
 
 
 @pytest.mark.skipif(not HAVE_TRITON, reason="Triton is not installed")
@@ -49,7 +35,7 @@ class TestInterpreted:
     @pytest.mark.parametrize("dtype", list(BITS))
     @pytest.mark.parametrize("limit", [-1.0, 0.7, math.inf])
     def test_columns_are_the_masked_product(self, dtype, limit):
-        from weightsmith.sparsify.activation.kernels.cuda import sparse_columns
+        from weightsmith.sparsify.kernels.cuda import sparse_columns
 
         outs = (577, 3, 64)
         x, weights = group_case(130, outs, dtype)
@@ -62,7 +48,7 @@ class TestInterpreted:
         assert kept.tolist() == [1 + n for n in (x.abs() > limits).sum(1).tolist()]
 
     def test_nan_reaches_the_output(self):
-        from weightsmith.sparsify.activation.kernels.cuda import sparse_columns
+        from weightsmith.sparsify.kernels.cuda import sparse_columns
 
         x = torch.tensor([1.0, math.nan, 0.1, 2.0])
         y = sparse_columns(
@@ -99,7 +85,7 @@ class TestInterpreted:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", list(BITS))
 def test_triton_on_a_gpu(dtype):
-    from weightsmith.sparsify.activation.kernels.cuda import sparse_columns
+    from weightsmith.sparsify.kernels.cuda import sparse_columns
 
     outs = (577, 3, 4096)
     x, weights = group_case(1030, outs, dtype)

@@ -13,11 +13,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from weightsmith.core.checkpoint import check_output
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result
 from weightsmith.embedded import open_model
 from weightsmith.signature import REQUIRED, Field, Signature
-from weightsmith.workbench import Data, Workbench, check_output, run_on_disk, to_device
+from weightsmith.workbench import Data, Workbench, run_on_disk, to_device
 
 __all__ = ["make_command"]
 

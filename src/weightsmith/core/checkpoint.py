@@ -108,6 +108,8 @@ class CheckpointReader:
         What was opened.
     specs : dict of str to TensorSpec
         Every tensor's element type and shape, known without reading the tensors.
+    metadata : dict of str to str
+        What the files' headers say beside the tensors.
 
     Raises
     ------
@@ -127,6 +129,7 @@ class CheckpointReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.specs: dict[str, TensorSpec] = {}
+        self.metadata: dict[str, str] = {}
         self._places: dict[str, tuple[Path, int]] = {}
         self._pickled: dict[str, Tensor] = {}
         for shard in self._shards():
@@ -224,7 +227,7 @@ class CheckpointReader:
                 if length > size - 8:
                     raise ValueError(f"header of {length} bytes in a file of {size} bytes")
                 header = json.loads(file.read(length))
-                header.pop("__metadata__", None)
+                self.metadata.update(header.pop("__metadata__", {}))
                 for key, entry in header.items():
                     begin, end = entry["data_offsets"]
                     spec = TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
@@ -425,8 +428,7 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
     ['new']
     """
     out = Path(out)
-    if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
+    check_output(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
     if nbytes > free:
@@ -443,6 +445,19 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
         raise CheckpointError(f"cannot write {out}", found=str(error), do="Nothing was changed.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse an output that exists, before the work and not after it.
+
+    Raises
+    ------
+    CheckpointError
+        If ``out`` exists, is no empty folder, and ``overwrite`` is off.
+    """
+    out = Path(out)
+    if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
 
 
 def carry_companions(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -50,8 +50,11 @@ class Layer:
         >>> Layer("c", nn.Conv2d(3, 8, 5)).weight_OI.shape
         torch.Size([8, 75])
         """
-        weight = self.module.weight.detach()  # type: ignore[operator]
-        return weight.T if isinstance(self.module, Conv1D) else weight.flatten(1)
+        return self.matrix(self.module.weight.detach())  # type: ignore[operator]
+
+    def matrix(self, like_weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
+        """A tensor shaped like the module's weight (a mask, say) as a view ``[out, in]``."""
+        return like_weight.T if isinstance(self.module, Conv1D) else like_weight.flatten(1)
 
     def rows(self, x: Tensor) -> Float[Tensor, "sequences rows in"]:
         """The module's input as the rows its weight matrix is multiplied with.

@@ -4,13 +4,12 @@ The forward pass of every batch runs as a coroutine (a greenlet) that pauses whe
 So each block is met with exactly the arguments the model gives it (hidden states, masks, position embeddings, shared
 biases, encoder outputs), and no model needs code of its own. One batch holds one hidden state, nothing else.
 
-A model opened with :func:`on_disk` has no weights in memory: each block's are read when the stream reaches it and
-written when it leaves.
+A model opened with :func:`~weightsmith.core.disk.on_disk` has no weights in memory: each block's are read when the
+stream reaches it and written when it leaves.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,12 +23,10 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, model_class
+from weightsmith.core.disk import Disk, disk_of
 from weightsmith.core.errors import (
     CalibrationError,
-    CheckpointError,
     LayerNotFoundError,
     UnsupportedModelError,
     WeightsmithError,
@@ -45,7 +42,6 @@ __all__ = [
     "call",
     "find_blocks",
     "observe",
-    "on_disk",
     "rewriting",
     "stream",
 ]
@@ -146,7 +142,7 @@ def stream(
     Parameters
     ----------
     model : nn.Module
-        Any model, or one opened with :func:`on_disk`.
+        Any model, or one opened with :func:`~weightsmith.core.disk.on_disk`.
     batches : sequence of Batch or None
         Calibration data. None visits the blocks in module order, without inputs.
     include, exclude : str or sequence of str
@@ -177,7 +173,7 @@ def stream(
     [('0', 4), ('2', 4)]
     """
     blocks = _blocks_with_layers(model, include, exclude)
-    disk: _Disk | None = getattr(model, "_weightsmith_disk", None)
+    disk = disk_of(model)
     if batches is None:
         for block in blocks.values():
             if block.layers:
@@ -226,7 +222,7 @@ def rewriting(
         def remembered() -> Iterator[Block]:
             total = sum(bool(block.layers) for block in _blocks_with_layers(model, include, exclude).values())
             for block in track(blocks, "blocks", total=total):
-                if not hasattr(model, "_weightsmith_disk"):
+                if disk_of(model) is None:
                     path = Path(folder) / f"{len(saved)}.safetensors"
                     save_file({n: p.detach().contiguous() for n, p in block.module.named_parameters()}, path)
                     saved.append((block.module, path))
@@ -286,144 +282,11 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
-@contextmanager
-def on_disk(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
-) -> Iterator[nn.Module]:
-    """Open a Hugging Face checkpoint larger than memory, to be changed block by block by a transform.
-
-    Parameters
-    ----------
-    path : path-like
-        The checkpoint's folder, which stays as it is.
-    out : path-like
-        The folder for the changed checkpoint; it appears complete at the end, or not at all.
-    overwrite : bool, default: False
-        Replace what is at ``out``.
-
-    Yields
-    ------
-    nn.Module
-        The model on the meta device. Transforms that go through :func:`stream` read, change, write and free one
-        block at a time; a module outside the blocks is read when it is called and freed at the next block.
-
-    Raises
-    ------
-    CheckpointError
-        If the checkpoint is damaged or incomplete, or ``out`` cannot be written.
-    UnsupportedModelError
-        If no block was visited.
-    """
-    import transformers
-    from accelerate import init_empty_weights
-
-    reader = CheckpointReader(path)
-    config = transformers.AutoConfig.from_pretrained(path)
-    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-        model = model_class(config)(config).eval()
-    with CheckpointWriter(out, reader.specs, like=path, overwrite=overwrite) as writer:
-        disk = _Disk(model, reader, writer)
-        model._weightsmith_disk = disk  # type: ignore[assignment]
-        yield model
-        if not disk.written:
-            raise UnsupportedModelError(
-                f"nothing of {path} was changed block by block",
-                expected="a method that goes through its model's blocks",
-                do="Load the model into memory for this method.",
-            )
-        disk.copy_rest()
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """Uninitialised tensors are made on the meta device; buffers that hold something stay real.
-
-    Accelerate alone makes each parameter in memory before it moves it away, and the allocator keeps the room.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs = {**kwargs, "device": "meta"}
-        return func(*args, **kwargs)
-
-
-class _Disk:
-    """The weights of a model on the meta device: where they are read from and written to."""
-
-    def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
-        self.model, self.reader, self.writer = model, reader, writer
-        self.names = {module: name for name, module in model.named_modules()}
-        self.keys = _checkpoint_keys(model, reader)
-        self.written: set[str] = set()
-        self.loaded: set[nn.Module] = set()
-
-    def load(self, module: nn.Module) -> None:
-        from accelerate.utils import set_module_tensor_to_device
-
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.is_meta:
-                value = self.reader.tensor(self._key(self._path(module, name)))
-                set_module_tensor_to_device(module, name, "cpu", value=value, dtype=value.dtype)
-        self.loaded.add(module)
-
-    def store(self, module: nn.Module) -> None:
-        for name, tensor in module.named_parameters():
-            key = self._key(self._path(module, name))
-            if key not in self.written:
-                self.writer.write(key, tensor)
-                self.written.add(key)
-
-    def free(self) -> None:
-        from accelerate.utils import set_module_tensor_to_device
-
-        for module in self.loaded:
-            for name, _ in list(module.named_parameters()):
-                set_module_tensor_to_device(module, name, "meta")
-        self.loaded.clear()
-
-    def copy_rest(self) -> None:
-        for key in self.reader:
-            if key not in self.written:
-                self.writer.write(key, self.reader.tensor(key))
-
-    def _path(self, module: nn.Module, name: str) -> str:
-        return f"{self.names[module]}.{name}".lstrip(".")
-
-    def _key(self, path: str) -> str:
-        """The checkpoint's name of a parameter, or of the weight it is tied to."""
-        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        for name in (path, tied.get(path, path)):
-            if name in self.keys:
-                return self.keys[name]
-        raise CheckpointError(
-            f"{self.reader.path} lacks tensor {path!r}",
-            found=f"{len(self.reader)} tensors such as {list(self.reader)[:3]}",
-            do="A checkpoint that transformers converts while loading (fused experts) cannot be streamed: load it.",
-        )
-
-
-def _checkpoint_keys(model: nn.Module, reader: CheckpointReader) -> dict[str, str]:
-    """The checkpoint's name of each parameter, by the renaming rules transformers itself loads by."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    prefix, parameters = model.base_model_prefix, model.state_dict()
-    keys = {}
-    for key in reader:
-        name, converted = rename_source_key(key, renamings, converters, prefix, parameters)
-        if converted is None:
-            keys[name] = key
-    return keys
-
-
 class _Walks:
     """The forward passes of all batches, each paused where its model calls a block not yet visited."""
 
     def __init__(
-        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Batches, disk: _Disk | None
+        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Batches, disk: Disk | None
     ) -> None:
         self.model, self.disk = model, disk
         self.pending = dict(blocks)
@@ -504,7 +367,7 @@ class _Walks:
         warnings.warn(f"no calibration batch reached blocks {names[:4]}: they stay as they are", stacklevel=4)
 
 
-def _visit(block: Block, disk: _Disk | None) -> Iterator[Block]:
+def _visit(block: Block, disk: Disk | None) -> Iterator[Block]:
     """Hand out a block; of a disk-backed model, read it before and write it after."""
     if disk is not None:
         disk.load(block.module)

@@ -94,8 +94,8 @@ def dsnot(
     start : {"wanda", "magnitude", "sparsegpt"}, default: "wanda"
         The score of the starting mask, lowest of each row removed.
     masks : mapping of str to Tensor, optional
-        Starting masks from elsewhere, by layer name, nonzero where the weight stays; replaces ``start`` (and
-        ``sparsity``, but for the ``"N:M"`` pattern the masks keep).
+        Starting masks from elsewhere, by layer name, shaped like the module's weight, nonzero where it stays; they
+        replace ``start`` (and ``sparsity``, but for the ``"N:M"`` pattern the masks keep).
     max_swaps : int, default: 50
         Swaps a row makes at most.
     tolerance : float, default: 0.1
@@ -167,7 +167,7 @@ def dsnot(
         if masks is None:
             pruned_OI = pattern.mask(score_OI)
         else:
-            pruned_OI = (masks[layer.name].reshape(weight_OI.shape) == 0).to(weight_OI.device)
+            pruned_OI = (layer.matrix(masks[layer.name]) == 0).to(weight_OI.device)
         refined = refine_mask(
             weight_OI,
             pruned_OI,
@@ -358,15 +358,15 @@ def _swap_compiled(
     scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float, stop: Stop
 ) -> Refinement:
     """Do what :func:`_swap` does, row by row in compiled code."""
-    from weightsmith.sparsify.kernels import swaps, use_torch_threads
+    from weightsmith.sparsify.kernels import swaps
 
-    use_torch_threads()
     rules = {"improve": swaps.IMPROVE, "same_sign": swaps.SAME_SIGN, "reference": swaps.REFERENCE}
     rule = swaps.SAME_SIGN if m and stop == "reference" else rules[stop]
     error_O = (scores.contribution_OI * pruned_OI).sum(1)
     before_O, swaps_O = error_O.clone(), torch.zeros_like(error_O, dtype=torch.long)
     tensors = (scores.contribution_OI, scores.grow_OI, scores.cost_OI, scores.start_OI, pruned_OI, error_O, swaps_O)
-    swaps.swap_rows(*(t.contiguous().numpy() for t in tensors), m, max_swaps, tolerance, rule)
+    arrays = (t.contiguous().numpy() for t in tensors)
+    swaps.swap_rows(*arrays, m, max_swaps, tolerance, rule, torch.get_num_threads())
     return Refinement(pruned_OI, before_O, error_O, swaps_O)
 
 
@@ -382,7 +382,7 @@ def _check_hyper(max_swaps: int, tolerance: float, variance_power: float) -> Non
 def _check_masks(masks: Mapping[str, Tensor], layers: Sequence[Layer]) -> None:
     for layer in layers:
         shape = torch.Size(layer.module.weight.shape)  # type: ignore[arg-type]
-        if layer.name in masks and masks[layer.name].shape not in (shape, layer.weight_OI.shape):
+        if layer.name in masks and masks[layer.name].shape != shape:
             raise ShapeError(
                 f"mask of layer {layer.name!r}", found=tuple(masks[layer.name].shape), expected=tuple(shape)
             )

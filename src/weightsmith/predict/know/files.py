@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,8 +90,8 @@ def know(
     with record(
         "know", steps=steps, predictor=predictor, routing=routing, predict_frozen=predict_frozen, chunk=chunk
     ) as result:
-        _check_order(checkpoints)
         readers = [CheckpointReader(path) for path in checkpoints]
+        _check_order(readers)
         walk = Retrodiction(
             KnowPredictor.from_pretrained(predictor, chunk=chunk).rules,
             readers,
@@ -119,26 +117,13 @@ def know(
     return result
 
 
-def _check_order(checkpoints: Sequence[Path]) -> None:
+def _check_order(readers: Sequence[CheckpointReader]) -> None:
     """Compare the sample counts that :meth:`Trajectory.save` noted in the files, where all have one."""
-    sizes = [_samples(Path(path)) for path in checkpoints]
-    known = [size for size in sizes if size is not None]
-    if len(known) == len(sizes) and known != sorted(known):
+    sizes = [int(samples) for reader in readers if (samples := reader.metadata.get("samples", "")).isdigit()]
+    if len(sizes) == len(readers) and sizes != sorted(sizes):
         raise HyperparameterError(
             "order of the checkpoints",
-            found=f"training samples {known}",
+            found=f"training samples {sizes}",
             expected="ascending",
             do="Give the checkpoint of the smallest training set first.",
         )
-
-
-def _samples(path: Path) -> int | None:
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            samples = json.loads(file.read(min(length, path.stat().st_size))).get("__metadata__", {}).get("samples")
-        return int(samples) if samples is not None else None
-    except (ValueError, AttributeError, struct.error):
-        return None  # CheckpointReader says what is wrong with the file

@@ -149,7 +149,7 @@ class DecoderBlock:
 
     def step(self, hidden: Tensor, cache: Any, cos: Tensor, sin: Tensor) -> Tensor:
         """One token through the block."""
-        from weightsmith.sparsify.activation.kernels.decoder import after_cache, before_cache
+        from weightsmith.sparsify.kernels.decoder import after_cache, before_cache
 
         with lock:
             norms = self._norm_arrays()
@@ -267,7 +267,7 @@ class HeadLinear(nn.Module):
         readable = self.weight.dtype in BITS and self.weight.is_contiguous() and x.device.type == "cpu"
         if not single or not readable:
             return functional.linear(x, self.weight, self.bias)
-        from weightsmith.sparsify.activation.kernels.cpu import dense_rows
+        from weightsmith.sparsify.kernels.cpu import dense_rows
 
         y = torch.empty(self.out_features)
         weight = self.weight.detach().view(BITS[self.weight.dtype]).numpy()

@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.sparsify.activation.kernels.op import sparse_columns
 from weightsmith.sparsify.activation.plan import Plan, Projection
 from weightsmith.sparsify.activation.selection import (
     column_norms,
@@ -22,6 +21,7 @@ from weightsmith.sparsify.activation.selection import (
     threshold_limits,
     topk_limits,
 )
+from weightsmith.sparsify.kernels.op import sparse_columns
 
 if TYPE_CHECKING:
     from weightsmith.sparsify.activation.siblings import Siblings

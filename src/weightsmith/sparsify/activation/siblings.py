@@ -47,9 +47,9 @@ def check_backend(backend: Backend, weights: Sequence[Tensor]) -> None:
             raise UnsupportedModelError(f"backend {backend!r}", found=weight.dtype, expected=list(BITS))
     try:
         if backend == "cpu":
-            import weightsmith.sparsify.activation.kernels.cpu
+            import weightsmith.sparsify.kernels.cpu
         if backend == "triton":
-            import weightsmith.sparsify.activation.kernels.cuda  # noqa: F401
+            import weightsmith.sparsify.kernels.cuda  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
             f"backend {backend!r} needs package {error.name!r}",
@@ -126,7 +126,7 @@ class Siblings:
         return tuple(part.view(*x.shape[:-1], -1) for part in y.to(x.dtype).split(self.outs))
 
     def _cpu(self, x: Tensor) -> Tensor:
-        from weightsmith.sparsify.activation.kernels.cpu import sparse_columns
+        from weightsmith.sparsify.kernels.cpu import sparse_columns
 
         y = torch.empty(sum(self.outs))
         arrays = self.arrays()
@@ -136,7 +136,7 @@ class Siblings:
         return y
 
     def _triton(self, x: Tensor) -> Tensor:
-        from weightsmith.sparsify.activation.kernels.cuda import sparse_columns
+        from weightsmith.sparsify.kernels.cuda import sparse_columns
 
         if self._state != self._current():
             self._refresh()

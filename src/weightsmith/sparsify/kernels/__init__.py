@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["use_torch_threads"]
+__all__ = ["start_threads"]
 
 
-def use_torch_threads() -> None:
-    """Give numba as many threads as torch has.
+def start_threads() -> None:
+    """Start numba's threads, and leave torch's number of threads alone.
 
-    Both may run on one OpenMP pool; numba, when it starts, sets the pool's size for both, so torch's is set again.
+    Numba starts them on its first parallel call, or now. Where it shares torch's OpenMP it sets the number for both,
+    so torch's is set again. The kernels are told how many threads to use: as many as torch has.
 
     Examples
     --------
-    >>> import numba, torch
+    >>> import torch
     >>> before = torch.get_num_threads()
-    >>> use_torch_threads()
+    >>> start_threads()
     >>> torch.get_num_threads() == before
     True
     """
@@ -22,5 +23,5 @@ def use_torch_threads() -> None:
     import torch
 
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.get_num_threads()
     torch.set_num_threads(threads)

@@ -10,12 +10,15 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from weightsmith.sparsify.kernels import start_threads
+
 __all__ = ["IMPROVE", "REFERENCE", "SAME_SIGN", "swap_rows"]
+
+start_threads()
 
 IMPROVE, SAME_SIGN, REFERENCE = 0, 1, 2
 HIGHEST = np.int32(0x7F800001)
 KEPT, PRUNED, GROWN, DROPPED = 0, 1, 2, 3
-ROWS_A_TASK = 16
 
 
 @njit(inline="always")
@@ -55,6 +58,7 @@ def swap_rows(
     max_swaps: int,
     tolerance: float,
     rule: int,
+    threads: int,
 ) -> None:
     """Swap in every row; ``pruned``, ``error`` and ``swaps`` are changed in place.
 
@@ -76,14 +80,16 @@ def swap_rows(
         Rows with a smaller error are left alone.
     rule : int
         ``IMPROVE``, ``SAME_SIGN`` or ``REFERENCE``.
+    threads : int
+        Each takes an equal share of the rows.
     """
     rows, columns = contribution.shape
-    for task in prange((rows + ROWS_A_TASK - 1) // ROWS_A_TASK):
+    for part in prange(threads):
         keys = np.empty((4, columns), dtype=np.int32)  # lists: grow, drop of side 0; grow, drop of side 1
         places = np.empty((4, columns), dtype=np.int32)
         bits = np.empty(1, dtype=np.float32)
         state = np.empty(columns, dtype=np.int8)
-        for row in range(task * ROWS_A_TASK, min((task + 1) * ROWS_A_TASK, rows)):
+        for row in range(rows * part // threads, rows * (part + 1) // threads):
             count = np.zeros(4, dtype=np.int64)
             for column in range(columns):
                 signed = contribution[row, column]

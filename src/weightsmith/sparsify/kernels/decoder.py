@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from weightsmith.sparsify.activation.kernels.cpu import FASTMATH, sparse_columns
+from weightsmith.sparsify.kernels.cpu import FASTMATH, sparse_columns
 
 __all__ = ["GELU", "GELU_TANH", "RELU", "SILU", "after_cache", "before_cache"]
 

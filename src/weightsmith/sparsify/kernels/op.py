@@ -36,12 +36,12 @@ def sparse_columns(x_I: Tensor, weight_IO: Tensor, limit_I: Tensor, bias_O: Tens
     inputs, outputs = weight_IO.shape
     bias = torch.zeros(outputs, device=x_I.device) if bias_O is None else bias_O.float()
     if x_I.device.type == "cuda":
-        from weightsmith.sparsify.activation.kernels import cuda
+        from weightsmith.sparsify.kernels import cuda
 
         kept = torch.zeros(1, dtype=torch.int32, device=x_I.device)
         return cuda.sparse_columns(x_I, weight_IO.reshape(-1), limit_I[None], (outputs,), bias, kept)
-    from weightsmith.sparsify.activation.kernels import cpu
     from weightsmith.sparsify.activation.siblings import BITS
+    from weightsmith.sparsify.kernels import cpu
 
     y = torch.empty(outputs)
     cpu.sparse_columns(

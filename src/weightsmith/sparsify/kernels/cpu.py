@@ -12,18 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
-from numba import get_num_threads, njit, prange, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from weightsmith.sparsify.kernels import start_threads
+
 __all__ = ["dense_rows", "sparse_columns"]
 
-# numba starts its threads on the first parallel call, or now; where it shares torch's OpenMP that sets torch's number
-_threads = torch.get_num_threads()
-get_num_threads()
-torch.set_num_threads(_threads)
+start_threads()
 
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 

@@ -1,1 +1,0 @@
-"""Matrix-vector products that read only the columns whose input is kept: numba on the CPU, Triton on CUDA."""
