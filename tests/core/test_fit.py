@@ -69,6 +69,25 @@ def test_schedules_fall_to_zero_over_optimizer_steps():
         assert rates[3] == pytest.approx(0.0 if name != "constant" else 1.0, abs=1e-9)
 
 
+def test_learning_rate_warms_up_and_ends_where_asked():
+    optimizer = torch.optim.SGD((model := network()).parameters(), lr=2.0)
+    rates = []
+    fit(
+        model,
+        problem(),
+        optimizer=optimizer,
+        scheduler="linear",
+        warmup=0.25,
+        final_rate=0.1,
+        epochs=2,
+        batch_size=16,
+        after_step=lambda step, loss: rates.append(optimizer.param_groups[0]["lr"]),
+    )
+    assert rates == pytest.approx([1.0, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5, 0.2])
+    with pytest.raises(HyperparameterError, match="warmup"):
+        fit(model, problem(), warmup=1.5)
+
+
 def test_early_stop_goes_back_to_the_best_weights():
     scores = iter([0.1, 0.9, 0.3, 0.2, 0.1])
     seen = []

@@ -12,21 +12,26 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.progress import track
 from weightsmith.core.streaming import call
 
-__all__ = ["Fit", "Loss", "default_loss", "fit"]
+__all__ = ["Fit", "Loss", "Samples", "default_loss", "fit"]
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """From the model and a batch to the mean loss over the batch."""
+
+Samples: TypeAlias = Sequence[Mapping[str, Tensor]]
+"""Training data of a model with keyword arguments: one mapping a sample, such as ``{"input_ids": LongTensor[L]}``."""
 
 
 @dataclass
@@ -61,6 +66,8 @@ def fit(
     loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Literal["constant", "cosine", "linear"] = "constant",
+    warmup: float = 0.0,
+    final_rate: float = 0.0,
     epochs: int = 1,
     learning_rate: float = 1e-3,
     batch_size: int = 32,
@@ -87,7 +94,11 @@ def fit(
     optimizer : torch.optim.Optimizer, optional
         Over the model's parameters; AdamW without weight decay by default.
     scheduler : {"constant", "cosine", "linear"}, default: "constant"
-        How the learning rate falls to zero over all steps, if it does.
+        How the learning rate falls over all steps, if it does.
+    warmup : float, default: 0.0
+        Share of all steps, in [0, 1), over which the learning rate first rises from zero.
+    final_rate : float, default: 0.0
+        What is left of the learning rate at the end, in [0, 1], for schedules that fall.
     epochs : int, default: 1
         Passes over the data.
     learning_rate : float, default: 1e-3
@@ -138,9 +149,10 @@ def fit(
     (3.0, 200)
     """
     from accelerate.utils import set_seed
-    from transformers import get_scheduler
 
     _check(epochs, batch_size, accumulate, evaluate, patience)
+    if not 0 <= warmup < 1 or not 0 <= final_rate <= 1:
+        raise HyperparameterError("warmup, final_rate", found=(warmup, final_rate), expected="in [0, 1) and [0, 1]")
     set_seed(seed)
     accelerator = _accelerator(model, precision, accumulate)
     if not isinstance(data, DataLoader):
@@ -155,7 +167,8 @@ def fit(
         raise CalibrationError("no training batch", found=f"batch size {batch_size}, drop_last={drop_last}")
     steps = math.ceil(len(loader) / accumulate) * epochs
     # the schedule counts optimizer steps; Accelerate's wrapper would count one a process
-    schedule = get_scheduler(scheduler, prepared[1].optimizer, num_warmup_steps=0, num_training_steps=steps)
+    rate = partial(_rate, scheduler=scheduler, steps=steps, warmup=round(warmup * steps), final=final_rate)
+    schedule = LambdaLR(prepared[1].optimizer, rate)
     loss = loss or default_loss
     record, best = Fit(), _Best(higher_is_better, patience)
     start = time.perf_counter()
@@ -251,6 +264,19 @@ def _accelerator(model: nn.Module, precision: str, accumulate: int) -> Any:
     own = torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = not own and all(parameter.device.type == "cpu" for parameter in model.parameters())
     return Accelerator(mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu)
+
+
+def _rate(step: int, *, scheduler: str, steps: int, warmup: int, final: float) -> float:
+    """The learning rate's factor at a step.
+
+    >>> [_rate(step, scheduler="linear", steps=6, warmup=2, final=0.5) for step in range(6)]
+    [0.0, 0.5, 1.0, 0.875, 0.75, 0.625]
+    """
+    if step < warmup:
+        return step / warmup
+    past = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    falling = {"constant": 1.0, "linear": 1 - past, "cosine": (1 + math.cos(math.pi * past)) / 2}[scheduler]
+    return final + (1 - final) * falling if scheduler != "constant" else 1.0
 
 
 def _take_step(record: Fit, loss: Tensor) -> None:
