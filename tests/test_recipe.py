@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import textwrap
@@ -215,3 +216,77 @@ def test_the_documented_recipe_is_sound(source, tmp_path):
     example = re.search(r"^ *model: embedded.*?(?=\n```|\n\nEvery step)", text, re.MULTILINE | re.DOTALL)[0]
     (tmp_path / "recipe.yaml").write_text(textwrap.dedent(example))
     assert [step.command for step in load_recipe(tmp_path / "recipe.yaml").steps] == ["wanda", "wina"]
+
+
+COMPARE = """
+model: {folder}/tiny
+out: {out}
+steps:
+  - magnitude: {{sparsity: 0.25, exclude: lm_head}}
+compare:
+  gentle: [magnitude: {{sparsity: 0.5, exclude: lm_head}}]
+  harsh in two: [magnitude: {{sparsity: 0.5, exclude: lm_head}}, magnitude: {{sparsity: 0.75, exclude: lm_head}}]
+"""
+
+
+def test_alternatives_start_from_the_same_model(write, tmp_path):
+    results = run_recipe(load_recipe(write(COMPARE)))
+    titles = ["1. magnitude", "gentle", "harsh in two: 1. magnitude", "harsh in two: 2. magnitude"]
+    assert [result.title for result in results] == titles
+    assert results[1].before == results[2].before == results[0].after
+    assert results[1].after == results[2].after == results[3].before
+    for name, nonzero in (("gentle", 16), ("harsh in two", 8)):
+        weights = load_state_dict(tmp_path / "out" / name)["model.layers.0.self_attn.o_proj.weight"]
+        assert (weights != 0).sum() == weights.numel() * nonzero // 32
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "gentle", "harsh in two", "report.html", "weightsmith.json"
+    ]  # fmt: skip
+    assert not (tmp_path / "out" / "gentle" / "finished.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.yaml"], "the work folder is gone"
+
+
+def test_finished_alternatives_are_not_run_again(write, tmp_path):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["sparsity"])
+        return pruning.magnitude(*args, **kwargs)
+
+    def crash(*args, **kwargs):
+        raise RuntimeError("power cut")
+
+    recipe = load_recipe(write(COMPARE))
+    for steps, at, function in ((recipe.compare["gentle"], 0, counted), (recipe.compare["harsh in two"], 1, crash)):
+        steps[at] = dataclasses.replace(
+            steps[at], signature=dataclasses.replace(steps[at].signature, function=function)
+        )
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_recipe(recipe)
+    recipe = load_recipe(write(COMPARE))
+    for steps in (recipe.steps, *recipe.compare.values()):
+        for at, step in enumerate(steps):
+            steps[at] = dataclasses.replace(step, signature=dataclasses.replace(step.signature, function=counted))
+    results = run_recipe(recipe)
+    assert calls == [0.5, 0.5, 0.75], "gentle once, before the crash; harsh from its start"
+    assert [result.after["nonzero"] for result in results] == sorted(
+        (result.after["nonzero"] for result in results), reverse=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("compare", "message"),
+    [
+        ("[wanda]", "compare: found .*, expected a mapping from a name to a list of steps"),
+        ("{{../up: [wanda]}}", "compare: found .*, expected a mapping from a name"),
+        ("{{a: wanda}}", "compare.a: found wanda, expected a list of methods"),
+        ("{{a: [wandaa: {{}}]}}", "a, step 1: no method 'wandaa'. Did you mean 'wanda'"),
+    ],
+)
+def test_bad_alternatives_are_told(write, compare, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(f"model: {{folder}}/tiny\nout: {{out}}\ncompare: {compare}\n"))
+
+
+def test_a_setting_reaches_an_alternative(write):
+    recipe = load_recipe(write(COMPARE), ["compare.gentle.1.magnitude.sparsity=0.4"])
+    assert recipe.compare["gentle"][0].hyper["sparsity"] == 0.4

@@ -24,7 +24,7 @@ from weightsmith.signature import read
 from weightsmith.sparsify.dsnot import dsnot
 from weightsmith.sparsify.pruning import magnitude, wanda
 from weightsmith.sparsify.wina import wina
-from weightsmith.workbench import Data, Workbench
+from weightsmith.workbench import Data, Evaluation, Source, Workbench
 
 __all__ = ["run"]
 
@@ -65,7 +65,8 @@ def run(
         One for each thing done.
     """
     console = Console()
-    dense = Workbench(open_model("embedded:smollm2"), Data(samples=samples, tokens=tokens))
+    data = Data(calibration=Source(samples=samples), evaluation=Evaluation(tokens=tokens))
+    dense = Workbench(open_model("embedded:smollm2"), data)
     results: list[Result] = []
     for title, (method, hyper) in track([*METHODS.items()], "SmolLM2-135M"):
         bench = dense.copy()

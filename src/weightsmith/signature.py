@@ -5,9 +5,11 @@ A method says everything once, in its own signature. Some parameters have a fixe
 ===============  ====================================================================================
 ``model``        the network to change, in place
 ``calibration``  batches of inputs
+``training``     samples to train on
 ``checkpoints``  paths of saved weights to read
 ``out``          path to write
 ``generator``    source of randomness; from outside it is a seed
+``teacher``      another network; from outside it is named as the model is
 ===============  ====================================================================================
 
 The rest are hyper-parameters, and each that can be written as text (numbers, words, choices, lists of these) becomes
@@ -31,7 +33,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
-__all__ = ["REQUIRED", "Field", "Signature", "YamlLoader", "read"]
+__all__ = ["MODEL_FIELDS", "REQUIRED", "Field", "Signature", "YamlLoader", "read"]
 
 
 class Required:
@@ -44,7 +46,9 @@ class Required:
 REQUIRED = Required()
 """Default of a field that has none."""
 
-ROLES = ("model", "calibration", "checkpoints", "out", "generator")
+ROLES = ("model", "calibration", "training", "checkpoints", "out", "generator")
+MODEL_FIELDS = ("teacher",)
+"""Fields written as a folder, a hub id or ``embedded:NAME``, and opened when the method is called."""
 ATOMS = (int, float, bool, str, Path, type(None))
 
 
@@ -238,6 +242,8 @@ def read(function: Callable[..., Any]) -> Signature:
         default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
         if name in ROLES:
             roles[name] = default is REQUIRED
+        elif name in MODEL_FIELDS:
+            fields[name] = Field(name, str, default, helps.get(name, ""))
         elif _is_text(annotation):
             fields[name] = Field(name, annotation, default, helps.get(name, ""))
         elif default is REQUIRED:

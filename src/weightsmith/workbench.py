@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,47 +20,89 @@ from torch import Tensor
 from weightsmith.core.checkpoint import save_model
 from weightsmith.core.disk import on_disk
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.measure import measure, sample_text
+from weightsmith.core.fit import Samples
+from weightsmith.core.measure import measure, perplexity, sample_text
 from weightsmith.core.results import Result
-from weightsmith.core.streaming import Batch, Batches
+from weightsmith.core.streaming import Batches
 from weightsmith.core.text import read_text, token_ids, token_windows
-from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, text
-from weightsmith.signature import Signature
+from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
+from weightsmith.signature import MODEL_FIELDS, Signature
 from weightsmith.sparsify.compressed import save_compressed
 
-__all__ = ["Data", "Workbench", "run_on_disk", "to_device"]
+__all__ = ["Data", "Evaluation", "Source", "Training", "Workbench", "run_on_disk", "to_device"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
 
 
-@dataclass(frozen=True)
-class Data:
-    """Where calibration and evaluation data come from.
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Part):
+    """Data that a method reads.
 
     Attributes
     ----------
-    calibration : Path or None
-        A UTF-8 text for language models, or a ``.safetensors`` file whose tensors hold one sample a row (a single
-        tensor is the model's only argument, several are keyword arguments). None takes the embedded text.
+    file : str or None
+        A UTF-8 text for language models, or ``embedded:NAME`` (see :func:`weightsmith.embedded.text`); a ``.csv`` file
+        with columns ``text`` and ``label`` for text classifiers; or a ``.safetensors`` file whose tensors hold one
+        sample a row (a single tensor is the model's only argument, several are keyword arguments). None takes
+        embedded text.
     samples : int
-        Number of samples to calibrate with.
+        Number of samples.
     length : int
         Tokens a sample; text only.
-    evaluation : Path or None
-        A UTF-8 text to measure perplexity on. None takes the embedded text, of other topics than the calibration.
+    """
+
+    file: str | None = None
+    samples: int = Field(default=16, ge=1)
+    length: int = Field(default=256, ge=1)
+
+
+class Training(Source):
+    """As :class:`Source`, with more samples."""
+
+    samples: int = Field(default=128, ge=1)
+
+
+class Evaluation(_Part):
+    """What the model is measured on before and after each method.
+
+    Attributes
+    ----------
+    file : str or None
+        Text to measure perplexity on; None takes embedded text, of other topics than the calibration.
+    control : str or None
+        Another text, on which a fine-tuned model should not have become worse.
     tokens : int
-        Number of its tokens to measure on.
+        Number of tokens of each to measure on.
     speed : bool
         Also measure how fast the model writes.
     """
 
-    calibration: Path | None = None
-    samples: int = 16
-    length: int = 256
-    evaluation: Path | None = None
-    tokens: int = 2048
+    file: str | None = None
+    control: str | None = None
+    tokens: int = Field(default=2048, ge=2)
     speed: bool = False
+
+
+class Data(_Part):
+    """Where a method's data and the measures' come from.
+
+    Attributes
+    ----------
+    calibration : Source
+        What transforms look at.
+    training : Training
+        What methods that train read.
+    evaluation : Evaluation
+        What the model is measured on.
+    """
+
+    calibration: Source = Source()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
 
 
 @dataclass
@@ -122,7 +166,11 @@ class Workbench:
             roles["generator"] = torch.Generator().manual_seed(self.seed)
         if "calibration" in signature.roles:
             roles["calibration"] = self.batches()
-        result: Result = signature.function(**roles, **hyper)
+        if "training" in signature.roles:
+            roles["training"] = self.samples()
+        device = next((parameter.device for parameter in self.opened.model.parameters()), "cpu")
+        others = {name: open_model(hyper[name]).model.to(device) for name in MODEL_FIELDS if name in hyper}
+        result: Result = signature.function(**roles, **{**hyper, **others})
         result.seed = self.seed
         return result
 
@@ -134,22 +182,41 @@ class Workbench:
         CalibrationError
             If the file cannot be read, or the model reads no text and there is no file of tensors.
         """
-        data = self.data
-        if data.calibration is not None and data.calibration.suffix == ".safetensors":
-            return _tensor_batches(data.calibration, data.samples)
-        if self.opened.tokenizer is None:
-            raise CalibrationError(
-                "this model has no tokenizer, so text cannot calibrate it",
-                do="Give a .safetensors file with the model's inputs, one sample a row.",
-            )
-        words = text("calibration") if data.calibration is None else read_text(data.calibration)
-        generator = torch.Generator().manual_seed(self.seed)
-        ids = token_ids(self.opened.tokenizer, words)
-        return token_windows(ids, length=data.length, count=data.samples, batch_size=BATCH_SIZE, generator=generator)
+        source = self.data.calibration
+        if source.file is not None and source.file.endswith(".safetensors"):
+            columns = _columns(source.file, source.samples)
+            batches = [tensor.split(BATCH_SIZE) for tensor in columns.values()]
+            if len(batches) == 1:
+                return list(batches[0])
+            return [dict(zip(columns, parts, strict=True)) for parts in zip(*batches, strict=True)]
+        return self._windows(source, BATCH_SIZE)
+
+    def samples(self) -> Samples:
+        """Return the training samples: for text, windows of tokens with themselves as labels.
+
+        Raises
+        ------
+        CalibrationError
+            As :meth:`batches`; or if the file of tensors has only one.
+        """
+        source = self.data.training
+        if source.file is not None and source.file.endswith(".safetensors"):
+            columns = _columns(source.file, source.samples)
+        elif source.file is not None and source.file.endswith(".csv"):
+            columns = self._labelled(Path(source.file), source)
+        else:
+            (batch,) = self._windows(source, source.samples)
+            columns = {"input_ids": batch["input_ids"], "labels": batch["input_ids"]}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def measure(self) -> dict[str, float]:
         """Measure the model as it is now: its size, and perplexity and speed where it is a causal language model."""
-        return measure(self.opened.model, ids=self._evaluation_ids(), speed=self.data.speed)
+        evaluation = self.data.evaluation
+        measures = measure(self.opened.model, ids=self._evaluation_ids(evaluation.file), speed=evaluation.speed)
+        if evaluation.control is not None and self._writes:
+            ids = self._evaluation_ids(evaluation.control)
+            measures = {"control_perplexity": perplexity(self.opened.model, ids), **measures}
+        return measures
 
     def sample(self) -> str:
         """Return the model's own text on a fixed prompt; empty where it writes none."""
@@ -184,11 +251,41 @@ class Workbench:
     def _look(self) -> tuple[dict[str, float], str]:
         return self.measure(), self.sample()
 
-    def _evaluation_ids(self) -> Int[Tensor, "tokens"] | None:
+    def _evaluation_ids(self, file: str | None) -> Any:
         if not self._writes:
             return None
-        words = text("evaluation") if self.data.evaluation is None else read_text(self.data.evaluation)
-        return token_ids(self.opened.tokenizer, words)[: self.data.tokens]
+        ids = token_ids(self.opened.tokenizer, open_text(file or "embedded:evaluation"))
+        return ids[: self.data.evaluation.tokens]
+
+    def _windows(self, source: Source, batch_size: int) -> list[dict[str, Tensor]]:
+        ids = token_ids(self._tokenizer(), open_text(source.file or "embedded:calibration"))
+        generator = torch.Generator().manual_seed(self.seed)
+        return token_windows(
+            ids, length=source.length, count=source.samples, batch_size=batch_size, generator=generator
+        )
+
+    def _labelled(self, path: Path, source: Source) -> dict[str, Tensor]:
+        """The rows of a CSV file with columns text and label, padded to one length."""
+        rows = list(csv.DictReader(io.StringIO(read_text(path))))[: source.samples]
+        if not rows or not {"text", "label"} <= rows[0].keys():
+            found = f"{len(rows)} rows, columns {list(rows[0]) if rows else []}"
+            raise CalibrationError(f"labelled text {path}", found=found, expected="rows with columns text and label")
+        odd = [row["label"] for row in rows if not str(row["label"]).isdecimal()]
+        if odd:
+            raise CalibrationError(f"labels of {path}", found=odd[:3], expected="class indices 0, 1, 2, ...")
+        words = [row["text"] for row in rows]
+        tokens = self._tokenizer()(
+            words, truncation=True, padding="max_length", max_length=source.length, return_tensors="pt"
+        )
+        return {**tokens, "labels": torch.tensor([int(row["label"]) for row in rows])}
+
+    def _tokenizer(self) -> Any:
+        if self.opened.tokenizer is None:
+            raise CalibrationError(
+                "this model has no tokenizer, so it cannot read text",
+                do="Give a .safetensors file with the model's inputs, one sample a row.",
+            )
+        return self.opened.tokenizer
 
 
 def run_on_disk(
@@ -244,16 +341,14 @@ def to_device(opened: OpenedModel, device: str) -> OpenedModel:
     return opened
 
 
-def _tensor_batches(path: Path, samples: int) -> list[Batch]:
+def _columns(path: str, samples: int) -> dict[str, Tensor]:
+    """The tensors of a file, one sample a row."""
     try:
         tensors = {name: tensor[:samples] for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise CalibrationError(f"cannot read calibration file {path}", found=str(error)) from error
+        raise CalibrationError(f"cannot read the samples in {path}", found=str(error)) from error
     rows = {len(tensor) for tensor in tensors.values()}
     if len(rows) != 1 or 0 in rows:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         raise CalibrationError(f"tensors of {path}", found=shapes, expected="one row a sample in each")
-    batches = [tensor.split(BATCH_SIZE) for tensor in tensors.values()]
-    if len(batches) == 1:
-        return list(batches[0])
-    return [dict(zip(tensors, parts, strict=True)) for parts in zip(*batches, strict=True)]
+    return tensors

@@ -7,8 +7,6 @@ documentation of the Python language, then adapts to Python source.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from typing import Literal
 
 import torch
@@ -75,12 +73,10 @@ def byte_text(part: Part) -> Int[Tensor, "bytes"]:
     b'# Author: Stev'
     """
     if part.startswith("documentation"):
-        words = embedded_text("calibration") + embedded_text("evaluation")
-        data = words.encode()
+        data = (embedded_text("calibration") + embedded_text("evaluation")).encode()
         data = data[-HELD_OUT:] if part.endswith("held out") else data[:-HELD_OUT]
     else:
-        modules = ("tempfile", "fnmatch", "glob") if part.endswith("held out") else ("argparse", "textwrap", "shutil")
-        data = "".join(inspect.getsource(importlib.import_module(name)) for name in modules).encode()
+        data = embedded_text("source-held-out" if part.endswith("held out") else "source").encode()
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
 
 

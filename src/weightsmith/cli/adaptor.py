@@ -18,7 +18,7 @@ from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result
 from weightsmith.embedded import open_model
 from weightsmith.signature import REQUIRED, Field, Signature
-from weightsmith.workbench import Data, Workbench, run_on_disk, to_device
+from weightsmith.workbench import Data, Source, Training, Workbench, run_on_disk, to_device
 
 __all__ = ["make_command"]
 
@@ -82,15 +82,12 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         _parameter("out", Path, typer.Argument(help="Folder to write the changed model to.")),
     ]
     if "calibration" in signature.roles:
-        parameters += [
-            _parameter(
-                "calibration", Path | None, _file("Text, or .safetensors with inputs; else embedded text."), None
-            ),
-            _parameter("calibration_samples", int, typer.Option(help="Samples used.", min=1, rich_help_panel=DATA), 16),
-            _parameter(
-                "calibration_length", int, typer.Option(help="Tokens a sample.", min=1, rich_help_panel=DATA), 256
-            ),
-        ]
+        parameters += _source("calibration", Source(), "Text, or .safetensors with inputs; else embedded text.")
+    if "training" in signature.roles:
+        what = "Text, .csv with text and label, or .safetensors with inputs and labels; else embedded text."
+        parameters += _source("training", Training(), what)
+        what = "Text on which the model should not become worse."
+        parameters.append(_parameter("control", str | None, typer.Option(help=what, rich_help_panel=DATA), None))
     overwrite = typer.Option("--overwrite", help="Replace what is at OUT.", rich_help_panel=OUTPUT)
     compressed = typer.Option("--compressed", help="Write sparse weights small.", rich_help_panel=OUTPUT)
     stream = typer.Option(
@@ -101,14 +98,30 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
     speed = typer.Option("--speed", help="Also measure how fast the model writes.", rich_help_panel=DATA)
     return [
         *parameters,
-        _parameter("evaluation", Path | None, _file("Text to measure perplexity on; else embedded text."), None),
+        _parameter(
+            "evaluation",
+            str | None,
+            typer.Option(help="Text to measure perplexity on; else embedded text.", rich_help_panel=DATA),
+            None,
+        ),
         _parameter("speed", bool, speed, False),
         _SEED,
         _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
         _parameter("overwrite", bool, overwrite, False),
         _parameter("compressed", bool, compressed, False),
-        _parameter("stream", bool, stream, False),
+        # what trains goes over the whole model many times
+        *([] if "training" in signature.roles else [_parameter("stream", bool, stream, False)]),
         *_REPORTS,
+    ]
+
+
+def _source(name: str, default: Source, what: str) -> list[inspect.Parameter]:
+    samples = typer.Option(help="Samples used.", min=1, rich_help_panel=DATA)
+    length = typer.Option(help="Tokens a sample.", min=1, rich_help_panel=DATA)
+    return [
+        _parameter(name, str | None, typer.Option(help=what, rich_help_panel=DATA), None),
+        _parameter(f"{name}_samples", int, samples, default.samples),
+        _parameter(f"{name}_length", int, length, default.length),
     ]
 
 
@@ -118,21 +131,25 @@ def _transform(
     *,
     model: str,
     out: Path,
-    evaluation: Path | None,
+    evaluation: str | None,
     speed: bool,
     seed: int,
     device: str,
     overwrite: bool,
     compressed: bool,
-    stream: bool,
     report: Path | None,
     json: Path | None,
-    calibration: Path | None = None,
-    calibration_samples: int = 16,
-    calibration_length: int = 256,
+    stream: bool = False,
+    control: str | None = None,
+    **sources: Any,
 ) -> Result:
     check_output(out, overwrite=overwrite)
-    data = Data(calibration, calibration_samples, calibration_length, evaluation, speed=speed)
+    parts = {
+        name: {"file": sources[name], "samples": sources[f"{name}_samples"], "length": sources[f"{name}_length"]}
+        for name in ("calibration", "training")
+        if name in sources
+    }
+    data = Data.model_validate({**parts, "evaluation": {"file": evaluation, "control": control, "speed": speed}})
     if stream:
         if compressed or device != "cpu":
             raise typer.BadParameter("goes with neither --compressed nor --device", param_hint="'--stream'")
@@ -230,10 +247,6 @@ def _parameter(name: str, annotation: Any, info: Any, default: Any = REQUIRED) -
         default=inspect.Parameter.empty if default is REQUIRED else default,
         annotation=Annotated[annotation, info],
     )
-
-
-def _file(help_text: str) -> Any:
-    return typer.Option(help=help_text, exists=True, dir_okay=False, rich_help_panel=DATA)
 
 
 _SEED = _parameter("seed", int, typer.Option(help="Seed of everything random.", rich_help_panel=DATA), 0)

@@ -110,6 +110,8 @@ def run(
     loaded = load_recipe(recipe, settings or [])
     for number, step in enumerate(loaded.steps, 1):
         console.print(f"{number}. {step}", markup=False)
+    for name, steps in loaded.compare.items():
+        console.print(f"{name}: {', then '.join(map(str, steps))}", markup=False)
     if dry_run:
         console.print(f"{loaded.model} -> {loaded.out}: the recipe is sound; nothing was run.", markup=False)
         return

@@ -38,6 +38,8 @@ class Result:
         The same measures over the whole model.
     before, after : dict
         Measures of the model (see :mod:`weightsmith.core.measure`) before and after.
+    curves : dict of str to list of float
+        What changed during the run, one value a step, such as ``"training loss"``.
     samples : dict
         The model's own text: ``{"before": str, "after": str}`` (language models only).
     notes : list of str
@@ -62,6 +64,7 @@ class Result:
     totals: dict[str, Any] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -28,12 +29,27 @@ from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from weightsmith.core.checkpoint import atomic_output, load_model
-from weightsmith.core.errors import CheckpointError, MissingDependencyError
+from weightsmith.core.errors import CalibrationError, CheckpointError, MissingDependencyError
+from weightsmith.core.text import read_text
 
-__all__ = ["NAMES", "OpenedModel", "digits", "find_folder", "folder", "load", "load_tokenizer", "open_model", "text"]
+__all__ = [
+    "NAMES",
+    "OpenedModel",
+    "digits",
+    "find_folder",
+    "folder",
+    "load",
+    "load_tokenizer",
+    "open_model",
+    "open_text",
+    "text",
+]
 
 NAMES = ("smollm2", "minilm", "efficientnet-lite0")
 PREFIX = "embedded:"
+TextName = Literal["calibration", "evaluation", "source", "source-held-out"]
+SOURCES = {"source": ("argparse", "textwrap", "shutil"), "source-held-out": ("tempfile", "fnmatch", "glob")}
+"""Modules of Python's library whose source is a text."""
 
 
 @dataclass(frozen=True)
@@ -134,22 +150,42 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     return None if has_none else AutoTokenizer.from_pretrained(path)
 
 
-def text(part: Literal["calibration", "evaluation"] = "evaluation") -> str:
-    """English prose and code: the help topics of the Python language reference, split by topic into two halves.
+def text(part: TextName = "evaluation") -> str:
+    """Text that Python itself brings: the help topics of its language reference, and source of its library.
 
     Parameters
     ----------
-    part : {"calibration", "evaluation"}
-        The halves share no topic.
+    part : {"calibration", "evaluation", "source", "source-held-out"}
+        English prose and code (two halves that share no topic), or source code (other modules held out).
 
     Examples
     --------
     >>> len(text("calibration")) > 100_000 and len(text("evaluation")) > 100_000
     True
+    >>> text("source")[:14]
+    '# Author: Stev'
     """
+    if part in SOURCES:
+        return "".join(inspect.getsource(importlib.import_module(name)) for name in SOURCES[part])
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[key] for key in sorted(topics)[{"calibration": 0, "evaluation": 1}[part] :: 2])
+
+
+def open_text(ref: str | os.PathLike[str]) -> str:
+    """Read ``embedded:NAME`` (see :func:`text`) or a UTF-8 file.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no such text, or it is empty or not text.
+    """
+    name = str(ref).removeprefix(PREFIX)
+    if name == str(ref):
+        return read_text(name)
+    if name not in get_args(TextName):
+        raise CalibrationError(f"no embedded text {name!r}", expected=f"one of {sorted(get_args(TextName))}")
+    return text(cast(TextName, name))
 
 
 def digits() -> tuple[Float[Tensor, "1797 1 8 8"], Int[Tensor, "1797"]]:

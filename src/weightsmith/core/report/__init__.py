@@ -54,7 +54,7 @@ def write_report(results: Sequence[Result], path: str | Path, title: str | None 
         environment=next((result.environment for result in results if result.environment), {}),
         seconds=sum(result.seconds for result in results),
         written=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
-        plotly=get_plotlyjs() if any(section["figures"] for section in sections) else "",
+        plotly=get_plotlyjs() if any(section["figures"] or section["curves"] for section in sections) else "",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -81,6 +81,7 @@ def _section(result: Result) -> dict[str, Any]:
         "result": result,
         "cards": cards,
         "measures": _measures(result),
+        "curves": pictures.curves(result.curves),
         "figures": figures,
         "kinds": kinds,
         "columns": [format.label(name) for name in columns],

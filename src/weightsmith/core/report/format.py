@@ -11,6 +11,7 @@ __all__ = ["change", "direction", "label", "places", "show", "tone"]
 
 BETTER = {
     "perplexity": -1,
+    "control_perplexity": -1,
     "loss": -1,
     "error": -1,
     "bytes": -1,

@@ -10,7 +10,7 @@ from weightsmith.core.report import format
 if TYPE_CHECKING:
     from weightsmith.core.results import Result
 
-__all__ = ["layers", "overview"]
+__all__ = ["curves", "layers", "overview"]
 
 MOST_PICTURES = 6
 MOST_KINDS = 10
@@ -54,6 +54,36 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], lis
         axis = {"title": {"text": "block"}} if by_depth else {"tickangle": -35}
         figures.append({"title": format.label(name), "data": data, "layout": {"xaxis": axis}})
     return figures, kinds
+
+
+def curves(told: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Draw each curve of a run over its steps.
+
+    Examples
+    --------
+    >>> (figure,) = curves({"training loss": [2.0, 1.0]})
+    >>> figure["title"], figure["data"][0]["x"], figure["data"][0]["y"]
+    ('training loss', [1, 2], [2.0, 1.0])
+    """
+    layout = {"xaxis": {"title": {"text": "step"}}}
+    return [
+        {
+            "title": format.label(name),
+            "data": [
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": list(range(1, len(values) + 1)),
+                    "y": list(values),
+                    "hovertemplate": "step %{x}<br><b>%{y:.4g}</b><extra></extra>",
+                    "meta": 0,
+                }
+            ],
+            "layout": layout,
+        }
+        for name, values in told.items()
+        if len(values) > 1
+    ]
 
 
 def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
