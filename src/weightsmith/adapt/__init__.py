@@ -1,0 +1,23 @@
+"""Fine-tune a few weights well."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "BoneConfig": "weightsmith.adapt.bone",
+}
+"""The module of every name offered here; imported when the name is used, as PEFT takes seconds to load."""
+
+__all__ = ["BoneConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

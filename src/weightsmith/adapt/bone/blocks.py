@@ -1,0 +1,275 @@
+r"""Bone's arithmetic: what a small set of blocks does to a weight matrix, forwards and back.
+
+A weight of ``O`` outputs and ``I`` inputs is cut into blocks of ``R`` by ``R``, :math:`W_{oi}`:
+
+.. math::
+
+    \text{bat:}\quad W'_{oi} = W_{oi} + W_{oi} B_o + B_o \qquad
+    \text{bat-row:}\quad W'_{oi} = W_{oi} + W_{oi} B_i + B_i \qquad
+    \text{miss:}\quad W'_{oj} = W_{oj} + D_{j \bmod R,\, o}
+
+Where ``O`` or ``I`` is no multiple of ``R`` the last blocks hang over the edge, as if the weight went on with zeros.
+
+Legend: ``O`` outputs, ``I`` inputs, ``R`` block size, ``N`` blocks in a row, ``G`` blocks in a column, ``T`` tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from weightsmith.core.errors import UnsupportedModelError
+
+__all__ = ["BatLinear", "add_shards", "apply_bat", "apply_bat_row", "apply_miss", "row_linear", "undo_bat"]
+__all__ += ["undo_bat_row", "undo_miss"]
+
+MAX_CONDITION = 1e12
+"""Blocks ``I + B`` with a larger condition number are not inverted, even in double precision."""
+
+
+def apply_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "G R R"]) -> Tensor:
+    """Return ``W + W B + B`` with one block for every row of blocks (``"bat"``).
+
+    Parameters
+    ----------
+    weight : Tensor of shape (*batch, out, in)
+        The weights; leading dimensions are experts or groups of a convolution, each with blocks of its own.
+    block_GRR : Tensor of shape (batch * ceil(out / R), R, R)
+        The blocks, whose dtype is computed in.
+
+    Returns
+    -------
+    Tensor of shape (*batch, out, in)
+        A new weight, in the blocks' dtype.
+
+    Examples
+    --------
+    With blocks of one number every row is scaled and shifted:
+
+    >>> apply_bat(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[0.1]], [[-0.2]]]))
+    tensor([[1.2000, 2.3000],
+            [2.2000, 3.0000]])
+    """
+    r = block_GRR.shape[-1]
+    padded = _pad(weight.to(block_GRR.dtype), r)
+    # the rows of W_oi for all i are rows of R consecutive numbers in memory: a reshape, not a permutation
+    strips = padded.reshape(len(block_GRR), -1, r)
+    updated = torch.baddbmm(strips, strips, block_GRR)
+    updated = updated.view(len(block_GRR), r, -1, r).add_(block_GRR.unsqueeze(2))
+    return _crop(updated.view(padded.shape), weight)
+
+
+def apply_bat_row(weight: Float[Tensor, "*batch out in"], block_NRR: Float[Tensor, "N R R"]) -> Tensor:
+    """Return ``W + W B + B`` with one block for every column of blocks (``"bat-row"``).
+
+    Parameters and result as for :func:`apply_bat`, with ``ceil(in / R)`` blocks, shared by leading dimensions.
+
+    Examples
+    --------
+    >>> apply_bat_row(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[0.1]], [[-0.2]]]))
+    tensor([[1.2000, 1.4000],
+            [3.4000, 3.0000]])
+    """
+    n, r = block_NRR.shape[:2]
+    padded = _pad(weight.to(block_NRR.dtype), r)
+    columns = padded.reshape(-1, n, r).transpose(0, 1)
+    updated = torch.baddbmm(columns, columns, block_NRR).unflatten(1, (-1, r)) + block_NRR.unsqueeze(1)
+    return _crop(updated.flatten(1, 2).transpose(0, 1).reshape(padded.shape), weight)
+
+
+def apply_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "R M"]) -> Tensor:
+    """Return the weight plus a shard repeated along the inputs (``"miss"``), and along the outputs (``"mini"``).
+
+    Parameters
+    ----------
+    weight : Tensor of shape (*batch, out, in)
+        The weights.
+    shard_RM : Tensor of shape (R, M)
+        ``M`` is the number of all outputs, or divides it.
+
+    Returns
+    -------
+    Tensor of shape (*batch, out, in)
+        A new weight, in the shard's dtype.
+
+    Examples
+    --------
+    >>> apply_miss(torch.zeros(2, 5), torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
+    tensor([[1., 2., 1., 2., 1.],
+            [3., 4., 3., 4., 3.]])
+    """
+    return weight.to(shard_RM.dtype) + _tiled(weight, shard_RM)
+
+
+def undo_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "G R R"]) -> Tensor:
+    """Return the weight that :func:`apply_bat` was given, ``(W' - B) (I + B)^-1``, solved in float64.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If ``I + B`` cannot be inverted.
+
+    Examples
+    --------
+    >>> undo_bat(torch.tensor([[1.2, 2.3], [2.2, 3.0]]), torch.tensor([[[0.1]], [[-0.2]]])).float()
+    tensor([[1., 2.],
+            [3., 4.]])
+    """
+    block_GRR = check_invertible(block_GRR)
+    r = block_GRR.shape[-1]
+    padded = _pad(weight.double(), r)
+    strips = padded.reshape(len(block_GRR), r, -1, r) - block_GRR.unsqueeze(2)
+    solved = torch.linalg.solve(_with_identity(block_GRR), strips.flatten(1, 2), left=False)
+    return _crop(solved.reshape(padded.shape), weight)
+
+
+def undo_bat_row(weight: Float[Tensor, "*batch out in"], block_NRR: Float[Tensor, "N R R"]) -> Tensor:
+    """Return the weight that :func:`apply_bat_row` was given, solved in float64.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If ``I + B`` cannot be inverted.
+    """
+    block_NRR = check_invertible(block_NRR)
+    n, r = block_NRR.shape[:2]
+    padded = _pad(weight.double(), r)
+    columns = padded.reshape(-1, n, r).transpose(0, 1).unflatten(1, (-1, r)) - block_NRR.unsqueeze(1)
+    solved = torch.linalg.solve(_with_identity(block_NRR), columns.flatten(1, 2), left=False)
+    return _crop(solved.transpose(0, 1).reshape(padded.shape), weight)
+
+
+def undo_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "R M"]) -> Tensor:
+    """Return the weight that :func:`apply_miss` was given, in float64."""
+    return weight.double() - _tiled(weight, shard_RM.double())
+
+
+def check_invertible(block: Float[Tensor, "n R R"]) -> Float[Tensor, "n R R"]:
+    """Return the blocks in float64, or say that ``I + B`` has no inverse.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the condition number of a block ``I + B`` is above ``MAX_CONDITION``.
+    """
+    block = block.detach().double()
+    condition = torch.linalg.cond(_with_identity(block)).max().item()
+    if not condition < MAX_CONDITION:
+        raise UnsupportedModelError(
+            "cannot invert I + B, so the merged adapter cannot be taken out again",
+            found=f"condition number {condition:.1e}",
+            expected=f"below {MAX_CONDITION:.0e}",
+            do="Merge with keep_base=True.",
+        )
+    return block
+
+
+class BatLinear(torch.autograd.Function):
+    """A linear layer under ``"bat"`` that keeps only its input for the backward pass.
+
+    The updated weight is computed again there, so that no matrix of ``out`` by ``in`` outlives a layer's own step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Float[Tensor, "*tokens in"], weight_OI: Tensor, block_GRR: Tensor, bias_O: Tensor | None
+    ) -> Float[Tensor, "*tokens out"]:
+        """Return ``x W'^T + bias``."""
+        with torch.autocast(x.device.type, enabled=False):
+            ctx.save_for_backward(x, weight_OI, block_GRR)
+            return functional.linear(x, apply_bat(weight_OI, block_GRR).to(x.dtype), bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, "*tokens out"]) -> tuple[Tensor | None, None, Tensor, Tensor | None]:
+        """Return the gradients of input, blocks and bias."""
+        x, weight_OI, block_GRR = ctx.saved_tensors
+        r = block_GRR.shape[-1]
+        with torch.autocast(x.device.type, enabled=False):
+            grad_x = grad @ apply_bat(weight_OI, block_GRR).to(grad.dtype) if ctx.needs_input_grad[0] else None
+            grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
+            # dL/dB_o = sum_i (W_oi + 1)^T G_oi, with G = grad^T x
+            strips_G = _pad(grad_TO.T @ x_TI, r).reshape(len(block_GRR), -1, r).to(block_GRR.dtype)
+            strips_W = _pad(weight_OI.to(block_GRR.dtype), r).reshape(len(block_GRR), -1, r)
+            grad_block = torch.baddbmm(strips_G.unflatten(1, (r, -1)).sum(2), strips_W.transpose(1, 2), strips_G)
+            grad_bias = grad_TO.sum(0) if ctx.needs_input_grad[3] else None
+        return grad_x, None, grad_block, grad_bias
+
+
+def row_linear(
+    base: Callable[[Tensor], Tensor], x: Float[Tensor, "*tokens in"], block_NRR: Float[Tensor, "N R R"]
+) -> Float[Tensor, "*tokens out"]:
+    r"""Run any linear layer under ``"bat-row"`` without touching its weight.
+
+    With :math:`b_i = B_i x_i` of every piece :math:`x_i` of the input,
+
+    .. math:: W' x = W (x + (b_1, \dots, b_N)) + (\textstyle\sum_i b_i, \sum_i b_i, \dots)
+
+    Parameters
+    ----------
+    base : callable
+        The layer, quantised or not.
+    x : Tensor of shape (..., in)
+        Its input.
+    block_NRR : Tensor of shape (ceil(in / R), R, R)
+        The blocks.
+
+    Returns
+    -------
+    Tensor of shape (..., out)
+        In the dtype that ``base`` returns.
+    """
+    n, r = block_NRR.shape[:2]
+    pieces = functional.pad(x, (0, n * r - x.shape[-1])).reshape(-1, n, r).transpose(0, 1)
+    moved = torch.bmm(pieces.to(block_NRR.dtype), block_NRR.transpose(1, 2))
+    shift = moved.transpose(0, 1).reshape(*x.shape[:-1], n * r)[..., : x.shape[-1]]
+    y = base(x + shift.to(x.dtype))
+    return _add_tiled(y, moved.sum(0).unflatten(0, x.shape[:-1]).to(y.dtype))
+
+
+def add_shards(
+    y: Float[Tensor, "*tokens out"], x: Float[Tensor, "*tokens in"], shard_RM: Float[Tensor, "R M"]
+) -> Float[Tensor, "*tokens out"]:
+    """Add ``s(x) D`` to a linear layer's output, with ``s`` the sum of the input's pieces (``"miss"``, ``"mini"``)."""
+    r, m = shard_RM.shape
+    pieces = functional.pad(x, (0, -x.shape[-1] % r)).unflatten(-1, (-1, r))
+    sums = pieces.sum(-2, dtype=shard_RM.dtype)  # reduced first: D has R rows, the input I columns
+    if m == y.shape[-1] and y.dtype == shard_RM.dtype and not torch.is_autocast_enabled(y.device.type):
+        return torch.addmm(y.flatten(0, -2), sums.flatten(0, -2), shard_RM).view(y.shape)
+    return _add_tiled(y, (sums @ shard_RM).to(y.dtype))
+
+
+def _add_tiled(y: Tensor, piece: Tensor) -> Tensor:
+    """Add a piece of the last dimension to every such piece of ``y``, the last one cropped."""
+    out, width = y.shape[-1], piece.shape[-1]
+    if out % width:
+        return y + piece.repeat(*[1] * (y.ndim - 1), math.ceil(out / width))[..., :out]
+    return (y.unflatten(-1, (-1, width)) + piece.unsqueeze(-2)).flatten(-2)
+
+
+def _tiled(weight: Tensor, shard_RM: Tensor) -> Tensor:
+    """The shard as a matrix of the weight's shape: repeated along outputs (mini) and inputs, the last one cropped."""
+    r, m = shard_RM.shape
+    *outputs, width = weight.shape
+    rows = shard_RM.T.repeat(math.prod(outputs) // m, math.ceil(width / r))
+    return rows[:, :width].reshape(weight.shape)
+
+
+def _pad(weight: Tensor, r: int) -> Tensor:
+    out, width = weight.shape[-2:]
+    return functional.pad(weight, (0, -width % r, 0, -out % r)) if out % r or width % r else weight
+
+
+def _crop(padded: Tensor, like: Tensor) -> Tensor:
+    return padded[..., : like.shape[-2], : like.shape[-1]]
+
+
+def _with_identity(block: Tensor) -> Tensor:
+    return block + torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
