@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import math
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
@@ -25,7 +27,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFi
 from weightsmith.core.progress import track
 from weightsmith.core.streaming import call
 
-__all__ = ["Fit", "Loss", "Samples", "default_loss", "fit"]
+__all__ = ["Fit", "Loss", "Samples", "default_loss", "draw_seed", "fit", "restored_on_error"]
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """From the model and a batch to the mean loss over the batch."""
@@ -236,6 +238,45 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         expected="a mapping with labels, or (inputs, classes)",
         do="Pass a loss.",
     )
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """Draw the seed of a run from a generator; 0 without one.
+
+    Examples
+    --------
+    >>> draw_seed(torch.Generator().manual_seed(3)) == draw_seed(torch.Generator().manual_seed(3)) > 0
+    True
+    """
+    return 0 if generator is None else int(torch.randint(2**31, (), generator=generator))
+
+
+@contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Give the model back its weights if training it fails; they wait in a temporary file.
+
+    What a method put into the model (adapters, masks, parametrisations) it must have taken out by then.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1).requires_grad_(False)
+    >>> before = model.weight.item()
+    >>> try:
+    ...     with restored_on_error(model):
+    ...         _ = model.weight.fill_(7.0)
+    ...         raise KeyboardInterrupt
+    ... except KeyboardInterrupt:
+    ...     print(model.weight.item() == before)
+    True
+    """
+    with tempfile.TemporaryFile() as file:
+        torch.save(model.state_dict(), file)
+        try:
+            yield
+        except BaseException:
+            file.seek(0)
+            model.load_state_dict(torch.load(file, weights_only=True))
+            raise
 
 
 class _Best:

@@ -42,6 +42,13 @@ class Layer:
     aliases: tuple[str, ...] = field(default=())
 
     @property
+    def weight(self) -> Tensor:
+        """The module's weight itself: the parameter, in the module's own shape."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
     def weight_OI(self) -> Float[Tensor, "out in"]:
         """The weight as a view ``[out, in]``: writing to it writes to the model.
 
@@ -50,7 +57,7 @@ class Layer:
         >>> Layer("c", nn.Conv2d(3, 8, 5)).weight_OI.shape
         torch.Size([8, 75])
         """
-        return self.matrix(self.module.weight.detach())  # type: ignore[operator]
+        return self.matrix(self.weight.detach())
 
     def matrix(self, like_weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
         """A tensor shaped like the module's weight (a mask, say) as a view ``[out, in]``."""

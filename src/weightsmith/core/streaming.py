@@ -39,6 +39,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Block",
+    "block_layers",
     "call",
     "find_blocks",
     "observe",
@@ -132,6 +133,32 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
         if find_layers(block, strict=False)
     }
     return blocks or {"": model}
+
+
+def block_layers(
+    model: nn.Module, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()
+) -> list[Layer]:
+    """Find the weight matrices inside the repeated blocks: what is left out are embeddings, stems and heads.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; one without repeated blocks is a block as a whole.
+    include, exclude : str or sequence of str
+        Shell patterns as for :func:`weightsmith.core.layers.find_layers`.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If nothing inside the blocks matches.
+
+    Examples
+    --------
+    >>> body = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    >>> [layer.name for layer in block_layers(nn.ModuleDict({"body": body, "head": nn.Linear(4, 2)}))]
+    ['body.0', 'body.1']
+    """
+    return [layer for block in _blocks_with_layers(model, include, exclude).values() for layer in block.layers]
 
 
 def stream(
