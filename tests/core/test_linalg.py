@@ -3,8 +3,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightsmith.core.errors import NonFiniteError, ShapeError
-from weightsmith.core.linalg import inverse_cholesky, lowest_k_mask, lowest_n_of_m_mask
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
+from weightsmith.core.linalg import (
+    inverse_cholesky,
+    largest_k,
+    lowest_k_mask,
+    lowest_n_of_m_mask,
+    project,
+    randomised_singular_basis,
+    refine_singular_basis,
+    singular_basis,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,3 +47,115 @@ def test_inverse_cholesky_of_a_singular_matrix_is_damped():
     assert bool(inverse_cholesky(torch.zeros(3, 3)).isfinite().all())
     with pytest.raises(NonFiniteError, match="Gram matrix"):
         inverse_cholesky(torch.full((2, 2), float("nan")))
+
+
+def with_spectrum(rows, columns, singular_values, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.linalg.qr(torch.randn(rows, len(singular_values), generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(columns, len(singular_values), generator=generator)).Q
+    return (left * singular_values) @ right.T
+
+
+def best_approximation(matrix, rank):
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 400), values=st.integers(1, 6), seed=st.integers(0, 100), data=st.data())
+def test_largest_k_is_a_stable_sort_of_magnitudes(size, values, seed, data):
+    k = data.draw(st.integers(0, size))
+    x = torch.randint(-values, values + 1, (size,), generator=torch.Generator().manual_seed(seed)).float()
+    expected = x.abs().sort(descending=True, stable=True).indices[:k].sort().values
+    assert torch.equal(largest_k(x, k), expected)
+
+
+@pytest.mark.parametrize("make", [torch.randn, torch.rand, lambda *shape: torch.randn(*shape).round(decimals=1)])
+@pytest.mark.parametrize("share", [1e-5, 0.05, 0.5, 0.999])
+def test_largest_k_of_many_values(make, share):
+    torch.manual_seed(0)
+    x = make(300, 400)
+    k = max(1, int(share * x.numel()))
+    expected = x.abs().flatten().sort(descending=True, stable=True).indices[:k].sort().values
+    assert torch.equal(largest_k(x, k), expected)
+
+
+def test_largest_k_where_the_sample_misleads():
+    x = torch.zeros(200_000)
+    x[torch.arange(0, 200_000, (200_000 // (1 << 14)) | 1)] = 1.0  # just the values that are sampled
+    k = int(x.sum()) + 10
+    assert torch.equal(largest_k(x, k), x.sort(descending=True, stable=True).indices[:k].sort().values)
+    with pytest.raises(HyperparameterError, match="k: found 4, expected 0 to 3"):
+        largest_k(torch.ones(3), 4)
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (40, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_singular_basis_gives_the_best_approximation(shape, dtype):
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    basis = singular_basis(matrix, 7)
+    assert basis.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(7, dtype=basis.dtype), rtol=0, atol=1e-5)
+    torch.testing.assert_close(project(matrix, basis).double(), best_approximation(matrix, 7), rtol=0, atol=2e-5)
+    values = torch.linalg.svdvals(matrix.double())[:7]
+    torch.testing.assert_close(torch.linalg.svdvals(project(matrix, basis).double())[:7], values, rtol=0, atol=1e-4)
+
+
+def test_singular_basis_resolves_small_singular_values():
+    matrix = with_spectrum(60, 80, torch.logspace(0, -5, 30))
+    left = torch.linalg.svd(matrix.double(), full_matrices=False)[0][:, 20:22].float()
+    basis = singular_basis(matrix, 22)
+    assert (basis[:, 20:].T @ left).abs().diagonal().min() > 0.999
+
+
+def test_singular_basis_retries_in_double_precision_then_gives_up(monkeypatch):
+    matrix, eigh, tried = torch.randn(6, 9), torch.linalg.eigh, []
+
+    def fails(symmetric, until=torch.float64):
+        tried.append(symmetric.dtype)
+        if symmetric.dtype == torch.float64 and until == torch.float64:
+            return eigh(symmetric)
+        raise torch.linalg.LinAlgError
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    torch.testing.assert_close(project(matrix, singular_basis(matrix, 2)).double(), best_approximation(matrix, 2))
+    assert tried == [torch.float32, torch.float64]
+    monkeypatch.setattr(torch.linalg, "eigh", lambda symmetric: fails(symmetric, until=None))
+    with pytest.raises(WeightsmithError, match=r"do not converge: found a matrix \(6, 9\)"):
+        singular_basis(matrix, 2)
+
+
+def test_randomised_basis_repeats_and_leaves_the_global_generator_alone():
+    matrix = torch.randn(50, 70)
+    state = torch.get_rng_state()
+    first = randomised_singular_basis(matrix, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, randomised_singular_basis(matrix, 5, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(first, randomised_singular_basis(matrix, 5))
+
+
+def test_refined_basis_follows_a_matrix_that_moved():
+    generator = torch.Generator().manual_seed(0)
+    matrix = with_spectrum(60, 80, 1 / torch.arange(1.0, 61), seed=0)
+    basis = singular_basis(matrix, 8)
+    moved = matrix + 0.002 * torch.randn(60, 80, generator=generator)
+    best = best_approximation(moved, 8).float()
+    stale, refined = ((project(moved, b) - best).norm() for b in (basis, refine_singular_basis(moved, basis)))
+    assert refined < 0.4 * stale
+    assert (project(moved, refine_singular_basis(moved, basis, niter=20)) - best).norm() < 0.02 * stale
+
+
+def test_bases_refuse_bad_input():
+    matrix = torch.randn(4, 6)
+    for make in (singular_basis, randomised_singular_basis):
+        for rank in (0, 5):
+            with pytest.raises(HyperparameterError, match=f"rank: found {rank}, expected 1 to 4"):
+                make(matrix, rank)
+        with pytest.raises(NonFiniteError):
+            make(torch.full((4, 6), float("inf")), 2)
+    with pytest.raises(HyperparameterError, match="niter"):
+        randomised_singular_basis(matrix, 2, niter=-1)
+    with pytest.raises(HyperparameterError, match="niter"):
+        refine_singular_basis(matrix, singular_basis(matrix, 2), niter=0)
+    with pytest.raises(ShapeError, match="rows of the basis: found 6, expected 4"):
+        refine_singular_basis(matrix, torch.ones(6, 2))

@@ -7,10 +7,28 @@ from typing import Any
 
 _HOMES = {
     "BoneConfig": "weightsmith.adapt.bone",
+    "LIFTAdamW": "weightsmith.adapt.lift",
+    "SparseDelta": "weightsmith.adapt.lift",
+    "apply_delta": "weightsmith.adapt.lift",
+    "export_shira": "weightsmith.adapt.lift",
+    "lift_groups": "weightsmith.adapt.lift",
+    "load_delta": "weightsmith.adapt.lift",
+    "principal_mask": "weightsmith.adapt.lift",
+    "save_delta": "weightsmith.adapt.lift",
 }
 """The module of every name offered here; imported when the name is used, as PEFT takes seconds to load."""
 
-__all__ = ["BoneConfig"]
+__all__ = [
+    "BoneConfig",
+    "LIFTAdamW",
+    "SparseDelta",
+    "apply_delta",
+    "export_shira",
+    "lift_groups",
+    "load_delta",
+    "principal_mask",
+    "save_delta",
+]
 
 
 def __getattr__(name: str) -> Any:

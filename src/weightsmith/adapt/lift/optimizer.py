@@ -30,7 +30,7 @@ __all__ = ["LIFTAdamW"]
 EXACT_UP_TO = 1024
 """Matrices whose shorter side is longer than this get a randomised basis by default."""
 
-NITER = 4
+NITER = 8
 """Power iterations of a randomised basis by default."""
 
 
@@ -66,7 +66,7 @@ class LIFTAdamW(torch.optim.Optimizer):
         Steps from one choice of the weights to the next; None keeps the first choice.
     niter : int, optional
         Power iterations of a randomised low-rank approximation. By default the approximation is exact for matrices
-        whose shorter side is at most 1024, and takes 4 for larger ones. Later choices start from the basis of the
+        whose shorter side is at most 1024, and takes 8 for larger ones. Later choices start from the basis of the
         one before and need one.
     max_grad_norm : float, optional
         Upper bound of the norm of the trained weights' gradient, over all groups. (Clipping outside of the optimizer
