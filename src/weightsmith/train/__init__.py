@@ -1,0 +1,1 @@
+"""Losses, sample weights, parametrisations that shape training."""
