@@ -262,6 +262,7 @@ def condition_report(
     --------
     >>> model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     >>> _ = model[0].weight.data.copy_(torch.diag(torch.tensor([4.0, 2.0, 1.0])))
+    >>> _ = nn.init.orthogonal_(model[1].weight)
     >>> report = condition_report(model, score="kappa")
     >>> round(report.row("0").kappa, 6), report.select(num=1)
     (4.0, ['1'])

@@ -84,11 +84,12 @@ def matrices_of_model(model: nn.Module) -> list[Matrix]:
         if (name := _without_adapters(layer.name, tuners)) is not None:
             skip = "tied to an embedding" if id(layer.module.weight) in embeddings else ""
             read = partial(_read_layer, layer)
-            found.append(Matrix(name, f"{name}.weight", _shape(layer), read, layer.aliases, skip))
-    for path, parameter in model.named_parameters():
+            parameter = f"{name}.weight".removeprefix(".")
+            found.append(Matrix(name, parameter, _shape(layer), read, layer.aliases, skip))
+    for path, weight in model.named_parameters():
         name = _without_adapters(path, tuners)
-        if name is not None and parameter.ndim == 3 and path.endswith(FUSED_EXPERTS):
-            found.append(Matrix(name, name, tuple(parameter.shape), partial(_whole, parameter)))
+        if name is not None and weight.ndim == 3 and path.endswith(FUSED_EXPERTS):
+            found.append(Matrix(name, name, tuple(weight.shape), partial(_whole, weight)))
     return found
 
 
