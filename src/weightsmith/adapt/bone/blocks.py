@@ -227,7 +227,7 @@ def row_linear(
         In the dtype that ``base`` returns.
     """
     n, r = block_NRR.shape[:2]
-    pieces = functional.pad(x, (0, n * r - x.shape[-1])).reshape(-1, n, r).transpose(0, 1)
+    pieces = _pad_inputs(x, r).reshape(-1, n, r).transpose(0, 1)
     moved = torch.bmm(pieces.to(block_NRR.dtype), block_NRR.transpose(1, 2))
     shift = moved.transpose(0, 1).reshape(*x.shape[:-1], n * r)[..., : x.shape[-1]]
     y = base(x + shift.to(x.dtype))
@@ -239,7 +239,7 @@ def add_shards(
 ) -> Float[Tensor, "*tokens out"]:
     """Add ``s(x) D`` to a linear layer's output, with ``s`` the sum of the input's pieces (``"miss"``, ``"mini"``)."""
     r, m = shard_RM.shape
-    pieces = functional.pad(x, (0, -x.shape[-1] % r)).unflatten(-1, (-1, r))
+    pieces = _pad_inputs(x, r).unflatten(-1, (-1, r))
     sums = pieces.sum(-2, dtype=shard_RM.dtype)  # reduced first: D has R rows, the input I columns
     if m == y.shape[-1] and y.dtype == shard_RM.dtype and not torch.is_autocast_enabled(y.device.type):
         return torch.addmm(y.flatten(0, -2), sums.flatten(0, -2), shard_RM).view(y.shape)
@@ -260,6 +260,10 @@ def _tiled(weight: Tensor, shard_RM: Tensor) -> Tensor:
     *outputs, width = weight.shape
     rows = shard_RM.T.repeat(math.prod(outputs) // m, math.ceil(width / r))
     return rows[:, :width].reshape(weight.shape)
+
+
+def _pad_inputs(x: Tensor, r: int) -> Tensor:
+    return functional.pad(x, (0, -x.shape[-1] % r)) if x.shape[-1] % r else x  # padding by nothing would copy
 
 
 def _pad(weight: Tensor, r: int) -> Tensor:
