@@ -213,6 +213,17 @@ def test_gradcheck_of_the_low_memory_layer():
     )
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_precision_is_computed_in_float32(variant):
+    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    block = torch.randn(*((2, 2, 2) if "bat" in variant else (2, 4)), generator=torch.Generator().manual_seed(1))
+    for kinds in ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float64, torch.bfloat16)):
+        w, b = weight.to(kinds[0]), block.to(kinds[1])
+        updated = APPLY[variant](w, b)
+        assert updated.dtype == torch.promote_types(kinds[0], torch.float32)
+        torch.testing.assert_close(updated.double(), APPLY[variant](w.double(), b.double()), rtol=1e-5, atol=1e-5)
+
+
 def test_a_block_that_cannot_be_inverted():
     with pytest.raises(UnsupportedModelError, match="cannot invert I \\+ B.*keep_base"):
         undo_bat(torch.zeros(2, 2), -torch.eye(2).unsqueeze(0))
@@ -306,7 +317,7 @@ def test_nan_is_not_merged_into_any_layer(merge):
     base = model.base_model.model
     weights = [base[i].weight.clone() for i in (0, 2)]
     base[2].miss_block["default"].data[0, 0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match="'default'"):
+    with pytest.raises(NonFiniteError, match="adapter 'default' of layer '2'"):
         getattr(model, merge)()
     assert all(torch.equal(base[i].weight, w) for i, w in zip((0, 2), weights, strict=True))
 
@@ -317,7 +328,7 @@ def test_safe_merge_refuses_what_overflows():
     weight = layer.weight.clone()
     layer.get_base_layer().weight.data[0, 0] = torch.finfo(torch.float32).max
     layer.miss_block["default"].data.fill_(torch.finfo(torch.float32).max)
-    with pytest.raises(NonFiniteError, match="merged from adapters"):
+    with pytest.raises(NonFiniteError, match="the merged weight of layer '2'"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.weight[1:], weight[1:])
 
@@ -507,7 +518,7 @@ def test_a_quantised_base_works_with_all_but_bat():
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
         y.sum().backward()
         assert layer.miss_block["default"].grad.any()
-        with pytest.raises(UnsupportedModelError, match="cannot merge into a Int8Linear"):
+        with pytest.raises(UnsupportedModelError, match="cannot merge into '0', a Int8Linear"):
             model.merge_adapter()
     with pytest.raises(UnsupportedModelError, match="'bat' needs the weight of layer '0'.*bat-row"):
         adapted(nn.Sequential(Int8Linear(linear)), targets=["0"])
@@ -549,6 +560,17 @@ def test_conv1d_is_adapted_as_its_transpose():
             y.sum().backward()
             outputs.append((y, model.base_model.model[0].miss_block["default"].grad))
         torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inputs_of_one_vector_and_of_none(variant):
+    model = adapted(mlp(), variant)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x[0]), model(x)[0])
+    model(x[0]).sum().backward()
+    empty = model(x[:0])
+    assert empty.shape == (0, 4)
+    empty.sum().backward()
 
 
 def test_parameters_of_llama_2_7b():

@@ -42,12 +42,12 @@ def apply_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "
     weight : Tensor of shape (*batch, out, in)
         The weights; leading dimensions are experts or groups of a convolution, each with blocks of its own.
     block_GRR : Tensor of shape (batch * ceil(out / R), R, R)
-        The blocks, whose dtype is computed in.
+        The blocks.
 
     Returns
     -------
     Tensor of shape (*batch, out, in)
-        A new weight, in the blocks' dtype.
+        A new weight, in the wider of both types, float32 at least.
 
     Examples
     --------
@@ -57,8 +57,9 @@ def apply_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "
     tensor([[1.2000, 2.3000],
             [2.2000, 3.0000]])
     """
+    weight, block_GRR = _wide(weight, block_GRR)
     r = block_GRR.shape[-1]
-    padded = _pad(weight.to(block_GRR.dtype), r)
+    padded = _pad(weight, r)
     # the rows of W_oi for all i are rows of R consecutive numbers in memory: a reshape, not a permutation
     strips = padded.reshape(len(block_GRR), -1, r)
     updated = torch.baddbmm(strips, strips, block_GRR)
@@ -77,8 +78,9 @@ def apply_bat_row(weight: Float[Tensor, "*batch out in"], block_NRR: Float[Tenso
     tensor([[1.2000, 1.4000],
             [3.4000, 3.0000]])
     """
+    weight, block_NRR = _wide(weight, block_NRR)
     n, r = block_NRR.shape[:2]
-    padded = _pad(weight.to(block_NRR.dtype), r)
+    padded = _pad(weight, r)
     columns = padded.reshape(-1, n, r).transpose(0, 1)
     updated = torch.baddbmm(columns, columns, block_NRR).unflatten(1, (-1, r)) + block_NRR.unsqueeze(1)
     return _crop(updated.flatten(1, 2).transpose(0, 1).reshape(padded.shape), weight)
@@ -97,7 +99,7 @@ def apply_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "
     Returns
     -------
     Tensor of shape (*batch, out, in)
-        A new weight, in the shard's dtype.
+        A new weight, in the wider of both types, float32 at least.
 
     Examples
     --------
@@ -105,7 +107,8 @@ def apply_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "
     tensor([[1., 2., 1., 2., 1.],
             [3., 4., 3., 4., 3.]])
     """
-    return weight.to(shard_RM.dtype) + _tiled(weight, shard_RM)
+    weight, shard_RM = _wide(weight, shard_RM)
+    return weight + _tiled(weight, shard_RM)
 
 
 def undo_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "G R R"]) -> Tensor:
@@ -194,13 +197,13 @@ class BatLinear(torch.autograd.Function):
         r = block_GRR.shape[-1]
         with torch.autocast(x.device.type, enabled=False):
             grad_x = grad @ apply_bat(weight_OI, block_GRR).to(grad.dtype) if ctx.needs_input_grad[0] else None
-            grad_TO, x_TI = grad.flatten(0, -2), x.flatten(0, -2)
+            grad_TO, x_TI = _rows(grad), _rows(x)
             # dL/dB_o = sum_i (W_oi + 1)^T G_oi, with G = grad^T x
-            strips_G = _pad(grad_TO.T @ x_TI, r).reshape(len(block_GRR), -1, r).to(block_GRR.dtype)
-            strips_W = _pad(weight_OI.to(block_GRR.dtype), r).reshape(len(block_GRR), -1, r)
+            grad_OI, weight_OI = _wide(grad_TO.T @ x_TI, weight_OI)
+            strips_G, strips_W = (_pad(matrix, r).reshape(len(block_GRR), -1, r) for matrix in (grad_OI, weight_OI))
             grad_block = torch.baddbmm(strips_G.unflatten(1, (r, -1)).sum(2), strips_W.transpose(1, 2), strips_G)
             grad_bias = grad_TO.sum(0) if ctx.needs_input_grad[3] else None
-        return grad_x, None, grad_block, grad_bias
+        return grad_x, None, grad_block.to(block_GRR.dtype), grad_bias
 
 
 def row_linear(
@@ -227,11 +230,11 @@ def row_linear(
         In the dtype that ``base`` returns.
     """
     n, r = block_NRR.shape[:2]
-    pieces = _pad_inputs(x, r).reshape(-1, n, r).transpose(0, 1)
-    moved = torch.bmm(pieces.to(block_NRR.dtype), block_NRR.transpose(1, 2))
+    pieces = _rows(_pad_inputs(x, r)).unflatten(-1, (n, r)).transpose(0, 1)
+    moved = torch.bmm(pieces, block_NRR.to(x.dtype).transpose(1, 2))
     shift = moved.transpose(0, 1).reshape(*x.shape[:-1], n * r)[..., : x.shape[-1]]
-    y = base(x + shift.to(x.dtype))
-    return _add_tiled(y, moved.sum(0).unflatten(0, x.shape[:-1]).to(y.dtype))
+    y = base(x + shift)
+    return _add_tiled(y, moved.sum(0).reshape(*x.shape[:-1], r).to(y.dtype))
 
 
 def add_shards(
@@ -240,9 +243,10 @@ def add_shards(
     """Add ``s(x) D`` to a linear layer's output, with ``s`` the sum of the input's pieces (``"miss"``, ``"mini"``)."""
     r, m = shard_RM.shape
     pieces = _pad_inputs(x, r).unflatten(-1, (-1, r))
-    sums = pieces.sum(-2, dtype=shard_RM.dtype)  # reduced first: D has R rows, the input I columns
+    sums = pieces.sum(-2, dtype=torch.promote_types(x.dtype, torch.float32))  # before D: R numbers, not I
+    sums, shard_RM = _wide(sums, shard_RM)
     if m == y.shape[-1] and y.dtype == shard_RM.dtype and not torch.is_autocast_enabled(y.device.type):
-        return torch.addmm(y.flatten(0, -2), sums.flatten(0, -2), shard_RM).view(y.shape)
+        return torch.addmm(_rows(y), _rows(sums), shard_RM).view(y.shape)
     return _add_tiled(y, (sums @ shard_RM).to(y.dtype))
 
 
@@ -260,6 +264,16 @@ def _tiled(weight: Tensor, shard_RM: Tensor) -> Tensor:
     *outputs, width = weight.shape
     rows = shard_RM.T.repeat(math.prod(outputs) // m, math.ceil(width / r))
     return rows[:, :width].reshape(weight.shape)
+
+
+def _wide(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their types, float32 at least: in half precision a small block vanishes beside a weight."""
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(dtype), b.to(dtype)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])  # of one vector, or of none, too
 
 
 def _pad_inputs(x: Tensor, r: int) -> Tensor:

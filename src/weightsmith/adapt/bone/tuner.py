@@ -155,6 +155,7 @@ class BoneLinear(MissLinear):
         MissLayer.__init__(self, base_layer, **kwargs)
         groups, out, width = matrix_shape(self.get_base_layer())
         self.in_features, self.out_features = width, groups * out
+        self.name = ""
         self.bone_config: dict[str, BoneConfig] = {}
         self.unmerged_weight: Tensor | None = None
         self._active_adapter = adapter_name
@@ -214,7 +215,8 @@ class BoneLinear(MissLinear):
         if reverse:
             return self._like_weight(self._undo(self._matrix(orig_weight), adapter))
         matrix = self._matrix(orig_weight)
-        return self._like_weight(self._updated(matrix, [adapter]) - matrix.to(self.miss_block[adapter].dtype))
+        updated = self._updated(matrix, [adapter])
+        return self._like_weight(updated - matrix.to(updated.dtype))
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -230,17 +232,13 @@ class BoneLinear(MissLinear):
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.miss_block]
         if not adapters:
             return
-        if not has_weight(self.get_base_layer()):
-            raise UnsupportedModelError(
-                f"cannot merge into a {type(self.get_base_layer()).__name__}", do="Keep the adapter unmerged."
-            )
-        self.check_finite(adapters)
+        self.check_mergeable(adapters)
         old = self.get_base_weight()
         matrix = self._matrix(old)
         updated = self._updated(matrix, adapters)
         merged = self._like_weight(updated.to(old.dtype))
         if safe_merge and not bool(merged.isfinite().all()):
-            raise NonFiniteError(f"the weight merged from adapters {adapters}", do="The base weight is unchanged.")
+            raise NonFiniteError(f"the merged weight of layer {self.name!r}", do="Load a sound adapter.")
         if old.dtype in (torch.bfloat16, torch.float16):
             lost = torch.linalg.vector_norm(updated - self._matrix(merged)) / torch.linalg.vector_norm(updated - matrix)
             if lost > LOST_IN_ROUNDING:
@@ -277,11 +275,14 @@ class BoneLinear(MissLinear):
         self.set_base_weight(restored)
         self.merged_adapters.clear()
 
-    def check_finite(self, adapters: Sequence[str]) -> None:
-        """Refuse adapters that hold NaN or infinity."""
-        for name in adapters:
-            if name in self.miss_block and not bool(self.miss_block[name].isfinite().all()):
-                raise NonFiniteError(f"the blocks of adapter {name!r}", do="Nothing was merged; load a sound adapter.")
+    def check_mergeable(self, adapters: Sequence[str]) -> None:
+        """Refuse adapters that hold NaN or infinity, and base layers that cannot be written."""
+        if not has_weight(self.get_base_layer()):
+            kind = type(self.get_base_layer()).__name__
+            raise UnsupportedModelError(f"cannot merge into {self.name!r}, a {kind}", do="Keep the adapter unmerged.")
+        for adapter in adapters:
+            if adapter in self.miss_block and not bool(self.miss_block[adapter].isfinite().all()):
+                raise NonFiniteError(f"adapter {adapter!r} of layer {self.name!r}", do="Load a sound adapter.")
 
     def check_invertible(self) -> None:
         """Refuse merged adapters that cannot be taken out again."""
@@ -296,7 +297,8 @@ class BoneLinear(MissLinear):
             return False
         additive = not self._variant(adapter_name).startswith("bat")
         same = PEFT_NAMES[self._variant(adapter_name)] == self.miss_fn
-        return same and (additive or isinstance(self.get_base_layer(), nn.Linear))
+        plain = isinstance(self.get_base_layer(), nn.Linear) and self.quantization_backend is None
+        return same and (additive or plain)
 
     def _variant(self, name: str) -> str:
         variant = self.bone_config[name].variant
@@ -387,10 +389,33 @@ class BoneModel(MissModel):
     def _create_new_module(config: BoneConfig, adapter_name: str, target: nn.Module, **kwargs: Any) -> BoneLinear:
         return BoneLinear(target, adapter_name, config=config, **kwargs)
 
-    def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
+    def _create_and_replace(
+        self,
+        config: BoneConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **kwargs)
+        getattr(parent, target_name).name = current_key
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge into all layers, or into none."""
+        self._check_mergeable(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_mergeable(kwargs.get("adapter_names"))
+        unloaded: nn.Module = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        return unloaded
+
+    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
         for layer in self._layers():
-            layer.check_finite(layer.active_adapters)
+            layer.check_mergeable(layer.active_adapters if adapter_names is None else adapter_names)
 
     def unmerge_adapter(self) -> None:
         """Take the merged adapters out of all layers, or of none."""
