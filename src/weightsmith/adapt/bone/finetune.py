@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from peft import get_peft_model
 from torch import nn
 
-from weightsmith.adapt.bone.tuner import BoneConfig, BoneLinear, Variant
+from weightsmith.adapt.bone.tuner import BoneConfig, BoneLinear
 from weightsmith.core.fit import Samples, fit
 from weightsmith.core.results import Result, record
 
@@ -20,7 +21,7 @@ def bone(
     training: Samples,
     *,
     r: int = 64,
-    variant: Variant = "bat",
+    variant: Literal["bat", "bat-row", "miss"] = "bat",
     targets: str | Sequence[str] = "all-linear",
     learning_rate: float = 2e-5,
     epochs: int = 1,
