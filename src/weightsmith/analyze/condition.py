@@ -272,14 +272,8 @@ def condition_report(
     skipped: dict[str, list[str]] = {}
     matrices = []
     for matrix in found:
-        reason = matrix.skip
-        if not _matches(matrix.name, wanted) or _matches(matrix.name, unwanted):
-            reason = "excluded by name"
-        elif max(matrix.shape[-2:]) > max_dim:
-            reason = f"longer than {max_dim}"
-        elif min(matrix.shape[-2:]) < 2:
-            reason = "a single row or column"
-        if reason:
+        named = _matches(matrix.name, wanted) and not _matches(matrix.name, unwanted)
+        if reason := matrix.skip or _unsuitable(matrix.shape, max_dim) or ("" if named else "excluded by name"):
             skipped.setdefault(reason, []).append(matrix.name)
         else:
             matrices.append(matrix)
@@ -395,6 +389,12 @@ def _condition(matrix: Matrix, s_ER: Float[Tensor, "E R"], dtype: torch.dtype) -
         rounding=rounding_floor(s_ER, rows, columns, dtype).max().item(),
         aliases=matrix.aliases,
     )
+
+
+def _unsuitable(shape: tuple[int, ...], max_dim: int) -> str:
+    if min(shape[-2:]) < 2:
+        return "a single row or column"
+    return f"longer than {max_dim}" if max(shape[-2:]) > max_dim else ""
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
