@@ -716,6 +716,18 @@ def test_the_command_leaves_a_plain_better_model(variant):
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
 
 
+def test_the_command_adapts_layers_by_the_ending_of_their_name():
+    model, batch = tiny("llama", layers=1)
+    samples = [{"input_ids": row} for row in batch["input_ids"][:2]]
+    result = bone(model, samples, r=8, targets="q_proj", learning_rate=1e-2)
+    assert [row["layer"] for row in result.layers] == ["model.layers.0.self_attn.q_proj"]
+    result = bone(model, samples, r=8, targets=["q_proj", "o_proj"], learning_rate=1e-2)
+    assert len(result.layers) == 2
+    with pytest.raises(LayerNotFoundError, match="no layer matches"):
+        bone(model, samples, r=8, targets="nowhere")
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_the_command_leaves_the_model_alone_when_training_fails():
     model, batch = tiny("gpt2", layers=1)
     before = copy.deepcopy(model.state_dict())
@@ -725,6 +737,19 @@ def test_the_command_leaves_the_model_alone_when_training_fails():
     assert list(model.state_dict()) == list(before)
     assert all(map(torch.equal, model.state_dict().values(), before.values()))
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_claim_compares_adapters_of_one_size_that_start_as_the_model():
+    from weightsmith.claims.bone import CONFIGS
+    from weightsmith.claims.byte_lm import byte_model
+
+    ids = torch.arange(64).unsqueeze(0)
+    with torch.no_grad():
+        before = byte_model(0)(input_ids=ids).logits
+        for make in CONFIGS.values():
+            model = get_peft_model(byte_model(0), make())
+            assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 13_824
+            torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-4)
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

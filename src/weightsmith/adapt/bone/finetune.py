@@ -41,7 +41,7 @@ def bone(
     variant : {"bat", "bat-row", "miss"}, default: "bat"
         What the blocks do to a weight, see :class:`weightsmith.adapt.BoneConfig`.
     targets : str or sequence of str, default: "all-linear"
-        Endings of layer names, a regular expression, or all linear layers but the output layer.
+        Endings of layer names, such as ``"q_proj"``, or all linear layers but the output layer.
     learning_rate : float, default: 2e-5
         Peak of the schedule.
     epochs : int, default: 1
@@ -93,8 +93,9 @@ def bone(
         epochs=epochs,
         batch_size=batch_size,
     ) as result:
-        names = targets if isinstance(targets, str) else list(targets)
-        config = BoneConfig(r=r, variant=variant, target_modules=names)
+        endings = [targets] if isinstance(targets, str) else list(targets)
+        linear = endings == ["all-linear"]
+        config = BoneConfig(r=r, variant=variant, target_modules="all-linear" if linear else endings)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         adapted = get_peft_model(model, config)
         try:
