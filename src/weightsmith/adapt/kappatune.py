@@ -163,7 +163,7 @@ def kappatune(
 
 def tune(
     model: nn.Module,
-    training: Samples,
+    training: Sequence[Any],
     targets: Targets,
     *,
     rank: int,

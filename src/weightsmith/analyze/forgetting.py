@@ -245,11 +245,11 @@ def compare_forgetting(
         raise CalibrationError("curves of the arms", found=counts, expected="the same number, at least one")
     levels = tuple(_common_level(runs) if level is None else level for runs in zip(*curves.values(), strict=True))
     for seed, common in enumerate(levels):
-        stuck = [arm for arm, runs in curves.items() if common >= runs[seed].target[0]]
-        if stuck:
+        if any(common >= runs[seed].target[0] for runs in curves.values()):
+            least = max(curves, key=lambda arm: min(curves[arm][seed].target))
             raise CalibrationError(
                 f"target loss to compare at, run {seed}",
-                found=f"{common:.4g}, not below where {stuck[0]!r} starts",
+                found=f"{common:.4g}, where an arm starts; {least!r} has learnt least",
                 do="Train all arms until they have learnt something, or give a lower level.",
             )
     rises = {
