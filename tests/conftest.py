@@ -6,11 +6,15 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("no clock", deadline=None)  # how long an example takes depends on what else runs
+settings.load_profile("no clock")
 
 SOURCE = Path(__file__).parents[1] / "src"
 

@@ -27,7 +27,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFi
 from weightsmith.core.progress import track
 from weightsmith.core.streaming import call
 
-__all__ = ["Fit", "Loss", "Samples", "default_loss", "draw_seed", "fit", "restored_on_error"]
+__all__ = ["Fit", "Loss", "Samples", "aligned", "default_loss", "draw_seed", "fit", "restored_on_error"]
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """From the model and a batch to the mean loss over the batch."""
@@ -238,6 +238,24 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         expected="a mapping with labels, or (inputs, classes)",
         do="Pass a loss.",
     )
+
+
+def aligned(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits ``[..., classes]`` and labels ``[...]`` where each position's label is what its logits are about.
+
+    A causal language model's logits are about the next token, so the first label and the last logits go.
+
+    Examples
+    --------
+    >>> logits, labels = aligned(nn.Identity(), torch.zeros(2, 5), torch.zeros(2))
+    >>> logits.shape, labels.shape
+    (torch.Size([2, 5]), torch.Size([2]))
+    """
+    plain = getattr(model, "module", model)  # under DistributedDataParallel
+    causal = getattr(plain, "can_generate", None)
+    if causal is not None and causal() and not getattr(plain.config, "is_encoder_decoder", False):
+        return logits[..., :-1, :], labels[..., 1:]
+    return logits, labels
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
