@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
 from weightsmith.core.linalg import (
     inverse_cholesky,
+    is_finite,
     largest_k,
     lowest_k_mask,
     lowest_n_of_m_mask,
@@ -159,3 +160,13 @@ def test_bases_refuse_bad_input():
         refine_singular_basis(matrix, singular_basis(matrix, 2), niter=0)
     with pytest.raises(ShapeError, match="rows of the basis: found 6, expected 4"):
         refine_singular_basis(matrix, torch.ones(6, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_is_finite(dtype, bad):
+    values = torch.zeros(7, 9, dtype=dtype)
+    assert is_finite(values)
+    assert is_finite(values[:0])
+    values[4, 5] = bad
+    assert not is_finite(values)

@@ -13,6 +13,7 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeEr
 
 __all__ = [
     "inverse_cholesky",
+    "is_finite",
     "largest_k",
     "lowest_k_mask",
     "lowest_n_of_m_mask",
@@ -108,6 +109,17 @@ def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> 
             break
         damping = max(10 * damping, 1e-6)
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+
+
+def is_finite(values: Shaped[Tensor, "..."]) -> bool:
+    """Whether no value is NaN or infinite, by the extremes: one pass that writes nothing.
+
+    Examples
+    --------
+    >>> is_finite(torch.ones(3)), is_finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
+    """
+    return not values.numel() or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 def largest_k(values: Shaped[Tensor, "..."], k: int) -> Int[Tensor, "k"]:
@@ -326,7 +338,7 @@ def _wide(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tensor, "short
     """The matrix lying down, in the precision to compute in."""
     if not 1 <= rank <= min(matrix_OI.shape):
         raise HyperparameterError("rank", found=rank, expected=f"1 to {min(matrix_OI.shape)}")
-    if not bool(matrix_OI.isfinite().all()):
+    if not is_finite(matrix_OI):
         raise NonFiniteError("the matrix holds NaN or infinity")
     wide = matrix_OI.T if matrix_OI.shape[0] > matrix_OI.shape[1] else matrix_OI
     return wide if wide.dtype == torch.float64 else wide.float()

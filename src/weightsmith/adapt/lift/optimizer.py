@@ -18,6 +18,7 @@ from weightsmith.adapt.lift.groups import approx_rank as rank_of
 from weightsmith.adapt.lift.groups import budget, check_group, has_budget, names
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
 from weightsmith.core.linalg import (
+    is_finite,
     largest_k,
     project,
     randomised_singular_basis,
@@ -196,7 +197,7 @@ class LIFTAdamW(torch.optim.Optimizer):
         """Choose the weights to train: flat indices, ascending. A subclass may follow another criterion."""
         matrix_OI = parameter.detach().flatten(1)
         count, rank = budget(parameter, group), rank_of(matrix_OI, group)
-        if rank == min(matrix_OI.shape):
+        if rank == min(matrix_OI.shape) or count == parameter.numel():
             return largest_k(matrix_OI, count)
         if group["niter"] is None and min(matrix_OI.shape) <= EXACT_UP_TO:
             return largest_k(project(matrix_OI, singular_basis(matrix_OI, rank)), count)
@@ -270,7 +271,7 @@ class LIFTAdamW(torch.optim.Optimizer):
         return state
 
     def _choose(self, parameter: Tensor, group: Mapping[str, Any]) -> Int[Tensor, "K"]:
-        if not bool(parameter.isfinite().all()):
+        if not is_finite(parameter.detach()):
             name = names(group)[[id(p) for p in group["params"]].index(id(parameter))]
             raise NonFiniteError(f"weights of {name!r} hold NaN or infinity", do="Restore them from a checkpoint.")
         return self.select(parameter, group).to(torch.int32 if parameter.numel() < 2**31 else torch.int64)
