@@ -15,8 +15,8 @@ chosen = set(report.select(top_p=0.2))
 print({kind: sum(name.endswith(kind) for name in chosen) for kind in ("v_proj", "down_proj", "up_proj", "q_proj")})
 
 # %%
-# Draw the condition numbers, those of random matrices of the same shape as dashes, and beside them the ratio of the two;
-# below, what adapters on the chosen matrices forgot while they learnt as much as the other arms.
+# Draw the condition numbers, with those of random matrices of the same shapes as dashes, then the ratio of the two, and
+# what adapters on the chosen matrices forgot while they learnt as much as the other arms.
 import matplotlib.pyplot as plt  # noqa: E402
 
 from weightsmith.claims import stored  # noqa: E402

@@ -17,8 +17,8 @@ import dataclasses
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ __all__ = [
     "tune",
 ]
 
-Targets = Mapping[str, Sequence[str] | None]
+Targets: TypeAlias = Mapping[str, Sequence[str] | None]
 """``target_modules`` and ``target_parameters``, as :meth:`ConditionReport.targets` returns them and PEFT takes them."""
 
 
@@ -350,7 +350,13 @@ def highest_targets(report: ConditionReport, like: Targets) -> Targets:
     }
 
 
-def _drawn(report: ConditionReport, like: Targets, group: Any, generator: torch.Generator | None) -> Targets:
+def _drawn(
+    report: ConditionReport,
+    like: Targets,
+    group: Callable[[Condition], Hashable],
+    generator: torch.Generator | None,
+) -> Targets:
+    """As many targets of each group as ``like`` has."""
     drawn: dict[str, list[str]] = {"module": [], "parameter": []}
     for key, count in Counter(map(group, _rows(report, like))).items():
         pool = [row for row in report.rows if group(row) == key]

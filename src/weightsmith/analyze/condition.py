@@ -335,12 +335,13 @@ def condition(
                 stable_rank=row.stable_rank,
                 reliable=row.reliable,
             )
+        result.title = "condition numbers"
         result.totals = {"matrices": len(report.rows)}
         result.notes += [f"{len(names)} left out: {reason}" for reason, names in report.skipped.items()]
         if noisy := [row.name for row in report.rows if not row.reliable]:
             result.notes.append(
-                f"{len(noisy)} smallest singular values are within the rounding of the stored weights, such as that of "
-                f"{noisy[0]}: their condition numbers say only that they are high."
+                f"{len(noisy)} matrices such as {noisy[0]} are singular up to the rounding of the stored weights: their "
+                "condition numbers say only that they are high."
             )
     return result
 
