@@ -192,7 +192,7 @@ class Workbench:
         return self._windows(source, BATCH_SIZE)
 
     def samples(self) -> Samples:
-        """Return the training samples: for text, windows of tokens with themselves as labels.
+        """Return the training samples; tokens without labels are their own.
 
         Raises
         ------
@@ -202,6 +202,8 @@ class Workbench:
         source = self.data.training
         if source.file is not None and source.file.endswith(".safetensors"):
             columns = _columns(source.file, source.samples)
+            if "input_ids" in columns:
+                columns.setdefault("labels", columns["input_ids"])
         elif source.file is not None and source.file.endswith(".csv"):
             columns = self._labelled(Path(source.file), source)
         else:

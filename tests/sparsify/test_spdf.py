@@ -258,10 +258,15 @@ def test_operations_are_those_of_the_paper(size, forward, half, quarter):
         assert counted["dense"] / (counted["dense"] - sparsity * matrices * 2048) == pytest.approx(ratio, abs=0.006)
 
 
-def test_operations_of_zeros_are_left_out():
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_operations_of_zeros_are_left_out(attention):
     model, batch = tiny("llama")
+    model.set_attn_implementation(attention)
     dense = forward_flops(model, batch)
     assert dense["ratio"] == 1.0
+    matrices = sum(2 * w.numel() for n, w in model.named_parameters() if n.endswith(("proj.weight", "lm_head.weight")))
+    rows, length = batch["input_ids"].numel(), batch["input_ids"].shape[1]
+    assert dense["dense"] == rows * matrices + 2 * rows * 4 * length * 32, "2 blocks; scores and values, 32 wide"
     StaticSparsity(model, 0.75, generator=seeded())
     sparse = forward_flops(model, batch)
     matrices = sum(2 * w.numel() for n, w in model.model.layers.named_parameters() if n.endswith("proj.weight"))

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
@@ -258,7 +259,8 @@ def forward_flops(model: nn.Module, batch: Batch) -> dict[str, float]:
 
     handles = [layer.module.register_forward_pre_hook(count(layer)) for layer in block_layers(model)]
     try:
-        with evaluation_mode(model), FlopCounterMode(display=False) as counter:
+        # the plain attention kernel: the counter does not know all of the fused ones
+        with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             call(model, batch)
     finally:
         for handle in handles:
