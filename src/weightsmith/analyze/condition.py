@@ -340,7 +340,7 @@ def condition(
         result.notes += [f"{len(names)} left out: {reason}" for reason, names in report.skipped.items()]
         if noisy := [row.name for row in report.rows if not row.reliable]:
             result.notes.append(
-                f"{len(noisy)} matrices such as {noisy[0]} are singular up to the rounding of the stored weights: their "
+                f"{len(noisy)} matrices such as {noisy[0]} are singular up to the rounding of their entries: their "
                 "condition numbers say only that they are high."
             )
     return result
