@@ -16,6 +16,7 @@ from weightsmith.core.linalg import largest_k, project, singular_basis
 
 I = torch.arange(48, dtype=torch.float64)  # noqa: E741
 GOLDEN = (torch.sin(1.7 * I) + 0.3 * torch.cos(0.31 * I)).float().view(6, 8)
+UP = "model.layers.0.mlp.up_proj.weight"
 MASKS = {
     0: [1, 3, 10, 12, 14, 21, 23, 25, 32, 34, 36, 38, 45, 47],
     3: [1, 5, 6, 12, 14, 21, 23, 25, 32, 36, 38, 40, 45, 47],
@@ -557,7 +558,7 @@ def test_command_trains_and_reports():
     changed = {key: int((after[key] != before[key]).sum()) for key in after}
     assert result.totals["changed"] == sum(changed.values())
     assert result.totals["delta_bytes"] == 8 * result.totals["changed"]
-    assert result.totals["trainable"] == result.totals["trained"] == sum(row["trained"] for row in result.layers)
+    assert result.totals["trainable"] == sum(row["trainable"] for row in result.layers)
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
     assert len(result.curves["training loss"]) == 12
     assert result.curves["training loss"][-1] < result.curves["training loss"][0]
@@ -575,6 +576,25 @@ def test_command_repeats_with_the_same_generator():
         weights.append(model.model.layers[0].mlp.up_proj.weight.detach().clone())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_command_that_fails_leaves_the_model_as_it_was():
+    model, _ = tiny("llama")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    passes = []
+
+    def fail_at_the_third(module, inputs, output):
+        passes.append(not torch.equal(model.model.layers[0].mlp.up_proj.weight, before[UP]))
+        if len(passes) == 3:
+            raise RuntimeError("out of luck")
+
+    model.lm_head.register_forward_hook(fail_at_the_third)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        lift(model, samples(), density=0.1, learning_rate=1e-2)
+    assert passes == [False, True, True]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
 
 
 # bad input

@@ -22,7 +22,7 @@ from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_s
 from weightsmith.core.fit import fit
 from weightsmith.core.linalg import largest_k, project, singular_basis
 
-__all__ = ["FORGETTING", "TARGET", "TOY", "Selection", "finetune_toy", "run"]
+__all__ = ["FORGETTING", "TARGET", "TOY", "Selection", "finetune_toy", "pretrain_toy", "run", "toy_optimizers"]
 
 TOY = Claim(
     slug="lift",

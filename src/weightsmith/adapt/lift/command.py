@@ -65,9 +65,8 @@ def lift(
     Returns
     -------
     Result
-        Per layer: ``trained`` weights, ``changed`` weights (more, where the choice moved) and ``relative_change``,
-        the norm of the change over that of the weight. In total also ``trainable`` and ``delta_bytes``, the size of
-        the sparse delta.
+        Per layer: ``trainable`` weights, ``changed`` weights (more, where the choice moved) and ``relative_change``,
+        the norm of the change over that of the weight. In total also ``delta_bytes``, the size of the sparse delta.
 
     Raises
     ------
@@ -116,29 +115,33 @@ def lift(
         optimizer = LIFTAdamW(groups, learning_rate, update_interval=update_interval, niter=niter, generator=generator)
         base = {name: weight.detach().clone() for name, weight in named.items()}
         with record("lift", seed=seed, **hyper) as result:
-            run = fit(
-                model,
-                training,
-                optimizer=optimizer,
-                scheduler="linear",
-                warmup=0.03,
-                epochs=epochs,
-                batch_size=batch_size,
-                seed=seed,
-            )
+            try:
+                run = fit(
+                    model,
+                    training,
+                    optimizer=optimizer,
+                    scheduler="linear",
+                    warmup=0.03,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    seed=seed,
+                )
+            except BaseException:
+                for name, weight in named.items():
+                    weight.data.copy_(base[name])
+                raise
             delta = SparseDelta.between(base, named)
             for name, weight in named.items():
                 result.layer(
                     name.removesuffix(".weight"),
-                    trained=budget(weight, optimizer.param_groups[0]),
+                    trainable=budget(weight, optimizer.param_groups[0]),
                     changed=len(delta.parts[name].index),
                     relative_change=float((weight.detach() - base[name]).float().norm() / base[name].float().norm()),
                 )
             result.curves["training loss"] = run.losses
             result.totals = {
-                "trained": optimizer.trained(),
-                "changed": sum(row["changed"] for row in result.layers),
                 "trainable": optimizer.trained(),
+                "changed": sum(row["changed"] for row in result.layers),
                 "delta_bytes": delta.nbytes,
             }
         return result
