@@ -472,6 +472,12 @@ def test_groups_of_a_classifier_train_its_new_head_whole():
     assert optimizer.trained() == expected + sum(p.numel() for p in model.classifier.parameters())
 
 
+def test_everything_may_be_trained_whole():
+    model = nn.Sequential(nn.Linear(4, 4))
+    optimizer = LIFTAdamW(lift_groups(model, dense="*"))
+    assert optimizer.trained() == 20
+
+
 # training loops
 
 
