@@ -30,8 +30,8 @@ TOY = Claim(
     title="LIFT on the paper's two-layer network",
     statement=(
         "From 100 samples of a new target, the principal 5 % of the weights reach at most half the validation error "
-        "of the largest 5 %, and those at most half of that of all weights; random, most-graded and least principal "
-        "weights do no better than all."
+        "of the largest 5 %, and those at most half of that of all weights. Random, most-graded and least principal "
+        "weights have at least four times the error of the principal ones."
     ),
     metric="log validation mean square error",
     higher_is_better=False,

@@ -76,9 +76,9 @@ def lift_groups(
     model.requires_grad_(False)
     for _, parameter in matrices + whole:
         parameter.requires_grad_(True)
-    budget = {"density": None if lora_rank is not None else density, "lora_rank": lora_rank}
+    limits = {"density": None if lora_rank is not None else density, "lora_rank": lora_rank}
     groups: list[dict[str, Any]] = [
-        {"params": matrices, **budget, "approx_rank": approx_rank},
+        {"params": matrices, **limits, "approx_rank": approx_rank},
         {"params": whole, "density": None, "lora_rank": None},
     ]
     return [group for group in groups if group["params"]]
