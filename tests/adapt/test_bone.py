@@ -664,19 +664,6 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("variant", VARIANTS[:3])
-def test_compiles_without_a_graph_break(variant):
-    model = adapted(mlp(), variant)
-    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    results = []
-    for run in (model, torch.compile(model.base_model.model, backend="aot_eager", fullgraph=True)):
-        model.zero_grad()
-        y = run(x)
-        y.square().sum().backward()
-        results.append([y, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
-    torch.testing.assert_close(*results)
-
-
 def test_fit_and_trainer_give_the_same_weights(tmp_path):
     states = []
     for train in ("fit", "trainer"):
