@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 
 from weightsmith.adapt.bone.tuner import BoneConfig, BoneLinear
-from weightsmith.core.fit import Samples, fit
+from weightsmith.core.fit import Samples, draw_seed, fit
 from weightsmith.core.results import Result, record
 
 __all__ = ["bone"]
@@ -82,7 +82,7 @@ def bone(
     >>> result.totals["trainable"], type(model.model.layers[0].self_attn.q_proj).__name__
     (1152, 'Linear')
     """
-    seed = int(torch.randint(2**31, (), generator=generator)) if generator is not None else 0
+    seed = draw_seed(generator)
     with record(
         "bone",
         seed=seed,
