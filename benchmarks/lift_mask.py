@@ -24,7 +24,7 @@ from weightsmith.core.linalg import (
 from weightsmith.core.text import token_ids, token_windows
 from weightsmith.embedded import load, text
 
-RANK, DENSITY, STEPS, WINDOW = 64, 0.05, 199, 96
+RANK, DENSITY, STEPS, WINDOW = 64, 0.05, 199, 48
 
 
 def main() -> None:
@@ -57,12 +57,15 @@ def main() -> None:
     def arm(name: str) -> Callable[[], None]:
         return lambda: masks.update({name: [choices[name](weight, n) for n, weight in enumerate(weights)]})
 
-    timings = alternate({name: arm(name) for name in choices}, rounds=options.rounds, warmup=0)
+    timings = alternate({name: arm(name) for name in list(choices)[:3]}, rounds=options.rounds, warmup=0)
+    cold = alternate({name: arm(name) for name in list(choices)[3:]}, rounds=1, warmup=0)
+    faster = {name: ratio(timings["full SVD"], timing) for name, timing in timings.items()}
+    faster |= {name: timings["full SVD"].median / timing.median for name, timing in cold.items()}
     overlap = {name: _overlap(masks["full SVD"], found) for name, found in masks.items()}
     overlap["the mask of 199 steps ago"] = _overlap(masks["full SVD"], first)
     rows = [
-        (name, timing.median, ratio(timings["full SVD"], timing), f"{overlap[name]:.2%}")
-        for name, timing in timings.items()
+        (name, timing.median, faster[name], f"{overlap[name]:.2%}")
+        for name, timing in [*timings.items(), *cold.items()]
     ]
     stale = "the mask of 199 steps ago"
     print_table(("mask by", "seconds", "times faster", "overlap"), [*rows, (stale, "", "", f"{overlap[stale]:.2%}")])
@@ -78,7 +81,7 @@ def main() -> None:
         unit="s for 210 matrices",
         store=options.store,
         overlap=overlap,
-        times_faster={name: ratio(timings["full SVD"], timing) for name, timing in timings.items()},
+        times_faster=faster,
     )
 
 

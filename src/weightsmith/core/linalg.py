@@ -159,8 +159,11 @@ def largest_k(values: Shaped[Tensor, "..."], k: int) -> Int[Tensor, "k"]:
     candidates = _candidates(magnitude, k)
     of_candidates = magnitude[candidates]
     bound = of_candidates.topk(k, sorted=False).values.min()
-    above, equal = of_candidates > bound, of_candidates == bound
-    return candidates[above | (equal & (equal.cumsum(0) <= k - above.sum()))]
+    kept = of_candidates >= bound
+    if int(kept.sum()) > k:
+        above, equal = of_candidates > bound, of_candidates == bound
+        kept = above | (equal & (equal.cumsum(0) <= k - above.sum()))
+    return candidates[kept]
 
 
 def singular_basis(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tensor, "short rank"]:
