@@ -30,7 +30,7 @@ for name, size in sizes.items():
 # Draw both.
 import matplotlib.pyplot as plt  # noqa: E402
 
-(claim,) = claims.stored("spdf")
+claim = claims.stored("spdf")[0]
 mean = {arm["name"]: arm["mean"] for arm in claim["arms"]}
 sparsities = (50, 75, 90)
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
