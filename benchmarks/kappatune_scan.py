@@ -12,6 +12,7 @@ import multiprocessing
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import alternate, finish, gemm_rate, parser, print_table, ratio
@@ -30,17 +31,19 @@ def main() -> None:
     start = time.perf_counter()
     model, _ = load("smollm2")
     loading = time.perf_counter() - start
+    found: dict[str, Any] = {}
+    arms = {
+        "ours, from files": lambda: found.update(ours=ours()),
+        "peft, loaded model": lambda: found.update(peft=peft(model)),
+    }
     with threadpool_limits(options.threads):  # numpy's threads are not torch's
-        timings = alternate(
-            {"ours, from files": ours, "peft, loaded model": lambda: peft(model)}, rounds=options.rounds, warmup=0
-        )
-        mine, theirs = timings.values()
-        report, kappas = ours(), peft(model)
+        mine, theirs = alternate(arms, rounds=options.rounds, warmup=0).values()
+        report, kappas = found["ours"], found["peft"]
         limit = flops(report) / gemm_rate(dtype=torch.float64)
     memory = {name: peak_memory(scan) for name, scan in (("ours", scan_files), ("peft", scan_model), ("imports", len))}
     # above, the smallest singular value in float32 has fewer digits left than are compared
     difference = max(abs(row.kappa / kappas[row.name] - 1) for row in report.rows if row.kappa < 1e3)
-    same = all(report.select(top_p=p) == sorted(kappas, key=kappas.get)[: int(210 * p)] for p in (0.1, 0.2, 0.5, 1.0))  # type: ignore[arg-type]
+    same = all(report.select(top_p=p) == sorted(kappas, key=kappas.get)[: int(210 * p)] for p in (0.1, 0.2, 0.5, 1.0))
     print_table(
         ("arm", "seconds", "peak memory, MB"),
         [

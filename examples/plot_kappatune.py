@@ -32,7 +32,7 @@ for kind in kinds:
     middle.plot([row.kappa_over_mp for row in rows], lw=1.5, color=colours[kind])
     left.axhline(rows[0].reference, color="0.6", lw=0.8, ls="--", zorder=0)
 left.set(yscale="log", xlabel="block", ylabel="condition number", title="dashes: random matrices of the shapes")
-left.legend(frameon=False, fontsize=8, ncols=2, loc="center")
+left.legend(frameon=False, fontsize=8, ncols=2, loc="center", bbox_to_anchor=(0.55, 0.39))
 middle.set(yscale="log", xlabel="block", ylabel="condition number over that of a random matrix")
 middle.set_title("the same, with the shape taken out")
 
