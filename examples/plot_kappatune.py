@@ -28,6 +28,7 @@ figure, (left, middle, right) = plt.subplots(
 )
 for kind in kinds:
     rows = [row for row in report.rows if row.name.endswith(kind)]
+    rows.sort(key=lambda row: int(row.name.split(".")[2]))  # files have them in the order of their names
     left.plot([row.kappa for row in rows], lw=1.5, color=colours[kind], label=kind)
     middle.plot([row.kappa_over_mp for row in rows], lw=1.5, color=colours[kind])
     left.axhline(rows[0].reference, color="0.6", lw=0.8, ls="--", zorder=0)

@@ -105,7 +105,7 @@ class ConditionReport:
     Attributes
     ----------
     rows : tuple of Condition
-        In the model's order.
+        In the order of the model, or of the file.
     score : {"kappa", "kappa_over_mp", "entropy_deficit"}
         What :meth:`select` ranks by.
     skipped : mapping of str to tuple of str
