@@ -1,0 +1,9 @@
+"""Probabilistic sparse coding: dictionary, prior, noise and posterior learnt together by truncated EM."""
+
+from __future__ import annotations
+
+from weightsmith.dictionary.prosper.bsc import BSC
+from weightsmith.dictionary.prosper.dsc import DSC
+from weightsmith.dictionary.prosper.tsc import TSC
+
+__all__ = ["BSC", "DSC", "TSC"]
