@@ -8,6 +8,10 @@ from typing import Any
 _HOMES = {
     "BSC": "weightsmith.dictionary.prosper",
     "DSC": "weightsmith.dictionary.prosper",
+    "GSC": "weightsmith.dictionary.prosper",
+    "MCA": "weightsmith.dictionary.prosper",
+    "MMCA": "weightsmith.dictionary.prosper",
+    "OnlineOrthogonalDictionary": "weightsmith.dictionary.online_orthogonal",
     "TSC": "weightsmith.dictionary.prosper",
 }
 """The module of every name offered here; imported when the name is used, as scikit-learn is an extra."""
@@ -15,6 +19,10 @@ _HOMES = {
 __all__ = [
     "BSC",
     "DSC",
+    "GSC",
+    "MCA",
+    "MMCA",
+    "OnlineOrthogonalDictionary",
     "TSC",
 ]
 
