@@ -48,6 +48,17 @@ class Command:
     entry: str
     summary: str
 
+    @property
+    def verb(self) -> str:
+        """The verb it is called under: the folder it lives in.
+
+        Examples
+        --------
+        >>> Command("weightsmith.analyze.condition:condition", "").verb
+        'analyze'
+        """
+        return self.entry.split(".")[1]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -109,7 +120,7 @@ def commands(verb: str | None = None) -> dict[str, Method]:
     >>> sorted(commands("predict"))
     ['know']
     """
-    return {name: m for m in METHODS if verb in (None, m.verb) for name in m.commands}
+    return {name: m for m in METHODS for name, command in m.commands.items() if verb in (None, command.verb)}
 
 
 def find(name: str) -> Method:
@@ -250,6 +261,11 @@ METHODS: tuple[Method, ...] = (
         year=2024,
         reference="arXiv:2409.15371",
         claim="At one learning rate and equal parameters it trains faster than LoRA; with tuned rates the lead goes",
+        commands={
+            "bone": Command(
+                "weightsmith.adapt.bone:bone", "Fine-tune blocks that transform frozen weights, then merge them"
+            )
+        },
     ),
     Method(
         slug="kappatune",
@@ -260,6 +276,14 @@ METHODS: tuple[Method, ...] = (
         year=2025,
         reference="arXiv:2506.16289",
         claim="At equal parameters and task loss, how much low-condition targets forget against random ones",
+        commands={
+            "kappatune": Command(
+                "weightsmith.adapt.kappatune:kappatune", "Train the best-conditioned matrices by LoRA of a matched rank"
+            ),
+            "condition": Command(
+                "weightsmith.analyze.condition:condition", "Condition number of every matrix, read from the files"
+            ),
+        },
     ),
     Method(
         slug="lift",
@@ -271,6 +295,11 @@ METHODS: tuple[Method, ...] = (
         year=2025,
         reference="arXiv:2506.00772",
         claim="Five per cent of the weights, chosen after rank reduction, learn a scarce task better than all",
+        commands={
+            "lift": Command(
+                "weightsmith.adapt.lift:lift", "Fine-tune the 5 % largest weights of a low-rank approximation"
+            )
+        },
     ),
     Method(
         slug="dsnot",
@@ -325,6 +354,11 @@ METHODS: tuple[Method, ...] = (
         year=2023,
         reference="arXiv:2303.10464",
         claim="Dense fine-tuning recovers more of the loss of sparse pre-training than sparse fine-tuning",
+        commands={
+            "spdf": Command(
+                "weightsmith.sparsify.spdf:spdf", "Train with most weights held at zero, then with all of them"
+            )
+        },
     ),
     Method(
         slug="ofq",
@@ -355,6 +389,9 @@ METHODS: tuple[Method, ...] = (
         year=2025,
         reference="arXiv:2506.12542",
         claim="A student beats the one trained by cross-entropy and KL, each at its best temperature",
+        commands={
+            "pld": Command("weightsmith.train.pld:pld", "Train a student to rank all classes as its teacher does")
+        },
     ),
     Method(
         slug="loss-reweighting",
@@ -365,6 +402,12 @@ METHODS: tuple[Method, ...] = (
         year=2025,
         reference="arXiv:2502.06733",
         claim="Down-weighting easy samples lowers test loss when half of the data are redundant",
+        commands={
+            "loss-reweighting": Command(
+                "weightsmith.train.loss_reweighting:loss_reweighting",
+                "Train with samples weighted by their current loss",
+            )
+        },
     ),
     Method(
         slug="meta-rescaling",
@@ -375,6 +418,11 @@ METHODS: tuple[Method, ...] = (
         year=2024,
         reference="arXiv:2412.12955",
         claim="Under 30 % flipped labels accuracy at the last epoch rises and the weights find the flipped samples",
+        commands={
+            "meta-rescaling": Command(
+                "weightsmith.train.meta_rescaling:meta_rescaling", "Train a classifier on labels that may be wrong"
+            )
+        },
     ),
     Method(
         slug="weight-compander",
@@ -385,6 +433,12 @@ METHODS: tuple[Method, ...] = (
         year=2023,
         reference="arXiv:2306.16993",
         claim="The trained network survives the loss of its largest or of random weights far better",
+        commands={
+            "weight-compander": Command(
+                "weightsmith.train.weight_compander:weight_compander",
+                "Train every weight through a bounded odd function, and fold it away",
+            )
+        },
     ),
     Method(
         slug="classp",

@@ -309,7 +309,7 @@ def _step(raw: Any, where: str) -> Step:
         )
     signature = read(catalog.load(rows[name].commands[name].entry))
     needs = [role for role, required in signature.roles.items() if required]
-    if "model" not in needs or set(needs) - {"model", "calibration", "training"}:
+    if signature.measures or "model" not in needs or set(needs) - {"model", "calibration", "training"}:
         raise RecipeError(f"{where}: {name!r} does not change a model in place, so it cannot be a step", found=needs)
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"{where} ({name})", found=values, expected="a mapping of fields")

@@ -171,6 +171,8 @@ class Signature:
         The parameters with a fixed meaning, in order, and whether each is required.
     fields : mapping of str to Field
         The hyper-parameters.
+    measures : bool
+        Whether it only looks at ``model``, which may be the path of a checkpoint.
     """
 
     function: Callable[..., Any]
@@ -178,6 +180,7 @@ class Signature:
     description: str
     roles: Mapping[str, bool]
     fields: Mapping[str, Field]
+    measures: bool = False
 
     def check(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Return ``values`` validated against the fields.
@@ -254,7 +257,8 @@ def read(function: Callable[..., Any]) -> Signature:
             )
     text = re.split(r"\n\w[\w ]*\n-{3,}\n", "\n" + doc, maxsplit=1)[0].strip()
     paragraphs = [_plain(paragraph) for paragraph in text.split("\n\n")]
-    return Signature(function, paragraphs[0], "\n\n".join(paragraphs), roles, fields)
+    measures = str in get_args(hints.get("model"))
+    return Signature(function, paragraphs[0], "\n\n".join(paragraphs), roles, fields, measures)
 
 
 def _parameter_helps(doc: str) -> dict[str, str]:

@@ -6,20 +6,25 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from models import write_tiny_llama
-from weightsmith import catalog
+from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
 from weightsmith.core.checkpoint import load_model
 from weightsmith.signature import read
 
+SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
 TRANSFORMS = {
-    name: method.verb
-    for name, method in catalog.commands().items()
-    if "model" in read(catalog.load(method.commands[name].entry)).roles
+    name: catalog.find(name).commands[name].verb
+    for name, signature in SIGNATURES.items()
+    if "model" in signature.roles and not signature.measures and name != "meta-rescaling"
 }
+
+SMALL = {"bone": ["--r", "4"]}
+"""What the tiny model needs in place of a default."""
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +35,13 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
     line = [TRANSFORMS[name], name, str(folder / "tiny"), str(tmp_path / "out"), "--json", str(tmp_path / "r.json")]
-    if "--calibration" in CliRunner().invoke(app, [TRANSFORMS[name], name, "--help"]).output:
-        line += ["--calibration", str(folder / "inputs.safetensors")]
+    signature = SIGNATURES[name]
+    for role in ("calibration", "training"):
+        if role in signature.roles:
+            line += [f"--{role}", str(folder / "inputs.safetensors")]
+    if "teacher" in signature.fields:
+        line += ["--teacher", str(folder / "tiny")]
+    line += SMALL.get(name, [])
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output + str(done.exception)
     before, after = load_model(folder / "tiny").state_dict(), load_model(tmp_path / "out").state_dict()
@@ -39,9 +49,38 @@ def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
     assert all(before[key].shape == after[key].shape for key in before)
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["method"] == name
-    assert record["layers"]
+    assert record["layers"] or record["curves"]
     assert {"parameters", "nonzero", "bytes"} <= set(record["after"])
     assert json.loads((tmp_path / "out" / "weightsmith.json").read_text()) == record
+
+
+@pytest.mark.parametrize("name", [name for name, signature in SIGNATURES.items() if signature.measures])
+def test_a_measure_reads_a_folder_and_changes_nothing(folder, tmp_path, name):
+    before = (folder / "tiny" / "model.safetensors").read_bytes()
+    line = [catalog.find(name).commands[name].verb, name, str(folder / "tiny"), "--json", str(tmp_path / "r.json")]
+    done = CliRunner().invoke(app, [*line, "--report", str(tmp_path / "r.html")])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    assert json.loads((tmp_path / "r.json").read_text())["layers"]
+    assert (tmp_path / "r.html").is_file()
+    assert (folder / "tiny" / "model.safetensors").read_bytes() == before
+
+
+def test_a_text_classifier_learns_from_labelled_text(tmp_path):
+    """A BERT of two layers with MiniLM's tokenizer, and a CSV file of eight mails."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = embedded.load_tokenizer(embedded.folder("minilm"))
+    config = transformers.BertConfig(**small, vocab_size=len(tokenizer))
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    rows = [f"mail number {n} says hello,{n % 2}" for n in range(8)]
+    (tmp_path / "mails.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    line = ["train", "meta-rescaling", str(tmp_path / "bert"), str(tmp_path / "out"), "--epochs", "2"]
+    done = CliRunner().invoke(app, [*line, "--training", str(tmp_path / "mails.csv"), "--training-length", "12"])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    weights = (tmp_path / "out" / "sample_weights.csv").read_text().splitlines()
+    assert weights[0] == "sample,label,weight"
+    assert sorted(int(line.split(",")[0]) for line in weights[1:]) == list(range(8))
 
 
 def test_know_predicts_from_five_checkpoints(tmp_path):

@@ -26,7 +26,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from weightsmith.analyze.condition import HEADS, Condition, ConditionReport, Score, condition_report
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, NonFiniteError
-from weightsmith.core.fit import Fit, Samples, fit
+from weightsmith.core.fit import Fit, Samples, draw_seed, fit
 from weightsmith.core.results import Result, record
 
 __all__ = [
@@ -124,7 +124,7 @@ def kappatune(
     >>> result.totals["selected"], result.totals["candidates"]
     (2, 14)
     """
-    seed = int(torch.randint(2**31, (), generator=generator)) if generator is not None else 0
+    seed = draw_seed(generator)
     hyper: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     with record(
         "kappatune",

@@ -34,8 +34,8 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
     name : str
         Name of the command.
     signature : Signature
-        The method. One with a ``model`` becomes ``MODEL OUT``; one with ``checkpoints`` and ``out`` becomes
-        ``CHECKPOINTS... OUT``; its hyper-parameters become options.
+        The method. One with a ``model`` becomes ``MODEL OUT``, or ``MODEL`` if it only measures; one with
+        ``checkpoints`` and ``out`` becomes ``CHECKPOINTS... OUT``; its hyper-parameters become options.
     """
     roles, add = _arguments(signature)
 
@@ -60,6 +60,8 @@ def _arguments(
     signature: Signature,
 ) -> tuple[list[inspect.Parameter], Callable[[dict[str, Any], dict[str, Any]], Any]]:
     """The arguments and options that the method's roles ask for, and how to call the method with them."""
+    if signature.measures:
+        return [_MODEL, *_REPORTS], lambda given, hyper: signature.function(_named(given["model"]), **hyper)
     if "model" in signature.roles:
         return _transform_arguments(signature), lambda given, hyper: _transform(signature, hyper, **given)
     parameters = []
@@ -76,9 +78,8 @@ def _arguments(
 
 
 def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
-    model = "Folder, Hugging Face id, or embedded:smollm2, embedded:minilm, embedded:efficientnet-lite0."
     parameters = [
-        _parameter("model", str, typer.Argument(help=model)),
+        _MODEL,
         _parameter("out", Path, typer.Argument(help="Folder to write the changed model to.")),
     ]
     if "calibration" in signature.roles:
@@ -123,6 +124,11 @@ def _source(name: str, default: Source, what: str) -> list[inspect.Parameter]:
         _parameter(f"{name}_samples", int, samples, default.samples),
         _parameter(f"{name}_length", int, length, default.length),
     ]
+
+
+def _named(model: str) -> Any:
+    """What a measure is given: the name of a checkpoint it can read itself, or the model that a hub id stands for."""
+    return model if Path(model).exists() or model.startswith("embedded:") else open_model(model).model
 
 
 def _transform(
@@ -249,6 +255,11 @@ def _parameter(name: str, annotation: Any, info: Any, default: Any = REQUIRED) -
     )
 
 
+_MODEL = _parameter(
+    "model",
+    str,
+    typer.Argument(help="Folder, Hugging Face id, or embedded:smollm2, embedded:minilm, embedded:efficientnet-lite0."),
+)
 _SEED = _parameter("seed", int, typer.Option(help="Seed of everything random.", rich_help_panel=DATA), 0)
 _REPORTS = [
     _parameter("report", Path | None, typer.Option(help="Write an HTML report here.", rich_help_panel=OUTPUT), None),

@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in dict.fromkeys(method.verb for method in catalog.commands().values()):
+for _verb in (verb for verb in catalog.VERBS if catalog.commands(verb)):
     app.add_typer(
         typer.Typer(cls=Verb, no_args_is_help=True), name=_verb, help=catalog.VERBS[_verb], rich_help_panel=METHODS
     )

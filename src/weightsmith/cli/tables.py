@@ -46,7 +46,7 @@ def print_method(method: Method) -> None:
     console.print(f"[dim]paper  [/]{escape(method.paper)} ({method.year}), {method.url}", highlight=False)
     console.print(f"[dim]claim  [/]{escape(method.claim)}: {_status(method)}")
     for name, command in method.commands.items():
-        _print_command(console, method.verb, name, command)
+        _print_command(console, command.verb, name, command)
     for claim in claims.stored(method.slug):
         _print_claim(console, claim)
 

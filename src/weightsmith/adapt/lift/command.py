@@ -10,7 +10,7 @@ from torch import nn
 from weightsmith.adapt.lift.delta import SparseDelta
 from weightsmith.adapt.lift.groups import budget, lift_groups
 from weightsmith.adapt.lift.optimizer import LIFTAdamW
-from weightsmith.core.fit import Samples, fit
+from weightsmith.core.fit import Samples, draw_seed, fit
 from weightsmith.core.results import Result, record
 
 __all__ = ["lift"]
@@ -95,7 +95,7 @@ def lift(
     >>> result.totals["trainable"], result.totals["changed"]
     (1020, 1020)
     """
-    seed = int(torch.randint(2**31, (), generator=generator)) if generator is not None else 0
+    seed = draw_seed(generator)
     hyper = {
         "density": density if lora_rank is None else None,
         "lora_rank": lora_rank,
