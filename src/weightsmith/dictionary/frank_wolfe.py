@@ -197,7 +197,7 @@ class FrankWolfe:
             self.inverse_root_NN = ((vectors_NN / roots_N) @ vectors_NN.T).to(self.moment_NN)
 
 
-def polar(matrix_NN: Float[Tensor, "n n"], method: PolarMethod = "auto") -> Float[Tensor, "n n"]:
+def polar(matrix_NN: Float[Tensor, "n columns"], method: PolarMethod = "auto") -> Float[Tensor, "n n"]:
     r"""The orthogonal matrix nearest to a square matrix: :math:`U V^\top` of its singular value decomposition.
 
     Parameters

@@ -31,12 +31,13 @@ import numbers
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
+from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -47,6 +48,9 @@ from weightsmith.core.linalg import is_finite, lowest_k_mask
 from weightsmith.dictionary.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
 
 __all__ = ["OnlineOrthogonalDictionary"]
+
+Rows: TypeAlias = ArrayLike | Tensor | sparse.sparray | sparse.spmatrix
+"""What the estimator takes as rows."""
 
 SVD_LIMIT = 4096
 """From this width on a singular value decomposition takes minutes."""
@@ -175,7 +179,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self.random_state = random_state
         self.device = device
 
-    def fit(self, X: ArrayLike | Tensor, y: object = None) -> OnlineOrthogonalDictionary:
+    def fit(self, X: Rows, y: object = None) -> OnlineOrthogonalDictionary:
         """Learn anew from all rows, in batches.
 
         Parameters
@@ -211,7 +215,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self._state = state
         return self
 
-    def partial_fit(self, X: ArrayLike | Tensor, y: object = None) -> OnlineOrthogonalDictionary:
+    def partial_fit(self, X: Rows, y: object = None) -> OnlineOrthogonalDictionary:
         """Take one step on a batch; the first call starts.
 
         Parameters
@@ -237,7 +241,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self._here().step(_Chunks(rows), self._settings())
         return self
 
-    def transform(self, X: ArrayLike | Tensor) -> np.ndarray | Tensor:
+    def transform(self, X: Rows) -> np.ndarray | Tensor:
         """Return the codes of the rows: their coordinates in the basis.
 
         Parameters
@@ -314,7 +318,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         kept_BN = values_BN.masked_fill(lowest_k_mask(values_BN.abs(), width - int(top_k)), 0.0)
         return kept_BN if isinstance(codes, Tensor) else kept_BN.numpy()
 
-    def score(self, X: ArrayLike | Tensor, y: object = None) -> float:
+    def score(self, X: Rows, y: object = None) -> float:
         r"""Return how sparse the rows are in the basis: minus the mean of :math:`\|z\|_1 / (\sqrt n\,\|z\|_2)`.
 
         Between -1 (all entries of equal size) and :math:`-1/\sqrt n` (a single entry); about -0.8 for Gaussian codes.
