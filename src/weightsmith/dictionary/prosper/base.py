@@ -336,7 +336,6 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     ) -> Iterator[Expectation]:
         """The E-step, chunk by chunk: nothing in it depends on another point."""
         rows = max(1, CHUNK_BYTES // (8 * max(states.size, data_ND.shape[1])))
-        beta = 1 / now.temperature
         for chunk_ND in data_ND.split(rows):
             chunk_ND = chunk_ND.to(parameters.components_HD)
             if now.data_noise:
@@ -344,14 +343,11 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 chunk_ND = chunk_ND + now.data_noise * noise_ND.to(chunk_ND)
             candidates_NC = self._candidates(chunk_ND, parameters, states.n_candidates)
             joint_NK = self._log_joint(chunk_ND, candidates_NC, parameters, states, now.temperature)
-            if beta == 1:
+            if now.temperature == 1:
                 evidence_N = likelihood_N = _normalise(joint_NK)
             else:
                 likelihood_N = joint_NK.logsumexp(1)
-                joint_NK *= beta
-                if not (self._tempers_all or now.anneal_prior):
-                    joint_NK += (1 - beta) * self._log_prior(parameters, states)
-                evidence_N = _normalise(joint_NK)
+                evidence_N = _normalise(self._temper(joint_NK, now, parameters, states))
             yield Expectation(chunk_ND, candidates_NC, joint_NK, evidence_N, likelihood_N)
 
     def _posterior(self, data_ND: Tensor, parameters: P, states: States, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

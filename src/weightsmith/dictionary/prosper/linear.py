@@ -30,7 +30,7 @@ from torch import Tensor
 
 from weightsmith.dictionary.prosper.base import TruncatedEM
 from weightsmith.dictionary.prosper.model import Expectation, Parameters, Sums
-from weightsmith.dictionary.prosper.schedule import Points
+from weightsmith.dictionary.prosper.schedule import Points, Settings
 from weightsmith.dictionary.prosper.start import Moments
 from weightsmith.dictionary.prosper.states import States
 
@@ -112,6 +112,18 @@ class LinearEM(TruncatedEM[LinearParameters]):
 
     def _log_prior(self, parameters: LinearParameters, states: States) -> Float[Tensor, "states"]:
         return states.counts_KV @ self._log_odds(parameters)
+
+    def _temper(
+        self,
+        joint_NK: Float[Tensor, "points states"],
+        now: Settings,
+        parameters: LinearParameters,
+        states: States,
+    ) -> Float[Tensor, "points states"]:
+        joint_NK.div_(now.temperature)
+        if not now.anneal_prior:
+            joint_NK += (1 - 1 / now.temperature) * self._log_prior(parameters, states)
+        return joint_NK
 
     def _log_constant(self, parameters: LinearParameters) -> Tensor:
         components, features = parameters.components_HD.shape

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from weightsmith.dictionary.prosper.schedule import Points
+from weightsmith.dictionary.prosper.schedule import Points, Settings
 from weightsmith.dictionary.prosper.start import Moments
 from weightsmith.dictionary.prosper.states import States
 
@@ -68,8 +68,6 @@ class Model(ABC, Generic[P]):
     device: str
     _schedule: ClassVar[Mapping[str, Points]]
     """What the estimator's ``schedule="auto"`` is."""
-    _tempers_all: ClassVar[bool] = False
-    """Whether the temperature acts on the prior whatever the schedule says."""
 
     @abstractmethod
     def _start(self, moments: Moments, generator: torch.Generator) -> P:
@@ -91,10 +89,6 @@ class Model(ABC, Generic[P]):
         temperature: float,
     ) -> Float[Tensor, "points states"]:
         """Log-joint of every point and state, up to a constant of the parameters."""
-
-    @abstractmethod
-    def _log_prior(self, parameters: P, states: States) -> Float[Tensor, "states"]:
-        """The part of the log-joint that is the prior's, where it is the same for all points."""
 
     @abstractmethod
     def _log_constant(self, parameters: P) -> Tensor:
@@ -129,6 +123,12 @@ class Model(ABC, Generic[P]):
         """The non-zero values of a unit."""
         return (1.0,)
 
+    def _temper(
+        self, joint_NK: Float[Tensor, "points states"], now: Settings, parameters: P, states: States
+    ) -> Float[Tensor, "points states"]:
+        """The log-joint at the step's temperature, in place."""
+        return joint_NK.div_(now.temperature)
+
     def _floored(self, parameters: P, sigma_floor: float) -> P:
         """The parameters within their ranges."""
         low, high = PI_RANGE
@@ -153,4 +153,4 @@ class Model(ABC, Generic[P]):
         """Set the public attributes."""
         self.components_ = parameters.components_HD.numpy().astype(dtype)
         self.pi_: Any = float(parameters.pi)
-        self.sigma_ = float(parameters.sigma)
+        self.sigma_: Any = float(parameters.sigma)

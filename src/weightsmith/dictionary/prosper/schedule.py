@@ -22,7 +22,7 @@ class Settings:
     temperature : float, default: 1.0
         > 0; the likelihood is raised to its inverse.
     anneal_prior : float, default: 0.0
-        Not 0: the prior is raised to the inverse temperature too.
+        Not 0: the prior is raised to the inverse temperature too; MCA, MMCA and GSC always do that.
     cut : float, default: 0.0
         0 to 1: the share of the points expected to have more than ``max_active`` causes that the M-step leaves out.
     partial : float, default: 0.0

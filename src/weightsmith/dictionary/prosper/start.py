@@ -20,7 +20,7 @@ from weightsmith.dictionary.prosper.shards import total
 
 __all__ = ["CHUNK_BYTES", "Moments", "given", "inside", "integer", "positive"]
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 8 << 20
 """Size of the states' probabilities of the points that are worked on together."""
 
 SIGMA_FLOOR = (1e-3, 1e-6)
