@@ -12,6 +12,7 @@ _HOMES = {
     "MCA": "weightsmith.dictionary.prosper",
     "MMCA": "weightsmith.dictionary.prosper",
     "OnlineOrthogonalDictionary": "weightsmith.dictionary.online_orthogonal",
+    "SupervisedDictionaryClassifier": "weightsmith.dictionary.supervised",
     "TSC": "weightsmith.dictionary.prosper",
 }
 """The module of every name offered here; imported when the name is used, as scikit-learn is an extra."""
@@ -23,6 +24,7 @@ __all__ = [
     "MCA",
     "MMCA",
     "OnlineOrthogonalDictionary",
+    "SupervisedDictionaryClassifier",
     "TSC",
 ]
 
