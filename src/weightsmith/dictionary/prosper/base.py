@@ -29,7 +29,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -40,7 +39,7 @@ from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.dictionary.prosper.model import Expectation, Model, P, Sums
 from weightsmith.dictionary.prosper.schedule import Points, Settings, settings_of
 from weightsmith.dictionary.prosper.shards import keep_largest, shared_seed, total, worst_row
-from weightsmith.dictionary.prosper.start import CHUNK_BYTES, Moments, given, inside, integer, positive
+from weightsmith.dictionary.prosper.start import CHUNK_BYTES, Moments, Start, given, inside, integer, positive
 from weightsmith.dictionary.prosper.states import States, truncated_prior
 
 __all__ = ["Posterior", "TruncatedEM"]
@@ -87,9 +86,9 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         max_iter: int = 100,
         tol: float = 0.0,
         n_init: int = 1,
-        components_init: ArrayLike | None = None,
-        pi_init: ArrayLike | None = None,
-        sigma_init: ArrayLike | None = None,
+        components_init: Start | None = None,
+        pi_init: Start | None = None,
+        sigma_init: Start | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:
@@ -106,7 +105,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.random_state = random_state
         self.device = device
 
-    def fit(self, X: ArrayLike | Tensor, y: object = None) -> TruncatedEM[P]:
+    def fit(self, X: Any, y: object = None) -> TruncatedEM[P]:
         """Learn the parameters.
 
         Parameters
@@ -145,7 +144,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._publish(self._parameters, data_ND.numpy().dtype)
         return self
 
-    def transform(self, X: ArrayLike | Tensor) -> np.ndarray:
+    def transform(self, X: Any) -> np.ndarray:
         """Return the posterior mean of every unit's value, an array of shape (n_samples, n_components)."""
         data_ND, states, parameters = self._fitted(X)
         means = [
@@ -153,17 +152,17 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ]
         return self._array(torch.cat(means), data_ND)
 
-    def score_samples(self, X: ArrayLike | Tensor) -> np.ndarray:
+    def score_samples(self, X: Any) -> np.ndarray:
         """Return the log-likelihood of every point; the truncation makes it a lower bound, an array of (n_samples,)."""
         data_ND, states, parameters = self._fitted(X)
         scores = [block.likelihood_N for block in self._expect(data_ND, parameters, states, Settings())]
         return (torch.cat(scores) + self._log_constant(parameters)).cpu().numpy()
 
-    def score(self, X: ArrayLike | Tensor, y: object = None) -> float:
+    def score(self, X: Any, y: object = None) -> float:
         """Return the mean log-likelihood of a point; to compare models and sizes."""
         return float(self.score_samples(X).mean())
 
-    def posterior(self, X: ArrayLike | Tensor, top_k: int = 1, *, adaptive: bool = False) -> Posterior:
+    def posterior(self, X: Any, top_k: int = 1, *, adaptive: bool = False) -> Posterior:
         """Return the likeliest states of every point.
 
         Parameters
@@ -230,7 +229,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         noise_ND = torch.randn(data_ND.shape, dtype=torch.float64, generator=generator)
         return (data_ND + self._coloured(noise_ND, self._parameters)).numpy(), codes_NH.numpy()
 
-    def inverse_transform(self, codes: ArrayLike | Tensor) -> np.ndarray:
+    def inverse_transform(self, codes: Any) -> np.ndarray:
         """Return the noiseless points that codes stand for, an array of shape (n_samples, n_features)."""
         check_is_fitted(self)
         codes_NH = torch.as_tensor(np.asarray(codes), dtype=torch.float64)
@@ -361,7 +360,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     # Checks and conversions -------------------------------------------------------------------------------------------
 
-    def _rows(self, X: ArrayLike | Tensor, *, reset: bool, ensure_min_samples: int = 1) -> Tensor:
+    def _rows(self, X: Any, *, reset: bool, ensure_min_samples: int = 1) -> Tensor:
         """The data checked, as a tensor in their own precision; float64 where they had another."""
         if isinstance(X, Tensor):
             X = X.detach().cpu()
@@ -371,7 +370,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         )
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
-    def _fitted(self, X: ArrayLike | Tensor) -> tuple[Tensor, States, P]:
+    def _fitted(self, X: Any) -> tuple[Tensor, States, P]:
         check_is_fitted(self)
         return self._rows(X, reset=False), self._states(), self._placed(self._parameters)
 

@@ -16,13 +16,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.dictionary.prosper.linear import LinearEM, LinearParameters, largest_candidates
 from weightsmith.dictionary.prosper.schedule import Points, annealed
-from weightsmith.dictionary.prosper.start import given, inside
+from weightsmith.dictionary.prosper.start import Start, given, inside
 from weightsmith.dictionary.prosper.states import States
 from weightsmith.dictionary.prosper.tsc import best_single_values
 
@@ -91,9 +90,9 @@ class DSC(LinearEM):
         n_init: int = 1,
         fit_offset: bool = False,
         min_pi_zero: float = 0.0,
-        components_init: ArrayLike | None = None,
-        pi_init: ArrayLike | None = None,
-        sigma_init: ArrayLike | None = None,
+        components_init: Start | None = None,
+        pi_init: Start | None = None,
+        sigma_init: Start | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:

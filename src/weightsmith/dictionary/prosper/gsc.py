@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
@@ -30,7 +29,7 @@ from weightsmith.dictionary.prosper.linear import largest_candidates, solve_comp
 from weightsmith.dictionary.prosper.model import Expectation, Parameters, Sums
 from weightsmith.dictionary.prosper.schedule import Points, annealed
 from weightsmith.dictionary.prosper.slab import Lower, SlabStates, product, slab_states
-from weightsmith.dictionary.prosper.start import Moments, given, inside, positive
+from weightsmith.dictionary.prosper.start import Moments, Start, given, inside, positive
 from weightsmith.dictionary.prosper.states import States
 
 __all__ = ["GSC", "SlabParameters"]
@@ -130,11 +129,11 @@ class GSC(TruncatedEM[SlabParameters]):
         slab: Literal["diagonal", "full"] = "diagonal",
         noise: Literal["scalar", "diagonal", "full"] = "scalar",
         reference_compat: bool = False,
-        components_init: ArrayLike | None = None,
-        pi_init: ArrayLike | None = None,
-        sigma_init: ArrayLike | None = None,
-        slab_mean_init: ArrayLike | None = None,
-        slab_variance_init: ArrayLike | None = None,
+        components_init: Start | None = None,
+        pi_init: Start | None = None,
+        sigma_init: Start | None = None,
+        slab_mean_init: Start | None = None,
+        slab_variance_init: Start | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:

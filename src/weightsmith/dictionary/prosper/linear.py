@@ -25,13 +25,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from weightsmith.dictionary.prosper.base import TruncatedEM
 from weightsmith.dictionary.prosper.model import Expectation, Parameters, Sums
 from weightsmith.dictionary.prosper.schedule import Points, Settings
-from weightsmith.dictionary.prosper.start import Moments
+from weightsmith.dictionary.prosper.start import Moments, Start
 from weightsmith.dictionary.prosper.states import States
 
 __all__ = ["LinearEM", "LinearParameters", "largest_candidates", "solve_components"]
@@ -64,9 +63,9 @@ class LinearEM(TruncatedEM[LinearParameters]):
         tol: float = 0.0,
         n_init: int = 1,
         fit_offset: bool = False,
-        components_init: ArrayLike | None = None,
-        pi_init: ArrayLike | None = None,
-        sigma_init: ArrayLike | None = None,
+        components_init: Start | None = None,
+        pi_init: Start | None = None,
+        sigma_init: Start | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:

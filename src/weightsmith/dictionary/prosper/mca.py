@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_non_negative
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from weightsmith.dictionary.prosper.linear import largest_candidates
 from weightsmith.dictionary.prosper.maxima import MaximumEM
 from weightsmith.dictionary.prosper.model import Parameters
 from weightsmith.dictionary.prosper.schedule import Points, annealed
+from weightsmith.dictionary.prosper.start import Start
 
 __all__ = ["MCA"]
 
@@ -79,9 +79,9 @@ class MCA(MaximumEM):
         tol: float = 0.0,
         n_init: int = 1,
         reference_compat: bool = False,
-        components_init: ArrayLike | None = None,
-        pi_init: ArrayLike | None = None,
-        sigma_init: ArrayLike | None = None,
+        components_init: Start | None = None,
+        pi_init: Start | None = None,
+        sigma_init: Start | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:
@@ -106,7 +106,7 @@ class MCA(MaximumEM):
         tags.input_tags.positive_only = True
         return tags
 
-    def _rows(self, X: ArrayLike | Tensor, *, reset: bool, ensure_min_samples: int = 1) -> Tensor:
+    def _rows(self, X: Any, *, reset: bool, ensure_min_samples: int = 1) -> Tensor:
         data_ND = super()._rows(X, reset=reset, ensure_min_samples=ensure_min_samples)
         check_non_negative(data_ND.numpy(), "MCA")
         return data_ND

@@ -16,13 +16,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from weightsmith.dictionary.prosper.linear import largest_candidates
 from weightsmith.dictionary.prosper.maxima import MaximumEM
 from weightsmith.dictionary.prosper.model import Parameters
 from weightsmith.dictionary.prosper.schedule import Points, annealed
+from weightsmith.dictionary.prosper.start import Start
 
 __all__ = ["MMCA"]
 
@@ -77,9 +77,9 @@ class MMCA(MaximumEM):
         tol: float = 0.0,
         n_init: int = 1,
         inertia: bool = True,
-        components_init: ArrayLike | None = None,
-        pi_init: ArrayLike | None = None,
-        sigma_init: ArrayLike | None = None,
+        components_init: Start | None = None,
+        pi_init: Start | None = None,
+        sigma_init: Start | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "cpu",
     ) -> None:

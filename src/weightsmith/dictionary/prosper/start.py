@@ -5,23 +5,26 @@ Legend: ``N`` points, ``D`` features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.dictionary.prosper.shards import total
 
-__all__ = ["CHUNK_BYTES", "Moments", "given", "inside", "integer", "positive"]
+__all__ = ["CHUNK_BYTES", "Moments", "Start", "given", "inside", "integer", "positive"]
 
 CHUNK_BYTES = 8 << 20
 """Size of the states' probabilities of the points that are worked on together."""
+
+Start = np.ndarray | Sequence[Any] | float
+"""A start value as a user gives it."""
 
 SIGMA_FLOOR = (1e-3, 1e-6)
 """The least noise: as a share of the data's standard deviation, and absolute."""
@@ -66,7 +69,7 @@ def integer(name: str, value: Any, low: int, high: int | None) -> int:
     return int(value)
 
 
-def given(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Tensor:
+def given(name: str, value: Start, shape: tuple[int, ...]) -> Tensor:
     """A start value checked."""
     tensor = torch.tensor(np.asarray(value), dtype=torch.float64)
     if tuple(tensor.shape) != shape:
