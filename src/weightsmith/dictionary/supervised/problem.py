@@ -294,12 +294,13 @@ class Problem:
         return self.label_weight_N @ label_loss(logit_NK, self.y_NK)
 
     def start(self) -> Float[Tensor, "Z K"]:
-        """Return coefficients that give every class its share (half a sample added) and use no covariate."""
+        """Return coefficients that give every class its share and use no covariate."""
         counts = torch.cat([self.label_weight_N.sum()[None], self.label_weight_N @ self.y_NK])
         all_reduce_sum(counts)
-        share_K = (counts[1:] + 0.5) / (counts[0] - counts[1:].sum() + 0.5)
+        weight_C = torch.cat([(counts[0] - counts[1:].sum())[None], counts[1:]])
+        weight_C = weight_C.clamp(min=1e-6 * counts[0].item())  # a class can have the weight 0
         gamma_ZK = self.z_NZ.new_zeros(self.z_NZ.shape[1], self.y_NK.shape[1])
-        gamma_ZK[0] = share_K.log()
+        gamma_ZK[0] = (weight_C[1:] / weight_C[0]).log()
         return gamma_ZK
 
 
