@@ -39,7 +39,7 @@ claims: .venv/installed
 	$(BIN)/weightsmith claims --store docs/claims
 
 bench: .venv/installed
-	for script in $(filter-out benchmarks/harness.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/harness.py benchmarks/which_one.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 docs: .venv/installed
 	rm -rf docs/api

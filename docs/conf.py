@@ -54,7 +54,7 @@ html_title = "weightsmith"
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["weightsmith.css"]
-html_sidebars = {page: [] for page in ("index", "getting-started", "recipes", "claims", "benchmarks")}
+html_sidebars = {page: [] for page in ("index", "getting-started", "which-one", "recipes", "claims", "benchmarks")}
 templates_path = ["_templates"]
 html_theme_options = {
     "show_prev_next": False,

@@ -43,7 +43,9 @@ for claim in claims.stored("pld"):
     for loss, style in (("PLD", "o-"), ("KD", "s--")):
         points = sorted((int(n.split()[-1]), v) for n, v in mean.items() if n.startswith(f"{loss}, tau"))
         right.plot(*zip(*points, strict=True), style, label=f"{loss}, {claim['experiment']}")
-right.set(xlabel="tau", ylabel="test accuracy of the student", xscale="log")
+right.set_xscale("log", base=2)
+right.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
+right.set(xlabel="tau", ylabel="test accuracy of the student")
 right.legend(frameon=False, fontsize=8)
 for axes in (left, middle, right):
     axes.spines[["top", "right"]].set_visible(False)

@@ -41,9 +41,12 @@ left.legend(frameon=False)
 for kind, style in (("dense", "o-"), ("sparse", "o--")):
     values = [mean[f"{s} %, {kind} fine-tuning"] for s in sparsities]
     right.plot((0, *sparsities), [mean["dense"], *values], style, label=f"{kind} fine-tuning")
-for name in ("no pre-training", "dense of equal operations"):
+for name, told in (
+    ("no pre-training", "no pre-training"),
+    ("dense of equal operations", "smaller dense model, operations as at 75 %"),
+):
     right.axhline(mean[name], lw=1, ls=":", color="grey")
-    right.text(0, mean[name], name, va="bottom", fontsize=8, color="grey")
+    right.text(0, mean[name], told, va="bottom", fontsize=8, color="grey")
 right.set(xlabel="sparsity in pre-training, %", ylabel="loss on unseen source, nats a byte")
 right.legend(frameon=False)
 for axes in (left, right):

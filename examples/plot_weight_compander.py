@@ -55,7 +55,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for name, model in networks.items():
     weights = model[2].weight.detach().flatten()
-    left.hist(weights.clamp(-0.3, 0.3), bins=100, histtype="step", label=name)
+    left.hist(weights, bins=torch.linspace(-0.2, 0.2, 101), histtype="step", label=name)
     right.plot([100 * s for s in shares], [accuracy(without_largest(model, s), test) for s in shares], "o-", label=name)
 left.set(xlabel="weight of the second layer", ylabel="weights", yscale="log")
 right.set(xlabel="largest weights taken away, %", ylabel="test accuracy")

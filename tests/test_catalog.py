@@ -72,6 +72,12 @@ def test_every_command_is_a_documented_typed_function(method):
 
 
 @ready
+def test_every_class_is_there_and_documented(method):
+    for entry in method.classes:
+        assert inspect.getdoc(load(entry)), f"{entry} has no docstring"
+
+
+@ready
 def test_docs_page_exists_and_cites_the_paper(method):
     page = (ROOT / "docs" / "methods" / f"{method.slug}.md").read_text(encoding="utf-8")
     assert method.reference.removeprefix("arXiv:") in page

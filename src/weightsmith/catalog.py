@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,10 @@ class Method:
     claim : str
         What its claim experiment is about, one line.
     commands : mapping of str to Command
-        The functions by the name they are called; empty while the method is planned.
+        The functions by the name they are called on the command line and in recipes.
+    classes : sequence of str
+        What it offers in Python beside them, ``"module:name"``: optimizers, losses, adapters, estimators. A method
+        without commands and classes is planned.
     """
 
     slug: str
@@ -95,11 +98,12 @@ class Method:
     reference: str
     claim: str
     commands: Mapping[str, Command] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
     @property
     def planned(self) -> bool:
         """Whether there is no code yet."""
-        return not self.commands
+        return not self.commands and not self.classes
 
     @property
     def claim_module(self) -> str:
@@ -266,6 +270,7 @@ METHODS: tuple[Method, ...] = (
                 "weightsmith.adapt.bone:bone", "Fine-tune blocks that transform frozen weights, then merge them"
             )
         },
+        classes=("weightsmith.adapt.bone:BoneConfig",),
     ),
     Method(
         slug="kappatune",
@@ -284,6 +289,10 @@ METHODS: tuple[Method, ...] = (
                 "weightsmith.analyze.condition:condition", "Condition number of every matrix, read from the files"
             ),
         },
+        classes=(
+            "weightsmith.analyze.condition:condition_report",
+            "weightsmith.analyze.forgetting:compare_forgetting",
+        ),
     ),
     Method(
         slug="lift",
@@ -300,6 +309,7 @@ METHODS: tuple[Method, ...] = (
                 "weightsmith.adapt.lift:lift", "Fine-tune the 5 % largest weights of a low-rank approximation"
             )
         },
+        classes=("weightsmith.adapt.lift:LIFTAdamW",),
     ),
     Method(
         slug="dsnot",
@@ -359,6 +369,7 @@ METHODS: tuple[Method, ...] = (
                 "weightsmith.sparsify.spdf:spdf", "Train with most weights held at zero, then with all of them"
             )
         },
+        classes=("weightsmith.sparsify.spdf:StaticSparsity",),
     ),
     Method(
         slug="ofq",
@@ -392,6 +403,7 @@ METHODS: tuple[Method, ...] = (
         commands={
             "pld": Command("weightsmith.train.pld:pld", "Train a student to rank all classes as its teacher does")
         },
+        classes=("weightsmith.train.pld:PLDLoss",),
     ),
     Method(
         slug="loss-reweighting",
@@ -408,6 +420,7 @@ METHODS: tuple[Method, ...] = (
                 "Train with samples weighted by their current loss",
             )
         },
+        classes=("weightsmith.train.loss_reweighting:LossReweighter",),
     ),
     Method(
         slug="meta-rescaling",
@@ -423,6 +436,7 @@ METHODS: tuple[Method, ...] = (
                 "weightsmith.train.meta_rescaling:meta_rescaling", "Train a classifier on labels that may be wrong"
             )
         },
+        classes=("weightsmith.train.meta_rescaling:MetaRescaler",),
     ),
     Method(
         slug="weight-compander",
@@ -439,6 +453,7 @@ METHODS: tuple[Method, ...] = (
                 "Train every weight through a bounded odd function, and fold it away",
             )
         },
+        classes=("weightsmith.train.weight_compander:compand",),
     ),
     Method(
         slug="classp",

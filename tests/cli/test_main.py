@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -60,7 +61,8 @@ def test_looking_imports_nothing_heavy(line):
 def test_methods_json_has_every_row():
     rows = json.loads(runner.invoke(app, ["methods", "--json"]).output)
     assert [row["slug"] for row in rows] == [method.slug for method in catalog.METHODS]
-    assert {row["status"] for row in rows} <= {"planned", "not measured", "holds", "does not hold"}
+    for row in rows:
+        assert re.fullmatch(r"planned|not measured|holds|does not hold|\d of \d hold", row["status"])
 
 
 def test_methods_of_one_verb():

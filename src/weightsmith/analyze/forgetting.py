@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.fit import default_loss
+from weightsmith.core.interval import Interval
 from weightsmith.core.layers import evaluation_mode
 
 __all__ = ["Forgetting", "ForgettingCurve", "ForgettingProbe", "compare_forgetting", "mean_nll"]
@@ -164,9 +164,8 @@ class Forgetting:
         differences = [theirs - ours for theirs, ours in pairs if theirs is not None and ours is not None]
         if len(differences) < 2:
             return (differences or [float("nan")])[0], -float("inf"), float("inf")
-        mean = float(np.mean(differences))
-        half = float(stdtrit(len(differences) - 1, 0.975) * np.std(differences, ddof=1) / len(differences) ** 0.5)
-        return mean, mean - half, mean + half
+        interval = Interval.of(differences)
+        return interval.mean, interval.low, interval.high
 
     @property
     def verdict(self) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["stored"]
+__all__ = ["stored", "verdict"]
 
 FOLDERS = (Path(__file__).parent / "stored", Path(__file__).parents[3] / "docs" / "claims")
 """Where measured claims lie: in an installed package, and in a source tree."""
@@ -25,3 +26,19 @@ def stored(slug: str) -> list[dict[str, Any]]:
         return []
     found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{slug}*.json"))]
     return [claim for claim in found if claim["slug"] == slug]
+
+
+def verdict(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Return the verdict of a method's experiments in words.
+
+    Examples
+    --------
+    >>> verdict([]), verdict([{"holds": True}]), verdict([{"holds": True}, {"holds": False}])
+    ('not measured', 'holds', '1 of 2 hold')
+    """
+    if not measured:
+        return "not measured"
+    holding = sum(bool(claim["holds"]) for claim in measured)
+    if 0 < holding < len(measured):
+        return f"{holding} of {len(measured)} hold"
+    return "holds" if holding else "does not hold"

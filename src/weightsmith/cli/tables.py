@@ -45,6 +45,9 @@ def print_method(method: Method) -> None:
     console.print(f"[bold]{method.slug}[/]  {method.summary}\n")
     console.print(f"[dim]paper  [/]{escape(method.paper)} ({method.year}), {method.url}", highlight=False)
     console.print(f"[dim]claim  [/]{escape(method.claim)}: {_status(method)}")
+    for entry in method.classes:
+        module, _, name = entry.partition(":")
+        console.print(f"[dim]python [/]from {module} import {name}", highlight=False)
     for name, command in method.commands.items():
         _print_command(console, command.verb, name, command)
     for claim in claims.stored(method.slug):
@@ -69,6 +72,7 @@ def _print_command(console: Console, verb: str, name: str, command: catalog.Comm
 
     signature = read(catalog.load(command.entry))
     arguments = "MODEL OUT" if "model" in signature.roles else "CHECKPOINTS... OUT"
+    arguments = "MODEL" if signature.measures else arguments
     console.print(f"\n[bold]weightsmith {verb} {name}[/] [dim]{arguments}[/]")
     console.print(escape(signature.description), width=100, highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -90,16 +94,12 @@ def _row(method: Method) -> dict[str, object]:
         "url": method.url,
         "module": method.module,
         "commands": {name: command.entry for name, command in method.commands.items()},
+        "classes": list(method.classes),
         "claim": method.claim,
         "status": _status(method),
     }
 
 
 def _status(method: Method) -> str:
-    """Planned, not measured, holds, or does not hold, as stored."""
-    if method.planned:
-        return "planned"
-    measured = claims.stored(method.slug)
-    if not measured:
-        return "not measured"
-    return "holds" if all(claim["holds"] for claim in measured) else "does not hold"
+    """Planned, or what its stored claims say."""
+    return "planned" if method.planned else claims.verdict(claims.stored(method.slug))

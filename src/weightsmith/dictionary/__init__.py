@@ -23,9 +23,9 @@ __all__ = [
     "GSC",
     "MCA",
     "MMCA",
+    "TSC",
     "OnlineOrthogonalDictionary",
     "SupervisedDictionaryClassifier",
-    "TSC",
 ]
 
 
