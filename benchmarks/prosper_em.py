@@ -1,8 +1,8 @@
-"""How much faster is an EM step of ProSper's models than the paper's loop over points, and is its cost linear in points?
+"""How much faster is an EM step of ProSper's models than the paper's loop over points? Is its cost linear in points?
 
 The peer is a port of the loop: for every point the reconstructions of all its states, formed in NumPy; once for the
-log-joints, once for the sums of the M-step. Both arms compute the same sums, which is checked before they are timed. Each
-runs on one thread.
+log-joints, once for the sums of the M-step. Both arms compute the same sums, which is checked before they are timed.
+Each runs on one thread.
 
 Goal: 20 times for the linear models. The limit is the time of the matrix products that the step cannot do without.
 """
@@ -17,7 +17,6 @@ from harness import Timing, alternate, finish, gemm_rate, parser, print_table, r
 
 from weightsmith.dictionary.prosper import BSC, GSC, MCA, TSC
 from weightsmith.dictionary.prosper.schedule import Settings
-from weightsmith.dictionary.prosper.states import States
 
 FEATURES, CANDIDATES, ACTIVE, POINTS = 144, 8, 4, 10_000
 PEER_POINTS = 1_000

@@ -24,6 +24,7 @@ from weightsmith.adapt import BoneConfig, LIFTAdamW, lift_groups, match_rank
 from weightsmith.adapt.kappatune import adaptable
 from weightsmith.analyze.condition import condition_report
 from weightsmith.claims.byte_lm import BATCH, LAYERS, byte_text, nll, pretrained, windows
+from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.fit import default_loss, fit
 from weightsmith.core.results import environment
 from weightsmith.train.distillation import distillation
@@ -48,10 +49,8 @@ def main() -> None:
     rows = []
     bases = [pretrained(seed) for seed in range(options.seeds)]
     for name, (prepare, rates) in METHODS.items():
-        best = min(
-            ([_measure(prepare, rate, base, seed) for seed, base in enumerate(bases)] for rate in rates),
-            key=lambda runs: sum(run["target"] for run in runs),
-        )
+        tried = [_measure_all(prepare, rate, bases) for rate in rates]
+        best = min(filter(None, tried), key=lambda runs: sum(run["target"] for run in runs))
         row = {"method": name} | {key: sum(run[key] for run in best) / len(best) for key in best[0]}
         rows.append(row)
         print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
@@ -63,6 +62,16 @@ def main() -> None:
     if options.store:
         STORE.parent.mkdir(exist_ok=True)
         STORE.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+
+
+def _measure_all(
+    prepare: Callable[[nn.Module, float, int], Trained], rate: float, bases: list[nn.Module]
+) -> list[dict]:
+    """One run a seed; none where the rate is so high that the loss becomes NaN."""
+    try:
+        return [_measure(prepare, rate, base, seed) for seed, base in enumerate(bases)]
+    except NonFiniteError:
+        return []
 
 
 def _measure(prepare: Callable[[nn.Module, float, int], Trained], rate: float, base: nn.Module, seed: int) -> dict:

@@ -43,9 +43,11 @@ class Rows:
         self.parts = []
 
     def update(self, x, mask):
+        """Add the rows of a batch that are not padding."""
         self.parts.append(x.flatten(0, 1) if mask is None else x[mask])
 
     def all_reduce(self):
+        """Put them together at the end."""
         self.rows = torch.cat(self.parts)
 
 
@@ -85,7 +87,8 @@ activations = {}
 for name, components in bases.items():
     each = [measure(rows, component) for rows, component in zip(per_head, components, strict=True)]
     activations[name] = [sum(lost[k] for _, lost in each) / HEADS for k in range(len(TOP))]
-    print(f"values, {name}: score {sum(score for score, _ in each) / HEADS:.3f}, 8 of 64 lose {activations[name][3]:.1%}")
+    score = sum(score for score, _ in each) / HEADS
+    print(f"values, {name}: score {score:.3f}, 8 of 64 lose {activations[name][3]:.1%}")
 
 # %%
 # Fold the dictionaries into the two projections. The logits stay what they were.
