@@ -230,7 +230,7 @@ def _number(value: Any) -> str:
 
 
 def _measured() -> list[dict[str, Any]]:
-    return [claim for method in catalog.METHODS for claim in claims.stored(method.slug)]
+    return [claim for method in catalog.METHODS if not method.planned for claim in claims.stored(method.slug)]
 
 
 def _name(claim: Mapping[str, Any]) -> str:
