@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import ConvergenceWarning
@@ -201,18 +199,19 @@ def test_covariates_of_any_scale_are_one_model():
     np.testing.assert_allclose(one.components_, other.components_, atol=1e-6)
 
 
-@settings(max_examples=10)
-@given(seed=st.integers(0, 1000), model=st.sampled_from(["filter", "feature"]), classes=st.integers(2, 3))
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("model", ["filter", "feature"])
+@pytest.mark.parametrize("classes", [2, 3])
 def test_weights_are_repetitions(seed, model, classes):
+    """At the solution; on the way there the steps of the feature model's solver differ."""
     x, y = drawn(20, 6, classes, seed)
     weight = np.random.RandomState(seed).randint(0, 4, 20)
     weight[[0, np.argmax(y), np.argmin(y), np.flatnonzero(y == 1)[0]]] = 1
     one = small(model=model, class_weight={0: 2.0, 1: 1.0, 2: 1.0} if classes == 3 else None)
-    one.fit(x, y, sample_weight=weight)
+    one.set_params(tol=1e-12, max_iter=20_000).fit(x, y, sample_weight=weight)
     other = clone(one).fit(x.repeat(weight, axis=0), y.repeat(weight))
-    # the solver stops where its objective moves by 1e-7 a step, which leaves some 1e-5 of the solution open
-    np.testing.assert_allclose(one.decision_function(x), other.decision_function(x), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(one.components_, other.components_, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(one.decision_function(x), other.decision_function(x), atol=1e-4)
+    np.testing.assert_allclose(one.components_, other.components_, atol=1e-4)
 
 
 def test_balanced_classes():
