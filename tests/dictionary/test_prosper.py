@@ -44,7 +44,7 @@ def step(model, parameters, now=Settings()):  # noqa: B008
 
 def test_log_joint_of_bsc():
     model, states = BSC(**EXACT), States(3, 3, 3)
-    joint = model._log_joint(tensor(Y), model._candidates(tensor(Y), linear(), 3), linear(), states, 1.0)
+    _, joint = model._joint(tensor(Y), linear(), states, 1.0)
     expected = [-5.1020408163, -2.3268896971, -5.1330121461, -1.4493386767, -3.6231671493, -3.521126333, -2.2047998024]
     codes = states.codes(torch.arange(states.size).expand(4, -1), torch.arange(3).expand(4, -1))[0]
     by_code = dict(zip(map(tuple, codes.int().tolist()), joint[0].tolist(), strict=True))

@@ -340,8 +340,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             if now.data_noise:
                 noise_ND = torch.randn(chunk_ND.shape, dtype=torch.float64, generator=generator)
                 chunk_ND = chunk_ND + now.data_noise * noise_ND.to(chunk_ND)
-            candidates_NC = self._candidates(chunk_ND, parameters, states.n_candidates)
-            joint_NK = self._log_joint(chunk_ND, candidates_NC, parameters, states, now.temperature)
+            candidates_NC, joint_NK = self._joint(chunk_ND, parameters, states, now.temperature)
             if now.temperature == 1:
                 evidence_N = likelihood_N = _normalise(joint_NK)
             else:

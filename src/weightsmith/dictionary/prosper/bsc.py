@@ -95,11 +95,10 @@ class BSC(LinearEM):
     _schedule: ClassVar[Mapping[str, Points]] = annealed(5.0, 0.8)
 
     def _candidates(
-        self, data_ND: Float[Tensor, "points features"], parameters: LinearParameters, n_candidates: int
+        self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
     ) -> Int[Tensor, "points candidates"]:
         # The point's own length does not change the order of the cosines, so an all-zero point needs no care.
         length_H = parameters.components_HD.norm(dim=1).clamp(min=1e-300)
-        match_NH = (data_ND - parameters.offset_D) @ parameters.components_HD.T
         return largest_candidates(match_NH / length_H, n_candidates)
 
     def _log_odds(self, parameters: LinearParameters) -> Float[Tensor, "values"]:

@@ -141,10 +141,10 @@ class DSC(LinearEM):
         return float(1 - parameters.pi[0])
 
     def _candidates(
-        self, data_ND: Float[Tensor, "points features"], parameters: LinearParameters, n_candidates: int
+        self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
     ) -> Int[Tensor, "points candidates"]:
         odds_V = self._log_odds(parameters)
-        return largest_candidates(best_single_values(data_ND, parameters, self._unit_values(), odds_V), n_candidates)
+        return largest_candidates(best_single_values(match_NH, parameters, self._unit_values(), odds_V), n_candidates)
 
     def _log_odds(self, parameters: LinearParameters) -> Float[Tensor, "values"]:
         return (parameters.pi[1:] / parameters.pi[0]).log()

@@ -246,14 +246,10 @@ class GSC(TruncatedEM[SlabParameters]):
         (single,) = self._slab_states(data_ND, none, parameters, alone)
         return largest_candidates(-single.quadratic_JN.T, n_candidates)
 
-    def _log_joint(
-        self,
-        data_ND: Float[Tensor, "points features"],
-        candidates_NC: Int[Tensor, "points candidates"],
-        parameters: SlabParameters,
-        states: States,
-        temperature: float,
-    ) -> Float[Tensor, "points states"]:
+    def _joint(
+        self, data_ND: Float[Tensor, "points features"], parameters: SlabParameters, states: States, temperature: float
+    ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
+        candidates_NC = self._candidates(data_ND, parameters, states.n_candidates)
         power = 1.0 if self.reference_compat else 0.5
         zero_1N = self._white(data_ND, parameters).square().sum(1)[None]
         groups = self._slab_states(data_ND, candidates_NC, parameters, states)
@@ -262,7 +258,7 @@ class GSC(TruncatedEM[SlabParameters]):
         joint_NK = -power * quadratic_KN.T
         joint_NK[:, 1 : states.first_set] += odds_H
         joint_NK[:, states.first_set :] += odds_H[candidates_NC] @ states.sets_SC.T
-        return joint_NK
+        return candidates_NC, joint_NK
 
     def _means(
         self, block: Expectation, parameters: SlabParameters, states: States

@@ -90,6 +90,12 @@ class LinearEM(TruncatedEM[LinearParameters]):
         """Log of a value's prior probability over that of zero."""
 
     @abstractmethod
+    def _candidates(
+        self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
+    ) -> Int[Tensor, "points candidates"]:
+        """The components that fit best, from the products of points and components."""
+
+    @abstractmethod
     def _new_pi(
         self, counts_V: Float[Tensor, "values"], n_used: float, parameters: LinearParameters, states: States
     ) -> Tensor:
@@ -131,38 +137,48 @@ class LinearEM(TruncatedEM[LinearParameters]):
             - features / 2 * (2 * math.pi * parameters.sigma.square()).log()
         )
 
-    def _log_joint(
+    def _joint(
         self,
         data_ND: Float[Tensor, "points features"],
-        candidates_NC: Int[Tensor, "points candidates"],
         parameters: LinearParameters,
         states: States,
         temperature: float,
-    ) -> Float[Tensor, "points states"]:
-        precision = 1 / (2 * parameters.sigma.square())
-        residual_ND = data_ND - parameters.offset_D
+    ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
+        precision = float(1 / (2 * parameters.sigma.square()))
+        residual_ND = self._residual(data_ND, parameters)
         match_NH = residual_ND @ parameters.components_HD.T
+        candidates_NC = self._candidates(match_NH, parameters, states.n_candidates)
         gram_HH = parameters.components_HD @ parameters.components_HD.T
-        prior_K = self._log_prior(parameters, states)
+        log_prior_K = self._log_prior(parameters, states)
+        base_N1 = -precision * residual_ND.square().sum(1, keepdim=True)
         joint_NK = torch.empty(len(data_ND), states.size, dtype=torch.float64, device=data_ND.device)
-        joint_NK[:, 0] = 0
+        joint_NK[:, :1] = base_N1
         singles_NVH = joint_NK[:, 1 : states.first_set].unflatten(1, (len(states.values_V), -1))
-        for number, value in enumerate(states.values_V.tolist()):
-            singles_NVH[:, number] = precision * (2 * value * match_NH - value**2 * gram_HH.diagonal())
+        prior_VH = log_prior_K[1 : states.first_set].view(len(states.values_V), -1)
+        for number, (value, prior_H) in enumerate(zip(states.values_V.tolist(), prior_VH, strict=True)):
+            constant_H = prior_H - precision * value**2 * gram_HH.diagonal()
+            torch.add(base_N1 + constant_H, match_NH, alpha=2 * value * precision, out=singles_NVH[:, number])
         if len(states.sets_SC):
             first_P, second_P = states.pairs_2P
             flat_NP = candidates_NC[:, first_P] * len(gram_HH) + candidates_NC[:, second_P]
-            known = torch.cat([match_NH.gather(1, candidates_NC), gram_HH.flatten()[flat_NP]], 1)
             twice_P = torch.where(first_P == second_P, 1.0, 2.0).double()
-            table = torch.cat([2 * states.sets_SC, -twice_P * states.products_SP], 1)
-            torch.matmul(known, (precision * table).T, out=joint_NK[:, states.first_set :])
-        joint_NK += prior_K
-        joint_NK -= precision * residual_ND.square().sum(1, keepdim=True)
-        return joint_NK
+            # What is the same for all states, or for all points, rides along in the product: no passes of its own.
+            known = [match_NH.gather(1, candidates_NC), gram_HH.view(-1)[flat_NP], base_N1, torch.ones_like(base_N1)]
+            prior_S1 = log_prior_K[states.first_set :, None]
+            table = [2 * precision * states.sets_SC, -precision * twice_P * states.products_SP]
+            table += [torch.ones_like(prior_S1), prior_S1]
+            torch.matmul(torch.cat(known, 1), torch.cat(table, 1).T, out=joint_NK[:, states.first_set :])
+        return candidates_NC, joint_NK
+
+    def _residual(
+        self, data_ND: Float[Tensor, "points features"], parameters: LinearParameters
+    ) -> Float[Tensor, "points features"]:
+        """The points without the offset."""
+        return data_ND - parameters.offset_D if self.fit_offset else data_ND
 
     def _sums(self, block: Expectation, parameters: LinearParameters, states: States, temperature: float) -> Sums:
         components = states.n_components
-        residual_ND = block.data_ND - parameters.offset_D
+        residual_ND = self._residual(block.data_ND, parameters)
         used_N = block.q_NK.sum(1)
         code_NH = states.expected_codes(block.q_NK, block.candidates_NC)
         single_VH = block.q_NK[:, 1 : states.first_set].sum(0).unflatten(0, (-1, components))

@@ -61,6 +61,12 @@ class MaximumEM(TruncatedEM[Parameters]):
         """The exponent of the soft maximum."""
 
     @abstractmethod
+    def _candidates(
+        self, data_ND: Float[Tensor, "points features"], parameters: Parameters, n_candidates: int
+    ) -> Int[Tensor, "points candidates"]:
+        """The components that fit every point best."""
+
+    @abstractmethod
     def _new_components(
         self,
         weighted_HD: Float[Tensor, "components features"],
@@ -92,14 +98,10 @@ class MaximumEM(TruncatedEM[Parameters]):
         components, features = parameters.components_HD.shape
         return components * (1 - parameters.pi).log() - features / 2 * (2 * math.pi * parameters.sigma.square()).log()
 
-    def _log_joint(
-        self,
-        data_ND: Float[Tensor, "points features"],
-        candidates_NC: Int[Tensor, "points candidates"],
-        parameters: Parameters,
-        states: States,
-        temperature: float,
-    ) -> Float[Tensor, "points states"]:
+    def _joint(
+        self, data_ND: Float[Tensor, "points features"], parameters: Parameters, states: States, temperature: float
+    ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
+        candidates_NC = self._candidates(data_ND, parameters, states.n_candidates)
         components_HD = parameters.components_HD
         error_NK = torch.zeros(len(data_ND), states.size, dtype=torch.float64, device=data_ND.device)
         square_H = components_HD.square().sum(1)
@@ -109,7 +111,7 @@ class MaximumEM(TruncatedEM[Parameters]):
             match_NS = data_ND[group.points] @ group.maximum_SD.T
             error_NK[group.points, states.first_set :] = square_S - 2 * match_NS
         error_NK += data_ND.square().sum(1, keepdim=True)
-        return self._log_prior(parameters, states) - error_NK / (2 * parameters.sigma.square())
+        return candidates_NC, self._log_prior(parameters, states) - error_NK / (2 * parameters.sigma.square())
 
     def _sums(self, block: Expectation, parameters: Parameters, states: States, temperature: float) -> Sums:
         components_HD = parameters.components_HD

@@ -74,21 +74,10 @@ class Model(ABC, Generic[P]):
         """The parameters of the first step."""
 
     @abstractmethod
-    def _candidates(
-        self, data_ND: Float[Tensor, "points features"], parameters: P, n_candidates: int
-    ) -> Int[Tensor, "points candidates"]:
-        """The components that fit every point best."""
-
-    @abstractmethod
-    def _log_joint(
-        self,
-        data_ND: Float[Tensor, "points features"],
-        candidates_NC: Int[Tensor, "points candidates"],
-        parameters: P,
-        states: States,
-        temperature: float,
-    ) -> Float[Tensor, "points states"]:
-        """Log-joint of every point and state, up to a constant of the parameters."""
+    def _joint(
+        self, data_ND: Float[Tensor, "points features"], parameters: P, states: States, temperature: float
+    ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
+        """The components that fit every point best, and the log-joint of its states without the constant."""
 
     @abstractmethod
     def _log_constant(self, parameters: P) -> Tensor:

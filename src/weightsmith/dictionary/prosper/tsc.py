@@ -69,10 +69,10 @@ class TSC(LinearEM):
         return (-1.0, 1.0)
 
     def _candidates(
-        self, data_ND: Float[Tensor, "points features"], parameters: LinearParameters, n_candidates: int
+        self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
     ) -> Int[Tensor, "points candidates"]:
         odds_V = self._log_odds(parameters)
-        return largest_candidates(best_single_values(data_ND, parameters, (-1.0, 1.0), odds_V), n_candidates)
+        return largest_candidates(best_single_values(match_NH, parameters, (-1.0, 1.0), odds_V), n_candidates)
 
     def _log_odds(self, parameters: LinearParameters) -> Float[Tensor, "values"]:
         return (parameters.pi / 2 / (1 - parameters.pi)).log().expand(2)
@@ -90,14 +90,13 @@ class TSC(LinearEM):
 
 
 def best_single_values(
-    data_ND: Float[Tensor, "points features"],
+    match_NH: Float[Tensor, "points components"],
     parameters: LinearParameters,
     values: tuple[float, ...],
     odds_V: Float[Tensor, "values"],
 ) -> Float[Tensor, "points components"]:
     """How much the best value of a unit alone adds to the log-joint."""
     precision = 1 / (2 * parameters.sigma.square())
-    match_NH = (data_ND - parameters.offset_D) @ parameters.components_HD.T
     square_H = parameters.components_HD.square().sum(1)
     scores = [
         odds + precision * (2 * value * match_NH - value**2 * square_H)
