@@ -157,7 +157,8 @@ def _which_page(told: Mapping[str, Any]) -> str:
         "less |",
         "| to ask what sparse pre-training would save | [spdf](methods/spdf.md) |",
         "| a small model that learns from a large one | [pld](methods/pld.md) |",
-        "| to train on text with much boilerplate | [loss reweighting](methods/loss-reweighting.md) |",
+        "| to train on text with much boilerplate | [loss reweighting](methods/loss-reweighting.md), and try a higher "
+        "learning rate first |",
         "| to train on labels that may be wrong, and to find the wrong ones | [meta rescaling]"
         "(methods/meta-rescaling.md) |",
         "| a network that survives the loss of weights | [weight compander](methods/weight-compander.md) |",
@@ -201,11 +202,17 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for row in told["rows"]:
+    for number, row in enumerate(told["rows"]):
         ours = row["method"].split(",")[0].split(" (")[0] in {m.slug for m in catalog.METHODS}
         colour = COLOURS["method" if ours else "baseline"]
         axes.scatter(row["target"], row["control"], s=row["stored"] / 2500 + 8, color=colour, alpha=0.55, linewidth=0)
-        axes.annotate(row["method"], (row["target"], row["control"]), xytext=(6, 5), textcoords="offset points", size=8)
+        axes.annotate(
+            row["method"],
+            (row["target"], row["control"]),
+            xytext=(7, (6, -11)[number % 2]),
+            textcoords="offset points",
+            size=8,
+        )
     axes.axhline(told["start"]["control"], color=COLOURS["control"], lw=1, ls=":")
     axes.text(
         1,

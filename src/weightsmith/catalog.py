@@ -564,7 +564,8 @@ METHODS: tuple[Method, ...] = (
         paper="ProSper -- A Python Library for Probabilistic Sparse Coding with Non-Standard Priors and Superpositions",
         year=2019,
         reference="arXiv:1908.06843",
-        claim="Finds signed bars and their prior where L1 dictionaries and ICA miss most of them",
+        claim="Finds bars and their prior where ICA and L1 dictionaries miss most, if their penalty is not tuned",
+        classes=tuple(f"weightsmith.dictionary.prosper:{name}" for name in ("BSC", "TSC", "DSC", "MCA", "MMCA", "GSC")),
     ),
     Method(
         slug="deepfood",

@@ -49,14 +49,14 @@ LANGUAGE = Claim(
     experiment="language",
     title="Loss reweighting in a byte-level language model",
     statement=(
-        "With half of every batch one copyright notice, linupper ends .02 nats lower than equal weights, and .01 lower "
-        "than these at their best of three rates; without it the two are within .03."
+        "With half of every batch one copyright notice, linupper ends .02 nats lower than equal weights at one rate, "
+        "and .01 lower with each at its best of three; without the notice the two are within .03."
     ),
     metric="negative log-likelihood of unseen source, nats a byte",
     higher_is_better=False,
     expected=(
         Ordering(better="linupper", worse="uniform", margin=0.02),
-        Ordering(better="linupper", worse="uniform, best rate", margin=0.01),
+        Ordering(better="linupper, best rate", worse="uniform, best rate", margin=0.01),
         Ordering(better="uniform", worse="extremes"),
         Ordering(better="no notice: uniform", worse="no notice: linupper", margin=-0.03),
         Ordering(better="no notice: linupper", worse="no notice: uniform", margin=-0.03),
@@ -67,6 +67,11 @@ LANGUAGE = Claim(
 R = 0.4
 FILES, SHARE_HELD_OUT = 90, 0.1
 CONTEXT, WINDOW, BATCH, STEPS, WARMUP = 8, 64, 32, 500, 100
+
+FIRST = (
+    "First measured on seeds 0 to 2 with linupper at one rate against equal weights at three, where equal weights at "
+    "twice the rate were better by .09; measured anew with both at three rates on seeds 3 to 5.",
+)
 
 Weights = Callable[[Tensor], Tensor]
 
@@ -79,7 +84,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
         values = each_seed(experiment, seeds, claim.title)
         arms = [Arm(name, _role(name), numbers) for name, numbers in values.items()]  # type: ignore[arg-type]
         seconds = time.perf_counter() - start
-        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds))
+        notes = FIRST if claim is LANGUAGE else ()
+        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes))
     return results
 
 
@@ -142,17 +148,20 @@ def _language(seed: int) -> dict[str, float]:
 
     values = {
         "linupper": learn(strategy("linupper")),
+        "linupper, twice the rate": learn(strategy("linupper"), 4e-3),
+        "linupper, four times the rate": learn(strategy("linupper"), 8e-3),
         "quadratic": learn(strategy("quadratic")),
         "uniform": learn(None),
-        "uniform, half the rate": learn(None, 1e-3),
         "uniform, twice the rate": learn(None, 4e-3),
+        "uniform, four times the rate": learn(None, 8e-3),
         "extremes": learn(strategy("extremes")),
         "KL-DRO": learn(lambda losses: (losses / R).softmax(0)),
         "inverse (favours easy samples)": learn(lambda losses: loss_weights(-losses, "linupper", r=R)),
         "no notice: uniform": learn(None, repeated=False),
         "no notice: linupper": learn(strategy("linupper"), repeated=False),
     }
-    values["uniform, best rate"] = min(value for name, value in values.items() if name.startswith("uniform"))
+    for name in ("linupper", "uniform"):
+        values[f"{name}, best rate"] = min(value for arm, value in values.items() if arm.startswith(name))
     return values
 
 
