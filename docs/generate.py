@@ -202,15 +202,18 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for number, row in enumerate(told["rows"]):
+    middle = sum(row["target"] for row in told["rows"]) / len(told["rows"])
+    for number, row in enumerate(sorted(told["rows"], key=lambda row: row["target"])):
         ours = row["method"].split(",")[0].split(" (")[0] in {m.slug for m in catalog.METHODS}
         colour = COLOURS["method" if ours else "baseline"]
         axes.scatter(row["target"], row["control"], s=row["stored"] / 2500 + 8, color=colour, alpha=0.55, linewidth=0)
+        left = not ours and row["target"] > middle  # keeps the crowd on the right half readable
         axes.annotate(
             row["method"],
             (row["target"], row["control"]),
-            xytext=(7, (6, -11)[number % 2]),
+            xytext=(-13, -3) if left else (9, (9, -15)[number % 2]),
             textcoords="offset points",
+            ha="right" if left else "left",
             size=8,
         )
     axes.axhline(told["start"]["control"], color=COLOURS["control"], lw=1, ls=":")
