@@ -137,7 +137,7 @@ class StaticSparsity:
     def apply(self) -> None:
         """Set the masked weights to zero."""
         for layer in self.layers:
-            layer.weight.masked_fill_(~_mask(layer), 0.0)
+            layer.weight.copy_(_selected(layer.weight, _mask(layer)))
 
     @torch.no_grad()
     def relax(self, sparsity: float, generator: torch.Generator | None = None) -> None:
@@ -203,11 +203,8 @@ class StaticSparsity:
         if handle is not None:
             handle.remove()
 
-        def masked(gradient: Tensor) -> Tensor:
-            # selected, not multiplied: NaN at a masked weight does not get through
-            return gradient.masked_fill(~_mask(layer), 0.0)
-
-        self._hooked[layer.name] = (layer.weight, layer.weight.register_hook(masked))
+        hook = layer.weight.register_hook(lambda gradient: _selected(gradient, _mask(layer)))
+        self._hooked[layer.name] = (layer.weight, hook)
 
     @torch.no_grad()
     def _clean(self, optimizer: torch.optim.Optimizer) -> None:
@@ -390,6 +387,14 @@ def _kept(layer: Layer, sparsity: float) -> int:
             "sparsity", found=f"{sparsity}, which leaves {layer.name!r} none of its {total} weights", do="Lower it."
         )
     return kept
+
+
+def _selected(values: Tensor, mask: Tensor) -> Tensor:
+    """The values at the mask and zero elsewhere; NaN elsewhere does not get through."""
+    if values.is_cuda:
+        return values.masked_fill(~mask, 0.0)
+    product = values * mask  # on a CPU three times as fast as a selection, but NaN times zero is NaN
+    return product if bool(product.sum().isfinite()) else values.masked_fill(~mask, 0.0)
 
 
 def _mask(layer: Layer) -> Tensor:
