@@ -261,6 +261,7 @@ WORKER = """
             "weights": (reweighter.last_weights - single.last_weights[:4]).abs().max().item(),
         }))
     dist.barrier()
+    dist.destroy_process_group()
 """
 
 

@@ -385,6 +385,7 @@ WORKER = """
     if rank == 0:
         print(json.dumps((other[0] - other[1]).abs().max().item()))
     dist.barrier()
+    dist.destroy_process_group()
 """
 
 
