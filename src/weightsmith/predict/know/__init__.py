@@ -33,7 +33,7 @@ from weightsmith.predict.know.baselines import (
     shrink_and_perturb,
     soup,
 )
-from weightsmith.predict.know.batchnorm import recalibrate_batchnorm, reset_batchnorm
+from weightsmith.core.batchnorm import recalibrate_batchnorm, reset_batchnorm
 from weightsmith.predict.know.files import know
 from weightsmith.predict.know.network import HistoryNet, load_keras_h5
 from weightsmith.predict.know.predictor import KnowPredictor

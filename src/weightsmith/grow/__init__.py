@@ -1,0 +1,1 @@
+"""Other sizes from trained weights."""
