@@ -22,6 +22,7 @@ or, for five checkpoints on disk, :func:`know`. Most of the gain is the smaller 
 lets layers in front of normalisation learn faster: always compare with :func:`matched_shrink`.
 """
 
+from weightsmith.core.batchnorm import recalibrate_batchnorm, reset_batchnorm
 from weightsmith.predict.know.baselines import (
     ema,
     linear,
@@ -33,7 +34,6 @@ from weightsmith.predict.know.baselines import (
     shrink_and_perturb,
     soup,
 )
-from weightsmith.core.batchnorm import recalibrate_batchnorm, reset_batchnorm
 from weightsmith.predict.know.files import know
 from weightsmith.predict.know.network import HistoryNet, load_keras_h5
 from weightsmith.predict.know.predictor import KnowPredictor
