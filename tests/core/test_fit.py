@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from models import tiny
+from processes import two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.fit import default_loss, fit
 
@@ -156,14 +157,9 @@ SCRIPT = """
 
 
 def test_two_processes_follow_one_with_twice_the_batch(tmp_path, pytestconfig):
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
     tests = str(pytestconfig.rootpath / "tests")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    curves = []
-    for command, batch in ((torchrun, "8"), ([sys.executable], "16")):
-        done = subprocess.run([*command, str(script), tests, batch], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        curves.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    assert len(curves[0]) == 16
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    together = json.loads(two_processes(SCRIPT, tmp_path, tests, "8").splitlines()[-1])
+    alone = [sys.executable, "-c", textwrap.dedent(SCRIPT), tests, "16"]
+    curve = json.loads(subprocess.run(alone, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert len(together) == 16
+    assert together == pytest.approx(curve, rel=1e-4)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from models import tiny
+from processes import two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.fit import fit
 from weightsmith.train.loss_reweighting import (
@@ -260,18 +258,11 @@ WORKER = """
             "gradient": (model.weight.grad - alone.weight.grad).abs().max().item(),
             "weights": (reweighter.last_weights - single.last_weights[:4]).abs().max().item(),
         }))
-    dist.barrier()
-    dist.destroy_process_group()
 """
 
 
 def test_two_processes_are_one(tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text(textwrap.dedent(WORKER))
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.strip().splitlines()[-1])
+    told = json.loads(two_processes(WORKER, tmp_path).splitlines()[-1])
     assert told["gradient"] < 1e-6
     assert told["weights"] < 1e-7
 
