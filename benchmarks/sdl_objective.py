@@ -133,7 +133,7 @@ def _low_rank() -> tuple[np.ndarray, np.ndarray]:
     """Mixtures of 20 non-negative atoms with noise, labels from a direction that holds little of the variance."""
     draw = np.random.RandomState(0)
     atoms, codes = draw.rand(20, 784) * (draw.rand(20, 784) < 0.2), draw.rand(2000, 20)
-    x_NP = codes @ atoms + 0.1 * draw.randn(2000, 784)
+    x_NP = np.maximum(codes @ atoms + 0.1 * draw.randn(2000, 784), 0)  # NMF, a peer, takes no other
     score = codes @ draw.randn(20)
     return x_NP / 10 * 3, (score + 0.1 * draw.randn(2000) > np.median(score)).astype(float)
 

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributed
 
 from weightsmith.core.errors import ShapeError
 from weightsmith.core.statistics import all_reduce_sum
@@ -125,13 +125,13 @@ class FrankWolfe:
         self.steps += 1
         rho = max(self.steps**-settings.rho_power, settings.step_floor)
         gamma = max(self.steps**-settings.step_power, settings.step_floor)
-        self.gradient_NN.lerp_(gradient_NN.div_(count), rho)
-        self.energy_N.lerp_(energy_N.div_(count), rho)
+        self.gradient_NN.mul_(1 - rho).add_(gradient_NN, alpha=rho / count)
+        self.energy_N.mul_(1 - rho).add_(energy_N, alpha=rho / count)
         towards_NN = polar(-self.gradient_NN, settings.polar)
-        norm = -float((self.gradient_NN * towards_NN).sum())
+        norm = -_inner(self.gradient_NN, towards_NN)
         if not norm > 0:  # gradients that cancel give no direction
             return
-        self.gap = max(norm + float((self.gradient_NN * self.dictionary_NN).sum()), 0.0)
+        self.gap = max(norm + _inner(self.gradient_NN, self.dictionary_NN), 0.0)
         relative = self.gap / norm
         self.relative_gap = relative if self.steps == 1 else MEMORY * self.relative_gap + (1 - MEMORY) * relative
         self.dictionary_NN.lerp_(towards_NN, gamma)
@@ -162,7 +162,7 @@ class FrankWolfe:
     def _sums(self, chunks: Iterable[Tensor], settings: Settings) -> tuple[Tensor, Tensor, int]:
         """Gradient, squared codes and number of rows, summed over the batch of all processes."""
         gradient_NN, energy_N = torch.zeros_like(self.gradient_NN), torch.zeros_like(self.energy_N)
-        count = torch.zeros((), dtype=torch.float64, device=energy_N.device)
+        count = 0
         for rows_BN in chunks:
             count += len(rows_BN)
             rows_BN = rows_BN.to(self.dictionary_NN)
@@ -171,20 +171,21 @@ class FrankWolfe:
             if settings.normalise:
                 rows_BN = torch.nn.functional.normalize(rows_BN)
             codes_BN = rows_BN @ self.dictionary_NN
-            gradient_NN.addmm_(rows_BN.T, codes_BN * codes_BN.abs().pow(settings.power - 2), alpha=-1)
-            energy_N += codes_BN.square().sum(0)
-        all_reduce_sum(gradient_NN, energy_N, count)
-        return gradient_NN, energy_N, int(count)
+            size_BN = codes_BN.abs()
+            powers_BN = size_BN if settings.power == 3 else size_BN.pow(settings.power - 2)
+            gradient_NN.addmm_(rows_BN.T, codes_BN * powers_BN, alpha=-1)
+            energy_N += torch.linalg.vecdot(codes_BN, codes_BN, dim=0)
+        return gradient_NN, energy_N, _reduced(count, gradient_NN, energy_N)
 
     def _update_moment(self, chunks: Iterable[Tensor], settings: Settings) -> None:
         moment_NN = torch.zeros_like(self.gradient_NN)
-        count = torch.zeros((), dtype=torch.float64, device=moment_NN.device)
+        rows = 0
         for rows_BN in chunks:
-            count += len(rows_BN)
+            rows += len(rows_BN)
             rows_BN = rows_BN.to(self.dictionary_NN)
             moment_NN.addmm_(rows_BN.T, rows_BN)
-        all_reduce_sum(moment_NN, count)
-        weight = max(float(count) / (self.samples + float(count)), settings.step_floor)
+        count = _reduced(rows, moment_NN)
+        weight = max(count / (self.samples + count), settings.step_floor)
         moment_NN /= count
         self.moment_NN = moment_NN if self.moment_NN is None else self.moment_NN.lerp_(moment_NN, weight)
 
@@ -195,6 +196,19 @@ class FrankWolfe:
             roots_N = values_N.clamp(min=EIGENVALUE_FLOOR * float(values_N[-1])).sqrt()
             self.root_NN = ((vectors_NN * roots_N) @ vectors_NN.T).to(self.moment_NN)
             self.inverse_root_NN = ((vectors_NN / roots_N) @ vectors_NN.T).to(self.moment_NN)
+
+
+def _inner(a_NN: Float[Tensor, "n n"], b_NN: Float[Tensor, "n n"]) -> float:
+    return float((a_NN * b_NN).sum())
+
+
+def _reduced(count: int, *sums: Tensor) -> int:
+    """Add up ``sums`` over all processes, in place, and return the sum of their numbers of rows."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count
+    total = torch.tensor(count, dtype=torch.float64, device=sums[0].device)
+    all_reduce_sum(*sums, total)
+    return int(total)
 
 
 def polar(matrix_NN: Float[Tensor, "n columns"], method: PolarMethod = "auto") -> Float[Tensor, "n n"]:
