@@ -1,0 +1,336 @@
+r"""Find the permutations that bring one network's weights closest to another's, one permutation at a time.
+
+.. math:: \max_\pi \; \langle \theta_a, \pi(\theta_b) \rangle
+
+which is :math:`\min_\pi \lVert \theta_a - \pi(\theta_b) \rVert^2`, as permutations keep norms. With all other
+permutations held, the best :math:`P` is a linear assignment: :math:`\max_P \langle C, P \rangle`, where :math:`C` sums,
+over every axis of every weight that :math:`P` acts on, the products of the slices of :math:`a` and :math:`b`.
+
+Legend: ``R`` blocks with an order of their own (1 for most permutations), ``n`` indices, ``K`` all other numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.linalg import is_finite
+from weightsmith.core.progress import track
+from weightsmith.merge.weight_matching.spec import Permutations, PermutationSpec
+
+__all__ = ["Matching", "Normalize", "match_weights"]
+
+Normalize: TypeAlias = Literal["none", "layer"]
+
+TOLERANCE = 1e-6
+"""A gain below this share of the product of the norms is rounding, and no reason to go on."""
+
+JOINT = 64
+"""Blocks up to this number are matched together with the orders inside them."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The permutations found.
+
+    Attributes
+    ----------
+    perms : dict of str to Tensor
+        For :meth:`PermutationSpec.apply` on the second model.
+    objective : float
+        Inner product of the first model's permutable weights with the second's permuted ones (scaled by tensor where
+        ``normalize="layer"``).
+    history : tuple of float
+        The objective at the start and after every sweep; it never falls.
+    distance_before, distance_after : float
+        Euclidean distance between all permutable weights.
+    starts : tuple of float
+        Final objective of each start; the first start is the identity.
+    """
+
+    perms: Permutations
+    objective: float
+    history: tuple[float, ...]
+    distance_before: float
+    distance_after: float
+    starts: tuple[float, ...]
+
+    @property
+    def sweeps(self) -> int:
+        """Sweeps over all permutations that the best start took."""
+        return len(self.history) - 1
+
+    @property
+    def distance_drop(self) -> float:
+        """By what share the distance fell."""
+        return 1 - self.distance_after / self.distance_before if self.distance_before else 0.0
+
+
+def match_weights(
+    first: nn.Module | Mapping[str, Tensor],
+    second: nn.Module | Mapping[str, Tensor],
+    spec: PermutationSpec,
+    *,
+    restarts: int = 1,
+    sweeps: int = 100,
+    normalize: Normalize = "none",
+    start: Permutations | None = None,
+    generator: torch.Generator | None = None,
+) -> Matching:
+    """Match the second network's units to the first's by their weights (Git Re-Basin's coordinate descent).
+
+    Parameters
+    ----------
+    first, second : nn.Module or state dict
+        Of one architecture; only read.
+    spec : PermutationSpec
+        What may be permuted.
+    restarts : int, default: 1
+        Number of starts: the first from ``start``, the others from random permutations; the best is kept.
+    sweeps : int, default: 100
+        Bound on sweeps over all permutations; it is seldom reached.
+    normalize : {"none", "layer"}, default: "none"
+        Whether every tensor counts by its size, or all alike.
+    start : dict of str to Tensor, optional
+        Permutations to start from; the identity by default.
+    generator : torch.Generator, optional
+        Draws the order of the permutations in a sweep and the random starts; seed 0 by default.
+
+    Returns
+    -------
+    Matching
+        The permutations and the objective on the way.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``restarts`` or ``sweeps`` is below 1.
+    NonFiniteError
+        If a weight holds NaN or infinity.
+    ShapeError
+        If the networks are not of one architecture.
+
+    References
+    ----------
+    Ainsworth, Hayase, Srinivasa, arXiv 2209.04836.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> spec = PermutationSpec.from_model(model, torch.rand(1, 3))
+    >>> shuffled = spec.apply(model.state_dict(), {"0.weight[0]": torch.tensor([2, 0, 3, 1])})
+    >>> match_weights(model, shuffled, spec).perms["0.weight[0]"]
+    tensor([1, 3, 0, 2])
+    """
+    for name, value in (("restarts", restarts), ("sweeps", sweeps)):
+        if value < 1:
+            raise HyperparameterError(name, found=value, expected=">= 1")
+    generator = generator or torch.Generator().manual_seed(0)
+    a, b = _weights(first, spec, "the first model"), _weights(second, spec, "the second model")
+    b = {key: tensor.to(a[key].device) for key, tensor in b.items()}
+    for key in a:
+        wide = torch.promote_types(a[key].dtype, b[key].dtype)
+        a[key], b[key] = a[key].to(wide), b[key].to(wide)
+    if start is not None:
+        spec.check_permutations(start)
+    best: _Descent | None = None
+    objectives = []
+    for number in track(range(restarts), "matching weights"):
+        begin = spec.random(generator) if number else start or spec.identity()
+        descent = _Descent(spec, a, b, begin, normalize)
+        descent.run(sweeps, generator)
+        objectives.append(descent.objective)
+        if best is None or descent.objective > best.objective + best.scale * TOLERANCE:
+            best = descent
+    assert best is not None
+    after = math.sqrt(sum(float((a[key] - best.b[key]).double().square().sum()) for key in a))
+    before = math.sqrt(sum(float((a[key] - b[key]).double().square().sum()) for key in a))
+    return Matching(best.perms, best.objective, tuple(best.history), before, after, tuple(objectives))
+
+
+def assign(cost: Float[Tensor, "n n"]) -> Int[Tensor, "n"]:
+    """The permutation of largest total: row ``i`` gets column ``perm[i]``."""
+    return torch.from_numpy(linear_sum_assignment(cost.double().cpu().numpy(), maximize=True)[1])
+
+
+def _weights(model: nn.Module | Mapping[str, Tensor], spec: PermutationSpec, whose: str) -> dict[str, Tensor]:
+    """The tensors that have a say, in float32 at least."""
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    spec.check_state(state, whose)
+    if not spec.permutations:
+        raise ShapeError("there is nothing to permute", do="See the spec's left_out for the reasons.")
+    weights = {}
+    for key in spec.axes:
+        if key not in spec.buffers:
+            tensor = state[key].detach()
+            if not is_finite(tensor):
+                raise NonFiniteError(f"tensor {key!r} of {whose} holds NaN or infinity", do="Repair the checkpoint.")
+            weights[key] = tensor if tensor.dtype == torch.float64 else tensor.float()
+    return weights
+
+
+class _Descent:
+    """Coordinate ascent from one start; ``b`` is always the second network as permuted so far."""
+
+    def __init__(
+        self,
+        spec: PermutationSpec,
+        a: Mapping[str, Tensor],
+        b: Mapping[str, Tensor],
+        start: Permutations,
+        normalize: Normalize,
+    ) -> None:
+        self.spec, self.a, self.perms = spec, a, start
+        self.b = {key: self._permute(key, tensor, start) for key, tensor in b.items()}
+        norms = {key: float(a[key].norm()) * float(b[key].norm()) for key in a}
+        self.weight = {key: 1.0 if normalize == "none" or not norms[key] else 1 / norms[key] for key in a}
+        self.scales = {key: norms[key] * self.weight[key] for key in a}
+        self.scale = sum(self.scales.values())
+        self.value = {key: self._inner(key, tensor) for key, tensor in self.b.items()}
+        self.history = [self.objective]
+        # where each permutation acts: (key, axis)
+        self.places: dict[str, list[tuple[str, int]]] = {name: [] for name in spec.permutations}
+        for key in a:
+            for axis, blocks in enumerate(spec.axes[key]):
+                for name in dict.fromkeys(name for block in blocks for name in block.names if name):
+                    self.places[name].append((key, axis))
+        self.inside: dict[str, list[str]] = {name: [] for name in spec.permutations}
+        for name, p in spec.permutations.items():
+            if p.within:
+                self.inside[p.within].append(name)
+        of_key: dict[str, set[str]] = {key: set() for key in a}
+        for name, places in self.places.items():
+            for key, _ in places:
+                of_key[key].add(name)
+        self.near = {name: set().union(*(of_key[key] for key, _ in at)) for name, at in self.places.items()}
+
+    @property
+    def objective(self) -> float:
+        """Inner product with the first network."""
+        return sum(self.value.values())
+
+    def run(self, sweeps: int, generator: torch.Generator) -> None:
+        """Improve permutation after permutation until none changes; those with nothing new around them are skipped."""
+        names = list(self.spec.permutations)
+        dirty = set(names)
+        for _ in range(sweeps):
+            for number in torch.randperm(len(names), generator=generator).tolist():
+                name = names[number]
+                if name not in dirty:
+                    continue
+                dirty.discard(name)
+                for moved in self._improve(name):
+                    dirty |= self.near[moved] - ({name} if len(self._keys([name])) == len(self.places[name]) else set())
+            self.history.append(self.objective)
+            if not dirty:
+                break
+
+    def _improve(self, name: str) -> list[str]:
+        """Solve one permutation, the others held; return which changed."""
+        inside = self.inside[name]
+        if inside and self.spec.permutations[name].size <= JOINT:
+            step = self._joint(name, inside)
+            if self._take(step):
+                return list(step)
+        cost_Rnn = self._cost(name)
+        step_Rn = torch.stack([assign(cost_nn) for cost_nn in cost_Rnn])
+        gain = float((cost_Rnn.gather(-1, step_Rn.unsqueeze(-1)).squeeze(-1) - cost_Rnn.diagonal(dim1=1, dim2=2)).sum())
+        if gain <= self._least(self._keys([name])):
+            return []
+        step = {name: step_Rn if self.spec.permutations[name].within else step_Rn[0]}
+        return [name] if self._take(step) else []
+
+    def _least(self, keys: Iterable[str]) -> float:
+        """The smallest gain that is none of rounding."""
+        return TOLERANCE * sum(self.scales[key] for key in keys)
+
+    def _take(self, step: Permutations) -> bool:
+        """Make a step if it is a gain."""
+        keys = self._keys(step)
+        new = {key: self._permute(key, self.b[key], step) for key in keys}
+        value = {key: self._inner(key, tensor) for key, tensor in new.items()}
+        gain = sum(value[key] - self.value[key] for key in keys)
+        if gain <= self._least(keys):
+            return False
+        self.b.update(new)
+        self.value.update(value)
+        self.perms = self.spec.compose(self.perms, step)
+        return True
+
+    def _keys(self, names: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(key for name in names for key, _ in self.places[name]))
+
+    def _permute(self, key: str, tensor: Tensor, perms: Permutations) -> Tensor:
+        for axis in range(tensor.ndim):
+            order = self.spec.order(key, axis, perms)
+            if order is not None:
+                tensor = tensor.index_select(axis, order.to(tensor.device))
+        return tensor
+
+    def _inner(self, key: str, tensor: Tensor) -> float:
+        # row by row in the weights' own precision, the rows' sum in float64
+        a = self.a[key]
+        rows = torch.linalg.vecdot(a.flatten(1), tensor.flatten(1)) if a.ndim > 1 else a * tensor
+        return self.weight[key] * float(rows.double().sum())
+
+    def _cost(self, name: str) -> Float[Tensor, "R n n"]:
+        """What each index of the second network is worth at each place; within blocks, for each block."""
+        p = self.spec.permutations[name]
+        blocks = self.spec.permutations[p.within].size if p.within else 1
+        cost_Rnn = torch.zeros(blocks, p.size, p.size, dtype=torch.float64)
+        for key, axis in self.places[name]:
+            for a_RnK, b_RnK in self._slices(key, axis, name, p.within):
+                cost_Rnn += self.weight[key] * (a_RnK @ b_RnK.mT).double().cpu()
+        return cost_Rnn
+
+    def _slices(self, key: str, axis: int, name: str, outer: str) -> list[tuple[Tensor, Tensor]]:
+        """Both networks' slices ``[R, n, K]`` along the indices of a permutation on one axis, of each block."""
+        a, b = self.a[key], self.b[key]
+        found = []
+        for block in self.spec.axes[key][axis]:
+            if name not in block.names:
+                continue
+            if block.names == (name,) and block.sizes[0] == a.shape[axis]:
+                found.append(tuple(x.movedim(axis, 0).reshape(1, a.shape[axis], -1) for x in (a, b)))
+                continue
+            front = [block.names.index(other) for other in ((outer, name) if outer else (name,))]
+            places = block.places().movedim(front, [*range(len(front))])
+            lead = (*([] if outer else [1]), *places.shape[: len(front)])
+            rows = places.flatten().to(a.device)
+            found.append(tuple(x.index_select(axis, rows).movedim(axis, 0).reshape(*lead, -1) for x in (a, b)))
+        return found  # type: ignore[return-value]
+
+    def _joint(self, name: str, inside: list[str]) -> Permutations:
+        """Blocks and the orders inside them: every pair of blocks is worth what its best inner orders are worth."""
+        n = self.spec.permutations[name].size
+        worth_nn = self._outer_only(name, inside)
+        inner: dict[str, Int[Tensor, "n n m"]] = {}
+        for child in inside:
+            m = self.spec.permutations[child].size
+            cost_nnmm = torch.zeros(n, n, m, m, dtype=torch.float64)
+            for key, axis in self.places[child]:
+                for a_nmK, b_nmK in self._slices(key, axis, child, name):
+                    cost_nnmm += self.weight[key] * torch.einsum("amk,bnk->abmn", a_nmK, b_nmK).double().cpu()
+            inner[child] = torch.stack([assign(cost_mm) for cost_mm in cost_nnmm.flatten(0, 1)]).view(n, n, m)
+            worth_nn += cost_nnmm.gather(-1, inner[child].unsqueeze(-1)).sum((-1, -2))
+        outer_n = assign(worth_nn)
+        return {name: outer_n} | {child: best_nnm[torch.arange(n), outer_n] for child, best_nnm in inner.items()}
+
+    def _outer_only(self, name: str, inside: list[str]) -> Float[Tensor, "n n"]:
+        """What blocks are worth by the weights that see no order inside them."""
+        n = self.spec.permutations[name].size
+        worth_nn = torch.zeros(n, n, dtype=torch.float64)
+        seen = {place for child in inside for place in self.places[child]}
+        for key, axis in self.places[name]:
+            if (key, axis) not in seen:
+                for a_1nK, b_1nK in self._slices(key, axis, name, ""):
+                    worth_nn += self.weight[key] * (a_1nK[0] @ b_1nK[0].T).double().cpu()
+        return worth_nn
