@@ -545,6 +545,7 @@ METHODS: tuple[Method, ...] = (
         year=2022,
         reference="arXiv:2206.06774",
         claim="With two atoms it classifies better than factorising first, at little extra reconstruction error",
+        classes=("weightsmith.dictionary.supervised:SupervisedDictionaryClassifier",),
     ),
     Method(
         slug="online-odl",
@@ -555,6 +556,7 @@ METHODS: tuple[Method, ...] = (
         year=2021,
         reference="arXiv:2103.01484",
         claim="Recovers the true basis from a stream without a penalty to tune, faster than mini-batch dictionaries",
+        classes=("weightsmith.dictionary.online_orthogonal:OnlineOrthogonalDictionary",),
     ),
     Method(
         slug="prosper",
