@@ -322,7 +322,8 @@ class _Descent:
             inner[child] = torch.stack([assign(cost_mm) for cost_mm in cost_nnmm.flatten(0, 1)]).view(n, n, m)
             worth_nn += cost_nnmm.gather(-1, inner[child].unsqueeze(-1)).sum((-1, -2))
         outer_n = assign(worth_nn)
-        return {name: outer_n} | {child: best_nnm[torch.arange(n), outer_n] for child, best_nnm in inner.items()}
+        back_n = outer_n.argsort()  # the orders inside are those of the old blocks
+        return {name: outer_n} | {child: best_nnm[back_n, torch.arange(n)] for child, best_nnm in inner.items()}
 
     def _outer_only(self, name: str, inside: list[str]) -> Float[Tensor, "n n"]:
         """What blocks are worth by the weights that see no order inside them."""

@@ -141,7 +141,7 @@ def match_straight_through(
         if not bool(value.isfinite()):
             raise NonFiniteError("the loss at the midpoint", found=float(value), do="Lower the learning rate.")
         value.backward()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
         if best is None or losses[-1] < best[0]:
             best = losses[-1], perms
         for key, parameter in midpoint.named_parameters():

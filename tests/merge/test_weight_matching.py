@@ -1,0 +1,314 @@
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models import tiny
+from permutable import NETS, make, roughen
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.merge.weight_matching import (
+    PermutationSpec,
+    match_activations,
+    match_straight_through,
+    match_weights,
+    merge_many,
+)
+from weightsmith.merge.weight_matching.many import mean
+
+
+def mlp(*widths, seed=0):
+    torch.manual_seed(seed)
+    layers = [part for pair in itertools.pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def gaussian(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def planted(model, batch, seed=0):
+    """A spec, the model's weights, the same shuffled, and the permutations that undo it."""
+    spec = PermutationSpec.from_model(model, batch, verify=False)
+    perms = spec.random(torch.Generator().manual_seed(seed))
+    state = model.state_dict()
+    return spec, state, spec.apply(state, perms), spec.inverse(perms)
+
+
+def same(a, b):
+    return all(a[name].equal(b[name]) for name in b)
+
+
+@pytest.mark.parametrize("width", [16, 64, 128])
+def test_a_planted_permutation_is_found_in_twenty_mlps_of_twenty(width):
+    for trial in range(20):
+        model = gaussian(mlp(64, width, width, width, 10), trial)
+        spec, state, shuffled, truth = planted(model, torch.rand(1, 64), trial)
+        found = match_weights(state, shuffled, spec)
+        assert same(found.perms, truth)
+        assert found.distance_after == 0
+        assert found.objective == pytest.approx(sum(state[key].square().sum().item() for key in spec.axes), rel=1e-5)
+
+
+class Blocks(nn.Module):
+    """Three residual blocks of rank two layers."""
+
+    def __init__(self, stream, hidden):
+        super().__init__()
+        self.inn, self.out = nn.Linear(4, stream), nn.Linear(stream, 4)
+        self.up = nn.ModuleList(nn.Linear(stream, hidden) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(hidden, stream) for _ in range(3))
+
+    def forward(self, x):
+        x = self.inn(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(functional.relu(up(x)))
+        return self.out(x)
+
+
+def test_restarts_find_more_in_residual_networks_and_the_objective_never_falls():
+    alone, restarted = 0, 0
+    for trial in range(12):
+        model = gaussian(Blocks(30, 50), trial)
+        spec, state, shuffled, truth = planted(model, torch.rand(1, 4), trial)
+        one, ten = (match_weights(state, shuffled, spec, restarts=count) for count in (1, 10))
+        for found in (one, ten):
+            assert all(a <= b for a, b in itertools.pairwise(found.history))
+            assert found.objective == max(found.starts) or found.objective >= max(found.starts) * (1 - 1e-5)
+        assert ten.starts[0] == one.objective
+        assert ten.objective >= one.objective
+        alone += same(one.perms, truth)
+        restarted += same(ten.perms, truth)
+    assert alone < 12
+    assert restarted > alone
+
+
+def test_two_by_two():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    spec = PermutationSpec.from_model(model, torch.rand(1, 2))
+    a = {"0.weight": torch.tensor([[1.0, 0], [0, 2]]), "2.weight": torch.zeros(2, 2)}
+    b = {"0.weight": torch.tensor([[0.0, 2], [1, 0]]), "2.weight": torch.zeros(2, 2)}
+    found = match_weights(a, b, spec)
+    assert found.perms["0.weight[0]"].tolist() == [1, 0]
+    assert found.history[0] == 0
+    assert found.objective == 5
+    # the law of cosines: 5 + 5 - 2 * 5
+    assert found.distance_after == 0
+    assert found.distance_before == pytest.approx(math.sqrt(10))
+
+
+def test_one_hidden_layer_is_solved_by_one_assignment():
+    a, b = mlp(6, 7, 3, seed=0), mlp(6, 7, 3, seed=1)
+    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    found = match_weights(a, b, spec)
+    assert found.sweeps == 1
+    best = max(
+        sum(
+            float((a.state_dict()[key] * tensor).sum())
+            for key, tensor in spec.apply(b.state_dict(), {"0.weight[0]": torch.tensor(order)}).items()
+            if key in spec.axes
+        )
+        for order in itertools.permutations(range(7))
+    )
+    assert found.objective == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mlp", "llama", "gpt2", "resnet, batch norm"])
+def test_a_model_with_itself(name):
+    model, batch = tiny(name) if name not in NETS else make(name)[:2]
+    spec = PermutationSpec.from_model(model, batch)
+    found = match_weights(model, model, spec)
+    assert same(found.perms, spec.identity())
+    assert found.sweeps == 1
+    assert found.history[0] == found.history[1]
+    merged = mean([model.state_dict(), spec.apply(model.state_dict(), found.perms)])
+    assert all(tensor.equal(model.state_dict()[key]) for key, tensor in merged.items())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "llama", "qwen3", "resnet, group norm", "dense", "depthwise"])
+def test_planted_permutations_of_heads_groups_and_streams_are_found(name):
+    model, batch = tiny(name) if name not in NETS else make(name)[:2]
+    spec, state, shuffled, truth = planted(roughen(model), batch)
+    found = match_weights(state, shuffled, spec, restarts=8)
+    assert same(found.perms, truth)
+    moved = spec.apply(shuffled, found.perms)
+    assert all(moved[key].equal(tensor) for key, tensor in state.items())
+
+
+def test_the_distance_is_that_of_the_objective():
+    a, b = mlp(6, 12, 12, 3, seed=0), mlp(6, 12, 12, 3, seed=1)
+    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    found = match_weights(a, b, spec)
+    squares = sum(float(x.state_dict()[key].square().sum()) for x in (a, b) for key in spec.axes)
+    assert found.distance_after**2 == pytest.approx(squares - 2 * found.objective, rel=1e-5)
+    assert 0 < found.distance_drop < 1
+    assert found.distance_drop == 1 - found.distance_after / found.distance_before
+
+
+def test_layers_of_equal_weight_ignore_their_size():
+    a, b = mlp(6, 12, 12, 3, seed=0), mlp(6, 12, 12, 3, seed=1)
+    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    big = copy.deepcopy(b)
+    with torch.no_grad():
+        big[0].weight.mul_(1000.0)
+    plain, scaled = (match_weights(a, other, spec, normalize="layer") for other in (b, big))
+    assert same(plain.perms, scaled.perms)
+    assert plain.objective == pytest.approx(scaled.objective, rel=1e-5)
+    assert not same(match_weights(a, b, spec).perms, match_weights(a, big, spec).perms)
+
+
+def test_the_same_seed_gives_the_same_permutations():
+    a, b = (gaussian(Blocks(12, 20), seed) for seed in (0, 1))
+    spec = PermutationSpec.from_model(a, torch.rand(1, 4))
+    runs = [match_weights(a, b, spec, restarts=3, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert same(runs[0].perms, runs[1].perms)
+    assert runs[0].history == runs[1].history
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    model = gaussian(mlp(6, 24, 24, 3), 0).to(dtype)
+    spec, state, shuffled, truth = planted(model, torch.rand(1, 6).to(dtype))
+    assert same(match_weights(state, shuffled, spec).perms, truth)
+    assert spec.apply(shuffled, truth)["0.weight"].dtype == dtype
+
+
+def test_dead_and_duplicate_units_give_a_valid_result():
+    model = gaussian(mlp(6, 8, 3), 0)
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[1] = tensor[0]
+            tensor[2] = 0
+        model[2].weight[:, 1] = model[2].weight[:, 0]
+        model[2].weight[:, 2] = 0
+    spec, state, shuffled, _ = planted(model, torch.rand(1, 6))
+    runs = [match_weights(state, shuffled, spec) for _ in range(2)]
+    assert same(runs[0].perms, runs[1].perms)
+    assert runs[0].distance_after == 0
+    spec.check_permutations(runs[0].perms)
+
+
+def test_bad_input_is_refused():
+    model = mlp(6, 8, 3)
+    spec = PermutationSpec.from_model(model, torch.rand(1, 6))
+    with pytest.raises(HyperparameterError, match="restarts"):
+        match_weights(model, model, spec, restarts=0)
+    with pytest.raises(ShapeError, match="the second model"):
+        match_weights(model, mlp(6, 9, 3), spec)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken[2].weight[0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"'2.weight' of the second model"):
+        match_weights(model, broken, spec)
+    nothing = PermutationSpec.from_model(nn.Linear(3, 2), torch.rand(1, 3))
+    with pytest.raises(ShapeError, match="nothing to permute"):
+        match_weights(nn.Linear(3, 2), nn.Linear(3, 2), nothing)
+
+
+# --- activations
+
+
+@pytest.mark.parametrize("similarity", ["correlation", "product"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet, batch norm", "gpt2"])
+def test_activations_of_a_shuffled_model_give_the_permutation_back(name, similarity):
+    model, batch = tiny(name) if name not in NETS else make(name)[:2]
+    roughen(model)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter += 5 * key.endswith("bias")  # no unit is silent: those have no partner of their own
+    spec, _, shuffled, truth = planted(model, batch)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(shuffled)
+    torch.manual_seed(1)
+    if name == "gpt2":
+        batches = [{"input_ids": torch.randint(1, 60, (8, 20))} for _ in range(4)]
+    else:
+        batches = [torch.rand(64, *batch.shape[1:]) for _ in range(4)]
+    found = match_activations(model, twin, spec, batches, similarity=similarity)
+    assert same(found.perms, truth)
+    assert not model.training
+
+
+def test_activations_need_data():
+    model = mlp(6, 8, 3)
+    spec = PermutationSpec.from_model(model, torch.rand(1, 6))
+    with pytest.raises(CalibrationError, match="no batches"):
+        match_activations(model, model, spec, [])
+
+
+# --- straight-through
+
+
+def test_the_straight_through_target_starts_at_the_first_model():
+    a, b = mlp(6, 16, 3, seed=0), mlp(6, 16, 3, seed=1)
+    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    torch.manual_seed(2)
+    batches = [(torch.rand(64, 6), torch.randint(3, (64,))) for _ in range(4)]
+    before = copy.deepcopy((a.state_dict(), b.state_dict()))
+    one = match_straight_through(a, b, spec, batches[:1])
+    assert same(one.perms, match_weights(a, b, spec).perms)
+    middle = mean([a.state_dict(), spec.apply(b.state_dict(), one.perms)])
+    probe = copy.deepcopy(a)
+    probe.load_state_dict(middle)
+    assert one.losses[0] == pytest.approx(
+        functional.cross_entropy(probe(batches[0][0]), batches[0][1]).item(), rel=1e-5
+    )
+    for model, state in zip((a, b), before, strict=True):
+        assert all(tensor.equal(state[key]) for key, tensor in model.state_dict().items())
+
+
+def test_straight_through_lowers_the_loss_at_the_midpoint():
+    a, b = mlp(6, 16, 16, 3, seed=0), mlp(6, 16, 16, 3, seed=1)
+    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    torch.manual_seed(2)
+    x = torch.rand(256, 6)
+    batch = (x, (x[:, :3] + x[:, 3:]).argmax(1))
+    found = match_straight_through(a, b, spec, [batch], epochs=60, learning_rate=1.0)
+    assert min(found.losses) < found.losses[0]
+    spec.check_permutations(found.perms)
+    with pytest.raises(CalibrationError):
+        match_straight_through(a, b, spec, [])
+    with pytest.raises(HyperparameterError, match="momentum"):
+        match_straight_through(a, b, spec, [batch], momentum=1.0)
+
+
+# --- many models
+
+
+def test_copies_shuffled_at_random_merge_into_one():
+    model = gaussian(mlp(6, 24, 24, 3), 0)
+    spec = PermutationSpec.from_model(model, torch.rand(1, 6))
+    states = [spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(s))) for s in range(4)]
+    merged = merge_many(states, spec)
+    moved = [spec.apply(state, perms) for state, perms in zip(states, merged.perms, strict=True)]
+    for state in moved[1:]:
+        assert all(torch.equal(state[key], tensor) for key, tensor in moved[0].items())
+    probe = copy.deepcopy(model)
+    probe.load_state_dict(merged.state)
+    x = torch.rand(32, 6)
+    torch.testing.assert_close(probe(x), model(x), rtol=1e-5, atol=1e-4)
+
+
+def test_merging_brings_every_model_closer_to_the_mean():
+    models = [mlp(6, 24, 24, 3, seed=seed) for seed in range(3)]
+    spec = PermutationSpec.from_model(models[0], torch.rand(1, 6))
+    merged = merge_many(models, spec)
+
+    def spread(states):
+        middle = mean(states)
+        return sum(float((state[key] - middle[key]).square().sum()) for state in states for key in spec.axes)
+
+    states = [model.state_dict() for model in models]
+    moved = [spec.apply(state, perms) for state, perms in zip(states, merged.perms, strict=True)]
+    assert spread(moved) < spread(states)
+    assert all(torch.equal(merged.state[key], tensor) for key, tensor in mean(moved).items())
+    assert 1 <= merged.rounds < 100
+    with pytest.raises(HyperparameterError, match="models"):
+        merge_many(models[:1], spec)
