@@ -1,0 +1,475 @@
+r"""Are two trained networks joined by a path of low loss, and if so, why.
+
+.. math::
+    B = \max_t \big[ L(\theta(t)) - (1 - t)\,L(\theta_a) - t\,L(\theta_b) \big],
+    \qquad \theta(t) = (1 - t)\,\theta_a + t\,\theta_b
+
+is the barrier between two sets of weights. What lets it vanish, says Ito, Yamada, Kumagai, "Analysis of Linear Mode
+Connectivity via Permutation-Based Weight Matching" (ICLR 2025), arXiv 2402.04051, is that the directions of the largest
+singular values line up, :func:`alignment`, while the distance hardly falls.
+
+Legend: ``O`` outputs, ``I`` inputs (for a convolution the unfolded patch), ``R`` singular directions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from weightsmith.analyze.interpolation import StateDict, along_line
+from weightsmith.core.batchnorm import recalibrate_batchnorm
+from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError, ShapeError
+from weightsmith.core.layers import evaluation_mode, find_layers
+from weightsmith.core.progress import track
+from weightsmith.core.streaming import Batches
+
+__all__ = [
+    "Alignment",
+    "BarrierCurve",
+    "LossSlice",
+    "alignment",
+    "alignment_map",
+    "barrier",
+    "barrier_curve",
+    "distance",
+    "loss_slice",
+    "matrices_of",
+    "second_order_barrier",
+]
+
+Measure = Callable[[nn.Module], float]
+"""The loss of a model as it is, over data of the caller's choice."""
+
+
+POINTS = tuple(step / 24 for step in range(25))
+"""Where the paper measures the loss along the line."""
+
+
+@dataclass(frozen=True)
+class BarrierCurve:
+    """The loss along a line.
+
+    Attributes
+    ----------
+    fractions : tuple of float
+        From 0, the first network, to 1, the second.
+    losses : tuple of float
+        At each fraction.
+    """
+
+    fractions: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def barrier(self) -> float:
+        """See :func:`barrier`."""
+        return barrier(self.losses, self.fractions)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    r"""How far the singular directions of two networks line up.
+
+    Attributes
+    ----------
+    value : float
+        :math:`R`, between -1 and 1: over all layers together.
+    layers : dict of str to float
+        The same of each layer.
+    kept : dict of str to tuple of int
+        Directions above the threshold in each of the two networks.
+    """
+
+    value: float
+    layers: dict[str, float]
+    kept: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class LossSlice:
+    """The loss on the plane through three sets of weights.
+
+    Attributes
+    ----------
+    x, y : tuple of float
+        Coordinates of the columns and rows, in units of weight distance.
+    losses : Tensor of shape (rows, columns)
+        The loss at each point.
+    points : tuple of tuple of float
+        Where the three sets of weights lie.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    losses: Float[Tensor, "rows columns"]
+    points: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+def barrier(losses: Sequence[float], fractions: Sequence[float] | None = None) -> float:
+    """How far the loss on the way rises above the straight line between those at the ends.
+
+    Parameters
+    ----------
+    losses : sequence of float
+        The first and the last are those of the ends.
+    fractions : sequence of float, optional
+        Where they were measured, from 0 to 1; evenly by default.
+
+    Returns
+    -------
+    float
+        Over the points between the ends; negative where the loss is below the line at all of them.
+
+    Raises
+    ------
+    HyperparameterError
+        If there are fewer than three losses, or the fractions do not run from 0 to 1.
+
+    Examples
+    --------
+    >>> barrier([1.0, 5.0, 3.0]), barrier([1.0, 0.5, 2.0])
+    (3.0, -1.0)
+    """
+    fractions = [i / (len(losses) - 1) for i in range(len(losses))] if fractions is None else fractions
+    if len(losses) < 3 or len(losses) != len(fractions):
+        raise HyperparameterError("losses along a line", found=len(losses), expected="three or more, one a fraction")
+    if fractions[0] != 0 or fractions[-1] != 1:
+        raise HyperparameterError("fractions of a line", found=(fractions[0], fractions[-1]), expected="from 0 to 1")
+    ends = losses[0], losses[-1]
+    between = list(zip(losses, fractions, strict=True))[1:-1]
+    return max(loss - (1 - t) * ends[0] - t * ends[1] for loss, t in between)
+
+
+def barrier_curve(
+    model: nn.Module,
+    start: StateDict,
+    end: StateDict,
+    loss: Measure,
+    *,
+    fractions: Sequence[float] = POINTS,
+    calibration: Batches | None = None,
+) -> BarrierCurve:
+    """Measure the loss along the line between two sets of weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of their architecture; it has its own weights again afterwards.
+    start, end : state dict
+        The ends.
+    loss : callable
+        ``loss(model)`` as a number.
+    fractions : sequence of float
+        Where to measure; 25 points as the paper has it.
+    calibration : Batches, optional
+        Training inputs from which the running statistics of batch normalisation are estimated anew at every point
+        between the ends. Without them a barrier of a network with batch normalisation says nothing, and a warning
+        says so.
+
+    Raises
+    ------
+    NonFiniteError
+        If a loss at an end is NaN or infinite.
+    ShapeError
+        If the ends do not fit the model.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> ends = [{"weight": torch.tensor([[w]])} for w in (-1.0, 1.0)]
+    >>> curve = barrier_curve(model, *ends, lambda m: (1 - m.weight.item() ** 2) ** 2, fractions=(0.0, 0.5, 1.0))
+    >>> curve.losses, curve.barrier
+    ((0.0, 1.0, 0.0), 1.0)
+    """
+    normalised = any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats for module in model.modules()
+    )
+    if normalised and calibration is None:
+        warnings.warn(
+            "The model has batch normalisation, whose running statistics are wrong between the ends: pass calibration "
+            "batches to estimate them.",
+            stacklevel=2,
+        )
+    losses = []
+    with evaluation_mode(model):
+        for t in along_line(model, start, end, track(list(fractions), "loss along the line")):
+            if normalised and calibration is not None and t not in (0, 1):
+                recalibrate_batchnorm(model, calibration)
+            losses.append(float(loss(model)))
+            if t in (0, 1) and not math.isfinite(losses[-1]):
+                raise NonFiniteError(f"the loss at end {t:g} of the line", found=losses[-1])
+    return BarrierCurve(tuple(float(t) for t in fractions), tuple(losses))
+
+
+def distance(start: StateDict, end: StateDict, names: Sequence[str] | None = None) -> float:
+    """Euclidean distance of two sets of weights, over all floating tensors or those named.
+
+    Examples
+    --------
+    >>> distance({"w": torch.tensor([0.0, 3.0])}, {"w": torch.tensor([4.0, 3.0])})
+    4.0
+    """
+    names = [name for name in start if start[name].is_floating_point()] if names is None else names
+    return math.sqrt(sum(float((start[name].double() - end[name].double()).square().sum()) for name in names))
+
+
+def matrices_of(model: nn.Module, exclude: str | Sequence[str] = ()) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Names of the weights of linear and convolutional layers, with what makes a matrix ``[out, in]`` of each.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Tied weights count once.
+    exclude : str or sequence of str
+        Shell patterns on layer names, to leave out.
+
+    Examples
+    --------
+    >>> list(matrices_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))))
+    ['0.weight', '2.weight']
+    """
+    return {f"{layer.name}.weight".lstrip("."): layer.matrix for layer in find_layers(model, exclude=exclude)}
+
+
+def alignment(
+    start: StateDict,
+    end: StateDict,
+    matrices: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    *,
+    gamma: float = 0.3,
+) -> Alignment:
+    r"""How far the large singular directions of two networks line up, layer by layer.
+
+    .. math::
+        R = \frac{\sum_l \sum_{i,j} (u^a_{l,i} \cdot u^b_{l,j})(v^a_{l,i} \cdot v^b_{l,j})}{\sum_l n_l}
+          = \frac{\sum_l \langle Q^a_l, Q^b_l \rangle}{\sum_l n_l}, \qquad Q = U_k V_k^\top
+
+    over the directions whose singular value is at least ``gamma`` times the largest. 1 for a network and itself, about
+    0 for two that were trained apart.
+
+    Parameters
+    ----------
+    start, end : state dict
+        Of one architecture; permute the second before.
+    matrices : mapping of str to callable, optional
+        Of :func:`matrices_of`; by default all tensors of rank two and more, flattened from their second axis on.
+    gamma : float, default: 0.3
+        In [0, 1].
+
+    Raises
+    ------
+    HyperparameterError
+        If ``gamma`` is out of range.
+    LayerNotFoundError
+        If there is no matrix.
+    ShapeError
+        If the two differ in shape.
+
+    Notes
+    -----
+    Where the two networks keep different numbers of directions, :math:`n_l` is their geometric mean, so that
+    :math:`|R| \le 1`.
+
+    Examples
+    --------
+    >>> weights = {"w": torch.diag(torch.tensor([3.0, 1.0]))}
+    >>> alignment(weights, {"w": torch.diag(torch.tensor([2.0, -1.0]))}, gamma=0.0).value
+    0.0
+    >>> alignment(weights, {"w": torch.diag(torch.tensor([2.0, -0.1]))}).value
+    0.7071...
+    """
+    if not 0 <= gamma <= 1:
+        raise HyperparameterError("gamma", found=gamma, expected="0 <= gamma <= 1")
+    if matrices is None:
+        matrices = {
+            name: lambda x: x.flatten(1)
+            for name, tensor in start.items()
+            if tensor.ndim > 1 and tensor.is_floating_point()
+        }
+    if not matrices:
+        raise LayerNotFoundError("no weight matrix to align")
+    layers, kept = {}, {}
+    total, count = 0.0, 0.0
+    for name, matrix in track(matrices.items(), "singular directions"):
+        if start[name].shape != end[name].shape:
+            raise ShapeError(f"tensor {name!r}", found=tuple(end[name].shape), expected=tuple(start[name].shape))
+        (polar_a, n_a), (polar_b, n_b) = (_polar(matrix(state[name].detach()), gamma) for state in (start, end))
+        inner, n = float((polar_a * polar_b).sum()), math.sqrt(n_a * n_b)
+        layers[name], kept[name] = inner / n, (n_a, n_b)
+        total, count = total + inner, count + n
+    return Alignment(total / count, layers, kept)
+
+
+def alignment_map(
+    first_OI: Float[Tensor, "O I"], second_OI: Float[Tensor, "_ _"], directions: int = 32
+) -> Float[Tensor, "R R"]:
+    r"""Which singular direction of one matrix lines up with which of another.
+
+    Entry :math:`(i, j)` is :math:`(u^a_i \cdot u^b_j)(v^a_i \cdot v^b_j)`, largest singular values first. Weighted by
+    :math:`s^a_i s^b_j` the full map sums to the inner product of the matrices.
+
+    Examples
+    --------
+    >>> alignment_map(torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([1.0, 2.0]))).abs()
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+    if first_OI.shape != second_OI.shape:
+        raise ShapeError("the second matrix", found=tuple(second_OI.shape), expected=tuple(first_OI.shape))
+    (u_a, _, v_a), (u_b, _, v_b) = (_svd(matrix) for matrix in (first_OI, second_OI))
+    k = min(directions, u_a.shape[1])
+    return ((u_a[:, :k].T @ u_b[:, :k]) * (v_a[:k] @ v_b[:k].T)).to(first_OI.dtype)
+
+
+@torch.no_grad()
+def loss_slice(
+    model: nn.Module,
+    corners: tuple[StateDict, StateDict, StateDict],
+    loss: Measure,
+    *,
+    steps: int = 15,
+    margin: float = 0.25,
+    calibration: Batches | None = None,
+) -> LossSlice:
+    """Measure the loss on the plane through three sets of weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of their architecture; it has its own weights again afterwards.
+    corners : tuple of three state dicts
+        The first is the origin, the second lies on the first axis.
+    loss : callable
+        ``loss(model)`` as a number.
+    steps : int, default: 15
+        Points in each direction.
+    margin : float, default: 0.25
+        How far the slice goes beyond the three, as a share of its size.
+    calibration : Batches, optional
+        Re-estimates batch normalisation at every point, as for :func:`barrier_curve`.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``steps`` is below 2, or the three lie on a line.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> corners = tuple({"weight": torch.tensor([w])} for w in ([0.0, 0.0], [2.0, 0.0], [0.0, 3.0]))
+    >>> slice_ = loss_slice(model, corners, lambda m: m.weight.square().sum().item(), steps=2, margin=0.0)
+    >>> slice_.losses
+    tensor([[ 0.,  4.],
+            [ 9., 13.]])
+    """
+    if steps < 2:
+        raise HyperparameterError("steps", found=steps, expected=">= 2")
+    origin, second, third = corners
+    names = [name for name, tensor in origin.items() if tensor.is_floating_point()]
+    along = {name: second[name].double() - origin[name].double() for name in names}
+    aside = {name: third[name].double() - origin[name].double() for name in names}
+    width = _dot(along, along) ** 0.5
+    shift = _dot(along, aside) / width if width else 0.0
+    across = {name: aside[name] - shift / width * along[name] for name in names} if width else aside
+    height = _dot(across, across) ** 0.5
+    if min(width, height) <= 1e-6 * max(width, height):
+        raise HyperparameterError("corners of a slice", found="three on a line", expected="three that span a plane")
+    xs = _spread(min(0.0, shift), max(width, shift), margin, steps)
+    ys = _spread(0.0, height, margin, steps)
+    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
+    losses = torch.zeros(steps, steps)
+    with evaluation_mode(model):
+        for row, y in enumerate(track(ys, "loss slice")):
+            ends = [
+                {
+                    name: tensor
+                    if name not in along
+                    else (tensor.double() + x * along[name] / width + y * across[name] / height).to(tensor.dtype)
+                    for name, tensor in origin.items()
+                }
+                for x in (xs[0], xs[-1])
+            ]
+            places = [(x - xs[0]) / (xs[-1] - xs[0]) for x in xs]
+            for column, _ in enumerate(along_line(model, ends[0], ends[1], places)):
+                if normalised and calibration is not None:
+                    recalibrate_batchnorm(model, calibration)
+                losses[row, column] = loss(model)
+    return LossSlice(tuple(xs), tuple(ys), losses, ((0.0, 0.0), (width, 0.0), (shift, height)))
+
+
+def second_order_barrier(
+    model: nn.Module, start: StateDict, end: StateDict, loss: Callable[[nn.Module], Tensor]
+) -> float:
+    r"""What the gradients and curvatures at the ends predict for the loss at the midpoint, above that of the ends.
+
+    .. math::
+        \tfrac12 (g_a - g_b)^\top \delta + \tfrac14 \delta^\top (H_a + H_b)\, \delta, \qquad
+        \delta = \tfrac12 (\theta_b - \theta_a)
+
+    Exact for a quadratic loss. Networks that weight matching lines up are not that close: there it is far off, which is
+    the paper's argument that they are not joined because they are near.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of their architecture; it has its own weights again afterwards.
+    start, end : state dict
+        The ends.
+    loss : callable
+        ``loss(model)``, twice differentiable.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> ends = [{"weight": torch.tensor([[w]])} for w in (-1.0, 3.0)]
+    >>> second_order_barrier(model, *ends, lambda m: m.weight.square().sum())
+    -4.0
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    delta = {name: (end[name].to(p) - start[name].to(p)) / 2 for name, p in parameters.items()}
+    terms = []
+    with evaluation_mode(model):
+        for _ in along_line(model, start, end, (0.0, 1.0)):
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(loss(model), [*parameters.values()], create_graph=True)
+                slope = sum((g * delta[name]).sum() for name, g in zip(parameters, gradients, strict=True))
+                assert isinstance(slope, Tensor)
+                bends = (
+                    torch.autograd.grad(slope, [*parameters.values()], allow_unused=True)
+                    if slope.requires_grad
+                    else [None] * len(parameters)
+                )
+            curve = sum(
+                float((h * delta[name]).sum()) for name, h in zip(parameters, bends, strict=True) if h is not None
+            )
+            terms.append((float(slope.detach()), curve))
+    (slope_a, curve_a), (slope_b, curve_b) = terms
+    return (slope_a - slope_b) / 2 + (curve_a + curve_b) / 4
+
+
+def _svd(matrix_OI: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, v = torch.linalg.svd(matrix_OI.double(), full_matrices=False)
+    return u, s, v
+
+
+def _polar(matrix_OI: Float[Tensor, "O I"], gamma: float) -> tuple[Float[Tensor, "O I"], int]:
+    """The orthogonal factor over the directions above the threshold, and their number."""
+    u, s, v = _svd(matrix_OI)
+    k = max(1, int((s >= gamma * s[0]).sum()))
+    return u[:, :k] @ v[:k], k
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return sum(float((a[name] * b[name]).sum()) for name in a)
+
+
+def _spread(low: float, high: float, margin: float, steps: int) -> list[float]:
+    room = margin * (high - low)
+    low, high = low - room, high + room
+    return [low + (high - low) * i / (steps - 1) for i in range(steps)]
