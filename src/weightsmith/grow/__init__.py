@@ -8,22 +8,28 @@ from typing import Any
 _HOMES = {
     "Learngene": "weightsmith.grow.learngene",
     "LinearExpansion": "weightsmith.grow.linear_expansion",
+    "MixtureGrowth": "weightsmith.grow.mixture_growth",
     "distil": "weightsmith.grow.distillation",
     "expand": "weightsmith.grow.depth",
+    "parameter_groups": "weightsmith.grow.mixture_growth",
     "retention": "weightsmith.grow.learngene",
     "share_stages": "weightsmith.grow.learngene",
     "soft_distillation": "weightsmith.grow.distillation",
+    "widen_net2net": "weightsmith.grow.widening",
 }
 """The module of every name offered here; imported when the name is used."""
 
 __all__ = [
     "Learngene",
     "LinearExpansion",
+    "MixtureGrowth",
     "distil",
     "expand",
+    "parameter_groups",
     "retention",
     "share_stages",
     "soft_distillation",
+    "widen_net2net",
 ]
 
 
