@@ -55,8 +55,8 @@ TUNED = Claim(
     experiment="tuned",
     title="Descendants after two epochs of ordinary training",
     statement=(
-        "On this easy task the start does not matter for long: after two epochs 10 blocks from shared stages and from a "
-        "random start are within a point of each other, and lose at most a point to fifteen epochs."
+        "On this easy task the start does not matter for long: after two epochs 10 blocks from shared stages and from "
+        "a random start are within a point of each other, and lose at most a point to fifteen epochs."
     ),
     metric="test accuracy",
     higher_is_better=True,
@@ -69,8 +69,8 @@ TUNED = Claim(
 )
 
 NOTES = (
-    "First declared with 8 points between stages in and out of order, and a start that is not 0.2 points below a random "
-    "one after tuning: on seeds 0 to 4 both failed, with 5.4 points at 4 blocks (14 and 22 at 6 and 10), and a "
+    "First declared with 8 points between stages in and out of order, and a start that is not 0.2 points below a "
+    "random one after tuning: on seeds 0 to 4 both failed, with 5.4 points at 4 blocks (14 and 22 at 6 and 10), and a "
     "difference of 0.05 ± 0.53 points. The declaration was changed once, and is judged on seeds not used to make it.",
     "One shared block for all positions (share all) is expected to do as well on this easy task, and nothing is "
     "claimed against it. Selection takes evenly spaced blocks of the teacher, without distillation.",
