@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
 
-__all__ = ["StateDict", "along_line", "lerp"]
+__all__ = ["StateDict", "along_line", "lerp", "put_on_line"]
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 """Names and tensors, as ``model.state_dict()`` returns them."""
@@ -101,6 +101,40 @@ def along_line(model: nn.Module, start: StateDict, end: StateDict, fractions: It
     >>> [model.weight.item() for t in along_line(model, start, end, (0.0, 0.5, 1.0))]
     [1.0, 2.0, 3.0]
     """
+    own, backup, triples = _line(model, start, end)
+    return _walk(own, backup, triples, fractions)
+
+
+def put_on_line(model: nn.Module, start: StateDict, end: StateDict, t: float) -> None:
+    """Put the model at a point of the line between two sets of weights, in place, to stay.
+
+    Parameters
+    ----------
+    model, start, end
+        As for :func:`along_line`.
+    t : float
+        The point.
+
+    Raises
+    ------
+    ShapeError, HyperparameterError
+        As :func:`along_line`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> put_on_line(model, {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}, 0.5)
+    >>> model.weight.item()
+    2.0
+    """
+    _, _, triples = _line(model, start, end)
+    _put(triples, t)
+
+
+def _line(
+    model: nn.Module, start: StateDict, end: StateDict
+) -> tuple[StateDict, StateDict, list[tuple[Tensor, Tensor, Tensor]]]:
+    """The model's tensors, copies of them, and of each what to write to and the two ends."""
     own = model.state_dict()
     for side, ends in (("start", start), ("end", end)):
         _check_same(f"{side} of the line", ends, own)
@@ -108,11 +142,13 @@ def along_line(model: nn.Module, start: StateDict, end: StateDict, fractions: It
     # an end that is the model's own storage would move with the model
     alias = {tensor.data_ptr(): backup[name] for name, tensor in _once(own).items() if tensor.numel()}
     triples = [(own[name], *(_stay(_find(ends, own, name), alias) for ends in (start, end))) for name in backup]
-    return _walk(own, backup, triples, fractions)
+    return own, backup, triples
 
 
 @torch.no_grad()
 def _put(triples: Iterable[tuple[Tensor, Tensor, Tensor]], t: float) -> None:
+    if not math.isfinite(t):
+        raise HyperparameterError("fraction of the line", found=t, expected="a finite number")
     for target, start, end in triples:
         lerp(start, end, t, out=target)
 
@@ -122,8 +158,6 @@ def _walk(
 ) -> Iterator[float]:
     try:
         for t in fractions:
-            if not math.isfinite(t):
-                raise HyperparameterError("fraction of the line", found=t, expected="a finite number")
             _put(triples, t)
             yield t
     finally:

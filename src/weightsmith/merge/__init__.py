@@ -1,1 +1,71 @@
 """One network from several."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "HEADS": "weightsmith.merge.wise_ft",
+    "MixupCollator": "weightsmith.merge.bang",
+    "ZeroShotHead": "weightsmith.merge.zero_shot",
+    "add_tasks": "weightsmith.merge.arithmetic",
+    "average": "weightsmith.merge.arithmetic",
+    "balance_logit_scale": "weightsmith.merge.bang",
+    "bang_loss": "weightsmith.merge.bang",
+    "calibration_error": "weightsmith.merge.diagnosis",
+    "confidence": "weightsmith.merge.diagnosis",
+    "confidence_ratio": "weightsmith.merge.diagnosis",
+    "diagnose": "weightsmith.merge.diagnosis",
+    "diagonal_fisher": "weightsmith.merge.fisher",
+    "fisher_average": "weightsmith.merge.fisher",
+    "fit_temperature": "weightsmith.merge.bang",
+    "interpolate": "weightsmith.merge.wise_ft",
+    "merge_folders": "weightsmith.merge.engine",
+    "merge_state_dicts": "weightsmith.merge.engine",
+    "output_ensemble": "weightsmith.merge.diagnosis",
+    "slerp_average": "weightsmith.merge.arithmetic",
+    "smooth_targets": "weightsmith.merge.bang",
+    "soft_cross_entropy": "weightsmith.merge.bang",
+    "transitions": "weightsmith.merge.diagnosis",
+    "vote_accuracy": "weightsmith.merge.votes",
+    "warmup_cosine": "weightsmith.merge.bang",
+}
+"""The module of every name offered here, imported when the name is used."""
+
+__all__ = [
+    "HEADS",
+    "MixupCollator",
+    "ZeroShotHead",
+    "add_tasks",
+    "average",
+    "balance_logit_scale",
+    "bang_loss",
+    "calibration_error",
+    "confidence",
+    "confidence_ratio",
+    "diagnose",
+    "diagonal_fisher",
+    "fisher_average",
+    "fit_temperature",
+    "interpolate",
+    "merge_folders",
+    "merge_state_dicts",
+    "output_ensemble",
+    "slerp_average",
+    "smooth_targets",
+    "soft_cross_entropy",
+    "transitions",
+    "vote_accuracy",
+    "warmup_cosine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

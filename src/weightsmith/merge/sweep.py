@@ -1,0 +1,141 @@
+"""Walk from a pretrained to a fine-tuned network and measure every average on the way, at home and on drifted data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import default_collate
+
+from weightsmith.analyze.interpolation import along_line, put_on_line
+from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
+from weightsmith.core.fit import Samples, aligned
+from weightsmith.core.layers import evaluation_mode
+from weightsmith.core.progress import track
+from weightsmith.core.results import Result, record
+from weightsmith.core.streaming import call
+from weightsmith.merge.diagnosis import UNBALANCED, diagnose
+from weightsmith.merge.wise_ft import check_alpha
+
+__all__ = ["sweep"]
+
+ALPHAS = tuple(step / 10 for step in range(11))
+
+
+def sweep(
+    model: nn.Module,
+    in_domain: Samples,
+    shifted: Samples,
+    *,
+    tuned: nn.Module,
+    alphas: Sequence[float] = ALPHAS,
+    alpha: float = 0.5,
+    batch_size: int = 32,
+) -> Result:
+    """Measure the averages of a pretrained and a fine-tuned network, at home and on drifted data.
+
+    Each step of the way is one pass over the weights, in place. Classifiers (one label a sample) are measured by
+    accuracy and diagnosed: which errors the average repairs, how sure each parent is, how well calibrated. Other
+    models are measured by their loss a token.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The pretrained network; left as the average at ``alpha``.
+    in_domain, shifted : sequence of mapping
+        Held-out samples with ``labels``: like the fine-tuning data, and drifted. Their other names are the model's
+        arguments; a single one named ``x`` is its only argument.
+    tuned : nn.Module
+        The network fine-tuned from ``model``, of the same architecture.
+    alphas : sequence of float, default: 0, 0.1, ..., 1
+        Shares of the fine-tuned network to measure.
+    alpha : float, default: 0.5
+        The share at which ``model`` is left. It is not chosen by looking at ``shifted``, which would be leakage.
+    batch_size : int, default: 32
+        Samples a forward pass.
+
+    Returns
+    -------
+    Result
+        A row for each alpha, the two curves, and the diagnosis at ``alpha`` as ``in_domain_...`` and ``shifted_...``.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no samples, or they have no labels.
+    ShapeError
+        If the two networks differ; nothing is changed.
+    HyperparameterError
+        If an alpha is not finite, or ``batch_size`` below one.
+
+    Examples
+    --------
+    >>> base, tuned = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> samples = [{"x": torch.rand(2), "labels": torch.tensor(0)} for _ in range(8)]
+    >>> result = sweep(base, samples, samples, tuned=tuned, alphas=(0.0, 1.0))
+    >>> [row["layer"] for row in result.layers]
+    ['alpha 0 %', 'alpha 100 %']
+    """
+    for value in (*alphas, alpha):
+        check_alpha("alpha", value)
+    if batch_size < 1:
+        raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
+    batches = {"in_domain": _batches(in_domain, batch_size), "shifted": _batches(shifted, batch_size)}
+    end = tuned.state_dict()
+    walk = along_line(model, model.state_dict(), end, list(dict.fromkeys([0.0, 1.0, alpha, *alphas])))
+    seen: dict[float, dict[str, Tensor]] = {}
+    with record("sweep", alphas=list(alphas), alpha=alpha) as result, evaluation_mode(model), torch.no_grad():
+        for value in track(walk, "averages", total=len(alphas) + 2):
+            seen[value] = {name: _outputs(model, parts) for name, parts in batches.items()}
+        for name, parts in batches.items():
+            pre, last, averaged = (seen[value][name] for value in (0.0, 1.0, alpha))
+            if averaged.ndim == 0:
+                result.curves[f"{name} loss"] = [seen[value][name].item() for value in alphas]
+                continue
+            labels = torch.cat([batch["labels"] for batch in parts])
+            result.curves[f"{name} accuracy"] = [
+                (seen[value][name].argmax(1) == labels).double().mean().item() for value in alphas
+            ]
+            diagnosis = diagnose(pre, last, averaged, labels)
+            result.totals |= {f"{name}_{measure}": number for measure, number in diagnosis.items()}
+        for row, value in enumerate(alphas):
+            result.layer(f"alpha {100 * value:g} %", **{name: curve[row] for name, curve in result.curves.items()})
+        put_on_line(model, model.state_dict(), end, alpha)
+        ratio = result.totals.get("shifted_confidence_ratio", 1.0)
+        if ratio > UNBALANCED:
+            result.notes.append(
+                f"On the shifted data the fine-tuned network's logits are {ratio:.1f} times its start's, so its "
+                "mistakes outvote the start's right answers. Fine-tune with bang (mixup, label smoothing) instead."
+            )
+    return result
+
+
+def _batches(samples: Samples, batch_size: int) -> list[dict[str, Any]]:
+    if len(samples) == 0:
+        raise CalibrationError("no samples to measure on", expected="at least one")
+    if "labels" not in samples[0]:
+        raise CalibrationError("samples", found=sorted(samples[0]), expected="'labels'")
+    parts = [samples[begin : begin + batch_size] for begin in range(0, len(samples), batch_size)]
+    return [default_collate([dict(sample) for sample in part]) for part in parts]
+
+
+def _outputs(model: nn.Module, batches: Sequence[dict[str, Any]]) -> Tensor:
+    """All logits of a classifier; the mean loss a label of any other model."""
+    device = next(model.parameters()).device
+    rows, loss, count = [], 0.0, 0
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        output = call(model, inputs if set(inputs) - {"x"} else inputs["x"])
+        logits = (output if isinstance(output, Tensor) else output.logits).float().cpu()
+        if batch["labels"].ndim == 1:
+            rows.append(logits)
+            continue
+        logits, labels = aligned(model, logits, batch["labels"])
+        if labels.shape != logits.shape[:-1]:
+            raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape[:-1]))
+        loss += functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum").item()
+        count += int((labels != -100).sum())
+    return torch.cat(rows) if rows else torch.tensor(loss / max(count, 1))
