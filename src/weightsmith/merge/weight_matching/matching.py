@@ -11,6 +11,7 @@ Legend: ``R`` blocks with an order of their own (1 for most permutations), ``n``
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class Matching:
         Inner product of the first model's permutable weights with the second's permuted ones (scaled by tensor where
         ``normalize="layer"``).
     history : tuple of float
-        The objective at the start and after every sweep; it never falls.
+        The objective at the start and after every sweep; it never falls. Before the first sweep there is one pass from
+        the inputs to the outputs.
     distance_before, distance_after : float
         Euclidean distance between all permutable weights.
     starts : tuple of float
@@ -100,7 +102,9 @@ def match_weights(
     normalize : {"none", "layer"}, default: "none"
         Whether every tensor counts by its size, or all alike.
     start : dict of str to Tensor, optional
-        Permutations to start from; the identity by default.
+        Permutations to sweep from. By default one pass goes from the inputs to the outputs first, in which each
+        permutation is matched by the weights whose other axes are in order already; the reference has no such pass and
+        starts at the identity.
     generator : torch.Generator, optional
         Draws the order of the permutations in a sweep and the random starts; seed 0 by default.
 
@@ -146,6 +150,8 @@ def match_weights(
     for number in track(range(restarts), "matching weights"):
         begin = spec.random(generator) if number else start or spec.identity()
         descent = _Descent(spec, a, b, begin, normalize)
+        if not number and start is None:
+            descent = descent.greeted()
         descent.run(sweeps, generator)
         objectives.append(descent.objective)
         if best is None or descent.objective > best.objective + best.scale * TOLERANCE:
@@ -158,6 +164,9 @@ def match_weights(
 
 def assign(cost: Float[Tensor, "n n"]) -> Int[Tensor, "n"]:
     """The permutation of largest total: row ``i`` gets column ``perm[i]``."""
+    best = cost.argmax(1)
+    if len(best.unique()) == len(best):  # every row has its largest number, which no other row wants
+        return best.cpu()
     return torch.from_numpy(linear_sum_assignment(cost.double().cpu().numpy(), maximize=True)[1])
 
 
@@ -194,7 +203,7 @@ class _Descent:
         self.weight = {key: 1.0 if normalize == "none" or not norms[key] else 1 / norms[key] for key in a}
         self.scales = {key: norms[key] * self.weight[key] for key in a}
         self.scale = sum(self.scales.values())
-        self.value = {key: self._inner(key, tensor) for key, tensor in self.b.items()}
+        self.objective = sum(self._inner(key, tensor) for key, tensor in self.b.items())
         self.history = [self.objective]
         # where each permutation acts: (key, axis)
         self.places: dict[str, list[tuple[str, int]]] = {name: [] for name in spec.permutations}
@@ -206,16 +215,33 @@ class _Descent:
         for name, p in spec.permutations.items():
             if p.within:
                 self.inside[p.within].append(name)
-        of_key: dict[str, set[str]] = {key: set() for key in a}
+        self.of_key: dict[str, set[str]] = {key: set() for key in a}
         for name, places in self.places.items():
             for key, _ in places:
-                of_key[key].add(name)
-        self.near = {name: set().union(*(of_key[key] for key, _ in at)) for name, at in self.places.items()}
+                self.of_key[key].add(name)
+        self.near = {name: set().union(*(self.of_key[key] for key, _ in at)) for name, at in self.places.items()}
+        self.costs: dict[tuple[str, int, str], Tensor] = {}
+        self.heard = set(a)  # the weights that have a say
 
-    @property
-    def objective(self) -> float:
-        """Inner product with the first network."""
-        return sum(self.value.values())
+    def greeted(self) -> _Descent:
+        """Match from the inputs on, each permutation by the weights whose other axes are matched already.
+
+        The reference starts its sweeps at the identity, where half of what a layer sees, the units behind it, is in no
+        order yet. From here on a few sweeps are enough, and they end higher.
+        """
+        ahead = copy.copy(self)
+        ahead.b, ahead.history, ahead.costs = dict(self.b), list(self.history), {}
+        matched: set[str] = set()
+        for name in self.spec.permutations:
+            own = {name, *self.inside[name]}
+            ahead.heard = {key for key in self._keys(own) if self.of_key[key] - own <= matched}
+            if any(self.a[key].ndim > 1 for key in ahead.heard):
+                ahead._improve(name)
+            matched |= own
+        ahead.heard = self.heard
+        ahead.costs.clear()
+        ahead.objective = sum(ahead._inner(key, tensor) for key, tensor in ahead.b.items())
+        return ahead if ahead.objective > self.objective + TOLERANCE * self.scale else self
 
     def run(self, sweeps: int, generator: torch.Generator) -> None:
         """Improve permutation after permutation until none changes; those with nothing new around them are skipped."""
@@ -228,7 +254,7 @@ class _Descent:
                     continue
                 dirty.discard(name)
                 for moved in self._improve(name):
-                    dirty |= self.near[moved] - ({name} if len(self._keys([name])) == len(self.places[name]) else set())
+                    dirty |= self.near[moved] - ({name} if self._is_linear(name) else set())
             self.history.append(self.objective)
             if not dirty:
                 break
@@ -242,31 +268,41 @@ class _Descent:
                 return list(step)
         cost_Rnn = self._cost(name)
         step_Rn = torch.stack([assign(cost_nn) for cost_nn in cost_Rnn])
-        gain = float((cost_Rnn.gather(-1, step_Rn.unsqueeze(-1)).squeeze(-1) - cost_Rnn.diagonal(dim1=1, dim2=2)).sum())
-        if gain <= self._least(self._keys([name])):
+        there_Rn, here_Rn = cost_Rnn.gather(-1, step_Rn.unsqueeze(-1)).squeeze(-1), cost_Rnn.diagonal(dim1=1, dim2=2)
+        gain = float((there_Rn.double() - here_Rn.double()).sum())
+        if gain <= self._least([name]):
             return []
         step = {name: step_Rn if self.spec.permutations[name].within else step_Rn[0]}
-        return [name] if self._take(step) else []
+        # with two axes of one weight the cost is only the slope
+        return [name] if self._take(step, gain if self._is_linear(name) else None) else []
 
-    def _least(self, keys: Iterable[str]) -> float:
+    def _is_linear(self, name: str) -> bool:
+        """Whether a permutation acts on no weight twice."""
+        return len(self._keys([name])) == len(self.places[name])
+
+    def _least(self, names: Iterable[str]) -> float:
         """The smallest gain that is none of rounding."""
-        return TOLERANCE * sum(self.scales[key] for key in keys)
+        return TOLERANCE * sum(self.scales[key] for key in self._keys(names) if key in self.heard)
 
-    def _take(self, step: Permutations) -> bool:
-        """Make a step if it is a gain."""
+    def _take(self, step: Permutations, gain: float | None = None) -> bool:
+        """Make a step if it is a gain, which is measured where it is not given."""
         keys = self._keys(step)
         new = {key: self._permute(key, self.b[key], step) for key in keys}
-        value = {key: self._inner(key, tensor) for key, tensor in new.items()}
-        gain = sum(value[key] - self.value[key] for key in keys)
-        if gain <= self._least(keys):
-            return False
+        if gain is None:
+            gain = sum(self._inner(key, new[key]) - self._inner(key, self.b[key]) for key in keys if key in self.heard)
+            if gain <= self._least(step):
+                return False
         self.b.update(new)
-        self.value.update(value)
+        self.objective += gain
+        self._forget(step, keys)
         self.perms = self.spec.compose(self.perms, step)
         return True
 
     def _keys(self, names: Iterable[str]) -> list[str]:
         return list(dict.fromkeys(key for name in names for key, _ in self.places[name]))
+
+    def _heard(self, name: str) -> list[tuple[str, int]]:
+        return [(key, axis) for key, axis in self.places[name] if key in self.heard]
 
     def _permute(self, key: str, tensor: Tensor, perms: Permutations) -> Tensor:
         for axis in range(tensor.ndim):
@@ -285,11 +321,26 @@ class _Descent:
         """What each index of the second network is worth at each place; within blocks, for each block."""
         p = self.spec.permutations[name]
         blocks = self.spec.permutations[p.within].size if p.within else 1
-        cost_Rnn = torch.zeros(blocks, p.size, p.size, dtype=torch.float64)
-        for key, axis in self.places[name]:
-            for a_RnK, b_RnK in self._slices(key, axis, name, p.within):
-                cost_Rnn += self.weight[key] * (a_RnK @ b_RnK.mT).double().cpu()
+        cost_Rnn = torch.zeros(blocks, p.size, p.size, dtype=next(iter(self.a.values())).dtype)
+        for key, axis in self._heard(name):
+            known_Rnn = self.costs.get((key, axis, name))
+            if known_Rnn is None:
+                products = [a_RnK @ b_RnK.mT for a_RnK, b_RnK in self._slices(key, axis, name, p.within)]
+                known_Rnn = torch.stack(products).sum(0)
+                if known_Rnn.numel() <= self.a[key].numel():  # worth its memory
+                    self.costs[key, axis, name] = known_Rnn
+            cost_Rnn.add_(known_Rnn.to(cost_Rnn), alpha=self.weight[key])
         return cost_Rnn
+
+    def _forget(self, step: Permutations, keys: Iterable[str]) -> None:
+        """Costs of weights that moved are no longer known, but for those that moved along the cost's own axis only."""
+        (name, step_n), *others = step.items()
+        alone = not others and step_n.ndim == 1
+        for key, axis, owner in [place for place in self.costs if place[0] in keys]:
+            if alone and owner == name and len([at for at in self.places[name] if at[0] == key]) == 1:
+                self.costs[key, axis, owner] = self.costs[key, axis, owner][:, :, step_n]
+            else:
+                del self.costs[key, axis, owner]
 
     def _slices(self, key: str, axis: int, name: str, outer: str) -> list[tuple[Tensor, Tensor]]:
         """Both networks' slices ``[R, n, K]`` along the indices of a permutation on one axis, of each block."""
@@ -330,7 +381,7 @@ class _Descent:
         n = self.spec.permutations[name].size
         worth_nn = torch.zeros(n, n, dtype=torch.float64)
         seen = {place for child in inside for place in self.places[child]}
-        for key, axis in self.places[name]:
+        for key, axis in self._heard(name):
             if (key, axis) not in seen:
                 for a_1nK, b_1nK in self._slices(key, axis, name, ""):
                     worth_nn += self.weight[key] * (a_1nK[0] @ b_1nK[0].T).double().cpu()
