@@ -23,7 +23,7 @@ from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, Uns
 from weightsmith.core.layers import find_layers, get_module
 from weightsmith.core.results import Result, record
 
-__all__ = ["Stack", "assign", "expand", "find_stack", "restack"]
+__all__ = ["Stack", "assign", "expand", "find_stack", "restack", "unroll"]
 
 HEADS = (
     "num_heads",
@@ -229,12 +229,44 @@ def restack(model: nn.Module, stack: Stack, sources: Sequence[int]) -> Stack:
     UnsupportedModelError
         If the model's configuration does not say how many blocks there are.
     """
-    old, places = len(stack.container._modules), [stack.start + source for source in sources]
-    order = [*range(stack.start), *places, *range(stack.stop, old)]
-    changes = list(_config_changes(model, stack, old, order))
-    outside = _outside(model, stack)
+    return _fill(model, stack, stack.blocks, sources, _outside(model, stack))
+
+
+def unroll(model: nn.Module, stack: Stack, sources: Sequence[int]) -> nn.Module:
+    """Return a copy of a model with its stack filled as by :func:`restack`; the model stays.
+
+    Parameters
+    ----------
+    model, stack, sources
+        As for :func:`restack`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As :func:`restack`.
+    """
+    blocks = stack.blocks
+    # the copy of all else has stand-ins for the blocks: each block is copied once a use and not once more
+    known: dict[int, Any] = {id(block): nn.Identity() for block in blocks}
+    new = copy.deepcopy(model, known)
+    for block in blocks:
+        del known[id(block)]
+    _fill(new, Stack(stack.path, get_module(new, stack.path), stack.start, stack.stop), blocks, sources, known)
+    return new
+
+
+def _fill(
+    model: nn.Module, stack: Stack, originals: Sequence[nn.Module], sources: Sequence[int], known: dict[int, Any]
+) -> Stack:
+    """Fill a stack with copies of blocks; ``known`` says what stands for what they refer to outside themselves."""
     before = list(stack.container.children())
-    new = [copy.deepcopy(block, dict(outside)) for block in (before[place] for place in places)]
+    order = [
+        *range(stack.start),
+        *(stack.start + source for source in sources),
+        *range(stack.stop, len(before)),
+    ]
+    changes = list(_config_changes(model, stack, len(before), order))
+    new = [copy.deepcopy(originals[source], dict(known)) for source in sources]
     blocks = [*before[: stack.start], *new, *before[stack.stop :]]
     for place, (block, source) in enumerate(zip(blocks, order, strict=True)):
         _move(block, place - source)

@@ -38,7 +38,7 @@ from weightsmith.core.errors import (
 from weightsmith.core.fit import Samples, draw_seed, fit
 from weightsmith.core.layers import evaluation_mode, get_module
 from weightsmith.core.results import Result, record
-from weightsmith.grow.depth import HEADS, Stack, assign, check_assignment, find_stack, restack, unlike, unused
+from weightsmith.grow.depth import HEADS, Stack, assign, check_assignment, find_stack, restack, unlike, unroll, unused
 from weightsmith.grow.distillation import agreement, decaying_adamw, distil
 
 __all__ = [
@@ -205,9 +205,7 @@ class Learngene:
         """
         stages = check_assignment(assignment, depth, len(self.plan.stages), "stages", strict_order)
         unused(stages, len(self.plan.stages), "stages")
-        new = copy.deepcopy(self.model)
-        restack(new, find_stack(new, self.plan.stack), self.plan.positions(stages))
-        return new.eval()
+        return unroll(self.model, find_stack(self.model, self.plan.stack), self.plan.positions(stages)).eval()
 
     @torch.no_grad()
     def initialize(

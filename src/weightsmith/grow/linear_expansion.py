@@ -10,14 +10,12 @@ with :math:`A` and :math:`B` trained together in one model, usually by :func:`we
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightsmith.core.layers import get_module
-from weightsmith.grow.depth import check_assignment, find_stack, restack
+from weightsmith.grow.depth import check_assignment, find_stack, unroll
 from weightsmith.grow.folding import fold_parametrizations
 from weightsmith.grow.learngene import StagePlan
 
@@ -89,10 +87,11 @@ class LinearExpansion:
         HyperparameterError
             If ``depth`` is not positive.
         """
-        new = copy.deepcopy(self.model)
-        found = find_stack(new, self.stack)
+        found = find_stack(self.model, self.stack)
         places = StagePlan(self.stack, (len(found),)).positions(check_assignment(None, depth, 1, "blocks", True))
-        for number, block in enumerate(restack(new, found, places).blocks):
+        new = unroll(self.model, found, places)
+        grown = list(get_module(new, found.path).children())[found.start : found.start + depth]
+        for number, block in enumerate(grown):
             for module in block.modules():
                 if isinstance(module, _Line):
                     module.place = number / depth

@@ -5,18 +5,19 @@ A weight is a grid of blocks; block :math:`m` mixes the :math:`n` templates of i
 .. math:: W_m = \sum_{j=1}^{n} \alpha_{m,j} \, T_{m \bmod 2,\,j}, \qquad
    W = \begin{pmatrix} W_0 & W_2 \\ W_3 & W_1 \end{pmatrix}
 
-Legend: ``n`` templates a set, ``O`` outputs and ``I`` inputs of a block.
+Legend: ``n`` templates a set, ``O`` outputs and ``I`` inputs of a block, ``R`` rows and ``C`` columns of blocks.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from weightsmith.core.errors import HyperparameterError
 
@@ -56,7 +57,7 @@ class TemplateMix(nn.Module):
     >>> ones = torch.ones(1, 1, 1)
     >>> TemplateMix(alphas, LAYOUTS[True, True])(ones, ones)
     tensor([[0., 2.],
-            [3., 1.]], grad_fn=<CatBackward0>)
+            [3., 1.]], grad_fn=<_GridBackward>)
     """
 
     def __init__(
@@ -71,8 +72,12 @@ class TemplateMix(nn.Module):
         dtype = templates[0].dtype
         with torch.autocast(templates[0].device.type, enabled=False):
             full = [_full(t) for t in templates]
-            rows = [self._row(row, full) for row in self.layout]
-            weight = torch.cat(rows) if len(rows) > 1 else rows[0]
+            if self.layout == LAYOUTS[True, True]:
+                alphas = torch.stack([self.alphas[m].to(full[0].dtype) for row in self.layout for m in row])
+                weight = _Grid.apply(alphas.unflatten(0, (2, 2)), *full)
+            else:
+                rows = [self._row(row, full) for row in self.layout]
+                weight = torch.cat(rows) if len(rows) > 1 else rows[0]
             if self.gain != 1:
                 weight = self.gain * weight
         return (weight.T if self.transposed else weight).to(dtype)
@@ -92,13 +97,43 @@ class TemplateMix(nn.Module):
         return found[0] if len(found) == 1 else tuple(found)
 
     def _row(self, row: tuple[int, ...], templates: Sequence[Tensor]) -> Tensor:
-        sets = [m % 2 for m in row]
-        if len(row) > 1 and len({*sets}) == 1:
-            alphas = torch.stack([self.alphas[m] for m in row]).to(templates[0].dtype)
-            return torch.einsum("cj,jo...->oc...", alphas, templates[sets[0]]).flatten(1, 2)
-        chosen = [(self.alphas[m], templates[number]) for m, number in zip(row, sets, strict=True)]
-        parts = [torch.tensordot(alpha.to(t.dtype), t, 1) for alpha, t in chosen]
+        parts = [torch.tensordot(self.alphas[m].to(templates[m % 2].dtype), templates[m % 2], 1) for m in row]
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+class _Grid(torch.autograd.Function):
+    """The 2 x 2 grid of blocks, each mixed where it belongs in the weight: nothing is stacked or copied."""
+
+    @staticmethod
+    def forward(ctx: Any, alphas_RCn: Tensor, *templates: Tensor) -> Tensor:
+        n, outputs, *rest = templates[0].shape
+        weight = templates[0].new_empty(2, outputs, 2, *rest)
+        for row, sets in enumerate(templates):
+            for column in range(2):
+                block, alpha_n = weight[row, :, column], alphas_RCn[row, column]
+                torch.mul(sets[0], alpha_n[0], out=block)
+                for j in range(1, n):
+                    block.addcmul_(sets[j], alpha_n[j])
+        ctx.save_for_backward(alphas_RCn, *templates)
+        return weight.flatten(0, 1).flatten(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        alphas_RCn, *templates = ctx.saved_tensors
+        n, outputs = templates[0].shape[:2]
+        gradient_ROCI = gradients[0].reshape(2, outputs, 2, -1)
+        of_alphas, of_templates = torch.empty_like(alphas_RCn), []
+        for row, sets in enumerate(templates):
+            found = torch.empty_like(sets, memory_format=torch.contiguous_format)
+            for j in range(n):
+                template = found[j].view(outputs, -1)
+                torch.mul(gradient_ROCI[row, :, 0], alphas_RCn[row, 0, j], out=template)
+                template.addcmul_(gradient_ROCI[row, :, 1], alphas_RCn[row, 1, j])
+            inputs_OIn = sets.reshape(n, outputs, -1).permute(1, 2, 0)
+            of_alphas[row] = torch.bmm(gradient_ROCI[row], inputs_OIn).sum(0)
+            of_templates.append(found)
+        return of_alphas, *of_templates
 
 
 def _full(tensor: Tensor) -> Tensor:
