@@ -1,0 +1,59 @@
+"""Independent jobs over processes: a local pool, or Ray where it is installed and asked for."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Literal, TypeVar
+
+from weightsmith.core.errors import HyperparameterError, WeightsmithError
+
+__all__ = ["Backend", "run_jobs"]
+
+Job = TypeVar("Job")
+Backend = Literal["processes", "ray"]
+
+
+def run_jobs(
+    function: Callable[[Job], Any], jobs: Sequence[Job], *, workers: int = 1, backend: Backend = "processes"
+) -> list[Any]:
+    """Return ``function(job)`` for every job, in order.
+
+    Parameters
+    ----------
+    function : callable
+        A module's function, or a partial of one: it is sent to other processes.
+    jobs : sequence
+        Its arguments.
+    workers : int, default: 1
+        Processes of the local pool; 1 runs here. Ray has its own idea of how many.
+    backend : {"processes", "ray"}, default: "processes"
+        Where to run.
+
+    Raises
+    ------
+    HyperparameterError
+        If there is no worker.
+    WeightsmithError
+        If Ray is asked for and not installed.
+
+    Examples
+    --------
+    >>> run_jobs(abs, [-1, 2, -3])
+    [1, 2, 3]
+    """
+    if workers < 1:
+        raise HyperparameterError("workers", found=workers, expected=">= 1")
+    if backend == "ray":
+        try:
+            import ray  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise WeightsmithError("Ray is not installed", do="pip install 'weightsmith[ray]'") from error
+        remote = ray.remote(function)
+        return list(ray.get([remote.remote(job) for job in jobs]))
+    if workers == 1 or len(jobs) < 2:
+        return [function(job) for job in jobs]
+    # a forked process would inherit torch's threads in whatever state they are
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(function, jobs))
