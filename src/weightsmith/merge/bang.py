@@ -272,7 +272,7 @@ def bang(
     model : nn.Module
         The pretrained network, which should already do the task a little; changed in place.
     training : sequence of mapping
-        Samples with the model's inputs and ``labels``.
+        Samples with the model's inputs and ``labels``; a single input named ``x`` is the model's only argument.
     alpha : float, default: 0.5
         Share of the fine-tuned network in the average.
     mixup_alpha : float, default: 0.5
@@ -474,8 +474,8 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, *, warmup: int =
 
 def _split(batch: Any) -> tuple[Any, Tensor]:
     if isinstance(batch, Mapping) and "labels" in batch:
-        inputs = dict(batch)
-        return inputs, inputs.pop("labels")
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return (inputs["x"] if inputs.keys() == {"x"} else inputs), batch["labels"]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__

@@ -31,7 +31,7 @@ UNBALANCED = 1.5
 
 
 def transitions(
-    pre: Float[Tensor, "N K"], tuned: Float[Tensor, "N K"], averaged: Float[Tensor, "N K"], labels: Int[Tensor, "N"]
+    pre: Float[Tensor, "..."], tuned: Float[Tensor, "..."], averaged: Float[Tensor, "..."], labels: Int[Tensor, "N"]
 ) -> dict[str, float]:
     """Count which errors an average repairs and which it makes.
 
@@ -68,7 +68,7 @@ def transitions(
     return shares
 
 
-def calibration_error(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"], *, bins: int = 15) -> float:
+def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *, bins: int = 15) -> float:
     """Expected calibration error: how far confidence is from accuracy.
 
     Samples are put in ``bins`` equal bins of their largest probability.
@@ -117,7 +117,7 @@ class Confidence:
     spread: float
 
 
-def confidence(logits: Float[Tensor, "N K"]) -> Confidence:
+def confidence(logits: Float[Tensor, "..."]) -> Confidence:
     """Measure how sure a network is; needs no labels.
 
     Examples
@@ -132,7 +132,7 @@ def confidence(logits: Float[Tensor, "N K"]) -> Confidence:
     return Confidence(wide.softmax(1).max(1).values.mean().item(), spread.item())
 
 
-def confidence_ratio(pre: Float[Tensor, "N K"], tuned: Float[Tensor, "N K"]) -> float:
+def confidence_ratio(pre: Float[Tensor, "..."], tuned: Float[Tensor, "..."]) -> float:
     """How many times louder the fine-tuned network votes than the one it started from.
 
     Above 1.5 its mistakes dominate an average; fine-tune with :func:`weightsmith.merge.bang.bang` then.
@@ -147,8 +147,8 @@ def confidence_ratio(pre: Float[Tensor, "N K"], tuned: Float[Tensor, "N K"]) -> 
 
 
 def output_ensemble(
-    pre: Float[Tensor, "N K"], tuned: Float[Tensor, "N K"], *, weight: float = 0.5
-) -> dict[str, Float[Tensor, "N K"]]:
+    pre: Float[Tensor, "..."], tuned: Float[Tensor, "..."], *, weight: float = 0.5
+) -> dict[str, Float[Tensor, "..."]]:
     """Average two networks' outputs instead of their weights, at twice the cost of inference.
 
     Parameters
@@ -175,7 +175,7 @@ def output_ensemble(
 
 
 def diagnose(
-    pre: Float[Tensor, "N K"], tuned: Float[Tensor, "N K"], averaged: Float[Tensor, "N K"], labels: Int[Tensor, "N"]
+    pre: Float[Tensor, "..."], tuned: Float[Tensor, "..."], averaged: Float[Tensor, "..."], labels: Int[Tensor, "N"]
 ) -> dict[str, float]:
     """Diagnose an average on one set of labelled data.
 

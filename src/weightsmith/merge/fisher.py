@@ -60,7 +60,7 @@ def diagonal_fisher(
     CalibrationError
         If there are no batches.
     UnsupportedModelError
-        If the output is not one row of logits a sample, or the model cannot be differentiated sample by sample.
+        If the output is not one row of logits a sample.
 
     Examples
     --------
@@ -78,7 +78,24 @@ def diagonal_fisher(
         logits = _logits(functional_call(model, weights, *_arguments(_map(sample, lambda x: x.unsqueeze(0)))))
         return logits[0].float().log_softmax(-1).gather(0, label[None])[0]
 
-    gradients = vmap(grad(log_likelihood), in_dims=(None, 0, 0), chunk_size=chunk)
+    one = grad(log_likelihood)
+    many = vmap(one, in_dims=(None, 0, 0), chunk_size=chunk)
+
+    def squares(weights: dict[str, Tensor], batch: Batch, labels: Tensor) -> dict[str, Tensor]:
+        """The sum over the batch of the squared gradients."""
+        try:
+            return {name: value.float().square().sum(0) for name, value in many(weights, batch, labels).items()}
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+        # models that look at their inputs' values, as Hugging Face's do at masks, take one backward pass a sample
+        total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in weights.items()}
+        for row, label in enumerate(labels):
+            sample = _map(batch, lambda x, row=row: x[row])
+            for name, value in one(weights, sample, label).items():
+                total[name] += value.float().square()
+        return total
+
     count = 0
     with evaluation_mode(model):
         for batch in batches:
@@ -88,15 +105,8 @@ def diagonal_fisher(
                     "Fisher information", found=f"output {tuple(logits.shape)}", expected="logits [batch, classes]"
                 )
             labels = logits.float().softmax(-1).multinomial(1, generator=generator)[:, 0]
-            try:
-                for name, value in gradients(weights, batch, labels).items():
-                    total[name] += value.float().square().sum(0)
-            except RuntimeError as error:
-                raise UnsupportedModelError(
-                    "this model cannot be differentiated sample by sample",
-                    found=str(error).splitlines()[0],
-                    do="Load a Hugging Face model with attn_implementation='eager'.",
-                ) from error
+            for name, value in squares(weights, batch, labels).items():
+                total[name] += value
             count += len(labels)
     return {name: value / count for name, value in total.items()}
 
@@ -204,7 +214,7 @@ def _fisher(alpha: float, floor: float) -> Rule:
         # NaN passes through clamp_min, so a broken Fisher is found in the result
         first, second = (1 - alpha) * start_fisher.clamp_min(floor), alpha * end_fisher.clamp_min(floor)
         # the share of the second, not the quotient of the sums: exact at both ends, and no overflow
-        return torch.lerp(start, end, second / (first + second))
+        return torch.lerp(start, end, (second / (first + second)).to(start.dtype))
 
     return lambda chunks: combine
 

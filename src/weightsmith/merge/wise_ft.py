@@ -248,8 +248,6 @@ def head_patterns(head: Head, names: Sequence[str], tensors: Iterable[str]) -> l
 
     Raises
     ------
-    HyperparameterError
-        If ``head`` is neither "average" nor "finetuned".
     LayerNotFoundError
         If no tensor is a head's.
 
@@ -258,8 +256,6 @@ def head_patterns(head: Head, names: Sequence[str], tensors: Iterable[str]) -> l
     >>> head_patterns("finetuned", ("fc.*",), ["conv.weight", "fc.weight"])
     ['fc.*']
     """
-    if head not in ("average", "finetuned"):
-        raise HyperparameterError("head", found=repr(head), expected="'average' or 'finetuned'")
     if head == "average":
         return []
     if not any(fnmatchcase(name, pattern) for name in tensors for pattern in names):

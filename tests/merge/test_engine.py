@@ -1,0 +1,221 @@
+"""Merging state dicts and checkpoints: both give the same, in pieces, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from models import tiny
+from weightsmith.core.checkpoint import load_model, load_state_dict
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
+from weightsmith.merge import engine
+from weightsmith.merge.arithmetic import add_tasks, average, slerp, slerp_average, soup, task_arithmetic
+from weightsmith.merge.engine import merge_state_dicts
+from weightsmith.merge.fisher import fisher, fisher_average
+from weightsmith.merge.wise_ft import interpolate, wise_ft
+
+
+def draw(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"embed": (40, 16), "norm": (16,), "fc.weight": (8, 16), "empty": (0, 4), "scale": ()}
+    state = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    return {**state, "steps": torch.tensor(seed)}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Tensors of the tests span several chunks."""
+    monkeypatch.setattr(engine, "CHUNK", 100)
+
+
+def save(folder, states):
+    paths = [folder / f"{index}.safetensors" for index in range(len(states))]
+    for path, state in zip(paths, states, strict=True):
+        save_file(state, path)
+    return paths
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_folders_and_state_dicts_give_the_same(tmp_path, small_chunks, dtype):
+    states = [draw(seed, dtype) for seed in range(3)]
+    fishers = [{name: x.abs().float() for name, x in draw(seed).items() if x.ndim} for seed in (5, 6)]
+    paths, scales = save(tmp_path, states), [tmp_path / f"f{index}.safetensors" for index in range(2)]
+    for path, state in zip(scales, fishers, strict=True):
+        save_file(state, path)
+    cases = {
+        "wise": (wise_ft(paths[:2], tmp_path / "wise", alpha=0.3), interpolate(*states[:2], 0.3)),
+        "soup": (soup(paths, tmp_path / "soup"), average(states)),
+        "tasks": (
+            task_arithmetic(paths, tmp_path / "tasks", scale=(0.3, -0.2)),
+            add_tasks(states[0], states[1:], (0.3, -0.2)),
+        ),
+        "slerp": (slerp(paths[:2], tmp_path / "slerp", t=0.3), slerp_average(*states[:2], 0.3)),
+        "fisher": (fisher(paths[:2], tmp_path / "fisher", fishers=scales), fisher_average(*states[:2], *fishers)),
+    }
+    for name, (result, expected) in cases.items():
+        written = load_state_dict(tmp_path / name)
+        assert written.keys() == expected.keys()
+        for key, value in written.items():
+            assert value.dtype == expected[key].dtype
+            # the order of sums over chunks may change the last bit of a slerp's weights
+            torch.testing.assert_close(
+                value.double(), expected[key].double(), rtol=1e-6 if dtype.itemsize > 2 else 0.13, atol=1e-7
+            )
+            if name != "slerp":
+                assert torch.equal(value.double(), expected[key].double())
+        assert result.totals == {"tensors": 5, "weights": 40 * 16 + 16 + 8 * 16 + 1, "kept_tensors": 1}
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 100), st.floats(-1, 2))
+def test_rules_against_their_formulas(seed, t):
+    a, b, c = (draw(seed + 1000 * index, torch.float64) for index in range(3))
+    w = {key: value for key, value in a.items() if value.is_floating_point()}
+    for key in w:
+        x, y, z = a[key], b[key], c[key]
+        torch.testing.assert_close(average([a, b, c])[key], (x + y + z) / 3)
+        torch.testing.assert_close(average([a, b, c], (0.5, t, -1.0))[key], 0.5 * x + t * y - z)
+        torch.testing.assert_close(add_tasks(a, [b, c], t)[key], x + t * (y - x) + t * (z - x))
+    flat = [state["embed"].flatten() for state in (a, b)]
+    angle = torch.arccos(flat[0] @ flat[1] / flat[0].norm() / flat[1].norm())
+    arc = (torch.sin((1 - t) * angle) * flat[0] + torch.sin(t * angle) * flat[1]) / torch.sin(angle)
+    torch.testing.assert_close(slerp_average(a, b, t)["embed"].flatten(), arc)
+
+
+def test_slerp_keeps_the_length_and_is_a_line_where_there_is_no_arc():
+    unit = torch.nn.functional.normalize(torch.randn(2, 50, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert slerp_average({"w": unit[0]}, {"w": unit[1]}, 0.3)["w"].norm().item() == pytest.approx(1, abs=1e-6)
+    for first, last in ((unit[0], 2 * unit[0]), (unit[0], -unit[0]), (torch.zeros(50), unit[0])):
+        torch.testing.assert_close(slerp_average({"w": first}, {"w": last}, 0.25)["w"], 0.75 * first + 0.25 * last)
+
+
+def test_models_that_share_weights_and_shards(tmp_path):
+    base, batch = tiny("gpt2")
+    base.save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    tuned = tiny("gpt2")[0]
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.01)
+    tuned.save_pretrained(tmp_path / "tuned", max_shard_size="30KB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    wise_ft([tmp_path / "base", tmp_path / "tuned"], tmp_path / "out")
+    merged = load_model(tmp_path / "out")
+    assert merged.lm_head.weight is merged.transformer.wte.weight
+    expected = tiny("gpt2")[0]
+    expected.load_state_dict(interpolate(base.state_dict(), tuned.state_dict()))
+    with torch.no_grad():
+        assert torch.equal(merged(**batch).logits, expected(**batch).logits)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "gpt2"
+
+
+def test_tied_tensors_are_merged_once():
+    shared = [torch.ones(4) * value for value in (1.0, 3.0)]
+    states = [{"a": x, "b": x} for x in shared]
+    merged = interpolate(*states, 0.5)
+    assert merged["a"].data_ptr() == merged["b"].data_ptr()
+    assert torch.equal(merged["a"], torch.full((4,), 2.0))
+
+
+def test_torch_files_can_be_merged(tmp_path, small_chunks):
+    states = [draw(seed) for seed in range(2)]
+    for index, state in enumerate(states):
+        torch.save(state, tmp_path / f"{index}.pt")
+    wise_ft([tmp_path / "0.pt", tmp_path / "1.pt"], tmp_path / "out.safetensors", alpha=0.2)
+    expected = interpolate(*states, 0.2)
+    assert all(torch.equal(value, expected[key]) for key, value in load_file(tmp_path / "out.safetensors").items())
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, small_chunks):
+    good = draw(0)
+    bad = {
+        "names": {**{key: value for key, value in good.items() if key != "norm"}, "extra": torch.zeros(2)},
+        "shapes": {**good, "embed": torch.zeros(41, 16)},
+        "nan": {**good, "fc.weight": good["fc.weight"].index_fill(0, torch.tensor([7]), torch.nan)},
+        "inf": {**good, "norm": torch.full((16,), torch.inf)},
+    }
+    expected = {
+        "names": (ShapeError, r"differ in 2 names: found \['extra', 'norm'\]"),
+        "shapes": (ShapeError, r"'embed'.*41, 16.*40, 16"),
+        "nan": (NonFiniteError, r"'fc.weight' of .*nan"),
+        "inf": (NonFiniteError, r"'norm' of .*inf"),
+    }
+    save_file(good, tmp_path / "good.safetensors")
+    for name, state in bad.items():
+        path = tmp_path / f"{name}.safetensors"
+        save_file(state, path)
+        kind, words = expected[name]
+        with pytest.raises(kind, match=words):
+            wise_ft([path, tmp_path / "good.safetensors"], tmp_path / "out")
+        with pytest.raises(kind):
+            merge_state_dicts([state, good], lambda chunks: lambda parts: (parts[0] + parts[1]) / 2)
+        assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.safetensors" for n in [*bad, "good"])
+    quantised = [{"q": torch.ones(4, 4, dtype=torch.uint8), "scale": torch.ones(4)}] * 2
+    with pytest.raises(UnsupportedModelError, match="quantised"):
+        average(quantised)
+    with pytest.raises(HyperparameterError, match="two"):
+        wise_ft([tmp_path / "good.safetensors"] * 3, tmp_path / "out")
+    with pytest.raises(HyperparameterError, match="at least two"):
+        average([good])
+    with pytest.raises(HyperparameterError, match="weights"):
+        average([good, good], weights=(1.0,))
+    with pytest.raises(HyperparameterError, match="scale"):
+        add_tasks(good, [good], scale=(1.0, 2.0))
+    with pytest.raises(HyperparameterError, match="finite"):
+        slerp_average(good, good, float("inf"))
+    with pytest.raises(CheckpointError, match="exists"):
+        wise_ft([tmp_path / "good.safetensors"] * 2, tmp_path / "nan.safetensors")
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    (path,) = save(tmp_path, [draw(0)])
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="truncated"):
+        wise_ft([path, path], tmp_path / "out")
+
+
+def test_memory_does_not_depend_on_the_size(tmp_path):
+    """Two checkpoints of 200 MB, each of one tensor, in a process that may grow by 60 MB."""
+    script = """
+        import json, resource, struct, sys
+        from pathlib import Path
+        from weightsmith.core.checkpoint import CheckpointReader
+        from weightsmith.merge.wise_ft import wise_ft
+
+        folder, size = Path(sys.argv[1]), 200 * 2**20
+        header = json.dumps({"w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
+        for name in ("a", "b"):
+            with open(folder / f"{name}.safetensors", "wb") as file:
+                file.write(struct.pack("<Q", len(header)) + header)
+                for part in range(200):
+                    file.write(struct.pack("<H", 0x3F80 if name == "a" else 0x4040) * 2**19)  # 1.0 and 3.0
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+        before = peak()
+        wise_ft([folder / "a.safetensors", folder / "b.safetensors"], folder / "out.safetensors")
+        grown = peak() - before
+        out = CheckpointReader(folder / "out.safetensors").tensor("w")
+        print(grown, bool((out == 2.0).all()))
+    """
+    run = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    grown, right = done.stdout.split()
+    assert int(grown) < 60
+    assert right == "True"
