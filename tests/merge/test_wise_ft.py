@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.merge import ZeroShotHead
-from weightsmith.merge.fisher import diagonal_fisher, fisher_average
+from weightsmith.merge.fisher import diagonal_fisher, fisher, fisher_average
 from weightsmith.merge.sweep import sweep
 from weightsmith.merge.wise_ft import interpolate, scale_adapter, wise_ft
 
@@ -149,6 +150,8 @@ def test_fisher_weights():
     assert fisher_average(start, end, {}, single(3.0))["w"].item() == pytest.approx(2.5)
     with pytest.raises(HyperparameterError, match="alpha"):
         fisher_average(start, end, {}, {}, alpha=2.0)
+    with pytest.raises(HyperparameterError, match="fishers"):
+        fisher([Path("a"), Path("b")], Path("out"))
     with pytest.raises(HyperparameterError, match="floor"):
         fisher_average(start, end, {}, {}, floor=0.0)
 

@@ -160,7 +160,7 @@ def fisher(
     checkpoints: Sequence[Path],
     out: Path,
     *,
-    fishers: Sequence[Path],
+    fishers: Sequence[Path] = (),
     alpha: float = 0.5,
     floor: float = 1e-8,
     overwrite: bool = False,
@@ -174,7 +174,8 @@ def fisher(
     out : path
         Folder for the result; small files come from the second checkpoint.
     fishers : sequence of path
-        Two checkpoints with the diagonals of their Fisher information; a tensor that one lacks counts as ones.
+        Two checkpoints with the diagonals of their Fisher information, in the same order; a tensor that one lacks
+        counts as ones.
     alpha : float, default: 0.5
         In [0, 1]: the share of the second network before its information is looked at.
     floor : float, default: 1e-8
@@ -197,6 +198,8 @@ def fisher(
     Matena, Raffel. "Merging Models with Fisher-Weighted Averaging". NeurIPS 2022. arXiv:2111.09832.
     """
     check_two(checkpoints)
+    if len(fishers) != 2:
+        raise HyperparameterError("fishers", found=len(fishers), expected="two files, one a checkpoint")
     with record("fisher", alpha=alpha, floor=floor) as result:
         merged = merge_folders(checkpoints, out, _fisher(alpha, floor), weights=fishers, overwrite=overwrite)
         result.totals = merged.totals
