@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from models import write_tiny_llama
 from weightsmith.analyze.mode_connectivity import (
     alignment,
     alignment_map,
@@ -18,9 +19,11 @@ from weightsmith.analyze.mode_connectivity import (
     distance,
     loss_slice,
     matrices_of,
+    mode_connectivity,
     second_order_barrier,
 )
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError, ShapeError
+from weightsmith.embedded import open_model
 
 DATA = torch.rand(64, 6, generator=torch.Generator().manual_seed(0))
 CLASSES = DATA[:, :3].argmax(1)
@@ -225,3 +228,22 @@ def test_the_second_order_prediction_of_a_short_line_is_near():
     predicted = second_order_barrier(model, start, end, lambda m: functional.cross_entropy(m(x), CLASSES))
     curve = barrier_curve(model, start, end, loss, fractions=(0.0, 0.5, 1.0))
     assert predicted == pytest.approx(curve.barrier, rel=0.05)
+
+
+def test_the_command_compares_two_folders(tmp_path):
+    write_tiny_llama(tmp_path, 2, 8)
+    (tmp_path / "tiny").rename(tmp_path / "a")
+    write_tiny_llama(tmp_path, 2, 8)
+    result = mode_connectivity(str(tmp_path / "a"), other=str(tmp_path / "tiny"))
+    assert result.totals["distance"] == 0
+    assert result.totals["alignment"] == pytest.approx(1)
+    assert all(row["spectrum_difference"] == 0 for row in result.layers)
+    model = open_model(tmp_path / "a").model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    doubled = mode_connectivity(model, other=str(tmp_path / "tiny"))
+    assert all(row["distance"] == pytest.approx(0.5) for row in doubled.layers)
+    assert doubled.totals["alignment"] == pytest.approx(1)
+    with pytest.raises(ShapeError, match="in one model only"):
+        mode_connectivity(net(0), other=str(tmp_path / "tiny"))

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import json
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from weightsmith.merge.weight_matching import (
     match_straight_through,
     match_weights,
     merge_many,
+    weight_matching,
 )
 from weightsmith.merge.weight_matching.many import mean
 
@@ -313,3 +315,55 @@ def test_merging_brings_every_model_closer_to_the_mean():
     assert 1 <= merged.rounds < 100
     with pytest.raises(HyperparameterError, match="models"):
         merge_many(models[:1], spec)
+
+
+# --- the command
+
+
+def test_the_command_merges_in_place_and_tells_what_it_did():
+    a, b = (gaussian(mlp(6, 16, 16, 3), seed) for seed in (0, 1))
+    start, end = (copy.deepcopy(model.state_dict()) for model in (a, b))
+    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    perms = match_weights(start, end, spec).perms
+    result = weight_matching(a, [torch.rand(8, 6)], other=b, fraction=0.25)
+    moved = spec.apply(end, perms)
+    for key, tensor in a.state_dict().items():
+        torch.testing.assert_close(tensor, 0.75 * start[key] + 0.25 * moved[key])
+    assert all(tensor.equal(end[key]) for key, tensor in b.state_dict().items())
+    assert {row["layer"] for row in result.layers} == {"0.weight", "2.weight", "4.weight"}
+    assert result.totals["distance_after"] < result.totals["distance_before"]
+    stored = json.loads(result.files["permutations.json"])
+    assert same({name: torch.tensor(perm) for name, perm in stored.items()}, perms)
+    assert not result.curves
+
+
+def test_the_command_on_a_language_model_measures_the_barrier():
+    model, batch = tiny("gpt2")
+    other = copy.deepcopy(model)
+    spec = PermutationSpec.from_model(model, batch)
+    spec.apply_to(other, spec.random(torch.Generator().manual_seed(0)))
+    before = copy.deepcopy(model.state_dict())
+    result = weight_matching(model, [batch], other=other)
+    assert all(torch.allclose(tensor, before[key], atol=1e-6) for key, tensor in model.state_dict().items())
+    assert abs(result.totals["barrier after matching"]) < 1e-4
+    assert len(result.curves["loss along the line, before matching"]) == 13
+    assert not result.notes
+    again = weight_matching(model, [batch], other=copy.deepcopy(model))
+    assert "in one order already" in again.notes[0]
+
+
+def test_the_command_re_estimates_batch_normalisation():
+    model = make("vgg")[0]
+    other = roughen(copy.deepcopy(model), seed=3)
+    data = torch.rand(32, 3, 8, 8)
+    weight_matching(model, [data], other=other)
+    first = model[0](data)
+    torch.testing.assert_close(model[1].running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(CalibrationError):
+        weight_matching(model, [], other=other)
+    with pytest.raises(HyperparameterError, match="fraction"):
+        weight_matching(model, [data], other=other, fraction=1.5)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ShapeError, match="second model"):
+        weight_matching(model, [data], other=make("depthwise")[0])
+    assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())

@@ -27,7 +27,9 @@ from weightsmith.core.batchnorm import recalibrate_batchnorm
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError, ShapeError
 from weightsmith.core.layers import evaluation_mode, find_layers
 from weightsmith.core.progress import track
+from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batches
+from weightsmith.embedded import open_model
 
 __all__ = [
     "Alignment",
@@ -40,6 +42,7 @@ __all__ = [
     "distance",
     "loss_slice",
     "matrices_of",
+    "mode_connectivity",
     "second_order_barrier",
 ]
 
@@ -451,6 +454,58 @@ def second_order_barrier(
             terms.append((float(slope.detach()), curve))
     (slope_a, curve_a), (slope_b, curve_b) = terms
     return (slope_a - slope_b) / 2 + (curve_a + curve_b) / 4
+
+
+def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3) -> Result:
+    """Compare the weights of two networks of one architecture, layer by layer, without data.
+
+    Parameters
+    ----------
+    model : nn.Module or str
+        One network, or where it lies: a folder, a hub id, or ``embedded:NAME``.
+    other : str
+        Where the other lies.
+    gamma : float, default: 0.3
+        Singular directions below this share of the largest are left out of the alignment, in [0, 1].
+
+    Returns
+    -------
+    Result
+        For each matrix the distance relative to its norm, the alignment of the singular directions, and the relative
+        difference of the singular values, which no permutation can change.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``gamma`` is out of range.
+    LayerNotFoundError
+        If there is no matrix.
+    ShapeError
+        If the two differ in names or shapes.
+
+    References
+    ----------
+    Ito, Yamada, Kumagai, arXiv 2402.04051.
+    """
+    first = open_model(model).model if isinstance(model, str) else model
+    start, end = first.state_dict(), open_model(other).model.state_dict()
+    if missing := start.keys() ^ end.keys():
+        raise ShapeError(f"{len(missing)} tensors are in one model only", found=sorted(missing)[:3])
+    with record("weight-matching", gamma=gamma) as result:
+        matrices = matrices_of(first)
+        found = alignment(start, end, matrices, gamma=gamma)
+        for name, matrix in matrices.items():
+            a, b = (matrix(state[name].detach()).double() for state in (start, end))
+            s_a, s_b = torch.linalg.svdvals(a), torch.linalg.svdvals(b)
+            result.layer(
+                name,
+                distance=float((a - b).norm() / a.norm()),
+                alignment=found.layers[name],
+                spectrum_difference=float((s_a - s_b).norm() / s_a.norm()),
+            )
+        result.title = "mode connectivity"
+        result.totals = {"distance": distance(start, end), "alignment": found.value}
+    return result
 
 
 def _svd(matrix_OI: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ Which axes of which weights may be reordered together is found by running the mo
 from __future__ import annotations
 
 from weightsmith.merge.weight_matching.activations import match_activations
+from weightsmith.merge.weight_matching.command import weight_matching
 from weightsmith.merge.weight_matching.many import Merged, merge_many
 from weightsmith.merge.weight_matching.matching import Matching, match_weights
 from weightsmith.merge.weight_matching.reading import Block, Permutation
@@ -32,4 +33,5 @@ __all__ = [
     "match_straight_through",
     "match_weights",
     "merge_many",
+    "weight_matching",
 ]

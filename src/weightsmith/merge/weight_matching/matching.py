@@ -34,6 +34,9 @@ Normalize: TypeAlias = Literal["none", "layer"]
 TOLERANCE = 1e-6
 """A gain below this share of the product of the norms is rounding, and no reason to go on."""
 
+PRICES = 8
+"""Rounds of raising prices before an assignment is searched."""
+
 JOINT = 64
 """Blocks up to this number are matched together with the orders inside them."""
 
@@ -163,11 +166,23 @@ def match_weights(
 
 
 def assign(cost: Float[Tensor, "n n"]) -> Int[Tensor, "n"]:
-    """The permutation of largest total: row ``i`` gets column ``perm[i]``."""
-    best = cost.argmax(1)
+    """The permutation of largest total: row ``i`` gets column ``perm[i]``; fast where that is nearly the identity."""
+    largest = cost.max(1)
+    best, here = largest.indices, cost.diagonal()
     if len(best.unique()) == len(best):  # every row has its largest number, which no other row wants
         return best.cpu()
-    return torch.from_numpy(linear_sum_assignment(cost.double().cpu().numpy(), maximize=True)[1])
+    cost = cost.double().cpu()
+    if here.sum() > 0.5 * largest.values.sum():
+        # Prices of columns at which every row would keep its own: they prove the identity best, or shorten the search.
+        price = torch.zeros(len(cost), dtype=cost.dtype)
+        envy = cost - cost.diagonal().unsqueeze(1)
+        for _ in range(PRICES):
+            higher = (envy + price.unsqueeze(1)).amax(0)
+            if bool((higher == price).all()):
+                return torch.arange(len(cost))
+            price = higher
+        cost = cost - price
+    return torch.from_numpy(linear_sum_assignment(cost.numpy(), maximize=True)[1])
 
 
 def _weights(model: nn.Module | Mapping[str, Tensor], spec: PermutationSpec, whose: str) -> dict[str, Tensor]:
