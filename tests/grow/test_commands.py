@@ -1,11 +1,17 @@
 """The commands from the shell, and grown models in other people's training loops."""
 
+import json
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 import transformers
 from typer.testing import CliRunner
 
 from models import tiny, write_tiny_llama
+from processes import two_processes
 from weightsmith.cli.adaptor import make_command
 from weightsmith.core.checkpoint import load_model
 from weightsmith.grow.depth import expand, find_stack
@@ -81,3 +87,29 @@ def test_it_trains_in_the_trainer_with_accumulation(kind, tmp_path):
         assert len(find_stack(line.expand(3))) == 3
     else:
         assert not any("parametrizations" in name for name in MixtureGrowth.export(model).state_dict())
+
+
+WORKER = """
+    import json, os, torch
+    from torch import nn
+    from torch.utils.data import TensorDataset
+    from weightsmith.grow.distillation import distil
+    from weightsmith.grow.learngene import share_stages
+
+    torch.manual_seed(0)
+    teacher, model = nn.Linear(5, 5), nn.Sequential(*[nn.Linear(5, 5) for _ in range(4)])
+    share_stages(model, (2, 2), stack="")
+    data = TensorDataset(torch.randn(64, 5), torch.zeros(64).long())
+    batch = 16 // int(os.environ.get("WORLD_SIZE", 1))
+    losses = distil(model, teacher, data, epochs=2, learning_rate=0.01, batch_size=batch, seed=1).losses
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps([losses, model[0].weight is model[1].weight]))
+"""
+
+
+def test_shared_stages_train_in_two_processes_as_in_one(tmp_path):
+    together, shared = json.loads(two_processes(WORKER, tmp_path).splitlines()[-1])
+    alone = subprocess.run([sys.executable, "-c", textwrap.dedent(WORKER)], capture_output=True, text=True, check=True)
+    losses, _ = json.loads(alone.stdout.splitlines()[-1])
+    assert shared
+    assert together == pytest.approx(losses, rel=1e-4)

@@ -378,7 +378,7 @@ def mixture_growth(
     batch_size: int = 8,
     generator: torch.Generator | None = None,
 ) -> Result:
-    """Double the inner width of a transformer's MLPs: train a second member beside the model, grow both, train on.
+    """Double the inner width of a transformer's MLPs: train a second member from the model, grow both, train on.
 
     For other widths, and networks that are no transformers, use :class:`MixtureGrowth` from Python.
 
@@ -433,7 +433,10 @@ def mixture_growth(
             made: nn.Module = type(model)(config).to(like)
             return made
 
-        growth = MixtureGrowth.from_plain(make_model, model, width=width, templates=templates, generator=generator)
+        # a member that starts fresh needs a training as long as the model's own had been; one that starts as the model
+        # does not, and without new blocks the grown network is then no worse than the model from the first step
+        start: dict[str, Any] = {"width": width, "templates": templates, "generator": generator}
+        growth = MixtureGrowth.from_plain(make_model, model, model, **start)
         seed = draw_seed(generator)
 
         def train(network: nn.Module, rate: float, passes: int) -> list[float]:
