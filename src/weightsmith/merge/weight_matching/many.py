@@ -101,7 +101,9 @@ def merge_many(
         closer = False
         for number in torch.randperm(len(states), generator=generator).tolist():
             others = mean([state for other, state in enumerate(moved) if other != number])
-            found = match_weights(others, states[number], spec, start=perms[number], generator=generator)
+            found = match_weights(
+                others, states[number], spec, start=perms[number] if done > 1 else None, generator=generator
+            )
             was = _distance(others, moved[number], spec)
             if found.distance_after < was * (1 - TOLERANCE):
                 closer = True
