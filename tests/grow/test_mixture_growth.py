@@ -331,6 +331,16 @@ def test_the_command_doubles_the_inner_width(name, tmp_path):
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
 
 
+def test_growing_a_transformer_without_training_changes_nothing():
+    model, batch = tiny("llama")
+    before = model(**batch).logits
+    samples = [{"input_ids": ids, "labels": ids} for ids in batch["input_ids"]]
+    rates = {"member_rate": 0.0, "grown_rate": 0.0, "weight_decay": 0.0}
+    result = mixture_growth(model, samples, generator=generator(), **rates)
+    torch.testing.assert_close(model(**batch).logits, before, rtol=1e-4, atol=1e-5)
+    assert result.totals["width"] == 128
+
+
 def test_the_trunk_of_a_transformer_is_the_models_own():
     model, batch = tiny("llama")
 

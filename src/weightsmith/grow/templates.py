@@ -212,9 +212,10 @@ def grow_coefficients(
         alphas[3].zero_()
     elif init == "orthogonal":
         for member, new in ((alphas[0], alphas[2]), (alphas[1], alphas[3])):
-            drawn = torch.randn(n, generator=generator).to(member)
-            drawn -= (drawn @ member) / (member @ member) * member
-            new.copy_(scale * member.norm() * drawn / drawn.norm())
+            own = member.double()  # what is drawn may be nearly parallel to it
+            drawn = torch.randn(n, generator=generator).to(own)
+            drawn -= (drawn @ own) / (own @ own) * own
+            new.copy_(scale * own.norm() * drawn / drawn.norm())
     elif init == "copy":
         added = torch.rand(n, generator=generator).to(alphas[0])
         for member, new in ((alphas[0], alphas[2]), (alphas[1], alphas[3])):
