@@ -350,3 +350,29 @@ def test_a_line_learns():
     run = distil(model, teacher, data, epochs=12, learning_rate=1e-2)
     assert run.losses[-1] < 0.5 * run.losses[0]
     assert call(line.expand(9), torch.rand(1, 3, 4, 4)).shape == (1, 4)
+
+
+def test_every_position_keeps_its_drop_path_rate():
+    class DropPath(nn.Module):
+        def __init__(self, rate):
+            super().__init__()
+            self.drop_prob = rate
+
+        def forward(self, x):
+            return x
+
+    rates = [0.0, 0.02, 0.04, 0.06, 0.08, 0.1]
+    drops = [nn.Identity(), *[DropPath(rate) for rate in rates[1:]]]
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), drop) for drop in drops])
+    plan = share_stages(model, SIZES, stack="")
+    for depth, assignment in ((6, LAYOUT), (9, None)):
+        grown = Learngene(model, plan).expand(depth, assignment=assignment)
+        kept = [getattr(block[1], "drop_prob", 0.0) for block in grown]
+        assert kept == sorted(kept)
+        assert len(kept) == depth
+        assert kept == rates or depth != 6
+
+
+def test_shared_stages_compile(gene):
+    compiled = torch.compile(gene.model, backend="eager")
+    torch.testing.assert_close(logits(compiled, IMAGES), logits(gene.model, IMAGES))
