@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from weightsmith.analyze.mode_connectivity import alignment, alignment_map, barrier_curve, loss_slice
+from weightsmith.analyze.alignment import alignment, alignment_map
+from weightsmith.analyze.mode_connectivity import barrier_curve, loss_slice
 from weightsmith.core.fit import fit
 from weightsmith.embedded import digits
 from weightsmith.merge import PermutationSpec, match_weights

@@ -11,14 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from models import write_tiny_llama
+from weightsmith.analyze.alignment import alignment, alignment_map, input_energy, matrices_of
 from weightsmith.analyze.mode_connectivity import (
-    alignment,
-    alignment_map,
     barrier,
     barrier_curve,
     distance,
     loss_slice,
-    matrices_of,
     mode_connectivity,
     second_order_barrier,
 )
@@ -182,6 +180,18 @@ def test_bad_alignments_are_refused():
         alignment({"b": torch.zeros(3)}, {"b": torch.zeros(3)})
     with pytest.raises(ShapeError):
         alignment_map(torch.eye(3), torch.eye(4))
+
+
+def test_the_energy_of_the_input_along_large_directions():
+    model = net(0)
+    shares = input_energy(model, [DATA[:40], DATA[40:]], gamma=0.5)
+    _, s, v = torch.linalg.svd(model[2].weight.double(), full_matrices=False)
+    hidden = torch.tanh(model[0](DATA)).double()
+    kept = v[s >= 0.5 * s[0]]
+    assert shares["2"] == pytest.approx(((hidden @ kept.T).square().sum() / hidden.square().sum()).item(), rel=1e-5)
+    assert input_energy(model, [DATA], gamma=0.0)["0"] == pytest.approx(1, rel=1e-5)  # six directions of six inputs
+    with pytest.raises(HyperparameterError, match="gamma"):
+        input_energy(model, [DATA], gamma=-0.1)
 
 
 # --- planes and curvature

@@ -6,9 +6,7 @@ r"""Are two trained networks joined by a path of low loss, and if so, why.
 
 is the barrier between two sets of weights. What lets it vanish, says Ito, Yamada, Kumagai, "Analysis of Linear Mode
 Connectivity via Permutation-Based Weight Matching" (ICLR 2025), arXiv 2402.04051, is that the directions of the largest
-singular values line up, :func:`alignment`, while the distance hardly falls.
-
-Legend: ``O`` outputs, ``I`` inputs (for a convolution the unfolded patch), ``R`` singular directions.
+singular values line up, :func:`~weightsmith.analyze.alignment.alignment`, while the distance hardly falls.
 """
 
 from __future__ import annotations
@@ -22,26 +20,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.analyze.alignment import alignment, matrices_of
 from weightsmith.analyze.interpolation import StateDict, along_line
 from weightsmith.core.batchnorm import recalibrate_batchnorm
-from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError, ShapeError
-from weightsmith.core.layers import evaluation_mode, find_layers
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batches
 from weightsmith.embedded import open_model
 
 __all__ = [
-    "Alignment",
     "BarrierCurve",
     "LossSlice",
-    "alignment",
-    "alignment_map",
     "barrier",
     "barrier_curve",
     "distance",
     "loss_slice",
-    "matrices_of",
     "mode_connectivity",
     "second_order_barrier",
 ]
@@ -73,25 +68,6 @@ class BarrierCurve:
     def barrier(self) -> float:
         """See :func:`barrier`."""
         return barrier(self.losses, self.fractions)
-
-
-@dataclass(frozen=True)
-class Alignment:
-    r"""How far the singular directions of two networks line up.
-
-    Attributes
-    ----------
-    value : float
-        :math:`R`, between -1 and 1: over all layers together.
-    layers : dict of str to float
-        The same of each layer.
-    kept : dict of str to tuple of int
-        Directions above the threshold in each of the two networks.
-    """
-
-    value: float
-    layers: dict[str, float]
-    kept: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -220,114 +196,6 @@ def distance(start: StateDict, end: StateDict, names: Sequence[str] | None = Non
     """
     names = [name for name in start if start[name].is_floating_point()] if names is None else names
     return math.sqrt(sum(float((start[name].double() - end[name].double()).square().sum()) for name in names))
-
-
-def matrices_of(model: nn.Module, exclude: str | Sequence[str] = ()) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Names of the weights of linear and convolutional layers, with what makes a matrix ``[out, in]`` of each.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Tied weights count once.
-    exclude : str or sequence of str
-        Shell patterns on layer names, to leave out.
-
-    Examples
-    --------
-    >>> list(matrices_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))))
-    ['0.weight', '2.weight']
-    """
-    return {f"{layer.name}.weight".lstrip("."): layer.matrix for layer in find_layers(model, exclude=exclude)}
-
-
-def alignment(
-    start: StateDict,
-    end: StateDict,
-    matrices: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-    *,
-    gamma: float = 0.3,
-) -> Alignment:
-    r"""How far the large singular directions of two networks line up, layer by layer.
-
-    .. math::
-        R = \frac{\sum_l \sum_{i,j} (u^a_{l,i} \cdot u^b_{l,j})(v^a_{l,i} \cdot v^b_{l,j})}{\sum_l n_l}
-          = \frac{\sum_l \langle Q^a_l, Q^b_l \rangle}{\sum_l n_l}, \qquad Q = U_k V_k^\top
-
-    over the directions whose singular value is at least ``gamma`` times the largest. 1 for a network and itself, about
-    0 for two that were trained apart.
-
-    Parameters
-    ----------
-    start, end : state dict
-        Of one architecture; permute the second before.
-    matrices : mapping of str to callable, optional
-        Of :func:`matrices_of`; by default all tensors of rank two and more, flattened from their second axis on.
-    gamma : float, default: 0.3
-        In [0, 1].
-
-    Raises
-    ------
-    HyperparameterError
-        If ``gamma`` is out of range.
-    LayerNotFoundError
-        If there is no matrix.
-    ShapeError
-        If the two differ in shape.
-
-    Notes
-    -----
-    Where the two networks keep different numbers of directions, :math:`n_l` is their geometric mean, so that
-    :math:`|R| \le 1`.
-
-    Examples
-    --------
-    >>> weights = {"w": torch.diag(torch.tensor([3.0, 1.0]))}
-    >>> alignment(weights, {"w": torch.diag(torch.tensor([2.0, -1.0]))}, gamma=0.0).value
-    0.0
-    >>> alignment(weights, {"w": torch.diag(torch.tensor([2.0, -0.1]))}).value
-    0.7071...
-    """
-    if not 0 <= gamma <= 1:
-        raise HyperparameterError("gamma", found=gamma, expected="0 <= gamma <= 1")
-    if matrices is None:
-        matrices = {
-            name: lambda x: x.flatten(1)
-            for name, tensor in start.items()
-            if tensor.ndim > 1 and tensor.is_floating_point()
-        }
-    if not matrices:
-        raise LayerNotFoundError("no weight matrix to align")
-    layers, kept = {}, {}
-    total, count = 0.0, 0.0
-    for name, matrix in track(matrices.items(), "singular directions"):
-        if start[name].shape != end[name].shape:
-            raise ShapeError(f"tensor {name!r}", found=tuple(end[name].shape), expected=tuple(start[name].shape))
-        (polar_a, n_a), (polar_b, n_b) = (_polar(matrix(state[name].detach()), gamma) for state in (start, end))
-        inner, n = float((polar_a * polar_b).sum()), math.sqrt(n_a * n_b)
-        layers[name], kept[name] = inner / n, (n_a, n_b)
-        total, count = total + inner, count + n
-    return Alignment(total / count, layers, kept)
-
-
-def alignment_map(
-    first_OI: Float[Tensor, "O I"], second_OI: Float[Tensor, "_ _"], directions: int = 32
-) -> Float[Tensor, "R R"]:
-    r"""Which singular direction of one matrix lines up with which of another.
-
-    Entry :math:`(i, j)` is :math:`(u^a_i \cdot u^b_j)(v^a_i \cdot v^b_j)`, largest singular values first. Weighted by
-    :math:`s^a_i s^b_j` the full map sums to the inner product of the matrices.
-
-    Examples
-    --------
-    >>> alignment_map(torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([1.0, 2.0]))).abs()
-    tensor([[0., 1.],
-            [1., 0.]])
-    """
-    if first_OI.shape != second_OI.shape:
-        raise ShapeError("the second matrix", found=tuple(second_OI.shape), expected=tuple(first_OI.shape))
-    (u_a, _, v_a), (u_b, _, v_b) = (_svd(matrix) for matrix in (first_OI, second_OI))
-    k = min(directions, u_a.shape[1])
-    return ((u_a[:, :k].T @ u_b[:, :k]) * (v_a[:k] @ v_b[:k].T)).to(first_OI.dtype)
 
 
 @torch.no_grad()
@@ -506,18 +374,6 @@ def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3)
         result.title = "mode connectivity"
         result.totals = {"distance": distance(start, end), "alignment": found.value}
     return result
-
-
-def _svd(matrix_OI: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, v = torch.linalg.svd(matrix_OI.double(), full_matrices=False)
-    return u, s, v
-
-
-def _polar(matrix_OI: Float[Tensor, "O I"], gamma: float) -> tuple[Float[Tensor, "O I"], int]:
-    """The orthogonal factor over the directions above the threshold, and their number."""
-    u, s, v = _svd(matrix_OI)
-    k = max(1, int((s >= gamma * s[0]).sum()))
-    return u[:, :k] @ v[:k], k
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

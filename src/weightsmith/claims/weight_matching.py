@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from weightsmith.analyze.alignment import alignment
 from weightsmith.analyze.interpolation import along_line
-from weightsmith.analyze.mode_connectivity import alignment, barrier_curve
+from weightsmith.analyze.mode_connectivity import barrier_curve
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.batchnorm import recalibrate_batchnorm
 from weightsmith.core.fit import fit
