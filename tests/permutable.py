@@ -140,6 +140,14 @@ NETS = {
 """Name to (how to make it, a batch, the number of its permutations)."""
 
 
+def mixtral():
+    """A mixture of experts, whose kernel knows no float64."""
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = t.MixtralConfig(**small, num_key_value_heads=2, vocab_size=64, num_local_experts=4)
+    torch.manual_seed(0)
+    return t.MixtralForCausalLM(config).eval()
+
+
 def make(name):
     torch.manual_seed(0)
     build, batch, count = NETS[name]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import tiny
-from permutable import NETS, make, roughen
+from permutable import IDS, NETS, make, mixtral, roughen
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
 from weightsmith.core.streaming import call
 from weightsmith.merge.weight_matching import PermutationSpec
@@ -120,6 +120,17 @@ def test_tied_weights_are_permuted_once_and_stay_tied():
     assert model.lm_head.weight is model.model.embed_tokens.weight
     state = spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(1)))
     assert state["lm_head.weight"].equal(state["model.embed_tokens.weight"])
+
+
+def test_experts_share_one_order_of_their_units():
+    model = mixtral()
+    spec = PermutationSpec.from_model(model, IDS)
+    assert not spec.left_out
+    assert spec.permutations["model.layers.0.mlp.experts.gate_up_proj[1]"].size == 48
+    with torch.no_grad():
+        before = model(**IDS).logits
+        spec.apply_to(model, spec.random(torch.Generator().manual_seed(0)))
+        torch.testing.assert_close(model(**IDS).logits, before, rtol=1e-4, atol=1e-5)
 
 
 class Odd(nn.Module):

@@ -1,7 +1,7 @@
 r"""Which singular directions of two networks line up.
 
-Of the weight matrices :math:`W = U S V^\top` of two networks, permutations keep :math:`S`; what weight matching changes is
-how the directions meet, mostly those of large singular values, as its objective is
+Permutations keep the singular values of weight matrices :math:`W = U S V^\top`. What weight matching changes is how the
+directions meet, mostly those of large singular values, as its objective is
 
 .. math:: \langle W_a, W_b \rangle = \sum_{i,j} s^a_i s^b_j \, (u^a_i \cdot u^b_j)(v^a_i \cdot v^b_j)
 

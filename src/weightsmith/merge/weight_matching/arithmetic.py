@@ -55,6 +55,20 @@ def addmm(t: Axes, out: Tensor, self: Tensor, a: Tensor, b: Tensor, *_: Any, **_
     in_step(t, t.dims(out), self)
 
 
+def grouped_mm(t: Axes, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> Any:
+    """``[rows, k] @ [experts, k, n]``, where the rows of one expert stand together."""
+    if (a.ndim, b.ndim) != (2, 3):
+        return NotImplemented
+    rows, k = t.dims(a)
+    experts, k2, n = t.dims(b)
+    rows.fix()
+    experts.fix()
+    unify(k, k2)
+    t.record(experts, k, n)
+    give(t, out, [rows, n])
+    return None
+
+
 def mv(t: Axes, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> None:
     """``[m, k] @ [k]`` and ``[k] @ [k]``."""
     *m, k = t.dims(a)

@@ -350,8 +350,8 @@ class _Descent:
     def _forget(self, step: Permutations, keys: Iterable[str]) -> None:
         """Costs of weights that moved are no longer known, but for those that moved along the cost's own axis only."""
         (name, step_n), *others = step.items()
-        alone = not others and step_n.ndim == 1
-        for key, axis, owner in [place for place in self.costs if place[0] in keys]:
+        alone, moved = not others and step_n.ndim == 1, set(keys)
+        for key, axis, owner in [place for place in self.costs if place[0] in moved]:
             if alone and owner == name and len([at for at in self.places[name] if at[0] == key]) == 1:
                 self.costs[key, axis, owner] = self.costs[key, axis, owner][:, :, step_n]
             else:

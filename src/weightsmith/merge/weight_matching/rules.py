@@ -41,6 +41,7 @@ _RULES: dict[str, Rule] = _table(
         arithmetic.nothing: "_local_scalar_dense is_same_size sym_size",
         arithmetic.mm: "mm bmm",
         arithmetic.addmm: "addmm baddbmm",
+        arithmetic.grouped_mm: "_grouped_mm",
         arithmetic.mv: "mv dot",
         arithmetic.reduce: "sum mean amax amin logsumexp any all prod",
         arithmetic.norm: "linalg_vector_norm norm",
