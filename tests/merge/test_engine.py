@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, small_chunk
         with pytest.raises(kind, match=words):
             wise_ft([path, tmp_path / "good.safetensors"], tmp_path / "out")
         with pytest.raises(kind):
-            merge_state_dicts([state, good], lambda chunks: lambda parts: (parts[0] + parts[1]) / 2)
+            merge_state_dicts([state, good], lambda chunks: lambda parts, out: out.copy_((parts[0] + parts[1]) / 2))
         assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.safetensors" for n in [*bad, "good"])
     quantised = [{"q": torch.ones(4, 4, dtype=torch.uint8), "scale": torch.ones(4)}] * 2

@@ -235,7 +235,7 @@ def slerp(checkpoints: Sequence[Path], out: Path, *, t: float = 0.5, overwrite: 
 
 def interpolation(t: float) -> Rule:
     """The rule of the straight line between two networks; exact at both ends."""
-    return lambda chunks: lambda parts: lerp(parts[0], parts[1], t)
+    return lambda chunks: lambda parts, out: lerp(parts[0], parts[1], t, out)
 
 
 def check_two(checkpoints: Sequence[Path]) -> None:
@@ -256,7 +256,7 @@ def wide(part: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def _linear(weights: Sequence[float]) -> Rule:
-    return lambda chunks: lambda parts: _sum(parts, weights)
+    return lambda chunks: lambda parts, out: out.copy_(_sum(parts, weights))
 
 
 def _sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -267,12 +267,12 @@ def _sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _tasks(scales: Sequence[float]) -> Rule:
-    def combine(parts: Sequence[Tensor]) -> Tensor:
+    def combine(parts: Sequence[Tensor], out: Tensor) -> None:
         base = wide(parts[0])
         total = base.clone()
         for part, scale in zip(parts[1:], scales, strict=True):
             total.add_(wide(part) - base, alpha=scale)
-        return total
+        out.copy_(total)
 
     return lambda chunks: combine
 
@@ -287,10 +287,10 @@ def _slerp(t: float) -> Rule:
         norms = math.sqrt(aa * bb)
         cosine = max(-1.0, min(1.0, ab / norms)) if norms > 0 else 1.0
         if not abs(cosine) < 1 - 1e-6:  # parallel, opposite, zero, or NaN, which the engine names
-            return lambda parts: lerp(parts[0], parts[1], t)
+            return lambda parts, out: lerp(parts[0], parts[1], t, out)
         angle = math.acos(cosine)
         weights = [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
-        return lambda parts: _sum(parts, weights)
+        return lambda parts, out: out.copy_(_sum(parts, weights))
 
     return rule
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ from weightsmith.core.progress import track
 
 __all__ = ["Combine", "Merged", "Pass", "Rule", "merge_folders", "merge_state_dicts"]
 
-Combine: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
-"""From one chunk of a tensor of every network, then of its weights where there are any, to the merged chunk."""
+Combine: TypeAlias = Callable[[Sequence[Tensor], Tensor], object]
+"""Given one chunk of a tensor of every network, then of its weights where there are any, write the merged chunk."""
 
 Pass: TypeAlias = Callable[[], Iterator[list[Tensor]]]
 """Go over all chunks of a tensor once before merging it, for what needs the whole tensor, such as its norm."""
@@ -106,7 +106,7 @@ def merge_state_dicts(
 
     Examples
     --------
-    >>> largest = lambda chunks: lambda parts: torch.maximum(*parts)
+    >>> largest = lambda chunks: lambda parts, out: torch.maximum(*parts, out=out)
     >>> merge_state_dicts([{"w": torch.tensor([1.0, 4.0])}, {"w": torch.tensor([2.0, 3.0])}], largest)
     {'w': tensor([2., 4.])}
     """
@@ -123,7 +123,8 @@ def merge_state_dicts(
         if place not in done:
             flat = [state[name].detach().to(last.device).reshape(-1) for state in states]
             flat += [_ones_where_missing(state.get(name), flat[-1]) for state in weights]
-            combined = rule(lambda flat=flat: iter([flat]))(flat).to(last.dtype)  # type: ignore[misc]
+            combined = torch.empty_like(flat[len(states) - 1])
+            rule(lambda flat=flat: iter([flat]))(flat, combined)  # type: ignore[misc]
             _check_finite(name, combined, flat, [f"state dict {index}" for index in range(len(flat))])
             done[place] = combined.view(last.shape)
         result[name] = done[place]
@@ -220,8 +221,8 @@ class _Job:
 
     def __call__(self) -> None:
         parts = [source.read(self.name, self.begin, self.end) for source in self.sources]
-        dtype = self.writer.specs[self.name].dtype
-        merged = self.combine(parts).to(dtype)
+        merged = self.writer.buffer(self.name, self.end - self.begin)
+        self.combine(parts, merged)
         if self.check:
             _check_finite(self.name, merged, parts, [str(source.path) for source in self.sources])
         self.writer.write_chunk(self.name, self.begin, merged)
@@ -248,8 +249,20 @@ def _pass(sources: Sequence[_Chunks], name: str) -> Iterator[list[Tensor]]:
         yield [source.read(name, begin, min(begin + CHUNK, count)) for source in sources]
 
 
-def _last(parts: Sequence[Tensor]) -> Tensor:
-    return parts[-1]
+def _last(parts: Sequence[Tensor], out: Tensor) -> None:
+    out.copy_(parts[-1])
+
+
+class _Buffers(threading.local):
+    """One piece of memory for each thread: the next chunk overwrites the last."""
+
+    memory = torch.empty(0, dtype=torch.uint8)
+
+    def chunk(self, dtype: torch.dtype, count: int) -> Tensor:
+        size = count * dtype.itemsize
+        if self.memory.numel() < size:
+            self.memory = torch.empty(max(size, CHUNK * dtype.itemsize), dtype=torch.uint8)
+        return self.memory[:size].view(dtype)
 
 
 class _Chunks(CheckpointReader):
@@ -261,7 +274,7 @@ class _Chunks(CheckpointReader):
             shard: open(shard, "rb", buffering=0)  # noqa: SIM115 - closed by close()
             for shard in {shard for shard, _ in self._places.values()}
         }
-        self._buffers = threading.local()
+        self._buffers = _Buffers()
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
         """Elements ``begin`` to ``end``; valid until this thread reads the next chunk."""
@@ -270,35 +283,36 @@ class _Chunks(CheckpointReader):
         if name in self._pickled:
             return self._pickled[name].reshape(-1)[begin:end]
         spec, (shard, offset) = self.specs[name], self._places[name]
-        size = spec.dtype.itemsize
-        buffer = self._buffer(CHUNK * size)[: (end - begin) * size]
-        view, at = memoryview(buffer.numpy()), offset + begin * size  # type: ignore[arg-type]
+        chunk = self._buffers.chunk(spec.dtype, end - begin)
+        view, at = _bytes(chunk), offset + begin * spec.dtype.itemsize
         while len(view):
             count = os.preadv(self._open[shard].fileno(), [view], at)
             if not count:
                 raise CheckpointError(f"tensor {name!r} in {shard} is truncated", do="Copy the file again.")
             view, at = view[count:], at + count
-        return buffer.view(spec.dtype)
+        return chunk
 
     def close(self) -> None:
         """Close the files."""
         for file in self._open.values():
             file.close()
 
-    def _buffer(self, size: int) -> Tensor:
-        buffer: Tensor | None = getattr(self._buffers, "bytes", None)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers.bytes = torch.empty(size, dtype=torch.uint8)
-        return buffer
-
 
 class _ChunkWriter(CheckpointWriter):
-    """A checkpoint written in pieces, by several threads at once."""
+    """A checkpoint written in pieces, by several threads at once, each from its own buffer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._buffers = _Buffers()
+
+    def buffer(self, name: str, count: int) -> Tensor:
+        """Where this thread puts its next chunk of a tensor."""
+        return self._buffers.chunk(self.specs[name].dtype, count)
 
     def write_chunk(self, name: str, begin: int, chunk: Tensor) -> None:
         """Write elements from ``begin`` on."""
         file, offset = self._places[name]
-        view = memoryview(chunk.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+        view = _bytes(chunk)
         at = offset + begin * chunk.element_size()
         while len(view):
             count = os.pwrite(file.fileno(), view, at)
@@ -307,6 +321,10 @@ class _ChunkWriter(CheckpointWriter):
     def finish(self, name: str) -> None:
         """Say that all chunks of a tensor are on their way."""
         self._missing.discard(name)
+
+
+def _bytes(chunk: Tensor) -> memoryview:
+    return memoryview(chunk.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _plan(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], keep: Sequence[str]) -> Merged:

@@ -212,12 +212,12 @@ def _fisher(alpha: float, floor: float) -> Rule:
     if not 0 < floor < math.inf:
         raise HyperparameterError("floor", found=floor, expected="a positive number")
 
-    def combine(parts: Sequence[Tensor]) -> Tensor:
+    def combine(parts: Sequence[Tensor], out: Tensor) -> None:
         start, end, start_fisher, end_fisher = map(wide, parts)
         # NaN passes through clamp_min, so a broken Fisher is found in the result
         first, second = (1 - alpha) * start_fisher.clamp_min(floor), alpha * end_fisher.clamp_min(floor)
         # the share of the second, not the quotient of the sums: exact at both ends, and no overflow
-        return torch.lerp(start, end, (second / (first + second)).to(start.dtype))
+        out.copy_(torch.lerp(start, end, (second / (first + second)).to(start.dtype)))
 
     return lambda chunks: combine
 
