@@ -380,13 +380,18 @@ class _Descent:
         worth_nn = self._outer_only(name, inside)
         inner: dict[str, Int[Tensor, "n n m"]] = {}
         for child in inside:
-            m = self.spec.permutations[child].size
-            cost_nnmm = torch.zeros(n, n, m, m, dtype=torch.float64)
-            for key, axis in self.places[child]:
-                for a_nmK, b_nmK in self._slices(key, axis, child, name):
-                    cost_nnmm += self.weight[key] * torch.einsum("amk,bnk->abmn", a_nmK, b_nmK).double().cpu()
-            inner[child] = torch.stack([assign(cost_mm) for cost_mm in cost_nnmm.flatten(0, 1)]).view(n, n, m)
-            worth_nn += cost_nnmm.gather(-1, inner[child].unsqueeze(-1)).sum((-1, -2))
+            slices = [
+                (self.weight[key], *pair)
+                for key, axis in self._heard(child)
+                for pair in self._slices(key, axis, child, name)
+            ]
+            best = []
+            for row in range(n):
+                products = [w * torch.einsum("mk,bnk->bmn", a_nmK[row], b_nmK) for w, a_nmK, b_nmK in slices]
+                cost_nmm = torch.stack(products).sum(0)
+                best.append(torch.stack([assign(cost_mm) for cost_mm in cost_nmm]))
+                worth_nn[row] += cost_nmm.cpu().gather(-1, best[-1].unsqueeze(-1)).double().sum((-1, -2))
+            inner[child] = torch.stack(best)
         outer_n = assign(worth_nn)
         back_n = outer_n.argsort()  # the orders inside are those of the old blocks
         return {name: outer_n} | {child: best_nnm[back_n, torch.arange(n)] for child, best_nnm in inner.items()}
