@@ -19,12 +19,13 @@ from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
     LayerNotFoundError,
+    NonFiniteError,
     ShapeError,
     UnsupportedModelError,
 )
 from weightsmith.merge import ZeroShotHead
 from weightsmith.merge.fisher import diagonal_fisher, fisher, fisher_average
-from weightsmith.merge.sweep import sweep
+from weightsmith.merge.sweep import logits_along_line, sweep
 from weightsmith.merge.wise_ft import interpolate, scale_adapter, wise_ft
 
 
@@ -181,6 +182,11 @@ def _logits(model, batch):
     return output if isinstance(output, torch.Tensor) else output.logits
 
 
+def test_embeddings_that_have_no_direction_are_refused():
+    with pytest.raises(NonFiniteError, match="text"):
+        ZeroShotHead(torch.zeros(2, 1, 3))
+
+
 def test_a_head_of_text_gives_cosines():
     text, x = torch.randn(3, 4, 8), torch.randn(5, 8)
     head = ZeroShotHead(text, logit_scale=2.0)
@@ -212,6 +218,17 @@ def test_the_sweep_measures_each_average_and_leaves_the_model_at_alpha():
     expected = interpolate(start, tuned.state_dict(), 0.25)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert result.curves["shifted accuracy"] == [row["shifted accuracy"] for row in result.layers]
+
+
+def test_all_averages_in_one_pass_give_the_outputs_of_each():
+    for name in ("mlp", "cnn"):
+        model, x = tiny(name)
+        start, end = model.state_dict(), near(model)
+        found = logits_along_line(model, start, end, (0.0, 0.3, 1.0), x)
+        other = tiny(name)[0]
+        for logits, fraction in zip(found, (0.0, 0.3, 1.0), strict=True):
+            other.load_state_dict(interpolate(start, end, fraction))
+            torch.testing.assert_close(logits, other(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_sweep_tells_of_a_fine_tuned_network_that_is_too_loud():

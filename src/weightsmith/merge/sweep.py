@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.utils.data import default_collate
 
-from weightsmith.analyze.interpolation import along_line, put_on_line
+from weightsmith.analyze.interpolation import StateDict, along_line, put_on_line
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
 from weightsmith.core.fit import Samples, aligned
 from weightsmith.core.layers import evaluation_mode
@@ -18,9 +20,9 @@ from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
 from weightsmith.merge.diagnosis import UNBALANCED, diagnose
-from weightsmith.merge.wise_ft import check_alpha
+from weightsmith.merge.wise_ft import check_alpha, interpolate
 
-__all__ = ["sweep"]
+__all__ = ["logits_along_line", "sweep"]
 
 ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -111,6 +113,55 @@ def sweep(
                 "mistakes outvote the start's right answers. Fine-tune with bang (mixup, label smoothing) instead."
             )
     return result
+
+
+@torch.no_grad()
+def logits_along_line(
+    model: nn.Module,
+    start: StateDict,
+    end: StateDict,
+    fractions: Sequence[float],
+    x: Shaped[Tensor, "N ..."],
+) -> Float[Tensor, "fractions N K"]:
+    """Evaluate all averages of two small networks in one pass over the data.
+
+    Takes the memory of as many networks as there are fractions; :func:`sweep` takes that of two.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any of the architecture; not changed. Its only argument is a tensor, and its output.
+    start, end : state dict
+        The ends of the line.
+    fractions : sequence of float
+        Shares of ``end``.
+    x : Tensor of shape (N, ...)
+        Inputs.
+
+    Returns
+    -------
+    Tensor of shape (fractions, N, K)
+        The output of each average.
+
+    Raises
+    ------
+    HyperparameterError
+        If a fraction is not finite.
+    ShapeError
+        If the ends do not fit each other.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> ends = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
+    >>> logits_along_line(model, *ends, (0.0, 0.5, 1.0), torch.ones(1, 1)).flatten()
+    tensor([1., 2., 3.])
+    """
+    averages = [interpolate(start, end, fraction) for fraction in fractions]
+    stacked = {name: torch.stack([average[name] for average in averages]) for name in averages[0]}
+    with evaluation_mode(model):
+        outputs: Tensor = vmap(lambda weights: functional_call(model, weights, (x,)))(stacked)
+    return outputs
 
 
 def _batches(samples: Samples, batch_size: int) -> list[dict[str, Any]]:
