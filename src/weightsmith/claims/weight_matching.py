@@ -2,7 +2,8 @@
 
 Six experiments on the handwritten digits. Perceptrons of three layers of 256: the barrier, the accuracy halfway, the
 singular directions, three networks matched to one, widths without weight decay; and small convolutional networks with
-batch normalisation. Controls: random permutations, the distance (which explains little), averaged running statistics.
+batch normalisation. A seventh on byte-level language models. Controls: random permutations, the distance (which explains
+little), averaged running statistics.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils.data import TensorDataset
 from weightsmith.analyze.alignment import alignment
 from weightsmith.analyze.interpolation import along_line
 from weightsmith.analyze.mode_connectivity import barrier_curve
+from weightsmith.claims.byte_lm import CONTEXT, byte_text, nll, pretrained
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.batchnorm import recalibrate_batchnorm
 from weightsmith.core.fit import fit
@@ -35,7 +37,7 @@ from weightsmith.merge.weight_matching import (
     merge_many,
 )
 
-__all__ = ["ACCURACY", "ALIGNMENT", "BARRIER", "BATCH_NORM", "THREE", "WIDTH", "run"]
+__all__ = ["ACCURACY", "ALIGNMENT", "BARRIER", "BATCH_NORM", "THREE", "TRANSFORMER", "WIDTH", "run"]
 
 PAPER = (
     "Weight matching nearly removes the barrier between two networks while their distance falls by 6 to 20 % only: it "
@@ -133,6 +135,21 @@ BATCH_NORM = Claim(
     paper="With batch normalisation the statistics must be re-estimated before a barrier is measured.",
 )
 
+TRANSFORMER = Claim(
+    slug="weight-matching",
+    experiment="transformer",
+    title="Weight matching: two byte-level language models",
+    statement="Matching lowers the loss halfway by a quarter of a nat or more, and leaves it well above the ends'.",
+    metric="held-out loss halfway, nats a byte",
+    higher_is_better=False,
+    expected=(
+        Ordering(better="weight matching", worse="plain averaging", margin=0.25),
+        Ordering(better="weight matching", worse="random permutations", margin=0.25),
+        Ordering(better="better of the two", worse="weight matching", margin=0.25),
+    ),
+    paper="Transformers are not in the paper; its convolutional networks keep little barrier.",
+)
+
 FIRST = {
     "width": (
         "First declared with a margin of .1 for width, which seeds 0 to 4 did not reach (.38 +- .53: narrow networks "
@@ -158,7 +175,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
     results = [
         _judge(claim, parts[claim.experiment], scale, seeds, seconds) for claim in (BARRIER, ACCURACY, ALIGNMENT)
     ]
-    for claim, experiment in ((THREE, _three), (WIDTH, _widths), (BATCH_NORM, _batch_norm)):
+    others = ((THREE, _three), (WIDTH, _widths), (BATCH_NORM, _batch_norm), (TRANSFORMER, _transformer))
+    for claim, experiment in others:
         start = time.perf_counter()
         values = each_seed(experiment, seeds, claim.title)
         results.append(_judge(claim, values, scale, seeds, time.perf_counter() - start))
@@ -262,6 +280,24 @@ def _batch_norm(seed: int) -> dict[str, float]:
         "plain, averaged statistics": _halfway(model, a, b, _test_accuracy),
         "better of the two": max(_test_accuracy(_loaded(model, state)) for state in states),
     }
+
+
+def _transformer(seed: int) -> dict[str, float]:
+    """Two language models of 170 thousand parameters that read the same text from different starts."""
+    first, second = (pretrained(3 * seed + k).eval() for k in range(2))
+    held_out, text = byte_text("documentation held out")[:16_000], byte_text("documentation")
+    windows = [{"input_ids": part.view(-1, CONTEXT)} for part in text[: 300 * CONTEXT].split(100 * CONTEXT)]
+    spec = PermutationSpec.from_model(first, windows[0])
+    a, b = copy.deepcopy(first.state_dict()), second.state_dict()
+    ways = {
+        "plain averaging": spec.identity(),
+        "random permutations": spec.random(torch.Generator().manual_seed(seed)),
+        "weight matching": match_weights(a, b, spec).perms,
+        "activation matching": match_activations(first, second, spec, windows).perms,
+    }
+    measure = partial(nll, ids=held_out)
+    values = {name: _halfway(first, a, spec.apply(b, perms), measure) for name, perms in ways.items()}
+    return values | {"better of the two": min(measure(first), measure(second))}
 
 
 def _re_estimated(model: nn.Module, batches: list[Tensor]) -> float:
