@@ -2,8 +2,8 @@
 
 Six experiments on the handwritten digits. Perceptrons of three layers of 256: the barrier, the accuracy halfway, the
 singular directions, three networks matched to one, widths without weight decay; and small convolutional networks with
-batch normalisation. A seventh on byte-level language models. Controls: random permutations, the distance (which explains
-little), averaged running statistics.
+batch normalisation. A seventh on byte-level language models. Controls: random permutations, the distance (which
+explains little), averaged running statistics.
 """
 
 from __future__ import annotations
