@@ -181,6 +181,17 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, small_chunk
         wise_ft([tmp_path / "good.safetensors"] * 2, tmp_path / "nan.safetensors")
 
 
+def test_a_checkpoint_may_be_replaced_by_the_average_and_threads_stay_as_they_were(tmp_path, small_chunks):
+    states = [draw(seed) for seed in range(2)]
+    paths, threads = save(tmp_path, states), torch.get_num_threads()
+    with pytest.raises(CheckpointError, match="exists"):
+        wise_ft(paths, paths[0])
+    wise_ft(paths, paths[0], overwrite=True)
+    assert torch.equal(load_file(paths[0])["embed"], interpolate(*states)["embed"])
+    assert torch.get_num_threads() == threads
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["0.safetensors", "1.safetensors"]
+
+
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     (path,) = save(tmp_path, [draw(0)])
     path.write_bytes(path.read_bytes()[:-8])

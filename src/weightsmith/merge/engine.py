@@ -185,9 +185,11 @@ def merge_folders(
 def _workers() -> Iterator[ThreadPoolExecutor]:
     """Threads that compute on one core each: torch's own threads would wait for each other at every chunk."""
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield pool
-    torch.set_num_threads(threads)
+    try:
+        with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _jobs(
