@@ -221,7 +221,7 @@ class WeightZoo:
         row_P : array of shape (weights,), or longer
             What is beyond the last weight is padding and ignored.
         """
-        row = torch.as_tensor(row_P).float().reshape(-1)
+        row = torch.as_tensor(row_P if isinstance(row_P, Tensor) else np.array(row_P)).float().reshape(-1)
         total = self.weights_NP.shape[1]
         if len(row) < total:
             raise ShapeError("row of a zoo", found=len(row), expected=total)

@@ -215,9 +215,10 @@ class WeightDiffusion(nn.Module):
         self.register_buffer("mean_P", weights)
         self.register_buffer("spread_P", spread)
         self.register_buffer("latent_scale", torch.ones(()))
-        self.vae: Any = vae if vae is not None else WeightVAE(len(weights))
+        self.vae: Any = WeightVAE(len(weights)) if vae is None else vae
+        latent: Any = self.vae.latent
         condition = 0 if encoder is None else int(encoder.out_features)  # type: ignore[arg-type]
-        self.denoiser = _Denoiser(encoder, network or NoiseVectors(int(self.vae.latent), condition))
+        self.denoiser = _Denoiser(encoder, network or NoiseVectors(latent, condition))
         self.averaged = copy.deepcopy(self.denoiser).requires_grad_(False)
         self.betas = {"beta_start": beta_start, "beta_end": beta_end, "beta_schedule": "scaled_linear"}
         self.betas |= {"num_train_timesteps": timesteps, "rescale_betas_zero_snr": zero_terminal_snr}

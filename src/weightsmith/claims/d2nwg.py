@@ -1,0 +1,194 @@
+"""D2NWG: are heads drawn for five examples a class as good as trained ones, and does drawing them add anything?
+
+Tasks are five of the ten digits in some order; a zoo of 3000 linear heads on principal components is trained at once.
+In one experiment the tested combinations of classes are new, the classes are not. In the other two digits are left out
+of the zoo altogether, and every tested task has both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegressionCV
+from torch import Tensor, nn
+
+from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.embedded import digits
+from weightsmith.predict.d2nwg import (
+    Hypernetwork,
+    OrderedEncoder,
+    PrincipalGaussian,
+    WeightDiffusion,
+    nearest,
+    zoo_mean,
+)
+from weightsmith.predict.zoo import Task, WeightZoo, train_many
+
+__all__ = ["COMBINATIONS", "LEFT_OUT", "run"]
+
+PAPER = "Generated classifier heads beat few-shot baselines without training, on data sets the generator has not seen."
+
+COMBINATIONS = Claim(
+    slug="d2nwg",
+    experiment="combinations",
+    title="Drawn heads for new combinations of known classes",
+    statement=(
+        "Told of five examples a class, one drawn head beats a logistic regression on them by 3 points, is within 2 "
+        "points of a head trained on forty, and needs to be told; plain regression of the weights does as well."
+    ),
+    metric="test accuracy",
+    higher_is_better=True,
+    expected=(
+        Ordering(better="drawn", worse="5-shot logistic", margin=0.03),
+        Ordering(better="drawn", worse="40-shot head", margin=-0.02),
+        Ordering(better="drawn", worse="drawn, another task's examples", margin=0.5),
+        Ordering(better="drawn", worse="nearest member"),
+        Ordering(better="hypernetwork", worse="drawn", margin=-0.005),
+    ),
+    paper=PAPER,
+)
+
+LEFT_OUT = Claim(
+    slug="d2nwg",
+    experiment="left-out",
+    title="Drawn heads for tasks with two classes that no member has seen",
+    statement="Where two of the five classes are new, a logistic regression on five examples beats drawn heads.",
+    metric="test accuracy",
+    higher_is_better=True,
+    expected=(
+        Ordering(better="5-shot logistic", worse="drawn", margin=0.05),
+        Ordering(better="5-shot logistic", worse="hypernetwork", margin=0.05),
+    ),
+    paper=PAPER,
+)
+
+FEATURES, CLASSES, SHOTS, IMAGES = 32, 5, 5, 40
+MEMBERS, TESTED = 3000, 60
+HEAD = partial(torch.optim.SGD, lr=0.5, weight_decay=1e-2)
+
+NOTES = (
+    "Declared after two runs of the first experiment with seed 0, one of them with a third of the training, in which "
+    "draws fell short of the margin (.920); judged on other seeds.",
+    "The penalty of the logistic regression is chosen by cross-validation on the five examples a class.",
+    "The mean of ten draws is one more head; that it beats a draw says that the draws differ more than they should.",
+)
+
+
+def run(scale: str = "cpu", seeds: Sequence[int] = (1, 2, 3)) -> list[ClaimResult]:
+    """Train a zoo, the generator and the baselines, a seed each; a seed draws images, tasks and all starts."""
+    results = []
+    for claim, left_out in ((COMBINATIONS, ()), (LEFT_OUT, (8, 9))):
+        start = time.perf_counter()
+        values = each_seed(partial(_experiment, left_out=left_out), seeds, claim.title)
+        seconds = time.perf_counter() - start
+        results.append(ClaimResult.judge(claim, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=NOTES))
+    return results
+
+
+def _arms(values: Mapping[str, Sequence[float]]) -> list[Arm]:
+    methods = {"drawn", "drawn, mean of ten"}
+    controls = {"drawn, another task's examples", "Gaussian of the zoo", "zoo mean"}
+    return [
+        Arm(name, "method" if name in methods else "control" if name in controls else "baseline", numbers)
+        for name, numbers in values.items()
+    ]
+
+
+class _Digits:
+    """Principal components of the images, and tasks of them."""
+
+    def __init__(self, seed: int, left_out: tuple[int, ...]) -> None:
+        self.random = np.random.default_rng(seed)
+        images, labels = digits()
+        order = torch.from_numpy(self.random.permutation(len(images)))
+        pixels, self.labels = images.flatten(1)[order].double(), labels[order]
+        train = pixels[:1200]
+        axes = torch.linalg.svd(train - train.mean(0), full_matrices=False)[2][:FEATURES]
+        components = (pixels - train.mean(0)) @ axes.T
+        self.features = (components / components[:1200].std()).float()
+        self.by_class = [(self.labels[:1200] == label).nonzero()[:, 0] for label in range(10)]
+        subsets = list(combinations(range(10), CLASSES))
+        self.random.shuffle(subsets)
+        if left_out:
+            self.known = [subset for subset in subsets if not set(left_out) & set(subset)]
+            self.tested = [subset for subset in subsets if set(left_out) <= set(subset)]
+        else:
+            self.tested, self.known = subsets[:50], subsets[50:]
+
+    def task(self, subsets: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Some classes in some order, and features of images of each, ``[C, S, F]``."""
+        classes = self.random.permutation(subsets[int(self.random.integers(len(subsets)))])
+        rows = [
+            self.by_class[label][torch.from_numpy(self.random.permutation(len(self.by_class[label])))]
+            for label in classes
+        ]
+        return torch.from_numpy(classes), torch.stack([self.features[row[:IMAGES]] for row in rows])
+
+    def accuracy(self, head: Mapping[str, Tensor], classes: Tensor) -> float:
+        """On the test images of these classes."""
+        rows = torch.isin(self.labels[1200:], classes)
+        logits = self.features[1200:][rows] @ head["weight"].T + head["bias"]
+        return float((classes[logits.argmax(1)] == self.labels[1200:][rows]).float().mean())
+
+
+def _heads(support_TCSF: Tensor) -> list[dict[str, Tensor]]:
+    """Softmax regressions, one a task."""
+    labels = torch.arange(CLASSES).repeat_interleave(support_TCSF.shape[2]).expand(len(support_TCSF), -1)
+    tasks = Task(support_TCSF.flatten(1, 2), labels)
+    return train_many(lambda: nn.Linear(FEATURES, CLASSES), tasks, optimizer=HEAD, steps=150)
+
+
+def _logistic(support_CSF: Tensor) -> dict[str, Tensor]:
+    labels = np.repeat(np.arange(CLASSES), SHOTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = LogisticRegressionCV(Cs=(0.01, 0.1, 1, 10), cv=SHOTS, max_iter=200)
+        chosen.fit(support_CSF.flatten(0, 1).numpy(), labels)
+    return {"weight": torch.from_numpy(chosen.coef_).float(), "bias": torch.from_numpy(chosen.intercept_).float()}
+
+
+def _prototypes(support_CSF: Tensor) -> dict[str, Tensor]:
+    """The nearest class mean, as a linear head."""
+    means = support_CSF.mean(1)
+    return {"weight": 2 * means, "bias": -means.square().sum(1)}
+
+
+def _experiment(seed: int, left_out: tuple[int, ...]) -> dict[str, float]:
+    data = _Digits(seed, left_out)
+    supports = torch.stack([data.task(data.known)[1] for _ in range(MEMBERS)])
+    zoo = WeightZoo.from_state_dicts(_heads(supports), support_NCSF=supports[:, :, :20])
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = WeightDiffusion(zoo, OrderedEncoder(FEATURES, CLASSES), shots=SHOTS)
+    model.fit(average=0.999, generator=generator)
+    regression = Hypernetwork(zoo, OrderedEncoder(FEATURES, CLASSES), shots=SHOTS)
+    regression.fit(steps=3000, batch_size=64, generator=generator)
+    gaussian = PrincipalGaussian(zoo)
+    found: dict[str, list[float]] = {}
+    for _ in range(TESTED):
+        classes, support = data.task(data.tested)
+        few = support[:, :SHOTS]
+        other = data.task(data.tested)[1][:, :SHOTS]
+        rows = model.sample_rows(few, 10, generator=generator)
+        heads = {
+            "drawn": zoo.state_dict(rows[0]),
+            "drawn, mean of ten": zoo.state_dict(rows.mean(0)),
+            "drawn, another task's examples": model.sample(other, generator=generator)[0],
+            "hypernetwork": regression.predict(few),
+            "nearest member": nearest(zoo, few),
+            "zoo mean": zoo_mean(zoo),
+            "Gaussian of the zoo": gaussian.sample(1, generator=generator)[0],
+            "5-shot logistic": _logistic(few),
+            "class means": _prototypes(few),
+            "40-shot head": _heads(support[None])[0],
+        }
+        for name, head in heads.items():
+            found.setdefault(name, []).append(data.accuracy(head, classes))
+    return {name: statistics.mean(accuracies) for name, accuracies in found.items()}

@@ -1,0 +1,347 @@
+"""D2NWG: the diffusion, the autoencoders, the conditions, and what is drawn."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError, WeightsmithError
+from weightsmith.predict.d2nwg import (
+    ConvolutionalVAE,
+    Hypernetwork,
+    OrderedEncoder,
+    PrincipalGaussian,
+    SetEncoder,
+    VAELoss,
+    WeightDiffusion,
+    WeightVAE,
+    alignment_loss,
+    d2nwg,
+    ema_decay,
+    memorisation,
+    nearest,
+    select,
+    zoo_mean,
+)
+from weightsmith.predict.d2nwg.autoencoder import Encoded
+from weightsmith.predict.d2nwg.conditions import draw_shots
+from weightsmith.predict.d2nwg.diffusion import NoiseImages
+from weightsmith.predict.zoo import WeightZoo
+
+
+def conditional_zoo(count=64, classes=2, features=3):
+    """Heads whose rows are the class means of their tasks."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(count, classes, features, generator=generator)
+    support = means[:, :, None] + 0.1 * torch.randn(count, classes, 6, features, generator=generator)
+    return WeightZoo.from_state_dicts([{"weight": mean} for mean in means], support_NCSF=support), means
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    zoo, means = conditional_zoo(256)
+    torch.manual_seed(0)
+    model = WeightDiffusion(zoo, OrderedEncoder(3, 2), vae=WeightVAE(6, latent=6, width=64))
+    model.fit(
+        vae_steps=250,
+        steps=400,
+        average=0.98,
+        learning_rate=2e-3,
+        vae_learning_rate=3e-3,
+        batch_size=64,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return model, zoo, means
+
+
+# the diffusion ----------------------------------------------------------------------------------------------------
+
+
+def test_the_variances_are_the_papers():
+    scheduler = WeightDiffusion(conditional_zoo()[0])._scheduler("ddpm")
+    betas, kept = scheduler.betas.double(), scheduler.alphas_cumprod.double()
+    for step, value in ((0, 0.0015), (1, 0.0015065013), (511, 0.0066540718), (1023, 0.0155)):
+        assert float(betas[step]) == pytest.approx(value, rel=1e-5)
+    for step, value in ((0, 0.9985), (511, 0.1443738), (1023, 5.6108e-4)):
+        assert float(kept[step]) == pytest.approx(value, rel=1e-4)
+    assert math.sqrt(kept[1023]) == pytest.approx(0.0236872, rel=1e-4)
+
+
+def test_the_terminal_signal_can_be_taken_away():
+    scheduler = WeightDiffusion(conditional_zoo()[0], zero_terminal_snr=True)._scheduler("ddim")
+    assert float(scheduler.alphas_cumprod[-1]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("time", "of_start", "of_now", "variance"),
+    [(1, 0.50108188, 0.49891784, 7.5218719e-4), (1023, 3.7023800e-4, 0.99221096, None), (0, 1.0, 0.0, 0.0)],
+)
+def test_steps_of_the_posterior(time, of_start, of_now, variance):
+    scheduler = WeightDiffusion(conditional_zoo()[0])._scheduler("ddpm")
+    scheduler.set_timesteps(1024)
+    kept = scheduler.alphas_cumprod[time]
+    start, now = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
+    noise = (now - kept.sqrt() * start) / (1 - kept).sqrt()
+    draws = [
+        scheduler.step(noise, time, now, generator=torch.Generator().manual_seed(i))
+        for i in range(400 if variance else 1)
+    ]
+    found = torch.stack([draw.prev_sample for draw in draws])
+    spread = math.sqrt(variance or 0)
+    if variance is not None:
+        assert float(found.mean()) == pytest.approx(2 * of_start - of_now, abs=1e-5 + 4 * spread / 20)
+    if variance:
+        assert float(found.var()) == pytest.approx(variance, rel=0.3)
+    else:
+        assert float(draws[0].pred_original_sample) == pytest.approx(2.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 20), ("ddim", 1024), ("ddpm", 1024)])
+def test_the_right_noise_leads_to_the_right_latent(sampler, steps):
+    zoo, _ = conditional_zoo()
+    model = WeightDiffusion(zoo)
+    goal = torch.randn(2, model.vae.latent)
+    kept = model._scheduler(sampler).alphas_cumprod
+
+    def oracle(z, time, condition):
+        share = kept[time][:, None]
+        return (z - share.sqrt() * goal) / (1 - share).sqrt()
+
+    model.averaged.network.forward = oracle
+    found = []
+    model.vae.decode = lambda z: found.append(z) or torch.zeros(2, 6)
+    model.sample(count=2, sampler=sampler, steps=steps)
+    torch.testing.assert_close(found[0], goal, atol=2e-4, rtol=0)
+
+
+def test_decays_of_the_running_average():
+    decays = [ema_decay(step) for step in (1, 2, 10, 100, 1000, 10**9)]
+    assert decays == pytest.approx([0.1818182, 0.25, 0.55, 0.9181818, 0.9910891, 0.9999], abs=1e-7)
+
+
+# autoencoders ----------------------------------------------------------------------------------------------------
+
+
+def test_divergence_and_loss_by_hand():
+    assert float(Encoded(torch.ones(1, 1), torch.zeros(1, 1)).kl()) == 0.5
+    assert float(Encoded(torch.zeros(3, 4), torch.zeros(3, 4)).kl()) == 0.0
+    still = Encoded(torch.zeros(1, 1), torch.zeros(1, 1))
+    assert float(VAELoss()(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2), still)) == 501.0
+
+
+def test_the_image_must_hold_the_chunks():
+    vae = ConvolutionalVAE(50, chunks=2, chunk_features=128, image_side=16, channels=(4, 4, 8), latent_channels=4)
+    assert vae.latent == 4 * (16 // 4) ** 2
+    again, code = vae(torch.randn(3, 50))
+    assert again.shape == (3, 50)
+    assert code.mean.shape == (3, vae.latent)
+    with pytest.raises(HyperparameterError, match=r"found 1 \* 100"):
+        ConvolutionalVAE(50, chunk_features=100, image_side=16)
+
+
+def test_both_published_configurations_have_1024_latents():
+    with torch.device("meta"):
+        small = ConvolutionalVAE(2864)
+        large = ConvolutionalVAE(
+            11_220_132, chunks=924, chunk_features=8192, image_channels=462, image_side=128, channels=(64, 64, 64, 128)
+        )
+    assert small.latent == large.latent == 1024
+    assert large.spread.in_features == 12143
+    assert small.spread.weight.numel() * 2 == pytest.approx(23e6, rel=0.03)
+
+
+def test_a_collapsed_autoencoder_stops_the_fit():
+    zoo, _ = conditional_zoo()
+    vae = WeightVAE(6, latent=2)
+    vae.loss = VAELoss(absolute=0.0, squared=1e-6, kl=100.0)
+    with pytest.raises(WeightsmithError, match="the same latent"):
+        WeightDiffusion(zoo, vae=vae).fit(vae_steps=150, steps=1)
+
+
+def test_members_that_lose_their_score_give_a_warning():
+    zoo, _ = conditional_zoo()
+    model = WeightDiffusion(zoo, vae=WeightVAE(6, latent=1))
+    rows = {row.tobytes() for row in zoo.weights_NP}
+    with pytest.warns(UserWarning, match="decoded members keep"):
+        model.fit(
+            vae_steps=100, steps=1, evaluate=lambda state: 1.0 if state["weight"].numpy().tobytes() in rows else 0.5
+        )
+
+
+# conditions ----------------------------------------------------------------------------------------------------
+
+
+def test_order_of_shots_and_classes():
+    support = torch.randn(2, 3, 5, 4)
+    ordered, pooled = OrderedEncoder(4, 3).eval(), SetEncoder(4, out_features=8, class_features=16).eval()
+    for encoder in (ordered, pooled):
+        torch.testing.assert_close(encoder(support), encoder(support.flip(2)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pooled(support), pooled(support.flip(1)), atol=1e-5, rtol=1e-4)
+    by_class = ordered(support).unflatten(1, (3, -1))
+    torch.testing.assert_close(ordered(support.flip(1)).unflatten(1, (3, -1)), by_class.flip(1))
+    assert not torch.allclose(ordered(support), ordered(support.flip(1)))
+
+
+def test_alignment_prefers_the_members_own_task():
+    data = torch.randn(8, 16)
+    assert alignment_loss(data, data, 0.05) < alignment_loss(data, data.roll(1, 0), 0.05) - 1
+    swapped = alignment_loss(data.roll(1, 0), data, 0.05)
+    torch.testing.assert_close(swapped, alignment_loss(data, data.roll(1, 0), 0.05), atol=0.5, rtol=0.2)
+
+
+def test_shots_are_different_examples():
+    support = torch.arange(6.0).reshape(1, 1, 6, 1).expand(4, 2, 6, 1)
+    drawn = draw_shots(support, 5).squeeze(-1)
+    assert all(len(set(row.tolist())) == 5 for row in drawn.flatten(0, 1))
+    assert len({tuple(row.tolist()) for row in drawn.flatten(0, 1)}) > 1
+
+
+# drawing ----------------------------------------------------------------------------------------------------
+
+
+def test_drawn_heads_follow_their_task(learnt):
+    model, zoo, _ = learnt
+    fresh = torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(9))
+    own, other, mean = [], [], []
+    for number, means in enumerate(fresh):
+        support = means[:, None].expand(-1, 5, -1)
+        head = model.sample(support, generator=torch.Generator().manual_seed(number))[0]["weight"]
+        own.append((head - means).norm())
+        other.append((head - fresh[(number + 1) % 20]).norm())
+        mean.append((zoo_mean(zoo)["weight"] - means).norm())
+    assert torch.stack(own).mean() < 0.4 * torch.stack(other).mean()
+    assert torch.stack(own).mean() < 0.6 * torch.stack(mean).mean()
+
+
+def test_latents_are_scaled_to_variance_one_and_the_scale_is_saved(learnt):
+    model, zoo, _ = learnt
+    rows = model._rows(torch.arange(len(zoo)))
+    with torch.no_grad():
+        code = model.vae.encode(rows)
+        spread = (code.sample(torch.randn_like(code.mean)) * model.latent_scale).std()
+    assert float(spread) == pytest.approx(1, abs=0.05)
+    again = WeightDiffusion(zoo, OrderedEncoder(3, 2), vae=WeightVAE(6, latent=6, width=64))
+    again.load_state_dict(model.state_dict())
+    support = torch.randn(2, 5, 3)
+    draw = partial(model.sample_rows, support, 3, generator=torch.Generator().manual_seed(0))
+    expected = draw()
+    found = again.sample_rows(support, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_draws_do_not_depend_on_each_other(learnt, sampler):
+    model, _, _ = learnt
+    support = torch.randn(2, 5, 3)
+    few, many = (
+        model.sample_rows(support, count, sampler=sampler, steps=20, generator=torch.Generator().manual_seed(3))
+        for count in (2, 5)
+    )
+    torch.testing.assert_close(few, many[:2], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(many[0], many[1])
+
+
+def test_no_draws_and_bad_draws(learnt):
+    model, zoo, _ = learnt
+    support = torch.randn(2, 5, 3)
+    assert model.sample(support, 0) == []
+    for change in ({"count": -1}, {"steps": 0}, {"steps": 2000}):
+        with pytest.raises(HyperparameterError):
+            model.sample(support, **change)
+    with pytest.raises(HyperparameterError, match="sampler: found euler"):
+        model._scheduler("euler")
+    for wrong in (torch.randn(3, 5, 3), torch.randn(2, 5, 4), torch.randn(2, 0, 3), None):
+        with pytest.raises(ShapeError, match="support"):
+            model.sample(wrong)
+    with pytest.raises(ShapeError, match="expected none"):
+        WeightDiffusion(zoo).sample(support)
+
+
+def test_what_cannot_be_learnt_is_refused():
+    zoo, _ = conditional_zoo()
+    bare = WeightZoo(zoo.weights_NP, zoo.slots)
+    with pytest.raises(CalibrationError, match="found none"):
+        WeightDiffusion(bare, OrderedEncoder(3, 2))
+    with pytest.raises(CalibrationError, match="found 6, expected 7"):
+        WeightDiffusion(zoo, OrderedEncoder(3, 2), shots=7)
+    with pytest.raises(CalibrationError):
+        nearest(bare, torch.zeros(2, 5, 3))
+    with pytest.raises(CalibrationError):
+        Hypernetwork(bare, OrderedEncoder(3, 2))
+    for change in ({"beta_start": 0.0}, {"beta_end": 1e-4}, {"timesteps": 1}, {"shots": 0}):
+        with pytest.raises(HyperparameterError):
+            WeightDiffusion(zoo, **change)
+    with pytest.raises(HyperparameterError, match="vae_steps"):
+        WeightDiffusion(zoo).fit(vae_steps=0)
+
+
+def test_the_authors_networks_run_end_to_end():
+    zoo = WeightZoo.from_state_dicts([nn.Linear(4, 3).state_dict() for _ in range(8)])
+    vae = ConvolutionalVAE(15, chunk_features=64, image_side=8, channels=(4, 8), latent_channels=4)
+    model = WeightDiffusion(zoo, vae=vae, network=NoiseImages(vae.latent, 0, channels=(8, 8, 8)))
+    model.fit(vae_steps=30, steps=2, batch_size=8)
+    assert model.sample(count=2, steps=2)[0]["weight"].shape == (3, 4)
+    with pytest.raises(HyperparameterError, match="a square"):
+        NoiseImages(60, 0)
+
+
+# baselines, selection, command --------------------------------------------------------------------------------------
+
+
+def test_baselines():
+    zoo, means = conditional_zoo(256)
+    support = means[5][:, None].expand(-1, 5, -1)
+    assert torch.equal(nearest(zoo, support)["weight"], means[5])
+    torch.testing.assert_close(zoo_mean(zoo)["weight"], means.mean(0))
+    torch.manual_seed(0)
+    regression = Hypernetwork(zoo, OrderedEncoder(3, 2)).fit(steps=300, batch_size=64, learning_rate=2e-3)
+    fresh = torch.randn(2, 3)
+    error = (regression.predict(fresh[:, None].expand(-1, 5, -1))["weight"] - fresh).norm()
+    assert error < 0.5 * (means.mean(0) - fresh).norm()
+    drawn = PrincipalGaussian(zoo, 6).sample(4000, generator=torch.Generator().manual_seed(0))
+    rows = torch.stack([state["weight"].flatten() for state in drawn])
+    torch.testing.assert_close(rows.T.cov(), means.flatten(1).T.cov(), atol=0.1, rtol=0.1)
+
+
+def test_selection_gives_the_model_its_weights_back():
+    model = nn.Linear(1, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    drawn = [{"weight": torch.full((1, 1), value)} for value in (1.0, 5.0)]
+    best = select(model, drawn, lambda model: model.weight.item())
+    assert [candidate.score for candidate in best] == [5.0, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        select(model, drawn, lambda model: 1 / 0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_repeated_members_are_told():
+    zoo, _ = conditional_zoo()
+    copies = torch.from_numpy(np.asarray(zoo.weights_NP[:5])) + 1e-4
+    assert memorisation(zoo, copies)["ratio"] < 0.01
+    assert memorisation(zoo, torch.randn(50, 6))["ratio"] > 0.5
+
+
+def test_command_writes_all_or_nothing(tmp_path):
+    zoo, _ = conditional_zoo(16)
+    source = tmp_path / "zoo"
+    zoo.save(source)
+    task = tmp_path / "task.safetensors"
+    save_file({"support": torch.randn(2, 5, 3)}, task)
+    small = {"count": 3, "latent": 2, "vae_steps": 150, "steps": 5, "batch_size": 16}
+    result = d2nwg([source], tmp_path / "new", support=task, **small)
+    rows = [load_file(tmp_path / "new" / f"{name}.safetensors")["weight"] for name in ("0", "1", "2", "mean")]
+    torch.testing.assert_close(torch.stack(rows[:3]).mean(0), rows[3])
+    assert result.totals["members"] == 16
+    with pytest.raises(CalibrationError, match="of the new task: False"):
+        d2nwg([source], tmp_path / "other", **small)
+    with pytest.raises(CalibrationError, match="cannot read the examples"):
+        d2nwg([source], tmp_path / "other", support=source / "manifest.json", **small)
+    with pytest.raises(HyperparameterError, match="one zoo"):
+        d2nwg([source, source], tmp_path / "other", support=task, **small)
+    assert not (tmp_path / "other").exists()
