@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -97,25 +98,21 @@ def measure(folder: Path, mergekit: str | None, rounds: int, store: bool) -> Non
     if mergekit:
         workers["mergekit"] = Worker(mergekit, MERGEKIT, base, tuned, folder / "theirs")
 
-    def fresh(worker: Worker) -> None:
-        worker()
-        os.rename(worker.out, folder / f"old-{worker.out.name}-{len(os.listdir(folder))}")
-
     def copy() -> None:
         shutil.copyfile(weights, copied)
         with open(copied, "rb+") as file:
             os.fsync(file.fileno())
 
-    seconds: dict[str, list[float]] = {}
+    arms: dict[str, Callable[[], None]] = {**workers, "copy of one": copy}
+    outputs = {name: worker.out for name, worker in workers.items()} | {"copy of one": copied}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(rounds):
-        arms = {name: (lambda worker=worker: fresh(worker)) for name, worker in workers.items()}
-        for name, timing in alternate({**arms, "copy of one": copy}, rounds=1, warmup=0).items():
-            seconds.setdefault(name, []).extend(timing.seconds)
-        if mergekit and number == 0:
-            check_equal(*(next(folder.glob(f"old-{name}-*")) for name in ("ours", "theirs")))
-        for old in folder.glob("old-*"):  # outside of the clock
-            shutil.rmtree(old)
-        copied.unlink()
+        for name in list(arms) if number % 2 == 0 else reversed(list(arms)):
+            delete(outputs[name])
+            os.sync()  # what the arm before left to be written is none of this one's business
+            seconds[name] += alternate({name: arms[name]}, rounds=1, warmup=0)[name].seconds
+    if mergekit:
+        check_equal(outputs["weightsmith"], outputs["mergekit"])
     timings = {name: Timing(tuple(values)) for name, values in seconds.items()}
     size = weights.stat().st_size
     rows = [
@@ -140,6 +137,11 @@ def measure(folder: Path, mergekit: str | None, rounds: int, store: bool) -> Non
         peak_memory_mergekit=workers["mergekit"].peak if mergekit else None,
         checkpoint_bytes=size,
     )
+
+
+def delete(path: Path) -> None:
+    """Delete a file or folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def make_llama(path: Path, seed: int) -> None:

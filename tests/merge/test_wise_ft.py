@@ -24,6 +24,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.merge import ZeroShotHead
+from weightsmith.merge.diagnosis import calibration_error, diagnose
 from weightsmith.merge.fisher import diagonal_fisher, fisher, fisher_average
 from weightsmith.merge.sweep import logits_along_line, sweep
 from weightsmith.merge.wise_ft import interpolate, scale_adapter, wise_ft
@@ -207,17 +208,22 @@ def test_the_sweep_measures_each_average_and_leaves_the_model_at_alpha():
     start = {name: value.clone() for name, value in model.state_dict().items()}
     y, alphas = torch.randint(4, (300,), generator=torch.Generator().manual_seed(0)), (0.0, 0.25, 1.0)
     result = sweep(model, samples_of(x, y), samples_of(x + 1, y), tuned=tuned, alphas=alphas, alpha=0.25, batch_size=64)
-    for row, alpha in zip(result.layers, alphas, strict=True):
-        merged = tiny("mlp")[0]
-        merged.load_state_dict(interpolate(start, tuned.state_dict(), alpha))
-        for name, inputs in (("in_domain", x), ("shifted", x + 1)):
-            right = (merged(inputs).argmax(1) == y).double().mean().item()
-            assert row[f"{name} accuracy"] == pytest.approx(right)
-            if alpha == 0.25:
-                assert result.totals[f"{name}_accuracy_averaged"] == pytest.approx(right)
+    for name, inputs in (("in_domain", x), ("shifted", x + 1)):
+        logits = logits_along_line(tiny("mlp")[0], start, tuned.state_dict(), (*alphas, 0.25), inputs)
+        for row, each in zip(result.layers[:3], logits[:3], strict=True):
+            assert row[f"{name} accuracy"] == pytest.approx((each.argmax(1) == y).double().mean().item())
+            assert row[f"{name} calibration error"] == pytest.approx(calibration_error(each, y), abs=1e-6)
+        told = diagnose(logits[0], logits[2], logits[3], y)
+        for row, kind in zip(result.layers[3:], ("probabilities", "logits"), strict=True):
+            assert row["layer"] == f"mean of {kind}"
+            assert row[f"{name} accuracy"] == pytest.approx(told[f"accuracy_ensemble_of_{kind}"])
+        found = [result.totals[f"{name}_{key}"] for key in ("repaired", "broken", "confidence_ratio")]
+        assert found == pytest.approx(
+            [told[key] for key in ("repaired_FFT", "broken_TTF", "confidence_ratio")], rel=1e-5
+        )
     expected = interpolate(start, tuned.state_dict(), 0.25)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    assert result.curves["shifted accuracy"] == [row["shifted accuracy"] for row in result.layers]
+    assert result.curves["shifted accuracy"] == [row["shifted accuracy"] for row in result.layers[:3]]
 
 
 def test_all_averages_in_one_pass_give_the_outputs_of_each():
@@ -265,5 +271,6 @@ def test_the_sweep_refuses_what_it_cannot_measure():
             sweep(model, data, bad, tuned=nn.Linear(2, 2))
     with pytest.raises(ShapeError):
         sweep(model, data, data, tuned=nn.Linear(2, 3))
-    with pytest.raises(HyperparameterError):
-        sweep(model, data, data, tuned=nn.Linear(2, 2), batch_size=0)
+    for wrong in ({"batch_size": 0}, {"alphas": ()}, {"alpha": float("nan")}):
+        with pytest.raises(HyperparameterError):
+            sweep(model, data, data, tuned=nn.Linear(2, 2), **wrong)

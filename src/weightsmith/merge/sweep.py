@@ -19,7 +19,13 @@ from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
-from weightsmith.merge.diagnosis import UNBALANCED, diagnose
+from weightsmith.merge.diagnosis import (
+    UNBALANCED,
+    calibration_error,
+    confidence_ratio,
+    output_ensemble,
+    transitions,
+)
 from weightsmith.merge.wise_ft import check_alpha, interpolate
 
 __all__ = ["logits_along_line", "sweep"]
@@ -62,7 +68,9 @@ def sweep(
     Returns
     -------
     Result
-        A row for each alpha, the two curves, and the diagnosis at ``alpha`` as ``in_domain_...`` and ``shifted_...``.
+        A row for each alpha and for the means of the two networks' outputs, the rows' curves over alpha, and of each
+        set of data the shares of errors that the average at ``alpha`` repairs (both parents are wrong) and makes
+        (both are right), and how many times louder the fine-tuned network votes.
 
     Raises
     ------
@@ -71,7 +79,7 @@ def sweep(
     ShapeError
         If the two networks differ; nothing is changed.
     HyperparameterError
-        If an alpha is not finite, or ``batch_size`` below one.
+        If there is no alpha, one is not finite, or ``batch_size`` is below one.
 
     Examples
     --------
@@ -79,8 +87,11 @@ def sweep(
     >>> samples = [{"x": torch.rand(2), "labels": torch.tensor(0)} for _ in range(8)]
     >>> result = sweep(base, samples, samples, tuned=tuned, alphas=(0.0, 1.0))
     >>> [row["layer"] for row in result.layers]
-    ['alpha 0 %', 'alpha 100 %']
+    ['alpha 0 %', 'alpha 100 %', 'mean of probabilities', 'mean of logits']
     """
+    alphas = list(dict.fromkeys(alphas))
+    if not alphas:
+        raise HyperparameterError("alphas", found="none", expected="at least one")
     for value in (*alphas, alpha):
         check_alpha("alpha", value)
     if batch_size < 1:
@@ -92,19 +103,31 @@ def sweep(
     with record("sweep", alphas=list(alphas), alpha=alpha) as result, evaluation_mode(model), torch.no_grad():
         for value in track(walk, "averages", total=len(alphas) + 2):
             seen[value] = {name: _outputs(model, parts) for name, parts in batches.items()}
+        rows: dict[str, dict[str, float]] = {f"alpha {100 * value:g} %": {} for value in alphas}
         for name, parts in batches.items():
-            pre, last, averaged = (seen[value][name] for value in (0.0, 1.0, alpha))
-            if averaged.ndim == 0:
-                result.curves[f"{name} loss"] = [seen[value][name].item() for value in alphas]
+            if seen[alpha][name].ndim == 0:
+                for row, value in zip(rows.values(), alphas, strict=True):
+                    row[f"{name} loss"] = seen[value][name].item()
                 continue
             labels = torch.cat([batch["labels"] for batch in parts])
-            result.curves[f"{name} accuracy"] = [
-                (seen[value][name].argmax(1) == labels).double().mean().item() for value in alphas
-            ]
-            diagnosis = diagnose(pre, last, averaged, labels)
-            result.totals |= {f"{name}_{measure}": number for measure, number in diagnosis.items()}
-        for row, value in enumerate(alphas):
-            result.layer(f"alpha {100 * value:g} %", **{name: curve[row] for name, curve in result.curves.items()})
+            pre, last, averaged = (seen[value][name] for value in (0.0, 1.0, alpha))
+            outputs = [seen[value][name] for value in alphas]
+            for kind, logits in output_ensemble(pre, last).items():
+                rows.setdefault(f"mean of {kind}", {})
+                outputs.append(logits)
+            for row, logits in zip(rows.values(), outputs, strict=True):
+                row[f"{name} accuracy"] = (logits.argmax(1) == labels).double().mean().item()
+                row[f"{name} calibration error"] = calibration_error(logits, labels)
+            moves = transitions(pre, last, averaged, labels)
+            result.totals |= {
+                f"{name}_repaired": moves["FFT"],
+                f"{name}_broken": moves["TTF"],
+                f"{name}_confidence_ratio": confidence_ratio(pre, last),
+            }
+        for who, row in rows.items():
+            result.layer(who, **row)
+        for measure in [name for name in result.layers[0] if name != "layer"]:
+            result.curves[measure] = [row[measure] for row in result.layers[: len(alphas)]]
         put_on_line(model, model.state_dict(), end, alpha)
         ratio = result.totals.get("shifted_confidence_ratio", 1.0)
         if ratio > UNBALANCED:
