@@ -14,6 +14,8 @@ from models import tiny, write_tiny_llama
 from processes import two_processes
 from weightsmith.cli.adaptor import make_command
 from weightsmith.core.checkpoint import load_model
+from weightsmith.core.disk import on_disk
+from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.grow.depth import expand, find_stack
 from weightsmith.grow.learngene import Learngene, learngene, share_stages
 from weightsmith.grow.linear_expansion import LinearExpansion
@@ -34,6 +36,16 @@ def test_expand_from_the_shell(tmp_path):
     model = load_model(folder / "out")
     assert len(find_stack(model)) == 5
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_model_on_disk_is_refused(tmp_path):
+    folder = write_tiny_llama(tmp_path, rows=2, tokens=12)
+    with (
+        pytest.raises(UnsupportedModelError, match="without --stream"),
+        on_disk(folder / "tiny", folder / "out") as model,
+    ):
+        expand(model, depth=5)
+    assert not (folder / "out").exists()
 
 
 def test_learngene_and_then_expand_from_the_shell(tmp_path):

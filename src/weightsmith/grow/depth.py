@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from weightsmith.core.disk import disk_of
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.layers import find_layers, get_module
 from weightsmith.core.results import Result, record
@@ -96,7 +97,8 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
     LayerNotFoundError
         If there is no such list, or, without ``path``, not exactly one.
     UnsupportedModelError
-        If blocks of the row differ in class, shape or meaning; the message names two and the difference.
+        If blocks of the row differ in class, shape or meaning; the message names two and the difference. Or if the
+        model's weights are on disk.
 
     Examples
     --------
@@ -104,6 +106,10 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
     >>> stack.path, len(stack)
     ('body', 2)
     """
+    if disk_of(model) is not None:
+        raise UnsupportedModelError(
+            "a model on disk cannot change its number of blocks", do="Load it whole, without --stream."
+        )
     if path is None:
         path = _only_list(model)
     parsed = re.fullmatch(r"([^\[\]]*)(?:\[(-?\d*):(-?\d*)\])?", path)
