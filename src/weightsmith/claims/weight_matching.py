@@ -152,8 +152,8 @@ TRANSFORMER = Claim(
 
 FIRST = {
     "transformer": (
-        "On seeds 0 to 2 weight matching was ahead of plain averaging by .52 +- .31, the margin of .25 not reached; the "
-        "same declaration is judged on seeds that were not used."
+        "On seeds 0 to 2 weight matching was ahead of plain averaging by .52 +- .31, the margin of .25 not reached; "
+        "the same declaration is judged on seeds that were not used."
     ),
     "batch-norm": (
         "On seeds 0 to 4 matching held, and re-estimation was ahead by .046 +- .056, which five seeds do not tell from "
