@@ -1,7 +1,7 @@
 """How much faster is a zoo of small networks trained at once than one by one?
 
 200 multilayer perceptrons (32-32-5) on tasks of 200 samples, 50 Adam steps, one thread; beside them linear heads. Both
-arms take the same steps and end at the same weights. Goal: 3 times. The limit is the products' operations at the
+arms take the same steps; of perceptrons Adam magnifies the rounding. Goal: 3 times. The limit is the operations at the
 machine's rate, over what one by one takes.
 """
 

@@ -122,7 +122,7 @@ def commands(verb: str | None = None) -> dict[str, Method]:
     Examples
     --------
     >>> sorted(commands("predict"))
-    ['know']
+    ['d2nwg', 'know']
     """
     return {name: m for m in METHODS for name, command in m.commands.items() if verb in (None, command.verb)}
 
@@ -214,7 +214,13 @@ METHODS: tuple[Method, ...] = (
         paper="Diffusion-Based Neural Network Weights Generation",
         year=2024,
         reference="arXiv:2402.18153",
-        claim="Generated heads beat the zoo's mean and a shuffled condition on unseen class subsets",
+        claim="Drawn heads work for new sets of known classes, not for new classes; plain regression does as well",
+        commands={
+            "d2nwg": Command(
+                "weightsmith.predict.d2nwg:d2nwg", "Draw weights for a new task from a zoo of trained networks"
+            )
+        },
+        classes=("weightsmith.predict.d2nwg:WeightDiffusion", "weightsmith.predict.zoo:WeightZoo"),
     ),
     Method(
         slug="learngene-sws",
@@ -224,7 +230,19 @@ METHODS: tuple[Method, ...] = (
         paper="Exploring Learngene via Stage-wise Weight Sharing for Initializing Variable-sized Models",
         year=2024,
         reference="arXiv:2404.16897",
-        claim="Descendants unrolled from shared stages start and end above random and unshared initialisation",
+        claim="Shared blocks unroll beyond their depth better than unshared ones; one shared block does as well",
+        commands={
+            "learngene": Command(
+                "weightsmith.grow.learngene:learngene", "Distil into a few shared blocks that unroll to any depth"
+            ),
+            "expand": Command(
+                "weightsmith.grow.depth:expand", "Give a model any number of blocks, each a copy of its own"
+            ),
+        },
+        classes=(
+            "weightsmith.grow.learngene:Learngene",
+            "weightsmith.grow.linear_expansion:LinearExpansion",
+        ),
     ),
     Method(
         slug="mixturegrowth",
@@ -234,7 +252,14 @@ METHODS: tuple[Method, ...] = (
         paper="MixtureGrowth: Growing Neural Networks by Recombining Learned Parameters",
         year=2023,
         reference="arXiv:2311.04251",
-        claim="At equal cost a grown network beats Net2Net and is within a point of training from scratch",
+        claim="At equal cost grown networks, Net2Net and training from scratch end within a point of each other",
+        commands={
+            "mixture-growth": Command(
+                "weightsmith.grow.mixture_growth:mixture_growth",
+                "Double the inner width of a transformer's MLPs from two members",
+            ),
+        },
+        classes=("weightsmith.grow.mixture_growth:MixtureGrowth",),
     ),
     Method(
         slug="bang",

@@ -348,7 +348,7 @@ def retention(gene: Learngene, evaluate: Callable[[nn.Module], float], depths: I
     >>> [row["retention"] for row in retention(gene, score, [1, 2, 3]).layers]
     [2.0, 1.0, 0.5]
     """
-    with record("learngene-sws", stages=list(gene.plan.stages)) as result, evaluation_mode(gene.model):
+    with record("learngene", stages=list(gene.plan.stages)) as result, evaluation_mode(gene.model):
         shared = float(evaluate(gene.model))
         for depth in depths:
             score = float(evaluate(gene.expand(depth)))
@@ -451,7 +451,7 @@ def learngene(
         "tau": tau,
         "learning_rate": learning_rate,
     }
-    with record("learngene-sws", epochs=epochs, tune_epochs=tune_epochs, batch_size=batch_size, **hyper) as result:
+    with record("learngene", epochs=epochs, tune_epochs=tune_epochs, batch_size=batch_size, **hyper) as result:
         shared, seed = copy.deepcopy(model), draw_seed(generator)
         gene = Learngene(shared, share_stages(shared, sizes, stack=stack))
         settings: dict[str, Any] = {"weight_decay": weight_decay, "batch_size": batch_size, "seed": seed}

@@ -424,7 +424,7 @@ def mixture_growth(
     field, width = _inner_width(model)
     hyper: dict[str, Any] = {"init": init, "scale": scale, "templates": templates}
     rates: dict[str, Any] = {"member_rate": member_rate, "grown_rate": grown_rate, "batch_size": batch_size}
-    with record("mixturegrowth", member_epochs=member_epochs, epochs=epochs, **rates, **hyper) as result:
+    with record("mixture-growth", member_epochs=member_epochs, epochs=epochs, **rates, **hyper) as result:
 
         def make_model(inner: int) -> nn.Module:
             config = copy.deepcopy(model.config)
