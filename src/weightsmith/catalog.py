@@ -280,6 +280,17 @@ METHODS: tuple[Method, ...] = (
         year=2024,
         reference="arXiv:2402.04051",
         claim="Matching takes most of the loss barrier between two independently trained networks away",
+        commands={
+            "weight-matching": Command(
+                "weightsmith.merge.weight_matching:weight_matching",
+                "Put another network's units in this one's order and average the two",
+            ),
+            "mode-connectivity": Command(
+                "weightsmith.analyze.mode_connectivity:mode_connectivity",
+                "Compare two networks' weights: distance, alignment, spectra by layer",
+            ),
+        },
+        classes=("weightsmith.merge.weight_matching:PermutationSpec",),
     ),
     Method(
         slug="bone",

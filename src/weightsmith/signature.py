@@ -9,7 +9,8 @@ A method says everything once, in its own signature. Some parameters have a fixe
 ``checkpoints``  paths of saved weights to read
 ``out``          path to write
 ``generator``    source of randomness; from outside it is a seed
-``teacher``      another network; from outside it is named as the model is
+``teacher``,     another network; from outside it is named as the model is
+``other``
 ===============  ====================================================================================
 
 The rest are hyper-parameters, and each that can be written as text (numbers, words, choices, lists of these) becomes
@@ -47,7 +48,7 @@ REQUIRED = Required()
 """Default of a field that has none."""
 
 ROLES = ("model", "calibration", "training", "checkpoints", "out", "generator")
-MODEL_FIELDS = ("teacher",)
+MODEL_FIELDS = ("teacher", "other")
 """Fields written as a folder, a hub id or ``embedded:NAME``, and opened when the method is called."""
 ATOMS = (int, float, bool, str, Path, type(None))
 

@@ -14,7 +14,7 @@ from models import write_tiny_llama
 from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
 from weightsmith.core.checkpoint import load_model
-from weightsmith.signature import read
+from weightsmith.signature import MODEL_FIELDS, read
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
 TRANSFORMS = {
@@ -39,8 +39,8 @@ def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
     for role in ("calibration", "training"):
         if role in signature.roles:
             line += [f"--{role}", str(folder / "inputs.safetensors")]
-    if "teacher" in signature.fields:
-        line += ["--teacher", str(folder / "tiny")]
+    for field in signature.fields.keys() & set(MODEL_FIELDS):
+        line += [f"--{field}", str(folder / "tiny")]
     line += SMALL.get(name, [])
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output + str(done.exception)
@@ -59,6 +59,8 @@ def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
 def test_a_measure_reads_a_folder_and_changes_nothing(folder, tmp_path, name):
     before = (folder / "tiny" / "model.safetensors").read_bytes()
     line = [catalog.find(name).commands[name].verb, name, str(folder / "tiny"), "--json", str(tmp_path / "r.json")]
+    for field in SIGNATURES[name].fields.keys() & set(MODEL_FIELDS):
+        line += [f"--{field}", str(folder / "tiny")]
     done = CliRunner().invoke(app, [*line, "--report", str(tmp_path / "r.html")])
     assert done.exit_code == 0, done.output + str(done.exception)
     assert json.loads((tmp_path / "r.json").read_text())["layers"]
