@@ -39,7 +39,7 @@ def draw(seed, dtype=torch.float32):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Tensors of the tests span several chunks."""
-    monkeypatch.setattr(engine, "CHUNK", 100)
+    monkeypatch.setattr(engine, "CHUNK", 400)
 
 
 def save(folder, states):

@@ -44,8 +44,8 @@ Pass: TypeAlias = Callable[[], Iterator[list[Tensor]]]
 Rule: TypeAlias = Callable[[Pass], Combine]
 """A way to merge: told of each tensor, how its chunks are combined."""
 
-CHUNK = 2**19
-"""Weights a chunk; the buffers of all workers together fit the processor's cache."""
+CHUNK = 2**21
+"""Bytes a chunk: larger ones leave the processor's cache, smaller ones have the workers wait for each other."""
 
 WORKERS = max(2, min(4, os.cpu_count() or 1))
 """Each reads, computes and writes; more than the disk serves at a time bring nothing."""
@@ -185,6 +185,7 @@ def merge_folders(
 def _workers() -> Iterator[ThreadPoolExecutor]:
     """Threads that compute on one core each: torch's own threads would wait for each other at every chunk."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
@@ -203,9 +204,8 @@ def _jobs(
         else:
             sources = [*readers, *scales]
             combine = rule(lambda sources=sources, name=name: _pass(sources, name))  # type: ignore[misc]
-        count = torch.Size(spec.shape).numel()
-        for begin in range(0, count, CHUNK):
-            yield _Job(name, begin, min(begin + CHUNK, count), sources, combine, writer, name not in kept)
+        for begin, end in _ranges(spec):
+            yield _Job(name, begin, end, sources, combine, writer, name not in kept)
         writer.finish(name)
 
 
@@ -246,9 +246,19 @@ def _drain(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], None]]) -> None
 
 
 def _pass(sources: Sequence[_Chunks], name: str) -> Iterator[list[Tensor]]:
-    count = torch.Size(sources[0].specs[name].shape).numel()
-    for begin in range(0, count, CHUNK):
-        yield [source.read(name, begin, min(begin + CHUNK, count)) for source in sources]
+    for begin, end in _ranges(sources[0].specs[name]):
+        yield [source.read(name, begin, end) for source in sources]
+
+
+def _ranges(spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    """First and last element of each chunk of a tensor.
+
+    >>> list(_ranges(TensorSpec(torch.float32, (2**10, 2**10))))
+    [(0, 524288), (524288, 1048576)]
+    """
+    count, step = torch.Size(spec.shape).numel(), CHUNK // spec.dtype.itemsize
+    for begin in range(0, count, step):
+        yield begin, min(begin + step, count)
 
 
 def _last(parts: Sequence[Tensor], out: Tensor) -> None:
@@ -263,7 +273,7 @@ class _Buffers(threading.local):
     def chunk(self, dtype: torch.dtype, count: int) -> Tensor:
         size = count * dtype.itemsize
         if self.memory.numel() < size:
-            self.memory = torch.empty(max(size, CHUNK * dtype.itemsize), dtype=torch.uint8)
+            self.memory = torch.empty(max(size, CHUNK), dtype=torch.uint8)
         return self.memory[:size].view(dtype)
 
 
