@@ -21,19 +21,25 @@ from harness import Timing, alternate, finish, parser, print_table, ratio
 
 from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
 
+PEAK = """
+def peak():  # of this program alone: what getrusage tells includes the process that started it
+    with open("/proc/self/status") as status:
+        return next(line.split()[1] for line in status if line.startswith("VmHWM"))
+"""
+
 OURS = """
-import resource, sys
+import sys
 from pathlib import Path
 from weightsmith.merge.wise_ft import wise_ft
 print(flush=True)
 for _ in sys.stdin:
     base, tuned, out = map(Path, sys.argv[1:])
     wise_ft([base, tuned], out)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+    print(peak(), flush=True)
 """
 
 MERGEKIT = """
-import resource, sys
+import sys
 import mergekit, torch, yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
@@ -49,7 +55,7 @@ for _ in sys.stdin:
     }
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
     run_merge(MergeConfiguration.model_validate(config), out, options)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=real, flush=True)
+    print(peak(), file=real, flush=True)
 """
 
 
@@ -58,7 +64,7 @@ class Worker:
 
     def __init__(self, python: str, script: str, base: Path, tuned: Path, out: Path) -> None:
         self.out, self.peak = out, 0
-        arguments = [python, "-c", script, str(base), str(tuned), str(out)]
+        arguments = [python, "-c", PEAK + script, str(base), str(tuned), str(out)]
         self.process = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
