@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -65,3 +68,13 @@ html_theme_options = {
     "pygments_light_style": "friendly",
     "pygments_dark_style": "monokai",
 }
+
+
+def skip(app: Any, what: str, name: str, member: Any, skipped: bool, options: Any) -> bool | None:
+    """Leave out what scikit-learn adds to estimators, and aliases of types, which have no signature to show."""
+    return True if re.fullmatch(r"set_\w+_request", name) or isinstance(member, types.GenericAlias) else None
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-skip-member", skip)

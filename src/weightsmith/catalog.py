@@ -269,7 +269,37 @@ METHODS: tuple[Method, ...] = (
         paper="Spurious Feature Diversification Improves Out-of-distribution Generalization",
         year=2023,
         reference="arXiv:2309.17230",
-        claim="The average beats both parents under corruption, and balanced confidence does not hurt it",
+        claim="Smoothing during fine-tuning adds a point to the average under corruption; a smaller alpha does too",
+        commands={
+            "wise-ft": Command(
+                "weightsmith.merge.wise_ft:wise_ft", "Average a pretrained and a fine-tuned checkpoint on disk"
+            ),
+            "scale-adapter": Command(
+                "weightsmith.merge.wise_ft:scale_adapter",
+                "Average a LoRA-tuned network with its base: the adapter alone, scaled",
+            ),
+            "soup": Command(
+                "weightsmith.merge.arithmetic:soup", "Average checkpoints on disk: the uniform soup, or a weighted one"
+            ),
+            "task-arithmetic": Command(
+                "weightsmith.merge.arithmetic:task_arithmetic", "Add what each fine-tuning changed to the base network"
+            ),
+            "slerp": Command(
+                "weightsmith.merge.arithmetic:slerp",
+                "Interpolate two checkpoints along the arc between their directions",
+            ),
+            "fisher": Command(
+                "weightsmith.merge.fisher:fisher",
+                "Average two checkpoints by how much predictions depend on each weight",
+            ),
+            "bang": Command(
+                "weightsmith.merge.bang:bang", "Fine-tune with mixup and smoothed labels, then average with the start"
+            ),
+            "sweep": Command(
+                "weightsmith.merge.sweep:sweep", "Measure every average of two networks, at home and on drifted data"
+            ),
+        },
+        classes=("weightsmith.merge.bang:MixupCollator", "weightsmith.merge.zero_shot:ZeroShotHead"),
     ),
     Method(
         slug="weight-matching",

@@ -6,11 +6,14 @@ A method says everything once, in its own signature. Some parameters have a fixe
 ``model``        the network to change, in place
 ``calibration``  batches of inputs
 ``training``     samples to train on
+``in_domain``    held-out samples like those a network was tuned on
+``shifted``      held-out samples that drifted from them
 ``checkpoints``  paths of saved weights to read
 ``out``          path to write
 ``generator``    source of randomness; from outside it is a seed
 ``teacher``,     another network; from outside it is named as the model is
-``other``
+``other``,
+``tuned``
 ===============  ====================================================================================
 
 The rest are hyper-parameters, and each that can be written as text (numbers, words, choices, lists of these) becomes
@@ -34,7 +37,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
-__all__ = ["MODEL_FIELDS", "REQUIRED", "Field", "Signature", "YamlLoader", "read"]
+__all__ = ["MODEL_FIELDS", "REQUIRED", "SAMPLES", "Field", "Signature", "YamlLoader", "read"]
 
 
 class Required:
@@ -47,8 +50,9 @@ class Required:
 REQUIRED = Required()
 """Default of a field that has none."""
 
-ROLES = ("model", "calibration", "training", "checkpoints", "out", "generator")
-MODEL_FIELDS = ("teacher", "other")
+SAMPLES = ("training", "in_domain", "shifted")
+ROLES = ("model", "calibration", *SAMPLES, "checkpoints", "out", "generator")
+MODEL_FIELDS = ("teacher", "other", "tuned")
 """Fields written as a folder, a hub id or ``embedded:NAME``, and opened when the method is called."""
 ATOMS = (int, float, bool, str, Path, type(None))
 

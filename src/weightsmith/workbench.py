@@ -26,7 +26,7 @@ from weightsmith.core.results import Result
 from weightsmith.core.streaming import Batches
 from weightsmith.core.text import read_text, token_ids, token_windows
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
-from weightsmith.signature import MODEL_FIELDS, Signature
+from weightsmith.signature import MODEL_FIELDS, SAMPLES, Signature
 from weightsmith.sparsify.compressed import save_compressed
 
 __all__ = ["Data", "Evaluation", "Source", "Training", "Workbench", "run_on_disk", "to_device"]
@@ -96,12 +96,16 @@ class Data(_Part):
         What transforms look at.
     training : Training
         What methods that train read.
+    in_domain, shifted : Training
+        Held-out samples like those a network was tuned on, and drifted ones.
     evaluation : Evaluation
         What the model is measured on.
     """
 
     calibration: Source = Source()
     training: Training = Training()
+    in_domain: Training = Training()
+    shifted: Training = Training()
     evaluation: Evaluation = Evaluation()
 
 
@@ -166,8 +170,8 @@ class Workbench:
             roles["generator"] = torch.Generator().manual_seed(self.seed)
         if "calibration" in signature.roles:
             roles["calibration"] = self.batches()
-        if "training" in signature.roles:
-            roles["training"] = self.samples()
+        for name in signature.roles.keys() & set(SAMPLES):
+            roles[name] = self.samples(name)
         device = next((parameter.device for parameter in self.opened.model.parameters()), "cpu")
         others = {name: open_model(hyper[name]).model.to(device) for name in MODEL_FIELDS if name in hyper}
         result: Result = signature.function(**roles, **{**hyper, **others})
@@ -191,15 +195,15 @@ class Workbench:
             return [dict(zip(columns, parts, strict=True)) for parts in zip(*batches, strict=True)]
         return self._windows(source, BATCH_SIZE)
 
-    def samples(self) -> Samples:
-        """Return the training samples; tokens without labels are their own.
+    def samples(self, role: str = "training") -> Samples:
+        """Return samples to train on or to measure; tokens without labels are their own.
 
         Raises
         ------
         CalibrationError
             As :meth:`batches`; or if the file of tensors has only one.
         """
-        source = self.data.training
+        source: Training = getattr(self.data, role)
         if source.file is not None and source.file.endswith(".safetensors"):
             columns = _columns(source.file, source.samples)
             if "input_ids" in columns:

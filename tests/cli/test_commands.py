@@ -14,7 +14,7 @@ from models import write_tiny_llama
 from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
 from weightsmith.core.checkpoint import load_model
-from weightsmith.signature import MODEL_FIELDS, read
+from weightsmith.signature import MODEL_FIELDS, SAMPLES, read
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
 TRANSFORMS = {
@@ -36,9 +36,9 @@ def folder(tmp_path_factory):
 def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
     line = [TRANSFORMS[name], name, str(folder / "tiny"), str(tmp_path / "out"), "--json", str(tmp_path / "r.json")]
     signature = SIGNATURES[name]
-    for role in ("calibration", "training"):
+    for role in ("calibration", *SAMPLES):
         if role in signature.roles:
-            line += [f"--{role}", str(folder / "inputs.safetensors")]
+            line += [f"--{role.replace('_', '-')}", str(folder / "inputs.safetensors")]
     for field in signature.fields.keys() & set(MODEL_FIELDS):
         line += [f"--{field}", str(folder / "tiny")]
     line += SMALL.get(name, [])

@@ -17,7 +17,7 @@ from weightsmith.core.checkpoint import check_output
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result
 from weightsmith.embedded import open_model
-from weightsmith.signature import REQUIRED, Field, Signature
+from weightsmith.signature import REQUIRED, SAMPLES, Field, Signature
 from weightsmith.workbench import Data, Source, Training, Workbench, run_on_disk, to_device
 
 __all__ = ["make_command"]
@@ -84,9 +84,11 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
     ]
     if "calibration" in signature.roles:
         parameters += _source("calibration", Source(), "Text, or .safetensors with inputs; else embedded text.")
+    for name in SAMPLES:
+        if name in signature.roles:
+            what = "Text, .csv with text and label, or .safetensors with inputs and labels; else embedded text."
+            parameters += _source(name, Training(), what)
     if "training" in signature.roles:
-        what = "Text, .csv with text and label, or .safetensors with inputs and labels; else embedded text."
-        parameters += _source("training", Training(), what)
         what = "Text on which the model should not become worse."
         parameters.append(_parameter("control", str | None, typer.Option(help=what, rich_help_panel=DATA), None))
     overwrite = typer.Option("--overwrite", help="Replace what is at OUT.", rich_help_panel=OUTPUT)
@@ -110,8 +112,8 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
         _parameter("overwrite", bool, overwrite, False),
         _parameter("compressed", bool, compressed, False),
-        # what trains goes over the whole model many times
-        *([] if "training" in signature.roles else [_parameter("stream", bool, stream, False)]),
+        # what trains or measures goes over the whole model many times
+        *([] if signature.roles.keys() & set(SAMPLES) else [_parameter("stream", bool, stream, False)]),
         *_REPORTS,
     ]
 
@@ -152,7 +154,7 @@ def _transform(
     check_output(out, overwrite=overwrite)
     parts = {
         name: {"file": sources[name], "samples": sources[f"{name}_samples"], "length": sources[f"{name}_length"]}
-        for name in ("calibration", "training")
+        for name in ("calibration", *SAMPLES)
         if name in sources
     }
     data = Data.model_validate({**parts, "evaluation": {"file": evaluation, "control": control, "speed": speed}})
@@ -214,7 +216,7 @@ def _metavar(field: Field) -> str:
 
 def _default(field: Field) -> Any:
     """The field's default as Typer shows it."""
-    if field.default is None or _plain_type(field) is not None:
+    if field.default in (None, REQUIRED) or _plain_type(field) is not None:
         return field.default
     if not field.many:
         return str(field.default)

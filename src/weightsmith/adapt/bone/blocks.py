@@ -39,14 +39,14 @@ def apply_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "
 
     Parameters
     ----------
-    weight : Tensor of shape (*batch, out, in)
+    weight : Tensor of shape (..., out, in)
         The weights; leading dimensions are experts or groups of a convolution, each with blocks of its own.
     block_GRR : Tensor of shape (batch * ceil(out / R), R, R)
         The blocks.
 
     Returns
     -------
-    Tensor of shape (*batch, out, in)
+    Tensor of shape (..., out, in)
         A new weight, in the wider of both types, float32 at least.
 
     Examples
@@ -91,14 +91,14 @@ def apply_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "
 
     Parameters
     ----------
-    weight : Tensor of shape (*batch, out, in)
+    weight : Tensor of shape (..., out, in)
         The weights.
     shard_RM : Tensor of shape (R, M)
         ``M`` is the number of all outputs, or divides it.
 
     Returns
     -------
-    Tensor of shape (*batch, out, in)
+    Tensor of shape (..., out, in)
         A new weight, in the wider of both types, float32 at least.
 
     Examples

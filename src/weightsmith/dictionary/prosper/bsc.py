@@ -70,7 +70,7 @@ class BSC(LinearEM):
         Standard deviation of the noise.
     offset_ : ndarray of shape (n_features,)
         Zero unless ``fit_offset``.
-    lower_bound_curve_ : ndarray of shape (n_iter_ + 1,)
+    lower_bound_curve_ : ndarray of shape (n_iter + 1,)
         Mean log-likelihood of a point before every step and after the last.
     lower_bound_ : float
         Its last value.

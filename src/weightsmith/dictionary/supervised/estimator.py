@@ -90,9 +90,9 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
     ----------
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
-    components_ : ndarray of shape (n_components_, n_dictionary_features)
+    components_ : ndarray of shape (n_components, n_dictionary_features)
         The atoms as rows: orthonormal (``"mm"``), or with Frobenius norm 1 in all.
-    coef_ : ndarray of shape (1, n_components_) or (n_classes - 1, n_components_)
+    coef_ : ndarray of shape (1, n_components) or (n_classes - 1, n_components)
         The classifier on the codes; the first class has the logit 0.
     aux_coef_ : ndarray of shape (1 or n_classes - 1, n_aux_features)
         Its coefficients of the covariates.
@@ -237,7 +237,7 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Return the codes, an array of shape (n_samples, n_components_).
+        """Return the codes, an array of shape (n_samples, n_components).
 
         Of the filter model (and of every orthonormal dictionary) they are the inner products with the atoms; of the
         feature model the least-squares codes, non-negative where the dictionary is.
