@@ -367,3 +367,16 @@ def test_the_command_re_estimates_batch_normalisation():
     with pytest.raises(ShapeError, match="second model"):
         weight_matching(model, [data], other=make("depthwise")[0])
     assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_command_gives_the_model_its_weights_back_when_it_fails():
+    """Batches that the trace can use, and then one that it cannot."""
+    one, two = (nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
+    before = {key: tensor.clone() for key, tensor in one.state_dict().items()}
+    with pytest.raises(RuntimeError, match="shapes"):
+        weight_matching(one, [torch.rand(4, 3), torch.rand(4, 5)], other=two)
+    assert all(torch.equal(before[key], tensor) for key, tensor in one.state_dict().items())
+    plain = [
+        nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 2)) for _ in "ab"
+    ]
+    weight_matching(plain[0], [torch.rand(4, 3)], other=plain[1])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError, WeightsmithError
+from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, ShapeError, WeightsmithError
 from weightsmith.predict.d2nwg import (
     ConvolutionalVAE,
     Hypernetwork,
@@ -340,7 +340,7 @@ def test_command_writes_all_or_nothing(tmp_path):
     assert result.totals["members"] == 16
     with pytest.raises(CalibrationError, match="of the new task: False"):
         d2nwg([source], tmp_path / "other", **small)
-    with pytest.raises(CalibrationError, match="cannot read the examples"):
+    with pytest.raises(CheckpointError, match="cannot read"):
         d2nwg([source], tmp_path / "other", support=source / "manifest.json", **small)
     with pytest.raises(HyperparameterError, match="one zoo"):
         d2nwg([source, source], tmp_path / "other", support=task, **small)

@@ -14,7 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from weightsmith.core.errors import CheckpointError, HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+    WeightsmithError,
+)
 from weightsmith.core.jobs import run_jobs
 from weightsmith.predict.zoo import Task, WeightZoo, train_many
 
@@ -77,6 +84,15 @@ def test_folder_of_members_and_folder_of_the_zoo(tmp_path):
     save_file({"support": support[0]}, source / "a.support.safetensors")
     with pytest.raises(CheckpointError, match=r"b\.support\.safetensors is missing"):
         WeightZoo.from_folder(source)
+    save_file({"support": support[1, :1]}, source / "b.support.safetensors")
+    with pytest.raises(ShapeError, match=r"b\.support\.safetensors: found \(1, 4, 3\), expected \(2, 4, 3\)"):
+        WeightZoo.from_folder(source)
+    save_file({"support": support[1, 0]}, source / "b.support.safetensors")
+    with pytest.raises(ShapeError, match="classes, examples, features"):
+        WeightZoo.from_folder(source)
+    save_file({"examples": support[1]}, source / "b.support.safetensors")
+    with pytest.raises(CheckpointError, match="no tensor 'support'"):
+        WeightZoo.from_folder(source)
     save_file({"support": support[1]}, source / "b.support.safetensors")
     zoo = WeightZoo.from_folder(source)
     again = WeightZoo.from_folder(zoo.save(tmp_path / "zoo"))
@@ -120,6 +136,9 @@ def test_what_is_no_zoo_is_refused(tmp_path):
         WeightZoo.from_folder(tmp_path)
     with pytest.raises(CheckpointError, match="no members"):
         WeightZoo.from_folder(tmp_path / "nowhere")
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"cannot read .*broken\.safetensors"):
+        WeightZoo.from_folder(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"slots": []}))
     with pytest.raises(CheckpointError, match="cannot read the zoo"):
         WeightZoo.from_folder(tmp_path)
@@ -196,6 +215,8 @@ def test_bad_training_is_refused():
     data = tasks()
     with pytest.raises(ShapeError, match="tasks"):
         train_many(network, Task(data.inputs, data.labels[:2]))
+    with pytest.raises(UnsupportedModelError, match="batch normalisation"):
+        train_many(partial(nn.BatchNorm1d, 4), data)
     with pytest.raises(HyperparameterError, match="steps"):
         train_many(network, data, steps=0)
     with pytest.raises(HyperparameterError, match="batch_size"):

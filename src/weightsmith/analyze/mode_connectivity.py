@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from weightsmith.analyze.alignment import alignment, matrices_of
 from weightsmith.analyze.interpolation import StateDict, along_line
-from weightsmith.core.batchnorm import recalibrate_batchnorm
+from weightsmith.core.batchnorm import has_batchnorm, recalibrate_batchnorm
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.progress import track
@@ -166,9 +166,7 @@ def barrier_curve(
     >>> curve.losses, curve.barrier
     ((0.0, 1.0, 0.0), 1.0)
     """
-    normalised = any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats for module in model.modules()
-    )
+    normalised = has_batchnorm(model)
     if normalised and calibration is None:
         warnings.warn(
             "The model has batch normalisation, whose running statistics are wrong between the ends: pass calibration "
@@ -253,7 +251,7 @@ def loss_slice(
         raise HyperparameterError("corners of a slice", found="three on a line", expected="three that span a plane")
     xs = _spread(min(0.0, shift), max(width, shift), margin, steps)
     ys = _spread(0.0, height, margin, steps)
-    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
+    normalised = has_batchnorm(model)
     losses = torch.zeros(steps, steps)
     with evaluation_mode(model):
         for row, y in enumerate(track(ys, "loss slice")):

@@ -9,7 +9,7 @@ from weightsmith.core.errors import CalibrationError, UnsupportedModelError
 from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.streaming import Batches, call
 
-__all__ = ["recalibrate_batchnorm", "reset_batchnorm"]
+__all__ = ["has_batchnorm", "recalibrate_batchnorm", "reset_batchnorm"]
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = True) -> int:
@@ -89,12 +89,27 @@ def reset_batchnorm(model: nn.Module) -> int:
     return len(layers)
 
 
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether the model has batch normalisation with running statistics.
+
+    Examples
+    --------
+    >>> has_batchnorm(nn.BatchNorm1d(1)), has_batchnorm(nn.BatchNorm1d(1, track_running_stats=False))
+    (True, False)
+    """
+    return bool(_find(model))
+
+
 def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    layers = [
+    layers = _find(model)
+    if not layers:
+        raise UnsupportedModelError("the model has no batch normalisation with running statistics")
+    return layers
+
+
+def _find(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [
         module
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
-    if not layers:
-        raise UnsupportedModelError("the model has no batch normalisation with running statistics")
-    return layers

@@ -22,16 +22,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
+from weightsmith.core.batchnorm import has_batchnorm
 from weightsmith.core.checkpoint import atomic_output
-from weightsmith.core.errors import CheckpointError, HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.core.jobs import Backend, run_jobs
 
-__all__ = ["Slot", "Task", "WeightZoo", "train_many"]
+__all__ = ["Slot", "Task", "WeightZoo", "read_support", "train_many"]
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 """Statistics of data, not weights: they are re-estimated, never generated."""
@@ -188,8 +196,8 @@ class WeightZoo:
             raise CheckpointError(
                 f"{supports[there.index(False)]} is missing", do="Give all members examples, or none."
             )
-        support = np.stack([load_file(path)["support"].float().numpy() for path in supports]) if all(there) else None
-        return cls.from_state_dicts(map(load_file, members.values()), include=include, support_NCSF=support)
+        support = _stacked({path: read_support(path) for path in supports}) if all(there) else None
+        return cls.from_state_dicts(map(_read, members.values()), include=include, support_NCSF=support)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the matrix, the examples and the manifest; :meth:`from_folder` maps them into memory.
@@ -291,6 +299,40 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().float().reshape(-1))
 
 
+def read_support(path: str | os.PathLike[str]) -> Float[Tensor, "C S F"]:
+    """Read the examples of a task, a tensor ``support`` of shape (classes, examples, features).
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read or has no such tensor.
+    ShapeError
+        If it has other than three dimensions.
+    """
+    tensors = _read(path)
+    if "support" not in tensors:
+        raise CheckpointError(f"no tensor 'support' in {path}", found=list(tensors)[:5])
+    if tensors["support"].ndim != 3:
+        found = tuple(tensors["support"].shape)
+        raise ShapeError(f"support in {path}", found=found, expected="(classes, examples, features)")
+    return tensors["support"].float()
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}", found=str(error)) from error
+
+
+def _stacked(supports: Mapping[Path, Tensor]) -> np.ndarray:
+    first, *_ = supports.values()
+    for path, support in supports.items():
+        if support.shape != first.shape:
+            raise ShapeError(f"support in {path}", found=tuple(support.shape), expected=tuple(first.shape))
+    return torch.stack(list(supports.values())).numpy()
+
+
 def _members(folder: Path) -> dict[str, Path]:
     members: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -368,6 +410,8 @@ def train_many(
         If a count is out of range.
     NonFiniteError
         If a member diverges.
+    UnsupportedModelError
+        If the network has batch normalisation.
 
     Examples
     --------
@@ -406,6 +450,8 @@ def _train_part(
         for member in members:
             torch.manual_seed(seed if same else seed + member)
             networks.append(build().train())
+    if has_batchnorm(networks[0]):
+        raise UnsupportedModelError("networks trained at once cannot have batch normalisation", do="Use group norm.")
     parameters, buffers = stack_module_state(networks)
     base = networks[0]
 

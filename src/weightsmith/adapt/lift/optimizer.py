@@ -157,7 +157,7 @@ class LIFTAdamW(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             check_group(group)
-        except Exception:
+        except Exception:  # whatever is wrong with it, the group must not stay
             self.param_groups.pop()
             raise
         if self.free_gradients and has_budget(group):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightsmith.analyze.interpolation import lerp
 from weightsmith.analyze.mode_connectivity import POINTS, barrier_curve, distance
-from weightsmith.core.batchnorm import recalibrate_batchnorm
+from weightsmith.core.batchnorm import has_batchnorm, recalibrate_batchnorm
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.fit import default_loss
+from weightsmith.core.fit import default_loss, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batches
 from weightsmith.merge.weight_matching.matching import Normalize, match_weights
@@ -87,13 +88,14 @@ def weight_matching(
         raise CalibrationError("no batches to trace the model with", expected="at least one")
     if not 0 <= fraction <= 1:
         raise HyperparameterError("fraction", found=fraction, expected="0 <= fraction <= 1")
-    with record("weight-matching", fraction=fraction, restarts=restarts, normalize=normalize) as result:
+    hyper: dict[str, Any] = {"fraction": fraction, "restarts": restarts, "normalize": normalize}
+    with record("weight-matching", **hyper) as result, restored_on_error(model):
         spec = PermutationSpec.from_model(model, calibration[0])
         start = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
         end = other.state_dict()
         found = match_weights(start, end, spec, restarts=restarts, normalize=normalize, generator=generator)
         moved = spec.apply(end, found.perms)
-        statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        statistics = has_batchnorm(model)
         if _has_loss(model, calibration):
             for name, state in (("before matching", end), ("after matching", moved)):
                 curve = barrier_curve(

@@ -124,8 +124,8 @@ class PrincipalGaussian:
         self.zoo = zoo
         self.mean_P = torch.from_numpy(zoo.weights_NP.mean(0))
         centred = torch.from_numpy(np.asarray(zoo.weights_NP)) - self.mean_P
-        _, size_Z, self.axes_ZP = torch.svd_lowrank(centred, q=min(components, most), niter=4)
-        self.axes_ZP, self.spread_Z = self.axes_ZP.T, size_Z / (len(zoo) - 1) ** 0.5
+        _, size_Z, axes_PZ = torch.svd_lowrank(centred, q=min(components, most), niter=4)
+        self.axes_ZP, self.spread_Z = axes_PZ.T, size_Z / (len(zoo) - 1) ** 0.5
 
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> list[dict[str, Tensor]]:
         """Draw state dicts."""

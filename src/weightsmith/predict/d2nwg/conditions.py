@@ -199,7 +199,7 @@ class _SetTransformer(nn.Module):
 
 
 def _check(support_BCSF: Tensor, features: int, classes: int | None) -> None:
-    _, found_classes, examples, found_features = support_BCSF.shape
+    _, found_classes, examples, found_features = support_BCSF.shape if support_BCSF.ndim == 4 else (0, 0, 0, 0)
     if found_features != features or examples == 0 or (classes is not None and found_classes != classes):
         raise ShapeError(
             "support",

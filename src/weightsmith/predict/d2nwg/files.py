@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from weightsmith.core.checkpoint import atomic_output
 from weightsmith.core.errors import CalibrationError, HyperparameterError
@@ -17,7 +16,7 @@ from weightsmith.predict.d2nwg.autoencoder import WeightVAE
 from weightsmith.predict.d2nwg.conditions import OrderedEncoder
 from weightsmith.predict.d2nwg.diffusion import WeightDiffusion
 from weightsmith.predict.d2nwg.selection import memorisation
-from weightsmith.predict.zoo import WeightZoo
+from weightsmith.predict.zoo import WeightZoo, read_support
 
 __all__ = ["d2nwg"]
 
@@ -103,7 +102,7 @@ def d2nwg(
         raise HyperparameterError("zoos and count", found=(len(checkpoints), count), expected="one zoo, count >= 1")
     with record("d2nwg", count=count, latent=latent, vae_steps=vae_steps, steps=steps, sampler=sampler) as result:
         zoo = WeightZoo.from_folder(checkpoints[0], include=list(include) or None)
-        task = None if support is None else _read_support(support)
+        task = None if support is None else read_support(support)
         if (task is None) != (zoo.support_NCSF is None):
             raise CalibrationError(
                 "examples",
@@ -138,12 +137,3 @@ def d2nwg(
         if near["ratio"] < 0.1:
             result.notes.append("Draws are far nearer to members than members to each other: they repeat the zoo.")
     return result
-
-
-def _read_support(path: Path) -> torch.Tensor:
-    try:
-        return load_file(path)["support"].float()
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CalibrationError(
-            f"cannot read the examples in {path}", found=str(error), expected="a tensor support"
-        ) from error
