@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor, nn
+from torch.nn import functional
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.embedded import digits
@@ -72,16 +73,21 @@ LEFT_OUT = Claim(
 FEATURES, CLASSES, SHOTS, IMAGES = 32, 5, 5, 40
 MEMBERS, TESTED = 3000, 60
 HEAD = partial(torch.optim.SGD, lr=0.5, weight_decay=1e-2)
+LENGTHS = (0, 3, 10, 30, 100, 300)
+"""Steps of fine-tuning to choose from."""
 
 NOTES = (
     "Declared after two runs of the first experiment with seed 0, one of them with a third of the training, in which "
     "draws fell short of the margin (.920); judged on other seeds.",
-    "The penalty of the logistic regression is chosen by cross-validation on the five examples a class.",
+    "Seeds 1 to 3 could not tell whether draws are within 2 points of the head trained on forty (1.9 +- 0.8 below); the "
+    "same expectation is judged here on eight other seeds, with more arms.",
+    "The penalty of the logistic regression is chosen by cross-validation on the five examples a class, the "
+    "length of fine-tuning likewise.",
     "The mean of ten draws is one more head; that it beats a draw says that the draws differ more than they should.",
 )
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (1, 2, 3)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] = range(10, 18)) -> list[ClaimResult]:
     """Train a zoo, the generator and the baselines, a seed each; a seed draws images, tasks and all starts."""
     results = []
     for claim, left_out in ((COMBINATIONS, ()), (LEFT_OUT, (8, 9))):
@@ -93,8 +99,14 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (1, 2, 3)) -> list[ClaimResul
 
 
 def _arms(values: Mapping[str, Sequence[float]]) -> list[Arm]:
-    methods = {"drawn", "drawn, mean of ten"}
-    controls = {"drawn, another task's examples", "Gaussian of the zoo", "zoo mean"}
+    methods = {"drawn", "drawn, mean of ten", "drawn, fine-tuned"}
+    controls = {
+        "drawn, another task's examples",
+        "drawn, told nothing",
+        "Gaussian of the zoo",
+        "zoo mean",
+        "random start",
+    }
     return [
         Arm(name, "method" if name in methods else "control" if name in controls else "baseline", numbers)
         for name, numbers in values.items()
@@ -160,6 +172,28 @@ def _prototypes(support_CSF: Tensor) -> dict[str, Tensor]:
     return {"weight": 2 * means, "bias": -means.square().sum(1)}
 
 
+def _fine_tuned(head: Mapping[str, Tensor], support_CSF: Tensor) -> dict[str, Tensor]:
+    """Descend from a head on all examples, as far as is best for one left out of each class, in turn."""
+    x, labels = support_CSF.flatten(0, 1), torch.arange(CLASSES).repeat_interleave(SHOTS)
+    seen = torch.ones(SHOTS + 1, CLASSES, SHOTS, dtype=torch.bool)
+    seen[torch.arange(SHOTS), :, torch.arange(SHOTS)] = False
+    seen = seen.flatten(1)
+    weight = head["weight"].repeat(SHOTS + 1, 1, 1).requires_grad_()
+    bias = head["bias"].repeat(SHOTS + 1, 1, 1).requires_grad_()
+    descent = HEAD([weight, bias])
+    found = []
+    for step in range(LENGTHS[-1] + 1):
+        logits = (x @ weight.mT + bias).flatten(0, 1)
+        loss = functional.cross_entropy(logits, labels.repeat(SHOTS + 1), reduction="none").view_as(seen)
+        if step in LENGTHS:
+            tuned = {"weight": weight[-1].detach().clone(), "bias": bias[-1, 0].detach().clone()}
+            found.append((loss[~seen].mean().item(), step, tuned))
+        descent.zero_grad()
+        (loss * seen / seen.sum(1, keepdim=True)).sum().backward()
+        descent.step()
+    return min(found, key=lambda entry: entry[:2])[2]
+
+
 def _experiment(seed: int, left_out: tuple[int, ...]) -> dict[str, float]:
     data = _Digits(seed, left_out)
     supports = torch.stack([data.task(data.known)[1] for _ in range(MEMBERS)])
@@ -168,6 +202,7 @@ def _experiment(seed: int, left_out: tuple[int, ...]) -> dict[str, float]:
     torch.manual_seed(seed)
     model = WeightDiffusion(zoo, OrderedEncoder(FEATURES, CLASSES), shots=SHOTS)
     model.fit(average=0.999, generator=generator)
+    untold = WeightDiffusion(zoo).fit(average=0.999, generator=generator)
     regression = Hypernetwork(zoo, OrderedEncoder(FEATURES, CLASSES), shots=SHOTS)
     regression.fit(steps=3000, batch_size=64, generator=generator)
     gaussian = PrincipalGaussian(zoo)
@@ -177,12 +212,17 @@ def _experiment(seed: int, left_out: tuple[int, ...]) -> dict[str, float]:
         few = support[:, :SHOTS]
         other = data.task(data.tested)[1][:, :SHOTS]
         rows = model.sample_rows(few, 10, generator=generator)
+        drawn, near = zoo.state_dict(rows[0]), nearest(zoo, few)
         heads = {
-            "drawn": zoo.state_dict(rows[0]),
+            "drawn": drawn,
             "drawn, mean of ten": zoo.state_dict(rows.mean(0)),
+            "drawn, fine-tuned": _fine_tuned(drawn, few),
             "drawn, another task's examples": model.sample(other, generator=generator)[0],
+            "drawn, told nothing": untold.sample(generator=generator)[0],
             "hypernetwork": regression.predict(few),
-            "nearest member": nearest(zoo, few),
+            "nearest member": near,
+            "nearest member, fine-tuned": _fine_tuned(near, few),
+            "random start": nn.Linear(FEATURES, CLASSES).state_dict(),
             "zoo mean": zoo_mean(zoo),
             "Gaussian of the zoo": gaussian.sample(1, generator=generator)[0],
             "5-shot logistic": _logistic(few),
