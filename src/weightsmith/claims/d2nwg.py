@@ -79,8 +79,8 @@ LENGTHS = (0, 3, 10, 30, 100, 300)
 NOTES = (
     "Declared after two runs of the first experiment with seed 0, one of them with a third of the training, in which "
     "draws fell short of the margin (.920); judged on other seeds.",
-    "Seeds 1 to 3 could not tell whether draws are within 2 points of the head trained on forty (1.9 +- 0.8 below); the "
-    "same expectation is judged here on eight other seeds, with more arms.",
+    "Seeds 1 to 3 could not tell whether draws are within 2 points of the head trained on forty (1.9 +- 0.8 below); "
+    "the same expectation is judged here on eight other seeds, with more arms.",
     "The penalty of the logistic regression is chosen by cross-validation on the five examples a class, the "
     "length of fine-tuning likewise.",
     "The mean of ten draws is one more head; that it beats a draw says that the draws differ more than they should.",
