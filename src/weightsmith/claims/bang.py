@@ -87,6 +87,12 @@ COLOURS = Claim(
     paper="BANG improves on WiSE-FT out of distribution.",
 )
 
+COLOURS_NOTES = (
+    "On seeds 0 to 9, with the same declaration, WiSE-FT was 0.06 ± 0.23 points above the fine-tuned network, so one "
+    "ordering failed. It was repeated on 20 seeds that had not been used, with every baseline, and with 57 digits fewer "
+    "to train on: alpha and temperature are chosen on those.",
+)
+
 COLOUR_PATCHES = 32
 REPAINTS = 8  # times the test digits are painted, each time with other colours re-drawn
 SMOOTHING, MIXUP = 0.1, 0.5
@@ -99,12 +105,23 @@ Role = Literal["method", "baseline", "control"]
 def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[ClaimResult]:
     """Run all experiments; a seed draws the split, the weights, the corruptions and the colours."""
     results = _on_corruptions(scale, seeds)
-    for claim, experiment in ((ENSEMBLE, _two_networks), (COLOURS, _given_away)):
-        start = time.perf_counter()
-        values = each_seed(experiment, seeds, claim.title)
-        arms = [Arm(name, _role(name), numbers) for name, numbers in values.items()]
-        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=time.perf_counter() - start))
+    results.append(_judged(ENSEMBLE, _two_networks, scale, seeds))
+    results.append(_judged(COLOURS, _given_away, scale, seeds, COLOURS_NOTES))
     return results
+
+
+def _judged(
+    claim: Claim,
+    experiment: Callable[[int], Mapping[str, float]],
+    scale: str,
+    seeds: Sequence[int],
+    notes: Sequence[str] = (),
+) -> ClaimResult:
+    start = time.perf_counter()
+    values = each_seed(experiment, seeds, claim.title)
+    arms = [Arm(name, _role(name), numbers) for name, numbers in values.items()]
+    seconds = time.perf_counter() - start
+    return ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes)
 
 
 def _on_corruptions(scale: str, seeds: Sequence[int]) -> list[ClaimResult]:
@@ -142,9 +159,23 @@ def _digits(seed: int) -> dict[str, float]:
     net = _network(seed, 64, 128, 128)
     draws = torch.Generator().manual_seed(seed)
     _train(net, broad, lambda model, batch: default_loss(model, [_broad(batch[0], draws), batch[1]]), 20, seed)
+    arms = _arms(net, home, data.validation, 100, seed)
+    corrupted = data.corrupted()
+    drifted = _Data(torch.cat(corrupted), data.test.y.repeat(len(corrupted)))
+    logits = [_logits(net, arms[name], drifted.x) for name in ("pretrained", "fine-tuned", "wise-ft")]
+    moves = transitions(logits[0], logits[1], logits[2], drifted.y)
+    values = {"repaired": moves["FFT"], "broken": moves["TTF"]}
+    for kind, test in (("corrupted", drifted), ("clean", data.test)):
+        scores = _scores(net, arms, data.validation, test)
+        values |= {f"{kind} {name}": score for name, score in scores.items()}
+    return values
+
+
+def _arms(net: nn.Module, home: _Data, validation: _Data, epochs: int, seed: int) -> dict[str, StateDict]:
+    """Every way to fine-tune the network on one set of data, and to average it with its start."""
     pretrained = _copy(net)
 
-    def tuned(loss: Loss, *, epochs: int = 100, start: StateDict = pretrained) -> dict[str, Tensor]:
+    def tuned(loss: Loss, start: StateDict = pretrained) -> dict[str, Tensor]:
         net.load_state_dict(dict(start))
         _train(net, home, loss, epochs, seed)
         return _copy(net)
@@ -157,14 +188,14 @@ def _digits(seed: int) -> dict[str, float]:
     probed = tuned(default_loss, start=_probe(net, pretrained, home, seed))
     net.load_state_dict(vanilla)
     # the temperature is fitted on the digits that neither training run saw
-    balance_logit_scale(net, [(data.validation.x, data.validation.y)])
+    balance_logit_scale(net, [(validation.x, validation.y)])
     scaled = _copy(net)
 
     def best_at_home(end: StateDict) -> dict[str, Tensor]:
         averages = [interpolate(pretrained, end, alpha) for alpha in ALPHAS]
-        return max(averages, key=lambda each: _accuracy(_logits(net, each, data.validation.x), data.validation.y))
+        return max(averages, key=lambda each: _accuracy(_logits(net, each, validation.x), validation.y))
 
-    arms = {
+    return {
         "pretrained": pretrained,
         "fine-tuned": vanilla,
         "fine-tuned with smoothing, alone": smoothed,
@@ -182,22 +213,19 @@ def _digits(seed: int) -> dict[str, float]:
         "bang (mixup)": interpolate(pretrained, mixed),
         "bang (mixup, smoothing)": interpolate(pretrained, mixed_smoothed),
     }
-    corrupted = data.corrupted()
-    x, y = torch.cat(corrupted), data.test.y.repeat(len(corrupted))
-    values: dict[str, float] = {}
-    for prefix, inputs, labels in (("corrupted ", x, y), ("clean ", data.test.x, data.test.y)):
-        logits = {name: _logits(net, weights, inputs) for name, weights in arms.items()}
-        values |= {prefix + name: _accuracy(each, labels) for name, each in logits.items()}
-        pair = [logits["pretrained"], logits["fine-tuned"]]
-        values[prefix + "output ensemble"] = _accuracy(_mean_probability(pair), labels)
-        cooled = [
-            each / fit_temperature(_logits(net, arms[name], data.validation.x), data.validation.y)
-            for each, name in zip(pair, ("pretrained", "fine-tuned"), strict=True)
-        ]
-        values[prefix + "output ensemble, cooled"] = _accuracy(_mean_probability(cooled), labels)
-        if prefix == "corrupted ":
-            moves = transitions(pair[0], pair[1], logits["wise-ft"], labels)
-            values |= {"repaired": moves["FFT"], "broken": moves["TTF"]}
+
+
+def _scores(net: nn.Module, arms: Mapping[str, StateDict], validation: _Data, test: _Data) -> dict[str, float]:
+    """Accuracy of every arm, and of the two parents' outputs together."""
+    logits = {name: _logits(net, weights, test.x) for name, weights in arms.items()}
+    values = {name: _accuracy(each, test.y) for name, each in logits.items()}
+    pair = [logits["pretrained"], logits["fine-tuned"]]
+    values["output ensemble"] = _accuracy(_mean_probability(pair), test.y)
+    cooled = [
+        each / fit_temperature(_logits(net, arms[name], validation.x), validation.y)
+        for each, name in zip(pair, ("pretrained", "fine-tuned"), strict=True)
+    ]
+    values["output ensemble, cooled"] = _accuracy(_mean_probability(cooled), test.y)
     return values
 
 
@@ -224,23 +252,11 @@ def _given_away(seed: int) -> dict[str, float]:
     """Start without help from colours, fine-tune where they tell all, test where nine in ten mislead."""
     data, colours = _Split(seed), _Colours(seed)
     net = _network(seed, 64 + 3 * COLOUR_PATCHES, 64)
-    _train(net, _Data(colours.paint(data.train, 1.0), data.train.y), default_loss, 30, seed)
-    pretrained = _copy(net)
-    predictive = _Data(colours.paint(data.train, 0.0), data.train.y)
-    arms: dict[str, StateDict] = {"pretrained": pretrained}
-    for name, loss in {
-        "fine-tuned": default_loss,
-        "fine-tuned with smoothing, alone": _bang(0.0, SMOOTHING, seed),
-        "fine-tuned with mixup and smoothing, alone": _bang(MIXUP, SMOOTHING, seed),
-    }.items():
-        net.load_state_dict(pretrained)
-        _train(net, predictive, loss, 30, seed)
-        arms[name] = _copy(net)
-    arms["wise-ft"] = interpolate(pretrained, arms["fine-tuned"])
-    arms["bang (smoothing)"] = interpolate(pretrained, arms["fine-tuned with smoothing, alone"])
-    arms["bang (mixup, smoothing)"] = interpolate(pretrained, arms["fine-tuned with mixup and smoothing, alone"])
-    x = colours.paint(data.many, 0.9)
-    return {name: _accuracy(_logits(net, weights, x), data.many.y) for name, weights in arms.items()}
+    train = data.train[:1200]
+    _train(net, _Data(colours.paint(train, 1.0), train.y), default_loss, 30, seed)
+    predictive, validation = (_Data(colours.paint(part, 0.0), part.y) for part in (train, data.validation))
+    arms = _arms(net, predictive, validation, 30, seed)
+    return _scores(net, arms, validation, _Data(colours.paint(data.many, 0.9), data.many.y))
 
 
 class _Data:
