@@ -155,10 +155,6 @@ FIRST = {
         "The declaration never changed, but the seeds grew: on 0 to 2 weight matching was ahead of plain averaging by "
         ".52 +- .31, on 3 to 7 by .45 +- .26, and neither alone reaches the margin of .25; judged on all eight."
     ),
-    "width": (
-        "On seeds 0 to 4 weight decay held, and width 512 was ahead of 64 by .376 +- .532, which five seeds do not tell "
-        "from the margin; the same declaration is judged on eight seeds that were not used, 10 to 17."
-    ),
     "batch-norm": (
         "On seeds 0 to 4 matching held, and re-estimation was ahead by .046 +- .056, which five seeds do not tell from "
         "nothing; the same declaration is judged on ten seeds that were not used."
