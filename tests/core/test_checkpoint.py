@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import safetensors.torch
@@ -122,6 +123,62 @@ def test_tied_weights_are_written_once_and_tied_again(tmp_path):
     assert len(CheckpointReader(tmp_path / "plain")) == 3
 
 
+def test_parts_are_read_and_written_by_threads_at_once(tmp_path):
+    whole = torch.randn(7, 1001, generator=torch.Generator().manual_seed(0)).bfloat16()
+    safetensors.torch.save_file({"w": whole}, tmp_path / "one.safetensors")
+    torch.save({"w": whole}, tmp_path / "one.pt")
+    for name in ("one.safetensors", "one.pt"):
+        reader = CheckpointReader(tmp_path / name)
+
+        def move(begin, reader=reader):
+            room = torch.empty(min(500, whole.numel() - begin), dtype=whole.dtype)
+            part = reader.read("w", begin, begin + len(room), out=room)
+            assert part is room
+            writer.write_range("w", begin, part)
+
+        with CheckpointWriter(tmp_path / f"copy of {name}", reader.specs) as writer, ThreadPoolExecutor(4) as pool:
+            list(pool.map(move, range(0, whole.numel(), 500)))
+        assert torch.equal(load_state_dict(tmp_path / f"copy of {name}")["w"], whole)
+        assert reader.read("w", 3, 3).shape == (0,)
+        assert torch.equal(reader.read("w", 1000), whole.flatten()[1000:])
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path):
+    path, whole = tmp_path / "one.safetensors", torch.arange(10.0)
+    safetensors.torch.save_file({"w": whole}, path)
+    reader = CheckpointReader(path)
+    for begin, end in ((-1, 3), (4, 3), (0, 11)):
+        with pytest.raises(ShapeError, match="within 0 to 10"):
+            reader.read("w", begin, end)
+    for room in (torch.empty(4), torch.empty(3, dtype=torch.float64), torch.empty(3, 1)):
+        with pytest.raises(ShapeError, match="room for tensor 'w'"):
+            reader.read("w", 0, 3, out=room)
+    path.write_bytes(path.read_bytes()[:-4])  # after the header was read
+    assert torch.equal(reader.read("w", 0, 9), whole[:9])
+    with pytest.raises(CheckpointError, match=r"'w' in .* is truncated: found 36 bytes, expected 40 bytes"):
+        reader.read("w")
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot read tensor 'w'"):
+        reader.read("w")
+
+    def wrong(key, begin, chunk):
+        with CheckpointWriter(tmp_path / "out", reader.specs) as writer:
+            writer.write_range(key, begin, chunk)
+
+    for key, begin, chunk in (
+        ("v", 0, whole),
+        ("w", 1, whole),
+        ("w", -1, whole[:2]),
+        ("w", 0, whole.double()),
+        ("w", 0, whole.view(2, 5)),
+    ):
+        with pytest.raises(ShapeError, match=f"elements of tensor '{key}'"):
+            wrong(key, begin, chunk)
+    with pytest.raises(CheckpointError, match=r"never written in full: \['w'\]"):
+        wrong("w", 0, whole[:9])
+    assert list(tmp_path.iterdir()) == []
+
+
 def damaged(folder, how):
     shard = sorted(folder.glob("*.safetensors"))[1]
     data = shard.read_bytes()
@@ -186,7 +243,7 @@ def test_writer_refuses_wrong_and_missing_tensors(tmp_path):
     specs = {"a": TensorSpec(torch.float32, (2, 3)), "b": TensorSpec(torch.float32, (1,))}
     with pytest.raises(ShapeError, match="tensor 'a' for"), CheckpointWriter(tmp_path / "out", specs) as writer:
         writer.write("a", torch.ones(3, 2))
-    with pytest.raises(CheckpointError, match=r"1 tensors of .* were never written: \['b'\]"):
+    with pytest.raises(CheckpointError, match=r"1 tensors of .* were never written in full: \['b'\]"):
         with CheckpointWriter(tmp_path / "out", specs) as writer:
             writer.write("a", torch.ones(2, 3))
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
@@ -88,9 +89,14 @@ class TensorSpec:
         return cls(tensor.dtype, tuple(tensor.shape))
 
     @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize
 
 
 class CheckpointReader:
@@ -165,18 +171,70 @@ class CheckpointReader:
         CheckpointError
             If there is no such tensor or its bytes cannot be read.
         """
+        if key in self._pickled:
+            return self._pickled[key]
+        return self.read(key).view(self._spec(key).shape)
+
+    def read(self, key: str, begin: int = 0, end: int | None = None, *, out: Tensor | None = None) -> Tensor:
+        """Read some elements of a tensor; threads may do so at the same time.
+
+        Parameters
+        ----------
+        key : str
+            Name of the tensor.
+        begin, end : int
+            First element, and the one after the last, counted row after row; all by default.
+        out : Tensor, optional
+            Where to put them: one axis of ``end - begin`` elements of the stored type, contiguous, on the CPU.
+
+        Returns
+        -------
+        Tensor
+            ``out`` where it is given, and one axis in any case.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such tensor, or its file ends too early or cannot be read.
+        ShapeError
+            If the tensor has no such elements, or ``out`` does not fit them.
+
+        Examples
+        --------
+        >>> import tempfile, safetensors.torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     safetensors.torch.save_file({"w": torch.arange(6.0).view(2, 3)}, f"{folder}/model.safetensors")
+        ...     CheckpointReader(folder).read("w", 2, 5)
+        tensor([2., 3., 4.])
+        """
+        spec = self._spec(key)
+        end = spec.numel if end is None else end
+        if not 0 <= begin <= end <= spec.numel:
+            raise ShapeError(
+                f"elements of tensor {key!r} in {self.path}", found=(begin, end), expected=f"within 0 to {spec.numel}"
+            )
+        wanted = TensorSpec(spec.dtype, (end - begin,))
+        if out is not None and TensorSpec.of(out) != wanted:
+            raise ShapeError(f"room for tensor {key!r}", found=TensorSpec.of(out), expected=wanted)
+        if key in self._pickled:
+            part = self._pickled[key].reshape(-1)[begin:end]
+            return part if out is None else out.copy_(part)
+        out = torch.empty(wanted.shape, dtype=wanted.dtype) if out is None else out
+        shard, offset = self._places[key]
+        try:
+            with open(shard, "rb", buffering=0) as file:
+                file.seek(offset + begin * spec.dtype.itemsize)
+                _read_into(file, out, f"tensor {key!r} in {shard}")
+        except OSError as error:
+            raise CheckpointError(f"cannot read tensor {key!r} of {self.path}", found=str(error)) from error
+        return out
+
+    def _spec(self, key: str) -> TensorSpec:
         if key not in self.specs:
             raise CheckpointError(
                 f"no tensor {key!r} in {self.path}", found=f"{len(self)} tensors such as {self.keys()[:4]}"
             )
-        if key in self._pickled:
-            return self._pickled[key]
-        spec, (shard, offset) = self.specs[key], self._places[key]
-        tensor = torch.empty(spec.shape, dtype=spec.dtype)
-        with open(shard, "rb", buffering=0) as file:
-            file.seek(offset)
-            _read_into(file, tensor, f"tensor {key!r} in {shard}")
-        return tensor
+        return self.specs[key]
 
     def _shards(self) -> list[Path]:
         if self.path.is_file():
@@ -301,7 +359,8 @@ class CheckpointWriter:
         self._max_shard_bytes = max_shard_bytes
         self._places: dict[str, tuple[BinaryIO, int]] = {}
         self._files: list[BinaryIO] = []
-        self._missing = set(self.specs)
+        self._left = {key: spec.numel for key, spec in self.specs.items()}
+        self._counting = Lock()
         self._output = atomic_output(self.out, overwrite=overwrite, nbytes=sum(s.nbytes for s in self.specs.values()))
 
     def __enter__(self) -> CheckpointWriter:
@@ -325,17 +384,50 @@ class CheckpointWriter:
         spec = self.specs.get(key)
         if spec != TensorSpec.of(tensor):
             raise ShapeError(f"tensor {key!r} for {self.out}", found=TensorSpec.of(tensor), expected=spec)
+        self.write_range(key, 0, tensor.detach().reshape(-1))
+
+    def write_range(self, key: str, begin: int, chunk: Tensor) -> None:
+        """Write some elements of a tensor, each of them once; threads may do so at the same time.
+
+        Parameters
+        ----------
+        key : str
+            Name of the tensor.
+        begin : int
+            Place of the chunk's first element, counted row after row.
+        chunk : Tensor
+            One axis of elements of the announced type.
+
+        Raises
+        ------
+        ShapeError
+            If no such tensor was announced, or the chunk is not a part of it.
+        """
+        spec = self.specs.get(key)
+        if (
+            spec is None
+            or chunk.ndim != 1
+            or chunk.dtype != spec.dtype
+            or not 0 <= begin <= begin + len(chunk) <= spec.numel
+        ):
+            raise ShapeError(
+                f"elements of tensor {key!r} for {self.out}",
+                found=(begin, TensorSpec.of(chunk)),
+                expected=f"a part of {spec}" if spec else f"tensors such as {list(self.specs)[:4]}",
+            )
         file, offset = self._places[key]
-        file.seek(offset)
-        file.write(_bytes(tensor.detach().cpu().contiguous()))
-        self._missing.discard(key)
+        view, at = _bytes(chunk.cpu().contiguous()), offset + begin * chunk.element_size()
+        while len(view):
+            count = os.pwrite(file.fileno(), view, at)
+            view, at = view[count:], at + count
+        with self._counting:
+            self._left[key] -= len(chunk)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._close()
-        if error is None and self._missing:
-            error = CheckpointError(
-                f"{len(self._missing)} tensors of {self.out} were never written: {sorted(self._missing)[:4]}"
-            )
+        missing = sorted(key for key, left in self._left.items() if left > 0)
+        if error is None and missing:
+            error = CheckpointError(f"{len(missing)} tensors of {self.out} were never written in full: {missing[:4]}")
             self._output.__exit__(type(error), error, None)
             raise error
         if error is None and self.like is not None and self.target.is_dir():

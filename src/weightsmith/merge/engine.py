@@ -12,11 +12,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from torch import Tensor
 from weightsmith.analyze.interpolation import StateDict
 from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
 from weightsmith.core.errors import (
-    CheckpointError,
     HyperparameterError,
     NonFiniteError,
     ShapeError,
@@ -169,15 +168,12 @@ def merge_folders(
     """
     readers = [_Chunks(path) for path in checkpoints]
     scales = [_Chunks(path) for path in weights]
-    plan = _plan([reader.specs for reader in readers], [str(path) for path in checkpoints], keep)
-    _check_weights([scale.specs for scale in scales], [reader.specs for reader in readers])
+    specs = [chunks.reader.specs for chunks in readers]
+    plan = _plan(specs, [str(path) for path in checkpoints], keep)
+    _check_weights([chunks.reader.specs for chunks in scales], specs)
     like = checkpoints[-1] if Path(checkpoints[-1]).is_dir() else None
-    with ExitStack() as stack:
-        for reader in (*readers, *scales):
-            stack.callback(reader.close)
-        writer = _ChunkWriter(out, readers[-1].specs, like=like, overwrite=overwrite)
-        stack.enter_context(writer)
-        _drain(stack.enter_context(_workers()), _jobs(readers, scales, writer, rule, plan))
+    with CheckpointWriter(out, readers[-1].reader.specs, like=like, overwrite=overwrite) as writer, _workers() as pool:
+        _drain(pool, _jobs(readers, scales, writer, rule, plan))
     return plan
 
 
@@ -194,10 +190,10 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 
 
 def _jobs(
-    readers: Sequence[_Chunks], scales: Sequence[_Chunks], writer: _ChunkWriter, rule: Rule, plan: Merged
+    readers: Sequence[_Chunks], scales: Sequence[_Chunks], writer: CheckpointWriter, rule: Rule, plan: Merged
 ) -> Iterator[Callable[[], None]]:
-    kept = set(plan.kept)
-    for name, spec in track(readers[-1].specs.items(), "merging", total=len(readers[-1].specs)):
+    kept, buffers = set(plan.kept), _Buffers()
+    for name, spec in track(writer.specs.items(), "merging", total=len(writer.specs)):
         if name in kept:
             sources: Sequence[_Chunks] = readers[-1:]
             combine: Combine = _last
@@ -205,8 +201,7 @@ def _jobs(
             sources = [*readers, *scales]
             combine = rule(lambda sources=sources, name=name: _pass(sources, name))  # type: ignore[misc]
         for begin, end in _ranges(spec):
-            yield _Job(name, begin, end, sources, combine, writer, name not in kept)
-        writer.finish(name)
+            yield _Job(name, begin, end, sources, combine, writer, buffers, name not in kept)
 
 
 @dataclass(frozen=True)
@@ -218,16 +213,17 @@ class _Job:
     end: int
     sources: Sequence[_Chunks]
     combine: Combine
-    writer: _ChunkWriter
+    writer: CheckpointWriter
+    buffers: _Buffers
     check: bool
 
     def __call__(self) -> None:
         parts = [source.read(self.name, self.begin, self.end) for source in self.sources]
-        merged = self.writer.buffer(self.name, self.end - self.begin)
+        merged = self.buffers.chunk(self.writer.specs[self.name].dtype, self.end - self.begin)
         self.combine(parts, merged)
         if self.check:
             _check_finite(self.name, merged, parts, [str(source.path) for source in self.sources])
-        self.writer.write_chunk(self.name, self.begin, merged)
+        self.writer.write_range(self.name, self.begin, merged)
 
 
 def _drain(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], None]]) -> None:
@@ -246,7 +242,7 @@ def _drain(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], None]]) -> None
 
 
 def _pass(sources: Sequence[_Chunks], name: str) -> Iterator[list[Tensor]]:
-    for begin, end in _ranges(sources[0].specs[name]):
+    for begin, end in _ranges(sources[0].reader.specs[name]):
         yield [source.read(name, begin, end) for source in sources]
 
 
@@ -256,7 +252,7 @@ def _ranges(spec: TensorSpec) -> Iterator[tuple[int, int]]:
     >>> list(_ranges(TensorSpec(torch.float32, (2**10, 2**10))))
     [(0, 524288), (524288, 1048576)]
     """
-    count, step = torch.Size(spec.shape).numel(), CHUNK // spec.dtype.itemsize
+    count, step = spec.numel, CHUNK // spec.dtype.itemsize
     for begin in range(0, count, step):
         yield begin, min(begin + step, count)
 
@@ -277,66 +273,19 @@ class _Buffers(threading.local):
         return self.memory[:size].view(dtype)
 
 
-class _Chunks(CheckpointReader):
+class _Chunks:
     """A checkpoint read in pieces, by several threads at once, each into its own buffers."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._open: dict[Path, BinaryIO] = {
-            shard: open(shard, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-            for shard in {shard for shard, _ in self._places.values()}
-        }
+        self.path, self.reader = path, CheckpointReader(path)
         self._buffers = _Buffers()
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
         """Elements ``begin`` to ``end``; valid until this thread reads the next chunk."""
-        if name not in self.specs:  # weights: ones where there are none
+        if name not in self.reader:  # weights: ones where there are none
             return torch.ones(end - begin)
-        if name in self._pickled:
-            return self._pickled[name].reshape(-1)[begin:end]
-        spec, (shard, offset) = self.specs[name], self._places[name]
-        chunk = self._buffers.chunk(spec.dtype, end - begin)
-        view, at = _bytes(chunk), offset + begin * spec.dtype.itemsize
-        while len(view):
-            count = os.preadv(self._open[shard].fileno(), [view], at)
-            if not count:
-                raise CheckpointError(f"tensor {name!r} in {shard} is truncated", do="Copy the file again.")
-            view, at = view[count:], at + count
-        return chunk
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._open.values():
-            file.close()
-
-
-class _ChunkWriter(CheckpointWriter):
-    """A checkpoint written in pieces, by several threads at once, each from its own buffer."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._buffers = _Buffers()
-
-    def buffer(self, name: str, count: int) -> Tensor:
-        """Where this thread puts its next chunk of a tensor."""
-        return self._buffers.chunk(self.specs[name].dtype, count)
-
-    def write_chunk(self, name: str, begin: int, chunk: Tensor) -> None:
-        """Write elements from ``begin`` on."""
-        file, offset = self._places[name]
-        view = _bytes(chunk)
-        at = offset + begin * chunk.element_size()
-        while len(view):
-            count = os.pwrite(file.fileno(), view, at)
-            view, at = view[count:], at + count
-
-    def finish(self, name: str) -> None:
-        """Say that all chunks of a tensor are on their way."""
-        self._missing.discard(name)
-
-
-def _bytes(chunk: Tensor) -> memoryview:
-    return memoryview(chunk.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        room = self._buffers.chunk(self.reader.specs[name].dtype, end - begin)
+        return self.reader.read(name, begin, end, out=room)
 
 
 def _plan(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], keep: Sequence[str]) -> Merged:
@@ -349,7 +298,7 @@ def _plan(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], keep:
         if any(fnmatchcase(name, pattern) for pattern in keep) or not spec.dtype.is_floating_point:
             plan.kept.append(name)
         else:
-            plan.merged[name] = torch.Size(spec.shape).numel()
+            plan.merged[name] = spec.numel
         if spec.dtype in QUANTISED and len(spec.shape) > 1:
             raise UnsupportedModelError(
                 f"tensor {name!r} of {names[-1]} is quantised", found=spec.dtype, do="Dequantise the checkpoint first."
