@@ -23,13 +23,14 @@ def run_jobs(
     Parameters
     ----------
     function : callable
-        A module's function, or a partial of one: it is sent to other processes.
+        A module's function, or a partial of one: it is sent to other processes. Ray takes any.
     jobs : sequence
         Its arguments.
     workers : int, default: 1
         Processes of the local pool; 1 runs here. Ray has its own idea of how many.
     backend : {"processes", "ray"}, default: "processes"
-        Where to run.
+        Where to run. Ray that runs already is used and stays; otherwise it is started, on the cluster that
+        ``RAY_ADDRESS`` names or on this machine, and stopped at the end.
 
     Raises
     ------
@@ -46,14 +47,30 @@ def run_jobs(
     if workers < 1:
         raise HyperparameterError("workers", found=workers, expected=">= 1")
     if backend == "ray":
-        try:
-            import ray  # type: ignore[import-not-found]
-        except ImportError as error:
-            raise WeightsmithError("Ray is not installed", do="pip install 'weightsmith[ray]'") from error
-        remote = ray.remote(function)
-        return list(ray.get([remote.remote(job) for job in jobs]))
+        return _on_ray(function, jobs)
     if workers == 1 or len(jobs) < 2:
         return [function(job) for job in jobs]
     # a forked process would inherit torch's threads in whatever state they are
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(function, jobs))
+
+
+def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> list[Any]:
+    try:
+        import ray  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise WeightsmithError("Ray is not installed", do="pip install 'weightsmith[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(include_dashboard=False)
+    try:
+        # Ray makes tasks of Python functions only: a partial or a builtin is the task's argument, sent once
+        task, shared = ray.remote(_apply), ray.put(function)
+        return list(ray.get([task.remote(shared, job) for job in jobs]))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _apply(function: Callable[[Job], Any], job: Job) -> Any:
+    return function(job)

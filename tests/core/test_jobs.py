@@ -1,0 +1,63 @@
+"""Jobs in processes and on Ray: the same results in the same order, and errors as they were raised."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from weightsmith.core.errors import HyperparameterError, WeightsmithError
+from weightsmith.core.jobs import run_jobs
+from weightsmith.predict.zoo import Task, train_many
+
+linear = partial(nn.Linear, 3, 2)
+"""Other processes can import it, which they cannot a function of this file."""
+
+
+def test_processes_keep_the_order_and_the_error():
+    assert run_jobs(abs, [-3, 1, -2], workers=2) == [3, 1, 2]
+    assert run_jobs(abs, []) == []
+    with pytest.raises(TypeError, match="bad operand"):
+        run_jobs(abs, [1, "two"], workers=2)
+    with pytest.raises(HyperparameterError, match="workers: found 0"):
+        run_jobs(abs, [1], workers=0)
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(WeightsmithError, match=r"Ray is not installed.*weightsmith\[ray\]"):
+        run_jobs(abs, [1], backend="ray")
+
+
+@pytest.fixture
+def ray():
+    module = pytest.importorskip("ray", reason="Ray is an extra that is not installed: pip install 'weightsmith[ray]'")
+    yield module
+    module.shutdown()
+
+
+def test_ray_keeps_the_order_the_error_and_trains_the_same_members(ray):
+    assert run_jobs(abs, [-3, 1, -2], backend="ray") == [3, 1, 2]
+    assert not ray.is_initialized()
+    ray.init(num_cpus=2, include_dashboard=False)
+    assert run_jobs(partial(pow, 2), [3, 1], backend="ray") == [8, 2]
+    assert run_jobs(abs, [], backend="ray") == []
+    with pytest.raises(TypeError, match="bad operand"):
+        run_jobs(abs, [1, "two"], backend="ray")
+    with pytest.raises(HyperparameterError, match="no such job"):
+        run_jobs(_refuse, [1], backend="ray")
+    draws = torch.Generator().manual_seed(0)
+    tasks = Task(torch.randn(4, 20, 3, generator=draws), torch.randint(2, (4, 20), generator=draws))
+    here = train_many(linear, tasks, steps=3, same_start=False)
+    there = train_many(linear, tasks, steps=3, same_start=False, workers=2, backend="ray")
+    for mine, theirs in zip(here, there, strict=True):
+        for name, value in mine.items():
+            torch.testing.assert_close(theirs[name], value)
+    assert ray.is_initialized()
+
+
+def _refuse(job):
+    raise HyperparameterError("no such job", found=job)
