@@ -89,8 +89,8 @@ COLOURS = Claim(
 
 COLOURS_NOTES = (
     "On seeds 0 to 9, with the same declaration, WiSE-FT was 0.06 ± 0.23 points above the fine-tuned network, so one "
-    "ordering failed. It was repeated on 20 seeds that had not been used, with every baseline, and with 57 digits fewer "
-    "to train on: alpha and temperature are chosen on those.",
+    "ordering failed. It was repeated on 20 seeds that had not been used, with every baseline, and with 57 digits "
+    "fewer to train on: alpha and temperature are chosen on those.",
 )
 
 COLOUR_PATCHES = 32
