@@ -44,7 +44,11 @@ COST = Claim(
 
 NOTES = (
     "Cost counts one pass of a member as a quarter of one of the wide network: 16 + 16 and 4 epochs are 12 of the "
-    "wide. Wide from scratch for 36 epochs, at the members' learning rate, costs three times as much.",
+    "wide. Wide from scratch for 16 epochs is trained as long as a member, at a member's learning rate; for 36 epochs "
+    "it costs three times as much as the grown network. A member for the whole cost is trained for 48 epochs.",
+    "On seeds 0 to 5, with the same declaration, mixture growth was 0.2 ± 0.6 points above Net2Net, 0.3 ± 0.6 above "
+    "random growth and 0.6 ± 0.9 below the wide network of equal cost: the first three orderings failed. It is judged "
+    "again on nine seeds that had not been used.",
 )
 
 FEATURES, CLASSES, WIDTH = 24, 10, 64
@@ -54,7 +58,7 @@ BATCH, RATE, GROWN_RATES = 100, 3e-3, (5e-4, 1.5e-3, 3e-3)
 INITS: tuple[Growth, ...] = ("orthogonal", "zero", "copy", "random", "reference")
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4, 5)) -> ClaimResult:
+def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 19))) -> ClaimResult:
     """Train every arm; a seed draws the task, the data and all weights."""
     start = time.perf_counter()
     values = each_seed(_experiment, seeds, "mixture growth")
@@ -100,10 +104,14 @@ def _experiment(seed: int) -> Mapping[str, float]:
     values["net2net"] = _tuned(net2net, data, GROWN_EPOCHS, seed)
     values["random growth"] = _tuned(widened(grow_randomly), data, GROWN_EPOCHS, seed)
     values["member for twice as long"] = accuracy(narrow, data.test)
+    whole = _network(WIDTH)
+    _train(whole, data, RATE, 4 * EQUAL_COST_EPOCHS, seed)
+    values["member for the whole cost"] = accuracy(whole, data.test)
     values["wide from scratch, equal cost"] = _tuned(_network(2 * WIDTH), data, EQUAL_COST_EPOCHS, seed)
-    longer = _network(2 * WIDTH)
-    _train(longer, data, RATE, 3 * EQUAL_COST_EPOCHS, seed)
-    values["wide from scratch, 36 epochs"] = accuracy(longer, data.test)
+    for epochs in (MEMBER_EPOCHS, 3 * EQUAL_COST_EPOCHS):
+        longer = _network(2 * WIDTH)
+        _train(longer, data, RATE, epochs, seed)
+        values[f"wide from scratch, {epochs} epochs"] = accuracy(longer, data.test)
     return values
 
 
