@@ -14,6 +14,7 @@ _HOMES = {
     "retention": "weightsmith.grow.learngene",
     "share_stages": "weightsmith.grow.learngene",
     "soft_distillation": "weightsmith.grow.distillation",
+    "teacher_logits": "weightsmith.grow.distillation",
     "widen_net2net": "weightsmith.grow.widening",
 }
 """The module of every name offered here; imported when the name is used."""
@@ -28,6 +29,7 @@ __all__ = [
     "retention",
     "share_stages",
     "soft_distillation",
+    "teacher_logits",
     "widen_net2net",
 ]
 

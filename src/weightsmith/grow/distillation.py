@@ -7,20 +7,38 @@ Legend: ``N`` rows (samples, tokens), ``C`` classes.
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
+from weightsmith.core.checkpoint import atomic_output
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.core.fit import Fit, Samples, default_loss, fit
 from weightsmith.core.layers import evaluation_mode
+from weightsmith.core.progress import track
 from weightsmith.core.streaming import call
 
-__all__ = ["agreement", "decaying_adamw", "distil", "soft_distillation"]
+__all__ = ["agreement", "decaying_adamw", "distil", "soft_distillation", "teacher_logits"]
 
 Reduction = Literal["batch", "numel"]
 
@@ -69,7 +87,7 @@ def soft_distillation(
 
 def distil(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Tensor,
     data: Any,
     *,
     alpha: float = 1.0,
@@ -88,8 +106,9 @@ def distil(
     ----------
     student : nn.Module
         Usually one with shared stages.
-    teacher : nn.Module
-        Of any architecture with the same classes. It runs in evaluation mode, without gradients.
+    teacher : nn.Module or Tensor of shape (samples, ..., C)
+        Of any architecture with the same classes. It runs in evaluation mode, without gradients. Or its logits of all
+        samples, from :func:`teacher_logits`.
     data : Dataset, sequence of samples, or DataLoader
         As for :func:`weightsmith.core.fit.fit`. A mapping's padding (``attention_mask`` 0) does not count.
     alpha : float, default: 1.0
@@ -111,24 +130,29 @@ def distil(
     Raises
     ------
     HyperparameterError
-        If ``alpha`` or ``tau`` is out of range.
+        If ``alpha`` or ``tau`` is out of range, or logits come with a ``DataLoader``, which does not tell the samples.
     NonFiniteError, ShapeError
-        As :func:`soft_distillation`.
+        As :func:`soft_distillation`; or if there is not one row of logits a sample.
     UnsupportedModelError
         If a model gives no logits.
     """
     if not 0 <= alpha <= 1:
         raise HyperparameterError("alpha", found=alpha, expected="in [0, 1]")
 
+    if isinstance(teacher, Tensor):
+        data = _WithLogits(data, teacher)
+
     def loss(model: nn.Module, batch: Any) -> Tensor:
+        if isinstance(teacher, Tensor):
+            batch, output = batch
         inputs = _inputs(batch)
         with torch.no_grad():
-            theirs = _rows(call(teacher, inputs), inputs)
+            theirs = _rows(output if isinstance(teacher, Tensor) else call(teacher, inputs), inputs)
         ours = _rows(call(model, inputs), inputs)
         value = alpha * soft_distillation(ours, theirs, tau=tau, reduction=reduction)
         return value if alpha == 1 else value + (1 - alpha) * default_loss(model, batch)
 
-    with evaluation_mode(teacher):
+    with nullcontext() if isinstance(teacher, Tensor) else evaluation_mode(teacher):
         return fit(
             student,
             data,
@@ -140,6 +164,72 @@ def distil(
             batch_size=batch_size,
             seed=seed,
         )
+
+
+@torch.no_grad()
+def teacher_logits(
+    teacher: nn.Module, data: Any, path: str | os.PathLike[str] | None = None, *, batch_size: int = 32
+) -> Float[Tensor, "samples ..."]:
+    """Run a teacher once over all samples, so that :func:`distil` need not in every epoch.
+
+    Only for samples that are the same each time they are read: not where they are augmented, cropped or mixed anew. A
+    language model's logits are as many as its vocabulary for every token, so for one the live teacher is cheaper to
+    keep.
+
+    Parameters
+    ----------
+    teacher : nn.Module
+        Runs in evaluation mode.
+    data : Dataset or sequence of samples
+        As for :func:`distil`; all samples of one shape.
+    path : path-like, optional
+        Ends in ``.safetensors``; the logits are then on disk and mapped into memory. Open the file again with
+        ``safetensors.torch.load_file(path)["logits"]``.
+    batch_size : int, default: 32
+        Samples a forward pass.
+
+    Returns
+    -------
+    Tensor of shape (samples, ..., C)
+        In float32 or better, in the order of the data.
+
+    Raises
+    ------
+    CheckpointError
+        If ``path`` exists or does not end in ``.safetensors``; a failed run leaves no file.
+    HyperparameterError
+        If there are no samples, or ``batch_size`` is below one.
+    UnsupportedModelError
+        If the model gives no logits.
+
+    Examples
+    --------
+    >>> teacher, student = nn.Linear(3, 2), nn.Linear(3, 2)
+    >>> data = torch.utils.data.TensorDataset(torch.rand(10, 3))
+    >>> logits = teacher_logits(teacher, data)
+    >>> logits.shape, distil(student, logits, data).steps
+    (torch.Size([10, 2]), 1)
+    """
+    if path is not None and Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"file of logits {str(path)!r}", expected="a name that ends in .safetensors")
+    if batch_size < 1 or len(data) == 0:
+        raise HyperparameterError("samples, batch_size", found=(len(data), batch_size), expected=">= 1 each")
+    device = next(teacher.parameters()).device
+    loader: DataLoader[Any] = DataLoader(cast(Dataset[Any], data), batch_size=batch_size)
+    stored: Tensor | None = None
+    with ExitStack() as stack:
+        target = None if path is None else stack.enter_context(atomic_output(path))
+        stack.enter_context(evaluation_mode(teacher))
+        for number, batch in enumerate(track(loader, "teacher", total=len(loader))):
+            logits = _single(_logits(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
+            if stored is None:
+                stored = _room(target, (len(data), *logits.shape[1:]), logits)
+            stored[number * batch_size : number * batch_size + len(logits)] = logits
+        assert stored is not None
+        if target is None:
+            return stored
+        del stored  # the mapping of the temporary name
+    return load_file(cast("str", path))["logits"]
 
 
 @torch.no_grad()
@@ -184,15 +274,51 @@ def _inputs(batch: Any) -> Any:
 
 def _rows(output: Any, inputs: Any) -> Tensor:
     """The logits of an output as rows; those of padding tokens are left out."""
+    logits = _logits(output)
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if mask is not None and mask.shape == logits.shape[:-1]:
+        return logits[mask != 0]
+    return logits.flatten(0, -2)
+
+
+def _logits(output: Any) -> Tensor:
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is None:
         raise UnsupportedModelError(
             "the model gives no logits to distil", found=type(output).__name__, do="Use a model with a head."
         )
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if mask is not None and mask.shape == logits.shape[:-1]:
-        return logits[mask != 0]
-    return logits.flatten(0, -2)
+    return logits
+
+
+class _WithLogits(Dataset[Any]):
+    """Samples, each with its row of the teacher's logits."""
+
+    def __init__(self, data: Any, logits: Tensor) -> None:
+        if isinstance(data, DataLoader):
+            raise HyperparameterError(
+                "data of stored logits", found="a DataLoader", expected="a dataset, whose samples have numbers"
+            )
+        if len(data) != len(logits):
+            raise ShapeError("stored logits", found=len(logits), expected=f"one row for each of {len(data)} samples")
+        self.data, self.logits = data, logits
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> tuple[Any, Tensor]:
+        return self.data[number], self.logits[number]
+
+
+def _room(target: Path | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Space for the logits, in memory or in a file."""
+    if target is None:
+        return like.new_empty(shape)
+    kind = like.numpy().dtype
+    told = {"dtype": f"F{8 * kind.itemsize}", "shape": shape, "data_offsets": [0, math.prod(shape) * kind.itemsize]}
+    header = json.dumps({"logits": told}).encode()
+    header += b" " * (-len(header) % 8)
+    target.write_bytes(struct.pack("<Q", len(header)) + header)
+    return torch.from_numpy(np.memmap(target, kind, "r+", offset=8 + len(header), shape=shape))
 
 
 def _single(logits: Tensor) -> Tensor:
