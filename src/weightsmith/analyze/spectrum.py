@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["entropy_deficit", "random_kappa", "rounding_floor", "singular_values", "stable_rank"]
+__all__ = ["entropy_deficit", "random_kappa", "rounding_floor", "signal_to_noise", "singular_values", "stable_rank"]
 
 TRUSTED_KAPPA = 1e5
 """Squaring a matrix squares its condition number: in float64 the smallest of its singular values keeps six digits up
@@ -123,6 +123,34 @@ def rounding_floor(s_BR: Float[Tensor, "B R"], rows: int, columns: int, dtype: t
     norm_B = s_BR.square().sum(1).sqrt()
     spread = (math.sqrt(rows) + math.sqrt(columns)) / math.sqrt(rows * columns)
     return norm_B * spread * torch.finfo(dtype).eps / math.sqrt(12)
+
+
+def signal_to_noise(s_BR: Float[Tensor, "B R"], rows: int, columns: int) -> Float[Tensor, "B"]:
+    r"""Sum of the singular values above the edge of the noise over the sum of those below.
+
+    The scale of the noise is taken from the interquartile range of the singular values, as if they were Gaussian, and
+    its edge from the law of Marchenko and Pastur:
+
+    .. math:: \epsilon = \frac{\mathrm{IQR}(\sigma)}{1.349} \Bigl(1 + \sqrt{\min(M, N) / \max(M, N)}\Bigr)
+
+    It ranks matrices of one shape. It is no test for signal: singular values are not Gaussian, and a matrix of nothing
+    but noise has some above the edge, or all of them where it is long. Infinite where none is below.
+
+    References
+    ----------
+    Hartford, Atkins, Fernandes Neto, Golchinfar, "Spectrum: Targeted Training on Signal to Noise Ratio",
+    arXiv 2406.06623.
+
+    Examples
+    --------
+    >>> signal_to_noise(torch.tensor([[9.0, 3.0, 2.0, 1.0, 0.0]]), 5, 5)
+    tensor([4.])
+    """
+    quartiles = torch.tensor([0.25, 0.75], dtype=s_BR.dtype, device=s_BR.device)
+    low_B, high_B = torch.quantile(s_BR, quartiles, dim=1)
+    edge_B = (high_B - low_B) / 1.349 * (1 + math.sqrt(min(rows, columns) / max(rows, columns)))
+    signal_BR = s_BR > edge_B[:, None]
+    return (s_BR * signal_BR).sum(1) / (s_BR * ~signal_BR).sum(1)
 
 
 def _gram_eigenvalues(tall_BMR: Float[Tensor, "B M R"]) -> Float[Tensor, "B R"]:

@@ -22,9 +22,10 @@ arXiv:2402.18153.
 
 from weightsmith.predict.d2nwg.autoencoder import ConvolutionalVAE, VAELoss, WeightVAE
 from weightsmith.predict.d2nwg.baselines import Hypernetwork, PrincipalGaussian, nearest, zoo_mean
-from weightsmith.predict.d2nwg.conditions import OrderedEncoder, SetEncoder, alignment_loss
+from weightsmith.predict.d2nwg.conditions import OrderedEncoder, SetEncoder, alignment_loss, describe
 from weightsmith.predict.d2nwg.diffusion import WeightDiffusion, ema_decay
 from weightsmith.predict.d2nwg.files import d2nwg
+from weightsmith.predict.d2nwg.layerwise import d2nwg_layers, draw_layer
 from weightsmith.predict.d2nwg.selection import Candidate, memorisation, select
 
 __all__ = [
@@ -39,6 +40,9 @@ __all__ = [
     "WeightVAE",
     "alignment_loss",
     "d2nwg",
+    "d2nwg_layers",
+    "describe",
+    "draw_layer",
     "ema_decay",
     "memorisation",
     "nearest",

@@ -9,14 +9,18 @@ Legend: ``B`` tasks, ``C`` classes, ``S`` examples of a class, ``F`` features, `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.errors import HyperparameterError, ShapeError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
+from weightsmith.core.layers import evaluation_mode
 
-__all__ = ["OrderedEncoder", "SetEncoder", "alignment_loss", "draw_shots"]
+__all__ = ["OrderedEncoder", "SetEncoder", "alignment_loss", "describe", "draw_shots"]
 
 
 class OrderedEncoder(nn.Module):
@@ -147,6 +151,53 @@ def draw_shots(support_BCSF: Float[Tensor, "B C S F"], shots: int) -> Float[Tens
     """
     order = torch.rand(support_BCSF.shape[:3]).argsort(dim=2)[:, :, :shots]
     return support_BCSF.gather(2, order[..., None].expand(-1, -1, -1, support_BCSF.shape[3]))
+
+
+@torch.no_grad()
+def describe(
+    texts: Sequence[str], model: nn.Module, tokenizer: Any, *, batch_size: int = 32
+) -> Float[Tensor, "N 1 1 F"]:
+    """Turn descriptions of tasks into what a zoo stores of them: one class with one example each.
+
+    The features are a language model's last hidden states, averaged over a text's tokens. They are computed once, for
+    the zoo; an ``OrderedEncoder(features, classes=1)`` with ``shots=1`` then is the condition.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        One description a member, or a new task's.
+    model : nn.Module
+        A Hugging Face model that returns hidden states; stays as it is.
+    tokenizer : object
+        Its tokenizer.
+    batch_size : int, default: 32
+        Texts at once.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no text, or one of them is empty.
+
+    Examples
+    --------
+    >>> from weightsmith.embedded import load
+    >>> describe(["tell apples from pears", "translate to French"], *load("minilm")).shape
+    torch.Size([2, 1, 1, 384])
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise CalibrationError("descriptions of tasks", found=list(texts)[:3], expected="texts, none of them empty")
+    device = next(model.parameters()).device
+    found = []
+    with evaluation_mode(model):
+        for start in range(0, len(texts), batch_size):
+            # one by one where a tokenizer cannot pad
+            group = list(texts[start : start + batch_size])
+            for part in [group] if tokenizer.pad_token is not None else [[text] for text in group]:
+                inputs = tokenizer(part, padding=len(part) > 1, truncation=True, return_tensors="pt").to(device)
+                hidden_NLF = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
+                real_NL1 = inputs["attention_mask"][..., None]
+                found.append((hidden_NLF * real_NL1).sum(1) / real_NL1.sum(1))
+    return torch.cat(found).cpu()[:, None, None]
 
 
 class _Attention(nn.Module):

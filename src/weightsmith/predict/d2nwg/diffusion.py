@@ -328,12 +328,44 @@ class WeightDiffusion(nn.Module):
             raise ShapeError("support", found="none" if support_CSF is None else support_CSF.shape, expected=expected)
         if count == 0:
             return self.mean_P.new_zeros(0, len(self.mean_P))
-        device = self.mean_P.device
+        support = None if support_CSF is None else support_CSF.to(self.mean_P)[None]
+        condition_BE = self.averaged.condition(support, 1, self.mean_P).expand(count, -1)
+        return self._draw(condition_BE, scheduler, steps, generator)
+
+    @torch.no_grad()
+    def sample_each(
+        self, support_BCSF: Float[Tensor, "B C S F"], *, steps: int = 50, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B P"]:
+        """Draw one row for each of many tasks, together.
+
+        Raises
+        ------
+        ShapeError
+            If the examples are not what the encoder was made for, or not asked for.
+        HyperparameterError
+            If ``steps`` is out of range.
+        """
+        scheduler = self._scheduler("ddim")
+        if not 1 <= steps <= scheduler.config.num_train_timesteps:
+            raise HyperparameterError("steps", found=steps, expected="within the diffusion's")
+        if self.denoiser.encoder is None:
+            raise ShapeError("support", found=tuple(support_BCSF.shape), expected="none")
+        condition_BE = self.averaged.condition(support_BCSF.to(self.mean_P), len(support_BCSF), self.mean_P)
+        return self._draw(condition_BE, scheduler, steps, generator)
+
+    @torch.no_grad()
+    def decoded(self, index_B: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Members encoded and decoded, nothing drawn."""
+        return self.vae.decode(self.vae.encode(self._rows(index_B)).mean) * self.spread_P + self.mean_P
+
+    def _draw(
+        self, condition_BE: Tensor, scheduler: Any, steps: int, generator: torch.Generator | None
+    ) -> Float[Tensor, "B P"]:
+        """One row a condition; each has its own noise."""
+        device, count = self.mean_P.device, len(condition_BE)
         seeds = torch.randint(2**62, (count,), generator=generator).tolist()
         own = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         z_BZ = torch.stack([torch.randn(self.vae.latent, generator=one, device=device) for one in own])
-        support = None if support_CSF is None else support_CSF.to(z_BZ)[None]
-        condition_BE = self.averaged.condition(support, 1, z_BZ).expand(count, -1)
         scheduler.set_timesteps(steps, device=device)
         for time in scheduler.timesteps:
             noise_BZ = self.averaged.network(z_BZ, time.expand(count), condition_BE)
