@@ -376,3 +376,31 @@ def test_every_position_keeps_its_drop_path_rate():
 def test_shared_stages_compile(gene):
     compiled = torch.compile(gene.model, backend="eager")
     torch.testing.assert_close(logits(compiled, IMAGES), logits(gene.model, IMAGES))
+
+
+def test_a_teacher_in_half_precision_is_compared_in_single():
+    teacher = 8 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).half()
+    student = torch.zeros(6, 5, requires_grad=True)
+    expected = soft_distillation(student, teacher.float())
+    found = soft_distillation(student, teacher)
+    assert torch.equal(found, expected)
+    assert torch.autograd.grad(found, student)[0].dtype == torch.float32
+
+
+def test_attention_sinks_and_position_tables_stay_with_their_position():
+    class Attends(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.sinks, self.relative_position_bias_table = (nn.Parameter(torch.rand(4)) for _ in range(2))
+
+    model = nn.Sequential(*[Attends() for _ in range(4)])
+    plan = share_stages(model, (2, 2), stack="")
+    assert set(plan.own) == {"sinks", "relative_position_bias_table"}
+    assert model[0].sinks is not model[1].sinks
+    assert model[0].weight is model[1].weight
+
+
+def test_adapters_inside_blocks_are_refused():
+    model = nn.Sequential(*[nn.ModuleDict({"lora_A": nn.Linear(2, 2)}) for _ in range(2)])
+    with pytest.raises(UnsupportedModelError, match="has an adapter"):
+        share_stages(model, (2,), stack="")
