@@ -429,3 +429,35 @@ def test_folding_leaves_copies_of_the_module_alone():
     fold_parametrizations(twin)
     assert torch.equal(wide(x), before)
     torch.testing.assert_close(twin(x), before)
+
+
+def test_stem_and_classifier_of_several_inputs_are_found_by_shape():
+    class Two(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.text, self.image = nn.Linear(3, width), nn.Linear(5, width)
+            self.body, self.head = nn.Linear(width, width), nn.Linear(width, 2)
+
+        def forward(self, text, image):
+            return self.head(self.body((self.text(text) + self.image(image)).relu()).relu())
+
+    growth = MixtureGrowth(Two, width=4, generator=generator())
+    assert {name: layer.grows for name, layer in growth.layers.items()} == {
+        "text": (True, False), "image": (True, False), "body": (True, True), "head": (False, True),
+    }  # fmt: skip
+    batch = torch.randn(6, 3), torch.randn(6, 5)
+    members = LogitSum(growth.member(0), growth.member(1))(*batch)
+    torch.testing.assert_close(growth.grow("zero")(*batch), members)
+
+
+def test_an_optimizer_made_before_growth_trains_the_grown_network():
+    growth = MixtureGrowth(mlp, width=8, generator=generator())
+    optimizer = torch.optim.SGD(growth.member(0).parameters(), lr=0.1)
+    wide = growth.grow(generator=generator())
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    layer = growth.layers["2"]
+    assert {layer.templates[0], layer.alphas[0]} < held & {*wide.parameters()}
+    before = layer.templates[0].detach().clone()
+    default_loss(wide, (torch.randn(4, 6), torch.randint(4, (4,)))).backward()
+    optimizer.step()
+    assert not torch.equal(layer.templates[0], before)
