@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from models import tiny
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.fit import fit
+from weightsmith.merge import bang as mixing
 from weightsmith.merge.bang import (
     MixupCollator,
     balance_logit_scale,
@@ -115,6 +116,17 @@ def test_no_mixup_and_even_mixup(alpha):
     else:
         assert torch.equal(x, whole)
     torch.testing.assert_close(target.sum(1), torch.ones(16))
+
+
+def test_a_share_of_one_mixes_nothing(monkeypatch):
+    monkeypatch.setattr(mixing, "_draw", lambda alpha, count, generator: (1.0, torch.arange(count).flip(0)))
+    data = pairs(8)
+    batch = tuple(torch.stack(column) for column in zip(*data, strict=True))
+    x, target = MixupCollator(4)(data)
+    assert torch.equal(x, batch[0])
+    assert torch.equal(target, smooth_targets(batch[1], 4))
+    model = nn.Linear(3, 4)
+    assert torch.equal(bang_loss()(model, batch), bang_loss(mixup_alpha=0.0)(model, batch))
 
 
 def test_the_last_odd_batch_and_mappings_and_soft_labels():

@@ -62,6 +62,13 @@ def test_the_mean_of_linear_networks_has_the_mean_of_their_logits():
     torch.testing.assert_close(logits[2], (logits[0] + logits[1]) / 2, atol=1e-6, rtol=0)
 
 
+def test_the_mean_of_deep_networks_has_other_logits_than_the_mean():
+    model, x = tiny("mlp")
+    start, end = model.state_dict(), near(model, 0.5)
+    logits = logits_along_line(model, start, end, (0.0, 0.5, 1.0), x)
+    assert (logits[1] - (logits[0] + logits[2]) / 2).abs().max() > 0.1
+
+
 def test_counters_are_the_tuned_networks_and_batchnorm_can_be_estimated_again():
     model, x = tiny("cnn")
     start = {name: value.clone() for name, value in model.state_dict().items()}
