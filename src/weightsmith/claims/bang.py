@@ -23,8 +23,9 @@ from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_s
 from weightsmith.core.fit import Loss, default_loss, fit
 from weightsmith.embedded import digits
 from weightsmith.merge.arithmetic import average
-from weightsmith.merge.bang import balance_logit_scale, bang_loss, fit_temperature
+from weightsmith.merge.bang import bang_loss
 from weightsmith.merge.diagnosis import transitions
+from weightsmith.merge.temperature import balance_logit_scale, fit_temperature
 from weightsmith.merge.wise_ft import interpolate
 
 __all__ = ["COLOURS", "DIGITS", "ENSEMBLE", "HOME", "run"]

@@ -19,13 +19,7 @@ from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
-from weightsmith.merge.diagnosis import (
-    UNBALANCED,
-    calibration_error,
-    confidence_ratio,
-    output_ensemble,
-    transitions,
-)
+from weightsmith.merge.diagnosis import UNBALANCED, calibration_error, diagnose
 from weightsmith.merge.wise_ft import check_alpha, interpolate
 
 __all__ = ["logits_along_line", "sweep"]
@@ -110,19 +104,19 @@ def sweep(
                     row[f"{name} loss"] = seen[value][name].item()
                 continue
             labels = torch.cat([batch["labels"] for batch in parts])
-            pre, last, averaged = (seen[value][name] for value in (0.0, 1.0, alpha))
-            outputs = [seen[value][name] for value in alphas]
-            for kind, logits in output_ensemble(pre, last).items():
-                rows.setdefault(f"mean of {kind}", {})
-                outputs.append(logits)
-            for row, logits in zip(rows.values(), outputs, strict=True):
+            told = diagnose(seen[0.0][name], seen[1.0][name], seen[alpha][name], labels)
+            for row, value in zip(rows.values(), alphas, strict=False):
+                logits = seen[value][name]
                 row[f"{name} accuracy"] = (logits.argmax(1) == labels).double().mean().item()
                 row[f"{name} calibration error"] = calibration_error(logits, labels)
-            moves = transitions(pre, last, averaged, labels)
+            for kind in ("probabilities", "logits"):
+                row = rows.setdefault(f"mean of {kind}", {})
+                for measure in ("accuracy", "calibration error"):
+                    row[f"{name} {measure}"] = told[f"{measure.replace(' ', '_')}_ensemble_of_{kind}"]
             result.totals |= {
-                f"{name}_repaired": moves["FFT"],
-                f"{name}_broken": moves["TTF"],
-                f"{name}_confidence_ratio": confidence_ratio(pre, last),
+                f"{name}_repaired": told["repaired_FFT"],
+                f"{name}_broken": told["broken_TTF"],
+                f"{name}_confidence_ratio": told["confidence_ratio"],
             }
         for who, row in rows.items():
             result.layer(who, **row)
