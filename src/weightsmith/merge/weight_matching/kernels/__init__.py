@@ -1,0 +1,1 @@
+"""Compiled inner loops of the matching (numba on the CPU)."""
