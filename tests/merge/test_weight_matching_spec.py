@@ -213,9 +213,7 @@ def test_bad_states_and_permutations_are_refused():
     assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_quantised_and_absent_weights_are_refused():
-    with pytest.raises(UnsupportedModelError, match="not in memory"):
-        PermutationSpec.from_model(nn.Linear(2, 2, device="meta"), torch.rand(1, 2))
+def test_quantised_weights_are_refused():
     model = nn.Linear(2, 2)
     model.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedModelError, match="packed or quantised"):
@@ -255,3 +253,14 @@ def test_terms_that_do_not_line_up_are_fixed():
     c, d = join([Axis(2), Axis(4)]), product([Axis(2), Axis(3)])
     unify(c, d)
     assert "free" not in repr(c) + repr(d)
+
+
+@pytest.mark.parametrize("name", [*TINY, *NETS])
+def test_a_model_without_weights_has_the_same_permutations(name):
+    model, batch, _ = network(name)
+    hollow = copy.deepcopy(model).to("meta")
+    if hasattr(hollow, "tie_weights"):
+        hollow.tie_weights()
+    found = PermutationSpec.from_model(hollow, batch)
+    assert found == PermutationSpec.from_model(model, batch, verify=False)
+    assert all(parameter.is_meta for parameter in hollow.parameters())

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, model_class
+from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec, model_class
 from weightsmith.core.errors import CheckpointError, UnsupportedModelError
 
-__all__ = ["Disk", "disk_of", "on_disk"]
+__all__ = ["Disk", "StoredState", "disk_of", "on_disk", "skeleton"]
 
 
 def disk_of(model: nn.Module) -> Disk | None:
@@ -51,13 +51,8 @@ def on_disk(
     UnsupportedModelError
         If no block was visited.
     """
-    import transformers
-    from accelerate import init_empty_weights
-
     reader = CheckpointReader(path)
-    config = transformers.AutoConfig.from_pretrained(path)
-    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-        model = model_class(config)(config).eval()
+    model = skeleton(path)
     with CheckpointWriter(out, reader.specs, like=path, overwrite=overwrite) as writer:
         disk = Disk(model, reader, writer)
         _disks[model] = disk
@@ -69,6 +64,88 @@ def on_disk(
                 do="Load the model into memory for this method.",
             )
         disk.copy_rest()
+
+
+def skeleton(path: str | os.PathLike[str]) -> nn.Module:
+    """Build a Hugging Face checkpoint's architecture: its weights on the meta device, tied where it ties them.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no configuration that transformers knows.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"no configuration of a model in {path}", found=str(error).strip().splitlines()[0], expected="config.json"
+        ) from error
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
+        model = model_class(config)(config).eval()
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+class StoredState(Mapping[str, Tensor]):
+    """A state dict that stays on disk: each tensor is read when it is asked for, and not kept.
+
+    Parameters
+    ----------
+    path : path-like
+        A checkpoint.
+    model : nn.Module, optional
+        Its architecture, whose names the tensors get; by default they keep those of the files.
+
+    Attributes
+    ----------
+    specs : dict of str to TensorSpec
+        Every tensor's element type and shape, known without reading it.
+    keys_of : dict of str to str
+        The checkpoint's name of every tensor.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, safetensors.torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     safetensors.torch.save_file({"w": torch.arange(6.0).view(3, 2)}, f"{folder}/model.safetensors")
+    ...     state = StoredState(folder)
+    ...     print(state.specs["w"].shape, state.rows("w", 1, 2))
+    (3, 2) tensor([[2., 3.]])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], model: nn.Module | None = None) -> None:
+        self.reader = CheckpointReader(path)
+        self.keys_of = {key: key for key in self.reader} if model is None else _checkpoint_keys(model, self.reader)
+        if model is not None:
+            tied = getattr(model, "all_tied_weights_keys", None) or {}
+            for pair in tied.items():
+                for name, other in (pair, pair[::-1]):
+                    if name not in self.keys_of and other in self.keys_of:
+                        self.keys_of[name] = self.keys_of[other]
+        self.specs: dict[str, TensorSpec] = {name: self.reader.specs[key] for name, key in self.keys_of.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.reader.tensor(self.keys_of[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_of)
+
+    def __len__(self) -> int:
+        return len(self.keys_of)
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Read the indices ``begin`` to ``end`` of a tensor's first axis."""
+        shape = self.specs[name].shape
+        each = self.specs[name].numel // max(shape[0], 1)
+        return self.reader.read(self.keys_of[name], begin * each, end * each).view(-1, *shape[1:])
 
 
 class _EmptyOnMeta(TorchFunctionMode):

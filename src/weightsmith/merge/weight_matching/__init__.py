@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from weightsmith.merge.weight_matching.activations import match_activations
 from weightsmith.merge.weight_matching.command import weight_matching
+from weightsmith.merge.weight_matching.folders import rebasin
 from weightsmith.merge.weight_matching.many import Merged, merge_many
 from weightsmith.merge.weight_matching.matching import Matching, match_weights
 from weightsmith.merge.weight_matching.reading import Block, Permutation
@@ -33,5 +34,6 @@ __all__ = [
     "match_straight_through",
     "match_weights",
     "merge_many",
+    "rebasin",
     "weight_matching",
 ]

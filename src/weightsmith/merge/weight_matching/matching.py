@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from weightsmith.core.disk import StoredState
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.progress import track
+from weightsmith.merge.weight_matching.assignment import assign
+from weightsmith.merge.weight_matching.holding import Held, InMemory, OnDisk, permute
 from weightsmith.merge.weight_matching.spec import Permutations, PermutationSpec
 
 __all__ = ["Matching", "Normalize", "match_weights"]
@@ -34,8 +36,7 @@ Normalize: TypeAlias = Literal["none", "layer"]
 TOLERANCE = 1e-6
 """A gain below this share of the product of the norms is rounding, and no reason to go on."""
 
-PRICES = 8
-"""Rounds of raising prices before an assignment is searched."""
+WHOSE = ("the first model", "the second model")
 
 JOINT = 64
 """Blocks up to this number are matched together with the orders inside them."""
@@ -95,7 +96,8 @@ def match_weights(
     Parameters
     ----------
     first, second : nn.Module or state dict
-        Of one architecture; only read.
+        Of one architecture; only read. A :class:`~weightsmith.core.disk.StoredState` stays on disk: its tensors are
+        read whenever they are needed, and neither they nor what they cost are kept.
     spec : PermutationSpec
         What may be permuted.
     restarts : int, default: 1
@@ -141,18 +143,15 @@ def match_weights(
         if value < 1:
             raise HyperparameterError(name, found=value, expected=">= 1")
     generator = generator or torch.Generator().manual_seed(0)
-    a, b = _weights(first, spec, "the first model"), _weights(second, spec, "the second model")
-    b = {key: tensor.to(a[key].device) for key, tensor in b.items()}
-    for key in a:
-        wide = torch.promote_types(a[key].dtype, b[key].dtype)
-        a[key], b[key] = a[key].to(wide), b[key].to(wide)
+    held = _held(first, second, spec)
     if start is not None:
         spec.check_permutations(start)
+    survey = _survey(held, spec)
     best: _Descent | None = None
     objectives = []
     for number in track(range(restarts), "matching weights"):
         begin = spec.random(generator) if number else start or spec.identity()
-        descent = _Descent(spec, a, b, begin, normalize)
+        descent = _Descent(spec, held.permuted(begin), survey.norms, begin, normalize)
         if not number and start is None:
             descent = descent.greeted()
         descent.run(sweeps, generator)
@@ -160,69 +159,74 @@ def match_weights(
         if best is None or descent.objective > best.objective + best.scale * TOLERANCE:
             best = descent
     assert best is not None
-    after = math.sqrt(sum(float((a[key] - best.b[key]).double().square().sum()) for key in a))
-    before = math.sqrt(sum(float((a[key] - b[key]).double().square().sum()) for key in a))
-    return Matching(best.perms, best.objective, tuple(best.history), before, after, tuple(objectives))
+    after = math.sqrt(sum(_squared(a, b) for key in survey.norms for a, b in best.held.pairs(key)))
+    return Matching(best.perms, best.objective, tuple(best.history), survey.distance, after, tuple(objectives))
 
 
-def assign(cost: Float[Tensor, "n n"]) -> Int[Tensor, "n"]:
-    """The permutation of largest total: row ``i`` gets column ``perm[i]``; fast where that is nearly the identity."""
-    largest = cost.max(1)
-    best, here = largest.indices, cost.diagonal()
-    if len(best.unique()) == len(best):  # every row has its largest number, which no other row wants
-        return best.cpu()
-    cost = cost.double().cpu()
-    if here.sum() > 0.5 * largest.values.sum():
-        # Prices of columns at which every row would keep its own: they prove the identity best, or shorten the search.
-        price = torch.zeros(len(cost), dtype=cost.dtype)
-        envy = cost - cost.diagonal().unsqueeze(1)
-        for _ in range(PRICES):
-            higher = (envy + price.unsqueeze(1)).amax(0)
-            if bool((higher == price).all()):
-                return torch.arange(len(cost))
-            price = higher
-        cost = cost - price
-    return torch.from_numpy(linear_sum_assignment(cost.numpy(), maximize=True)[1])
-
-
-def _weights(model: nn.Module | Mapping[str, Tensor], spec: PermutationSpec, whose: str) -> dict[str, Tensor]:
-    """The tensors that have a say, in float32 at least."""
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    spec.check_state(state, whose)
+def _held(
+    first: nn.Module | Mapping[str, Tensor], second: nn.Module | Mapping[str, Tensor], spec: PermutationSpec
+) -> Held:
+    """The two networks, in memory or on disk, once they are of the spec's architecture."""
+    a, b = (model.state_dict() if isinstance(model, nn.Module) else model for model in (first, second))
+    for state, whose in zip((a, b), WHOSE, strict=True):
+        spec.check_state(state, whose)
     if not spec.permutations:
         raise ShapeError("there is nothing to permute", do="See the spec's left_out for the reasons.")
-    weights = {}
+    on_disk = isinstance(a, StoredState) or isinstance(b, StoredState)
+    return OnDisk(spec, a, b) if on_disk else InMemory.of(spec, a, b)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What one look at all weights tells: the product of the norms of each, and the distance."""
+
+    norms: dict[str, float]
+    distance: float
+
+
+def _survey(held: Held, spec: PermutationSpec) -> _Survey:
+    """Look at all weights that have a say, before any is permuted, and refuse what is not finite."""
+    norms, squares = {}, 0.0
     for key in spec.axes:
-        if key not in spec.buffers:
-            tensor = state[key].detach()
-            if not is_finite(tensor):
-                raise NonFiniteError(f"tensor {key!r} of {whose} holds NaN or infinity", do="Repair the checkpoint.")
-            weights[key] = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return weights
+        if key in spec.buffers:
+            continue
+        sizes = [0.0, 0.0]
+        for pair in held.pairs(key):
+            for i, (tensor, whose) in enumerate(zip(pair, WHOSE, strict=True)):
+                if not is_finite(tensor):
+                    raise NonFiniteError(
+                        f"tensor {key!r} of {whose} holds NaN or infinity", do="Repair the checkpoint."
+                    )
+                sizes[i] += float(tensor.norm().double().square())
+            squares += _squared(*pair)
+        norms[key] = math.sqrt(sizes[0]) * math.sqrt(sizes[1])
+    return _Survey(norms, math.sqrt(squares))
+
+
+def _squared(a: Tensor, b: Tensor) -> float:
+    return float((a - b).double().square().sum())
 
 
 class _Descent:
-    """Coordinate ascent from one start; ``b`` is always the second network as permuted so far."""
+    """Coordinate ascent from one start; what is held of the second network is always as permuted so far."""
 
     def __init__(
         self,
         spec: PermutationSpec,
-        a: Mapping[str, Tensor],
-        b: Mapping[str, Tensor],
+        held: Held,
+        norms: Mapping[str, float],
         start: Permutations,
         normalize: Normalize,
     ) -> None:
-        self.spec, self.a, self.perms = spec, a, start
-        self.b = {key: self._permute(key, tensor, start) for key, tensor in b.items()}
-        norms = {key: float(a[key].norm()) * float(b[key].norm()) for key in a}
-        self.weight = {key: 1.0 if normalize == "none" or not norms[key] else 1 / norms[key] for key in a}
-        self.scales = {key: norms[key] * self.weight[key] for key in a}
+        self.spec, self.held, self.perms = spec, held, start
+        self.weight = {key: 1.0 if normalize == "none" or not norm else 1 / norm for key, norm in norms.items()}
+        self.scales = {key: norm * self.weight[key] for key, norm in norms.items()}
         self.scale = sum(self.scales.values())
-        self.objective = sum(self._inner(key, tensor) for key, tensor in self.b.items())
+        self.objective = sum(map(self._inner, norms))
         self.history = [self.objective]
         # where each permutation acts: (key, axis)
         self.places: dict[str, list[tuple[str, int]]] = {name: [] for name in spec.permutations}
-        for key in a:
+        for key in norms:
             for axis, blocks in enumerate(spec.axes[key]):
                 for name in dict.fromkeys(name for block in blocks for name in block.names if name):
                     self.places[name].append((key, axis))
@@ -230,13 +234,14 @@ class _Descent:
         for name, p in spec.permutations.items():
             if p.within:
                 self.inside[p.within].append(name)
-        self.of_key: dict[str, set[str]] = {key: set() for key in a}
+        self.of_key: dict[str, set[str]] = {key: set() for key in norms}
         for name, places in self.places.items():
             for key, _ in places:
                 self.of_key[key].add(name)
         self.near = {name: set().union(*(self.of_key[key] for key, _ in at)) for name, at in self.places.items()}
         self.costs: dict[tuple[str, int, str], Tensor] = {}
-        self.heard = set(a)  # the weights that have a say
+        self.prices: dict[str, Tensor] = {}  # of the last assignment, which the next one starts from
+        self.heard = set(norms)  # the weights that have a say
 
     def greeted(self) -> _Descent:
         """Match from the inputs on, each permutation by the weights whose other axes are matched already.
@@ -245,17 +250,17 @@ class _Descent:
         order yet. From here on a few sweeps are enough, and they end higher.
         """
         ahead = copy.copy(self)
-        ahead.b, ahead.history, ahead.costs = dict(self.b), list(self.history), {}
+        ahead.held, ahead.history, ahead.costs = self.held.copy(), list(self.history), {}
         matched: set[str] = set()
         for name in self.spec.permutations:
             own = {name, *self.inside[name]}
             ahead.heard = {key for key in self._keys(own) if self.of_key[key] - own <= matched}
-            if any(self.a[key].ndim > 1 for key in ahead.heard):
+            if any(len(self.spec.shapes[key]) > 1 for key in ahead.heard):
                 ahead._improve(name)
             matched |= own
         ahead.heard = self.heard
         ahead.costs.clear()
-        ahead.objective = sum(ahead._inner(key, tensor) for key, tensor in ahead.b.items())
+        ahead.objective = sum(map(ahead._inner, self.weight))
         return ahead if ahead.objective > self.objective + TOLERANCE * self.scale else self
 
     def run(self, sweeps: int, generator: torch.Generator) -> None:
@@ -282,11 +287,13 @@ class _Descent:
             if self._take(step):
                 return list(step)
         cost_Rnn = self._cost(name)
-        step_Rn = torch.stack([assign(cost_nn) for cost_nn in cost_Rnn])
+        price_Rn = self.prices.setdefault(name, torch.zeros(cost_Rnn.shape[:2], dtype=torch.float64))
+        step_Rn = torch.stack([assign(cost_nn, price_n) for cost_nn, price_n in zip(cost_Rnn, price_Rn, strict=True)])
         there_Rn, here_Rn = cost_Rnn.gather(-1, step_Rn.unsqueeze(-1)).squeeze(-1), cost_Rnn.diagonal(dim1=1, dim2=2)
         gain = float((there_Rn.double() - here_Rn.double()).sum())
         if gain <= self._least([name]):
             return []
+        self.prices[name] = price_Rn.gather(1, step_Rn)
         step = {name: step_Rn if self.spec.permutations[name].within else step_Rn[0]}
         # with two axes of one weight the cost is only the slope
         return [name] if self._take(step, gain if self._is_linear(name) else None) else []
@@ -302,12 +309,11 @@ class _Descent:
     def _take(self, step: Permutations, gain: float | None = None) -> bool:
         """Make a step if it is a gain, which is measured where it is not given."""
         keys = self._keys(step)
-        new = {key: self._permute(key, self.b[key], step) for key in keys}
         if gain is None:
-            gain = sum(self._inner(key, new[key]) - self._inner(key, self.b[key]) for key in keys if key in self.heard)
+            gain = sum(self._inner(key, step) - self._inner(key) for key in keys if key in self.heard)
             if gain <= self._least(step):
                 return False
-        self.b.update(new)
+        self.held.move(step, keys)
         self.objective += gain
         self._forget(step, keys)
         self.perms = self.spec.compose(self.perms, step)
@@ -319,30 +325,28 @@ class _Descent:
     def _heard(self, name: str) -> list[tuple[str, int]]:
         return [(key, axis) for key, axis in self.places[name] if key in self.heard]
 
-    def _permute(self, key: str, tensor: Tensor, perms: Permutations) -> Tensor:
-        for axis in range(tensor.ndim):
-            order = self.spec.order(key, axis, perms)
-            if order is not None:
-                tensor = tensor.index_select(axis, order.to(tensor.device))
-        return tensor
-
-    def _inner(self, key: str, tensor: Tensor) -> float:
-        # row by row in the weights' own precision, the rows' sum in float64
-        a = self.a[key]
-        rows = torch.linalg.vecdot(a.flatten(1), tensor.flatten(1)) if a.ndim > 1 else a * tensor
-        return self.weight[key] * float(rows.double().sum())
+    def _inner(self, key: str, step: Permutations | None = None) -> float:
+        """The inner product of a weight of both networks, the second's after a step."""
+        total = 0.0
+        for a, b in self.held.pairs(key):
+            b = permute(self.spec, key, b, step) if step else b
+            # row by row in the weights' own precision, the rows' sum in float64
+            rows = torch.linalg.vecdot(a.flatten(1), b.flatten(1)) if a.ndim > 1 else a * b
+            total += float(rows.double().sum())
+        return self.weight[key] * total
 
     def _cost(self, name: str) -> Float[Tensor, "R n n"]:
         """What each index of the second network is worth at each place; within blocks, for each block."""
         p = self.spec.permutations[name]
         blocks = self.spec.permutations[p.within].size if p.within else 1
-        cost_Rnn = torch.zeros(blocks, p.size, p.size, dtype=next(iter(self.a.values())).dtype)
+        cost_Rnn = torch.zeros(blocks, p.size, p.size, dtype=self.held.dtype)
         for key, axis in self._heard(name):
             known_Rnn = self.costs.get((key, axis, name))
             if known_Rnn is None:
-                products = [a_RnK @ b_RnK.mT for a_RnK, b_RnK in self._slices(key, axis, name, p.within)]
-                known_Rnn = torch.stack(products).sum(0)
-                if known_Rnn.numel() <= self.a[key].numel():  # worth its memory
+                known_Rnn = torch.zeros_like(cost_Rnn)
+                for a_RnK, b_RnK in self._slices(key, axis, name, p.within):
+                    known_Rnn += (a_RnK @ b_RnK.mT).to(known_Rnn)
+                if known_Rnn.numel() <= self.held.keeps * math.prod(self.spec.shapes[key]):  # worth its memory
                     self.costs[key, axis, name] = known_Rnn
             cost_Rnn.add_(known_Rnn.to(cost_Rnn), alpha=self.weight[key])
         return cost_Rnn
@@ -357,22 +361,22 @@ class _Descent:
             else:
                 del self.costs[key, axis, owner]
 
-    def _slices(self, key: str, axis: int, name: str, outer: str) -> list[tuple[Tensor, Tensor]]:
+    def _slices(self, key: str, axis: int, name: str, outer: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Both networks' slices ``[R, n, K]`` along the indices of a permutation on one axis, of each block."""
-        a, b = self.a[key], self.b[key]
-        found = []
-        for block in self.spec.axes[key][axis]:
-            if name not in block.names:
-                continue
-            if block.names == (name,) and block.sizes[0] == a.shape[axis]:
-                found.append(tuple(x.movedim(axis, 0).reshape(1, a.shape[axis], -1) for x in (a, b)))
-                continue
-            front = [block.names.index(other) for other in ((outer, name) if outer else (name,))]
-            places = block.places().movedim(front, [*range(len(front))])
-            lead = (*([] if outer else [1]), *places.shape[: len(front)])
-            rows = places.flatten().to(a.device)
-            found.append(tuple(x.index_select(axis, rows).movedim(axis, 0).reshape(*lead, -1) for x in (a, b)))
-        return found  # type: ignore[return-value]
+        for pair in self.held.pairs(key):
+            size = pair[0].shape[axis]
+            for block in self.spec.axes[key][axis]:
+                if name not in block.names:
+                    continue
+                if block.names == (name,) and block.sizes[0] == size:
+                    a, b = (x.movedim(axis, 0).reshape(1, size, -1) for x in pair)
+                else:
+                    front = [block.names.index(other) for other in ((outer, name) if outer else (name,))]
+                    places = block.places().movedim(front, [*range(len(front))])
+                    lead = (*([] if outer else [1]), *places.shape[: len(front)])
+                    rows = places.flatten().to(pair[0].device)
+                    a, b = (x.index_select(axis, rows).movedim(axis, 0).reshape(*lead, -1) for x in pair)
+                yield a, b
 
     def _joint(self, name: str, inside: list[str]) -> Permutations:
         """Blocks and the orders inside them: every pair of blocks is worth what its best inner orders are worth."""

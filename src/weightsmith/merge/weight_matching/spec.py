@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from weightsmith.core.disk import StoredState
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
 from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.streaming import Batch, call
@@ -72,7 +73,8 @@ class PermutationSpec:
         Parameters
         ----------
         model : nn.Module
-            Any model; run in evaluation mode, its weights are only read.
+            Any model; run in evaluation mode, its weights are only read. One on the meta device is run with zeros
+            that take no memory; it has no weights that could be tried.
         example : Batch
             A batch it can be called with; one sample is enough.
         verify : bool, default: True
@@ -82,7 +84,7 @@ class PermutationSpec:
         Raises
         ------
         UnsupportedModelError
-            If weights are quantised or not in memory.
+            If weights are quantised.
 
         Notes
         -----
@@ -90,6 +92,8 @@ class PermutationSpec:
         ``left_out`` names both.
         """
         _check_kind(model)
+        if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+            model, verify = _hollow(model), False
         leaves, aliases = leaves_of(model)
         parameters = {name for name, _ in model.named_parameters()}
         found = read(trace(model, leaves, example), leaves, parameters)
@@ -232,11 +236,13 @@ class PermutationSpec:
         ShapeError
             If a tensor is missing or has another shape.
         """
+        shapes = {key: spec.shape for key, spec in state.specs.items()} if isinstance(state, StoredState) else None
         if missing := [key for key in self.shapes if key not in state]:
             raise ShapeError(f"{whose} lacks {len(missing)} tensors such as {missing[:3]}", do="Use one architecture.")
         for key, shape in self.shapes.items():
-            if tuple(state[key].shape) != shape:
-                raise ShapeError(f"tensor {key!r} of {whose}", found=tuple(state[key].shape), expected=shape)
+            found = shapes[key] if shapes else tuple(state[key].shape)
+            if found != shape:
+                raise ShapeError(f"tensor {key!r} of {whose}", found=found, expected=shape)
 
     def check_permutations(self, perms: Permutations) -> None:
         """Refuse what are not the permutations of this spec.
@@ -293,9 +299,6 @@ def _without(axes: Mapping[K, Dims], gone: set[str]) -> dict[K, Dims]:
 
 
 def _check_kind(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise UnsupportedModelError(f"weight {name!r} is not in memory", do="Load the model first.")
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise UnsupportedModelError(
@@ -305,6 +308,22 @@ def _check_kind(model: nn.Module) -> None:
             )
     if getattr(model, "quantization_method", None) is not None or getattr(model, "is_quantized", False):
         raise UnsupportedModelError("the model is quantised", do="Use the weights before quantising.")
+
+
+def _hollow(model: nn.Module) -> nn.Module:
+    """A copy whose tensors on the meta device are zeros that share one element each; tied ones stay tied."""
+    copied = copy.deepcopy(model)
+    made: dict[Tensor, Tensor] = {}
+    for module in copied.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if tensor not in made:
+                    zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                    made[tensor] = nn.Parameter(zeros, False) if isinstance(tensor, nn.Parameter) else zeros
+                held[name] = made[tensor]  # type: ignore[assignment]
+    return copied
 
 
 def _verified(spec: PermutationSpec, model: nn.Module, example: Batch) -> PermutationSpec:

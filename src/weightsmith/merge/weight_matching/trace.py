@@ -55,7 +55,7 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = _run(func, args, kwargs)
         rule = rule_of(func)
         if rule is None or rule(self, out, *args, **kwargs) is NotImplemented:
             self._give_up(func, out, args, kwargs)
@@ -107,6 +107,20 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors(out):
             if not self.knows(tensor):
                 self.set(tensor, tuple(Axis(size, fixed=True) for size in tensor.shape))
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation; a product with a matrix that is one zero in memory is known, and the matrix stays small."""
+    products = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
+    if func in products and not kwargs and any(_is_one_zero(matrix) for matrix in args[-2:]):
+        *added, a, b = args
+        zeros = a.new_zeros(a.shape[0], b.shape[1])
+        return zeros + added[0] if added else zeros
+    return func(*args, **kwargs)
+
+
+def _is_one_zero(tensor: Tensor) -> bool:
+    return tensor.numel() > 1 and not any(tensor.stride()) and not tensor[(0,) * tensor.ndim]
 
 
 def trace(model: nn.Module, leaves: Mapping[str, Tensor], batch: Batch) -> Tracer:

@@ -1,0 +1,166 @@
+"""Weight matching of checkpoints on disk: what it finds in memory, in less of it, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import tiny
+from permutable import roughen
+from weightsmith.core.checkpoint import load_model, load_state_dict
+from weightsmith.core.disk import StoredState, skeleton
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
+from weightsmith.merge.weight_matching import PermutationSpec, holding, match_weights, rebasin
+from weightsmith.merge.weight_matching.many import mean
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """The embeddings of the tests span several pieces."""
+    monkeypatch.setattr(holding, "PIECE", 500)
+
+
+def pair(name, folder, dtype=torch.float32):
+    """Two sharded checkpoints, trained apart as it were, and their models."""
+    models = [roughen(tiny(name)[0].float(), seed=seed).to(dtype) for seed in (0, 1)]
+    for label, model in zip("ab", models, strict=True):
+        model.save_pretrained(folder / label, max_shard_size="20KB")
+        (folder / label / "tokenizer.json").write_text(label)
+    assert len(list((folder / "a").glob("*.safetensors"))) > 2
+    return models
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_on_disk_as_in_memory(name, dtype, tmp_path):
+    a, b = pair(name, tmp_path, dtype)
+    spec = PermutationSpec.from_model(a, tiny(name)[1], verify=False)
+    inside = match_weights(a, b, spec)
+    result = rebasin([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    perms = {key: torch.tensor(perm) for key, perm in json.loads(result.files["permutations.json"]).items()}
+    assert perms.keys() == inside.perms.keys()
+    assert all(perms[key].equal(perm) for key, perm in inside.perms.items())
+    assert result.totals["distance_after"] == pytest.approx(inside.distance_after, rel=1e-5)
+    assert result.totals["distance_after"] < result.totals["distance_before"]
+    expected = mean([a.state_dict(), spec.apply(b.state_dict(), inside.perms)])
+    merged = load_model(tmp_path / "out")
+    assert merged.dtype == dtype
+    for key, tensor in merged.state_dict().items():
+        torch.testing.assert_close(tensor, expected[key])
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "b"
+    assert {row["layer"] for row in result.layers} == {key for key in spec.axes if len(spec.shapes[key]) > 1}
+    assert (merged.get_input_embeddings().weight is merged.get_output_embeddings().weight) == (name == "gpt2")
+
+
+def test_a_planted_permutation_is_undone_bit_by_bit(tmp_path):
+    model = pair("llama", tmp_path)[0]
+    batch = tiny("llama")[1]
+    spec = PermutationSpec.from_model(model, batch, verify=False)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    spec.apply_to(model, spec.random(torch.Generator().manual_seed(3)))
+    shutil.rmtree(tmp_path / "b")
+    model.save_pretrained(tmp_path / "b", max_shard_size="30KB")
+    result = rebasin([tmp_path / "a", tmp_path / "b"], tmp_path / "out", fraction=1.0)
+    assert result.totals["distance_after"] == 0
+    assert all(torch.equal(tensor, before[key]) for key, tensor in load_state_dict(tmp_path / "out").items())
+    again = rebasin([tmp_path / "a", tmp_path / "out"], tmp_path / "again")
+    assert any("in one order already" in note for note in again.notes)
+
+
+def test_other_networks_with_a_spec_and_a_state_in_memory(tmp_path):
+    model, batch = tiny("cnn")
+    spec = PermutationSpec.from_model(model, batch)
+    state = roughen(model).state_dict()
+    shuffled = spec.apply(state, spec.random(torch.Generator().manual_seed(0)))
+    for name, tensors in (("a", state), ("b", shuffled)):
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
+    paths = [tmp_path / f"{name}.safetensors" for name in ("a", "b", "out")]
+    rebasin(paths[:2], paths[2], spec=spec, fraction=1.0)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in load_file(paths[2]).items())
+    mixed = match_weights(state, StoredState(paths[1]), spec)
+    assert mixed.distance_after == 0
+
+
+def change(folder, key, tensor):
+    """Replace a tensor of a sharded folder, or leave it out."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    shard = folder / index["weight_map"][key]
+    tensors = load_file(shard)
+    tensors.pop(key)
+    if tensor is None:
+        del index["weight_map"][key]
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        tensors[key] = tensor
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "kind", "words"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", None, ShapeError, "differ in 1 names.*layers.1.mlp.up_proj"),
+        ("model.layers.1.mlp.up_proj.weight", torch.zeros(3, 3), ShapeError, "differ in 1 shapes.*up_proj"),
+        ("model.norm.weight", torch.full((32,), torch.nan), NonFiniteError, "'model.norm.weight' of the second model"),
+        (
+            "model.norm.weight",
+            torch.zeros(4, 8, dtype=torch.uint8),
+            UnsupportedModelError,
+            "'model.norm.weight'.*quant",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, key, tensor, kind, words):
+    pair("llama", tmp_path)
+    change(tmp_path / "b", key, tensor)
+    with pytest.raises(kind, match=words):
+        rebasin([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_damage_and_wrong_use(tmp_path):
+    pair("llama", tmp_path)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(HyperparameterError, match="fraction"):
+        rebasin(paths, tmp_path / "out", fraction=1.5)
+    with pytest.raises(HyperparameterError, match="two"):
+        rebasin(paths[:1], tmp_path / "out")
+    with pytest.raises(CheckpointError, match="exists"):
+        rebasin(paths, tmp_path / "a")
+    shard = sorted((tmp_path / "b").glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="truncated"):
+        rebasin(paths, tmp_path / "out")
+    (tmp_path / "a" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="no configuration"):
+        rebasin(paths, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_tensors_that_cannot_be_permuted_are_checked_while_writing(tmp_path):
+    model, batch = tiny("cnn")
+    spec = PermutationSpec.from_model(model, batch)
+    state = dict(model.state_dict()) | {"spare": torch.tensor([torch.inf])}
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(NonFiniteError, match="'spare'"):
+        rebasin([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors", spec=spec)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_skeleton_has_the_names_ties_and_no_weights(tmp_path):
+    pair("gpt2", tmp_path)
+    model = skeleton(tmp_path / "a")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model.lm_head.weight is model.transformer.wte.weight
+    stored = StoredState(tmp_path / "a", model)
+    assert stored.keys() >= {name for name, _ in model.named_parameters()}
+    assert torch.equal(stored["lm_head.weight"], stored["transformer.wte.weight"])
