@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -164,3 +167,53 @@ def test_a_skeleton_has_the_names_ties_and_no_weights(tmp_path):
     stored = StoredState(tmp_path / "a", model)
     assert stored.keys() >= {name for name, _ in model.named_parameters()}
     assert torch.equal(stored["lm_head.weight"], stored["transformer.wte.weight"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
+@pytest.mark.slow
+def test_two_checkpoints_larger_than_the_address_space(tmp_path):
+    """A process that may allocate half of one of them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=40,
+        num_attention_heads=4,
+        vocab_size=8000,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    size = sum(p.numel() * 4 for p in model.parameters())
+    model.save_pretrained(tmp_path / "a", max_shard_size="30MB")
+    spec = PermutationSpec.from_model(model, {"input_ids": torch.ones(1, 4, dtype=torch.long)}, verify=False)
+    spec.apply_to(model, spec.random(torch.Generator().manual_seed(0)))
+    model.save_pretrained(tmp_path / "b", max_shard_size="30MB")
+    del model
+    script = """
+        import resource, sys, accelerate, torch, scipy.optimize, transformers.core_model_loading
+        torch.set_num_threads(1)
+        from pathlib import Path
+        from transformers import LlamaConfig, LlamaForCausalLM
+        from weightsmith.merge.weight_matching import PermutationSpec, holding, rebasin
+
+        holding.PIECE = 2**18
+        small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+        with torch.device("meta"):  # so that all code is in memory before the limit
+            warm = LlamaForCausalLM(LlamaConfig(**small))
+        PermutationSpec.from_model(warm, {"input_ids": torch.ones(1, 5, dtype=torch.long)})
+        a, b, out, size = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + size // 2, used + size // 2))
+        try:
+            torch.empty(size, dtype=torch.uint8)
+            raise SystemExit("the limit does not bind")
+        except RuntimeError:
+            pass
+        print(rebasin([a, b], out).totals["distance_after"])
+    """
+    run = [sys.executable, "-c", textwrap.dedent(script), *map(str, (tmp_path / "a", tmp_path / "b", tmp_path / "out"))]
+    done = subprocess.run([*run, str(size)], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) == 0
