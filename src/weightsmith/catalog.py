@@ -122,7 +122,7 @@ def commands(verb: str | None = None) -> dict[str, Method]:
     Examples
     --------
     >>> sorted(commands("predict"))
-    ['d2nwg', 'know']
+    ['d2nwg', 'd2nwg-layers', 'know']
     """
     return {name: m for m in METHODS for name, command in m.commands.items() if verb in (None, command.verb)}
 
@@ -218,7 +218,11 @@ METHODS: tuple[Method, ...] = (
         commands={
             "d2nwg": Command(
                 "weightsmith.predict.d2nwg:d2nwg", "Draw weights for a new task from a zoo of trained networks"
-            )
+            ),
+            "d2nwg-layers": Command(
+                "weightsmith.predict.d2nwg:d2nwg_layers",
+                "Draw a model's layers anew, one by one, and keep those that lower a loss",
+            ),
         },
         classes=("weightsmith.predict.d2nwg:WeightDiffusion", "weightsmith.predict.zoo:WeightZoo"),
     ),
@@ -314,6 +318,10 @@ METHODS: tuple[Method, ...] = (
             "weight-matching": Command(
                 "weightsmith.merge.weight_matching:weight_matching",
                 "Put another network's units in this one's order and average the two",
+            ),
+            "rebasin": Command(
+                "weightsmith.merge.weight_matching:rebasin",
+                "Put one checkpoint's units in another's order and average the two on disk",
             ),
             "mode-connectivity": Command(
                 "weightsmith.analyze.mode_connectivity:mode_connectivity",

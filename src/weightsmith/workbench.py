@@ -190,7 +190,7 @@ class Workbench:
         if source.file is not None and source.file.endswith(".safetensors"):
             columns = _columns(source.file, source.samples)
             batches = [tensor.split(BATCH_SIZE) for tensor in columns.values()]
-            if len(batches) == 1:
+            if len(batches) == 1 and "input_ids" not in columns:
                 return list(batches[0])
             return [dict(zip(columns, parts, strict=True)) for parts in zip(*batches, strict=True)]
         return self._windows(source, BATCH_SIZE)

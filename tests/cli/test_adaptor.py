@@ -145,9 +145,9 @@ def test_seed_json_and_report(call, tmp_path):
 
 
 def test_a_transform_saves_the_changed_model(tmp_path):
-    def zero(model: nn.Module, calibration: Sequence[object], *, scale: float) -> Result:
+    def zero(model: nn.Module, calibration: Sequence[dict[str, torch.Tensor]], *, scale: float) -> Result:
         """Scale all weights."""
-        assert [batch.shape for batch in calibration] == [(8, 4), (2, 4)]
+        assert [batch["input_ids"].shape for batch in calibration] == [(8, 4), (2, 4)]
         with record("zero", scale=scale) as result, torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(scale)

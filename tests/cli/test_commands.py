@@ -23,7 +23,25 @@ TRANSFORMS = {
     if "model" in signature.roles and not signature.measures and name != "meta-rescaling"
 }
 
-SMALL = {"bone": ["--r", "4"], "expand": ["--depth", "3"], "learngene": ["--stages", "1"]}
+SMALL = {
+    "bone": ["--r", "4"],
+    "d2nwg-layers": [
+        "--include",
+        "*q_proj",
+        "--chunk",
+        "16",
+        "--latent",
+        "4",
+        "--vae-steps",
+        "200",
+        "--steps",
+        "10",
+        "--candidates",
+        "1",
+    ],
+    "expand": ["--depth", "3"],
+    "learngene": ["--stages", "1"],
+}
 """What the tiny model needs in place of a default."""
 
 

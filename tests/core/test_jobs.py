@@ -18,10 +18,10 @@ linear = partial(nn.Linear, 3, 2)
 
 
 def test_processes_keep_the_order_and_the_error():
-    assert run_jobs(abs, [-3, 1, -2], workers=2) == [3, 1, 2]
-    assert run_jobs(abs, []) == []
+    assert list(run_jobs(abs, [-3, 1, -2], workers=2)) == [3, 1, 2]
+    assert list(run_jobs(abs, [])) == []
     with pytest.raises(TypeError, match="bad operand"):
-        run_jobs(abs, [1, "two"], workers=2)
+        list(run_jobs(abs, [1, "two"], workers=2))
     with pytest.raises(HyperparameterError, match="workers: found 0"):
         run_jobs(abs, [1], workers=0)
 
@@ -29,7 +29,7 @@ def test_processes_keep_the_order_and_the_error():
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(WeightsmithError, match=r"Ray is not installed.*weightsmith\[ray\]"):
-        run_jobs(abs, [1], backend="ray")
+        list(run_jobs(abs, [1], backend="ray"))
 
 
 @pytest.fixture
@@ -40,15 +40,15 @@ def ray():
 
 
 def test_ray_keeps_the_order_the_error_and_trains_the_same_members(ray):
-    assert run_jobs(abs, [-3, 1, -2], backend="ray") == [3, 1, 2]
+    assert list(run_jobs(abs, [-3, 1, -2], backend="ray")) == [3, 1, 2]
     assert not ray.is_initialized()
     ray.init(num_cpus=2, include_dashboard=False)
-    assert run_jobs(partial(pow, 2), [3, 1], backend="ray") == [8, 2]
-    assert run_jobs(abs, [], backend="ray") == []
+    assert list(run_jobs(partial(pow, 2), [3, 1], backend="ray")) == [8, 2]
+    assert list(run_jobs(abs, [], backend="ray")) == []
     with pytest.raises(TypeError, match="bad operand"):
-        run_jobs(abs, [1, "two"], backend="ray")
+        list(run_jobs(abs, [1, "two"], backend="ray"))
     with pytest.raises(HyperparameterError, match="no such job"):
-        run_jobs(_refuse, [1], backend="ray")
+        list(run_jobs(_refuse, [1], backend="ray"))
     draws = torch.Generator().manual_seed(0)
     tasks = Task(torch.randn(4, 20, 3, generator=draws), torch.randint(2, (4, 20), generator=draws))
     here = train_many(linear, tasks, steps=3, same_start=False)

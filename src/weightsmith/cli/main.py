@@ -125,7 +125,7 @@ def run(
 def claims(
     slugs: Annotated[list[str] | None, typer.Argument(help="Methods; all that are not planned when left out.")] = None,
     scale: Annotated[Literal["cpu", "gpu"], typer.Option(help="Size of the experiment.")] = "cpu",
-    seeds: Annotated[int, typer.Option(min=3, help="Number of seeds.")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=3, help="Seeds 0, 1, ...; by default those of the claim.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder to write <slug>.json into.")] = None,
 ) -> None:
     """Run the papers' claims: method against baselines and controls. Exits with 1 when one does not hold."""
@@ -138,7 +138,8 @@ def claims(
             raise WeightsmithError(f"{method.slug!r} is planned: it has no claim to run yet")
     hold = True
     for method in chosen:
-        outcome = catalog.load(f"{method.claim_module}:run")(scale=scale, seeds=range(seeds))
+        chosen_seeds = {} if seeds is None else {"seeds": range(seeds)}
+        outcome = catalog.load(f"{method.claim_module}:run")(scale=scale, **chosen_seeds)
         for result in outcome if isinstance(outcome, (list, tuple)) else [outcome]:
             Console().print(result.table())
             hold = hold and result.holds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -17,8 +17,8 @@ Backend = Literal["processes", "ray"]
 
 def run_jobs(
     function: Callable[[Job], Any], jobs: Sequence[Job], *, workers: int = 1, backend: Backend = "processes"
-) -> list[Any]:
-    """Return ``function(job)`` for every job, in order.
+) -> Iterator[Any]:
+    """Yield ``function(job)`` for every job, in order; with one worker, each is run when it is asked for.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def run_jobs(
 
     Examples
     --------
-    >>> run_jobs(abs, [-1, 2, -3])
+    >>> list(run_jobs(abs, [-1, 2, -3]))
     [1, 2, 3]
     """
     if workers < 1:
@@ -49,13 +49,17 @@ def run_jobs(
     if backend == "ray":
         return _on_ray(function, jobs)
     if workers == 1 or len(jobs) < 2:
-        return [function(job) for job in jobs]
+        return map(function, jobs)
+    return _in_processes(function, jobs, workers)
+
+
+def _in_processes(function: Callable[[Job], Any], jobs: Sequence[Job], workers: int) -> Iterator[Any]:
     # a forked process would inherit torch's threads in whatever state they are
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(function, jobs))
+        yield from pool.map(function, jobs)
 
 
-def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> list[Any]:
+def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Any]:
     try:
         import ray  # type: ignore[import-not-found]
     except ImportError as error:
@@ -66,7 +70,7 @@ def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> list[Any]:
     try:
         # Ray makes tasks of Python functions only: a partial or a builtin is the task's argument, sent once
         task, shared = ray.remote(_apply), ray.put(function)
-        return list(ray.get([task.remote(shared, job) for job in jobs]))
+        yield from map(ray.get, [task.remote(shared, job) for job in jobs])
     finally:
         if ours:
             ray.shutdown()

@@ -7,16 +7,13 @@ Legend: ``N`` rows (samples, tokens), ``C`` classes.
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import struct
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from jaxtyping import Float
@@ -25,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.checkpoint import atomic_output
+from weightsmith.core.checkpoint import CheckpointWriter, TensorSpec, check_output
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -214,22 +211,27 @@ def teacher_logits(
         raise CheckpointError(f"file of logits {str(path)!r}", expected="a name that ends in .safetensors")
     if batch_size < 1 or len(data) == 0:
         raise HyperparameterError("samples, batch_size", found=(len(data), batch_size), expected=">= 1 each")
-    device = next(teacher.parameters()).device
     loader: DataLoader[Any] = DataLoader(cast(Dataset[Any], data), batch_size=batch_size)
-    stored: Tensor | None = None
-    with ExitStack() as stack:
-        target = None if path is None else stack.enter_context(atomic_output(path))
-        stack.enter_context(evaluation_mode(teacher))
-        for number, batch in enumerate(track(loader, "teacher", total=len(loader))):
-            logits = _single(_logits(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
-            if stored is None:
-                stored = _room(target, (len(data), *logits.shape[1:]), logits)
-            stored[number * batch_size : number * batch_size + len(logits)] = logits
-        assert stored is not None
-        if target is None:
-            return stored
-        del stored  # the mapping of the temporary name
-    return load_file(cast("str", path))["logits"]
+    with evaluation_mode(teacher):
+        parts = _parts(teacher, loader)
+        if path is None:
+            return torch.cat([*parts])
+        check_output(Path(path), overwrite=False)
+        first = next(parts)
+        spec = TensorSpec(first.dtype, (len(data), *first.shape[1:]))
+        with CheckpointWriter(path, {"logits": spec}) as writer:
+            begin = 0
+            for part in chain([first], parts):
+                writer.write_range("logits", begin, part.flatten())
+                begin += part.numel()
+    return load_file(path)["logits"]
+
+
+def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
+    """The logits of each batch, on the CPU."""
+    device = next(teacher.parameters()).device
+    for batch in track(loader, "teacher", total=len(loader)):
+        yield _single(_logits(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
 
 
 @torch.no_grad()
@@ -307,18 +309,6 @@ class _WithLogits(Dataset[Any]):
 
     def __getitem__(self, number: int) -> tuple[Any, Tensor]:
         return self.data[number], self.logits[number]
-
-
-def _room(target: Path | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Space for the logits, in memory or in a file."""
-    if target is None:
-        return like.new_empty(shape)
-    kind = like.numpy().dtype
-    told = {"dtype": f"F{8 * kind.itemsize}", "shape": shape, "data_offsets": [0, math.prod(shape) * kind.itemsize]}
-    header = json.dumps({"logits": told}).encode()
-    header += b" " * (-len(header) % 8)
-    target.write_bytes(struct.pack("<Q", len(header)) + header)
-    return torch.from_numpy(np.memmap(target, kind, "r+", offset=8 + len(header), shape=shape))
 
 
 def _single(logits: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from torch import Tensor, nn
 
 from weightsmith.core.checkpoint import CheckpointWriter, check_output
 from weightsmith.core.disk import StoredState, skeleton
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.results import Result, record
 from weightsmith.merge.arithmetic import check_two
 from weightsmith.merge.engine import QUANTISED
-from weightsmith.merge.weight_matching.holding import permute, row_ranges, rows
+from weightsmith.merge.weight_matching.holding import STALE, check_alike, permute, row_ranges, rows
 from weightsmith.merge.weight_matching.matching import Normalize, match_weights
 from weightsmith.merge.weight_matching.spec import Permutations, PermutationSpec
 
 __all__ = ["rebasin"]
+
+SIDE = 224
+"""Of the image that convolutional networks are traced with whose configuration names no size."""
 
 
 def rebasin(
@@ -80,7 +84,7 @@ def rebasin(
     if not 0 <= fraction <= 1:
         raise HyperparameterError("fraction", found=fraction, expected="0 <= fraction <= 1")
     check_output(out, overwrite=overwrite)
-    with record("weight-matching", fraction=fraction, restarts=restarts, normalize=normalize) as result:
+    with record("rebasin", fraction=fraction, restarts=restarts, normalize=normalize) as result:
         model = skeleton(checkpoints[0]) if spec is None else None
         first, second = (StoredState(path, model) for path in checkpoints)
         for path, state in zip(checkpoints, (first, second), strict=True):
@@ -89,11 +93,14 @@ def rebasin(
             spec = PermutationSpec.from_model(model, _example(model))
             result.notes.append("What may be permuted was traced without weights, and not tried on any.")
         assert spec is not None
-        _check_pair(first, second)
+        check_alike(first.specs, second.specs, "the checkpoints")
         found = match_weights(first, second, spec, restarts=restarts, normalize=normalize, generator=generator)
         like = checkpoints[1] if Path(checkpoints[1]).is_dir() else None
         with CheckpointWriter(out, second.reader.specs, like=like, overwrite=overwrite) as writer:
             _write(writer, first, second, spec, found.perms, fraction, result)
+        if spec.has_statistics and 0 < fraction < 1:
+            warnings.warn(STALE, stacklevel=2)
+            result.notes.append(STALE)
         result.totals = {
             "permutations": len(spec.permutations),
             "sweeps": found.sweeps,
@@ -157,21 +164,11 @@ def _check_kind(path: Path, state: StoredState) -> None:
             )
 
 
-def _check_pair(first: StoredState, second: StoredState) -> None:
-    odd = sorted(first.specs.keys() ^ second.specs.keys())
-    if odd:
-        raise ShapeError(f"the checkpoints differ in {len(odd)} names", found=odd[:5], expected="the same")
-    bad = [(name, first.specs[name].shape, second.specs[name].shape) for name in first.specs]
-    bad = [row for row in bad if row[1] != row[2]]
-    if bad:
-        raise ShapeError(f"the checkpoints differ in {len(bad)} shapes", found=bad[:5], expected="the same")
-
-
 def _example(model: nn.Module) -> dict[str, Tensor]:
     """A batch that a transformers model can be called with."""
     if getattr(model, "main_input_name", "") == "pixel_values":
         config: Any = model.config
-        size, channels = config.image_size, config.num_channels
+        size, channels = getattr(config, "image_size", SIDE), config.num_channels
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return {"pixel_values": torch.zeros(1, channels, height, width)}
     return {name: value[:1] for name, value in model.dummy_inputs.items()}  # type: ignore[operator, union-attr]

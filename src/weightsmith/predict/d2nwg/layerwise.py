@@ -170,7 +170,7 @@ def d2nwg_layers(
         "vae_steps": vae_steps,
     }
     hyper |= {"steps": steps, "batch_size": batch_size, "sampler_steps": sampler_steps}
-    with record("d2nwg", **hyper) as result, evaluation_mode(model), restored_on_error(model):
+    with record("d2nwg-layers", **hyper) as result, evaluation_mode(model), restored_on_error(model):
         chosen = highest(layers, share)
         learn = partial(
             _learn,
@@ -197,7 +197,6 @@ def d2nwg_layers(
                 kept=after < loss,
             )
             loss = after
-        result.title = "layers drawn anew"
         kept = sum(row["kept"] for row in result.layers)
         result.totals = {"layers": len(chosen), "kept": kept, "loss_before": before, "loss_after": loss}
         result.notes.append("The loss is the one that draws were chosen by: judge the model on other data.")
