@@ -14,6 +14,7 @@ from models import write_tiny_llama
 from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
 from weightsmith.core.checkpoint import load_model
+from weightsmith.merge.weight_matching import PermutationSpec
 from weightsmith.signature import MODEL_FIELDS, SAMPLES, read
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
@@ -152,3 +153,17 @@ def test_d2nwg_draws_from_a_folder_of_heads(tmp_path):
     assert done.exit_code == 0, done.output + str(done.exception)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {f"{n}.safetensors" for n in (0, 1, "mean")}
     assert (tmp_path / "r.html").is_file()
+
+
+def test_rebasin_finds_the_order_of_a_shuffled_checkpoint(folder, tmp_path):
+    model = load_model(folder / "tiny")
+    spec = PermutationSpec.from_model(model, {"input_ids": torch.zeros(1, 4, dtype=torch.long)})
+    own = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.load_state_dict(spec.apply(own, spec.random(torch.Generator().manual_seed(0))))
+    model.save_pretrained(tmp_path / "shuffled")
+    line = ["merge", "rebasin", str(folder / "tiny"), str(tmp_path / "shuffled"), str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*line, "--restarts", "5", "--json", str(tmp_path / "r.json")])
+    assert done.exit_code == 0, done.output + str(done.exception)
+    assert json.loads((tmp_path / "r.json").read_text())["totals"]["distance_after"] < 1e-4
+    for key, tensor in load_model(tmp_path / "out").state_dict().items():
+        torch.testing.assert_close(tensor, own[key], rtol=1e-4, atol=1e-5)
