@@ -103,6 +103,13 @@ def test_batch_normalisation_needs_data():
     middle(DATA)
     assert mended.losses[1] == pytest.approx(loss(middle.eval()), rel=1e-4)
     assert mended.losses[1] != plain.losses[1]
+    corners = *ends, {key: 2 * tensor for key, tensor in ends[1].items()}
+    with pytest.warns(UserWarning, match="running statistics are wrong"):
+        wrong = loss_slice(a, corners, loss, steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = loss_slice(a, corners, loss, steps=2, calibration=[DATA])
+    assert not torch.allclose(wrong.losses, right.losses)
 
 
 # --- alignment

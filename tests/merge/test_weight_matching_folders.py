@@ -80,6 +80,17 @@ def test_a_planted_permutation_is_undone_bit_by_bit(tmp_path):
     assert any("in one order already" in note for note in again.notes)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_with_itself_stays_bit_by_bit(dtype, tmp_path):
+    model = pair("llama", tmp_path, dtype)[0]
+    result = rebasin([tmp_path / "a", tmp_path / "a"], tmp_path / "out", fraction=0.3)
+    stored = load_state_dict(tmp_path / "out")
+    assert all(tensor.dtype == dtype and tensor.equal(stored[key]) for key, tensor in model.state_dict().items())
+    assert result.totals["sweeps"] == 1
+    assert result.totals["distance_before"] == result.totals["distance_after"] == 0
+    assert any("Plain averaging gives the same" in note for note in result.notes)
+
+
 def test_other_networks_with_a_spec_and_a_state_in_memory(tmp_path):
     model, batch = tiny("cnn")
     spec = PermutationSpec.from_model(model, batch)

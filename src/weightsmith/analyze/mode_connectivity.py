@@ -166,18 +166,12 @@ def barrier_curve(
     >>> curve.losses, curve.barrier
     ((0.0, 1.0, 0.0), 1.0)
     """
-    normalised = has_batchnorm(model)
-    if normalised and calibration is None:
-        warnings.warn(
-            "The model has batch normalisation, whose running statistics are wrong between the ends: pass calibration "
-            "batches to estimate them.",
-            stacklevel=2,
-        )
+    batches = _for_statistics(model, calibration)
     losses = []
     with evaluation_mode(model):
         for t in along_line(model, start, end, track(list(fractions), "loss along the line")):
-            if normalised and calibration is not None and t not in (0, 1):
-                recalibrate_batchnorm(model, calibration)
+            if batches is not None and t not in (0, 1):
+                recalibrate_batchnorm(model, batches)
             losses.append(float(loss(model)))
             if t in (0, 1) and not math.isfinite(losses[-1]):
                 raise NonFiniteError(f"the loss at end {t:g} of the line", found=losses[-1])
@@ -251,7 +245,7 @@ def loss_slice(
         raise HyperparameterError("corners of a slice", found="three on a line", expected="three that span a plane")
     xs = _spread(min(0.0, shift), max(width, shift), margin, steps)
     ys = _spread(0.0, height, margin, steps)
-    normalised = has_batchnorm(model)
+    batches = _for_statistics(model, calibration)
     losses = torch.zeros(steps, steps)
     with evaluation_mode(model):
         for row, y in enumerate(track(ys, "loss slice")):
@@ -266,8 +260,8 @@ def loss_slice(
             ]
             places = [(x - xs[0]) / (xs[-1] - xs[0]) for x in xs]
             for column, _ in enumerate(along_line(model, ends[0], ends[1], places)):
-                if normalised and calibration is not None:
-                    recalibrate_batchnorm(model, calibration)
+                if batches is not None:
+                    recalibrate_batchnorm(model, batches)
                 losses[row, column] = loss(model)
     return LossSlice(tuple(xs), tuple(ys), losses, ((0.0, 0.0), (width, 0.0), (shift, height)))
 
@@ -372,6 +366,19 @@ def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3)
         result.title = "mode connectivity"
         result.totals = {"distance": distance(start, end), "alignment": found.value}
     return result
+
+
+def _for_statistics(model: nn.Module, calibration: Batches | None) -> Batches | None:
+    """The batches to estimate batch normalisation from, if there is any; a warning where they are missing."""
+    if not has_batchnorm(model):
+        return None
+    if calibration is None:
+        warnings.warn(
+            "The model has batch normalisation, whose running statistics are wrong between the ends: pass calibration "
+            "batches to estimate them.",
+            stacklevel=3,
+        )
+    return calibration
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

@@ -16,6 +16,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.fit import default_loss, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batches
+from weightsmith.merge.weight_matching.holding import check_alike
 from weightsmith.merge.weight_matching.matching import Normalize, match_weights
 from weightsmith.merge.weight_matching.spec import PermutationSpec
 
@@ -90,9 +91,10 @@ def weight_matching(
         raise HyperparameterError("fraction", found=fraction, expected="0 <= fraction <= 1")
     hyper: dict[str, Any] = {"fraction": fraction, "restarts": restarts, "normalize": normalize}
     with record("weight-matching", **hyper) as result, restored_on_error(model):
+        end = other.state_dict()
+        check_alike(model.state_dict(), end)
         spec = PermutationSpec.from_model(model, calibration[0])
         start = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-        end = other.state_dict()
         found = match_weights(start, end, spec, restarts=restarts, normalize=normalize, generator=generator)
         moved = spec.apply(end, found.perms)
         statistics = has_batchnorm(model)
@@ -109,7 +111,7 @@ def weight_matching(
                 result.curves[f"loss along the line, {name}"] = list(curve.losses)
                 result.totals[f"barrier {name}"] = curve.barrier
         model.load_state_dict({key: lerp(tensor, moved[key], fraction) for key, tensor in start.items()})
-        if statistics:
+        if statistics and 0 < fraction < 1:
             recalibrate_batchnorm(model, calibration)
         _rows(result, spec, start, end, moved)
         result.totals |= {

@@ -8,13 +8,21 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from weightsmith.core.checkpoint import TensorSpec
 from weightsmith.core.disk import StoredState
+from weightsmith.core.errors import ShapeError
 from weightsmith.merge.weight_matching.spec import Permutations, PermutationSpec
 
-__all__ = ["Held", "InMemory", "OnDisk", "permute", "row_ranges", "rows"]
+__all__ = ["STALE", "Held", "InMemory", "OnDisk", "check_alike", "permute", "row_ranges", "rows"]
 
 PIECE = 2**21
 """Elements of a large tensor that are read from disk at a time, where its rows keep their order."""
+
+STALE = (
+    "The running statistics of batch normalisation are averaged too, and wrong for the averaged weights: re-estimate "
+    "them on training inputs with weightsmith.core.batchnorm.recalibrate_batchnorm."
+)
+"""To be said wherever networks are averaged without data."""
 
 
 class InMemory:
@@ -92,6 +100,27 @@ class OnDisk:
 
 Held: TypeAlias = InMemory | OnDisk
 """Both networks' weights, of which ``pairs`` gives those of one name, the second's as permuted so far."""
+
+
+def check_alike(
+    first: Mapping[str, Tensor] | Mapping[str, TensorSpec],
+    second: Mapping[str, Tensor] | Mapping[str, TensorSpec],
+    which: str = "the networks",
+) -> None:
+    """Refuse to average two that differ in the name or shape of a tensor, permuted or not.
+
+    Raises
+    ------
+    ShapeError
+        With the tensors' names.
+    """
+    odd = sorted(first.keys() ^ second.keys())
+    if odd:
+        raise ShapeError(f"{which} differ in {len(odd)} names", found=odd[:5], expected="the same")
+    shapes = [(name, tuple(first[name].shape), tuple(second[name].shape)) for name in first]
+    bad = [row for row in shapes if row[1] != row[2]]
+    if bad:
+        raise ShapeError(f"{which} differ in {len(bad)} shapes", found=bad[:5], expected="the same")
 
 
 def permute(spec: PermutationSpec, key: str, tensor: Tensor, perms: Permutations) -> Tensor:

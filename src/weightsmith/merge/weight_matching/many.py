@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.progress import track
+from weightsmith.merge.weight_matching.holding import STALE, check_alike
 from weightsmith.merge.weight_matching.matching import match_weights
 from weightsmith.merge.weight_matching.spec import Permutations, PermutationSpec
 
@@ -70,7 +72,7 @@ def merge_many(
     Notes
     -----
     Running statistics of batch normalisation are averaged too, and wrong for the mean: re-estimate them with
-    :func:`weightsmith.core.batchnorm.recalibrate_batchnorm`.
+    :func:`weightsmith.core.batchnorm.recalibrate_batchnorm`. A warning says so.
 
     References
     ----------
@@ -93,6 +95,9 @@ def merge_many(
     states = [dict(model.state_dict() if isinstance(model, nn.Module) else model) for model in models]
     for number, state in enumerate(states, 1):
         spec.check_state(state, f"model {number}")
+        check_alike(states[0], state, f"model 1 and model {number}")
+    if spec.has_statistics:
+        warnings.warn(STALE, stacklevel=2)
     moved = list(states)
     perms = [spec.identity() for _ in states]
     done = 0

@@ -123,9 +123,11 @@ def match_weights(
     HyperparameterError
         If ``restarts`` or ``sweeps`` is below 1.
     NonFiniteError
-        If a weight holds NaN or infinity.
+        If a weight holds NaN or infinity, or products of weights overflow.
     ShapeError
         If the networks are not of one architecture.
+    UnsupportedModelError
+        If weights are quantised.
 
     References
     ----------
@@ -200,6 +202,8 @@ def _survey(held: Held, spec: PermutationSpec) -> _Survey:
                 sizes[i] += float(tensor.norm().double().square())
             squares += _squared(*pair)
         norms[key] = math.sqrt(sizes[0]) * math.sqrt(sizes[1])
+    if not sum(norms.values()) <= torch.finfo(held.dtype).max:  # which bounds every sum of products
+        raise NonFiniteError("products of the weights overflow", do="Give the weights in float64.")
     return _Survey(norms, math.sqrt(squares))
 
 
@@ -250,7 +254,7 @@ class _Descent:
         order yet. From here on a few sweeps are enough, and they end higher.
         """
         ahead = copy.copy(self)
-        ahead.held, ahead.history, ahead.costs = self.held.copy(), list(self.history), {}
+        ahead.held, ahead.history, ahead.costs, ahead.prices = self.held.copy(), list(self.history), {}, {}
         matched: set[str] = set()
         for name in self.spec.permutations:
             own = {name, *self.inside[name]}
@@ -293,10 +297,12 @@ class _Descent:
         gain = float((there_Rn.double() - here_Rn.double()).sum())
         if gain <= self._least([name]):
             return []
-        self.prices[name] = price_Rn.gather(1, step_Rn)
         step = {name: step_Rn if self.spec.permutations[name].within else step_Rn[0]}
         # with two axes of one weight the cost is only the slope
-        return [name] if self._take(step, gain if self._is_linear(name) else None) else []
+        if not self._take(step, gain if self._is_linear(name) else None):
+            return []
+        self.prices[name] = price_Rn.gather(1, step_Rn)
+        return [name]
 
     def _is_linear(self, name: str) -> bool:
         """Whether a permutation acts on no weight twice."""

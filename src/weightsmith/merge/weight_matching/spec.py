@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from weightsmith.core.checkpoint import TensorSpec
 from weightsmith.core.disk import StoredState
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
 from weightsmith.core.layers import evaluation_mode
@@ -107,6 +108,19 @@ class PermutationSpec:
             found.activations,
         )
         return _verified(spec, model, example) if verify and spec.permutations else spec
+
+    def __post_init__(self) -> None:
+        for key, dims in self.axes.items():
+            for block in (block for blocks in dims for block in blocks):
+                for name, size in zip(block.names, block.sizes, strict=True):
+                    if name and (name not in self.permutations or self.permutations[name].size != size):
+                        known = self.permutations[name].size if name in self.permutations else "no such permutation"
+                        raise ShapeError(f"{size} indices of {key!r} under permutation {name!r}", expected=known)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether running statistics of batch normalisation are among the buffers."""
+        return any(key.endswith("running_var") for key in self.buffers)
 
     def identity(self) -> Permutations:
         """The permutations that change nothing."""
@@ -235,14 +249,27 @@ class PermutationSpec:
         ------
         ShapeError
             If a tensor is missing or has another shape.
+        UnsupportedModelError
+            If a tensor holds integers.
         """
-        shapes = {key: spec.shape for key, spec in state.specs.items()} if isinstance(state, StoredState) else None
+        kinds: Mapping[str, Tensor | TensorSpec] = state.specs if isinstance(state, StoredState) else state
         if missing := [key for key in self.shapes if key not in state]:
             raise ShapeError(f"{whose} lacks {len(missing)} tensors such as {missing[:3]}", do="Use one architecture.")
-        for key, shape in self.shapes.items():
-            found = shapes[key] if shapes else tuple(state[key].shape)
-            if found != shape:
-                raise ShapeError(f"tensor {key!r} of {whose}", found=found, expected=shape)
+        odd = [key for key, shape in self.shapes.items() if tuple(kinds[key].shape) != shape]
+        if odd:
+            raise ShapeError(
+                f"{len(odd)} tensors of {whose} such as {odd[:3]}",
+                found=tuple(kinds[odd[0]].shape),
+                expected=self.shapes[odd[0]],
+            )
+        for key in self.shapes:
+            dtype = kinds[key].dtype
+            if not (dtype.is_floating_point or dtype.is_complex):
+                raise UnsupportedModelError(
+                    f"tensor {key!r} of {whose} is packed or quantised",
+                    found=dtype,
+                    do="Use the weights before quantising.",
+                )
 
     def check_permutations(self, perms: Permutations) -> None:
         """Refuse what are not the permutations of this spec.
