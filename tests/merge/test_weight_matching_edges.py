@@ -15,6 +15,7 @@ from weightsmith.core.errors import NonFiniteError, ShapeError, UnsupportedModel
 from weightsmith.merge.weight_matching import (
     PermutationSpec,
     match_activations,
+    match_straight_through,
     match_weights,
     matching,
     merge_many,
@@ -57,6 +58,8 @@ def test_networks_with_other_names_are_not_averaged():
             weight_matching(one, [torch.rand(4, 3)], other=two)
     with pytest.raises(ShapeError, match=r"model 1 and model 2 differ in 2 names"):
         merge_many([model, longer], spec)
+    with pytest.raises(ShapeError, match=r"the networks differ in 2 names"):
+        match_straight_through(model, longer, spec, [(torch.rand(4, 3), torch.zeros(4, dtype=torch.long))])
     assert same(model.state_dict(), before)
 
 

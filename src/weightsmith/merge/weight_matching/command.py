@@ -48,7 +48,8 @@ def weight_matching(
     other : nn.Module
         Another network of the same architecture, trained separately; only read.
     fraction : float, default: 0.5
-        How far the average lies from ``model`` towards ``other``, in [0, 1].
+        How far the average lies from ``model`` towards ``other``, in [0, 1]; the ends keep their own statistics of
+        batch normalisation.
     restarts : int, default: 1
         Starts of the search, of which the best is kept.
     normalize : {"none", "layer"}, default: "none"
@@ -69,9 +70,11 @@ def weight_matching(
     HyperparameterError
         If a number is out of range.
     NonFiniteError
-        If a weight holds NaN or infinity.
+        If a weight holds NaN or infinity, or products of weights overflow.
     ShapeError
         If the networks are not of one architecture, or nothing can be permuted.
+    UnsupportedModelError
+        If weights are quantised.
 
     References
     ----------

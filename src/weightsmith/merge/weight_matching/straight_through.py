@@ -22,6 +22,7 @@ from weightsmith.analyze.interpolation import lerp
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.fit import Loss, default_loss
 from weightsmith.core.progress import track
+from weightsmith.merge.weight_matching.holding import check_alike
 from weightsmith.merge.weight_matching.matching import match_weights
 from weightsmith.merge.weight_matching.spec import Permutations, PermutationSpec
 
@@ -123,6 +124,7 @@ def match_straight_through(
     a, b = first.state_dict(), second.state_dict()
     spec.check_state(a, "the first model")
     spec.check_state(b, "the second model")
+    check_alike(a, b)
     midpoint = copy.deepcopy(first).eval().requires_grad_(True)
     for module in midpoint.modules():
         module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
