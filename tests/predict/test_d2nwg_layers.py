@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -72,21 +73,27 @@ def same(left, right):
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections():
+    """Accelerate collects garbage after every training: not all of what transformers has imported, each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize(("build", "batch"), MODELS, ids=[build.__name__ for build, _ in MODELS])
 def test_only_chosen_layers_change_and_only_for_the_better(build, batch):
     torch.manual_seed(0)
     model = build()
-    before, falling = weights(model), iter(range(1000, 0, -1))
-    result = d2nwg_layers(model, [batch], share=0.25, evaluate=lambda _: next(falling), **SMALL)
+    before, losses = weights(model), iter([9.0, *(loss for rise in range(20) for loss in (8.0 - 0.1 * rise, 99.0))])
+    result = d2nwg_layers(model, [batch], share=0.25, evaluate=lambda _: next(losses), **SMALL)
     after = weights(model)
-    assert all(row["kept"] and row["after"] == row["before"] - 1 for row in result.layers)
+    rows = result.layers
+    assert [row["kept"] for row in rows] == [number % 2 == 0 for number in range(len(rows))]
+    assert all(row["after"] < row["before"] if row["kept"] else row["after"] == row["before"] for row in rows)
+    assert result.totals["kept"] == (len(rows) + 1) // 2
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {f"{row['layer']}.weight" for row in result.layers}
-    model.load_state_dict(before)
-    rising = iter(range(1000))
-    result = d2nwg_layers(model, [batch], share=0.25, evaluate=lambda _: next(rising), **SMALL)
-    assert result.totals["kept"] == 0
-    assert same(before, weights(model))
+    assert changed == {f"{row['layer']}.weight" for row in rows if row["kept"]}
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
@@ -141,7 +148,7 @@ def test_processes_and_seeds_draw_the_same():
 def test_chunks_are_drawn_for_their_place():
     scale = torch.arange(1.0, 9.0).repeat_interleave(4)[:, None] * torch.tensor([1.0, -1.0] * 8)
     matrix = scale + 0.05 * torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
-    draws = draw_layer(matrix[None], chunk=16, latent=4, vae_steps=600, steps=1500, candidates=2)
+    draws = draw_layer(matrix[None], chunk=16, latent=4, vae_steps=200, steps=300, batch_size=32, candidates=2)
     assert draws.error < 0.05
     spread = (matrix - matrix.mean(0)).norm()
     assert (draws.decoded_OI - matrix).norm() < 0.25 * spread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from weightsmith.core.errors import (
     WeightsmithError,
 )
 from weightsmith.core.jobs import run_jobs
+from weightsmith.merge.weight_matching import PermutationSpec, match_weights
 from weightsmith.predict.zoo import Task, WeightZoo, train_many
 
 
@@ -112,6 +114,36 @@ def test_saved_zoos_keep_what_is_not_generated(tmp_path):
         zoo.save(tmp_path / "zoo")
 
 
+def test_members_no_better_than_guessing_are_told(tmp_path):
+    states, support = members(3, lambda: nn.Linear(3, 2)), torch.randn(3, 2, 4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WeightZoo.from_state_dicts(states, support_NCSF=support, accuracy_N=[0.53, 0.9, 1.0])
+        WeightZoo.from_state_dicts(states, accuracy_N=[0.1, 0.1, 0.1])  # of how many classes is not known
+    for number, (state, accuracy) in enumerate(zip(states, (0.9, 0.51, 0.2), strict=True)):
+        save_file(state, tmp_path / f"{number}.safetensors")
+        save_file({"support": support[number]}, tmp_path / f"{number}.support.safetensors")
+        (tmp_path / f"{number}.metrics.json").write_text(json.dumps({"accuracy": accuracy}))
+    told = r"2 of 3 members .* among 2 classes, such as member 1 with 51\.0%"
+    with pytest.warns(UserWarning, match=told):
+        zoo = WeightZoo.from_folder(tmp_path)
+    with pytest.warns(UserWarning, match=told):
+        again = WeightZoo.from_folder(zoo.save(tmp_path / "zoo"))
+    assert np.array_equal(zoo.accuracy_N, again.accuracy_N)
+    for text in ("{}", "[]", "no numbers", '{"accuracy": null}'):
+        (tmp_path / "2.metrics.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"no number 'accuracy' in .*2\.metrics\.json"):
+            WeightZoo.from_folder(tmp_path)
+    (tmp_path / "2.metrics.json").unlink()
+    with pytest.raises(CheckpointError, match=r"2\.metrics\.json is missing"):
+        WeightZoo.from_folder(tmp_path)
+    with pytest.raises(ShapeError, match=r"accuracy: found \(2,\)"):
+        WeightZoo.from_state_dicts(states, accuracy_N=[0.1, 0.2])
+    for wrong in (1.2, -0.1, float("nan")):
+        with pytest.raises(HyperparameterError, match="accuracy of members"):
+            WeightZoo.from_state_dicts(states, accuracy_N=[0.9, 0.9, wrong])
+
+
 def test_what_is_no_zoo_is_refused(tmp_path):
     states = members(2, lambda: nn.Linear(2, 2))
     with pytest.raises(ShapeError, match=r"member 1 of the zoo: found weight \(3, 2\)"):
@@ -188,6 +220,38 @@ def test_all_at_once_is_one_by_one(optimizer, batch_size, same_start):
         alone = one_by_one(Task(data.inputs[number], data.labels[number]), optimizer, seed=seed, **options)
         for key, tensor in alone.items():
             torch.testing.assert_close(state[key], tensor, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", [OPTIMIZERS["sgd"], partial(torch.optim.Adam, lr=0.05)])
+def test_members_of_one_start_are_alike_and_others_are_not(optimizer):
+    common, own = (
+        WeightZoo.from_state_dicts(train_many(network, tasks(30), optimizer=optimizer, steps=50, same_start=same))
+        for same in (True, False)
+    )
+    assert common.likeness() > 0.2
+    assert abs(own.likeness()) < 0.05
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(8, generator=generator) for _ in range(30)]
+    rows = [common.state_dict(row) for row in common.weights_NP]
+    permuted = [
+        {"0.weight": s["0.weight"][o], "0.bias": s["0.bias"][o], "2.weight": s["2.weight"][:, o], "2.bias": s["2.bias"]}
+        for s, o in zip(rows, orders, strict=True)
+    ]
+    assert abs(WeightZoo.from_state_dicts(permuted).likeness()) < 0.05
+    spec = PermutationSpec.from_model(network(), torch.rand(1, 4))
+    matched = [spec.apply(state, match_weights(permuted[0], state, spec).perms) for state in permuted]
+    assert WeightZoo.from_state_dicts(matched).likeness() > 0.2
+
+
+def test_what_all_units_share_does_not_make_members_alike():
+    """Inputs with a mean push all units the same way; a head alone has no units to permute."""
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        {"first": 5 + torch.randn(8, 6, generator=generator), "last": 5 + torch.randn(2, 8, generator=generator)}
+        for _ in range(20)
+    ]
+    assert abs(WeightZoo.from_state_dicts(states).likeness()) < 0.05
+    assert WeightZoo.from_state_dicts(states, include=["last"]).likeness() == 1
 
 
 def test_the_callers_random_numbers_stay_the_same():

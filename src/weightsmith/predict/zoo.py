@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -38,14 +38,27 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.jobs import Backend, run_jobs
+from weightsmith.predict.members import (
+    ACCURACY,
+    SUPPORT,
+    find_members,
+    of_all,
+    read_accuracy,
+    read_support,
+    read_weights,
+    stacked,
+)
 
-__all__ = ["Slot", "Task", "WeightZoo", "read_support", "train_many"]
+__all__ = ["Slot", "Task", "WeightZoo", "train_many"]
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 """Statistics of data, not weights: they are re-estimated, never generated."""
 
-SUPPORT_SUFFIX = ".support.safetensors"
-"""Ends the name of the file beside a member that holds its task's examples, a tensor ``support`` of (C, S, F)."""
+CHANCE = 0.05
+"""Share of the way from guessing to always right below which a member has learnt nothing."""
+
+COMPARED = 64
+"""Members that are compared to find out whether they are alike."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,9 @@ class WeightZoo:
         Names of tied tensors, by the name of the one that is stored.
     support_NCSF : ndarray of shape (members, classes, examples, features), optional
         Features of labelled examples of each member's task, classes in the order of the member's outputs.
+    accuracy_N : ndarray of shape (members,), optional
+        Of each member on its own task, in [0, 1]. Members that are no better than guessing give a warning, where there
+        are examples to tell the number of classes.
 
     Examples
     --------
@@ -112,6 +128,7 @@ class WeightZoo:
         template: Mapping[str, Tensor] | None = None,
         aliases: Mapping[str, str] | None = None,
         support_NCSF: np.ndarray | None = None,
+        accuracy_N: np.ndarray | None = None,
     ) -> None:
         if weights_NP.ndim != 2 or len(weights_NP) < 2:
             raise ShapeError("weights of a zoo", found=weights_NP.shape, expected="(2 or more members, weights)")
@@ -123,11 +140,17 @@ class WeightZoo:
                 found=support_NCSF.shape,
                 expected=f"({len(weights_NP)} members, classes, examples, features)",
             )
+        if accuracy_N is not None and accuracy_N.shape != weights_NP.shape[:1]:
+            raise ShapeError("accuracy", found=accuracy_N.shape, expected=f"({len(weights_NP)} members,)")
+        if accuracy_N is not None and not ((accuracy_N >= 0) & (accuracy_N <= 1)).all():
+            raise HyperparameterError("accuracy of members", found=accuracy_N.tolist()[:5], expected="in [0, 1]")
         bad = np.flatnonzero(~np.isfinite(weights_NP).all(1))
         if len(bad):
             raise NonFiniteError(f"member {bad[0]} of the zoo", do="Leave out networks whose training diverged.")
         self.weights_NP, self.slots, self.support_NCSF = weights_NP, tuple(slots), support_NCSF
-        self.template, self.aliases = dict(template or {}), dict(aliases or {})
+        self.template, self.aliases, self.accuracy_N = dict(template or {}), dict(aliases or {}), accuracy_N
+        if accuracy_N is not None and support_NCSF is not None:
+            _warn_of_chance(accuracy_N, support_NCSF.shape[1])
 
     def __len__(self) -> int:
         return len(self.weights_NP)
@@ -139,6 +162,7 @@ class WeightZoo:
         *,
         include: Sequence[str] | None = None,
         support_NCSF: np.ndarray | Tensor | None = None,
+        accuracy_N: Sequence[float] | np.ndarray | None = None,
     ) -> WeightZoo:
         """Make a zoo of state dicts.
 
@@ -149,6 +173,7 @@ class WeightZoo:
         include : sequence of str, optional
             Names of the tensors to take, a classifier's head for instance; else all.
         support_NCSF : array of shape (members, classes, examples, features), optional
+        accuracy_N : array of shape (members,), optional
             See the class.
 
         Raises
@@ -167,7 +192,8 @@ class WeightZoo:
         if first is None:
             raise ShapeError("members of a zoo", found=0, expected="2 or more")
         support = None if support_NCSF is None else np.asarray(support_NCSF, np.float32)
-        return cls(np.stack(rows), first.slots, first.template, first.aliases, support)
+        accuracy = None if accuracy_N is None else np.asarray(accuracy_N, np.float32)
+        return cls(np.stack(rows), first.slots, first.template, first.aliases, support, accuracy)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], *, include: Sequence[str] | None = None) -> WeightZoo:
@@ -175,29 +201,30 @@ class WeightZoo:
 
         Members are ``.safetensors`` files, or folders with a ``model.safetensors`` or ``adapter_model.safetensors``,
         in the order of their names. Beside ``NAME.safetensors`` (or the folder ``NAME``) a file
-        ``NAME.support.safetensors`` may hold the examples of its task; either all members have one or none.
+        ``NAME.support.safetensors`` may hold the examples of its task, and ``NAME.metrics.json`` its ``accuracy``;
+        either all members have one or none.
 
         Raises
         ------
         CheckpointError
-            If nothing is there, a file cannot be read, or only some members have examples.
+            If nothing is there, a file cannot be read, or only some members have examples or an accuracy.
         ShapeError, NonFiniteError
             As :meth:`from_state_dicts`.
         """
         folder = Path(folder)
         if (folder / "manifest.json").exists():
             return cls._open(folder)
-        members = _members(folder)
+        members = find_members(folder)
         if not members:
             raise CheckpointError(f"no members in {folder}", expected=".safetensors files, or folders with one")
-        supports = [folder / (name + SUPPORT_SUFFIX) for name in members]
-        there = [path.exists() for path in supports]
-        if any(there) and not all(there):
-            raise CheckpointError(
-                f"{supports[there.index(False)]} is missing", do="Give all members examples, or none."
-            )
-        support = _stacked({path: read_support(path) for path in supports}) if all(there) else None
-        return cls.from_state_dicts(map(_read, members.values()), include=include, support_NCSF=support)
+        supports = of_all(folder, members, SUPPORT, read_support)
+        accuracies = of_all(folder, members, ACCURACY, read_accuracy)
+        return cls.from_state_dicts(
+            map(read_weights, members.values()),
+            include=include,
+            support_NCSF=stacked(supports) if supports else None,
+            accuracy_N=list(accuracies.values()) if accuracies else None,
+        )
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the matrix, the examples and the manifest; :meth:`from_folder` maps them into memory.
@@ -218,6 +245,8 @@ class WeightZoo:
                     target / "template.safetensors",
                 )
             manifest = {"slots": [asdict(slot) for slot in self.slots], "aliases": self.aliases}
+            if self.accuracy_N is not None:
+                manifest["accuracy"] = self.accuracy_N.tolist()
             (target / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
         return Path(folder)
 
@@ -240,6 +269,27 @@ class WeightZoo:
         state |= {name: tensor.clone() for name, tensor in self.template.items()}
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
+    def likeness(self) -> float:
+        """How alike members' hidden units of the same place are: the mean cosine, of the matrix where it is highest.
+
+        Near 0, members come from different initialisations: the same unit is at another place in each. What all units
+        of a matrix share is left out, and so are the last matrix, whose places are given, and vectors. 1 where nothing
+        is left: a single layer has no hidden units.
+
+        Examples
+        --------
+        >>> WeightZoo.from_state_dicts([nn.Linear(4, 4).state_dict() for _ in range(3)]).likeness()
+        1.0
+        """
+        found = []
+        for slot in [slot for slot in self.slots if len(slot.shape) > 1 and slot.size][:-1]:
+            units_NOI = torch.from_numpy(np.array(self.weights_NP[:COMPARED, slot.place]))
+            units_NOI = units_NOI.reshape(len(units_NOI), slot.shape[0], -1)
+            rows_NP = functional.normalize((units_NOI - units_NOI.mean(1, keepdim=True)).flatten(1))
+            count = len(rows_NP)
+            found.append((rows_NP.sum(0).square().sum().item() - count) / (count * (count - 1)))
+        return max(found, default=1.0)
+
     @classmethod
     def _open(cls, folder: Path) -> WeightZoo:
         try:
@@ -252,6 +302,7 @@ class WeightZoo:
                 load_file(template) if template.exists() else None,
                 manifest["aliases"],
                 np.load(support, mmap_mode="r") if support.exists() else None,
+                np.asarray(manifest["accuracy"], np.float32) if "accuracy" in manifest else None,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"cannot read the zoo in {folder}", found=str(error)) from error
@@ -295,54 +346,19 @@ def _compare(first: _Layout, other: _Layout, where: str) -> None:
         raise ShapeError(f"tensors of {where} of the zoo", found=len(other.slots), expected=len(first.slots))
 
 
+def _warn_of_chance(accuracy_N: np.ndarray, classes: int) -> None:
+    guess = 1 / classes
+    poor = np.flatnonzero(accuracy_N <= guess + CHANCE * (1 - guess))
+    if classes > 1 and len(poor):
+        warnings.warn(
+            f"{len(poor)} of {len(accuracy_N)} members are no better than guessing among {classes} classes, such as "
+            f"member {poor[0]} with {accuracy_N[poor[0]]:.1%}: what is drawn will be no better. Leave them out.",
+            stacklevel=4,
+        )
+
+
 def _flat(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().float().reshape(-1))
-
-
-def read_support(path: str | os.PathLike[str]) -> Float[Tensor, "C S F"]:
-    """Read the examples of a task, a tensor ``support`` of shape (classes, examples, features).
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be read or has no such tensor.
-    ShapeError
-        If it has other than three dimensions.
-    """
-    tensors = _read(path)
-    if "support" not in tensors:
-        raise CheckpointError(f"no tensor 'support' in {path}", found=list(tensors)[:5])
-    if tensors["support"].ndim != 3:
-        found = tuple(tensors["support"].shape)
-        raise ShapeError(f"support in {path}", found=found, expected="(classes, examples, features)")
-    return tensors["support"].float()
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}", found=str(error)) from error
-
-
-def _stacked(supports: Mapping[Path, Tensor]) -> np.ndarray:
-    first, *_ = supports.values()
-    for path, support in supports.items():
-        if support.shape != first.shape:
-            raise ShapeError(f"support in {path}", found=tuple(support.shape), expected=tuple(first.shape))
-    return torch.stack(list(supports.values())).numpy()
-
-
-def _members(folder: Path) -> dict[str, Path]:
-    members: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir():
-            for file in (path / "model.safetensors", path / "adapter_model.safetensors"):
-                if file.exists():
-                    members[path.name] = file
-        elif path.suffix == ".safetensors" and not path.name.endswith(SUPPORT_SUFFIX):
-            members[path.stem] = path
-    return members
 
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)

@@ -20,9 +20,10 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, Shape
 from weightsmith.core.fit import draw_seed, fit
 from weightsmith.predict.d2nwg.autoencoder import Encoded, WeightVAE
 from weightsmith.predict.d2nwg.conditions import draw_shots
+from weightsmith.predict.d2nwg.noise import NoiseVectors
 from weightsmith.predict.zoo import WeightZoo
 
-__all__ = ["NoiseImages", "NoiseVectors", "WeightDiffusion", "ema_decay"]
+__all__ = ["WeightDiffusion", "ema_decay"]
 
 COLLAPSED = 0.05
 """Spread of the latents' means below which the autoencoder has learnt nothing."""
@@ -33,89 +34,8 @@ KEPT = 0.98
 GATED = 20
 """Members that are decoded to find out."""
 
-
-class NoiseVectors(nn.Module):
-    """Predict the noise in a latent vector: two hidden layers on latent, condition and time.
-
-    Parameters
-    ----------
-    latent : int
-        Numbers of a latent.
-    condition : int
-        Numbers of a condition; 0 without one.
-    width : int, default: 512
-        Hidden units.
-    time_features : int, default: 64
-        Sines and cosines of the time.
-
-    Examples
-    --------
-    >>> NoiseVectors(4, 3)(torch.zeros(2, 4), torch.tensor([0, 9]), torch.zeros(2, 3)).shape
-    torch.Size([2, 4])
-    """
-
-    def __init__(self, latent: int, condition: int, *, width: int = 512, time_features: int = 64) -> None:
-        super().__init__()
-        self.time_features = time_features
-        self.layers = nn.Sequential(
-            nn.Linear(latent + condition + time_features, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, latent),
-        )
-
-    def forward(self, z_BZ: Float[Tensor, "B Z"], time_B: Int[Tensor, " B"], condition_BE: Float[Tensor, "B E"]) -> Any:
-        """Return the noise."""
-        from diffusers.models.embeddings import get_timestep_embedding
-
-        time_BT = get_timestep_embedding(time_B, self.time_features).to(z_BZ)
-        return self.layers(torch.cat([z_BZ, condition_BE, time_BT], dim=1))
-
-
-class NoiseImages(nn.Module):
-    """The authors' network: a latent as a square image, the condition as a second channel, a U-Net on both.
-
-    Parameters
-    ----------
-    latent : int, default: 1024
-        Numbers of a latent, a square.
-    condition : int
-        Numbers of a condition.
-    channels : sequence of int, default: (256, 256, 256, 512)
-        Of the levels, at least three; the third and later ones attend.
-    """
-
-    def __init__(self, latent: int, condition: int, *, channels: tuple[int, ...] = (256, 256, 256, 512)) -> None:
-        super().__init__()
-        from diffusers import UNet2DModel
-
-        self.side = math.isqrt(latent)
-        if self.side**2 != latent or self.side % 2 ** (len(channels) - 1):
-            raise HyperparameterError(
-                "latent", found=latent, expected=f"a square of a multiple of {2 ** (len(channels) - 1)}"
-            )
-        self.spread = nn.Linear(condition, latent)
-        attends = [level >= 2 for level in range(len(channels))]
-        self.network: Any = UNet2DModel(
-            sample_size=self.side,
-            in_channels=2,
-            out_channels=1,
-            layers_per_block=2,
-            block_out_channels=channels,
-            down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
-            up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
-            downsample_type="resnet",
-            upsample_type="resnet",
-            resnet_time_scale_shift="scale_shift",
-            attention_head_dim=channels[-1] // 2,
-            norm_num_groups=min(32, channels[0]),
-        )
-
-    def forward(self, z_BZ: Float[Tensor, "B Z"], time_B: Int[Tensor, " B"], condition_BE: Float[Tensor, "B E"]) -> Any:
-        """Return the noise."""
-        channels = torch.stack([z_BZ, self.spread(condition_BE)], dim=1).unflatten(2, (self.side, self.side))
-        return self.network(channels, time_B, return_dict=False)[0].flatten(1)
+ALIKE = 0.1
+"""Likeness of members below which they seem to come from different initialisations."""
 
 
 class _Denoiser(nn.Module):
@@ -145,7 +65,8 @@ class WeightDiffusion(nn.Module):
     vae : nn.Module, optional
         The autoencoder; by default a :class:`~weightsmith.predict.d2nwg.autoencoder.WeightVAE`.
     network : nn.Module, optional
-        The noise network, by default :class:`NoiseVectors`; called with latents, times and conditions.
+        The noise network, by default
+        :class:`~weightsmith.predict.d2nwg.noise.NoiseVectors`; called with latents, times and conditions.
     timesteps : int, default: 1024
         Steps of the diffusion.
     beta_start, beta_end : float, default: 0.0015 and 0.0155
@@ -253,10 +174,15 @@ class WeightDiffusion(nn.Module):
         average : float, default: 0.9999
             Largest decay of the running average of the second stage's weights, which samples are drawn with.
         evaluate : callable, optional
-            Score of a state dict, higher is better. Decoded members that lose more than 2 % of theirs give a warning
-            before the second stage.
+            Score of a state dict, higher is better. Decoded members should keep 98 % of theirs; found out before the
+            second stage.
         generator : torch.Generator, optional
             Of everything random.
+
+        Warns
+        -----
+        UserWarning
+            If members seem to come from different initialisations, or lose too much of their score.
 
         Raises
         ------
@@ -268,6 +194,13 @@ class WeightDiffusion(nn.Module):
         for name, value in (("vae_steps", vae_steps), ("steps", steps), ("batch_size", batch_size)):
             if value < 1:
                 raise HyperparameterError(name, found=value, expected=">= 1")
+        if (likeness := self.zoo.likeness()) < ALIKE:
+            warnings.warn(
+                f"members seem to come from different initialisations (cosine of their units {likeness:.2f}, expected "
+                f">= {ALIKE}): an autoencoder learns little of permuted networks. Match all members' units to the "
+                "first one's with weightsmith.merge.weight_matching, or train them from the same start.",
+                stacklevel=2,
+            )
         self._fit_vae(vae_steps, batch_size, vae_learning_rate, generator)
         codes = self._encode(evaluate)
         self._fit_denoiser(codes, steps, batch_size, learning_rate, warmup, average, generator)

@@ -16,7 +16,8 @@ from weightsmith.predict.d2nwg.autoencoder import WeightVAE
 from weightsmith.predict.d2nwg.conditions import OrderedEncoder
 from weightsmith.predict.d2nwg.diffusion import WeightDiffusion
 from weightsmith.predict.d2nwg.selection import memorisation
-from weightsmith.predict.zoo import WeightZoo, read_support
+from weightsmith.predict.members import read_support
+from weightsmith.predict.zoo import WeightZoo
 
 __all__ = ["d2nwg"]
 

@@ -82,7 +82,7 @@ def memorisation(zoo: WeightZoo, rows: Tensor) -> dict[str, float]:
     >>> memorisation(zoo, torch.tensor([[0.5]]))["ratio"]
     0.5
     """
-    members = torch.from_numpy(np.array(zoo.weights_NP))
+    members = torch.from_numpy(np.unique(zoo.weights_NP, axis=0))  # twice the same member is no distance
     drawn = torch.cdist(rows.cpu(), members).amin(1).median().item()
     own = torch.cdist(members, members).fill_diagonal_(torch.inf).amin(1).median().item()
     return {"drawn": drawn, "zoo": own, "ratio": drawn / max(own, 1e-30)}
