@@ -101,6 +101,14 @@ def test_entropy_deficit():
     assert row.stable_rank == pytest.approx(4.25 / 4)
 
 
+def test_signal_to_noise():
+    """The quartiles are 1 and 3, so the noise ends at 2 * (3 - 1) / 1.349 = 2.97."""
+    model = linear(torch.diag(torch.tensor([9.0, 3.0, 2.0, 1.0, 0.5])))
+    expected = pytest.approx((9 + 3) / (2 + 1 + 0.5), rel=1e-6)
+    assert condition_report(model).rows[0].signal_to_noise == expected
+    assert condition(model).layers[0]["signal_to_noise"] == expected
+
+
 def test_random_matrices_have_the_kappa_of_their_shape():
     generator = torch.Generator().manual_seed(0)
     for rows, columns in ((3072, 1024), (768, 256)):
@@ -343,5 +351,5 @@ def test_command_reports_every_matrix():
     noisy = [row["layer"] for row in result.layers if not row["reliable"]]
     assert "rounding" in result.notes[1]
     assert all(row["shape"] == "32 x 32" for row in result.layers if row["layer"] in noisy)
-    assert len(list(result.table().columns)) == 9
+    assert len(list(result.table().columns)) == 10
     assert condition_report(model).table(rows=5).row_count == 5

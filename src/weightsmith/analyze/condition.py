@@ -21,7 +21,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from weightsmith.analyze.matrices import Matrix, matrices_of_files, matrices_of_model
-from weightsmith.analyze.spectrum import entropy_deficit, random_kappa, rounding_floor, singular_values, stable_rank
+from weightsmith.analyze.spectrum import (
+    entropy_deficit,
+    random_kappa,
+    rounding_floor,
+    signal_to_noise,
+    singular_values,
+    stable_rank,
+)
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
@@ -60,6 +67,8 @@ class Condition:
         In nats, :func:`~weightsmith.analyze.spectrum.entropy_deficit`.
     stable_rank : float
         Squared Frobenius norm over the largest squared singular value.
+    signal_to_noise : float
+        :func:`~weightsmith.analyze.spectrum.signal_to_noise`; compare matrices of one shape only.
     sigma_max, sigma_min : float
         Largest and smallest singular value (over all experts).
     rounding : float
@@ -76,6 +85,7 @@ class Condition:
     reference: float
     entropy_deficit: float
     stable_rank: float
+    signal_to_noise: float
     sigma_max: float
     sigma_min: float
     rounding: float
@@ -202,10 +212,11 @@ class ConditionReport:
         """The ``rows`` lowest scores as a rich table."""
         ranked = self.ranked("tensor")
         table = Table(title=f"lowest {self.score} of {len(ranked)} matrices", title_justify="left")
-        for name in ("matrix", "shape", "kappa", "over random", "entropy deficit", "stable rank", "reliable"):
-            table.add_column(name, justify="left" if name == "matrix" else "right")
+        table.add_column("matrix")
+        for name in ("shape", "kappa", "over random", "entropy deficit", "stable rank", "signal to noise", "reliable"):
+            table.add_column(name, justify="right")
         for row in ranked[:rows]:
-            numbers = (row.kappa, row.kappa_over_mp, row.entropy_deficit, row.stable_rank)
+            numbers = (row.kappa, row.kappa_over_mp, row.entropy_deficit, row.stable_rank, row.signal_to_noise)
             shape = " x ".join(map(str, row.shape))
             table.add_row(row.name, shape, *(f"{n:.4g}" for n in numbers), "yes" if row.reliable else "no")
         return table
@@ -333,6 +344,7 @@ def condition(
                 kappa_over_mp=row.kappa_over_mp,
                 entropy_deficit=row.entropy_deficit,
                 stable_rank=row.stable_rank,
+                signal_to_noise=row.signal_to_noise,
                 reliable=row.reliable,
             )
         result.title = "condition numbers"
@@ -385,6 +397,7 @@ def _condition(matrix: Matrix, s_ER: Float[Tensor, "E R"], dtype: torch.dtype) -
         reference=random_kappa(rows, columns),
         entropy_deficit=entropy_deficit(s_ER).masked_fill(singular_E, math.inf).mean().item(),
         stable_rank=stable_rank(s_ER).mean().item(),
+        signal_to_noise=signal_to_noise(s_ER, rows, columns).mean().item(),
         sigma_max=largest_E.max().item(),
         sigma_min=smallest_E.min().item(),
         rounding=rounding_floor(s_ER, rows, columns, dtype).max().item(),
