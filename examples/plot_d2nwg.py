@@ -16,8 +16,8 @@ from weightsmith.claims import stored
 arms = {claim["experiment"]: {arm["name"]: arm for arm in claim["arms"]} for claim in stored("d2nwg")}
 
 # %%
-# A small zoo drawn from: 400 heads for tasks of two classes on two features. What is drawn for one task is as spread
-# out as the members that were trained for it.
+# A small zoo to draw from: 400 heads for tasks of two classes on two features. What is drawn for one task lies around
+# the members that were trained for it, somewhat wider than they do.
 from functools import partial  # noqa: E402
 
 import torch  # noqa: E402
@@ -48,7 +48,7 @@ drawn = {
 
 # %%
 # Draw both.
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(1, 1.5))
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", width_ratios=(1, 1.5))
 rows = torch.from_numpy(zoo.weights_NP.copy())
 left.scatter(rows[:, 0], rows[:, 1], s=5, color="#cfc9c1", label="the zoo")
 for (angle, heads_drawn), colour in zip(drawn.items(), ("#c8501e", "#2f6db3", "#3d8f5f"), strict=True):
@@ -60,10 +60,12 @@ left.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.1
 order = [
     "5-shot logistic",
     "class means",
+    "nearest member, fine-tuned",
     "nearest member",
     "drawn, another task's examples",
     "hypernetwork",
     "drawn, mean of ten",
+    "drawn, fine-tuned",
     "drawn",
 ]
 for offset, (name, title, colour) in zip(
@@ -80,7 +82,11 @@ for offset, (name, title, colour) in zip(
     right.barh(places, values, height=0.38, xerr=errors, color=colour, label=title, error_kw={"lw": 1})
 right.axvline(arms["combinations"]["40-shot head"]["mean"], color="black", ls=":", lw=1)
 right.text(
-    arms["combinations"]["40-shot head"]["mean"], len(order) - 0.45, "40 examples a class", ha="right", fontsize=8
+    arms["combinations"]["40-shot head"]["mean"] - 0.01,
+    len(order) - 0.5,
+    "trained on 40 examples a class, all known",
+    ha="right",
+    fontsize=8,
 )
 right.set(yticks=range(len(order)), yticklabels=order, xlabel="test accuracy", xlim=(0, 1.02))
 right.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
