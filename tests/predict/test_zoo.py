@@ -21,7 +21,6 @@ from weightsmith.core.errors import (
     NonFiniteError,
     ShapeError,
     UnsupportedModelError,
-    WeightsmithError,
 )
 from weightsmith.core.jobs import run_jobs
 from weightsmith.merge.weight_matching import PermutationSpec, match_weights
@@ -53,6 +52,7 @@ def test_rows_become_the_same_state_dicts_again():
     states = members()
     zoo = WeightZoo.from_state_dicts(states)
     assert sum(slot.size for slot in zoo.slots) == zoo.weights_NP.shape[1] == 9 + 6 + 1 + 4
+    assert zoo.weights_NP.dtype == np.float32
     assert zoo.aliases == {"second.weight": "first.weight"}
     for state, row in zip(states, zoo.weights_NP, strict=True):
         padded = np.concatenate([row, np.full(5, 7.0, np.float32)])
@@ -290,17 +290,3 @@ def test_bad_training_is_refused():
     data.inputs[3] = torch.nan
     with pytest.raises(NonFiniteError, match="member 3 at step 1"):
         train_many(network, data)
-
-
-def test_ray_runs_jobs_where_it_is_installed():
-    try:
-        import ray
-    except ImportError:
-        with pytest.raises(WeightsmithError, match="Ray is not installed"):
-            run_jobs(abs, [-1, 2], backend="ray")
-        return
-    ray.init(num_cpus=1, include_dashboard=False)
-    try:
-        assert run_jobs(abs, [-1, 2], backend="ray") == [1, 2]
-    finally:
-        ray.shutdown()
