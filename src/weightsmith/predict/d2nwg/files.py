@@ -44,7 +44,8 @@ def d2nwg(
     ----------
     checkpoints : sequence of one path
         The zoo: a folder of ``.safetensors`` files or checkpoint folders, each with the examples of its task in
-        ``NAME.support.safetensors`` where drawing is to depend on the task.
+        ``NAME.support.safetensors`` where drawing is to depend on the task, and its ``accuracy`` in
+        ``NAME.metrics.json`` where members no better than guessing are to be told.
     out : path
         Folder for the drawn weights, one ``.safetensors`` a draw, and ``mean.safetensors``, their average.
     support : path, optional
