@@ -203,7 +203,8 @@ def fit(
     if best.weights is not None:
         model.load_state_dict(best.weights)
         record.best_epoch = best.epoch
-    accelerator.free_memory()
+    if accelerator.device.type != "cpu":  # a full garbage collection, for the sake of the cache on the device
+        accelerator.free_memory()
     model.eval()
     record.seconds = time.perf_counter() - start
     return record
