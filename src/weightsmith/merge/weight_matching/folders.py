@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -101,20 +100,7 @@ def rebasin(
         if spec.has_statistics and 0 < fraction < 1:
             warnings.warn(STALE, stacklevel=2)
             result.notes.append(STALE)
-        result.totals = {
-            "permutations": len(spec.permutations),
-            "sweeps": found.sweeps,
-            "distance_before": found.distance_before,
-            "distance_after": found.distance_after,
-        }
-        identity = spec.identity()
-        if all(found.perms[name].equal(identity[name]) for name in identity):
-            result.notes.append(
-                "Every unit is where it was: the two are in one order already, as networks trained from one start are. "
-                "Plain averaging gives the same."
-            )
-        result.notes += [f"{key} keeps an axis as it is: it {reason}." for key, reason in spec.left_out.items()]
-        result.files["permutations.json"] = json.dumps({name: perm.tolist() for name, perm in found.perms.items()})
+        found.tell(spec, result)
     return result
 
 

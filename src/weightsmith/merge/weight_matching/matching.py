@@ -12,6 +12,7 @@ Legend: ``R`` blocks with an order of their own (1 for most permutations), ``n``
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from weightsmith.core.disk import StoredState
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.progress import track
+from weightsmith.core.results import Result
 from weightsmith.merge.weight_matching.assignment import assign
 from weightsmith.merge.weight_matching.holding import Held, InMemory, OnDisk, permute
 from weightsmith.merge.weight_matching.spec import Permutations, PermutationSpec
@@ -78,6 +80,23 @@ class Matching:
     def distance_drop(self) -> float:
         """By what share the distance fell."""
         return 1 - self.distance_after / self.distance_before if self.distance_before else 0.0
+
+    def tell(self, spec: PermutationSpec, result: Result) -> None:
+        """Add to a command's result: the totals, the permutations as a file, and what was left in place."""
+        result.totals |= {
+            "permutations": len(spec.permutations),
+            "sweeps": self.sweeps,
+            "distance_before": self.distance_before,
+            "distance_after": self.distance_after,
+        }
+        identity = spec.identity()
+        if all(self.perms[name].equal(identity[name]) for name in identity):
+            result.notes.append(
+                "Every unit is where it was: the two are in one order already, as networks trained from one start are. "
+                "Plain averaging gives the same."
+            )
+        result.notes += [f"{key} keeps an axis as it is: it {reason}." for key, reason in spec.left_out.items()]
+        result.files["permutations.json"] = json.dumps({name: perm.tolist() for name, perm in self.perms.items()})
 
 
 def match_weights(
