@@ -40,8 +40,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weightsmith import catalog
-from weightsmith.core.checkpoint import atomic_output, check_output, load_state_dict, save_model
+from weightsmith.core.atomic import atomic_output, check_output
+from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import HyperparameterError, RecipeError
+from weightsmith.core.pretrained import save_model
 from weightsmith.core.progress import track
 from weightsmith.core.report import write_report
 from weightsmith.core.results import Result

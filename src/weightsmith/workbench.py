@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from weightsmith.core.checkpoint import save_model
 from weightsmith.core.disk import on_disk
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.fit import Samples
 from weightsmith.core.measure import measure, perplexity, sample_text
+from weightsmith.core.pretrained import save_model
 from weightsmith.core.results import Result
 from weightsmith.core.streaming import Batches
 from weightsmith.core.text import read_text, token_ids, token_windows

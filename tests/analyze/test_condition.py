@@ -15,7 +15,6 @@ from transformers.pytorch_utils import Conv1D
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.analyze import spectrum
 from weightsmith.analyze.condition import condition, condition_report
-from weightsmith.core.checkpoint import save_model
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -23,6 +22,7 @@ from weightsmith.core.errors import (
     NonFiniteError,
     UnsupportedModelError,
 )
+from weightsmith.core.pretrained import save_model
 
 
 def linear(weight):

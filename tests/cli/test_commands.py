@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from models import write_tiny_llama
 from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
-from weightsmith.core.checkpoint import load_model
+from weightsmith.core.pretrained import load_model
 from weightsmith.merge.weight_matching import PermutationSpec
 from weightsmith.signature import MODEL_FIELDS, SAMPLES, read
 

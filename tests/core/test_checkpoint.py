@@ -11,18 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import tiny
-from weightsmith.core import checkpoint
-from weightsmith.core.checkpoint import (
-    DTYPES,
-    CheckpointReader,
-    CheckpointWriter,
-    TensorSpec,
-    atomic_output,
-    load_model,
-    load_state_dict,
-    save_model,
-)
+from weightsmith.core import atomic
+from weightsmith.core.atomic import atomic_output
+from weightsmith.core.checkpoint import DTYPES, CheckpointReader, CheckpointWriter, TensorSpec, load_state_dict
 from weightsmith.core.errors import CheckpointError, ShapeError
+from weightsmith.core.pretrained import load_model, save_model
 
 
 @pytest.fixture
@@ -254,7 +247,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "precious").write_text("here")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(CheckpointError, match="not enough disk space for .*found 1,000 bytes free"):
         save_model(model, tmp_path / "old", overwrite=True)
     monkeypatch.undo()

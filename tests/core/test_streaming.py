@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from models import PLAIN, TRANSFORMERS, tiny
-from weightsmith.core.checkpoint import load_model, save_model
 from weightsmith.core.disk import on_disk
 from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.layers import find_layers
+from weightsmith.core.pretrained import load_model, save_model
 from weightsmith.core.streaming import find_blocks, observe, rewriting, stream
 
 

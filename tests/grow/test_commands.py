@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from models import tiny, write_tiny_llama
 from processes import two_processes
 from weightsmith.cli.adaptor import make_command
-from weightsmith.core.checkpoint import load_model
 from weightsmith.core.disk import on_disk
 from weightsmith.core.errors import UnsupportedModelError
+from weightsmith.core.pretrained import load_model
 from weightsmith.grow.depth import expand, find_stack
 from weightsmith.grow.learngene import Learngene, learngene, share_stages
 from weightsmith.grow.linear_expansion import LinearExpansion

@@ -8,8 +8,8 @@ from torch import nn
 
 from grow_models import cnn, logits
 from models import TRANSFORMERS, tiny
-from weightsmith.core.checkpoint import load_model, save_model
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.pretrained import load_model, save_model
 from weightsmith.grow.depth import assign, expand, find_stack
 
 WHERE = {"t5": "encoder.block[1:]"}

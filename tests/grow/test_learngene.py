@@ -8,7 +8,6 @@ from torch.utils.data import TensorDataset
 
 from grow_models import Residual, cnn, logits
 from models import tiny
-from weightsmith.core.checkpoint import load_model, save_model
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -16,6 +15,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.pretrained import load_model, save_model
 from weightsmith.core.streaming import call
 from weightsmith.grow.depth import expand, find_stack
 from weightsmith.grow.distillation import distil, soft_distillation

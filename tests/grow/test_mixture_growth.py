@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from models import tiny
-from weightsmith.core.checkpoint import load_model, save_model
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.fit import default_loss, fit
+from weightsmith.core.pretrained import load_model, save_model
 from weightsmith.grow.folding import fold_parametrizations
 from weightsmith.grow.mixture_growth import MixtureGrowth, joint_loss, mixture_growth, parameter_groups
 from weightsmith.grow.templates import LAYOUTS, TemplateMix, coefficients, grow_coefficients

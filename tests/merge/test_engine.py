@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from models import tiny
-from weightsmith.core.checkpoint import load_model, load_state_dict
+from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -22,6 +22,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.pretrained import load_model
 from weightsmith.merge import engine
 from weightsmith.merge.arithmetic import add_tasks, average, slerp, slerp_average, soup, task_arithmetic
 from weightsmith.merge.engine import merge_state_dicts

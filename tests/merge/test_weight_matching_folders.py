@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from models import tiny
 from permutable import roughen
-from weightsmith.core.checkpoint import load_model, load_state_dict
+from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.disk import StoredState, skeleton
 from weightsmith.core.errors import (
     CheckpointError,
@@ -23,6 +23,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.pretrained import load_model
 from weightsmith.merge.weight_matching import PermutationSpec, holding, match_weights, rebasin
 from weightsmith.merge.weight_matching.many import mean
 

@@ -5,8 +5,9 @@ import safetensors.torch
 import torch
 
 from models import tiny
-from weightsmith.core.checkpoint import CheckpointReader, load_state_dict, save_model
+from weightsmith.core.checkpoint import CheckpointReader, load_state_dict
 from weightsmith.core.errors import CheckpointError
+from weightsmith.core.pretrained import save_model
 from weightsmith.sparsify.compressed import (
     compress_checkpoint,
     decompress_checkpoint,

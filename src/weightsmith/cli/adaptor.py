@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from weightsmith.core.checkpoint import check_output
+from weightsmith.core.atomic import check_output
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result
 from weightsmith.embedded import open_model

@@ -1,4 +1,4 @@
-"""Read, stream and write checkpoints: Hugging Face folders, safetensors files, torch state dicts.
+"""Read, stream and write the tensors of checkpoints: Hugging Face folders, safetensors files, torch state dicts.
 
 Reading is tensor by tensor and never maps a whole file, so a checkpoint may exceed memory and address space.
 Writing is all or nothing: everything goes to a temporary sibling that is renamed when it is complete.
@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from weightsmith.core.atomic import atomic_output, carry_companions
 from weightsmith.core.errors import CheckpointError, ShapeError
 
-__all__ = [
-    "CheckpointReader",
-    "CheckpointWriter",
-    "TensorSpec",
-    "atomic_output",
-    "carry_companions",
-    "load_model",
-    "load_state_dict",
-    "model_class",
-    "save_model",
-]
+__all__ = ["CheckpointReader", "CheckpointWriter", "TensorSpec", "load_state_dict"]
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -55,18 +44,6 @@ DTYPES: dict[str, torch.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
-WEIGHT_SUFFIXES = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".gguf",
-    ".ckpt",
-    ".npz",
-}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -485,212 +462,10 @@ class CheckpointWriter:
         return shards
 
 
-@contextmanager
-def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbytes: int = 0) -> Iterator[Path]:
-    """Give a temporary sibling to write to; rename it to ``out`` on success, remove it on failure.
-
-    Parameters
-    ----------
-    out : path-like
-        The final folder, or the final file when it has a suffix ``.safetensors``.
-    overwrite : bool, default: False
-        Replace what is there.
-    nbytes : int, default: 0
-        Bytes that will be written, checked against the free space first.
-
-    Yields
-    ------
-    Path
-        An empty folder (or the path of a file to create).
-
-    Raises
-    ------
-    CheckpointError
-        If ``out`` exists and ``overwrite`` is off, or the disk is full.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with atomic_output(f"{folder}/new") as target:
-    ...         _ = (target / "config.json").write_text("{}")
-    ...     print(os.listdir(folder))
-    ['new']
-    """
-    out = Path(out)
-    check_output(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if nbytes > free:
-        raise CheckpointError(f"not enough disk space for {out}", found=f"{free:,} bytes free", expected=f"{nbytes:,}")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    scratch.chmod(0o755)
-    target = scratch / out.name if out.suffix == ".safetensors" else scratch
-    try:
-        yield target
-        _replace(target, out)
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"cannot write {out}", found=str(error), do="Nothing was changed.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse an output that exists, before the work and not after it.
-
-    Raises
-    ------
-    CheckpointError
-        If ``out`` exists, is no empty folder, and ``overwrite`` is off.
-    """
-    out = Path(out)
-    if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
-
-
-def carry_companions(source: Path, target: Path) -> None:
-    """Copy what belongs to a model beside its weights: config, tokenizer, generation settings, model card."""
-    if not source.is_dir():
-        return
-    for file in source.iterdir():
-        weights = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not weights and not (target / file.name).exists():
-            shutil.copy2(file, target / file.name)
-
-
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint into memory."""
     reader = CheckpointReader(path)
     return {key: reader.tensor(key) for key in reader}
-
-
-def model_class(config: Any) -> type[nn.Module]:
-    """Return the transformers class that a configuration names in ``architectures``.
-
-    Raises
-    ------
-    CheckpointError
-        If the configuration names none that transformers has.
-    """
-    import transformers
-
-    for name in config.architectures or ():
-        if isinstance(found := getattr(transformers, name, None), type):
-            return found
-    raise CheckpointError(
-        f"transformers has no class for model type {config.model_type!r}",
-        found=f"architectures {config.architectures}",
-        do="Load the model yourself and pass the nn.Module.",
-    )
-
-
-def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> nn.Module:
-    """Load a Hugging Face folder (or hub id) as the class its config names, and refuse incomplete weights.
-
-    Parameters
-    ----------
-    path : path-like
-        Folder or hub id. Code from the checkpoint is never executed.
-    dtype : torch.dtype, optional
-        Element type; the checkpoint's own by default.
-
-    Returns
-    -------
-    nn.Module
-        In evaluation mode; tied weights are tied.
-
-    Raises
-    ------
-    CheckpointError
-        If a file is missing or damaged, a weight is missing, or a shape does not fit.
-    """
-    import transformers
-
-    if Path(path).is_dir():
-        CheckpointReader(path)
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-        cls: Any = model_class(config)
-        model, info = cls.from_pretrained(
-            path, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"cannot load {path}", found=str(error).strip().splitlines()[0]) from error
-    if info["mismatched_keys"]:
-        key, found, expected = next(iter(info["mismatched_keys"]))
-        raise CheckpointError(f"tensor {key!r} in {path}", found=tuple(found), expected=tuple(expected))
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors such as {missing[:3]}", do="Copy it again.")
-    return model.eval()
-
-
-def save_model(
-    model: nn.Module,
-    out: str | os.PathLike[str],
-    *,
-    like: str | os.PathLike[str] | None = None,
-    tokenizer: Any = None,
-    files: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a model as a folder, all or nothing.
-
-    Parameters
-    ----------
-    model : nn.Module
-        A Hugging Face model (written by its own ``save_pretrained``) or any other (``model.safetensors``; a tied
-        weight is stored once).
-    out : path-like
-        The folder to create.
-    like : path-like, optional
-        Folder whose tokenizer, generation and other small files are carried over.
-    tokenizer : optional
-        Saved beside the model.
-    files : mapping of str to str, optional
-        More small files: name to text.
-    overwrite : bool, default: False
-        Replace what is at ``out``.
-
-    Raises
-    ------
-    CheckpointError
-        If ``out`` exists or cannot be written; nothing is left behind.
-    """
-    from safetensors.torch import save_model as save_plain
-
-    nbytes = sum({id(p): p.numel() * p.element_size() for p in model.parameters()}.values())
-    with atomic_output(out, overwrite=overwrite, nbytes=nbytes) as target:
-        if hasattr(model, "save_pretrained"):
-            model.save_pretrained(target)  # type: ignore[operator]
-        else:
-            save_plain(model, str(target / "model.safetensors"))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
-        if like is not None:
-            carry_companions(Path(like), target)
-        for name, text in (files or {}).items():
-            (target / name).write_text(text, "utf-8")
-
-
-def _replace(target: Path, out: Path) -> None:
-    """Rename ``target`` to ``out``; what was at ``out`` leaves only once the new one stands."""
-    if not out.is_dir():
-        os.replace(target, out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    os.replace(out, old / "content")
-    try:
-        os.replace(target, out)
-    except OSError:
-        os.replace(old / "content", out)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

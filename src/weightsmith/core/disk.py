@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec, model_class
+from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
 from weightsmith.core.errors import CheckpointError, UnsupportedModelError
+from weightsmith.core.pretrained import model_class
 
 __all__ = ["Disk", "StoredState", "disk_of", "on_disk", "skeleton"]
 

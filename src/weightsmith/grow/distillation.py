@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.checkpoint import CheckpointWriter, TensorSpec, check_output
+from weightsmith.core.atomic import check_output
+from weightsmith.core.checkpoint import CheckpointWriter, TensorSpec
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weightsmith.core.checkpoint import atomic_output
+from weightsmith.core.atomic import atomic_output
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,

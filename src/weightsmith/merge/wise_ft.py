@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.analyze.interpolation import StateDict
-from weightsmith.core.checkpoint import CheckpointReader, atomic_output, carry_companions, load_state_dict
+from weightsmith.core.atomic import atomic_output, carry_companions
+from weightsmith.core.checkpoint import CheckpointReader, load_state_dict
 from weightsmith.core.errors import CheckpointError, HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.results import Result, record
 from weightsmith.merge.arithmetic import check_two, interpolation, wide

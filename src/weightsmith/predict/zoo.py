@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
+from weightsmith.core.atomic import atomic_output
 from weightsmith.core.batchnorm import has_batchnorm
-from weightsmith.core.checkpoint import atomic_output
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,

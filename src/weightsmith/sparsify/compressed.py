@@ -20,15 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.checkpoint import (
-    CheckpointReader,
-    CheckpointWriter,
-    TensorSpec,
-    carry_companions,
-    load_model,
-    save_model,
-)
+from weightsmith.core.atomic import carry_companions
+from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
 from weightsmith.core.errors import CheckpointError
+from weightsmith.core.pretrained import load_model, save_model
 from weightsmith.core.progress import track
 
 __all__ = ["compress_checkpoint", "decompress_checkpoint", "load_compressed", "save_compressed"]
@@ -48,7 +43,7 @@ def save_compressed(
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model as :func:`~weightsmith.core.checkpoint.save_model` does, with its sparse weights compressed.
+    """Write a model as :func:`~weightsmith.core.pretrained.save_model` does, with its sparse weights compressed.
 
     Parameters and errors are those of ``save_model``.
     """

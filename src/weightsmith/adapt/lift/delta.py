@@ -18,7 +18,8 @@ from jaxtyping import Int, Shaped
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weightsmith.core.checkpoint import CheckpointReader, atomic_output
+from weightsmith.core.atomic import atomic_output
+from weightsmith.core.checkpoint import CheckpointReader
 from weightsmith.core.errors import CheckpointError, HyperparameterError, LayerNotFoundError, ShapeError
 
 __all__ = ["Part", "SparseDelta", "apply_delta", "export_shira", "load_delta", "save_delta"]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.checkpoint import CheckpointWriter, check_output
+from weightsmith.core.atomic import check_output
+from weightsmith.core.checkpoint import CheckpointWriter
 from weightsmith.core.disk import StoredState, skeleton
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite

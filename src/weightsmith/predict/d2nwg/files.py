@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.core.checkpoint import atomic_output
+from weightsmith.core.atomic import atomic_output
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.results import Result, record
 from weightsmith.predict.d2nwg.autoencoder import WeightVAE

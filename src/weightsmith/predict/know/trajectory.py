@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from weightsmith.core.checkpoint import atomic_output
+from weightsmith.core.atomic import atomic_output
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
 from weightsmith.core.progress import track
 from weightsmith.predict.know.network import STAGES
