@@ -23,11 +23,22 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.progress import track
 from weightsmith.core.streaming import call
 
-__all__ = ["Fit", "Loss", "Samples", "aligned", "default_loss", "draw_seed", "fit", "restored_on_error"]
+__all__ = [
+    "Fit",
+    "Loss",
+    "Samples",
+    "aligned",
+    "default_loss",
+    "draw_seed",
+    "fit",
+    "logits_of",
+    "mean_loss",
+    "restored_on_error",
+]
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """From the model and a batch to the mean loss over the batch."""
@@ -239,6 +250,39 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         expected="a mapping with labels, or (inputs, classes)",
         do="Pass a loss.",
     )
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
+    """Average :func:`default_loss` over batches.
+
+    Examples
+    --------
+    >>> round(mean_loss(nn.Identity(), [(torch.zeros(2, 4), torch.tensor([0, 1]))]), 4)
+    1.3863
+    """
+    return sum(default_loss(model, batch).item() for batch in batches) / len(batches)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of a model's output, which may be they themselves.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there are none.
+
+    Examples
+    --------
+    >>> logits_of(nn.Linear(2, 3)(torch.zeros(5, 2))).shape
+    torch.Size([5, 3])
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if logits is None:
+        raise UnsupportedModelError(
+            "the model gives no logits", found=type(output).__name__, do="Use a model with a head."
+        )
+    return logits
 
 
 def aligned(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,9 +29,8 @@ from weightsmith.core.errors import (
     HyperparameterError,
     NonFiniteError,
     ShapeError,
-    UnsupportedModelError,
 )
-from weightsmith.core.fit import Fit, Samples, default_loss, fit
+from weightsmith.core.fit import Fit, Samples, default_loss, fit, logits_of
 from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.streaming import call
@@ -230,9 +229,9 @@ def teacher_logits(
 
 def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
     """The logits of each batch, on the CPU."""
-    device = next(teacher.parameters()).device
+    device = next((parameter.device for parameter in teacher.parameters()), "cpu")
     for batch in track(loader, "teacher", total=len(loader)):
-        yield _single(_logits(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
+        yield _single(logits_of(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
 
 
 @torch.no_grad()
@@ -277,20 +276,11 @@ def _inputs(batch: Any) -> Any:
 
 def _rows(output: Any, inputs: Any) -> Tensor:
     """The logits of an output as rows; those of padding tokens are left out."""
-    logits = _logits(output)
+    logits = logits_of(output)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     if mask is not None and mask.shape == logits.shape[:-1]:
         return logits[mask != 0]
     return logits.flatten(0, -2)
-
-
-def _logits(output: Any) -> Tensor:
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if logits is None:
-        raise UnsupportedModelError(
-            "the model gives no logits to distil", found=type(output).__name__, do="Use a model with a head."
-        )
-    return logits
 
 
 class _WithLogits(Dataset[Any]):

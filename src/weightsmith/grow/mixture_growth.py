@@ -29,13 +29,13 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.batchnorm import recalibrate_batchnorm
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
-from weightsmith.core.fit import Loss, Samples, default_loss, draw_seed, fit
+from weightsmith.core.fit import Loss, Samples, default_loss, draw_seed, fit, logits_of
 from weightsmith.core.layers import evaluation_mode, get_module
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batch, Batches, call
 from weightsmith.grow.folding import fold_parametrizations
 from weightsmith.grow.templates import LAYOUTS, Growth, TemplateMix, coefficients, grow_coefficients
-from weightsmith.grow.widening import is_matrix, logits_of, match_widths
+from weightsmith.grow.widening import is_matrix, match_widths
 
 __all__ = ["MixtureGrowth", "joint_loss", "mixture_growth", "parameter_groups"]
 

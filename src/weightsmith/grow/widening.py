@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
+from weightsmith.core.fit import logits_of
 from weightsmith.core.layers import get_module
 from weightsmith.core.streaming import call
 
-__all__ = ["LogitSum", "grow_randomly", "is_matrix", "logits_of", "match_widths", "widen_net2net"]
+__all__ = ["LogitSum", "grow_randomly", "is_matrix", "match_widths", "widen_net2net"]
 
 FUSED = ("c_attn", "qkv", "query_key_value", "qkv_proj", "wqkv", "gate_up_proj")
 """Layers whose outputs are several parts side by side: their halves are not the members' units."""
@@ -179,12 +180,6 @@ class LogitSum(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Add up what the members say."""
         return torch.stack([logits_of(call(member, kwargs or args)) for member in self.members]).sum(0)
-
-
-def logits_of(output: Any) -> Tensor:
-    """Return the logits of a model's output, which may be they themselves."""
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
 
 
 def is_matrix(module: nn.Module) -> bool:

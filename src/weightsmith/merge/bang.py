@@ -31,7 +31,7 @@ from torch.utils.data import default_collate
 
 from weightsmith.analyze.interpolation import lerp, put_on_line
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.fit import Loss, Samples, aligned, draw_seed, fit, restored_on_error
+from weightsmith.core.fit import Loss, Samples, aligned, draw_seed, fit, logits_of, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
 from weightsmith.merge.temperature import balance_logit_scale as balance_logit_scale
@@ -125,8 +125,7 @@ def soft_cross_entropy(
     >>> round(soft_cross_entropy(torch.zeros(1, 10), target).item(), 6)
     2.302585
     """
-    logits = output if isinstance(output, Tensor) else output.logits
-    losses = -(labels * logits.float().log_softmax(1)).sum(1)
+    losses = -(labels * logits_of(output).float().log_softmax(1)).sum(1)
     rows = labels.sum(1).count_nonzero() if num_items_in_batch is None else num_items_in_batch
     return losses.sum() / (rows.clamp_min(1) if isinstance(rows, Tensor) else max(rows, 1))
 
@@ -241,8 +240,7 @@ def bang_loss(
             share, partner = _draw(mixup_alpha, len(labels), generator)
             partner = partner.to(labels.device)
             inputs = _mixed_inputs(model, inputs, share, partner)
-        output = call(model, inputs)
-        logits = output if isinstance(output, Tensor) else output.logits
+        logits = logits_of(call(model, inputs))
         first = _smooth_cross_entropy(model, logits, labels, label_smoothing)
         if share == 1.0:
             return first

@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 
 from weightsmith.analyze.interpolation import StateDict
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.fit import logits_of
 from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batch, Batches
@@ -75,7 +76,7 @@ def diagonal_fisher(
     total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in weights.items()}
 
     def log_likelihood(weights: dict[str, Tensor], sample: Any, label: Tensor) -> Tensor:
-        logits = _logits(functional_call(model, weights, *_arguments(_map(sample, lambda x: x.unsqueeze(0)))))
+        logits = logits_of(functional_call(model, weights, *_arguments(_map(sample, lambda x: x.unsqueeze(0)))))
         return logits[0].float().log_softmax(-1).gather(0, label[None])[0]
 
     one = grad(log_likelihood)
@@ -99,7 +100,7 @@ def diagonal_fisher(
     count = 0
     with evaluation_mode(model):
         for batch in batches:
-            logits = _logits(functional_call(model, weights, *_arguments(batch)))
+            logits = logits_of(functional_call(model, weights, *_arguments(batch)))
             if logits.ndim != 2:
                 raise UnsupportedModelError(
                     "Fisher information", found=f"output {tuple(logits.shape)}", expected="logits [batch, classes]"
@@ -220,10 +221,6 @@ def _fisher(alpha: float, floor: float) -> Rule:
         out.copy_(torch.lerp(start, end, (second / (first + second)).to(start.dtype)))
 
     return lambda chunks: combine
-
-
-def _logits(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output.logits
 
 
 def _arguments(batch: Batch) -> tuple[Any, ...]:

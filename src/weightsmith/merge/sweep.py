@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from weightsmith.analyze.interpolation import StateDict, along_line, put_on_line
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
-from weightsmith.core.fit import Samples, aligned
+from weightsmith.core.fit import Samples, aligned, logits_of
 from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
@@ -196,8 +196,7 @@ def _outputs(model: nn.Module, batches: Sequence[dict[str, Any]]) -> Tensor:
     rows, loss, count = [], 0.0, 0
     for batch in batches:
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        output = call(model, inputs if set(inputs) - {"x"} else inputs["x"])
-        logits = (output if isinstance(output, Tensor) else output.logits).float().cpu()
+        logits = logits_of(call(model, inputs if set(inputs) - {"x"} else inputs["x"])).float().cpu()
         if batch["labels"].ndim == 1:
             rows.append(logits)
             continue

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError
+from weightsmith.core.fit import logits_of
 from weightsmith.core.layers import evaluation_mode
 from weightsmith.core.streaming import call
 
@@ -95,12 +96,12 @@ def balance_logit_scale(model: nn.Module, batches: Sequence[tuple[Any, Tensor]])
         raise CalibrationError("no batches to fit the temperature on", expected="at least one")
     head = _head(model)
     with evaluation_mode(model):
-        logits = [_logits(call(model, inputs)) for inputs, _ in batches]
+        logits = [logits_of(call(model, inputs)) for inputs, _ in batches]
         temperature = fit_temperature(torch.cat(logits).float(), torch.cat([labels for _, labels in batches]))
         before = [parameter.clone() for parameter in head.parameters()]
         for parameter in head.parameters():
             parameter.div_(temperature)
-        after = _logits(call(model, batches[0][0]))
+        after = logits_of(call(model, batches[0][0]))
     if not torch.allclose(after.float(), logits[0].float() / temperature, rtol=0.02, atol=1e-4):
         for parameter, value in zip(head.parameters(), before, strict=True):
             parameter.copy_(value)
@@ -116,7 +117,3 @@ def _head(model: nn.Module) -> nn.Linear:
     if len(holders) > 1:
         raise UnsupportedModelError("the last linear layer's weight is tied to another", do="Untie it first.")
     return linear[-1]
-
-
-def _logits(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output.logits

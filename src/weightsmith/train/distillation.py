@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.core.errors import ShapeError
-from weightsmith.core.fit import Loss, aligned
+from weightsmith.core.fit import Loss, aligned, logits_of
 from weightsmith.core.streaming import call
 
-__all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss", "logits_of"]
+__all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
 
 
 def kd_loss(
@@ -190,12 +190,6 @@ def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor
         return criterion(ours.flatten(0, -2), theirs.flatten(0, -2), labels.flatten())
 
     return loss
-
-
-def logits_of(output: Any) -> Tensor:
-    """Return the logits of a model's output, which may be they themselves."""
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
 
 
 def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:

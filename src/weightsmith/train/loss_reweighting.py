@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.fit import Loss, Samples, aligned, draw_seed, fit, restored_on_error
+from weightsmith.core.fit import Loss, Samples, aligned, draw_seed, fit, logits_of, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
 
@@ -342,8 +342,7 @@ def reweighted(reweighter: LossReweighter) -> Loss:
             inputs, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
         else:
             inputs, labels = batch
-        output = call(model, inputs)
-        logits, labels = aligned(model, output if isinstance(output, Tensor) else output.logits, labels)
+        logits, labels = aligned(model, logits_of(call(model, inputs)), labels)
         if labels.ndim == 1:
             logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
         total: Tensor = reweighter(*per_sequence_loss(logits, labels))

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.fit import Samples, aligned, draw_seed, fit, restored_on_error
+from weightsmith.core.fit import Samples, aligned, draw_seed, fit, logits_of, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
-from weightsmith.train.distillation import distillation, logits_of
+from weightsmith.train.distillation import distillation
 
 __all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_tau"]
 

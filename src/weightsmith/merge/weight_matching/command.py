@@ -12,7 +12,7 @@ from weightsmith.analyze.interpolation import lerp
 from weightsmith.analyze.mode_connectivity import POINTS, barrier_curve, distance
 from weightsmith.core.batchnorm import has_batchnorm, recalibrate_batchnorm
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.fit import default_loss, restored_on_error
+from weightsmith.core.fit import mean_loss, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import Batches
 from weightsmith.merge.weight_matching.holding import check_alike
@@ -106,7 +106,7 @@ def weight_matching(
                     model,
                     start,
                     state,
-                    lambda m: _loss(m, calibration),
+                    lambda m: mean_loss(m, calibration),
                     fractions=POINTS[::2],
                     calibration=calibration if statistics else None,
                 )
@@ -140,8 +140,3 @@ def _has_loss(model: nn.Module, calibration: Batches) -> bool:
     return isinstance(batch, Mapping) and (
         "labels" in batch or ("input_ids" in batch and callable(getattr(model, "get_output_embeddings", None)))
     )
-
-
-@torch.no_grad()
-def _loss(model: nn.Module, calibration: Batches) -> float:
-    return sum(float(default_loss(model, batch)) for batch in calibration) / len(calibration)

@@ -32,7 +32,7 @@ from weightsmith.core.errors import (
     NonFiniteError,
     ShapeError,
 )
-from weightsmith.core.fit import default_loss, draw_seed, restored_on_error
+from weightsmith.core.fit import draw_seed, mean_loss, restored_on_error
 from weightsmith.core.jobs import Backend, run_jobs
 from weightsmith.core.layers import Layer, evaluation_mode, find_layers
 from weightsmith.core.results import Result, record
@@ -161,27 +161,19 @@ def d2nwg_layers(
     layers = [one for one in find_layers(model, include, exclude) if one.weight.numel() > chunk]
     if not layers:
         raise LayerNotFoundError("no matrix to draw", expected=f"more than {chunk} weights", do="Use a smaller chunk.")
-    measure = evaluate or partial(_loss, batches=calibration)
-    hyper: dict[str, Any] = {
-        "share": share,
+    measure = evaluate or partial(mean_loss, batches=calibration)
+    own: dict[str, Any] = {
         "chunk": chunk,
         "candidates": candidates,
         "latent": latent,
         "vae_steps": vae_steps,
+        "steps": steps,
+        "batch_size": batch_size,
+        "sampler_steps": sampler_steps,
     }
-    hyper |= {"steps": steps, "batch_size": batch_size, "sampler_steps": sampler_steps}
-    with record("d2nwg-layers", **hyper) as result, evaluation_mode(model), restored_on_error(model):
+    with record("d2nwg-layers", share=share, **own) as result, evaluation_mode(model), restored_on_error(model):
         chosen = highest(layers, share)
-        learn = partial(
-            _learn,
-            chunk=chunk,
-            candidates=candidates,
-            latent=latent,
-            vae_steps=vae_steps,
-            steps=steps,
-            batch_size=batch_size,
-            sampler_steps=sampler_steps,
-        )
+        learn = partial(_learn, **own)
         jobs = [(_matrices(layer, states), draw_seed(generator) + number) for number, layer in enumerate(chosen)]
         before = loss = _finite(measure, model)
         for (layer, ratio), draws in zip(
@@ -330,11 +322,6 @@ def _places(count: int) -> Float[Tensor, "N 1 1 F"]:
 
     features: Tensor = get_timestep_embedding(torch.arange(count), PLACE_FEATURES)
     return features[:, None, None]
-
-
-@torch.no_grad()
-def _loss(model: nn.Module, *, batches: Batches) -> float:
-    return sum(default_loss(model, batch).item() for batch in batches) / len(batches)
 
 
 def _finite(measure: Callable[[nn.Module], float], model: nn.Module) -> float:

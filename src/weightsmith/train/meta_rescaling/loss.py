@@ -40,7 +40,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, default_collate
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.fit import Samples, draw_seed, fit, restored_on_error
+from weightsmith.core.fit import Samples, draw_seed, fit, logits_of, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
 from weightsmith.train.meta_rescaling.features import ClassMemory
@@ -183,7 +183,7 @@ class MetaRescaler:
         self._check(labels)
         if len(labels) < 2:
             warnings.warn("a batch of one sample has no weights; drop it or make it larger", stacklevel=2)
-            return self.criterion(_logits(call(model, inputs)), labels).sum()
+            return self.criterion(logits_of(call(model, inputs)), labels).sum()
         self.rescaler.to(labels.device)
         parameters = {name: p for name, p in plain.named_parameters() if p.requires_grad}
         share = self._share(labels)
@@ -260,7 +260,7 @@ class MetaRescaler:
         point = {name: p.detach() for name, p in parameters.items()}
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
             slopes_B: Tensor = jvp(
-                lambda p: self.criterion(_logits(_call_with(model, p, inputs)), labels), (point,), (direction,)
+                lambda p: self.criterion(logits_of(_call_with(model, p, inputs)), labels), (point,), (direction,)
             )[1]
         return slopes_B.detach()
 
@@ -275,11 +275,11 @@ class MetaRescaler:
         self, model: nn.Module, first: Any, inputs: Any, labels: Tensor, parameters: Mapping[str, Tensor]
     ) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B C"]]:
         """The losses and logits of all passes; the first has been run, and it alone has a graph."""
-        rows = [_logits(first).float()]
+        rows = [logits_of(first).float()]
         with torch.no_grad():
             for _ in range(self.passes - 1):
                 changed = inputs if self.perturb is None else self.perturb(inputs)
-                rows.append(_logits(_call_with(model, parameters, changed)).float())
+                rows.append(logits_of(_call_with(model, parameters, changed)).float())
         losses = torch.stack([self.criterion(logits, labels).float() for logits in rows])
         finite = losses.detach().isfinite().all(0)
         if not bool(finite.all()):
@@ -473,11 +473,6 @@ def _average_gradients(module: nn.Module) -> None:
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
-
-
-def _logits(output: Any) -> Tensor:
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
 
 
 def _split(batch: Any) -> tuple[Any, Tensor, Tensor | None]:
