@@ -19,14 +19,13 @@ from weightsmith.core.fit import fit
 from weightsmith.merge import bang as mixing
 from weightsmith.merge.bang import (
     MixupCollator,
-    balance_logit_scale,
     bang,
     bang_loss,
-    fit_temperature,
     smooth_targets,
     soft_cross_entropy,
     warmup_cosine,
 )
+from weightsmith.merge.temperature import balance_logit_scale, fit_temperature
 from weightsmith.merge.wise_ft import interpolate
 
 

@@ -34,8 +34,6 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.fit import Loss, Samples, aligned, draw_seed, fit, logits_of, restored_on_error
 from weightsmith.core.results import Result, record
 from weightsmith.core.streaming import call
-from weightsmith.merge.temperature import balance_logit_scale as balance_logit_scale
-from weightsmith.merge.temperature import fit_temperature as fit_temperature
 from weightsmith.merge.wise_ft import check_alpha
 
 __all__ = [
