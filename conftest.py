@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("triton") else ["src/weightsmith/sparsify/kernels/cuda.py"]
+collect_ignore = [] if find_spec("triton") else ["src/weightsmith/sparsify/_wina/kernels/cuda.py"]

@@ -16,9 +16,8 @@ from harness import Timing, alternate, finish, parser, print_table, ratio
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from weightsmith.core.fit import fit
-from weightsmith.grow.distillation import decaying_adamw, distil, teacher_logits
-from weightsmith.grow.learngene import share_stages
+from weightsmith.core.training import fit
+from weightsmith.grow import decaying_adamw, distil, share_stages, teacher_logits
 
 SAMPLES, BATCH = 320, 32
 STEPS = SAMPLES // BATCH

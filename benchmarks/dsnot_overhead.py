@@ -11,11 +11,10 @@ import time
 import torch
 from harness import alternate, finish, parser, print_table, ratio
 
-from weightsmith.core.streaming import stream
-from weightsmith.core.text import token_ids, token_windows
+from weightsmith.core.data import token_ids, token_windows
+from weightsmith.core.models import stream
 from weightsmith.embedded import load, text
-from weightsmith.sparsify.dsnot import dsnot
-from weightsmith.sparsify.pruning import wanda
+from weightsmith.sparsify import dsnot, wanda
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reference_dsnot import reference_mask
-from weightsmith.core.layers import Layer
+from weightsmith.core.models import Layer
 from weightsmith.core.statistics import InputStatistics
-from weightsmith.sparsify.dsnot import refine_mask
-from weightsmith.sparsify.pruning import Pattern, wanda_score
+from weightsmith.sparsify import refine_mask
+from weightsmith.sparsify._shared.pruning import Pattern, wanda_score
 
 SHAPES = {"q, o": (576, 576), "k, v": (192, 576), "gate, up": (1536, 576), "down": (576, 1536)}
 TIMES = {"q, o": 60, "k, v": 60, "gate, up": 60, "down": 30}

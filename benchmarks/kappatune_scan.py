@@ -19,7 +19,7 @@ from harness import alternate, finish, gemm_rate, parser, print_table, ratio
 from peft.helpers import KappaTuneSelector
 from threadpoolctl import threadpool_limits
 
-from weightsmith.analyze.condition import ConditionReport, condition_report
+from weightsmith.analyze import ConditionReport, condition_report
 from weightsmith.embedded import load
 
 MODEL = "embedded:smollm2"

@@ -13,7 +13,8 @@ import torch
 from harness import alternate, finish, gemm_rate, parser, print_table, ratio
 from torch import Tensor
 
-from weightsmith.adapt.lift import LIFTAdamW, lift_groups
+from weightsmith.adapt import LIFTAdamW, lift_groups
+from weightsmith.core.data import token_ids, token_windows
 from weightsmith.core.linalg import (
     largest_k,
     project,
@@ -21,7 +22,6 @@ from weightsmith.core.linalg import (
     refine_singular_basis,
     singular_basis,
 )
-from weightsmith.core.text import token_ids, token_windows
 from weightsmith.embedded import load, text
 
 RANK, DENSITY, STEPS, WINDOW = 64, 0.05, 199, 48

@@ -16,7 +16,7 @@ from harness import finish, parser, print_table
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from weightsmith.adapt.lift import LIFTAdamW, lift_groups
+from weightsmith.adapt import LIFTAdamW, lift_groups
 from weightsmith.embedded import load
 
 RANK = 16

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from harness import Timing, alternate, finish, parser, print_table, ratio
 
-from weightsmith.core.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
+from weightsmith.core.io import CheckpointReader, CheckpointWriter, TensorSpec
 
 PEAK = """
 def peak():  # of this program alone: what getrusage tells includes the process that started it
@@ -30,7 +30,7 @@ def peak():  # of this program alone: what getrusage tells includes the process 
 OURS = """
 import sys
 from pathlib import Path
-from weightsmith.merge.wise_ft import wise_ft
+from weightsmith.merge._wise_ft import wise_ft
 print(flush=True)
 for _ in sys.stdin:
     base, tuned, out = map(Path, sys.argv[1:])

@@ -10,7 +10,7 @@ import torch
 from harness import alternate, finish, memory_bandwidth, parser, print_table, ratio
 from torch import nn
 
-from weightsmith.analyze.interpolation import along_line
+from weightsmith.core.models import along_line
 
 STEPS = 6
 

@@ -11,7 +11,7 @@ import torch
 from harness import alternate, finish, memory_bandwidth, parser, print_table, ratio
 from torch import Tensor, nn
 
-from weightsmith.grow.mixture_growth import MixtureGrowth
+from weightsmith.grow import MixtureGrowth
 
 WIDTH, BATCH, SIDE = 160, 32, 8
 

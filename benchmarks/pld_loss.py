@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from harness import alternate, finish, memory_bandwidth, parser, print_table, ratio
 
-from weightsmith.train.distillation import kd_loss
-from weightsmith.train.pld import pld_loss
+from weightsmith.train import kd_loss, pld_loss
 
 SIZES = {"256 x 1000": (256, 1000), "64 x 50257": (64, 50257)}
 

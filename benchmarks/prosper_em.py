@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from harness import Timing, alternate, finish, gemm_rate, parser, print_table, ratio
 
-from weightsmith.dictionary.prosper import BSC, GSC, MCA, TSC
-from weightsmith.dictionary.prosper.schedule import Settings
+from weightsmith.dictionary import BSC, GSC, MCA, TSC
+from weightsmith.dictionary._prosper.schedule import Settings
 
 FEATURES, CANDIDATES, ACTIVE, POINTS = 144, 8, 4, 10_000
 PEER_POINTS = 1_000

@@ -18,8 +18,8 @@ import torch
 from harness import alternate, finish, gemm_rate, parser, print_table, ratio
 from safetensors.torch import save_file
 
-from weightsmith.predict.know import HistoryNet, know
-from weightsmith.predict.know.fused import FusedHistoryNet
+from weightsmith.predict import HistoryNet, know
+from weightsmith.predict._know.fused import FusedHistoryNet
 
 FLOP = 2 * 8832
 """Operations a weight of the network as published; the fused evaluation needs 11 % fewer."""

@@ -21,9 +21,9 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import NMF, DictionaryLearning, TruncatedSVD
 from sklearn.linear_model import LogisticRegression
 
-from weightsmith.dictionary.supervised.gradient import projected_gradient
-from weightsmith.dictionary.supervised.majorise import majorise_filter
-from weightsmith.dictionary.supervised.problem import Problem, Rows
+from weightsmith.dictionary._supervised.gradient import projected_gradient
+from weightsmith.dictionary._supervised.majorise import majorise_filter
+from weightsmith.dictionary._supervised.problem import Problem, Rows
 
 XI, STEPS, STEP = 0.1, 200, 0.01
 

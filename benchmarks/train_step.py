@@ -20,11 +20,9 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import TensorDataset
 
-from weightsmith.core.layers import find_layers
-from weightsmith.sparsify.spdf import StaticSparsity
-from weightsmith.train.loss_reweighting import LossReweighter
-from weightsmith.train.meta_rescaling import MetaRescaler
-from weightsmith.train.weight_compander import compand
+from weightsmith.core.models import find_layers
+from weightsmith.sparsify import StaticSparsity
+from weightsmith.train import LossReweighter, MetaRescaler, compand
 
 WIDTH, BATCH, CLASSES = 1024, 256, 10
 

@@ -24,9 +24,9 @@ from harness import alternate, finish, gemm_rate, parser, print_table, ratio
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from weightsmith.core.fit import fit
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.merge.weight_matching import PermutationSpec, match_weights
+from weightsmith.merge import PermutationSpec, match_weights
 
 GOAL = 5.0
 

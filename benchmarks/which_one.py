@@ -21,16 +21,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from weightsmith.adapt import BoneConfig, LIFTAdamW, lift_groups, match_rank
-from weightsmith.adapt.kappatune import adaptable
-from weightsmith.analyze.condition import condition_report
+from weightsmith.adapt._kappatune import adaptable
+from weightsmith.analyze import condition_report
 from weightsmith.claims.byte_lm import BATCH, LAYERS, byte_text, nll, pretrained, windows
 from weightsmith.core.errors import NonFiniteError
-from weightsmith.core.fit import default_loss, fit
 from weightsmith.core.results import environment
-from weightsmith.train.distillation import distillation
-from weightsmith.train.loss_reweighting import LossReweighter, reweighted
-from weightsmith.train.pld import PLDLoss
-from weightsmith.train.weight_compander import compand, fold, param_groups
+from weightsmith.core.training import default_loss, fit
+from weightsmith.train import LossReweighter, PLDLoss, compand, distillation, reweighted
+from weightsmith.train._weight_compander import fold, param_groups
 
 STEPS = 120
 STORE = Path(__file__).parents[1] / "docs" / "comparisons" / "which-one.json"

@@ -12,8 +12,8 @@ import torch
 from harness import alternate, finish, memory_bandwidth, parser, print_table, ratio
 
 from weightsmith import embedded
-from weightsmith.core.text import token_ids, token_windows
-from weightsmith.sparsify import wina
+from weightsmith.core.data import token_ids, token_windows
+from weightsmith.sparsify._wina import method as wina
 
 PROMPT = "The history of the city of Paris begins"
 GOALS = {0.5: 1.3, 0.65: 1.7}

@@ -9,9 +9,9 @@ import torch
 from harness import alternate, finish, memory_bandwidth, parser, print_table, ratio
 from torch import nn
 
-from weightsmith.sparsify import wina
-from weightsmith.sparsify.activation.linear import SparseLinear
-from weightsmith.sparsify.activation.plan import Plan, Projection
+from weightsmith.sparsify._wina import method as wina
+from weightsmith.sparsify._wina.linear import SparseLinear
+from weightsmith.sparsify._wina.plan import Plan, Projection
 
 SHAPES = ((4096, 14336), (14336, 4096), (1536, 576), (576, 1536), (576, 576))
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.65)

@@ -15,11 +15,9 @@ import copy
 import torch
 from torch import nn
 
-from weightsmith.core.fit import default_loss, fit
+from weightsmith.core.training import default_loss, fit
 from weightsmith.embedded import digits
-from weightsmith.merge.bang import bang_loss
-from weightsmith.merge.sweep import sweep
-from weightsmith.merge.votes import vote_accuracy
+from weightsmith.merge import bang_loss, sweep, vote_accuracy
 
 images, labels = digits()
 x = images.flatten(1)

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 
 from weightsmith.adapt import BoneConfig
 from weightsmith.claims.byte_lm import BATCH, LAYERS, byte_text, pretrained, windows
-from weightsmith.core.fit import fit
+from weightsmith.core.training import fit
 
 base = pretrained(seed=0)
 samples = windows(byte_text("source"), 120, seed=0)

@@ -13,12 +13,11 @@ and show what happens where there is little to find.
 # gives the principal axes to compare with, and other text the rows to measure on.
 import torch
 
-from weightsmith.core.layers import Layer, get_module
+from weightsmith.core.data import token_ids, token_windows
+from weightsmith.core.models import Layer, get_module, observe, stream
 from weightsmith.core.statistics import Gram
-from weightsmith.core.streaming import observe, stream
-from weightsmith.core.text import token_ids, token_windows
 from weightsmith.dictionary import OnlineOrthogonalDictionary
-from weightsmith.dictionary.activations import InputDictionaries, fold_rotation
+from weightsmith.dictionary._online_orthogonal.activations import InputDictionaries, fold_rotation
 from weightsmith.embedded import load, text
 
 torch.set_num_threads(1)

@@ -9,9 +9,9 @@ every layer before and after, and how many swaps it took.
 
 # %%
 # Prune and refine: two thousand tokens are enough for a picture.
-from weightsmith.core.text import token_ids, token_windows
+from weightsmith.core.data import token_ids, token_windows
 from weightsmith.embedded import load, text
-from weightsmith.sparsify.dsnot import dsnot
+from weightsmith.sparsify import dsnot
 
 model, tokenizer = load("smollm2")
 windows = token_windows(token_ids(tokenizer, text("calibration")), length=256, count=8, batch_size=4)

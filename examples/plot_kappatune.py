@@ -8,7 +8,7 @@ of what the number says is the shape of the matrix: a random one of the same sha
 
 # %%
 # Read all 210 matrices.
-from weightsmith.analyze.condition import condition_report
+from weightsmith.analyze import condition_report
 
 report = condition_report("embedded:smollm2", score="kappa")
 chosen = set(report.select(top_p=0.2))

@@ -14,7 +14,7 @@ import warnings
 import torch
 
 from weightsmith.claims.know import DigitsTask
-from weightsmith.predict.know import KnowPredictor, matched_shrink
+from weightsmith.predict import KnowPredictor, matched_shrink
 
 warnings.simplefilter("ignore", UserWarning)  # that layers shrink is what we look at
 tasks = [DigitsTask.make(seed) for seed in (100, 101, 102)]

@@ -14,11 +14,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from weightsmith import claims
-from weightsmith.core.fit import fit
-from weightsmith.core.measure import accuracy
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.grow.distillation import distil
-from weightsmith.grow.learngene import Learngene, retention, share_stages
+from weightsmith.grow import Learngene, distil, retention, share_stages
 
 torch.set_num_threads(1)
 images, classes = digits()

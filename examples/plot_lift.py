@@ -13,7 +13,7 @@ samples. Predicting zero would be better than either: the network does not learn
 # that carry the old function, while many of the largest weights are large by chance.
 import torch
 
-from weightsmith.adapt.lift import principal_mask
+from weightsmith.adapt import principal_mask
 from weightsmith.claims.lift import DENSITY, finetune_toy, pretrain_toy, toy_optimizers
 
 torch.set_num_threads(1)

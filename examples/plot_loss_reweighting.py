@@ -12,7 +12,7 @@ every batch.
 import torch
 
 from weightsmith import claims
-from weightsmith.train.loss_reweighting import loss_weights
+from weightsmith.train import loss_weights
 
 losses = torch.linspace(0, 4, 64)
 weights = {name: loss_weights(losses, name, r=0.4) for name in ("linupper", "quadratic", "extremes", "uniform")}

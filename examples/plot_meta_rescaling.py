@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from weightsmith.core.fit import fit
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train.meta_rescaling import MetaRescaler
+from weightsmith.train import MetaRescaler
 
 images, classes = digits()
 x, true = images[:1200].flatten(1), classes[:1200]

@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from weightsmith import claims
-from weightsmith.core.fit import fit
-from weightsmith.core.measure import accuracy
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.grow.mixture_growth import MixtureGrowth, parameter_groups
+from weightsmith.grow import MixtureGrowth, parameter_groups
 
 torch.set_num_threads(1)
 images, classes = digits()

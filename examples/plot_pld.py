@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from weightsmith import claims
-from weightsmith.core.fit import fit
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train.pld import label_weight, suggest_tau
+from weightsmith.train import suggest_tau
+from weightsmith.train._pld import label_weight
 
 images, classes = digits()
 x = images.flatten(1)

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.image import extract_patches_2d
 
 from weightsmith.claims.prosper import bars_data
 from weightsmith.dictionary import BSC, GSC
-from weightsmith.dictionary.prosper.schedule import settings_of
+from weightsmith.dictionary._prosper.schedule import settings_of
 
 points, bars = bars_data(np.random.default_rng(0), signed=True)
 model = BSC(10, n_candidates=6, max_active=4, max_iter=60, n_init=3, random_state=0).fit(points)

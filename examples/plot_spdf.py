@@ -13,7 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from weightsmith import claims
-from weightsmith.sparsify.spdf import forward_flops
+from weightsmith.sparsify import forward_flops
 
 sizes = {"GPT-2 small": {}, "GPT-3 XL": {"n_embd": 2048, "n_layer": 24, "n_head": 16}}
 shares = torch.linspace(0, 0.95, 20)

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from weightsmith.core.fit import fit
-from weightsmith.core.layers import find_layers
-from weightsmith.core.measure import accuracy
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.models import find_layers
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train.weight_compander import compand, fold, param_groups, weight_statistics
+from weightsmith.train import compand
+from weightsmith.train._weight_compander import fold, param_groups, weight_statistics
 
 images, classes = digits()
 x = images.flatten(1)

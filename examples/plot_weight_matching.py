@@ -17,9 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from weightsmith.analyze.alignment import alignment, alignment_map
-from weightsmith.analyze.mode_connectivity import barrier_curve, loss_slice
-from weightsmith.core.fit import fit
+from weightsmith.analyze import alignment, alignment_map, barrier_curve, loss_slice
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
 from weightsmith.merge import PermutationSpec, match_weights
 

@@ -12,7 +12,7 @@ skip on new text, with thresholds that were set to 50 % on other text.
 # A random layer: orthogonal columns, norms between 0 and 2.
 import torch
 
-from weightsmith.sparsify.activation.selection import column_norms, dropped, topk_limits
+from weightsmith.sparsify._wina.selection import column_norms, dropped, topk_limits
 
 generator = torch.Generator().manual_seed(0)
 weight = torch.linalg.qr(torch.randn(256, 256, generator=generator)).Q * 2 * torch.rand(256, generator=generator)
@@ -36,7 +36,7 @@ curves = {
 
 # %%
 # Thresholds for SmolLM2 from one text, and what they skip on another.
-from weightsmith.core.text import token_ids, token_windows  # noqa: E402
+from weightsmith.core.data import token_ids, token_windows  # noqa: E402
 from weightsmith.embedded import load, text  # noqa: E402
 from weightsmith.sparsify import wina  # noqa: E402
 

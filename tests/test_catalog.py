@@ -91,6 +91,6 @@ def test_claim_exists(method):
 
 @ready
 def test_tests_exist(method):
-    name = method.module.rpartition(".")[2]
+    name = method.module.rpartition(".")[2].lstrip("_")
     folder = ROOT / "tests" / method.verb
     assert [*folder.glob(f"test_{name}*.py"), *folder.glob(f"{name}/test_*.py")]

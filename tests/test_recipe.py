@@ -13,11 +13,11 @@ import torch
 
 from models import write_tiny_llama
 from weightsmith import recipe as recipe_module
-from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import CheckpointError, HyperparameterError, RecipeError
+from weightsmith.core.io import load_state_dict
 from weightsmith.recipe import load_recipe, run_recipe
-from weightsmith.sparsify import pruning
-from weightsmith.sparsify.compressed import load_compressed
+from weightsmith.sparsify._compressed import load_compressed
+from weightsmith.sparsify._shared import pruning
 
 
 @pytest.fixture(scope="module")

@@ -54,10 +54,10 @@ class Command:
 
         Examples
         --------
-        >>> Command("weightsmith.analyze.condition:condition", "").verb
+        >>> Command("weightsmith.analyze:condition", "").verb
         'analyze'
         """
-        return self.entry.split(".")[1]
+        return self.entry.partition(":")[0].split(".")[1]
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         slug="know",
         verb="predict",
-        module="weightsmith.predict.know",
+        module="weightsmith.predict._know",
         summary="Predict the weights that more data would have given, by running measured forgetting backwards",
         paper="Learning from Oblivion: Predicting Knowledge-Overflowed Weights via Retrodiction of Forgetting",
         year=2025,
@@ -202,34 +202,32 @@ METHODS: tuple[Method, ...] = (
         claim="Predicted weights transfer better than trained ones; on clean images a shrink does as well",
         commands={
             "know": Command(
-                "weightsmith.predict.know:know", "Predict better weights from five checkpoints of measured forgetting"
+                "weightsmith.predict:know", "Predict better weights from five checkpoints of measured forgetting"
             )
         },
     ),
     Method(
         slug="d2nwg",
         verb="predict",
-        module="weightsmith.predict.d2nwg",
+        module="weightsmith.predict._d2nwg",
         summary="Draw ready-to-use weights for a new data set from a diffusion model trained on a zoo of networks",
         paper="Diffusion-Based Neural Network Weights Generation",
         year=2024,
         reference="arXiv:2402.18153",
         claim="Drawn heads work for new sets of known classes, not for new classes; plain regression does as well",
         commands={
-            "d2nwg": Command(
-                "weightsmith.predict.d2nwg:d2nwg", "Draw weights for a new task from a zoo of trained networks"
-            ),
+            "d2nwg": Command("weightsmith.predict:d2nwg", "Draw weights for a new task from a zoo of trained networks"),
             "d2nwg-layers": Command(
-                "weightsmith.predict.d2nwg:d2nwg_layers",
+                "weightsmith.predict:d2nwg_layers",
                 "Draw a model's layers anew, one by one, and keep those that lower a loss",
             ),
         },
-        classes=("weightsmith.predict.d2nwg:WeightDiffusion", "weightsmith.predict.zoo:WeightZoo"),
+        classes=("weightsmith.predict:WeightDiffusion", "weightsmith.predict:WeightZoo"),
     ),
     Method(
         slug="learngene-sws",
         verb="grow",
-        module="weightsmith.grow.learngene",
+        module="weightsmith.grow._learngene",
         summary="Distil a large model into a few shared stage blocks and unroll them into any depth",
         paper="Exploring Learngene via Stage-wise Weight Sharing for Initializing Variable-sized Models",
         year=2024,
@@ -237,21 +235,19 @@ METHODS: tuple[Method, ...] = (
         claim="Shared blocks unroll beyond their depth better than unshared ones; one shared block does as well",
         commands={
             "learngene": Command(
-                "weightsmith.grow.learngene:learngene", "Distil into a few shared blocks that unroll to any depth"
+                "weightsmith.grow:learngene", "Distil into a few shared blocks that unroll to any depth"
             ),
-            "expand": Command(
-                "weightsmith.grow.depth:expand", "Give a model any number of blocks, each a copy of its own"
-            ),
+            "expand": Command("weightsmith.grow:expand", "Give a model any number of blocks, each a copy of its own"),
         },
         classes=(
-            "weightsmith.grow.learngene:Learngene",
-            "weightsmith.grow.linear_expansion:LinearExpansion",
+            "weightsmith.grow:Learngene",
+            "weightsmith.grow:LinearExpansion",
         ),
     ),
     Method(
         slug="mixturegrowth",
         verb="grow",
-        module="weightsmith.grow.mixture_growth",
+        module="weightsmith.grow._mixture_growth",
         summary="Double a network's width by re-mixing the weight templates that two half-width members have learned",
         paper="MixtureGrowth: Growing Neural Networks by Recombining Learned Parameters",
         year=2023,
@@ -259,56 +255,54 @@ METHODS: tuple[Method, ...] = (
         claim="At equal cost grown networks, Net2Net and training from scratch end within a point of each other",
         commands={
             "mixture-growth": Command(
-                "weightsmith.grow.mixture_growth:mixture_growth",
+                "weightsmith.grow:mixture_growth",
                 "Double the inner width of a transformer's MLPs from two members",
             ),
         },
-        classes=("weightsmith.grow.mixture_growth:MixtureGrowth",),
+        classes=("weightsmith.grow:MixtureGrowth",),
     ),
     Method(
         slug="bang",
         verb="merge",
-        module="weightsmith.merge.wise_ft",
+        module="weightsmith.merge._wise_ft",
         summary="Average a pretrained and a fine-tuned model for robustness, balanced in their confidence",
         paper="Spurious Feature Diversification Improves Out-of-distribution Generalization",
         year=2023,
         reference="arXiv:2309.17230",
         claim="Smoothing during fine-tuning adds a point to the average under corruption; a smaller alpha does too",
         commands={
-            "wise-ft": Command(
-                "weightsmith.merge.wise_ft:wise_ft", "Average a pretrained and a fine-tuned checkpoint on disk"
-            ),
+            "wise-ft": Command("weightsmith.merge:wise_ft", "Average a pretrained and a fine-tuned checkpoint on disk"),
             "scale-adapter": Command(
-                "weightsmith.merge.wise_ft:scale_adapter",
+                "weightsmith.merge:scale_adapter",
                 "Average a LoRA-tuned network with its base: the adapter alone, scaled",
             ),
             "soup": Command(
-                "weightsmith.merge.arithmetic:soup", "Average checkpoints on disk: the uniform soup, or a weighted one"
+                "weightsmith.merge:soup", "Average checkpoints on disk: the uniform soup, or a weighted one"
             ),
             "task-arithmetic": Command(
-                "weightsmith.merge.arithmetic:task_arithmetic", "Add what each fine-tuning changed to the base network"
+                "weightsmith.merge:task_arithmetic", "Add what each fine-tuning changed to the base network"
             ),
             "slerp": Command(
-                "weightsmith.merge.arithmetic:slerp",
+                "weightsmith.merge:slerp",
                 "Interpolate two checkpoints along the arc between their directions",
             ),
             "fisher": Command(
-                "weightsmith.merge.fisher:fisher",
+                "weightsmith.merge:fisher",
                 "Average two checkpoints by how much predictions depend on each weight",
             ),
             "bang": Command(
-                "weightsmith.merge.bang:bang", "Fine-tune with mixup and smoothed labels, then average with the start"
+                "weightsmith.merge:bang", "Fine-tune with mixup and smoothed labels, then average with the start"
             ),
             "sweep": Command(
-                "weightsmith.merge.sweep:sweep", "Measure every average of two networks, at home and on drifted data"
+                "weightsmith.merge:sweep", "Measure every average of two networks, at home and on drifted data"
             ),
         },
-        classes=("weightsmith.merge.bang:MixupCollator", "weightsmith.merge.zero_shot:ZeroShotHead"),
+        classes=("weightsmith.merge:MixupCollator", "weightsmith.merge:ZeroShotHead"),
     ),
     Method(
         slug="weight-matching",
         verb="merge",
-        module="weightsmith.merge.weight_matching",
+        module="weightsmith.merge._weight_matching",
         summary="Permute one model's neurons so that two independently trained models can be averaged, and say why",
         paper="Analysis of Linear Mode Connectivity via Permutation-Based Weight Matching",
         year=2024,
@@ -316,40 +310,38 @@ METHODS: tuple[Method, ...] = (
         claim="Matching takes most of the loss barrier between two independently trained networks away",
         commands={
             "weight-matching": Command(
-                "weightsmith.merge.weight_matching:weight_matching",
+                "weightsmith.merge:weight_matching",
                 "Put another network's units in this one's order and average the two",
             ),
             "rebasin": Command(
-                "weightsmith.merge.weight_matching:rebasin",
+                "weightsmith.merge:rebasin",
                 "Put one checkpoint's units in another's order and average the two on disk",
             ),
             "mode-connectivity": Command(
-                "weightsmith.analyze.mode_connectivity:mode_connectivity",
+                "weightsmith.analyze:mode_connectivity",
                 "Compare two networks' weights: distance, alignment, spectra by layer",
             ),
         },
-        classes=("weightsmith.merge.weight_matching:PermutationSpec",),
+        classes=("weightsmith.merge:PermutationSpec",),
     ),
     Method(
         slug="bone",
         verb="adapt",
-        module="weightsmith.adapt.bone",
+        module="weightsmith.adapt._bone",
         summary="Adapter that updates each block of a frozen weight by a block-affine map, merged at no cost",
         paper="Bone: Block Affine Transformation as Parameter Efficient Fine-tuning Methods for Large Language Models",
         year=2024,
         reference="arXiv:2409.15371",
         claim="At one learning rate and equal parameters it trains faster than LoRA; with tuned rates the lead goes",
         commands={
-            "bone": Command(
-                "weightsmith.adapt.bone:bone", "Fine-tune blocks that transform frozen weights, then merge them"
-            )
+            "bone": Command("weightsmith.adapt:bone", "Fine-tune blocks that transform frozen weights, then merge them")
         },
-        classes=("weightsmith.adapt.bone:BoneConfig",),
+        classes=("weightsmith.adapt:BoneConfig",),
     ),
     Method(
         slug="kappatune",
         verb="adapt",
-        module="weightsmith.adapt.kappatune",
+        module="weightsmith.adapt._kappatune",
         summary="Choose the weights to fine-tune by their condition number, to forget less without old data",
         paper="The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units",
         year=2025,
@@ -357,21 +349,22 @@ METHODS: tuple[Method, ...] = (
         claim="At equal parameters and task loss, how much low-condition targets forget against random ones",
         commands={
             "kappatune": Command(
-                "weightsmith.adapt.kappatune:kappatune", "Train the best-conditioned matrices by LoRA of a matched rank"
+                "weightsmith.adapt:kappatune",
+                "Train the best-conditioned matrices by LoRA of a matched rank",
             ),
             "condition": Command(
-                "weightsmith.analyze.condition:condition", "Condition number of every matrix, read from the files"
+                "weightsmith.analyze:condition", "Condition number of every matrix, read from the files"
             ),
         },
         classes=(
-            "weightsmith.analyze.condition:condition_report",
-            "weightsmith.analyze.forgetting:compare_forgetting",
+            "weightsmith.analyze:condition_report",
+            "weightsmith.analyze:compare_forgetting",
         ),
     ),
     Method(
         slug="lift",
         verb="adapt",
-        module="weightsmith.adapt.lift",
+        module="weightsmith.adapt._lift",
         summary="Optimizer that fine-tunes only the weights that are largest after low-rank approximation",
         paper="LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for Reasoning-Focused "
         "Supervised Fine-Tuning",
@@ -379,34 +372,36 @@ METHODS: tuple[Method, ...] = (
         reference="arXiv:2506.00772",
         claim="Five per cent of the weights, chosen after rank reduction, learn a scarce task better than all",
         commands={
-            "lift": Command(
-                "weightsmith.adapt.lift:lift", "Fine-tune the 5 % largest weights of a low-rank approximation"
-            )
+            "lift": Command("weightsmith.adapt:lift", "Fine-tune the 5 % largest weights of a low-rank approximation")
         },
-        classes=("weightsmith.adapt.lift:LIFTAdamW",),
+        classes=("weightsmith.adapt:LIFTAdamW",),
     ),
     Method(
         slug="dsnot",
         verb="sparsify",
-        module="weightsmith.sparsify.dsnot",
+        module="weightsmith.sparsify._dsnot",
         summary="Improve a pruned model by swapping pruned and kept weights per row, without gradients",
         paper="Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs",
         year=2023,
         reference="arXiv:2310.08915",
         claim="After magnitude pruning at 50 % the swaps at least halve perplexity; after Wanda they lower it by 5 %",
         commands={
-            "dsnot": Command("weightsmith.sparsify.dsnot:dsnot", "Prune, then swap pruned and kept weights row by row"),
-            "wanda": Command("weightsmith.sparsify.pruning:wanda", "Prune by weight times the norm of its input"),
-            "sparsegpt": Command(
-                "weightsmith.sparsify.pruning:sparsegpt", "Prune and update what is left in closed form"
+            "dsnot": Command("weightsmith.sparsify:dsnot", "Prune, then swap pruned and kept weights row by row"),
+            "wanda": Command(
+                "weightsmith.sparsify._shared.pruning:wanda", "Prune by weight times the norm of its input"
             ),
-            "magnitude": Command("weightsmith.sparsify.pruning:magnitude", "Prune the smallest weights; needs no data"),
+            "sparsegpt": Command(
+                "weightsmith.sparsify._shared.pruning:sparsegpt", "Prune and update what is left in closed form"
+            ),
+            "magnitude": Command(
+                "weightsmith.sparsify._shared.pruning:magnitude", "Prune the smallest weights; needs no data"
+            ),
         },
     ),
     Method(
         slug="wina",
         verb="sparsify",
-        module="weightsmith.sparsify.wina",
+        module="weightsmith.sparsify._wina",
         summary="Skip the weight columns that matter least for each token: sparse activations, faster decoding",
         paper="WINA: Weight Informed Neuron Activation for Accelerating Large Language Model Inference",
         year=2025,
@@ -414,9 +409,9 @@ METHODS: tuple[Method, ...] = (
         claim="Choosing columns by activation times column norm loses less than by activation alone",
         commands={
             "wina": Command(
-                "weightsmith.sparsify.wina:wina", "Skip columns by activation times column norm, per token"
+                "weightsmith.sparsify._wina.method:wina", "Skip columns by activation times column norm, per token"
             ),
-            "teal": Command("weightsmith.sparsify.wina:teal", "Skip columns by activation alone, per token"),
+            "teal": Command("weightsmith.sparsify._wina.method:teal", "Skip columns by activation alone, per token"),
         },
     ),
     Method(
@@ -432,18 +427,16 @@ METHODS: tuple[Method, ...] = (
     Method(
         slug="spdf",
         verb="sparsify",
-        module="weightsmith.sparsify.spdf",
+        module="weightsmith.sparsify._spdf",
         summary="Pre-train with most weights frozen at zero, then fine-tune all of them densely",
         paper="SPDF: Sparse Pre-training and Dense Fine-tuning for Large Language Models",
         year=2023,
         reference="arXiv:2303.10464",
         claim="Dense fine-tuning recovers more of the loss of sparse pre-training than sparse fine-tuning",
         commands={
-            "spdf": Command(
-                "weightsmith.sparsify.spdf:spdf", "Train with most weights held at zero, then with all of them"
-            )
+            "spdf": Command("weightsmith.sparsify:spdf", "Train with most weights held at zero, then with all of them")
         },
-        classes=("weightsmith.sparsify.spdf:StaticSparsity",),
+        classes=("weightsmith.sparsify:StaticSparsity",),
     ),
     Method(
         slug="ofq",
@@ -468,21 +461,19 @@ METHODS: tuple[Method, ...] = (
     Method(
         slug="pld",
         verb="train",
-        module="weightsmith.train.pld",
+        module="weightsmith.train._pld",
         summary="Distillation loss that ranks all classes as the teacher does, in one term",
         paper="PLD: A Choice-Theoretic List-Wise Knowledge Distillation",
         year=2025,
         reference="arXiv:2506.12542",
         claim="A student beats the one trained by cross-entropy and KL, each at its best temperature",
-        commands={
-            "pld": Command("weightsmith.train.pld:pld", "Train a student to rank all classes as its teacher does")
-        },
-        classes=("weightsmith.train.pld:PLDLoss",),
+        commands={"pld": Command("weightsmith.train:pld", "Train a student to rank all classes as its teacher does")},
+        classes=("weightsmith.train:PLDLoss",),
     ),
     Method(
         slug="loss-reweighting",
         verb="train",
-        module="weightsmith.train.loss_reweighting",
+        module="weightsmith.train._loss_reweighting",
         summary="Weight each training sample by its current loss, from the same forward pass",
         paper="Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining",
         year=2025,
@@ -490,16 +481,16 @@ METHODS: tuple[Method, ...] = (
         claim="Down-weighting easy samples lowers test loss when half of the data are redundant",
         commands={
             "loss-reweighting": Command(
-                "weightsmith.train.loss_reweighting:loss_reweighting",
+                "weightsmith.train:loss_reweighting",
                 "Train with samples weighted by their current loss",
             )
         },
-        classes=("weightsmith.train.loss_reweighting:LossReweighter",),
+        classes=("weightsmith.train:LossReweighter",),
     ),
     Method(
         slug="meta-rescaling",
         verb="train",
-        module="weightsmith.train.meta_rescaling",
+        module="weightsmith.train._meta_rescaling",
         summary="Learn during training how much each sample should count when labels may be wrong",
         paper="Learning from Noisy Labels via Self-Taught On-the-Fly Meta Loss Rescaling",
         year=2024,
@@ -507,15 +498,15 @@ METHODS: tuple[Method, ...] = (
         claim="Under 30 % flipped labels accuracy at the last epoch rises and the weights find the flipped samples",
         commands={
             "meta-rescaling": Command(
-                "weightsmith.train.meta_rescaling:meta_rescaling", "Train a classifier on labels that may be wrong"
+                "weightsmith.train:meta_rescaling", "Train a classifier on labels that may be wrong"
             )
         },
-        classes=("weightsmith.train.meta_rescaling:MetaRescaler",),
+        classes=("weightsmith.train:MetaRescaler",),
     ),
     Method(
         slug="weight-compander",
         verb="train",
-        module="weightsmith.train.weight_compander",
+        module="weightsmith.train._weight_compander",
         summary="Train each weight through a bounded odd function, so that no weight dominates and few are dead",
         paper="Weight Compander: A Simple Weight Reparameterization for Regularization",
         year=2023,
@@ -523,11 +514,11 @@ METHODS: tuple[Method, ...] = (
         claim="The trained network survives the loss of its largest or of random weights far better",
         commands={
             "weight-compander": Command(
-                "weightsmith.train.weight_compander:weight_compander",
+                "weightsmith.train:weight_compander",
                 "Train every weight through a bounded odd function, and fold it away",
             )
         },
-        classes=("weightsmith.train.weight_compander:compand",),
+        classes=("weightsmith.train:compand",),
     ),
     Method(
         slug="classp",
@@ -613,35 +604,37 @@ METHODS: tuple[Method, ...] = (
     Method(
         slug="sdl",
         verb="dictionary",
-        module="weightsmith.dictionary.supervised",
+        module="weightsmith.dictionary._supervised",
         summary="One low-rank dictionary that reconstructs the features and predicts the label, beside covariates",
         paper="Supervised Dictionary Learning with Auxiliary Covariates",
         year=2022,
         reference="arXiv:2206.06774",
         claim="With two atoms it classifies better than factorising first, at little extra reconstruction error",
-        classes=("weightsmith.dictionary.supervised:SupervisedDictionaryClassifier",),
+        classes=("weightsmith.dictionary:SupervisedDictionaryClassifier",),
     ),
     Method(
         slug="online-odl",
         verb="dictionary",
-        module="weightsmith.dictionary.online_orthogonal",
+        module="weightsmith.dictionary._online_orthogonal",
         summary="Learn an orthonormal sparsifying basis from a stream, one small SVD per mini-batch",
         paper="Online Orthogonal Dictionary Learning Based on Frank-Wolfe Method",
         year=2021,
         reference="arXiv:2103.01484",
         claim="Recovers the true basis from a stream without a penalty to tune, faster than mini-batch dictionaries",
-        classes=("weightsmith.dictionary.online_orthogonal:OnlineOrthogonalDictionary",),
+        classes=("weightsmith.dictionary._online_orthogonal.method:OnlineOrthogonalDictionary",),
     ),
     Method(
         slug="prosper",
         verb="dictionary",
-        module="weightsmith.dictionary.prosper",
+        module="weightsmith.dictionary._prosper",
         summary="Probabilistic sparse coding that learns dictionary, prior and noise, also for masking causes",
         paper="ProSper -- A Python Library for Probabilistic Sparse Coding with Non-Standard Priors and Superpositions",
         year=2019,
         reference="arXiv:1908.06843",
         claim="Finds bars and their prior where ICA and L1 dictionaries miss most, if their penalty is not tuned",
-        classes=tuple(f"weightsmith.dictionary.prosper:{name}" for name in ("BSC", "TSC", "DSC", "MCA", "MMCA", "GSC")),
+        classes=tuple(
+            f"weightsmith.dictionary._prosper:{name}" for name in ("BSC", "TSC", "DSC", "MCA", "MMCA", "GSC")
+        ),
     ),
     Method(
         slug="deepfood",

@@ -40,10 +40,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weightsmith import catalog
-from weightsmith.core.atomic import atomic_output, check_output
-from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import HyperparameterError, RecipeError
-from weightsmith.core.pretrained import save_model
+from weightsmith.core.io import atomic_output, check_output, load_state_dict, save_model
 from weightsmith.core.progress import track
 from weightsmith.core.report import write_report
 from weightsmith.core.results import Result
@@ -89,7 +87,7 @@ class Recipe(BaseModel):
     device : str
         Where the model works: ``cpu``, ``cuda``, ``cuda:1``.
     compressed : bool
-        Write sparse weights small, see :mod:`weightsmith.sparsify.compressed`.
+        Write sparse weights small, see :mod:`weightsmith.sparsify._compressed`.
     report : Path or None
         The HTML report; ``report.html`` in ``out`` when left out.
     """

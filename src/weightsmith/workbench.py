@@ -17,17 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from weightsmith.core.disk import on_disk
+from weightsmith.core.data import read_text, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.fit import Samples
-from weightsmith.core.measure import measure, perplexity, sample_text
-from weightsmith.core.pretrained import save_model
+from weightsmith.core.io import on_disk, save_model
+from weightsmith.core.metrics import measure, perplexity, sample_text
+from weightsmith.core.models import Batches
 from weightsmith.core.results import Result
-from weightsmith.core.streaming import Batches
-from weightsmith.core.text import read_text, token_ids, token_windows
+from weightsmith.core.training import Samples
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
 from weightsmith.signature import MODEL_FIELDS, SAMPLES, Signature
-from weightsmith.sparsify.compressed import save_compressed
+from weightsmith.sparsify import save_compressed
 
 __all__ = ["Data", "Evaluation", "Source", "Training", "Workbench", "run_on_disk", "to_device"]
 

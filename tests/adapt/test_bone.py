@@ -5,8 +5,7 @@ import math
 import peft
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from peft import LoraConfig, MissConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,8 +14,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
 from models import tiny
-from weightsmith.adapt.bone import BoneConfig, BoneLinear, bone
-from weightsmith.adapt.bone.blocks import (
+from weightsmith.adapt import BoneConfig, BoneLinear, bone
+from weightsmith.adapt._bone.blocks import (
     BatLinear,
     add_shards,
     apply_bat,
@@ -34,7 +33,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.fit import fit
+from weightsmith.core.training import fit
 
 VARIANTS = ["bat", "bat-row", "miss", "mini"]
 APPLY = {"bat": apply_bat, "bat-row": apply_bat_row, "miss": apply_miss, "mini": apply_miss}

@@ -8,8 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from models import tiny
-from weightsmith.adapt.kappatune import (
-    adaptable,
+from weightsmith.adapt import (
     freeze_except,
     highest_targets,
     kappatune,
@@ -17,9 +16,9 @@ from weightsmith.adapt.kappatune import (
     random_targets,
     shape_matched_targets,
     trainable_parameters,
-    tune,
 )
-from weightsmith.analyze.condition import condition_report
+from weightsmith.adapt._kappatune import adaptable, tune
+from weightsmith.analyze import condition_report
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, NonFiniteError
 
 
@@ -89,7 +88,7 @@ def test_merged_update_is_what_the_adapters_computed():
     torch.manual_seed(3)
     config = LoraConfig(r=4, lora_alpha=8, target_modules="|".join(targets["target_modules"]).replace(".", r"\."))
     adapted = get_peft_model(reference, config)
-    from weightsmith.core.fit import fit
+    from weightsmith.core.training import fit
 
     fit(reference, samples, learning_rate=1e-2, batch_size=4, seed=3)
     with torch.no_grad():

@@ -4,15 +4,14 @@ import math
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from models import tiny
-from weightsmith.adapt.lift import LIFTAdamW, lift, lift_groups, principal_mask
+from weightsmith.adapt import LIFTAdamW, lift, lift_groups, principal_mask
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
-from weightsmith.core.fit import default_loss, fit
 from weightsmith.core.linalg import largest_k, project, singular_basis
+from weightsmith.core.training import default_loss, fit
 
 I = torch.arange(48, dtype=torch.float64)  # noqa: E741
 GOLDEN = (torch.sin(1.7 * I) + 0.3 * torch.cos(0.31 * I)).float().view(6, 8)

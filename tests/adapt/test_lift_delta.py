@@ -8,15 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import tiny
-from weightsmith.adapt.lift import (
-    LIFTAdamW,
-    SparseDelta,
-    apply_delta,
-    export_shira,
-    lift_groups,
-    load_delta,
-    save_delta,
-)
+from weightsmith.adapt import LIFTAdamW, SparseDelta, apply_delta, export_shira, lift_groups, load_delta, save_delta
 from weightsmith.core.errors import CheckpointError, HyperparameterError, LayerNotFoundError, ShapeError
 
 IDS = torch.arange(60).view(5, 12) % 50 + 1

@@ -5,16 +5,14 @@ import peft
 import pytest
 import torch
 import transformers as t
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from peft.helpers import KappaTuneSelector
 from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from models import PLAIN, TRANSFORMERS, tiny
-from weightsmith.analyze import spectrum
-from weightsmith.analyze.condition import condition, condition_report
+from weightsmith.analyze import condition, condition_report, spectrum
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -22,7 +20,7 @@ from weightsmith.core.errors import (
     NonFiniteError,
     UnsupportedModelError,
 )
-from weightsmith.core.pretrained import save_model
+from weightsmith.core.io import save_model
 
 
 def linear(weight):

@@ -6,9 +6,9 @@ import transformers as t
 from torch import nn
 
 from models import tiny
-from weightsmith.analyze.forgetting import ForgettingCurve, ForgettingProbe, compare_forgetting, mean_nll
+from weightsmith.analyze import ForgettingCurve, ForgettingProbe, compare_forgetting, mean_nll
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.fit import fit
+from weightsmith.core.training import fit
 
 
 def curve(control, target=(7.0, 6.0, 5.0)):

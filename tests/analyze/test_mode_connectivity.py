@@ -5,21 +5,14 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional
 
 from models import write_tiny_llama
-from weightsmith.analyze.alignment import alignment, alignment_map, input_energy, matrices_of
-from weightsmith.analyze.mode_connectivity import (
-    barrier,
-    barrier_curve,
-    distance,
-    loss_slice,
-    mode_connectivity,
-    second_order_barrier,
-)
+from weightsmith.analyze import alignment, alignment_map, barrier_curve, distance, loss_slice, mode_connectivity
+from weightsmith.analyze._mode_connectivity import barrier, second_order_barrier
+from weightsmith.analyze._shared.alignment import input_energy, matrices_of
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError, ShapeError
 from weightsmith.embedded import open_model
 

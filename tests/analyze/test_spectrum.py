@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from weightsmith.analyze.spectrum import signal_to_noise, singular_values
+from weightsmith.analyze import signal_to_noise, singular_values
 
 
 def test_ratio_by_hand():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weightsmith.claims import know as claim
-from weightsmith.predict import know
+from weightsmith.predict import _know as know
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from models import write_tiny_llama
 from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
-from weightsmith.core.pretrained import load_model
-from weightsmith.merge.weight_matching import PermutationSpec
+from weightsmith.core.io import load_model
+from weightsmith.merge import PermutationSpec
 from weightsmith.signature import MODEL_FIELDS, SAMPLES, read
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}

@@ -6,16 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from models import tiny
 from weightsmith.core import atomic
-from weightsmith.core.atomic import atomic_output
-from weightsmith.core.checkpoint import DTYPES, CheckpointReader, CheckpointWriter, TensorSpec, load_state_dict
 from weightsmith.core.errors import CheckpointError, ShapeError
-from weightsmith.core.pretrained import load_model, save_model
+from weightsmith.core.io import (
+    CheckpointReader,
+    CheckpointWriter,
+    TensorSpec,
+    atomic_output,
+    load_model,
+    load_state_dict,
+    save_model,
+)
+from weightsmith.core.io._checkpoint import DTYPES
 
 
 @pytest.fixture

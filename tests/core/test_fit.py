@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
-from weightsmith.core.fit import default_loss, fit
+from weightsmith.core.training import default_loss, fit
 
 
 def problem(samples=64, classes=3):
@@ -147,7 +147,7 @@ SCRIPT = """
     import json, sys, torch
     sys.path.insert(0, sys.argv[1])
     from core.test_fit import network, problem
-    from weightsmith.core.fit import fit
+    from weightsmith.core.training._fit import fit
 
     model = network()
     run = fit(model, problem(), epochs=4, batch_size=int(sys.argv[2]), learning_rate=0.01, seed=3)

@@ -11,7 +11,8 @@ from torch import nn
 
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 from weightsmith.core.jobs import run_jobs
-from weightsmith.predict.zoo import Task, train_many
+from weightsmith.predict import train_many
+from weightsmith.predict._zoo import Task
 
 linear = partial(nn.Linear, 3, 2)
 """Other processes can import it, which they cannot a function of this file."""

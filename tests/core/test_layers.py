@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.layers import Layer, evaluation_mode, find_layers, get_module, swap_module
+from weightsmith.core.models import Layer, evaluation_mode, find_layers, get_module, swap_module
 
 
 class Tied(nn.Module):

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
-from weightsmith.core.measure import accuracy, decode_speed, measure, perplexity, size
+from weightsmith.core.metrics import accuracy, decode_speed, measure, perplexity, size
 
 
 def tiny():

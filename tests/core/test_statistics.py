@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
-from weightsmith.core.layers import Layer
+from weightsmith.core.models import Layer
 from weightsmith.core.statistics import Gram, InputStatistics
 
 LAYER = Layer("fc", nn.Linear(5, 2))

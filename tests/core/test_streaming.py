@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 from models import PLAIN, TRANSFORMERS, tiny
-from weightsmith.core.disk import on_disk
 from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.layers import find_layers
-from weightsmith.core.pretrained import load_model, save_model
-from weightsmith.core.streaming import find_blocks, observe, rewriting, stream
+from weightsmith.core.io import load_model, on_disk, save_model
+from weightsmith.core.models import find_blocks, find_layers, observe, rewriting, stream
 
 
 class Seen:
@@ -222,8 +220,8 @@ LIMITED = """
     import resource, sys, accelerate, torch
     torch.set_num_threads(1)
     from transformers import LlamaForCausalLM
-    from weightsmith.core.disk import on_disk
-    from weightsmith.sparsify.pruning import wanda
+    from weightsmith.core.io._offloaded import on_disk
+    from weightsmith.sparsify._shared.pruning import wanda
 
     source, out, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
     with open("/proc/self/statm") as file:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from weightsmith.core.data import read_text, token_windows
 from weightsmith.core.errors import CalibrationError
-from weightsmith.core.text import read_text, token_windows
 
 
 def test_windows_are_spread_or_drawn():

@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from weightsmith.dictionary import OnlineOrthogonalDictionary
-from weightsmith.dictionary.frank_wolfe import FrankWolfe, Settings
+from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, Settings
 
 
 def problem(n=10, theta=0.3, samples=4000, seed=0):
@@ -259,7 +259,7 @@ def test_read_only_memory_map(tmp_path):
 def test_a_large_batch_is_one_step_in_chunks(monkeypatch):
     rows, _ = problem(samples=500)
     whole = {whiten: streamed(rows, 250, whiten=whiten).components_ for whiten in (False, True)}
-    monkeypatch.setattr("weightsmith.dictionary.online_orthogonal.CHUNK", 40)
+    monkeypatch.setattr("weightsmith.dictionary._online_orthogonal.method.CHUNK", 40)
     for whiten, components in whole.items():
         np.testing.assert_allclose(streamed(rows, 250, whiten=whiten).components_, components, atol=1e-9)
 
@@ -384,7 +384,7 @@ def test_bad_rows():
 
 
 def test_wide_decompositions_warn(monkeypatch):
-    monkeypatch.setattr("weightsmith.dictionary.online_orthogonal.SVD_LIMIT", 8)
+    monkeypatch.setattr("weightsmith.dictionary._online_orthogonal.method.SVD_LIMIT", 8)
     with pytest.warns(UserWarning, match="try polar='auto'"):
         OnlineOrthogonalDictionary(polar="svd").fit(problem(samples=20)[0])
 

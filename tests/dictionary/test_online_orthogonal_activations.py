@@ -9,11 +9,10 @@ from torch import nn
 
 from models import tiny
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
-from weightsmith.core.layers import Layer, find_layers, get_module
+from weightsmith.core.models import Layer, find_layers, get_module, observe, stream
 from weightsmith.core.statistics import Gram
-from weightsmith.core.streaming import observe, stream
 from weightsmith.dictionary import OnlineOrthogonalDictionary
-from weightsmith.dictionary.activations import InputDictionaries, fold_rotation
+from weightsmith.dictionary._online_orthogonal.activations import InputDictionaries, fold_rotation
 
 ATTENTION = "model.layers.{}.self_attn.{}"
 

@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from weightsmith.core.errors import ShapeError
-from weightsmith.dictionary.frank_wolfe import FrankWolfe, Settings, polar
+from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, Settings, polar
 
 ROWS = torch.tensor([[1.0, 2], [0, 1], [-1, 0.5]], dtype=torch.float64)
 

@@ -8,17 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from weightsmith.dictionary.prosper import BSC, DSC, GSC, MCA, MMCA, TSC
-from weightsmith.dictionary.prosper.linear import LinearParameters
-from weightsmith.dictionary.prosper.model import Parameters
-from weightsmith.dictionary.prosper.schedule import Settings, annealed, settings_of
-from weightsmith.dictionary.prosper.shards import keep_largest
-from weightsmith.dictionary.prosper.states import States, truncated_prior
+from weightsmith.dictionary import BSC, DSC, GSC, MCA, MMCA, TSC
+from weightsmith.dictionary._prosper.linear import LinearParameters
+from weightsmith.dictionary._prosper.model import Parameters
+from weightsmith.dictionary._prosper.schedule import Settings, annealed, settings_of
+from weightsmith.dictionary._prosper.shards import keep_largest
+from weightsmith.dictionary._prosper.states import States, truncated_prior
 
 Y = np.array([[1, 0, 2], [0.5, 1.5, -0.5], [2, 1, 1], [0, 0.2, 0.1]])
 W = np.array([[1, 0.2, 0.5], [0.1, 1, 0.3], [0.8, 0.4, 1.5]])  # features x components, as the golden numbers

@@ -16,7 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.dictionary.prosper import BSC, DSC, GSC, MCA, MMCA, TSC, base, start
+from weightsmith.dictionary import BSC, DSC, GSC, MCA, MMCA, TSC
+from weightsmith.dictionary._prosper import base, start
 
 ALL = [BSC, TSC, DSC, MCA, MMCA, GSC]
 SEVERAL = pytest.mark.parametrize("kind", ALL)
@@ -51,7 +52,7 @@ def matched(components, atoms):
 CHECK = """
 import sys, warnings
 from sklearn.utils.estimator_checks import check_estimator
-from weightsmith.dictionary import prosper
+from weightsmith import dictionary as prosper
 
 warnings.simplefilter("ignore")
 for name in sys.argv[1:]:
@@ -355,7 +356,7 @@ SHARD = """
 import sys
 import numpy as np
 import torch
-from weightsmith.dictionary import prosper
+from weightsmith import dictionary as prosper
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)

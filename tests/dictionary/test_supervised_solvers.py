@@ -1,19 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from weightsmith.dictionary.supervised import problem as problem_module
-from weightsmith.dictionary.supervised.factored import (
+from weightsmith.dictionary._supervised import problem as problem_module
+from weightsmith.dictionary._supervised.factored import (
     descend_feature,
     descend_filter,
     least_squares_codes,
     logistic_regression,
 )
-from weightsmith.dictionary.supervised.gradient import (
+from weightsmith.dictionary._supervised.gradient import (
     Lifted,
     balanced_factors,
     lifted_gradient,
@@ -22,9 +21,9 @@ from weightsmith.dictionary.supervised.gradient import (
     projected_gradient,
     smoothness,
 )
-from weightsmith.dictionary.supervised.joint import label_energies
-from weightsmith.dictionary.supervised.majorise import leading_subspace, majorise_feature, majorise_filter
-from weightsmith.dictionary.supervised.problem import Problem, Rows, coordinates, label_loss, probabilities
+from weightsmith.dictionary._supervised.joint import label_energies
+from weightsmith.dictionary._supervised.majorise import leading_subspace, majorise_feature, majorise_filter
+from weightsmith.dictionary._supervised.problem import Problem, Rows, coordinates, label_loss, probabilities
 from weightsmith.embedded import digits
 
 F64 = torch.float64

@@ -2,11 +2,10 @@ import pytest
 import torch
 
 from weightsmith import embedded
-from weightsmith.core.checkpoint import CheckpointReader
+from weightsmith.core.data import token_ids
 from weightsmith.core.errors import CheckpointError
-from weightsmith.core.measure import perplexity
-from weightsmith.core.pretrained import save_model
-from weightsmith.core.text import token_ids
+from weightsmith.core.io import CheckpointReader, save_model
+from weightsmith.core.metrics import perplexity
 
 
 def test_smollm2_speaks_english():

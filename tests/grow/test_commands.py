@@ -13,13 +13,19 @@ from typer.testing import CliRunner
 from models import tiny, write_tiny_llama
 from processes import two_processes
 from weightsmith.cli.adaptor import make_command
-from weightsmith.core.disk import on_disk
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.pretrained import load_model
-from weightsmith.grow.depth import expand, find_stack
-from weightsmith.grow.learngene import Learngene, learngene, share_stages
-from weightsmith.grow.linear_expansion import LinearExpansion
-from weightsmith.grow.mixture_growth import MixtureGrowth, mixture_growth, parameter_groups
+from weightsmith.core.io import load_model, on_disk
+from weightsmith.grow import (
+    Learngene,
+    LinearExpansion,
+    MixtureGrowth,
+    expand,
+    learngene,
+    mixture_growth,
+    parameter_groups,
+    share_stages,
+)
+from weightsmith.grow._expand import find_stack
 from weightsmith.signature import read
 
 
@@ -105,8 +111,8 @@ WORKER = """
     import json, os, torch
     from torch import nn
     from torch.utils.data import TensorDataset
-    from weightsmith.grow.distillation import distil
-    from weightsmith.grow.learngene import share_stages
+    from weightsmith.grow._distil import distil
+    from weightsmith.grow._learngene import share_stages
 
     torch.manual_seed(0)
     teacher, model = nn.Linear(5, 5), nn.Sequential(*[nn.Linear(5, 5) for _ in range(4)])

@@ -2,15 +2,15 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from grow_models import cnn, logits
 from models import TRANSFORMERS, tiny
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.pretrained import load_model, save_model
-from weightsmith.grow.depth import assign, expand, find_stack
+from weightsmith.core.io import load_model, save_model
+from weightsmith.grow import expand
+from weightsmith.grow._expand import assign, find_stack
 
 WHERE = {"t5": "encoder.block[1:]"}
 

@@ -15,12 +15,19 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.pretrained import load_model, save_model
-from weightsmith.core.streaming import call
-from weightsmith.grow.depth import expand, find_stack
-from weightsmith.grow.distillation import distil, soft_distillation
-from weightsmith.grow.learngene import Learngene, learngene, retention, share_stages
-from weightsmith.grow.linear_expansion import LinearExpansion
+from weightsmith.core.io import load_model, save_model
+from weightsmith.core.models import call
+from weightsmith.grow import (
+    Learngene,
+    LinearExpansion,
+    distil,
+    expand,
+    learngene,
+    retention,
+    share_stages,
+    soft_distillation,
+)
+from weightsmith.grow._expand import find_stack
 
 SIZES = (2, 3, 1)
 LAYOUT = [0, 0, 1, 1, 1, 2]

@@ -2,19 +2,19 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from models import tiny
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.core.fit import default_loss, fit
-from weightsmith.core.pretrained import load_model, save_model
-from weightsmith.grow.folding import fold_parametrizations
-from weightsmith.grow.mixture_growth import MixtureGrowth, joint_loss, mixture_growth, parameter_groups
-from weightsmith.grow.templates import LAYOUTS, TemplateMix, coefficients, grow_coefficients
-from weightsmith.grow.widening import LogitSum, grow_randomly, match_widths, widen_net2net
+from weightsmith.core.io import load_model, save_model
+from weightsmith.core.models import fold_parametrizations
+from weightsmith.core.training import default_loss, fit
+from weightsmith.grow import LogitSum, MixtureGrowth, grow_randomly, mixture_growth, parameter_groups, widen_net2net
+from weightsmith.grow._mixture_growth import joint_loss
+from weightsmith.grow._shared.templates import LAYOUTS, TemplateMix, coefficients, grow_coefficients
+from weightsmith.grow._widen_net2net import match_widths
 
 
 def mlp(width):

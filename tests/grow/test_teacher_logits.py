@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from models import tiny
 from weightsmith.core.errors import CheckpointError, HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.grow.distillation import distil, teacher_logits
+from weightsmith.grow import distil, teacher_logits
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "seed": 4}
 

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from weightsmith.core.errors import NonFiniteError
-from weightsmith.merge.weight_matching import assignment
-from weightsmith.merge.weight_matching.assignment import assign
+from weightsmith.merge._weight_matching import assignment
+from weightsmith.merge._weight_matching.assignment import assign
 
 pytest.importorskip("numba", reason="prices are used by the compiled search: pip install 'weightsmith[kernels]'")
 

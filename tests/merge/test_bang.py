@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,18 +14,19 @@ from transformers import Trainer, TrainingArguments
 
 from models import tiny
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.fit import fit
-from weightsmith.merge import bang as mixing
-from weightsmith.merge.bang import (
+from weightsmith.core.training import fit
+from weightsmith.merge import (
     MixupCollator,
+    _bang as mixing,
+    balance_logit_scale,
     bang,
     bang_loss,
+    fit_temperature,
+    interpolate,
     smooth_targets,
     soft_cross_entropy,
     warmup_cosine,
 )
-from weightsmith.merge.temperature import balance_logit_scale, fit_temperature
-from weightsmith.merge.wise_ft import interpolate
 
 
 def test_smoothed_targets():

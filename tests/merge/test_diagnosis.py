@@ -6,19 +6,19 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
-from weightsmith.merge.diagnosis import (
+from weightsmith.merge import (
     calibration_error,
     confidence,
     confidence_ratio,
     diagnose,
     output_ensemble,
     transitions,
+    vote_accuracy,
 )
-from weightsmith.merge.votes import output_signal, single_signal, vote_accuracy, weight_signal
+from weightsmith.merge._shared.votes import output_signal, single_signal, weight_signal
 
 
 def draw(seed, rows=200, classes=4):

@@ -9,12 +9,10 @@ import textwrap
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from models import tiny
-from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -22,12 +20,20 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.pretrained import load_model
-from weightsmith.merge import engine
-from weightsmith.merge.arithmetic import add_tasks, average, slerp, slerp_average, soup, task_arithmetic
-from weightsmith.merge.engine import merge_state_dicts
-from weightsmith.merge.fisher import fisher, fisher_average
-from weightsmith.merge.wise_ft import interpolate, wise_ft
+from weightsmith.core.io import load_model, load_state_dict, merge_state_dicts
+from weightsmith.merge import (
+    add_tasks,
+    average,
+    engine,
+    fisher,
+    fisher_average,
+    interpolate,
+    slerp,
+    slerp_average,
+    soup,
+    task_arithmetic,
+    wise_ft,
+)
 
 
 def draw(seed, dtype=torch.float32):
@@ -205,8 +211,8 @@ def test_memory_does_not_depend_on_the_size(tmp_path):
     script = """
         import json, resource, struct, sys
         from pathlib import Path
-        from weightsmith.core.checkpoint import CheckpointReader
-        from weightsmith.merge.wise_ft import wise_ft
+        from weightsmith.core.io._checkpoint import CheckpointReader
+        from weightsmith.merge._wise_ft import wise_ft
 
         folder, size = Path(sys.argv[1]), 200 * 2**20
         header = json.dumps({"w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()

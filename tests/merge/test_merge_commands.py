@@ -9,10 +9,7 @@ from typer.testing import CliRunner
 
 from weightsmith import signature
 from weightsmith.cli.adaptor import make_command
-from weightsmith.merge.arithmetic import slerp, soup, task_arithmetic
-from weightsmith.merge.bang import bang
-from weightsmith.merge.fisher import fisher
-from weightsmith.merge.wise_ft import scale_adapter, wise_ft
+from weightsmith.merge import bang, fisher, scale_adapter, slerp, soup, task_arithmetic, wise_ft
 
 W = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 3.0]), "c": torch.tensor([4.0, 4.0])}
 

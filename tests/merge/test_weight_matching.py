@@ -11,7 +11,7 @@ from torch.nn import functional
 from models import tiny
 from permutable import NETS, make, roughen
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.merge.weight_matching import (
+from weightsmith.merge import (
     PermutationSpec,
     match_activations,
     match_straight_through,
@@ -19,7 +19,7 @@ from weightsmith.merge.weight_matching import (
     merge_many,
     weight_matching,
 )
-from weightsmith.merge.weight_matching.many import mean
+from weightsmith.merge._weight_matching.many import mean
 
 
 def mlp(*widths, seed=0):

@@ -10,18 +10,18 @@ from torch import nn
 from torch.nn import functional
 
 from permutable import IDS, make, roughen
-from weightsmith.core.checkpoint import load_state_dict
 from weightsmith.core.errors import NonFiniteError, ShapeError, UnsupportedModelError
-from weightsmith.merge.weight_matching import (
+from weightsmith.core.io import load_state_dict
+from weightsmith.merge import (
     PermutationSpec,
     match_activations,
     match_straight_through,
     match_weights,
-    matching,
     merge_many,
     rebasin,
     weight_matching,
 )
+from weightsmith.merge._weight_matching import matching
 
 
 def mlp(*widths, seed=0):

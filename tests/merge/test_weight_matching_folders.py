@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from models import tiny
 from permutable import roughen
-from weightsmith.core.checkpoint import load_state_dict
-from weightsmith.core.disk import StoredState, skeleton
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -23,9 +21,10 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.pretrained import load_model
-from weightsmith.merge.weight_matching import PermutationSpec, holding, match_weights, rebasin
-from weightsmith.merge.weight_matching.many import mean
+from weightsmith.core.io import StoredState, load_model, load_state_dict, skeleton
+from weightsmith.merge import PermutationSpec, match_weights, rebasin
+from weightsmith.merge._weight_matching import holding
+from weightsmith.merge._weight_matching.many import mean
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +206,7 @@ def test_two_checkpoints_larger_than_the_address_space(tmp_path):
         torch.set_num_threads(1)
         from pathlib import Path
         from transformers import LlamaConfig, LlamaForCausalLM
-        from weightsmith.merge.weight_matching import PermutationSpec, holding, rebasin
+        from weightsmith.merge._weight_matching import PermutationSpec, holding, rebasin
 
         holding.PIECE = 2**18
         small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)

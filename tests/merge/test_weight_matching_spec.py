@@ -2,16 +2,15 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from models import tiny
 from permutable import IDS, NETS, make, mixtral, roughen
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
-from weightsmith.core.streaming import call
-from weightsmith.merge.weight_matching import PermutationSpec
-from weightsmith.merge.weight_matching.axes import Axis, join, product, unify
+from weightsmith.core.models import call
+from weightsmith.merge import PermutationSpec
+from weightsmith.merge._weight_matching.axes import Axis, join, product, unify
 
 TINY = {"mlp": 1, "cnn": 2, "llama": 9, "qwen3": 9, "gemma3": 9, "gpt2": 9, "opt": 9, "bert": 10, "vit": 9, "t5": 20}
 
@@ -153,7 +152,7 @@ def test_what_cannot_be_traced_is_named_and_left_out():
 
 
 def test_verification_leaves_out_what_changes_the_outputs(monkeypatch):
-    from weightsmith.merge.weight_matching import arithmetic, rules
+    from weightsmith.merge._weight_matching import arithmetic, rules
 
     monkeypatch.setitem(rules._RULES, "cumsum", arithmetic.same)  # a wrong rule
 

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from models import tiny
-from weightsmith.core.batchnorm import recalibrate_batchnorm
 from weightsmith.core.errors import (
     CalibrationError,
     CheckpointError,
@@ -23,11 +22,20 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.merge import ZeroShotHead
-from weightsmith.merge.diagnosis import calibration_error, diagnose
-from weightsmith.merge.fisher import diagonal_fisher, fisher, fisher_average
-from weightsmith.merge.sweep import logits_along_line, sweep
-from weightsmith.merge.wise_ft import interpolate, scale_adapter, wise_ft
+from weightsmith.core.models import recalibrate_batchnorm
+from weightsmith.merge import (
+    ZeroShotHead,
+    calibration_error,
+    diagnose,
+    diagonal_fisher,
+    fisher,
+    fisher_average,
+    interpolate,
+    scale_adapter,
+    sweep,
+    wise_ft,
+)
+from weightsmith.merge._sweep import logits_along_line
 
 
 def near(model, size=0.1, seed=1):

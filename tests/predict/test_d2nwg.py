@@ -14,27 +14,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, ShapeError, WeightsmithError
-from weightsmith.predict.d2nwg import (
-    ConvolutionalVAE,
+from weightsmith.predict import (
     Hypernetwork,
     OrderedEncoder,
     PrincipalGaussian,
     SetEncoder,
-    VAELoss,
     WeightDiffusion,
     WeightVAE,
-    alignment_loss,
+    WeightZoo,
     d2nwg,
-    ema_decay,
-    memorisation,
     nearest,
     select,
+    train_many,
     zoo_mean,
 )
-from weightsmith.predict.d2nwg.autoencoder import Encoded
-from weightsmith.predict.d2nwg.conditions import draw_shots
-from weightsmith.predict.d2nwg.noise import NoiseImages
-from weightsmith.predict.zoo import Task, WeightZoo, train_many
+from weightsmith.predict._d2nwg import ConvolutionalVAE, VAELoss, alignment_loss, ema_decay, memorisation
+from weightsmith.predict._d2nwg.autoencoder import Encoded
+from weightsmith.predict._d2nwg.conditions import draw_shots
+from weightsmith.predict._d2nwg.noise import NoiseImages
+from weightsmith.predict._zoo import Task
 
 
 def conditional_zoo(count=64, classes=2, features=3):
@@ -189,7 +187,7 @@ def test_members_of_different_initialisations_give_a_warning():
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             model.fit(vae_steps=200, steps=1)
-        assert same != any("weightsmith.merge.weight_matching" in str(one.message) for one in told)
+        assert same != any("weightsmith.merge._weight_matching" in str(one.message) for one in told)
 
 
 # conditions ----------------------------------------------------------------------------------------------------

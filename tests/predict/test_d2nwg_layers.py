@@ -24,10 +24,17 @@ from weightsmith.core.errors import (
     NonFiniteError,
     ShapeError,
 )
-from weightsmith.core.layers import find_layers
+from weightsmith.core.models import find_layers
 from weightsmith.embedded import load
-from weightsmith.predict.d2nwg import OrderedEncoder, WeightDiffusion, WeightVAE, d2nwg_layers, describe, draw_layer
-from weightsmith.predict.zoo import WeightZoo
+from weightsmith.predict import (
+    OrderedEncoder,
+    WeightDiffusion,
+    WeightVAE,
+    WeightZoo,
+    d2nwg_layers,
+    describe,
+    draw_layer,
+)
 
 SMALL = {"chunk": 32, "candidates": 1, "latent": 8, "vae_steps": 50, "steps": 5, "batch_size": 16, "sampler_steps": 3}
 IDS = {"input_ids": torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(0))}

@@ -15,7 +15,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.predict import know
+from weightsmith.predict import _know as know
 
 SIZES = (10, 20, 40, 80, 160)
 

@@ -10,10 +10,10 @@ from safetensors.torch import load
 from torch import nn
 from torch.nn import functional
 
-from weightsmith.predict.know import SmoothRule, meta_ours, meta_paper
-from weightsmith.predict.know.meta_images import digits, glyphs, textures
-from weightsmith.predict.know.meta_nets import NETS
-from weightsmith.predict.know.meta_stacked import BLOCKS, STRIDES, Stack, gather_images
+from weightsmith.predict._know import SmoothRule, meta_ours, meta_paper
+from weightsmith.predict._know.meta_images import digits, glyphs, textures
+from weightsmith.predict._know.meta_nets import NETS
+from weightsmith.predict._know.meta_stacked import BLOCKS, STRIDES, Stack, gather_images
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -168,7 +168,7 @@ def test_images_are_gathered_for_each_network():
 
 
 def test_shipped_predictors_are_whole_and_small():
-    folder = resources.files("weightsmith.predict.know")
+    folder = resources.files("weightsmith.predict._know")
     ours, paper = (folder.joinpath(f"{name}.safetensors").read_bytes() for name in ("ours", "paper"))
     assert len(ours) + len(paper) < 200_000
     assert sum(tensor.numel() for tensor in load(paper).values()) == 3 * 9425

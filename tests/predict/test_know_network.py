@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import CheckpointError
-from weightsmith.predict.know import HistoryNet, load_keras_h5
-from weightsmith.predict.know.fused import FusedHistoryNet
+from weightsmith.predict import HistoryNet
+from weightsmith.predict._know import load_keras_h5
+from weightsmith.predict._know.fused import FusedHistoryNet
 
 KERAS_SHAPES = [
     *((5, 64), (64, 8), (8, 64), (8, 64), (8, 64), (64, 32)),
@@ -200,5 +201,5 @@ def test_golden_outputs_of_the_published_predictors(column, kind):
 def test_the_slope_is_not_torchs_default(net, monkeypatch):
     h = torch.zeros(1, 5)
     right = net(h).item()
-    monkeypatch.setattr("weightsmith.predict.know.network.SLOPE", 0.01)
+    monkeypatch.setattr("weightsmith.predict._know.network.SLOPE", 0.01)
     assert abs(net(h).item() - right) > 1e-4

@@ -20,8 +20,9 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.predict.know import HistoryNet, KnowPredictor, SmoothRule, Trajectory, know
-from weightsmith.predict.know.fused import ElementwiseRule
+from weightsmith.predict import HistoryNet, KnowPredictor, know
+from weightsmith.predict._know import SmoothRule, Trajectory
+from weightsmith.predict._know.fused import ElementwiseRule
 
 RULE = SmoothRule(drift=-0.3, smooth=0.15, size=-0.4, size_fan=-0.2, size_rms=0.1)
 
@@ -210,7 +211,7 @@ class TestSmoothRule:
     def test_large_kernels_are_cut_into_blocks_without_a_seam(self, monkeypatch):
         history = torch.randn(5, 9, 3, 3, 3, generator=torch.Generator().manual_seed(0))
         whole = RULE(list(history.clone()), 2)
-        monkeypatch.setattr("weightsmith.predict.know.smooth.CHUNK", 2 * 27)
+        monkeypatch.setattr("weightsmith.predict._know.smooth.CHUNK", 2 * 27)
         assert torch.allclose(RULE(list(history.clone()), 2), whole, atol=1e-6)
 
     def test_the_last_row_stays_however_many_steps(self):
@@ -364,7 +365,7 @@ class TestOnDisk:
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from weightsmith.predict.know import know
+from weightsmith.predict._know import know
 
 def peak():
     return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

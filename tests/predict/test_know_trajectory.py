@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
-from weightsmith.predict.know import ForgettingTrajectory, Trajectory
-from weightsmith.predict.know.trajectory import nested_sizes
+from weightsmith.predict import ForgettingTrajectory
+from weightsmith.predict._know import Trajectory
+from weightsmith.predict._know.trajectory import nested_sizes
 
 
 class Tied(nn.Module):

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -23,8 +22,9 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.jobs import run_jobs
-from weightsmith.merge.weight_matching import PermutationSpec, match_weights
-from weightsmith.predict.zoo import Task, WeightZoo, train_many
+from weightsmith.merge import PermutationSpec, match_weights
+from weightsmith.predict import WeightZoo, train_many
+from weightsmith.predict._zoo import Task
 
 
 class Tied(nn.Module):

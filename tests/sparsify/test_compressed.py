@@ -5,16 +5,10 @@ import safetensors.torch
 import torch
 
 from models import tiny
-from weightsmith.core.checkpoint import CheckpointReader, load_state_dict
 from weightsmith.core.errors import CheckpointError
-from weightsmith.core.pretrained import save_model
-from weightsmith.sparsify.compressed import (
-    compress_checkpoint,
-    decompress_checkpoint,
-    load_compressed,
-    save_compressed,
-)
-from weightsmith.sparsify.pruning import magnitude
+from weightsmith.core.io import CheckpointReader, load_state_dict, save_model
+from weightsmith.sparsify import magnitude, save_compressed
+from weightsmith.sparsify._compressed import compress_checkpoint, decompress_checkpoint, load_compressed
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from reference_dsnot import reference_mask
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
-from weightsmith.core.layers import Layer
+from weightsmith.core.models import Layer
 from weightsmith.core.statistics import InputStatistics
-from weightsmith.sparsify.dsnot import dsnot, refine_mask
-from weightsmith.sparsify.pruning import Pattern, wanda_score
+from weightsmith.sparsify import dsnot, refine_mask
+from weightsmith.sparsify._shared.pruning import Pattern, wanda_score
 
 WEIGHT = torch.tensor([[1.0, -0.5, 0.4, 0.3, -0.2, 0.1]])
 TOKENS = torch.tensor([[[1.0, 2, 1, 3, 1, 4], [2, 1, 1, 1, 2, 2], [3, 0, 1, 2, 0, 3]]])
@@ -99,7 +98,7 @@ def test_compiled_swaps_are_the_torch_swaps(monkeypatch, stop, sparsity):
     run = lambda: refine_mask(weight, start, statistics, start_score_OI=weight.abs(), pattern=pattern, stop=stop)  # noqa: E731
     pytest.importorskip("numba")
     compiled = run()
-    monkeypatch.setattr("weightsmith.sparsify.dsnot._compiled", lambda weight: False)
+    monkeypatch.setattr("weightsmith.sparsify._dsnot._compiled", lambda weight: False)
     plain = run()
     assert torch.equal(compiled.pruned_OI, plain.pruned_OI)
     assert torch.equal(compiled.swaps_O, plain.swaps_O)

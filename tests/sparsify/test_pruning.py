@@ -7,9 +7,9 @@ from transformers.pytorch_utils import Conv1D
 
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.layers import find_layers
-from weightsmith.sparsify.dsnot import dsnot
-from weightsmith.sparsify.pruning import Pattern, magnitude, sparsegpt, wanda
+from weightsmith.core.models import find_layers
+from weightsmith.sparsify import dsnot, magnitude, sparsegpt, wanda
+from weightsmith.sparsify._shared.pruning import Pattern
 
 
 def test_pattern_counts_survive_floating_point():

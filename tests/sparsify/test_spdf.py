@@ -8,17 +8,15 @@ import warnings
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.fit import fit
-from weightsmith.core.layers import find_layers
-from weightsmith.core.streaming import call
-from weightsmith.sparsify.spdf import StaticSparsity, forward_flops, spdf
+from weightsmith.core.models import call, find_layers
+from weightsmith.core.training import fit
+from weightsmith.sparsify import StaticSparsity, forward_flops, spdf
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),

@@ -20,13 +20,13 @@ from weightsmith.core.errors import (
     NonFiniteError,
     UnsupportedModelError,
 )
-from weightsmith.core.layers import find_layers
-from weightsmith.sparsify import wina as W
-from weightsmith.sparsify.activation.allocation import _effective
-from weightsmith.sparsify.activation.histogram import ScoreHistograms, quantile
-from weightsmith.sparsify.activation.linear import Prompt, SparseLinear
-from weightsmith.sparsify.activation.plan import Plan, Projection
-from weightsmith.sparsify.activation.selection import (
+from weightsmith.core.models import find_layers
+from weightsmith.sparsify._wina import method as W
+from weightsmith.sparsify._wina.allocation import _effective
+from weightsmith.sparsify._wina.histogram import ScoreHistograms, quantile
+from weightsmith.sparsify._wina.linear import Prompt, SparseLinear
+from weightsmith.sparsify._wina.plan import Plan, Projection
+from weightsmith.sparsify._wina.selection import (
     column_norms,
     dropped,
     protected,

@@ -29,11 +29,11 @@ from transformers.pytorch_utils import Conv1D
 
 from columns import expected, group_case
 from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
-from weightsmith.sparsify import wina as W
-from weightsmith.sparsify.activation.decode import DecoderBlock, HeadLinear
-from weightsmith.sparsify.activation.linear import SparseLinear
-from weightsmith.sparsify.activation.plan import Plan, Projection
-from weightsmith.sparsify.activation.siblings import BITS
+from weightsmith.sparsify._wina import method as W
+from weightsmith.sparsify._wina.decode import DecoderBlock, HeadLinear
+from weightsmith.sparsify._wina.linear import SparseLinear
+from weightsmith.sparsify._wina.plan import Plan, Projection
+from weightsmith.sparsify._wina.siblings import BITS
 
 pytest.importorskip("numba", reason="the CPU kernel needs numba")
 
@@ -97,7 +97,7 @@ def decode(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("limit", [-1.0, 0.7, math.inf])
 def test_columns_are_the_masked_product(dtype, threads, limit):
-    from weightsmith.sparsify.kernels.cpu import sparse_columns
+    from weightsmith.sparsify._wina.kernels.cpu import sparse_columns
 
     outs = (577, 3, 64)
     x, weights = group_case(130, outs, dtype)
@@ -118,7 +118,7 @@ def test_columns_are_the_masked_product(dtype, threads, limit):
 @pytest.mark.parametrize("dtype", list(BITS))
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_are_the_product(dtype, threads):
-    from weightsmith.sparsify.kernels.cpu import dense_rows
+    from weightsmith.sparsify._wina.kernels.cpu import dense_rows
 
     x, weights = group_case(577, (131,), dtype)
     y = np.empty(131, np.float32)
@@ -348,7 +348,7 @@ def test_left_padded_batches_decode_like_single_sequences():
 
 
 def test_missing_numba_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "weightsmith.sparsify.kernels.cpu", None)
+    monkeypatch.setitem(sys.modules, "weightsmith.sparsify._wina.kernels.cpu", None)
     model = nn.Sequential(nn.Linear(8, 8))
     plan = W.calibrate(model, [torch.randn(9, 8)])
     with pytest.raises(MissingDependencyError, match="mask"):
@@ -371,7 +371,7 @@ def test_double_weights_have_no_kernel():
 COMPILED = """
 import torch
 from torch import nn
-from weightsmith.sparsify import wina
+from weightsmith.sparsify._wina import method as wina
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -399,7 +399,7 @@ def test_compiled_models_keep_the_operator():
 
 
 def test_the_operator_passes_torchs_own_checks():
-    from weightsmith.sparsify.kernels.op import sparse_columns
+    from weightsmith.sparsify._wina.kernels.op import sparse_columns
 
     args = (torch.randn(8), torch.randn(8, 5), torch.rand(8), torch.randn(5))
     torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))
@@ -409,7 +409,7 @@ def test_the_kernels_leave_torchs_threads_alone():
     code = """
 import torch
 torch.set_num_threads(1)
-from weightsmith.sparsify import wina
+from weightsmith.sparsify._wina import method as wina
 model = torch.nn.Sequential(torch.nn.Linear(8, 8))
 wina.wina(model, [torch.randn(9, 8)], backend="cpu")
 with torch.no_grad():

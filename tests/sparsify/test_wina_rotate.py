@@ -8,9 +8,9 @@ import transformers as t
 from torch import nn
 
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.layers import swap_module
-from weightsmith.sparsify import wina
-from weightsmith.sparsify.activation.plan import Plan, Projection
+from weightsmith.core.models import swap_module
+from weightsmith.sparsify._wina import method as wina
+from weightsmith.sparsify._wina.plan import Plan, Projection
 
 DIM, KV_DIM = 48, 16
 IDS = torch.randint(1, 60, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from columns import expected, group_case
-from weightsmith.sparsify import wina as W
-from weightsmith.sparsify.activation.siblings import BITS, Siblings
+from weightsmith.sparsify._wina import method as W
+from weightsmith.sparsify._wina.siblings import BITS, Siblings
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
@@ -35,7 +35,7 @@ class TestInterpreted:
     @pytest.mark.parametrize("dtype", list(BITS))
     @pytest.mark.parametrize("limit", [-1.0, 0.7, math.inf])
     def test_columns_are_the_masked_product(self, dtype, limit):
-        from weightsmith.sparsify.kernels.cuda import sparse_columns
+        from weightsmith.sparsify._wina.kernels.cuda import sparse_columns
 
         outs = (577, 3, 64)
         x, weights = group_case(130, outs, dtype)
@@ -48,7 +48,7 @@ class TestInterpreted:
         assert kept.tolist() == [1 + n for n in (x.abs() > limits).sum(1).tolist()]
 
     def test_nan_reaches_the_output(self):
-        from weightsmith.sparsify.kernels.cuda import sparse_columns
+        from weightsmith.sparsify._wina.kernels.cuda import sparse_columns
 
         x = torch.tensor([1.0, math.nan, 0.1, 2.0])
         y = sparse_columns(
@@ -85,7 +85,7 @@ class TestInterpreted:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", list(BITS))
 def test_triton_on_a_gpu(dtype):
-    from weightsmith.sparsify.kernels.cuda import sparse_columns
+    from weightsmith.sparsify._wina.kernels.cuda import sparse_columns
 
     outs = (577, 3, 4096)
     x, weights = group_case(1030, outs, dtype)

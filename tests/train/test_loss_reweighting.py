@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -17,15 +16,9 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.fit import fit
-from weightsmith.train.loss_reweighting import (
-    STRATEGIES,
-    LossReweighter,
-    loss_reweighting,
-    loss_weights,
-    per_sequence_loss,
-    reweighted,
-)
+from weightsmith.core.training import fit
+from weightsmith.train import LossReweighter, loss_reweighting, loss_weights, per_sequence_loss, reweighted
+from weightsmith.train._loss_reweighting import STRATEGIES
 
 FIVE = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
 WORKED = {
@@ -234,7 +227,7 @@ WORKER = """
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
-    from weightsmith.train.loss_reweighting import LossReweighter
+    from weightsmith.train._loss_reweighting import LossReweighter
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -250,7 +243,7 @@ WORKER = """
         alone = torch.nn.Linear(3, 1)
         alone.load_state_dict(model.state_dict())
         single = LossReweighter("quadratic")
-        import weightsmith.train.loss_reweighting as module
+        import weightsmith.train._loss_reweighting as module
         module.dist = type("none", (), {"is_available": staticmethod(lambda: False)})
         total = single(alone(x).square().squeeze(1))
         total.backward()

@@ -10,8 +10,7 @@ import warnings
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -19,16 +18,10 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import two_processes
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.fit import fit
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train.meta_rescaling import (
-    ClassMemory,
-    MetaRescaler,
-    Rescaler,
-    meta_rescaling,
-    normal_divergence,
-    normal_overlap,
-)
+from weightsmith.train import MetaRescaler, meta_rescaling
+from weightsmith.train._meta_rescaling import ClassMemory, Rescaler, normal_divergence, normal_overlap
 
 F64 = torch.float64
 
@@ -359,7 +352,7 @@ WORKER = """
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import TensorDataset
-    from weightsmith.train.meta_rescaling import MetaRescaler
+    from weightsmith.train._meta_rescaling import MetaRescaler
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()

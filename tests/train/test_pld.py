@@ -8,17 +8,26 @@ import math
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from models import tiny
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.fit import fit
-from weightsmith.train.distillation import dist_loss, distillation, dkd_loss, kd_loss, list_mle_loss
-from weightsmith.train.pld import PLDLoss, label_weight, pld, pld_loss, pld_loss_from_top, suggest_tau
+from weightsmith.core.training import fit
+from weightsmith.train import (
+    PLDLoss,
+    dist_loss,
+    distillation,
+    dkd_loss,
+    kd_loss,
+    list_mle_loss,
+    pld,
+    pld_loss,
+    suggest_tau,
+)
+from weightsmith.train._pld import label_weight, pld_loss_from_top
 
 F64 = torch.float64
 

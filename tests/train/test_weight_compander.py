@@ -9,25 +9,17 @@ import warnings
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.data import TensorDataset
 
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.fit import fit
-from weightsmith.core.streaming import call
-from weightsmith.train.weight_compander import (
-    SHAPES,
-    Compander,
-    compand,
-    fold,
-    param_groups,
-    weight_compander,
-    weight_statistics,
-)
+from weightsmith.core.models import call
+from weightsmith.core.training import fit
+from weightsmith.train import compand, weight_compander
+from weightsmith.train._weight_compander import SHAPES, Compander, fold, param_groups, weight_statistics
 
 BOUND = 0.3 * math.pi / 2
 """With slope 2: a = 0.3, b = 0.15."""

@@ -18,15 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from weightsmith.analyze.interpolation import StateDict
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import Loss, default_loss, fit
+from weightsmith.core.io import StateDict
+from weightsmith.core.training import Loss, default_loss, fit
 from weightsmith.embedded import digits
-from weightsmith.merge.arithmetic import average
-from weightsmith.merge.bang import bang_loss
-from weightsmith.merge.diagnosis import transitions
-from weightsmith.merge.temperature import balance_logit_scale, fit_temperature
-from weightsmith.merge.wise_ft import interpolate
+from weightsmith.merge import average, balance_logit_scale, bang_loss, fit_temperature, interpolate, transitions
 
 __all__ = ["COLOURS", "DIGITS", "ENSEMBLE", "HOME", "run"]
 

@@ -16,11 +16,11 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
-from weightsmith.adapt.bone import BoneConfig
+from weightsmith.adapt import BoneConfig
 from weightsmith.claims.byte_lm import BATCH, LAYERS, byte_text, nll, pretrained, windows
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering
-from weightsmith.core.fit import fit
 from weightsmith.core.progress import track
+from weightsmith.core.training import fit
 
 __all__ = ["FIXED", "HELD_OUT", "TUNED", "run"]
 

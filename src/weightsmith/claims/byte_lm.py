@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import OPTConfig, OPTForCausalLM
 
-from weightsmith.core.fit import fit
-from weightsmith.core.layers import evaluation_mode
-from weightsmith.core.text import token_windows
+from weightsmith.core.data import token_windows
+from weightsmith.core.models import evaluation_mode
+from weightsmith.core.training import fit
 from weightsmith.embedded import text as embedded_text
 
 __all__ = ["BATCH", "CONTEXT", "LAYERS", "byte_model", "byte_text", "nll", "pretrained", "windows"]

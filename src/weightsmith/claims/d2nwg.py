@@ -26,20 +26,23 @@ from torch.nn import functional
 
 from weightsmith.claims.byte_lm import byte_text, nll, pretrained
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import default_loss
-from weightsmith.core.layers import Layer, find_layers
-from weightsmith.core.text import token_windows
+from weightsmith.core.data import token_windows
+from weightsmith.core.models import Layer, find_layers
+from weightsmith.core.training import default_loss
 from weightsmith.embedded import digits
-from weightsmith.predict.d2nwg import (
+from weightsmith.predict import (
     Hypernetwork,
     OrderedEncoder,
     PrincipalGaussian,
     WeightDiffusion,
+    WeightZoo,
+    draw_layer,
     nearest,
+    train_many,
     zoo_mean,
 )
-from weightsmith.predict.d2nwg.layerwise import draw_layer, highest, keep_best
-from weightsmith.predict.zoo import Task, WeightZoo, train_many
+from weightsmith.predict._d2nwg_layers import highest, keep_best
+from weightsmith.predict._zoo import Task
 
 __all__ = ["COMBINATIONS", "LEFT_OUT", "run"]
 

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.layers import Layer
-from weightsmith.core.measure import perplexity
+from weightsmith.core.data import token_ids, token_windows
+from weightsmith.core.metrics import perplexity
+from weightsmith.core.models import Batches, Layer
 from weightsmith.core.statistics import InputStatistics
-from weightsmith.core.streaming import Batches
-from weightsmith.core.text import token_ids, token_windows
 from weightsmith.embedded import load, text
-from weightsmith.sparsify.dsnot import dsnot, refine_mask
-from weightsmith.sparsify.pruning import Pattern, magnitude, sparsegpt, wanda, wanda_score
+from weightsmith.sparsify import dsnot, magnitude, refine_mask, sparsegpt, wanda
+from weightsmith.sparsify._shared.pruning import Pattern, wanda_score
 
 __all__ = ["LAYER", "PERPLEXITY", "run"]
 

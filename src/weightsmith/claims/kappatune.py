@@ -19,20 +19,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from weightsmith.adapt.kappatune import (
-    Targets,
-    highest_targets,
-    match_rank,
-    random_targets,
-    shape_matched_targets,
-    trainable_parameters,
-    tune,
+from weightsmith.adapt import highest_targets, match_rank, random_targets, shape_matched_targets, trainable_parameters
+from weightsmith.adapt._kappatune import Targets, tune
+from weightsmith.analyze import (
+    ConditionReport,
+    ForgettingCurve,
+    ForgettingProbe,
+    compare_forgetting,
+    condition_report,
+    mean_nll,
 )
-from weightsmith.analyze.condition import ConditionReport, condition_report
-from weightsmith.analyze.forgetting import ForgettingCurve, ForgettingProbe, compare_forgetting, mean_nll
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.core.data import token_ids, token_windows
 from weightsmith.core.progress import track
-from weightsmith.core.text import token_ids, token_windows
 from weightsmith.embedded import load, text
 
 __all__ = ["FORGETTING", "SHAPES", "run"]

@@ -24,8 +24,8 @@ from torch.nn import functional
 from torch.utils.data import Subset, TensorDataset
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.measure import accuracy
-from weightsmith.predict import know
+from weightsmith.core.metrics import accuracy
+from weightsmith.predict import _know as know
 
 __all__ = ["CLAIMS", "DigitsTask", "digits_transfer", "run"]
 
@@ -159,7 +159,7 @@ def digits_transfer(seed: int = 0, *, predictor: str = "ours", steps: int = 3, d
     seed : int, default: 0
         Of the split, the training and the transfer.
     predictor : str, default: "ours"
-        See :meth:`weightsmith.predict.know.KnowPredictor.from_pretrained`.
+        See :meth:`weightsmith.predict.KnowPredictor.from_pretrained`.
     steps : int, default: 3
         Steps of the recursion.
     draws : int, default: 4

@@ -18,12 +18,10 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
-from weightsmith.core.measure import accuracy
-from weightsmith.grow.depth import assign, expand
-from weightsmith.grow.distillation import distil
-from weightsmith.grow.learngene import Learngene, share_stages
-from weightsmith.grow.linear_expansion import LinearExpansion
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.training import fit
+from weightsmith.grow import Learngene, LinearExpansion, distil, expand, share_stages
+from weightsmith.grow._expand import assign
 
 __all__ = ["INITIAL", "TUNED", "run"]
 

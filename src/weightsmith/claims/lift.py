@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from weightsmith.adapt.lift import LIFTAdamW, lift_groups
+from weightsmith.adapt import LIFTAdamW, lift_groups
 from weightsmith.claims.byte_lm import BATCH, byte_text, nll, pretrained, windows
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
 from weightsmith.core.linalg import largest_k, project, singular_basis
+from weightsmith.core.training import fit
 
 __all__ = ["FORGETTING", "TARGET", "TOY", "Selection", "finetune_toy", "pretrain_toy", "run", "toy_optimizers"]
 
@@ -103,7 +103,7 @@ class Selection(LIFTAdamW):
     Parameters
     ----------
     params : iterable
-        As for :class:`~weightsmith.adapt.lift.LIFTAdamW`.
+        As for :class:`~weightsmith.adapt.LIFTAdamW`.
     score : callable
         From a weight matrix, its gradient, the rank and a generator to scores; the largest magnitudes are trained.
     generator : torch.Generator

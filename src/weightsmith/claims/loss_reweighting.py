@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
-from weightsmith.train.loss_reweighting import loss_weights, per_sequence_loss
+from weightsmith.core.training import fit
+from weightsmith.train import loss_weights, per_sequence_loss
 
 __all__ = ["LANGUAGE", "REGRESSION", "run"]
 

@@ -17,10 +17,10 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
-from weightsmith.core.measure import accuracy
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train.meta_rescaling import MetaRescaler
+from weightsmith.train import MetaRescaler
 
 __all__ = ["ACCURACY", "DETECTION", "run"]
 

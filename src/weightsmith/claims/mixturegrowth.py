@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
-from weightsmith.core.measure import accuracy
-from weightsmith.grow.mixture_growth import MixtureGrowth, parameter_groups
-from weightsmith.grow.templates import Growth
-from weightsmith.grow.widening import LogitSum, grow_randomly, widen_net2net
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.training import fit
+from weightsmith.grow import LogitSum, MixtureGrowth, grow_randomly, parameter_groups, widen_net2net
+from weightsmith.grow._shared.templates import Growth
 
 __all__ = ["COST", "run"]
 

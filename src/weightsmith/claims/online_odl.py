@@ -17,8 +17,8 @@ from numpy import ndarray
 from scipy.fft import dct
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.dictionary.frank_wolfe import FrankWolfe, Settings
-from weightsmith.dictionary.online_orthogonal import OnlineOrthogonalDictionary
+from weightsmith.dictionary import OnlineOrthogonalDictionary
+from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, Settings
 
 __all__ = ["DRIFT", "PATCHES", "STREAM", "run"]
 

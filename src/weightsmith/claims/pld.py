@@ -19,11 +19,10 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
-from weightsmith.core.measure import accuracy
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train.distillation import dist_loss, distillation, dkd_loss, kd_loss, list_mle_loss
-from weightsmith.train.pld import PLDLoss
+from weightsmith.train import PLDLoss, dist_loss, distillation, dkd_loss, kd_loss, list_mle_loss
 
 __all__ = ["DIGITS", "HUNDRED", "run"]
 

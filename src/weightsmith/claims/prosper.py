@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA, DictionaryLearning, FastICA, MiniBatchDic
 from sklearn.exceptions import ConvergenceWarning
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.dictionary.prosper import BSC, MMCA
+from weightsmith.dictionary import BSC, MMCA
 
 __all__ = ["BARS", "NOISE", "SUPERPOSITION", "bars_data", "found", "run"]
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from weightsmith.claims.byte_lm import BATCH, byte_model, byte_text, nll, windows
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
-from weightsmith.sparsify.spdf import StaticSparsity, forward_flops
+from weightsmith.core.training import fit
+from weightsmith.sparsify import StaticSparsity, forward_flops
 
 __all__ = ["EQUAL_COST", "FINE_TUNING", "run"]
 

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.fit import fit
-from weightsmith.core.layers import find_layers
-from weightsmith.core.measure import accuracy
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.models import find_layers
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train.weight_compander import compand, fold, param_groups
+from weightsmith.train import compand
+from weightsmith.train._weight_compander import fold, param_groups
 
 __all__ = ["INTACT", "LARGEST", "RANDOM", "run"]
 

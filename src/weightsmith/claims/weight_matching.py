@@ -20,22 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from weightsmith.analyze.alignment import alignment
-from weightsmith.analyze.interpolation import along_line
-from weightsmith.analyze.mode_connectivity import barrier_curve
+from weightsmith.analyze import alignment, barrier_curve
 from weightsmith.claims.byte_lm import CONTEXT, byte_text, nll, pretrained
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.batchnorm import recalibrate_batchnorm
-from weightsmith.core.fit import fit
-from weightsmith.core.measure import accuracy
+from weightsmith.core.metrics import accuracy
+from weightsmith.core.models import along_line, recalibrate_batchnorm
+from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.merge.weight_matching import (
-    PermutationSpec,
-    match_activations,
-    match_straight_through,
-    match_weights,
-    merge_many,
-)
+from weightsmith.merge import PermutationSpec, match_activations, match_straight_through, match_weights, merge_many
 
 __all__ = ["ACCURACY", "ALIGNMENT", "BARRIER", "BATCH_NORM", "THREE", "TRANSFORMER", "WIDTH", "run"]
 

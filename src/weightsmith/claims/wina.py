@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.layers import Layer, get_module
-from weightsmith.core.measure import perplexity
-from weightsmith.core.text import token_ids, token_windows
+from weightsmith.core.data import token_ids, token_windows
+from weightsmith.core.metrics import perplexity
+from weightsmith.core.models import Layer, get_module
 from weightsmith.embedded import load, text
-from weightsmith.sparsify.activation.selection import column_norms, dropped, protected, topk_limits
-from weightsmith.sparsify.wina import Norms, Plan, apply, calibrate, remove, rotate
+from weightsmith.sparsify._wina.method import Norms, Plan, apply, calibrate, remove, rotate
+from weightsmith.sparsify._wina.selection import column_norms, dropped, protected, topk_limits
 
 __all__ = ["ROTATED", "SMOLLM2", "SYNTHETIC", "run"]
 

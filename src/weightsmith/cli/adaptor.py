@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from weightsmith.core.atomic import check_output
 from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.io import check_output
 from weightsmith.core.results import Result
 from weightsmith.embedded import open_model
 from weightsmith.signature import REQUIRED, SAMPLES, Field, Signature

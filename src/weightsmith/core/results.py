@@ -37,7 +37,7 @@ class Result:
     totals : dict
         The same measures over the whole model.
     before, after : dict
-        Measures of the model (see :mod:`weightsmith.core.measure`) before and after.
+        Measures of the model (see :mod:`weightsmith.core.metrics`) before and after.
     curves : dict of str to list of float
         What changed during the run, one value a step, such as ``"training loss"``.
     samples : dict

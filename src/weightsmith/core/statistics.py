@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, distributed
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
-from weightsmith.core.layers import Layer
+from weightsmith.core.models import Layer
 
 __all__ = ["Gram", "InputStatistics", "all_reduce_sum"]
 

@@ -28,10 +28,9 @@ from jaxtyping import Float, Int
 from platformdirs import user_cache_path
 from torch import Tensor, nn
 
-from weightsmith.core.atomic import atomic_output
+from weightsmith.core.data import read_text
 from weightsmith.core.errors import CalibrationError, CheckpointError, MissingDependencyError
-from weightsmith.core.pretrained import load_model
-from weightsmith.core.text import read_text
+from weightsmith.core.io import atomic_output, load_model
 
 __all__ = [
     "NAMES",

@@ -1,1 +1,5 @@
-"""Losses, sample weights, parametrisations that shape training."""
+"""Losses, sample weights and parametrizations that shape training."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,136 @@
+"""The command: fine-tune a model with Bone adapters and merge them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from weightsmith.adapt._bone.tuner import BoneConfig, BoneLinear
+from weightsmith.core.results import Result, record
+from weightsmith.core.training import Samples, draw_seed, fit
+
+__all__ = ["bone"]
+
+
+def bone(
+    model: nn.Module,
+    training: Samples,
+    *,
+    r: int = 64,
+    variant: Literal["bat", "bat-row", "miss"] = "bat",
+    targets: str | Sequence[str] = "all-linear",
+    learning_rate: float = 2e-5,
+    epochs: int = 1,
+    batch_size: int = 8,
+    generator: torch.Generator | None = None,
+) -> Result:
+    """Fine-tune a model with Bone adapters, AdamW on a cosine, and merge them into its weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; changed in place. Only the adapted layers' weights (not their biases) change.
+    training : sequence of samples
+        Mappings such as ``{"input_ids": LongTensor[L]}``, with ``"labels"`` where they are not the inputs.
+    r : int, default: 64
+        Side of a block: a layer gets ``out * r`` trainable numbers (``in * r`` with ``"bat-row"``).
+    variant : {"bat", "bat-row", "miss"}, default: "bat"
+        What the blocks do to a weight, see :class:`weightsmith.adapt.BoneConfig`.
+    targets : str or sequence of str, default: "all-linear"
+        Endings of layer names, such as ``"q_proj"``, or all linear layers but the output layer.
+    learning_rate : float, default: 2e-5
+        Peak of the schedule.
+    epochs : int, default: 1
+        Passes over the data.
+    batch_size : int, default: 8
+        Samples an optimizer step.
+    generator : torch.Generator, optional
+        Draws the order of the samples.
+
+    Returns
+    -------
+    Result
+        Per layer: ``trainable`` numbers and ``relative_change`` of the weight's norm; in total also the loss curve.
+
+    Raises
+    ------
+    HyperparameterError
+        If a number is out of range.
+    LayerNotFoundError
+        If no layer matches ``targets``.
+    NonFiniteError
+        If the loss or the adapter becomes NaN or infinite.
+    ShapeError
+        If ``r`` does not fit a layer.
+    UnsupportedModelError
+        If a target is no matrix, or shares its weight with another layer.
+
+    References
+    ----------
+    Kang, arXiv 2409.15371.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=32))
+    >>> result = bone(model, [{"input_ids": torch.arange(8)}] * 4, r=8, learning_rate=1e-3)
+    >>> result.totals["trainable"], type(model.model.layers[0].self_attn.q_proj).__name__
+    (1152, 'Linear')
+    """
+    seed = draw_seed(generator)
+    with record(
+        "bone",
+        seed=seed,
+        r=r,
+        variant=variant,
+        targets=targets,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch_size=batch_size,
+    ) as result:
+        endings = [targets] if isinstance(targets, str) else list(targets)
+        linear = endings == ["all-linear"]
+        config = BoneConfig(r=r, variant=variant, target_modules="all-linear" if linear else endings)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        adapted = get_peft_model(model, config)
+        try:
+            run = fit(
+                model,
+                training,
+                scheduler="cosine",
+                learning_rate=learning_rate,
+                epochs=epochs,
+                batch_size=batch_size,
+                seed=seed,
+            )
+            changes = _changes(model)
+            adapted.merge_and_unload()
+        except BaseException:
+            adapted.unload()
+            raise
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        for name, measures in changes.items():
+            result.layer(name, **measures)
+        result.totals["trainable"] = sum(row["trainable"] for row in result.layers)
+        result.totals["first_loss"], result.totals["last_loss"] = run.losses[0], run.losses[-1]
+        result.curves["training loss"] = run.losses
+    return result
+
+
+@torch.no_grad()
+def _changes(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Of every adapted layer the number of trainable values and the norm of the update over that of the weight."""
+    changes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BoneLinear):
+            weight, block = module.get_base_weight(), module.miss_block["default"]
+            change = module.get_delta_weight("default", weight).norm() / weight.float().norm()
+            changes[name] = {"trainable": block.numel(), "relative_change": change.item()}
+    return changes

@@ -1,0 +1,170 @@
+"""Which matrices LIFT trains, with what budget, and what it cannot train."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
+from weightsmith.core.models import find_layers
+
+__all__ = ["approx_rank", "budget", "check_group", "has_budget", "lift_groups", "names"]
+
+RANK = 64
+"""Rank of the approximation by default, if that is at most half of the shorter side."""
+
+
+def lift_groups(
+    model: nn.Module,
+    density: float = 0.05,
+    approx_rank: int | None = None,
+    *,
+    lora_rank: int | None = None,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = ("lm_head",),
+    dense: str | Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Gather a model's weight matrices for :class:`LIFTAdamW` and freeze everything else.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; ``requires_grad`` of its parameters is set.
+    density : float, default: 0.05
+        Share of each matrix that is trained, in (0, 1].
+    approx_rank : int, optional
+        Rank of the approximation; 64, or half of the shorter side if that is less, by default.
+    lora_rank : int, optional
+        Instead of ``density``: train as many weights as LoRA of this rank would.
+    include, exclude : str or sequence of str
+        Shell patterns on layer names. A weight tied to the embedding under an excluded name stays frozen.
+    dense : str or sequence of str, default: ()
+        Shell patterns on names of further parameters, trained whole by plain Adam: a new classifier, say.
+
+    Returns
+    -------
+    list of dict
+        Parameter groups with the parameters' names.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If no layer matches.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+    >>> groups = lift_groups(model, density=0.1, exclude="1", dense="1.*")
+    >>> [[name for name, _ in group["params"]] for group in groups]
+    [['0.weight'], ['1.weight', '1.bias']]
+    """
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    whole = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if any(fnmatchcase(name, pattern) for pattern in ((dense,) if isinstance(dense, str) else dense))
+    ]
+    taken = {id(parameter) for _, parameter in whole}
+    names = [f"{layer.name}.weight" for layer in find_layers(model, include, exclude)]
+    matrices = [(name, by_name[name]) for name in names if id(by_name[name]) not in taken]
+    for name, parameter in matrices + whole:
+        _check_parameter(name, parameter)
+    model.requires_grad_(False)
+    for _, parameter in matrices + whole:
+        parameter.requires_grad_(True)
+    limits = {"density": None if lora_rank is not None else density, "lora_rank": lora_rank}
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, **limits, "approx_rank": approx_rank},
+        {"params": whole, "density": None, "lora_rank": None},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Refuse hyper-parameters out of range and parameters that LIFT cannot train; warn of useless ones."""
+    beta1, beta2 = group["betas"]
+    ranges = {
+        "lr": (group["lr"] >= 0, ">= 0"),
+        "betas": (0 <= beta1 < 1 and 0 <= beta2 < 1, "in [0, 1)"),
+        "eps": (group["eps"] > 0, "> 0"),
+        "weight_decay": (group["weight_decay"] >= 0, ">= 0"),
+        "density": (group["density"] is None or 0 < group["density"] <= 1, "in (0, 1]"),
+        "lora_rank": (group["lora_rank"] is None or group["lora_rank"] >= 1, ">= 1"),
+        "approx_rank": (group["approx_rank"] is None or group["approx_rank"] >= 1, ">= 1"),
+        "update_interval": (group["update_interval"] is None or group["update_interval"] >= 1, ">= 1"),
+        "niter": (group["niter"] is None or group["niter"] >= 0, ">= 0"),
+    }
+    for name, (fits, expected) in ranges.items():
+        if not fits:
+            raise HyperparameterError(name, found=group[name], expected=expected)
+    if group["density"] is not None and group["lora_rank"] is not None:
+        raise HyperparameterError("density and lora_rank", found="both", expected="one of them")
+    for name, parameter in zip(names(group), group["params"], strict=True):
+        _check_parameter(name, parameter)
+    if has_budget(group):
+        _check_matrices(group)
+
+
+def has_budget(group: Mapping[str, Any]) -> bool:
+    """Whether a group trains a part of its weights, and not all."""
+    return group["density"] is not None or group["lora_rank"] is not None
+
+
+def budget(parameter: Tensor, group: Mapping[str, Any]) -> int:
+    """Count the weights of a parameter that are trained."""
+    if group["lora_rank"] is not None:
+        return min(group["lora_rank"] * sum(parameter.flatten(1).shape), parameter.numel())
+    return parameter.numel() if group["density"] is None else max(1, round(group["density"] * parameter.numel()))
+
+
+def approx_rank(matrix_OI: Tensor, group: Mapping[str, Any]) -> int:
+    """Rank of the approximation that says which weights are principal."""
+    side = min(matrix_OI.shape)
+    return max(1, min(RANK, side // 2)) if group["approx_rank"] is None else min(group["approx_rank"], side)
+
+
+def names(group: Mapping[str, Any]) -> Sequence[str]:
+    """Names of a group's parameters for messages: their own, or their number."""
+    return group.get("param_names") or [f"number {number}" for number in range(len(group["params"]))]
+
+
+def _check_parameter(name: str, parameter: Tensor) -> None:
+    if not parameter.is_floating_point() or parameter.element_size() < 2:
+        raise UnsupportedModelError(
+            f"parameter {name!r}",
+            found=parameter.dtype,
+            expected="floating point",
+            do="LIFT needs unquantised weights.",
+        )
+    if parameter.is_meta or parameter.numel() == 0 or hasattr(parameter, "device_mesh"):
+        raise UnsupportedModelError(
+            f"parameter {name!r} is on the meta device, empty or sharded",
+            do="LIFT needs whole matrices: load the weights, or train with data parallelism.",
+        )
+
+
+def _check_matrices(group: Mapping[str, Any]) -> None:
+    dense = []
+    for name, parameter in zip(names(group), group["params"], strict=True):
+        if parameter.ndim < 2:
+            raise ShapeError(
+                f"parameter {name!r}",
+                found=tuple(parameter.shape),
+                expected="a matrix",
+                do="Put it in a group with density=None and lora_rank=None.",
+            )
+        if group["density"] != 1 and budget(parameter, group) == parameter.numel():
+            dense.append(name)
+    side = min(min(parameter.flatten(1).shape) for parameter in group["params"])
+    if (group["approx_rank"] or 0) > side:
+        warnings.warn(
+            f"approx_rank {group['approx_rank']} exceeds the shorter side of some weights ({side}): there LIFT selects "
+            "by magnitude",
+            stacklevel=4,
+        )
+    if dense:
+        warnings.warn(f"the budget covers {len(dense)} weights whole, such as {dense[0]!r}: dense", stacklevel=4)

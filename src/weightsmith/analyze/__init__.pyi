@@ -1,0 +1,20 @@
+from ._condition import (
+    Condition as Condition,
+    ConditionReport as ConditionReport,
+    condition as condition,
+    condition_report as condition_report,
+)
+from ._forgetting import (
+    ForgettingCurve as ForgettingCurve,
+    ForgettingProbe as ForgettingProbe,
+    compare_forgetting as compare_forgetting,
+    mean_nll as mean_nll,
+)
+from ._mode_connectivity import (
+    barrier_curve as barrier_curve,
+    distance as distance,
+    loss_slice as loss_slice,
+    mode_connectivity as mode_connectivity,
+)
+from ._shared.alignment import alignment as alignment, alignment_map as alignment_map
+from ._shared.spectrum import signal_to_noise as signal_to_noise, singular_values as singular_values

@@ -1,0 +1,5 @@
+"""Checkpoints: atomic writes, ranged reads, models larger than memory, checkpoints from checkpoints."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

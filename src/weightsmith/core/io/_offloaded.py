@@ -1,0 +1,241 @@
+"""Models larger than memory: their weights stay on disk, and a block's are in memory while it is worked on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from weightsmith.core.errors import CheckpointError, UnsupportedModelError
+from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
+from weightsmith.core.io._pretrained import model_class
+
+__all__ = ["Disk", "StoredState", "disk_of", "on_disk", "skeleton"]
+
+
+def disk_of(model: nn.Module) -> Disk | None:
+    """Return where the model's weights are, if it was opened with :func:`on_disk`."""
+    return _disks.get(model)
+
+
+@contextmanager
+def on_disk(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
+) -> Iterator[nn.Module]:
+    """Open a Hugging Face checkpoint larger than memory, to be changed block by block by a transform.
+
+    Parameters
+    ----------
+    path : path-like
+        The checkpoint's folder, which stays as it is.
+    out : path-like
+        The folder for the changed checkpoint; it appears complete at the end, or not at all.
+    overwrite : bool, default: False
+        Replace what is at ``out``.
+
+    Yields
+    ------
+    nn.Module
+        The model on the meta device. Transforms that go through :func:`stream` read, change, write and free one
+        block at a time; a module outside the blocks is read when it is called and freed at the next block.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged or incomplete, or ``out`` cannot be written.
+    UnsupportedModelError
+        If no block was visited.
+    """
+    reader = CheckpointReader(path)
+    model = skeleton(path)
+    with CheckpointWriter(out, reader.specs, like=path, overwrite=overwrite) as writer:
+        disk = Disk(model, reader, writer)
+        _disks[model] = disk
+        yield model
+        if not disk.written:
+            raise UnsupportedModelError(
+                f"nothing of {path} was changed block by block",
+                expected="a method that goes through its model's blocks",
+                do="Load the model into memory for this method.",
+            )
+        disk.copy_rest()
+
+
+def skeleton(path: str | os.PathLike[str]) -> nn.Module:
+    """Build a Hugging Face checkpoint's architecture: its weights on the meta device, tied where it ties them.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no configuration that transformers knows.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"no configuration of a model in {path}", found=str(error).strip().splitlines()[0], expected="config.json"
+        ) from error
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
+        model = model_class(config)(config).eval()
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+class StoredState(Mapping[str, Tensor]):
+    """A state dict that stays on disk: each tensor is read when it is asked for, and not kept.
+
+    Parameters
+    ----------
+    path : path-like
+        A checkpoint.
+    model : nn.Module, optional
+        Its architecture, whose names the tensors get; by default they keep those of the files.
+
+    Attributes
+    ----------
+    specs : dict of str to TensorSpec
+        Every tensor's element type and shape, known without reading it.
+    keys_of : dict of str to str
+        The checkpoint's name of every tensor.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, safetensors.torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     safetensors.torch.save_file({"w": torch.arange(6.0).view(3, 2)}, f"{folder}/model.safetensors")
+    ...     state = StoredState(folder)
+    ...     print(state.specs["w"].shape, state.rows("w", 1, 2))
+    (3, 2) tensor([[2., 3.]])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], model: nn.Module | None = None) -> None:
+        self.reader = CheckpointReader(path)
+        self.keys_of = {key: key for key in self.reader} if model is None else _checkpoint_keys(model, self.reader)
+        if model is not None:
+            tied = getattr(model, "all_tied_weights_keys", None) or {}
+            for pair in tied.items():
+                for name, other in (pair, pair[::-1]):
+                    if name not in self.keys_of and other in self.keys_of:
+                        self.keys_of[name] = self.keys_of[other]
+        self.specs: dict[str, TensorSpec] = {name: self.reader.specs[key] for name, key in self.keys_of.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.reader.tensor(self.keys_of[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_of)
+
+    def __len__(self) -> int:
+        return len(self.keys_of)
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Read the indices ``begin`` to ``end`` of a tensor's first axis."""
+        shape = self.specs[name].shape
+        each = self.specs[name].numel // max(shape[0], 1)
+        return self.reader.read(self.keys_of[name], begin * each, end * each).view(-1, *shape[1:])
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Uninitialised tensors are made on the meta device; buffers that hold something stay real.
+
+    Accelerate alone makes each parameter in memory before it moves it away, and the allocator keeps the room.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+class Disk:
+    """Where the weights of a model on the meta device are read from and written to."""
+
+    def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
+        self.model, self.reader, self.writer = model, reader, writer
+        self.names = {module: name for name, module in model.named_modules()}
+        self.keys = _checkpoint_keys(model, reader)
+        self.written: set[str] = set()
+        self.loaded: set[nn.Module] = set()
+
+    def load(self, module: nn.Module) -> None:
+        """Read what a module lacks."""
+        from accelerate.utils import set_module_tensor_to_device
+
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.is_meta:
+                value = self.reader.tensor(self._key(self._path(module, name)))
+                set_module_tensor_to_device(module, name, "cpu", value=value, dtype=value.dtype)
+        self.loaded.add(module)
+
+    def store(self, module: nn.Module) -> None:
+        """Write a module's parameters, each once."""
+        for name, tensor in module.named_parameters():
+            key = self._key(self._path(module, name))
+            if key not in self.written:
+                self.writer.write(key, tensor)
+                self.written.add(key)
+
+    def free(self) -> None:
+        """Let go of everything that was read."""
+        from accelerate.utils import set_module_tensor_to_device
+
+        for module in self.loaded:
+            for name, _ in list(module.named_parameters()):
+                set_module_tensor_to_device(module, name, "meta")
+        self.loaded.clear()
+
+    def copy_rest(self) -> None:
+        """Copy the tensors that no module wrote."""
+        for key in self.reader:
+            if key not in self.written:
+                self.writer.write(key, self.reader.tensor(key))
+
+    def _path(self, module: nn.Module, name: str) -> str:
+        return f"{self.names[module]}.{name}".lstrip(".")
+
+    def _key(self, path: str) -> str:
+        """The checkpoint's name of a parameter, or of the weight it is tied to."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        for name in (path, tied.get(path, path)):
+            if name in self.keys:
+                return self.keys[name]
+        raise CheckpointError(
+            f"{self.reader.path} lacks tensor {path!r}",
+            found=f"{len(self.reader)} tensors such as {list(self.reader)[:3]}",
+            do="A checkpoint that transformers converts while loading (fused experts) cannot be streamed: load it.",
+        )
+
+
+def _checkpoint_keys(model: nn.Module, reader: CheckpointReader) -> dict[str, str]:
+    """The checkpoint's name of each parameter, by the renaming rules transformers itself loads by."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    prefix, parameters = model.base_model_prefix, model.state_dict()
+    keys = {}
+    for key in reader:
+        name, converted = rename_source_key(key, renamings, converters, prefix, parameters)
+        if converted is None:
+            keys[name] = key
+    return keys
+
+
+_disks: WeakKeyDictionary[nn.Module, Disk] = WeakKeyDictionary()

@@ -1,0 +1,188 @@
+"""What a model is worth: perplexity, accuracy, decode speed, size. The same functions before and after each step."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weightsmith.core.errors import CalibrationError, NonFiniteError
+from weightsmith.core.models import call, evaluation_mode
+
+__all__ = ["accuracy", "decode_speed", "measure", "perplexity", "sample_text", "size"]
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 512, stride: int | None = None) -> float:
+    """Perplexity of a causal language model on a token stream.
+
+    Windows of ``window`` tokens start every ``stride`` tokens; only the tokens a window adds to those before it are
+    scored, each with all earlier tokens of its window as context. ``stride = window`` gives the usual disjoint
+    windows, whose first token is not scored.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns an object with ``logits``, or the logits ``[1, tokens, vocabulary]``.
+    ids : Tensor of shape (tokens,)
+        At least two tokens.
+    window, stride : int
+        In tokens; ``stride`` defaults to ``window``.
+
+    Returns
+    -------
+    float
+        exp(mean negative log-likelihood a token).
+
+    Raises
+    ------
+    CalibrationError
+        If there are fewer than two tokens, or ``stride`` is not in 1..window.
+    NonFiniteError
+        If the model's logits hold NaN.
+
+    Examples
+    --------
+    >>> uniform = nn.Embedding.from_pretrained(torch.zeros(50, 50))
+    >>> round(perplexity(uniform, torch.arange(20), window=8), 3)
+    50.0
+    """
+    stride = window if stride is None else stride
+    if len(ids) < 2 or not 1 <= stride <= window or window < 2:
+        raise CalibrationError(
+            "perplexity",
+            found=f"{len(ids)} tokens, window {window}, stride {stride}",
+            expected=">= 2 tokens, 1 <= stride <= window",
+        )
+    device = next(model.parameters()).device
+    loss, count, scored_until = 0.0, 0, 1
+    with evaluation_mode(model):
+        for start in range(0, len(ids) - 1, stride):
+            chunk = ids[start : start + window].to(device)
+            first_new = max(scored_until - start, 1)
+            logits = _logits(call(model, chunk.unsqueeze(0)))[0, first_new - 1 : -1].float()
+            loss += functional.cross_entropy(logits, chunk[first_new:], reduction="sum").item()
+            count += len(chunk) - first_new
+            scored_until = start + len(chunk)
+            if scored_until == len(ids):
+                break
+    if math.isnan(loss):
+        raise NonFiniteError("the model's logits hold NaN", do="Check its weights; half precision may overflow.")
+    return math.exp(min(loss / count, 700.0))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
+    """Share of inputs whose largest logit is their class; ``batches`` yield (inputs, class indices).
+
+    Examples
+    --------
+    >>> accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
+    0.75
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    right = total = 0
+    with evaluation_mode(model):
+        for inputs, labels in batches:
+            logits = _logits(call(model, inputs.to(device) if isinstance(inputs, Tensor) else inputs))
+            right += int((logits.argmax(-1).cpu() == labels.cpu()).sum())
+            total += labels.numel()
+    if total == 0:
+        raise CalibrationError("no labelled batches to measure accuracy on", expected="at least one")
+    return right / total
+
+
+def decode_speed(model: nn.Module, ids: Int[Tensor, "tokens"], *, new_tokens: int = 32, repeats: int = 3) -> float:
+    """Greedy decode speed of ``model.generate`` at batch one, in tokens a second (median; prompt time taken out)."""
+    prompt = ids.unsqueeze(0).to(next(model.parameters()).device)
+    seconds = [
+        _generate_seconds(model, prompt, new_tokens + 1) - _generate_seconds(model, prompt, 1)
+        for _ in range(repeats + 1)
+    ]
+    return new_tokens / max(statistics.median(seconds[1:]), 1e-9)
+
+
+def size(model: nn.Module) -> dict[str, float]:
+    """Count parameters, non-zero parameters and bytes; tied parameters once.
+
+    Examples
+    --------
+    >>> size(nn.Linear(2, 2, bias=False).requires_grad_(False))["bytes"]
+    16
+    """
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "nonzero": sum(int(p.count_nonzero()) for p in parameters),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+    }
+
+
+def sample_text(model: nn.Module, tokenizer: Any, prompt: str, *, new_tokens: int = 48) -> str:
+    """Return the model's own greedy continuation of a prompt (through its chat template where it has one)."""
+    if getattr(tokenizer, "chat_template", None):
+        messages = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)  # type: ignore[operator]
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def measure(
+    model: nn.Module,
+    *,
+    ids: Int[Tensor, "tokens"] | None = None,
+    labelled: Iterable[tuple[Any, Tensor]] | None = None,
+    window: int = 512,
+    speed: bool = False,
+) -> dict[str, float]:
+    """Measure everything the given data allow: size always, perplexity on ``ids``, accuracy on ``labelled`` batches.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    ids : Tensor of shape (tokens,), optional
+        Evaluation text.
+    labelled : iterable of (inputs, class indices), optional
+        Evaluation batches.
+    window : int, default: 512
+        Perplexity window in tokens.
+    speed : bool, default: False
+        Also decode (needs ``ids`` and ``model.generate``).
+
+    Returns
+    -------
+    dict of str to float
+        Keys ``perplexity``, ``accuracy``, ``tokens_per_second`` as asked for, then those of :func:`size`.
+    """
+    measures: dict[str, float] = {}
+    if ids is not None:
+        measures["perplexity"] = perplexity(model, ids, window=window)
+    if labelled is not None:
+        measures["accuracy"] = accuracy(model, labelled)
+    if speed and ids is not None:
+        measures["tokens_per_second"] = decode_speed(model, ids[:16])
+    return measures | size(model)
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    return output["logits"] if isinstance(output, Mapping) else output[0]
+
+
+def _generate_seconds(model: nn.Module, prompt: Tensor, new_tokens: int) -> float:
+    start = time.perf_counter()
+    with torch.no_grad():
+        model.generate(prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)  # type: ignore[operator]
+    return time.perf_counter() - start

@@ -1,0 +1,5 @@
+"""Layers, blocks, batch normalization and parametrizations of any model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

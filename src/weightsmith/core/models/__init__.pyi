@@ -1,0 +1,26 @@
+from ._batchnorm import (
+    has_batchnorm as has_batchnorm,
+    recalibrate_batchnorm as recalibrate_batchnorm,
+    reset_batchnorm as reset_batchnorm,
+)
+from ._blocks import (
+    Accumulator as Accumulator,
+    Batch as Batch,
+    Batches as Batches,
+    Block as Block,
+    block_layers as block_layers,
+    call as call,
+    find_blocks as find_blocks,
+    observe as observe,
+    rewriting as rewriting,
+    stream as stream,
+)
+from ._folding import fold_parametrizations as fold_parametrizations
+from ._interpolation import along_line as along_line, lerp as lerp, put_on_line as put_on_line
+from ._layers import (
+    Layer as Layer,
+    evaluation_mode as evaluation_mode,
+    find_layers as find_layers,
+    get_module as get_module,
+    swap_module as swap_module,
+)

@@ -1,0 +1,115 @@
+"""Give batch normalisation the statistics that belong to weights nobody trained it with: predicted, merged, grown."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from weightsmith.core.errors import CalibrationError, UnsupportedModelError
+from weightsmith.core.models._blocks import Batches, call
+from weightsmith.core.models._layers import evaluation_mode
+
+__all__ = ["has_batchnorm", "recalibrate_batchnorm", "reset_batchnorm"]
+
+
+def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = True) -> int:
+    """Re-estimate the running means and variances from data; weights and affine parameters stay.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; its modules keep their training or evaluation mode.
+    batches : Batches
+        Inputs of the model.
+    reset : bool, default: True
+        Forget the old statistics and average over all batches; otherwise update them with the layer's momentum.
+
+    Returns
+    -------
+    int
+        Layers re-estimated.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches.
+    UnsupportedModelError
+        If the model has no batch normalisation with running statistics.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> recalibrate_batchnorm(model, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])
+    1
+    >>> model[0].running_mean
+    tensor([4.])
+    """
+    layers = _layers(model)
+    if len(batches) == 0:
+        raise CalibrationError("no batches to estimate running statistics from", expected="at least one")
+    momenta = [layer.momentum for layer in layers]
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            for layer in layers:
+                layer.train()
+                if reset:
+                    layer.reset_running_stats()
+                    layer.momentum = None  # torch then averages all batches with equal weight
+            for batch in batches:
+                call(model, batch)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+    return len(layers)
+
+
+def reset_batchnorm(model: nn.Module) -> int:
+    """Set scale 1, shift 0, mean 0 and variance 1, as a layer starts.
+
+    Returns
+    -------
+    int
+        Layers reset.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no batch normalisation with running statistics.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.BatchNorm1d(1))
+    >>> _ = nn.init.constant_(model[0].weight, 5.0)
+    >>> reset_batchnorm(model), model[0].weight.item()
+    (1, 1.0)
+    """
+    layers = _layers(model)
+    for layer in layers:
+        layer.reset_parameters()
+    return len(layers)
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether the model has batch normalisation with running statistics.
+
+    Examples
+    --------
+    >>> has_batchnorm(nn.BatchNorm1d(1)), has_batchnorm(nn.BatchNorm1d(1, track_running_stats=False))
+    (True, False)
+    """
+    return bool(_find(model))
+
+
+def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    layers = _find(model)
+    if not layers:
+        raise UnsupportedModelError("the model has no batch normalisation with running statistics")
+    return layers
+
+
+def _find(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]

@@ -1,0 +1,534 @@
+"""Run a model block by block over calibration data, whatever the model passes between its blocks.
+
+The forward pass of every batch runs as a coroutine (a greenlet) that pauses where the model calls its next block.
+So each block is met with exactly the arguments the model gives it (hidden states, masks, position embeddings, shared
+biases, encoder outputs), and no model needs code of its own. One batch holds one hidden state, nothing else.
+
+A model opened with :func:`~weightsmith.core.io.on_disk` has no weights in memory: each block's are read when the
+stream reaches it and written when it leaves.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from weightsmith.core.errors import (
+    CalibrationError,
+    LayerNotFoundError,
+    UnsupportedModelError,
+    WeightsmithError,
+)
+from weightsmith.core.io import Disk, disk_of
+from weightsmith.core.models._layers import Layer, evaluation_mode, find_layers
+from weightsmith.core.progress import track
+
+__all__ = [
+    "Accumulator",
+    "Batch",
+    "Batches",
+    "Block",
+    "block_layers",
+    "call",
+    "find_blocks",
+    "observe",
+    "rewriting",
+    "stream",
+]
+
+Batch: TypeAlias = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
+"""Keyword arguments of the model, its only argument, or its positional arguments."""
+Batches: TypeAlias = Sequence[Batch]
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """What :func:`observe` feeds: a running statistic of one layer's inputs."""
+
+    def update(self, x_SNI: Float[Tensor, "sequences rows in"], mask_SN: Bool[Tensor, "sequences rows"] | None) -> None:
+        """Take in one batch; ``mask`` is False on padding, None where every row is real."""
+
+    def all_reduce(self) -> None:
+        """Add up over the processes of ``torch.distributed``."""
+
+
+A = TypeVar("A", bound=Accumulator)
+
+
+@dataclass
+class Block:
+    """One block of a model, met by every batch at the same time.
+
+    Attributes
+    ----------
+    name : str
+        Dotted path in the model; empty for a model without repeated blocks, which is one block.
+    module : nn.Module
+        The block.
+    layers : list of Layer
+        Its weight matrices, named as in the whole model.
+    inputs : list of (args, kwargs, mask)
+        What the model passes to the block, one entry a batch; ``mask`` marks real tokens (or is None).
+    """
+
+    name: str
+    module: nn.Module
+    layers: list[Layer]
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any], Tensor | None]] = field(default_factory=list)
+
+    @torch.no_grad()
+    def observe(self, layers: Sequence[Layer], make: Callable[[Layer], A]) -> dict[str, A]:
+        """Run the block as it is now on every batch and accumulate its layers' inputs.
+
+        Parameters
+        ----------
+        layers : sequence of Layer
+            The layers to watch.
+        make : callable
+            Makes the accumulator of a layer. Layers that receive the very same tensor (query, key and value, say)
+            share one.
+
+        Returns
+        -------
+        dict of str to Accumulator
+            By layer name; layers no batch reached are absent.
+        """
+        runs = [(lambda a=args, k=kwargs: self.module(*a, **k), mask) for args, kwargs, mask in self.inputs]
+        return _observe(layers, make, runs)
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the repeated blocks of a model by structure.
+
+    They are the entries, holding weight matrices, of the outermost ``nn.ModuleList`` s; failing those, the children
+    of a model that is itself an ``nn.Sequential``; failing those, the model as a whole, under the name ``""``.
+
+    Examples
+    --------
+    >>> list(find_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
+    ['0', '2']
+    """
+    stacks: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        outer = any(name.startswith(f"{stack}.") for stack, _ in stacks)
+        if isinstance(module, nn.ModuleList) and not outer:
+            stacks.append((name, module))
+    if not stacks and isinstance(model, nn.Sequential):
+        stacks.append(("", model))
+    blocks = {
+        f"{name}.{child}".lstrip("."): block
+        for name, stack in stacks
+        for child, block in stack.named_children()
+        if find_layers(block, strict=False)
+    }
+    return blocks or {"": model}
+
+
+def block_layers(
+    model: nn.Module, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()
+) -> list[Layer]:
+    """Find the weight matrices inside the repeated blocks: what is left out are embeddings, stems and heads.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; one without repeated blocks is a block as a whole.
+    include, exclude : str or sequence of str
+        Shell patterns as for :func:`weightsmith.core.models.find_layers`.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If nothing inside the blocks matches.
+
+    Examples
+    --------
+    >>> body = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    >>> [layer.name for layer in block_layers(nn.ModuleDict({"body": body, "head": nn.Linear(4, 2)}))]
+    ['body.0', 'body.1']
+    """
+    return [layer for block in _blocks_with_layers(model, include, exclude).values() for layer in block.layers]
+
+
+def stream(
+    model: nn.Module, batches: Batches | None, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()
+) -> Generator[Block, None, None]:
+    """Visit the blocks in the order the model calls them; what the loop does to a block, later blocks see.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model, or one opened with :func:`~weightsmith.core.io.on_disk`.
+    batches : sequence of Batch or None
+        Calibration data. None visits the blocks in module order, without inputs.
+    include, exclude : str or sequence of str
+        Shell patterns on layer names, see :func:`~weightsmith.core.models.find_layers`. Blocks with no matching
+        layer are passed by.
+
+    Yields
+    ------
+    Block
+        With the inputs every batch brings to it.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If no layer of the model matches.
+    CalibrationError
+        If there are no batches, or the model rejects one.
+
+    Warns
+    -----
+    UserWarning
+        If no batch reaches some of the blocks (experts, a decoder that is not run): they stay as they are.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> [(block.name, len(block.inputs)) for block in stream(model, [torch.ones(3, 2)] * 4)]
+    [('0', 4), ('2', 4)]
+    """
+    blocks = _blocks_with_layers(model, include, exclude)
+    disk = disk_of(model)
+    if batches is None:
+        for block in blocks.values():
+            if block.layers:
+                yield from _visit(block, disk)
+                if disk is not None:
+                    disk.free()
+        return
+    _check_batches(batches)
+    with _quiet(model), _Walks(model, blocks, batches, disk) as walks:
+        while (met := walks.next_block()) is not None:
+            if met.layers:
+                yield from _visit(met, disk)
+
+
+@contextmanager
+def rewriting(
+    model: nn.Module, batches: Batches | None, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()
+) -> Iterator[Iterator[Block]]:
+    """Open a :func:`stream` for a transform: if anything fails, every block is put back as it was.
+
+    The old weights wait in a temporary file, not in memory. Parameters and errors are those of :func:`stream`.
+
+    Yields
+    ------
+    iterator of Block
+        To loop over, changing parameters in place.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    >>> weight = model[0].weight.item()
+    >>> try:
+    ...     with rewriting(model, None) as blocks:
+    ...         for block in blocks:
+    ...             block.layers[0].weight_OI.zero_()
+    ...             raise KeyboardInterrupt
+    ... except KeyboardInterrupt:
+    ...     print(model[0].weight.item() == weight)
+    tensor([[0.]])
+    True
+    """
+    blocks = stream(model, batches, include, exclude)
+    saved: list[tuple[nn.Module, Path]] = []
+    with tempfile.TemporaryDirectory(prefix="weightsmith-") as folder:
+
+        def remembered() -> Iterator[Block]:
+            total = sum(bool(block.layers) for block in _blocks_with_layers(model, include, exclude).values())
+            for block in track(blocks, "blocks", total=total):
+                if disk_of(model) is None:
+                    path = Path(folder) / f"{len(saved)}.safetensors"
+                    save_file({n: p.detach().contiguous() for n, p in block.module.named_parameters()}, path)
+                    saved.append((block.module, path))
+                yield block
+
+        try:
+            yield remembered()
+        except BaseException:
+            for module, path in saved:
+                old = load_file(path)
+                for name, parameter in module.named_parameters():
+                    parameter.data.copy_(old[name])
+            raise
+        finally:
+            blocks.close()
+
+
+@torch.no_grad()
+def observe(model: nn.Module, batches: Batches, layers: Sequence[Layer], make: Callable[[Layer], A]) -> dict[str, A]:
+    """Run the whole model once on every batch and accumulate the inputs of some layers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+    batches : sequence of Batch
+        Calibration data.
+    layers : sequence of Layer
+        The layers to watch.
+    make : callable
+        Makes the accumulator of a layer; layers that receive the very same tensor share one.
+
+    Returns
+    -------
+    dict of str to Accumulator
+        By layer name; layers no batch reached are absent.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches, or the model rejects one.
+    """
+    _check_batches(batches)
+    device = _device(model)
+
+    def run(batch: Batch, index: int) -> Callable[[], Any]:
+        return lambda: _call_checked(model, _to(batch, device), index)
+
+    with _quiet(model):
+        return _observe(layers, make, [(run(batch, i), _token_mask(batch)) for i, batch in enumerate(batches)])
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """Call a model with a batch: a mapping as keyword arguments, a tuple or list as positional ones."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+class _Walks:
+    """The forward passes of all batches, each paused where its model calls a block not yet visited."""
+
+    def __init__(
+        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Batches, disk: Disk | None
+    ) -> None:
+        self.model, self.disk = model, disk
+        self.pending = dict(blocks)
+        self.device = _device(model) if disk is None else torch.device("cpu")
+        self.main = getcurrent()
+        self.walks = [greenlet(self._walker(batch, index)) for index, batch in enumerate(batches)]
+        self.masks = [mask if mask is None else mask.to(self.device) for mask in map(_token_mask, batches)]
+        self.paused_at: dict[greenlet, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def __enter__(self) -> _Walks:
+        self.hooks = [
+            module.register_forward_pre_hook(self._pause, with_kwargs=True, prepend=True) for module in self.pending
+        ]
+        if self.disk is not None:
+            inside = {child for module in self.pending for child in module.modules()}
+            self.hooks += [
+                module.register_forward_pre_hook(self._load, prepend=True)
+                for module in self.model.modules()
+                if module not in inside and any(p.is_meta for p in module.parameters(recurse=False))
+            ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for walk in self.walks:
+            if walk:
+                walk.throw(GreenletExit)
+        if self.disk is not None:
+            self.disk.free()
+
+    def next_block(self) -> Block | None:
+        """Let every batch go on to its next block and return the first one met, or None when all were visited."""
+        if not any(block.layers for block in self.pending.values()):
+            return None
+        for walk in self.walks:
+            if not walk.dead and self.paused_at.get(walk, (None,))[0] not in self.pending:
+                with torch.no_grad():
+                    self._resume(walk)
+        if self.disk is not None:
+            self.disk.free()
+        waiting = [walk for walk in self.walks if not walk.dead]
+        if not waiting:
+            self._report_unreached()
+            return None
+        module = self.paused_at[waiting[0]][0]
+        block = self.pending.pop(module)
+        block.inputs = [
+            (*self.paused_at[walk][1:], mask)
+            for walk, mask in zip(self.walks, self.masks, strict=True)
+            if not walk.dead and self.paused_at[walk][0] is module
+        ]
+        return block
+
+    def _resume(self, walk: greenlet) -> None:
+        arrival = walk.switch()
+        if isinstance(arrival, tuple):
+            self.paused_at[walk] = arrival
+        else:
+            self.paused_at.pop(walk, None)
+
+    def _walker(self, batch: Batch, index: int) -> Callable[[], None]:
+        def walk() -> None:
+            _call_checked(self.model, _to(batch, self.device), index)
+
+        return walk
+
+    def _pause(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if getcurrent() is not self.main and module in self.pending:
+            self.main.switch((module, args, kwargs))
+
+    def _load(self, module: nn.Module, args: object) -> None:
+        assert self.disk is not None
+        self.disk.load(module)
+
+    def _report_unreached(self) -> None:
+        names = [block.name for block in self.pending.values()]
+        warnings.warn(f"no calibration batch reached blocks {names[:4]}: they stay as they are", stacklevel=4)
+
+
+def _visit(block: Block, disk: Disk | None) -> Iterator[Block]:
+    """Hand out a block; of a disk-backed model, read it before and write it after."""
+    if disk is not None:
+        disk.load(block.module)
+    yield block
+    if disk is not None:
+        disk.store(block.module)
+    block.inputs = []
+
+
+def _blocks_with_layers(
+    model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str]
+) -> dict[nn.Module, Block]:
+    blocks = {module: Block(name, module, []) for name, module in find_blocks(model).items()}
+    owner = {child: block for block in blocks.values() for child in block.module.modules()}
+    for layer in find_layers(model, include, exclude):
+        if layer.module in owner:
+            owner[layer.module].layers.append(layer)
+    if not any(block.layers for block in blocks.values()):
+        raise LayerNotFoundError(
+            f"no layer inside the blocks matches {include!r}",
+            found=f"blocks {[block.name for block in blocks.values()][:4]}",
+            do="Layers outside the repeated blocks (embeddings, heads) are not streamed.",
+        )
+    return blocks
+
+
+def _observe(
+    layers: Sequence[Layer], make: Callable[[Layer], A], runs: Sequence[tuple[Callable[[], Any], Tensor | None]]
+) -> dict[str, A]:
+    accumulators: dict[str, A] = {}
+    leaders: dict[str, str] = {}
+    last: tuple[Tensor | None, str] = (None, "")
+    mask: Tensor | None = None
+
+    def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal last
+            (x,) = args
+            leader = last[1] if x is last[0] else layer.name
+            if leaders.setdefault(layer.name, leader) != leader:
+                raise UnsupportedModelError(
+                    f"layer {layer.name!r} shares its input with {leader!r} in some batches only",
+                    do="Watch one of the two with include/exclude patterns.",
+                )
+            if leader != layer.name:
+                accumulators.setdefault(layer.name, accumulators[leader])
+                return
+            last = (x, layer.name)
+            if layer.name not in accumulators:
+                accumulators[layer.name] = make(layer)
+            rows, real = _rows(layer, x, mask)
+            accumulators[layer.name].update(rows, real)
+
+        return see
+
+    hooks = [layer.module.register_forward_pre_hook(hook(layer)) for layer in layers]
+    try:
+        for run, mask in runs:  # noqa: B007 - `see` reads mask
+            run()
+            last = (None, "")
+    finally:
+        for handle in hooks:
+            handle.remove()
+    for accumulator in {id(a): a for a in accumulators.values()}.values():
+        accumulator.all_reduce()
+    return accumulators
+
+
+def _rows(layer: Layer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A layer's input rows, and which of them are real tokens."""
+    if mask is not None and x.ndim == 2 and x.shape[0] == mask.numel():
+        x = x.reshape(*mask.shape, -1)  # models that flatten the tokens of a batch
+    rows = layer.rows(x)
+    width = layer.weight_OI.shape[1]
+    if rows.shape[-1] != width:
+        raise CalibrationError(f"inputs of layer {layer.name!r}", found=f"{rows.shape[-1]} features", expected=width)
+    if mask is None or mask.shape != rows.shape[:2] or bool(mask.all()):
+        return rows, None
+    return rows, mask
+
+
+def _token_mask(batch: Batch) -> Tensor | None:
+    """Which tokens of the batch are real, ``[sequences, tokens]``; None when the batch is not token ids."""
+    if isinstance(batch, Mapping):
+        if isinstance(mask := batch.get("attention_mask"), Tensor) and mask.ndim == 2:
+            return mask.bool()
+        ids = batch.get("input_ids")
+    else:
+        ids = batch if isinstance(batch, Tensor) else batch[0]
+    if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point():
+        return torch.ones_like(ids, dtype=torch.bool)
+    return None
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without a key-value cache: a block that runs twice must not fill it twice."""
+    configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    cached = [config for config in configs.values() if getattr(config, "use_cache", False)]
+    for config in cached:
+        config.use_cache = False
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        for config in cached:
+            config.use_cache = True
+
+
+def _call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
+    try:
+        return call(model, batch)
+    except (WeightsmithError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, IndexError, ValueError, RuntimeError) as error:
+        raise CalibrationError(
+            f"the model rejects calibration batch {index}", found=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_batches(batches: Batches) -> None:
+    if len(batches) == 0:
+        raise CalibrationError("no calibration batches", expected="at least one")
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _to(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_to(value, device) for value in batch)
+    return batch

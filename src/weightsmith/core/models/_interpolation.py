@@ -1,0 +1,203 @@
+r"""Walk a model along the straight line between two sets of weights.
+
+.. math::
+    \theta(t) = (1 - t)\,\theta_0 + t\,\theta_1
+
+Barrier curves, the accuracy curve of weight averaging and slices of the loss are all measured on such a walk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from weightsmith.core.errors import HyperparameterError, ShapeError
+from weightsmith.core.io import StateDict
+
+__all__ = ["along_line", "lerp", "put_on_line"]
+
+
+def lerp(
+    start: Shaped[Tensor, "*shape"],
+    end: Shaped[Tensor, "*shape"],
+    t: float,
+    out: Shaped[Tensor, "*shape"] | None = None,
+) -> Shaped[Tensor, "*shape"]:
+    """Return ``(1 - t) * start + t * end``, computed in float32 at least and rounded once.
+
+    At ``t = 0`` and ``t = 1`` the finite values are those of ``start`` and ``end`` bit by bit. Integers and booleans
+    are never averaged: they are those of ``end``.
+
+    Parameters
+    ----------
+    start, end : Tensor
+        Of one shape.
+    t : float
+        Any number; outside [0, 1] the line is extrapolated.
+    out : Tensor, optional
+        Where to write; also gives the element type and the device, which are otherwise those of ``end``.
+
+    Returns
+    -------
+    Tensor
+        ``out``, or a new tensor.
+
+    Examples
+    --------
+    >>> lerp(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0]), 0.25)
+    tensor([1.5000, 2.0000])
+    >>> lerp(torch.tensor([1]), torch.tensor([3]), 0.25)
+    tensor([3])
+    """
+    out = torch.empty_like(end) if out is None else out
+    if not end.is_floating_point():
+        return out.copy_(end)
+    alike = start.dtype == end.dtype == out.dtype and start.device == end.device == out.device
+    if alike and end.dtype.itemsize > 1:  # torch has no arithmetic on eight-bit floats; on two bytes it uses float32
+        return torch.lerp(start, end, t, out=out)
+    wide = torch.promote_types(out.dtype, torch.float32) if out.dtype.itemsize > 1 else torch.float32
+    return out.copy_(torch.lerp(start.to(out.device, wide), end.to(out.device, wide), t))
+
+
+def along_line(model: nn.Module, start: StateDict, end: StateDict, fractions: Iterable[float]) -> Iterator[float]:
+    """Put the model at points of the line between two sets of weights, one after the other, in place.
+
+    A step reads both ends and writes the weights once, so any number of steps in any order leave no rounding error
+    behind. The model gets its own weights back when the loop ends, breaks or raises.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Holds the weights at each point; not copied. Tied weights are set once.
+    start, end : state dict
+        The ends of the line, with the names of ``model.state_dict()`` (which they may be); of tied weights one name
+        is enough. Integer buffers are those of ``end`` throughout.
+    fractions : iterable of float
+        The points: 0 is ``start``, 1 is ``end``, outside of [0, 1] the line is extrapolated.
+
+    Yields
+    ------
+    float
+        The fraction the model is at.
+
+    Raises
+    ------
+    ShapeError
+        If the ends lack weights of the model, have others, or differ in shape; the model is not touched.
+    HyperparameterError
+        If a fraction is not finite.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> start, end = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
+    >>> [model.weight.item() for t in along_line(model, start, end, (0.0, 0.5, 1.0))]
+    [1.0, 2.0, 3.0]
+    """
+    own, backup, triples = _line(model, start, end)
+    return _walk(own, backup, triples, fractions)
+
+
+def put_on_line(model: nn.Module, start: StateDict, end: StateDict, t: float) -> None:
+    """Put the model at a point of the line between two sets of weights, in place, to stay.
+
+    Parameters
+    ----------
+    model, start, end
+        As for :func:`along_line`.
+    t : float
+        The point.
+
+    Raises
+    ------
+    ShapeError, HyperparameterError
+        As :func:`along_line`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> put_on_line(model, {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}, 0.5)
+    >>> model.weight.item()
+    2.0
+    """
+    _, _, triples = _line(model, start, end)
+    _put(triples, t)
+
+
+def _line(
+    model: nn.Module, start: StateDict, end: StateDict
+) -> tuple[StateDict, StateDict, list[tuple[Tensor, Tensor, Tensor]]]:
+    """The model's tensors, copies of them, and of each what to write to and the two ends."""
+    own = model.state_dict()
+    for side, ends in (("start", start), ("end", end)):
+        _check_same(f"{side} of the line", ends, own)
+    backup = {name: tensor.clone() for name, tensor in _once(own).items()}
+    # an end that is the model's own storage would move with the model
+    alias = {tensor.data_ptr(): backup[name] for name, tensor in _once(own).items() if tensor.numel()}
+    triples = [(own[name], *(_stay(_find(ends, own, name), alias) for ends in (start, end))) for name in backup]
+    return own, backup, triples
+
+
+@torch.no_grad()
+def _put(triples: Iterable[tuple[Tensor, Tensor, Tensor]], t: float) -> None:
+    if not math.isfinite(t):
+        raise HyperparameterError("fraction of the line", found=t, expected="a finite number")
+    for target, start, end in triples:
+        lerp(start, end, t, out=target)
+
+
+def _walk(
+    own: StateDict, backup: StateDict, triples: list[tuple[Tensor, Tensor, Tensor]], fractions: Iterable[float]
+) -> Iterator[float]:
+    try:
+        for t in fractions:
+            _put(triples, t)
+            yield t
+    finally:
+        with torch.no_grad():
+            for name, tensor in backup.items():
+                own[name].copy_(tensor)
+
+
+def _once(state: StateDict) -> dict[str, Tensor]:
+    """The tensors without the further names of tied ones.
+
+    >>> shared = torch.zeros(2)
+    >>> list(_once({"embedding": shared, "head": shared, "bias": torch.zeros(2)}))
+    ['embedding', 'bias']
+    """
+    first: dict[object, str] = {}
+    for name, tensor in state.items():
+        first.setdefault(_place(tensor) if tensor.numel() else name, name)
+    return {name: state[name] for name in first.values()}
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def _find(ends: StateDict, own: StateDict, name: str) -> Tensor:
+    """The tensor of ``name``, or of a weight that the model ties to it."""
+    names = [other for other, tensor in own.items() if _place(tensor) == _place(own[name])] if name not in ends else []
+    return ends[name] if name in ends else next(ends[other] for other in names if other in ends)
+
+
+def _stay(tensor: Tensor, alias: Mapping[int, Tensor]) -> Tensor:
+    """The tensor, or the copy of it where it is a weight of the model itself."""
+    copy = alias.get(tensor.data_ptr()) if tensor.numel() else None
+    return tensor.detach() if copy is None or copy.shape != tensor.shape else copy
+
+
+def _check_same(what: str, state: StateDict, own: StateDict) -> None:
+    given = {_place(own[name]) for name in state if name in own}
+    missing = [name for name, tensor in own.items() if name not in state and _place(tensor) not in given]
+    odd = missing + [name for name in state if name not in own]
+    if odd:
+        raise ShapeError(f"{what}: {len(odd)} names", found=odd[:5], expected="the names of model.state_dict()")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ShapeError(f"{what}: {name!r}", found=tuple(tensor.shape), expected=tuple(own[name].shape))

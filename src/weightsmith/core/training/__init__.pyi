@@ -1,0 +1,12 @@
+from ._fit import (
+    Fit as Fit,
+    Loss as Loss,
+    Samples as Samples,
+    aligned as aligned,
+    default_loss as default_loss,
+    draw_seed as draw_seed,
+    fit as fit,
+    logits_of as logits_of,
+    mean_loss as mean_loss,
+    restored_on_error as restored_on_error,
+)

@@ -1,0 +1,122 @@
+r"""Maximum magnitude component analysis: signed components; of those on, the value of largest magnitude is seen.
+
+.. math:: y_d = W_{h^*d} + \varepsilon_d, \qquad h^* = \arg\max_h |s_h W_{hd}|, \quad
+          s_h \sim \operatorname{Bernoulli}(\pi), \quad \varepsilon \sim N(0, \sigma^2 I)
+
+References
+----------
+Bornschein, Henniges, Lücke, "Are V1 Simple Cells Optimized for Visual Occlusions?", PLoS Computational Biology 9, 2013;
+in the library of arXiv 1908.06843.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from weightsmith.dictionary._prosper.linear import largest_candidates
+from weightsmith.dictionary._prosper.maxima import MaximumEM
+from weightsmith.dictionary._prosper.model import Parameters
+from weightsmith.dictionary._prosper.schedule import Points, annealed
+from weightsmith.dictionary._prosper.start import Start
+
+__all__ = ["MMCA"]
+
+HALF_LIFE, LEAST_STEP = 2.5, 0.2
+"""Inertia: weight of a feature at which a component has moved by 1 - 1/e, and the least share it moves by."""
+
+
+class MMCA(MaximumEM):
+    """Dictionary, sparsity and noise for signed data whose components combine by the largest magnitude.
+
+    Parameters
+    ----------
+    n_components, n_candidates, max_active, max_iter, tol, n_init
+        As for :class:`~weightsmith.dictionary.BSC`.
+    schedule : mapping, "auto" or None, default: "auto"
+        "auto" lowers the temperature from 4 to 1 at 80 % of the steps, with it the maximum's softness, and raises the
+        data cut from 0 to 1 at two thirds, with a little noise on the components until 60 %.
+    inertia : bool, default: True
+        Move components that explain little only a part of the way.
+    components_init, pi_init, sigma_init, random_state, device
+        As for :class:`~weightsmith.dictionary.BSC`.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components, n_features)
+        One atom a row.
+    pi_, sigma_, lower_bound_curve_, lower_bound_, n_iter_, n_features_in_
+        As for :class:`~weightsmith.dictionary.BSC`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> codes = rng.random((500, 3, 1)) < 0.3
+    >>> parts = codes * np.array([[4.0, 4, 0, 0, 4], [0, 0, -4, -4, -3], [-3, 0, 3, 0, 0]])
+    >>> X = np.take_along_axis(parts, np.abs(parts).argmax(1, keepdims=True), 1)[:, 0] + rng.normal(0, 0.3, (500, 5))
+    >>> model = MMCA(3, n_init=3, random_state=0).fit(X)
+    >>> sorted(model.components_.round().astype(int).tolist())
+    [[-3, 0, 3, 0, 0], [0, 0, -4, -4, -3], [4, 4, 0, 0, 4]]
+    """
+
+    _schedule: ClassVar[Mapping[str, Points]] = annealed(4.0, 0.8)
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        *,
+        n_candidates: int | Literal["auto"] = "auto",
+        max_active: int | Literal["auto"] = "auto",
+        schedule: Mapping[str, Points] | Literal["auto"] | None = "auto",
+        max_iter: int = 100,
+        tol: float = 0.0,
+        n_init: int = 1,
+        inertia: bool = True,
+        components_init: Start | None = None,
+        pi_init: Start | None = None,
+        sigma_init: Start | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            n_components,
+            n_candidates=n_candidates,
+            max_active=max_active,
+            schedule=schedule,
+            max_iter=max_iter,
+            tol=tol,
+            n_init=n_init,
+            components_init=components_init,
+            pi_init=pi_init,
+            sigma_init=sigma_init,
+            random_state=random_state,
+            device=device,
+        )
+        self.inertia = inertia
+
+    def _sharpness(self, temperature: float) -> float:
+        return min(1 / (1 - 1 / max(temperature, 1.2)), 35.0)
+
+    def _candidates(
+        self, data_ND: Float[Tensor, "points features"], parameters: Parameters, n_candidates: int
+    ) -> Int[Tensor, "points candidates"]:
+        components_HD = parameters.components_HD
+        nearness_NH = 2 * (data_ND @ components_HD.T) - components_HD.square().sum(1)
+        return largest_candidates(nearness_NH, n_candidates)
+
+    def _new_components(
+        self,
+        weighted_HD: Float[Tensor, "components features"],
+        weight_HD: Float[Tensor, "components features"],
+        parameters: Parameters,
+    ) -> Float[Tensor, "components features"]:
+        new_HD: Tensor = weighted_HD / weight_HD.clamp(min=1e-4)
+        if not self.inertia:
+            return new_HD
+        step_HD = (1 - (-weight_HD / HALF_LIFE).exp()).clamp(min=LEAST_STEP)
+        return step_HD * new_HD + (1 - step_HD) * parameters.components_HD

@@ -1,0 +1,93 @@
+"""What a fit starts from: moments of the data and start values, checked.
+
+Legend: ``N`` points, ``D`` features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightsmith.core.errors import HyperparameterError, ShapeError
+from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.dictionary._prosper.shards import total
+
+__all__ = ["CHUNK_BYTES", "Moments", "Start", "given", "inside", "integer", "positive"]
+
+CHUNK_BYTES = 8 << 20
+"""Size of the states' probabilities of the points that are worked on together."""
+
+Start = np.ndarray | Sequence[Any] | float
+"""A start value as a user gives it."""
+
+SIGMA_FLOOR = (1e-3, 1e-6)
+"""The least noise: as a share of the data's standard deviation, and absolute."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means of the features over all processes, and their spread."""
+
+    mean_D: Float[Tensor, "features"]
+    variance_D: Float[Tensor, "features"]
+
+    @classmethod
+    def of(cls, data_ND: Tensor) -> Moments:
+        """Compute them, over all processes."""
+        count = total(float(len(data_ND)))
+        rows = max(1, CHUNK_BYTES // (8 * data_ND.shape[1]))
+        sum_D = torch.stack([chunk.double().sum(0) for chunk in data_ND.split(rows)]).sum(0)
+        all_reduce_sum(sum_D)
+        mean_D = sum_D / count
+        square_D = torch.stack([(chunk.double() - mean_D).square().sum(0) for chunk in data_ND.split(rows)]).sum(0)
+        all_reduce_sum(square_D)
+        return cls(mean_D, square_D / count)
+
+    @property
+    def scale(self) -> float:
+        """Mean of the features' standard deviations."""
+        return float(self.variance_D.sqrt().mean())
+
+    @property
+    def sigma_floor(self) -> float:
+        """The least noise."""
+        share, absolute = SIGMA_FLOOR
+        return share * self.scale + absolute
+
+
+def integer(name: str, value: Any, low: int, high: int | None) -> int:
+    """A checked whole number."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low or value > (high or value):
+        expected = f">= {low}" if high is None else f"{low} to {high}: max_active <= n_candidates <= n_components"
+        raise HyperparameterError(name, found=value, expected=f"an integer {expected}")
+    return int(value)
+
+
+def given(name: str, value: Start, shape: tuple[int, ...]) -> Tensor:
+    """A start value checked."""
+    tensor = torch.tensor(np.asarray(value), dtype=torch.float64)
+    if tuple(tensor.shape) != shape:
+        raise ShapeError(name, found=tuple(tensor.shape), expected=shape)
+    if not bool(tensor.isfinite().all()):
+        raise HyperparameterError(name, found="NaN or infinity", expected="finite numbers")
+    return tensor
+
+
+def inside(name: str, value: Tensor) -> Tensor:
+    """Probabilities, checked."""
+    if not bool(((value > 0) & (value < 1)).all()):
+        raise HyperparameterError(name, found=value.tolist(), expected="between 0 and 1, both excluded")
+    return value
+
+
+def positive(name: str, value: Tensor) -> Tensor:
+    """Positive numbers, checked."""
+    if not bool((value > 0).all()):
+        raise HyperparameterError(name, found=value.tolist(), expected="> 0")
+    return value

@@ -1,0 +1,304 @@
+"""Distillation of a whole model: from a teacher's probabilities to a student that is trained on nothing else.
+
+The teacher may be of any architecture and the data need no labels: what the two must share are the classes.
+
+Legend: ``N`` rows (samples, tokens), ``C`` classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate.utils import send_to_device
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+)
+from weightsmith.core.io import CheckpointWriter, TensorSpec, check_output
+from weightsmith.core.models import call, evaluation_mode
+from weightsmith.core.progress import track
+from weightsmith.core.training import Fit, Samples, default_loss, fit, logits_of
+
+__all__ = ["agreement", "decaying_adamw", "distil", "soft_distillation", "teacher_logits"]
+
+Reduction = Literal["batch", "numel"]
+
+
+def soft_distillation(
+    student: Float[Tensor, "N C"], teacher: Float[Tensor, "..."], *, tau: float = 1.0, reduction: Reduction = "batch"
+) -> Float[Tensor, ""]:
+    r"""Compute :math:`\tau^2\,\mathrm{KL}(p_T \Vert p_S)` of logits.
+
+    Parameters
+    ----------
+    student, teacher : Tensor of shape (N, C)
+        Logits, compared in float32 or better; the teacher's are constants.
+    tau : float, default: 1.0
+        Temperature, positive.
+    reduction : {"batch", "numel"}, default: "batch"
+        The mean over rows; or, as the paper's code has it, that over ``C`` too. The optimizer hardly sees a difference
+        unless the loss is mixed with another.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``tau`` is not positive.
+    NonFiniteError
+        If the teacher's logits hold NaN.
+    ShapeError
+        If the two have different classes.
+
+    Examples
+    --------
+    >>> student, teacher = torch.tensor([[1.0, 0.5, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
+    >>> round(soft_distillation(student, teacher).item(), 6)
+    0.255111
+    """
+    if not tau > 0:
+        raise HyperparameterError("tau", found=tau, expected="positive")
+    if student.shape != teacher.shape:
+        found = f"{tuple(teacher.shape)} and {tuple(student.shape)}"
+        raise ShapeError("logits of teacher and student", found=found, expected="the same classes")
+    if bool(teacher.isnan().any()):
+        raise NonFiniteError("the teacher's logits hold NaN")
+    log_q, log_p = (functional.log_softmax(_single(logits) / tau, 1) for logits in (student, teacher.detach()))
+    divergence = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return tau**2 * divergence / (len(student) if reduction == "batch" else student.numel())
+
+
+def distil(
+    student: nn.Module,
+    teacher: nn.Module | Tensor,
+    data: Any,
+    *,
+    alpha: float = 1.0,
+    tau: float = 1.0,
+    reduction: Reduction = "batch",
+    learning_rate: float = 5e-4,
+    weight_decay: float = 0.05,
+    warmup: float = 0.05,
+    epochs: int = 1,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Fit:
+    r"""Train a student in place on a teacher's probabilities: :math:`(1-\alpha) L_{labels} + \alpha L_{KD}`.
+
+    Parameters
+    ----------
+    student : nn.Module
+        Usually one with shared stages.
+    teacher : nn.Module or Tensor of shape (samples, ..., C)
+        Of any architecture with the same classes. It runs in evaluation mode, without gradients. Or its logits of all
+        samples, from :func:`teacher_logits`.
+    data : Dataset, sequence of samples, or DataLoader
+        As for :func:`weightsmith.core.training.fit`. A mapping's padding (``attention_mask`` 0) does not count.
+    alpha : float, default: 1.0
+        Weight of the teacher, in [0, 1]; at 1 labels are not used and need not be there.
+    tau, reduction
+        As for :func:`soft_distillation`.
+    learning_rate, weight_decay : float
+        Of AdamW with cosine decay; vectors (biases, norms) do not decay.
+    warmup : float, default: 0.05
+        Share of all steps with a rising learning rate.
+    epochs, batch_size, seed
+        As for :func:`weightsmith.core.training.fit`.
+
+    Returns
+    -------
+    Fit
+        The losses.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``alpha`` or ``tau`` is out of range, or logits come with a ``DataLoader``, which does not tell the samples.
+    NonFiniteError, ShapeError
+        As :func:`soft_distillation`; or if there is not one row of logits a sample.
+    UnsupportedModelError
+        If a model gives no logits.
+    """
+    if not 0 <= alpha <= 1:
+        raise HyperparameterError("alpha", found=alpha, expected="in [0, 1]")
+
+    if isinstance(teacher, Tensor):
+        data = _WithLogits(data, teacher)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        if isinstance(teacher, Tensor):
+            batch, output = batch
+        inputs = _inputs(batch)
+        with torch.no_grad():
+            theirs = _rows(output if isinstance(teacher, Tensor) else call(teacher, inputs), inputs)
+        ours = _rows(call(model, inputs), inputs)
+        value = alpha * soft_distillation(ours, theirs, tau=tau, reduction=reduction)
+        return value if alpha == 1 else value + (1 - alpha) * default_loss(model, batch)
+
+    with nullcontext() if isinstance(teacher, Tensor) else evaluation_mode(teacher):
+        return fit(
+            student,
+            data,
+            loss=loss,
+            optimizer=decaying_adamw(student, learning_rate, weight_decay),
+            scheduler="cosine",
+            warmup=warmup,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+
+@torch.no_grad()
+def teacher_logits(
+    teacher: nn.Module, data: Any, path: str | os.PathLike[str] | None = None, *, batch_size: int = 32
+) -> Float[Tensor, "samples ..."]:
+    """Run a teacher once over all samples, so that :func:`distil` need not in every epoch.
+
+    Only for samples that are the same each time they are read: not where they are augmented, cropped or mixed anew. A
+    language model's logits are as many as its vocabulary for every token, so for one the live teacher is cheaper to
+    keep.
+
+    Parameters
+    ----------
+    teacher : nn.Module
+        Runs in evaluation mode.
+    data : Dataset or sequence of samples
+        As for :func:`distil`; all samples of one shape.
+    path : path-like, optional
+        Ends in ``.safetensors``; the logits are then on disk and mapped into memory. Open the file again with
+        ``safetensors.torch.load_file(path)["logits"]``.
+    batch_size : int, default: 32
+        Samples a forward pass.
+
+    Returns
+    -------
+    Tensor of shape (samples, ..., C)
+        In float32 or better, in the order of the data.
+
+    Raises
+    ------
+    CheckpointError
+        If ``path`` exists or does not end in ``.safetensors``; a failed run leaves no file.
+    HyperparameterError
+        If there are no samples, or ``batch_size`` is below one.
+    UnsupportedModelError
+        If the model gives no logits.
+
+    Examples
+    --------
+    >>> teacher, student = nn.Linear(3, 2), nn.Linear(3, 2)
+    >>> data = torch.utils.data.TensorDataset(torch.rand(10, 3))
+    >>> logits = teacher_logits(teacher, data)
+    >>> logits.shape, distil(student, logits, data).steps
+    (torch.Size([10, 2]), 1)
+    """
+    if path is not None and Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"file of logits {str(path)!r}", expected="a name that ends in .safetensors")
+    if batch_size < 1 or len(data) == 0:
+        raise HyperparameterError("samples, batch_size", found=(len(data), batch_size), expected=">= 1 each")
+    loader: DataLoader[Any] = DataLoader(cast(Dataset[Any], data), batch_size=batch_size)
+    with evaluation_mode(teacher):
+        parts = _parts(teacher, loader)
+        if path is None:
+            return torch.cat([*parts])
+        check_output(Path(path), overwrite=False)
+        first = next(parts)
+        spec = TensorSpec(first.dtype, (len(data), *first.shape[1:]))
+        with CheckpointWriter(path, {"logits": spec}) as writer:
+            begin = 0
+            for part in chain([first], parts):
+                writer.write_range("logits", begin, part.flatten())
+                begin += part.numel()
+    return load_file(path)["logits"]
+
+
+def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
+    """The logits of each batch, on the CPU."""
+    device = next((parameter.device for parameter in teacher.parameters()), "cpu")
+    for batch in track(loader, "teacher", total=len(loader)):
+        yield _single(logits_of(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size: int) -> dict[str, float]:
+    """Measure on how much of the data the largest logits are the teacher's, and the divergence from its probabilities.
+
+    Returns
+    -------
+    dict
+        ``agreement``, a share, and ``divergence`` in nats a row.
+    """
+    same = rows = 0
+    divergence = 0.0
+    device = next(model.parameters()).device
+    with evaluation_mode(model), evaluation_mode(teacher):
+        for start in range(0, len(samples), batch_size):
+            some = samples[start : start + batch_size]
+            inputs = _inputs({name: torch.stack([sample[name] for sample in some]).to(device) for name in some[0]})
+            ours, theirs = (_rows(call(network, inputs), inputs) for network in (model, teacher))
+            same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+            divergence += soft_distillation(ours, theirs).item() * len(ours)
+            rows += len(ours)
+    return {"agreement": same / rows, "divergence": divergence / rows}
+
+
+def decaying_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Make an AdamW that lets matrices decay, and vectors (biases, norms) not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+
+
+def _inputs(batch: Any) -> Any:
+    """A batch without its labels."""
+    if isinstance(batch, Mapping):
+        return {name: value for name, value in batch.items() if name != "labels"}
+    return batch[0] if isinstance(batch, Sequence) and len(batch) == 2 else batch
+
+
+def _rows(output: Any, inputs: Any) -> Tensor:
+    """The logits of an output as rows; those of padding tokens are left out."""
+    logits = logits_of(output)
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if mask is not None and mask.shape == logits.shape[:-1]:
+        return logits[mask != 0]
+    return logits.flatten(0, -2)
+
+
+class _WithLogits(Dataset[Any]):
+    """Samples, each with its row of the teacher's logits."""
+
+    def __init__(self, data: Any, logits: Tensor) -> None:
+        if isinstance(data, DataLoader):
+            raise HyperparameterError(
+                "data of stored logits", found="a DataLoader", expected="a dataset, whose samples have numbers"
+            )
+        if len(data) != len(logits):
+            raise ShapeError("stored logits", found=len(logits), expected=f"one row for each of {len(data)} samples")
+        self.data, self.logits = data, logits
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> tuple[Any, Tensor]:
+        return self.data[number], self.logits[number]
+
+
+def _single(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

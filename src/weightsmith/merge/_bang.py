@@ -1,0 +1,430 @@
+r"""BANG: fine-tune so that the average with the pretrained network is balanced.
+
+A network fine-tuned with plain cross-entropy is surer of itself than the one it started from, on drifted data too,
+so its mistakes outvote the other's right answers when the two are averaged. Fine-tuning with mixup and smoothed
+labels keeps the two equally sure; nothing else changes:
+
+.. math::
+    t = (1 - \epsilon)\,\mathrm{onehot}(y) + \epsilon / K, \quad
+    \tilde x = \lambda x + (1 - \lambda) x', \quad \tilde t = \lambda t + (1 - \lambda) t', \quad
+    \lambda \sim \mathrm{Beta}(a, a), \quad L = -\sum_k \tilde t_k \log p_k(\tilde x)
+
+Lin, Tan, Hao, Wong, Dong, Zhang, Yang, Zhang 2024, arXiv 2309.17230.
+
+Where the classes of the fine-tuning data can be told from cues that mean nothing elsewhere, mixup and smoothing can
+make the average worse: see the method's page. Legend: ``N`` samples, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import default_collate
+
+from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.models import call, lerp, put_on_line
+from weightsmith.core.results import Result, record
+from weightsmith.core.training import Loss, Samples, aligned, draw_seed, fit, logits_of, restored_on_error
+from weightsmith.merge._wise_ft import check_alpha
+
+__all__ = [
+    "MixupCollator",
+    "bang",
+    "bang_loss",
+    "smooth_targets",
+    "soft_cross_entropy",
+    "warmup_cosine",
+]
+
+IGNORED = -100
+
+
+def smooth_targets(
+    labels: Shaped[Tensor, "..."], classes: int, *, label_smoothing: float = 0.1
+) -> Float[Tensor, "N K ..."]:
+    """Turn labels into class probabilities and smooth them.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (N, ...)
+        Class indices (-100 is ignored: its probabilities are zero); or class probabilities ``[N, K, ...]``.
+    classes : int
+        Number of classes K.
+    label_smoothing : float, default: 0.1
+        In [0, 1): what is spread evenly over all classes.
+
+    Returns
+    -------
+    Tensor of shape (N, K, ...)
+        The classes in the second dimension, as :func:`torch.nn.functional.cross_entropy` takes them.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``label_smoothing`` is out of range, or labels that are no classes (several at once, or numbers to
+        regress) are to be smoothed.
+    CalibrationError
+        If a label is not below ``classes``.
+
+    Examples
+    --------
+    >>> smooth_targets(torch.tensor([2]), 4, label_smoothing=0.2)
+    tensor([[0.0500, 0.0500, 0.8500, 0.0500]])
+    """
+    if not 0 <= label_smoothing < 1:
+        raise HyperparameterError("label_smoothing", found=label_smoothing, expected="in [0, 1)")
+    if labels.is_floating_point():
+        classwise = labels.ndim > 1 and labels.shape[1] == classes
+        if label_smoothing and not (classwise and bool((labels.sum(1) - 1).abs().max() < 1e-3)):
+            raise HyperparameterError(
+                "label_smoothing", found="targets that are not class probabilities", do="Pass label_smoothing=0."
+            )
+        return (1 - label_smoothing) * labels + label_smoothing / classes if label_smoothing else labels
+    kept = labels != IGNORED
+    if bool((labels[kept] >= classes).any()) or bool((labels[kept] < 0).any()):
+        raise CalibrationError("labels", found=labels[kept].unique().tolist()[-3:], expected=f"0 to {classes - 1}")
+    onehot = functional.one_hot(labels.clamp_min(0), classes).movedim(-1, 1).float()
+    return ((1 - label_smoothing) * onehot + label_smoothing / classes) * kept.unsqueeze(1)
+
+
+def soft_cross_entropy(
+    output: Any, labels: Float[Tensor, "N K ..."], num_items_in_batch: Tensor | int | None = None
+) -> Float[Tensor, ""]:
+    """Cross-entropy against class probabilities; rows of zeros are ignored.
+
+    Also the ``compute_loss_func`` of Hugging Face's ``Trainer`` for batches that :class:`MixupCollator` made.
+
+    Parameters
+    ----------
+    output : Tensor or object with logits
+        Logits of the shape of ``labels``.
+    labels : Tensor of shape (N, K, ...)
+        Class probabilities.
+    num_items_in_batch : int, optional
+        Rows of the whole step, where gradients are accumulated; those of this batch otherwise.
+
+    Returns
+    -------
+    Tensor
+        The mean over rows.
+
+    Examples
+    --------
+    >>> target = smooth_targets(torch.tensor([3]), 10)
+    >>> round(soft_cross_entropy(torch.zeros(1, 10), target).item(), 6)
+    2.302585
+    """
+    losses = -(labels * logits_of(output).float().log_softmax(1)).sum(1)
+    rows = labels.sum(1).count_nonzero() if num_items_in_batch is None else num_items_in_batch
+    return losses.sum() / (rows.clamp_min(1) if isinstance(rows, Tensor) else max(rows, 1))
+
+
+class MixupCollator:
+    """Collate samples into a batch whose inputs and labels are mixed in pairs and whose labels are smoothed.
+
+    The labels become class probabilities, for ``torch.nn.CrossEntropyLoss()`` or :func:`soft_cross_entropy`.
+
+    Parameters
+    ----------
+    num_classes : int
+        K.
+    alpha : float, default: 0.5
+        Of Beta(alpha, alpha), one draw a batch; 0 mixes nothing.
+    label_smoothing : float, default: 0.1
+        In [0, 1); applied before mixing.
+    generator : torch.Generator, optional
+        Draws the shares and the pairs.
+
+    Raises
+    ------
+    HyperparameterError
+        If a number is out of range.
+    CalibrationError
+        On a batch: if it has no labels, or no inputs that can be mixed (token ids cannot: fine-tune with
+        :func:`bang_loss`, which mixes their embeddings).
+
+    Examples
+    --------
+    >>> collate = MixupCollator(num_classes=3, label_smoothing=0.0, generator=torch.Generator().manual_seed(0))
+    >>> x, targets = collate([(torch.tensor([0.0]), 0), (torch.tensor([1.0]), 2)])
+    >>> bool((x[:, 0] == targets[:, 2]).all()), targets.sum(1)
+    (True, tensor([1., 1.]))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        alpha: float = 0.5,
+        label_smoothing: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        _check(alpha, label_smoothing)
+        self.num_classes, self.alpha, self.label_smoothing = num_classes, alpha, label_smoothing
+        self.generator = generator
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        """Collate mappings with ``labels``, or pairs of input and label."""
+        batch = default_collate(list(samples))
+        pair = not isinstance(batch, Mapping)
+        if pair and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise CalibrationError("samples", found=type(batch).__name__, expected="mappings or (input, label) pairs")
+        inputs = {"x": batch[0], "labels": batch[1]} if pair else dict(batch)
+        if "labels" not in inputs:
+            raise CalibrationError("samples", found=sorted(inputs), expected="'labels'")
+        target = smooth_targets(inputs.pop("labels"), self.num_classes, label_smoothing=self.label_smoothing)
+        if self.alpha:
+            if not any(value.is_floating_point() for value in inputs.values()):
+                raise CalibrationError(
+                    "no input can be mixed", found=sorted(inputs), do="Fine-tune with bang_loss, or pass alpha=0."
+                )
+            share, partner = _draw(self.alpha, len(target), self.generator)
+            inputs = {
+                key: _mix(value, share, partner) if value.is_floating_point() else value
+                for key, value in inputs.items()
+            }
+            target = _mix(target, share, partner)
+        return (inputs["x"], target) if pair else {**inputs, "labels": target}
+
+
+def bang_loss(
+    *, mixup_alpha: float = 0.5, label_smoothing: float = 0.1, generator: torch.Generator | None = None
+) -> Loss:
+    """Return the loss of :func:`weightsmith.core.training.fit` that mixes and smooths.
+
+    Mixes pixels and other numbers; of tokens it mixes the embeddings. As cross-entropy is linear in its targets, the
+    loss is the mixture of two, so the vocabulary of a language model is never one-hot in memory.
+
+    Parameters
+    ----------
+    mixup_alpha : float, default: 0.5
+        Of Beta(mixup_alpha, mixup_alpha), one draw a batch; 0 mixes nothing.
+    label_smoothing : float, default: 0.1
+        In [0, 1).
+    generator : torch.Generator, optional
+        Draws the shares and the pairs.
+
+    Returns
+    -------
+    callable
+        ``loss(model, batch)`` of mappings with ``labels`` or pairs (inputs, class indices).
+
+    Raises
+    ------
+    HyperparameterError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> loss = bang_loss(mixup_alpha=0.0)
+    >>> round(loss(nn.Identity(), (torch.zeros(2, 10), torch.tensor([1, 2]))).item(), 6)
+    2.302585
+    """
+    _check(mixup_alpha, label_smoothing)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        inputs, labels = _split(batch)
+        share, partner = 1.0, torch.arange(len(labels), device=labels.device)
+        if mixup_alpha:
+            share, partner = _draw(mixup_alpha, len(labels), generator)
+            partner = partner.to(labels.device)
+            inputs = _mixed_inputs(model, inputs, share, partner)
+        logits = logits_of(call(model, inputs))
+        first = _smooth_cross_entropy(model, logits, labels, label_smoothing)
+        if share == 1.0:
+            return first
+        return share * first + (1 - share) * _smooth_cross_entropy(model, logits, labels[partner], label_smoothing)
+
+    return loss
+
+
+def bang(
+    model: nn.Module,
+    training: Samples,
+    *,
+    alpha: float = 0.5,
+    mixup_alpha: float = 0.5,
+    label_smoothing: float = 0.1,
+    learning_rate: float = 3e-5,
+    weight_decay: float = 0.1,
+    epochs: int = 10,
+    batch_size: int = 32,
+    generator: torch.Generator | None = None,
+) -> Result:
+    """Fine-tune with mixup and smoothed labels, then average with the network as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The pretrained network, which should already do the task a little; changed in place.
+    training : sequence of mapping
+        Samples with the model's inputs and ``labels``; a single input named ``x`` is the model's only argument.
+    alpha : float, default: 0.5
+        Share of the fine-tuned network in the average.
+    mixup_alpha : float, default: 0.5
+        Of Beta(mixup_alpha, mixup_alpha); 0 mixes nothing.
+    label_smoothing : float, default: 0.1
+        In [0, 1); 0 together with ``mixup_alpha = 0`` is WiSE-FT.
+    learning_rate : float, default: 3e-5
+        Of AdamW, after a warm-up over a twentieth of the steps, cosine to zero; gradients are clipped to norm 1.
+    weight_decay : float, default: 0.1
+        On all weights.
+    epochs : int, default: 10
+        Passes over the samples.
+    batch_size : int, default: 32
+        Samples an optimizer step.
+    generator : torch.Generator, optional
+        Draws order, shares and pairs.
+
+    Returns
+    -------
+    Result
+        The training loss, and of each changed tensor how far fine-tuning moved it.
+
+    Raises
+    ------
+    HyperparameterError
+        If a number is out of range.
+    CalibrationError
+        If the samples have no labels.
+    NonFiniteError
+        If the loss becomes NaN; the model is as it was.
+
+    References
+    ----------
+    Lin et al. "Spurious Feature Diversification Improves Out-of-distribution Generalization". ICLR 2024.
+    arXiv:2309.17230.
+    """
+    check_alpha("alpha", alpha)
+    hyper: dict[str, Any] = {"alpha": alpha, "mixup_alpha": mixup_alpha, "label_smoothing": label_smoothing}
+    with record("bang", **hyper, learning_rate=learning_rate, epochs=epochs) as result, restored_on_error(model):
+        draws = torch.Generator().manual_seed(draw_seed(generator))
+        loss = bang_loss(mixup_alpha=mixup_alpha, label_smoothing=label_smoothing, generator=draws)
+        start = copy.deepcopy(model.state_dict())
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        run = fit(
+            model,
+            training,
+            loss=loss,
+            optimizer=torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay),
+            scheduler="cosine",
+            warmup=0.05,
+            clip_norm=1.0,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=draw_seed(generator),
+        )
+        for name, parameter in model.named_parameters():  # tied weights come once
+            old = start[name].float()
+            moved = ((parameter.detach().float() - old).norm() / old.norm().clamp_min(1e-12)).item()
+            if moved:
+                result.layer(name, weights=parameter.numel(), moved=moved)
+        put_on_line(model, start, model.state_dict(), alpha)
+        result.curves["training loss"] = run.losses
+        result.totals = {"trainable": sum(parameter.numel() for parameter in trained)}
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+            result.notes.append(
+                "Running statistics of batch normalisation were averaged; re-estimating them is better."
+            )
+    return result
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, *, warmup: int = 500) -> LambdaLR:
+    """WiSE-FT's learning rate, for a loop of your own: a linear warm-up that starts above zero, then cosine to zero.
+
+    Call ``step()`` on it after each optimizer step. (:func:`bang` trains with the schedule of
+    :func:`weightsmith.core.training.fit`, whose warm-up starts at zero.)
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Its learning rate is the highest.
+    steps : int
+        Steps in total.
+    warmup : int, default: 500
+        Steps of the warm-up.
+
+    Returns
+    -------
+    LambdaLR
+        The scheduler.
+
+    Raises
+    ------
+    HyperparameterError
+        If the warm-up is not shorter than the training.
+
+    Examples
+    --------
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = warmup_cosine(optimizer, 6, warmup=2)
+    >>> schedule.get_last_lr()
+    [0.5]
+    """
+    if not 0 <= warmup < steps:
+        raise HyperparameterError("warmup", found=f"{warmup} of {steps} steps", expected="at least 0, below all steps")
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+    return LambdaLR(optimizer, rate)
+
+
+def _split(batch: Any) -> tuple[Any, Tensor]:
+    if isinstance(batch, Mapping) and "labels" in batch:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return (inputs["x"] if inputs.keys() == {"x"} else inputs), batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+    raise CalibrationError("training batch", found=found, expected="a mapping with labels, or (inputs, classes)")
+
+
+def _draw(alpha: float, count: int, generator: torch.Generator | None) -> tuple[float, Tensor]:
+    """The share of each sample and the partner it is mixed with."""
+    gammas = torch._standard_gamma(torch.tensor([alpha, alpha], dtype=torch.float64), generator=generator)
+    share = (gammas[0] / gammas.sum().clamp_min(1e-300)).item() if gammas.sum() > 0 else 1.0
+    return share, torch.randperm(count, generator=generator)
+
+
+def _mix(value: Tensor, share: float, partner: Tensor) -> Tensor:
+    return lerp(value[partner], value, share)
+
+
+def _mixed_inputs(model: nn.Module, inputs: Any, share: float, partner: Tensor) -> Any:
+    if isinstance(inputs, Tensor):
+        return _mix(inputs, share, partner)
+    if not isinstance(inputs, Mapping):
+        raise CalibrationError("inputs to mix", found=type(inputs).__name__, expected="a tensor or a mapping")
+    mixed = {key: _mix(x, share, partner) if x.is_floating_point() else x for key, x in inputs.items()}
+    if "input_ids" in mixed:
+        plain: Any = getattr(model, "module", model)  # under DistributedDataParallel
+        embeddings = plain.get_input_embeddings()(mixed.pop("input_ids"))
+        mixed["inputs_embeds"] = share * embeddings + (1 - share) * embeddings[partner]
+        if "attention_mask" in mixed:
+            mixed["attention_mask"] = torch.maximum(mixed["attention_mask"], mixed["attention_mask"][partner])
+    return mixed
+
+
+def _smooth_cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    logits, labels = aligned(model, logits, labels)
+    if not labels.is_floating_point() and labels.shape == logits.shape[:-1]:
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+    return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def _check(mixup_alpha: float, label_smoothing: float) -> None:
+    if not 0 <= mixup_alpha < math.inf:
+        raise HyperparameterError("mixup alpha", found=mixup_alpha, expected=">= 0")
+    if not 0 <= label_smoothing < 1:
+        raise HyperparameterError("label_smoothing", found=label_smoothing, expected="in [0, 1)")

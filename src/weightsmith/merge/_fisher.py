@@ -1,0 +1,234 @@
+r"""The Fisher-weighted average: of each weight, the network whose predictions depend more on it has more to say.
+
+.. math::
+    \theta = \frac{c_0 \theta_0 + c_1 \theta_1}{c_0 + c_1}, \qquad
+    c_0 = (1 - \alpha) \max(F_0, \epsilon), \quad c_1 = \alpha \max(F_1, \epsilon)
+
+with the diagonal Fisher information :math:`F = E_x E_{y \sim p(y | x)} [(\partial_\theta \log p(y | x))^2]`.
+
+Matena, Raffel 2022, arXiv 2111.09832.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.io import Rule, StateDict, merge_folders, merge_state_dicts
+from weightsmith.core.models import Batch, Batches, evaluation_mode
+from weightsmith.core.results import Result, record
+from weightsmith.core.training import logits_of
+from weightsmith.merge._soup import check_two, wide
+
+__all__ = ["diagonal_fisher", "fisher", "fisher_average"]
+
+
+@torch.no_grad()
+def diagonal_fisher(
+    model: nn.Module, batches: Batches, *, chunk: int = 16, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Estimate how much a classifier's predictions depend on each weight.
+
+    One gradient a sample, of the log-probability of a label drawn from the model itself, squared and averaged.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its output is logits ``[batch, classes]``, or has them as ``logits``. Not changed.
+    batches : Batches
+        Inputs; no labels.
+    chunk : int, default: 16
+        Samples whose gradients are held at a time; each takes the memory of the weights.
+    generator : torch.Generator, optional
+        Draws the labels.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Float32, by parameter name; frozen parameters are left out.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches.
+    UnsupportedModelError
+        If the output is not one row of logits a sample.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> _ = model.weight.data.zero_()
+    >>> diagonal_fisher(model, [torch.tensor([[2.0]])])["weight"].flatten()
+    tensor([1., 1.])
+    """
+    if len(batches) == 0:
+        raise CalibrationError("no batches to estimate the Fisher information from", expected="at least one")
+    weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in weights.items()}
+
+    def log_likelihood(weights: dict[str, Tensor], sample: Any, label: Tensor) -> Tensor:
+        logits = logits_of(functional_call(model, weights, *_arguments(_map(sample, lambda x: x.unsqueeze(0)))))
+        return logits[0].float().log_softmax(-1).gather(0, label[None])[0]
+
+    one = grad(log_likelihood)
+    many = vmap(one, in_dims=(None, 0, 0), chunk_size=chunk)
+
+    def squares(weights: dict[str, Tensor], batch: Batch, labels: Tensor) -> dict[str, Tensor]:
+        """The sum over the batch of the squared gradients."""
+        try:
+            return {name: value.float().square().sum(0) for name, value in many(weights, batch, labels).items()}
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+        # models that look at their inputs' values, as Hugging Face's do at masks, take one backward pass a sample
+        total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in weights.items()}
+        for row, label in enumerate(labels):
+            sample = _map(batch, lambda x, row=row: x[row])
+            for name, value in one(weights, sample, label).items():
+                total[name] += value.float().square()
+        return total
+
+    count = 0
+    with evaluation_mode(model):
+        for batch in batches:
+            logits = logits_of(functional_call(model, weights, *_arguments(batch)))
+            if logits.ndim != 2:
+                raise UnsupportedModelError(
+                    "Fisher information", found=f"output {tuple(logits.shape)}", expected="logits [batch, classes]"
+                )
+            labels = logits.float().softmax(-1).multinomial(1, generator=generator)[:, 0]
+            for name, value in squares(weights, batch, labels).items():
+                total[name] += value
+            count += len(labels)
+    return {name: value / count for name, value in total.items()}
+
+
+def fisher_average(
+    start: StateDict,
+    end: StateDict,
+    start_fisher: StateDict,
+    end_fisher: StateDict,
+    *,
+    alpha: float = 0.5,
+    floor: float = 1e-8,
+) -> dict[str, Tensor]:
+    """Average each weight by how much each network's predictions depend on it.
+
+    Parameters
+    ----------
+    start, end : state dict
+        Of one architecture.
+    start_fisher, end_fisher : state dict
+        Diagonals of their Fisher information (:func:`diagonal_fisher`); a tensor that one lacks
+        counts as ones.
+    alpha : float, default: 0.5
+        In [0, 1]: the share of ``end`` before its Fisher information is looked at.
+    floor : float, default: 1e-8
+        Positive: the least information.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``(c0 start + c1 end) / (c0 + c1)`` with ``c0 = (1 - alpha) max(F0, floor)`` and ``c1 = alpha max(F1, floor)``.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``alpha`` or ``floor`` is out of range.
+    ShapeError, NonFiniteError
+        If the state dicts do not fit or hold NaN.
+
+    Examples
+    --------
+    >>> first, second = {"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}
+    >>> fisher_average(first, second, {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])})
+    {'w': tensor([1.5000])}
+    """
+    rule = _fisher(alpha, floor)
+    return merge_state_dicts([start, end], rule, weights=[start_fisher, end_fisher])
+
+
+def fisher(
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    fishers: Sequence[Path] = (),
+    alpha: float = 0.5,
+    floor: float = 1e-8,
+    overwrite: bool = False,
+) -> Result:
+    """Average two checkpoints on disk, each weight by how much each network's predictions depend on it.
+
+    Parameters
+    ----------
+    checkpoints : sequence of path
+        Two networks of one architecture.
+    out : path
+        Folder for the result; small files come from the second checkpoint.
+    fishers : sequence of path
+        Two checkpoints with the diagonals of their Fisher information, in the same order; a tensor that one lacks
+        counts as ones.
+    alpha : float, default: 0.5
+        In [0, 1]: the share of the second network before its information is looked at.
+    floor : float, default: 1e-8
+        Positive: the least information.
+    overwrite : bool, default: False
+        Replace what is at ``out``.
+
+    Returns
+    -------
+    Result
+        Counts of tensors and weights.
+
+    Raises
+    ------
+    HyperparameterError, ShapeError, NonFiniteError, CheckpointError
+        If the numbers or the checkpoints do not fit; nothing is written.
+
+    References
+    ----------
+    Matena, Raffel. "Merging Models with Fisher-Weighted Averaging". NeurIPS 2022. arXiv:2111.09832.
+    """
+    check_two(checkpoints)
+    if len(fishers) != 2:
+        raise HyperparameterError("fishers", found=len(fishers), expected="two files, one a checkpoint")
+    with record("fisher", alpha=alpha, floor=floor) as result:
+        merged = merge_folders(checkpoints, out, _fisher(alpha, floor), weights=fishers, overwrite=overwrite)
+        result.totals = merged.totals
+    return result
+
+
+def _fisher(alpha: float, floor: float) -> Rule:
+    if not 0 <= alpha <= 1:
+        raise HyperparameterError("alpha", found=alpha, expected="in [0, 1]")
+    if not 0 < floor < math.inf:
+        raise HyperparameterError("floor", found=floor, expected="a positive number")
+
+    def combine(parts: Sequence[Tensor], out: Tensor) -> None:
+        start, end, start_fisher, end_fisher = map(wide, parts)
+        # NaN passes through clamp_min, so a broken Fisher is found in the result
+        first, second = (1 - alpha) * start_fisher.clamp_min(floor), alpha * end_fisher.clamp_min(floor)
+        # the share of the second, not the quotient of the sums: exact at both ends, and no overflow
+        out.copy_(torch.lerp(start, end, (second / (first + second)).to(start.dtype)))
+
+    return lambda chunks: combine
+
+
+def _arguments(batch: Batch) -> tuple[Any, ...]:
+    """A batch as functional_call takes it: positional arguments, then keyword arguments."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,),)
+
+
+def _map(batch: Any, function: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return {key: function(value) for key, value in batch.items()}
+    return tuple(map(function, batch)) if isinstance(batch, (tuple, list)) else function(batch)

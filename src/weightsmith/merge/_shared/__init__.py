@@ -1,0 +1,1 @@
+"""What several merges stand on."""

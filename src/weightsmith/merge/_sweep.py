@@ -1,0 +1,207 @@
+"""Walk from a pretrained to a fine-tuned network and measure every average on the way, at home and on drifted data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+from torch.utils.data import default_collate
+
+from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
+from weightsmith.core.io import StateDict
+from weightsmith.core.models import along_line, call, evaluation_mode, put_on_line
+from weightsmith.core.progress import track
+from weightsmith.core.results import Result, record
+from weightsmith.core.training import Samples, aligned, logits_of
+from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
+from weightsmith.merge._wise_ft import check_alpha, interpolate
+
+__all__ = ["logits_along_line", "sweep"]
+
+ALPHAS = tuple(step / 10 for step in range(11))
+
+
+def sweep(
+    model: nn.Module,
+    in_domain: Samples,
+    shifted: Samples,
+    *,
+    tuned: nn.Module,
+    alphas: Sequence[float] = ALPHAS,
+    alpha: float = 0.5,
+    batch_size: int = 32,
+) -> Result:
+    """Measure the averages of a pretrained and a fine-tuned network, at home and on drifted data.
+
+    Each step of the way is one pass over the weights, in place. Classifiers (one label a sample) are measured by
+    accuracy and diagnosed: which errors the average repairs, how sure each parent is, how well calibrated. Other
+    models are measured by their loss a token.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The pretrained network; left as the average at ``alpha``.
+    in_domain, shifted : sequence of mapping
+        Held-out samples with ``labels``: like the fine-tuning data, and drifted. Their other names are the model's
+        arguments; a single one named ``x`` is its only argument.
+    tuned : nn.Module
+        The network fine-tuned from ``model``, of the same architecture.
+    alphas : sequence of float, default: 0, 0.1, ..., 1
+        Shares of the fine-tuned network to measure.
+    alpha : float, default: 0.5
+        The share at which ``model`` is left. It is not chosen by looking at ``shifted``, which would be leakage.
+    batch_size : int, default: 32
+        Samples a forward pass.
+
+    Returns
+    -------
+    Result
+        A row for each alpha and for the means of the two networks' outputs, the rows' curves over alpha, and of each
+        set of data the shares of errors that the average at ``alpha`` repairs (both parents are wrong) and makes
+        (both are right), and how many times louder the fine-tuned network votes.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no samples, or they have no labels.
+    ShapeError
+        If the two networks differ; nothing is changed.
+    HyperparameterError
+        If there is no alpha, one is not finite, or ``batch_size`` is below one.
+
+    Examples
+    --------
+    >>> base, tuned = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> samples = [{"x": torch.rand(2), "labels": torch.tensor(0)} for _ in range(8)]
+    >>> result = sweep(base, samples, samples, tuned=tuned, alphas=(0.0, 1.0))
+    >>> [row["layer"] for row in result.layers]
+    ['alpha 0 %', 'alpha 100 %', 'mean of probabilities', 'mean of logits']
+    """
+    alphas = list(dict.fromkeys(alphas))
+    if not alphas:
+        raise HyperparameterError("alphas", found="none", expected="at least one")
+    for value in (*alphas, alpha):
+        check_alpha("alpha", value)
+    if batch_size < 1:
+        raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
+    batches = {"in_domain": _batches(in_domain, batch_size), "shifted": _batches(shifted, batch_size)}
+    end = tuned.state_dict()
+    walk = along_line(model, model.state_dict(), end, list(dict.fromkeys([0.0, 1.0, alpha, *alphas])))
+    seen: dict[float, dict[str, Tensor]] = {}
+    with record("sweep", alphas=list(alphas), alpha=alpha) as result, evaluation_mode(model), torch.no_grad():
+        for value in track(walk, "averages", total=len(alphas) + 2):
+            seen[value] = {name: _outputs(model, parts) for name, parts in batches.items()}
+        rows: dict[str, dict[str, float]] = {f"alpha {100 * value:g} %": {} for value in alphas}
+        for name, parts in batches.items():
+            if seen[alpha][name].ndim == 0:
+                for row, value in zip(rows.values(), alphas, strict=True):
+                    row[f"{name} loss"] = seen[value][name].item()
+                continue
+            labels = torch.cat([batch["labels"] for batch in parts])
+            told = diagnose(seen[0.0][name], seen[1.0][name], seen[alpha][name], labels)
+            for row, value in zip(rows.values(), alphas, strict=False):
+                logits = seen[value][name]
+                row[f"{name} accuracy"] = (logits.argmax(1) == labels).double().mean().item()
+                row[f"{name} calibration error"] = calibration_error(logits, labels)
+            for kind in ("probabilities", "logits"):
+                row = rows.setdefault(f"mean of {kind}", {})
+                for measure in ("accuracy", "calibration error"):
+                    row[f"{name} {measure}"] = told[f"{measure.replace(' ', '_')}_ensemble_of_{kind}"]
+            result.totals |= {
+                f"{name}_repaired": told["repaired_FFT"],
+                f"{name}_broken": told["broken_TTF"],
+                f"{name}_confidence_ratio": told["confidence_ratio"],
+            }
+        for who, row in rows.items():
+            result.layer(who, **row)
+        for measure in [name for name in result.layers[0] if name != "layer"]:
+            result.curves[measure] = [row[measure] for row in result.layers[: len(alphas)]]
+        put_on_line(model, model.state_dict(), end, alpha)
+        ratio = result.totals.get("shifted_confidence_ratio", 1.0)
+        if ratio > UNBALANCED:
+            result.notes.append(
+                f"On the shifted data the fine-tuned network's logits are {ratio:.1f} times its start's, so its "
+                "mistakes outvote the start's right answers. Fine-tune with bang (mixup, label smoothing) instead."
+            )
+    return result
+
+
+@torch.no_grad()
+def logits_along_line(
+    model: nn.Module,
+    start: StateDict,
+    end: StateDict,
+    fractions: Sequence[float],
+    x: Shaped[Tensor, "N ..."],
+) -> Float[Tensor, "fractions N K"]:
+    """Evaluate all averages of two small networks in one pass over the data.
+
+    Takes the memory of as many networks as there are fractions; :func:`sweep` takes that of two.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any of the architecture; not changed. Its only argument is a tensor, and its output.
+    start, end : state dict
+        The ends of the line.
+    fractions : sequence of float
+        Shares of ``end``.
+    x : Tensor of shape (N, ...)
+        Inputs.
+
+    Returns
+    -------
+    Tensor of shape (fractions, N, K)
+        The output of each average.
+
+    Raises
+    ------
+    HyperparameterError
+        If a fraction is not finite.
+    ShapeError
+        If the ends do not fit each other.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> ends = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
+    >>> logits_along_line(model, *ends, (0.0, 0.5, 1.0), torch.ones(1, 1)).flatten()
+    tensor([1., 2., 3.])
+    """
+    averages = [interpolate(start, end, fraction) for fraction in fractions]
+    stacked = {name: torch.stack([average[name] for average in averages]) for name in averages[0]}
+    with evaluation_mode(model):
+        outputs: Tensor = vmap(lambda weights: functional_call(model, weights, (x,)))(stacked)
+    return outputs
+
+
+def _batches(samples: Samples, batch_size: int) -> list[dict[str, Any]]:
+    if len(samples) == 0:
+        raise CalibrationError("no samples to measure on", expected="at least one")
+    if "labels" not in samples[0]:
+        raise CalibrationError("samples", found=sorted(samples[0]), expected="'labels'")
+    parts = [samples[begin : begin + batch_size] for begin in range(0, len(samples), batch_size)]
+    return [default_collate([dict(sample) for sample in part]) for part in parts]
+
+
+def _outputs(model: nn.Module, batches: Sequence[dict[str, Any]]) -> Tensor:
+    """All logits of a classifier; the mean loss a label of any other model."""
+    device = next(model.parameters()).device
+    rows, loss, count = [], 0.0, 0
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        logits = logits_of(call(model, inputs if set(inputs) - {"x"} else inputs["x"])).float().cpu()
+        if batch["labels"].ndim == 1:
+            rows.append(logits)
+            continue
+        logits, labels = aligned(model, logits, batch["labels"])
+        if labels.shape != logits.shape[:-1]:
+            raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape[:-1]))
+        loss += functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum").item()
+        count += int((labels != -100).sum())
+    return torch.cat(rows) if rows else torch.tensor(loss / max(count, 1))

@@ -1,0 +1,160 @@
+r"""Match units by what they do on data: the same assignment, over activations in place of weights.
+
+.. math:: \max_P \; \langle P, Z_a^\top Z_b \rangle
+
+Every layer's activations are one matrix on which one permutation acts, so this is weight matching of those matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from weightsmith.core.errors import CalibrationError, ShapeError
+from weightsmith.core.models import Batches, call, evaluation_mode
+from weightsmith.merge._weight_matching.matching import Matching, match_weights
+from weightsmith.merge._weight_matching.reading import Dims, Side
+from weightsmith.merge._weight_matching.spec import PermutationSpec
+from weightsmith.merge._weight_matching.steps import tensors
+
+__all__ = ["Similarity", "match_activations"]
+
+Similarity: TypeAlias = Literal["correlation", "product"]
+
+
+def match_activations(
+    first: nn.Module,
+    second: nn.Module,
+    spec: PermutationSpec,
+    calibration: Batches,
+    *,
+    similarity: Similarity = "correlation",
+) -> Matching:
+    """Match the second network's units to the first's by their activations on the same data.
+
+    Parameters
+    ----------
+    first, second : nn.Module
+        Of one architecture; run in evaluation mode, only read.
+    spec : PermutationSpec
+        What may be permuted. A permutation is matched on the inputs of the layers that read it, after the activation
+        function; where no layer does, on the outputs of those that write it.
+    calibration : Batches
+        The data, some hundreds of samples; the activations of all are in memory.
+    similarity : {"correlation", "product"}, default: "correlation"
+        Pearson's, which is 0 for a unit that never changes; or the mean product, in which loud units count for more.
+
+    Returns
+    -------
+    Matching
+        Permutations for :meth:`PermutationSpec.apply`. Objective and distances are those of the activations.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches.
+    NonFiniteError
+        If an activation holds NaN or infinity.
+    ShapeError
+        If the networks are not of one architecture, or nothing that may be permuted is seen.
+
+    References
+    ----------
+    Ainsworth, Hayase, Srinivasa, arXiv 2209.04836.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> twin = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> spec = PermutationSpec.from_model(model, torch.rand(1, 3))
+    >>> swap = {"0.weight[0]": torch.tensor([1, 0, 2, 3])}
+    >>> _ = twin.load_state_dict(spec.apply(model.state_dict(), swap))
+    >>> match_activations(model, twin, spec, [torch.randn(64, 3)], similarity="product").objective > 0
+    True
+    """
+    if len(calibration) == 0:
+        raise CalibrationError("no batches to match activations on", expected="at least one")
+    for whose, model in (("the first model", first), ("the second model", second)):
+        spec.check_state(model.state_dict(), whose)
+    chosen = _chosen(spec)
+    if not chosen:
+        raise ShapeError("no layer's input or output holds what may be permuted", do="Match the weights instead.")
+    a, b = (_activations(model, chosen, calibration, similarity) for model in (first, second))
+    names = {name for dims in chosen.values() for blocks in dims for block in blocks for name in block.names}
+    unseen = [name for name in spec.permutations if name not in names]
+    seen = replace(
+        spec.without(unseen, "is not seen in any activation"),
+        axes={f"{side} of {name}": dims for (name, side), dims in chosen.items()},
+        shapes={key: tuple(tensor.shape) for key, tensor in a.items()},
+        aliases={},
+        buffers=frozenset(),
+    )
+    found = match_weights(a, b, seen)
+    return replace(found, perms=spec.identity() | found.perms)
+
+
+def _chosen(spec: PermutationSpec) -> dict[tuple[str, Side], Dims]:
+    """All inputs; and the outputs with permutations that are in no input."""
+
+    def names(dims: Dims) -> set[str]:
+        return {name for blocks in dims for block in blocks for name in block.names if name}
+
+    inputs = {key: dims for key, dims in spec.activations.items() if key[1] == "input"}
+    read = {name for dims in inputs.values() for name in names(dims)}
+    written = {
+        key: dims for key, dims in spec.activations.items() if key[1] == "output" and not names(dims).issubset(read)
+    }
+    return inputs | written
+
+
+@torch.no_grad()
+def _activations(
+    model: nn.Module, chosen: Mapping[tuple[str, Side], Dims], calibration: Batches, similarity: Similarity
+) -> dict[str, Tensor]:
+    """One tensor a place, its first axis all samples, standardised for correlations."""
+    parts: dict[tuple[str, Side], list[Tensor]] = {key: [] for key in chosen}
+    modules = dict(model.named_modules())
+
+    def watch(name: str) -> Any:
+        def look(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            sides: tuple[tuple[Side, Any], ...] = (("input", [args, kwargs]), ("output", out))
+            for side, values in sides:
+                if (name, side) in parts:
+                    parts[name, side].append(next(tensors(values)).detach().float().cpu())
+
+        return modules[name].register_forward_hook(look, with_kwargs=True)
+
+    with evaluation_mode(model), ExitStack() as hooks:
+        for name in {name for name, _ in chosen}:
+            hooks.callback(watch(name).remove)
+        for batch in calibration:
+            call(model, batch)
+    return {
+        f"{side} of {name}": _prepare(torch.cat(got), chosen[name, side], similarity)
+        for (name, side), got in parts.items()
+    }
+
+
+def _prepare(values: Float[Tensor, "..."], dims: Dims, similarity: Similarity) -> Float[Tensor, "..."]:
+    """Divide by the number of samples, or standardise along all axes that are not permuted."""
+    others = [axis for axis in range(values.ndim) if axis >= len(dims) or not dims[axis]]
+    count = _product(values.shape[axis] for axis in others)
+    if similarity == "product":
+        return values / count**0.5
+    values = values - values.mean(others, keepdim=True)
+    norm = values.square().sum(others, keepdim=True).sqrt()
+    dead = norm <= norm.max() * 1e-6
+    return torch.where(dead, 0.0, values / norm.masked_fill(dead, 1.0))
+
+
+def _product(numbers: Iterable[int]) -> int:
+    total = 1
+    for number in numbers:
+        total *= number
+    return total

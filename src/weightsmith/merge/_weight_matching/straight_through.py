@@ -1,0 +1,154 @@
+r"""Let the loss at the midpoint choose the permutation: weight matching to a target that is trained.
+
+The target :math:`\hat\theta` starts at :math:`\theta_a`. Each step matches :math:`\theta_b` to it, and takes the loss's
+gradient at the midpoint of :math:`\theta_a` and :math:`\pi(\theta_b)` as if it were that of :math:`\hat\theta`:
+
+.. math::
+    \pi = \arg\max_\pi \langle \hat\theta, \pi(\theta_b) \rangle, \qquad
+    \hat\theta \leftarrow \hat\theta - \eta\, \tfrac12 \nabla L\big(\tfrac12 (\theta_a + \pi(\theta_b))\big)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.models import lerp
+from weightsmith.core.progress import track
+from weightsmith.core.training import Loss, default_loss
+from weightsmith.merge._weight_matching.holding import check_alike
+from weightsmith.merge._weight_matching.matching import match_weights
+from weightsmith.merge._weight_matching.spec import Permutations, PermutationSpec
+
+__all__ = ["StraightThrough", "match_straight_through"]
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """What the straight-through estimator found.
+
+    Attributes
+    ----------
+    perms : dict of str to Tensor
+        The permutations with the lowest loss of a batch at the midpoint.
+    losses : tuple of float
+        Loss at the midpoint, one a step, each on its own batch.
+    """
+
+    perms: Permutations
+    losses: tuple[float, ...]
+
+
+def match_straight_through(
+    first: nn.Module,
+    second: nn.Module,
+    spec: PermutationSpec,
+    batches: Sequence[Any],
+    *,
+    loss: Loss = default_loss,
+    epochs: int = 1,
+    learning_rate: float = 1e-2,
+    momentum: float = 0.9,
+    generator: torch.Generator | None = None,
+) -> StraightThrough:
+    """Match the second network's units to the first's by the loss at the midpoint.
+
+    Parameters
+    ----------
+    first, second : nn.Module
+        Of one architecture; only read.
+    spec : PermutationSpec
+        What may be permuted.
+    batches : sequence of batches
+        Training data as ``loss`` takes it; large batches (the reference: 1000 samples).
+    loss : callable, optional
+        ``loss(model, batch)`` to the mean loss.
+    epochs : int, default: 1
+        Passes over the batches (the reference: 250).
+    learning_rate : float, default: 1e-2
+        Of the target.
+    momentum : float, default: 0.9
+        In [0, 1).
+    generator : torch.Generator, optional
+        Draws the order of the batches and of the permutations; seed 0 by default.
+
+    Returns
+    -------
+    StraightThrough
+        Permutations for :meth:`PermutationSpec.apply`, and the losses on the way.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches.
+    HyperparameterError
+        If a number is out of range.
+    NonFiniteError
+        If the loss at a midpoint is NaN or infinite.
+    ShapeError
+        If the networks are not of one architecture.
+
+    Notes
+    -----
+    Batch normalisation takes the statistics of the batch, as averaged weights have none of their own.
+
+    References
+    ----------
+    Ainsworth, Hayase, Srinivasa, arXiv 2209.04836.
+
+    Examples
+    --------
+    >>> make = lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> first, second = make(), make()
+    >>> spec = PermutationSpec.from_model(first, torch.rand(1, 3))
+    >>> batches = [(torch.rand(16, 3), torch.randint(2, (16,)))] * 3
+    >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    >>> len(match_straight_through(first, second, spec, batches, loss=loss).losses)
+    3
+    """
+    if len(batches) == 0:
+        raise CalibrationError("no batches to match on", expected="at least one")
+    if epochs < 1:
+        raise HyperparameterError("epochs", found=epochs, expected=">= 1")
+    if learning_rate <= 0:
+        raise HyperparameterError("learning_rate", found=learning_rate, expected="> 0")
+    if not 0 <= momentum < 1:
+        raise HyperparameterError("momentum", found=momentum, expected="0 <= momentum < 1")
+    generator = generator or torch.Generator().manual_seed(0)
+    a, b = first.state_dict(), second.state_dict()
+    spec.check_state(a, "the first model")
+    spec.check_state(b, "the second model")
+    check_alike(a, b)
+    midpoint = copy.deepcopy(first).eval().requires_grad_(True)
+    for module in midpoint.modules():
+        module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
+    target = {key: tensor.detach().clone() for key, tensor in a.items()}
+    trained = {key: target[key] for key, _ in midpoint.named_parameters() if target[key].is_floating_point()}
+    velocity = {key: torch.zeros_like(tensor) for key, tensor in trained.items()}
+    perms, losses, best = None, [], None
+    for number in track(range(epochs * len(batches)), "straight-through matching"):
+        if number % len(batches) == 0:
+            order = torch.randperm(len(batches), generator=generator).tolist()
+        perms = match_weights(target, b, spec, start=perms, generator=generator).perms
+        moved = spec.apply(b, perms)
+        midpoint.load_state_dict({key: lerp(a[key], moved[key], 0.5) for key in a})
+        midpoint.zero_grad()
+        value = loss(midpoint, batches[order[number % len(batches)]])
+        if not bool(value.isfinite()):
+            raise NonFiniteError("the loss at the midpoint", found=float(value), do="Lower the learning rate.")
+        value.backward()
+        losses.append(float(value.detach()))
+        if best is None or losses[-1] < best[0]:
+            best = losses[-1], perms
+        for key, parameter in midpoint.named_parameters():
+            if key in velocity and parameter.grad is not None:
+                velocity[key].mul_(momentum).add_(parameter.grad, alpha=0.5)
+                trained[key].sub_(velocity[key], alpha=learning_rate)
+    assert best is not None
+    return StraightThrough(best[1], tuple(losses))

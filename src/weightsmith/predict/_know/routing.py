@@ -1,0 +1,137 @@
+"""Decide which tensors of a checkpoint are predicted, and by which of the three predictors.
+
+Convolution kernels, matrices and biases have a predictor each. Everything else stays as in the trained network:
+normalisation layers, running statistics, embeddings, integer buffers, loose parameters such as class tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.io import TensorSpec
+
+__all__ = ["NOT_PREDICTED", "Kind", "has_normalisation", "route"]
+
+Kind: TypeAlias = Literal["conv", "fc", "bias"]
+Routing: TypeAlias = Literal["rank", "kernel_size"]
+
+NOT_PREDICTED: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.Embedding,
+)
+"""Modules whose tensors stay, when the model is at hand to tell them."""
+
+_PREDICTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def route(
+    specs: Mapping[str, TensorSpec],
+    *,
+    model: nn.Module | None = None,
+    skip: tuple[type[nn.Module], ...] = NOT_PREDICTED,
+    routing: Routing = "rank",
+) -> dict[str, Kind]:
+    """Name the predictor of every tensor that has one.
+
+    Parameters
+    ----------
+    specs : mapping of str to TensorSpec
+        Type and shape of every tensor of the checkpoint.
+    model : nn.Module, optional
+        The model, to skip modules by type. Without it a module with running statistics or a one-dimensional
+        ``weight`` counts as normalisation, and one with "embed" in its name as an embedding.
+    skip : tuple of types
+        Modules of ``model`` whose tensors stay.
+    routing : {"rank", "kernel_size"}, default: "rank"
+        "rank" as the authors' prediction script: every tensor of three or more dimensions goes to the convolution
+        predictor. "kernel_size" as their training data were sorted: 3x3 kernels to the convolution predictor,
+        others (1x1, patch embeddings) to the matrix predictor.
+
+    Returns
+    -------
+    dict of str to {"conv", "fc", "bias"}
+        Only tensors that are to be predicted, in the order of ``specs``.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``routing`` is unknown.
+    UnsupportedModelError
+        If the checkpoint is quantised or holds parametrised modules.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, bias=False))
+    >>> specs = {name: TensorSpec.of(tensor) for name, tensor in model.state_dict().items()}
+    >>> route(specs)
+    {'0.weight': 'conv', '0.bias': 'bias', '2.weight': 'conv'}
+    >>> route(specs, routing="kernel_size")["2.weight"]
+    'fc'
+    """
+    if routing not in ("rank", "kernel_size"):
+        raise HyperparameterError("routing", found=routing, expected="'rank' or 'kernel_size'")
+    kinds: dict[str, Kind] = {}
+    for key, spec in specs.items():
+        _refuse_unsupported(key, spec)
+        if spec.dtype in _PREDICTABLE and not _skipped(key, specs, model, skip):
+            kind = _kind(key, spec.shape, routing)
+            if kind is not None:
+                kinds[key] = kind
+    return kinds
+
+
+def has_normalisation(specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether the checkpoint has a module with a one-dimensional ``weight``: batch, layer or group normalisation.
+
+    Examples
+    --------
+    >>> has_normalisation({"norm.weight": TensorSpec(torch.float32, (8,))})
+    True
+    """
+    return any(len(spec.shape) == 1 and key.rpartition(".")[2] == "weight" for key, spec in specs.items())
+
+
+def _refuse_unsupported(key: str, spec: TensorSpec) -> None:
+    if ".parametrizations." in f".{key}":
+        raise UnsupportedModelError(
+            f"tensor {key!r} belongs to a parametrised module",
+            do="Merge it first with torch.nn.utils.parametrize.remove_parametrizations.",
+        )
+    if key.endswith("weight") and len(spec.shape) >= 2 and spec.dtype not in _PREDICTABLE:
+        raise UnsupportedModelError(
+            f"weight {key!r} is quantised", found=spec.dtype, expected="floating point", do="Dequantise it first."
+        )
+
+
+def _skipped(
+    key: str, specs: Mapping[str, TensorSpec], model: nn.Module | None, skip: tuple[type[nn.Module], ...]
+) -> bool:
+    module, _, _ = key.rpartition(".")
+    prefix = f"{module}." if module else ""
+    if model is not None:
+        try:
+            return isinstance(model.get_submodule(module), skip)
+        except AttributeError:
+            return True
+    weight = specs.get(prefix + "weight")
+    normalises = prefix + "running_mean" in specs or (weight is not None and len(weight.shape) == 1)
+    return normalises or "embed" in module.lower()
+
+
+def _kind(key: str, shape: tuple[int, ...], routing: Routing) -> Kind | None:
+    leaf = key.rpartition(".")[2]
+    if leaf.endswith("bias"):
+        return "bias" if len(shape) == 1 else None
+    if not leaf.endswith("weight") or len(shape) < 2:
+        return None
+    if len(shape) == 2:
+        return "fc"
+    return "conv" if routing == "rank" or shape[2:] == (3, 3) else "fc"

@@ -1,0 +1,403 @@
+r"""DSnoT: mend a pruning mask by swapping removed and kept weights until each output's expected error is small.
+
+"Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs" (ICLR 2024), arXiv 2310.08915. No weight
+changes its value; a row keeps its number of weights.
+
+Removing the weights :math:`P_o` of row :math:`o` shifts its expected output by
+
+.. math:: \varepsilon_o = \sum_{i \in P_o} W_{oi} \, \bar a_i
+
+with :math:`\bar a` the inputs' sum over a sequence's tokens, averaged over sequences. One swap grows the removed weight
+that takes most off :math:`\varepsilon_o` for the variance :math:`v_i` it brings, :math:`W_{oi} \bar a_i / v_i^p`, and
+removes the kept weight of the opposite sign with the lowest Wanda score.
+
+Legend: ``O`` outputs (rows), ``I`` inputs (columns), ``R`` the rows still being swapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
+from weightsmith.core.linalg import inverse_cholesky
+from weightsmith.core.models import Batches, Layer, find_layers
+from weightsmith.core.results import Result, record
+from weightsmith.core.statistics import Gram, InputStatistics
+from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, prune_layers, remove, wanda_score
+
+__all__ = ["Refinement", "dsnot", "refine_mask"]
+
+Stop: TypeAlias = Literal["improve", "same_sign", "reference"]
+Start: TypeAlias = Literal["wanda", "magnitude", "sparsegpt"]
+
+MIN_ROWS = 256
+"""Layers that saw fewer input rows keep their starting mask: means and variances of so few are noise."""
+
+WEIGHTS_AT_ONCE = 1 << 20
+"""Weights whose scores are held in memory at the same time."""
+
+
+@dataclass
+class Refinement:
+    """What :func:`refine_mask` did.
+
+    Attributes
+    ----------
+    pruned_OI : Tensor of shape (out, in)
+        The new mask: True where the weight is removed.
+    error_before_O, error_after_O : Tensor of shape (out,)
+        Expected output error of each row, summed over a sequence's tokens, signed.
+    swaps_O : Tensor of shape (out,)
+        Swaps made in each row.
+    """
+
+    pruned_OI: Bool[Tensor, "out in"]
+    error_before_O: Float[Tensor, "out"]
+    error_after_O: Float[Tensor, "out"]
+    swaps_O: Int[Tensor, "out"]
+
+
+def dsnot(
+    model: nn.Module,
+    calibration: Batches,
+    *,
+    sparsity: Sparsity = 0.5,
+    start: Start = "wanda",
+    masks: Mapping[str, Tensor] | None = None,
+    max_swaps: int = 50,
+    tolerance: float = 0.1,
+    variance_power: float = 1.0,
+    # the paper's code swaps on regardless ("reference"), which often trades good weights for worse ones
+    stop: Stop = "improve",
+    correct_bias: bool = False,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+) -> Result:
+    """Prune a model and refine every layer's mask by training-free swaps (DSnoT).
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model; changed in place.
+    calibration : sequence of batches
+        A few thousand tokens of typical text (the paper: 128 sequences of 2048 tokens).
+    sparsity : float or str, default: 0.5
+        A share in (0, 1), or ``"N:M"``.
+    start : {"wanda", "magnitude", "sparsegpt"}, default: "wanda"
+        The score of the starting mask, lowest of each row removed.
+    masks : mapping of str to Tensor, optional
+        Starting masks from elsewhere, by layer name, shaped like the module's weight, nonzero where it stays; they
+        replace ``start`` (and ``sparsity``, but for the ``"N:M"`` pattern the masks keep).
+    max_swaps : int, default: 50
+        Swaps a row makes at most.
+    tolerance : float, default: 0.1
+        A row whose expected error, summed over a sequence's tokens, is below this is left alone.
+    variance_power : float, default: 1.0
+        Power of the input variance in the growing score; 0 ignores the variance.
+    stop : {"improve", "same_sign", "reference"}, default: "improve"
+        When a row is finished: its expected error would not shrink; its sign would change; or only at
+        ``max_swaps`` or ``tolerance``, as in the paper's code (for N:M the paper's code has the sign rule).
+    correct_bias : bool, default: False
+        Move what remains of the expected error into the layer's bias, where it has one.
+    include, exclude : str or sequence of str
+        Shell patterns on layer names. The paper's commands refine attention only: ``exclude="*mlp*"``. Layers
+        outside the model's repeated blocks are never touched.
+
+    Returns
+    -------
+    Result
+        Per layer: ``sparsity``, ``output_error``, ``swaps`` a row, and the mean absolute expected error a token
+        before and after (``row_error_before``, ``row_error_after``).
+
+    Raises
+    ------
+    CalibrationError
+        If there are no usable calibration batches.
+    HyperparameterError
+        If a hyper-parameter is out of range.
+    LayerNotFoundError
+        If ``masks`` lacks a layer.
+    NonFiniteError
+        If weights or activations hold NaN or infinity.
+    ShapeError
+        If a layer does not fit ``"N:M"``, or a mask its layer.
+    UnsupportedModelError
+        If the weights are already sparse: growing needs the dense ones.
+
+    References
+    ----------
+    Zhang, Zhao, Lin, et al., arXiv 2310.08915.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8))
+    >>> result = dsnot(model, [torch.rand(512, 64)], sparsity=0.5, start="magnitude")
+    >>> result.totals["row_error_after"] < result.totals["row_error_before"]
+    True
+    """
+    pattern = Pattern.parse(sparsity)
+    _check_hyper(max_swaps, tolerance, variance_power)
+    if masks is not None:
+        _check_masks(masks, find_layers(model, include, exclude))
+    factors: dict[int, Tensor] = {}
+
+    def starting_score(layer: Layer, statistics: InputStatistics) -> Tensor:
+        weight_OI = layer.weight_OI.float()
+        if start == "sparsegpt":
+            assert isinstance(statistics, Gram)
+            if id(statistics) not in factors:
+                factors.clear()
+                factors[id(statistics)] = inverse_cholesky(statistics.gram_II)
+            return (weight_OI / factors[id(statistics)].diagonal()).square()
+        return weight_OI.abs() if start == "magnitude" else wanda_score(weight_OI, statistics)
+
+    def prune(layer: Layer, statistics: InputStatistics) -> dict[str, float]:
+        weight_OI = layer.weight_OI
+        _check_dense(layer, pattern, masks)
+        score_OI = starting_score(layer, statistics)
+        if masks is None:
+            pruned_OI = pattern.mask(score_OI)
+        else:
+            pruned_OI = (layer.matrix(masks[layer.name]) == 0).to(weight_OI.device)
+        refined = refine_mask(
+            weight_OI,
+            pruned_OI,
+            statistics,
+            start_score_OI=score_OI,
+            pattern=pattern,
+            max_swaps=max_swaps if statistics.rows >= MIN_ROWS else 0,
+            tolerance=tolerance,
+            variance_power=variance_power,
+            stop=stop,
+        )
+        tokens = statistics.rows / statistics.sequences
+        if correct_bias and isinstance(bias := getattr(layer.module, "bias", None), Tensor):
+            bias.data += (refined.error_after_O / tokens).to(bias.dtype)
+        measures = {
+            "swaps": refined.swaps_O.float().mean().item(),
+            "row_error_before": refined.error_before_O.abs().mean().item() / tokens,
+            "row_error_after": refined.error_after_O.abs().mean().item() / tokens,
+        }
+        return remove(layer, refined.pruned_OI, statistics) | measures
+
+    hyper: dict[str, Any] = {
+        "sparsity": sparsity,
+        "start": start if masks is None else "masks",
+        "max_swaps": max_swaps,
+        "tolerance": tolerance,
+        "variance_power": variance_power,
+        "stop": stop,
+        "correct_bias": correct_bias,
+        "include": include,
+        "exclude": exclude,
+    }
+    with record("dsnot", **hyper) as result:
+        make = Gram if start == "sparsegpt" and masks is None else InputStatistics
+        prune_layers(result, model, calibration, include, exclude, pattern, make, prune)
+        for key in ("swaps", "row_error_before", "row_error_after"):
+            result.totals[key] = sum(row[key] for row in result.layers) / max(len(result.layers), 1)
+    return result
+
+
+def refine_mask(
+    weight_OI: Float[Tensor, "out in"],
+    pruned_OI: Bool[Tensor, "out in"],
+    statistics: InputStatistics,
+    *,
+    start_score_OI: Float[Tensor, "out in"] | None = None,
+    pattern: Pattern | None = None,
+    max_swaps: int = 50,
+    tolerance: float = 0.1,
+    variance_power: float = 1.0,
+    stop: Stop = "improve",
+) -> Refinement:
+    """Refine the mask of one layer, row by row; the weights are only read.
+
+    Parameters
+    ----------
+    weight_OI : Tensor of shape (out, in)
+        The dense weights.
+    pruned_OI : Tensor of shape (out, in)
+        The starting mask, True where the weight is removed.
+    statistics : InputStatistics
+        Of the layer's inputs.
+    start_score_OI : Tensor of shape (out, in), optional
+        The starting mask's scores, by which N:M patterns pick the weight to remove; Wanda's by default.
+    pattern : Pattern, optional
+        With N:M, the removed weight comes from the grown one's run of M columns.
+    max_swaps, tolerance, variance_power, stop
+        As for :func:`dsnot`.
+
+    Returns
+    -------
+    Refinement
+        The new mask, with the errors before and after and the number of swaps of each row.
+
+    Raises
+    ------
+    HyperparameterError
+        If a hyper-parameter is out of range.
+    ShapeError
+        If mask and weight differ in shape.
+
+    Examples
+    --------
+    >>> from weightsmith.core.models import Layer
+    >>> layer = Layer("fc", nn.Linear(4, 1))
+    >>> statistics = InputStatistics(layer)
+    >>> statistics.update(torch.tensor([[[1.0, 1.0, 1.0, 2.0], [3.0, 1.5, 2.0, 4.0]]]))
+    >>> weight = torch.tensor([[1.0, -0.4, 0.5, 0.2]])
+    >>> done = refine_mask(weight, torch.tensor([[False, False, True, True]]), statistics)
+    >>> done.pruned_OI, done.error_before_O, done.error_after_O
+    (tensor([[False,  True, False,  True]]), tensor([2.7000]), tensor([0.2000]))
+    """
+    _check_hyper(max_swaps, tolerance, variance_power)
+    if weight_OI.shape != pruned_OI.shape:
+        raise ShapeError("mask", found=tuple(pruned_OI.shape), expected=f"the weight's {tuple(weight_OI.shape)}")
+    swap = _swap_compiled if _compiled(weight_OI) else _swap
+    rows = max(1, WEIGHTS_AT_ONCE // weight_OI.shape[1])
+    parts = []
+    for first in range(0, len(weight_OI), rows):
+        chunk = slice(first, first + rows)
+        start_OI = None if start_score_OI is None else start_score_OI[chunk]
+        scores = _Scores(weight_OI[chunk], start_OI, statistics, variance_power)
+        parts.append(swap(scores, pruned_OI[chunk].clone(), pattern.m if pattern else 0, max_swaps, tolerance, stop))
+    return Refinement(
+        torch.cat([part.pruned_OI for part in parts]),
+        torch.cat([part.error_before_O for part in parts]),
+        torch.cat([part.error_after_O for part in parts]),
+        torch.cat([part.swaps_O for part in parts]),
+    )
+
+
+class _Scores:
+    """What the swaps of some rows go by: signed contributions, sizes of the growing scores, costs of dropping."""
+
+    def __init__(
+        self, weight_OI: Tensor, start_score_OI: Tensor | None, statistics: InputStatistics, variance_power: float
+    ) -> None:
+        self.contribution_OI = weight_OI.float() * statistics.sum_I
+        # an input that is always zero contributes nothing and is no candidate; a constant one brings no variance
+        gain_I = statistics.sum_I.abs() * statistics.variance_I.pow(-variance_power)
+        self.grow_OI = weight_OI.float().abs() * gain_I.nan_to_num(nan=0.0, posinf=torch.inf)
+        self.cost_OI = wanda_score(weight_OI, statistics)
+        self.start_OI = self.cost_OI if start_score_OI is None else start_score_OI
+
+
+def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float, stop: Stop) -> Refinement:
+    """Swap in all rows at once, one swap a row and step, until no row goes on.
+
+    The candidates of both directions lie in one array, the rows with positive error before those with negative
+    error, so that a row's list is picked by its error's sign; -inf marks what is not, or no longer, a candidate.
+    """
+    contribution_OI = scores.contribution_OI
+    positive_OI, negative_OI = contribution_OI > 0, contribution_OI < 0
+    grow_2OI = _two_sides(scores.grow_OI, pruned_OI & positive_OI, pruned_OI & negative_OI)
+    if m:
+        keep_OI = scores.start_OI.masked_fill(pruned_OI, torch.inf)
+    else:
+        drop_2OI = _two_sides(-scores.cost_OI, ~pruned_OI & negative_OI, ~pruned_OI & positive_OI)
+    error_O = (contribution_OI * pruned_OI).sum(1)
+    before_O, swaps_O = error_O.clone(), torch.zeros_like(error_O, dtype=torch.long)
+    rows_R = torch.arange(len(error_O), device=error_O.device)
+    for _ in range(max_swaps):
+        rows_R = rows_R[error_O[rows_R].abs() > tolerance]
+        if len(rows_R) == 0:
+            break
+        old_R = error_O[rows_R]
+        side_R = rows_R + len(error_O) * (old_R <= 0)
+        best_R, grow_R = grow_2OI[side_R].max(1)
+        if m:
+            run_RM = (grow_R - grow_R % m).unsqueeze(1) + torch.arange(m, device=grow_R.device)
+            lowest_R, at_R = keep_OI[rows_R.unsqueeze(1), run_RM].min(1)
+            drop_R = run_RM.gather(1, at_R.unsqueeze(1)).squeeze(1)
+        else:
+            cheapest_R, drop_R = drop_2OI[side_R].max(1)
+            lowest_R = -cheapest_R
+        new_R = old_R - contribution_OI[rows_R, grow_R] + contribution_OI[rows_R, drop_R]
+        accept_R = (best_R > -torch.inf) & (lowest_R < torch.inf) & _accepts(stop, m, before_O[rows_R], old_R, new_R)
+        rows_R, side_R, grow_R, drop_R, new_R = (t[accept_R] for t in (rows_R, side_R, grow_R, drop_R, new_R))
+        pruned_OI[rows_R, grow_R] = False
+        pruned_OI[rows_R, drop_R] = True
+        grow_2OI[side_R, grow_R] = -torch.inf
+        if m:
+            keep_OI[rows_R, drop_R] = torch.inf
+        else:
+            drop_2OI[side_R, drop_R] = -torch.inf
+        error_O[rows_R] = new_R
+        swaps_O[rows_R] += 1
+    return Refinement(pruned_OI, before_O, error_O, swaps_O)
+
+
+def _two_sides(score_OI: Tensor, positive_OI: Tensor, negative_OI: Tensor) -> Tensor:
+    return torch.cat([score_OI.masked_fill(~side_OI, -torch.inf) for side_OI in (positive_OI, negative_OI)])
+
+
+def _accepts(stop: Stop, m: int, first: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    if stop == "improve":
+        return new.abs() < old.abs()
+    if stop == "same_sign" or m:  # for N:M the paper's code has the sign rule, always
+        return new.sign() == first.sign()
+    return torch.ones_like(new, dtype=torch.bool)
+
+
+def _compiled(weight_OI: Tensor) -> bool:
+    return weight_OI.device.type == "cpu" and find_spec("numba") is not None
+
+
+def _swap_compiled(
+    scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float, stop: Stop
+) -> Refinement:
+    """Do what :func:`_swap` does, row by row in compiled code."""
+    from weightsmith.sparsify._shared.kernels import swaps
+
+    rules = {"improve": swaps.IMPROVE, "same_sign": swaps.SAME_SIGN, "reference": swaps.REFERENCE}
+    rule = swaps.SAME_SIGN if m and stop == "reference" else rules[stop]
+    error_O = (scores.contribution_OI * pruned_OI).sum(1)
+    before_O, swaps_O = error_O.clone(), torch.zeros_like(error_O, dtype=torch.long)
+    tensors = (scores.contribution_OI, scores.grow_OI, scores.cost_OI, scores.start_OI, pruned_OI, error_O, swaps_O)
+    arrays = (t.contiguous().numpy() for t in tensors)
+    swaps.swap_rows(*arrays, m, max_swaps, tolerance, rule, torch.get_num_threads())
+    return Refinement(pruned_OI, before_O, error_O, swaps_O)
+
+
+def _check_hyper(max_swaps: int, tolerance: float, variance_power: float) -> None:
+    if max_swaps < 0:
+        raise HyperparameterError("max_swaps", found=max_swaps, expected=">= 0")
+    if not tolerance >= 0:
+        raise HyperparameterError("tolerance", found=tolerance, expected=">= 0")
+    if not variance_power >= 0:
+        raise HyperparameterError("variance_power", found=variance_power, expected=">= 0")
+
+
+def _check_masks(masks: Mapping[str, Tensor], layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        shape = torch.Size(layer.module.weight.shape)  # type: ignore[arg-type]
+        if layer.name in masks and masks[layer.name].shape != shape:
+            raise ShapeError(
+                f"mask of layer {layer.name!r}", found=tuple(masks[layer.name].shape), expected=tuple(shape)
+            )
+
+
+def _check_dense(layer: Layer, pattern: Pattern, masks: Mapping[str, Tensor] | None) -> None:
+    if masks is not None and layer.name not in masks:
+        raise LayerNotFoundError(
+            f"no mask for layer {layer.name!r}",
+            found=f"masks of {list(masks)[:4]}",
+            do="Leave the layer out with exclude.",
+        )
+    zeros = 1 - int(layer.weight_OI.count_nonzero()) / layer.weight_OI.numel()
+    if zeros >= pattern.share:
+        raise UnsupportedModelError(
+            f"layer {layer.name!r} is already sparse, swaps need the dense weights",
+            found=f"{zeros:.0%} zeros",
+            do="Load the dense checkpoint and pass the sparse one's nonzero pattern as masks.",
+        )

@@ -1,0 +1,1 @@
+"""What several pruning methods stand on."""

@@ -1,0 +1,421 @@
+r"""SPDF: pre-train with most weights frozen at zero, then fine-tune all of them densely.
+
+Thangarasa, Gupta, Marshall, Li, Leong, DeCoste, Lie, Saxena 2023, arXiv 2303.10464. A mask :math:`M`, drawn at random
+once for every matrix of the transformer blocks, holds the same weights at zero through all of pre-training:
+
+.. math::
+
+    W \leftarrow W \odot M, \qquad \nabla_W L \leftarrow \nabla_W L \odot M,
+    \qquad \lVert M \rVert_0 = \lfloor (1 - s) \, |W| \rfloor .
+
+Fine-tuning then drops the masks, and the zeros are ordinary weights that start at zero. On hardware that skips zeros
+the sparse phase saves the multiplications that :func:`forward_flops` counts. **On CPUs and GPUs an unstructured mask
+saves no time**: a masked weight is multiplied all the same.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.models import Batch, Layer, block_layers, call, evaluation_mode
+from weightsmith.core.results import Result, record
+from weightsmith.core.training import Samples, draw_seed, fit, restored_on_error
+
+__all__ = ["StaticSparsity", "forward_flops", "spdf"]
+
+Start = Literal["random", "magnitude", "zeros"]
+
+
+class StaticSparsity:
+    """Holds the same weights at exactly zero through training, and releases them afterwards.
+
+    The weights are set to zero and the masks registered as buffers ``weight_mask`` beside them, so they move with the
+    model and are saved in its ``state_dict``. From then on gradients of masked weights are zero, which is all that
+    AdamW and SGD need; :meth:`attach` gives the guarantee for any optimizer.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    sparsity : float, default: 0.75
+        Share of each matrix that is held at zero, in [0, 1).
+    start : {"random", "magnitude", "zeros"}, default: "random"
+        Which weights stay: drawn at random (the paper), the largest, or those that are not zero now (``sparsity`` is
+        then not used).
+    include, exclude : str or sequence of str
+        Patterns on the paths of the matrices inside the model's blocks; embeddings, heads, norms and biases are
+        always dense.
+    generator : torch.Generator, optional
+        Draws the random masks.
+
+    Attributes
+    ----------
+    layers : list of Layer
+        The masked layers.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``sparsity`` is outside [0, 1) or leaves a layer no weight.
+    UnsupportedModelError
+        If a layer is masked already, tied to another module, or not of floating point.
+
+    References
+    ----------
+    Thangarasa et al. 2023, arXiv 2303.10464.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    >>> sparse = StaticSparsity(model, 0.75, generator=torch.Generator().manual_seed(0))
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> sparse.attach(optimizer)
+    >>> model(torch.randn(4, 8)).square().sum().backward()
+    >>> optimizer.step()
+    >>> int(model[0].weight.count_nonzero())
+    16
+    >>> sparse.densify()
+    >>> list(model[0].state_dict())
+    ['weight', 'bias']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sparsity: float = 0.75,
+        *,
+        start: Start = "random",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        _check_sparsity(sparsity)
+        self.model = model
+        self.layers = block_layers(model, include, exclude)
+        _check_layers(model, self.layers)
+        masks = [_first_mask(layer, sparsity, start, generator) for layer in self.layers]
+        self._attached = False
+        self._handles: list[Any] = [model.register_forward_pre_hook(self._before_forward)]
+        self._hooked: dict[str, tuple[Tensor, Any]] = {}
+        for layer, mask in zip(self.layers, masks, strict=True):
+            layer.module.register_buffer("weight_mask", mask)
+            self._mask_gradient(layer)
+        self.apply()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the zeros exact after every step of an optimizer, whatever its rule, and its loaded state clean.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the optimizer holds none of the masked weights (it was made for another model, or before a copy).
+        """
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(layer.weight in held for layer in self.layers):
+            raise UnsupportedModelError(
+                "the optimizer holds none of the masked weights", do="Make it from this model's parameters."
+            )
+        self._clean(optimizer)
+        self._handles += [
+            optimizer.register_step_post_hook(lambda *_: self.apply()),
+            optimizer.register_load_state_dict_post_hook(self._clean),
+        ]
+        self._attached = True
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set the masked weights to zero."""
+        for layer in self.layers:
+            layer.weight.copy_(_selected(layer.weight, _mask(layer)))
+
+    @torch.no_grad()
+    def relax(self, sparsity: float, generator: torch.Generator | None = None) -> None:
+        """Release weights drawn at random until a lower sparsity is reached: pre-training in phases.
+
+        Raises
+        ------
+        HyperparameterError
+            If the new sparsity is not lower, in any layer, than the present one.
+        """
+        _check_sparsity(sparsity)
+        released = []
+        for layer in self.layers:
+            mask = _mask(layer)
+            more = _kept(layer, sparsity) - int(mask.sum())
+            if more < 0:
+                found = f"{sparsity} where {1 - mask.float().mean().item():.4g} of {layer.name!r} is zero"
+                raise HyperparameterError("sparsity", found=found, expected="not more than now: masks are nested")
+            free = (~mask).flatten().nonzero().squeeze(1).cpu()
+            released.append(free[torch.randperm(len(free), generator=generator)[:more]].to(mask.device))
+        for layer, indices in zip(self.layers, released, strict=True):
+            _mask(layer).view(-1)[indices] = True
+
+    def densify(self) -> None:
+        """Release all weights: masks and hooks go, the zeros stay as starting values.
+
+        Raises
+        ------
+        NonFiniteError
+            If a masked weight is not zero: something wrote to it behind the hooks' back.
+        """
+        for layer in self.layers:
+            inside = layer.weight.detach()[~_mask(layer)]
+            if inside.count_nonzero():
+                found = f"{int(inside.count_nonzero())} of {inside.numel()} are not"
+                raise NonFiniteError(
+                    f"masked weights of {layer.name!r} must be zero",
+                    found=found,
+                    do="Attach the optimizer that trains.",
+                )
+        for handle in [*self._handles, *(handle for _, handle in self._hooked.values())]:
+            handle.remove()
+        for layer in self.layers:
+            del layer.module.weight_mask
+        self._handles, self._hooked, self.layers = [], {}, []
+
+    def _before_forward(self, model: nn.Module, _: object) -> None:
+        if model.training and not self._attached:
+            warnings.warn(
+                "static sparsity without attach(optimizer): only optimizers that leave a weight with zero gradient and "
+                "zero state where it is will keep the zeros",
+                stacklevel=3,
+            )
+            self._attached = True
+        for layer in self.layers:
+            self._mask_gradient(layer)
+
+    def _mask_gradient(self, layer: Layer) -> None:
+        """Hook the weight's gradient; again if the parameter has been replaced by another since."""
+        weight, handle = self._hooked.get(layer.name, (None, None))
+        if weight is layer.weight or not layer.weight.requires_grad:
+            return
+        if handle is not None:
+            handle.remove()
+
+        hook = layer.weight.register_hook(lambda gradient: _selected(gradient, _mask(layer)))
+        self._hooked[layer.name] = (layer.weight, hook)
+
+    @torch.no_grad()
+    def _clean(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set moments of masked weights to zero; state of another shape (factored, 8-bit) stays."""
+        for layer in self.layers:
+            for state in optimizer.state.get(layer.weight, {}).values():
+                if isinstance(state, Tensor) and state.shape == _mask(layer).shape:
+                    state.masked_fill_(~_mask(layer).to(state.device), 0)
+
+
+@torch.no_grad()
+def forward_flops(model: nn.Module, batch: Batch) -> dict[str, float]:
+    """Count the multiply-adds of a forward pass, with and without those of weights that are zero.
+
+    Training takes three times as many (forward, gradient of inputs, gradient of weights).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model, also on the meta device, where counting costs nothing.
+    batch : mapping, tuple or Tensor
+        One batch of inputs.
+
+    Returns
+    -------
+    dict
+        ``dense``: floating point operations, attention and head included (two a multiply-add); ``sparse``: without
+        those of zero weights, masked ones if there are masks; ``ratio``: dense over sparse.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    >>> _ = StaticSparsity(model, 0.75)
+    >>> forward_flops(model, torch.ones(10, 8))
+    {'dense': 2560.0, 'sparse': 640.0, 'ratio': 4.0}
+    """
+    saved = 0.0
+
+    def count(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        mask = getattr(layer.module, "weight_mask", None)
+        weight = layer.weight_OI
+        zeros = 0 if mask is None and weight.is_meta else int((weight == 0 if mask is None else ~mask).sum())
+
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal saved
+            saved += 2.0 * zeros * layer.rows(args[0]).shape[:2].numel()
+
+        return hook
+
+    handles = [layer.module.register_forward_pre_hook(count(layer)) for layer in block_layers(model)]
+    try:
+        # the plain attention kernel: the counter does not know all of the fused ones
+        with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    dense = float(counter.get_total_flops())
+    return {"dense": dense, "sparse": dense - saved, "ratio": dense / (dense - saved)}
+
+
+def spdf(
+    model: nn.Module,
+    training: Samples,
+    *,
+    sparsity: float = 0.75,
+    start: Start = "random",
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+    learning_rate: float = 6e-4,
+    epochs: int = 1,
+    dense_learning_rate: float = 1e-4,
+    dense_epochs: int = 1,
+    batch_size: int = 8,
+    generator: torch.Generator | None = None,
+) -> Result:
+    """Train with most weights held at zero, then release them and train on, all on the same samples.
+
+    To fine-tune on data of their own, run it with ``dense_epochs=0``: the saved model is dense, its zeros ordinary
+    weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; with the weights it has.
+    training : sequence of mapping
+        Samples with ``input_ids`` or other inputs, and ``labels``.
+    sparsity : float, default: 0.75
+        Share of each matrix held at zero in the first phase, in [0, 1).
+    start : {"random", "magnitude", "zeros"}, default: "random"
+        Which weights stay: random ones (the paper, for training from scratch), the largest, or those not zero now.
+    include, exclude : str or sequence of str
+        Patterns on the paths of the matrices inside the blocks.
+    learning_rate : float, default: 6e-4
+        Of the sparse phase: AdamW, weight decay 0.1, 15 % warm-up, cosine to a tenth (the recipe of GPT-3 125M).
+    epochs : int, default: 1
+        Passes over the samples in the sparse phase.
+    dense_learning_rate : float, default: 1e-4
+        Of the dense phase: AdamW, weight decay 0.01, 10 % warm-up, cosine to zero.
+    dense_epochs : int, default: 1
+        Passes over the samples in the dense phase, which has a fresh optimizer; 0 leaves it out.
+    batch_size : int, default: 8
+        Samples an optimizer step.
+    generator : torch.Generator, optional
+        Draws the masks and the order of the samples.
+
+    Returns
+    -------
+    Result
+        Density of every layer after the sparse phase, operations saved by it, losses.
+
+    References
+    ----------
+    Thangarasa et al. 2023, arXiv 2303.10464.
+    """
+    hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "epochs": epochs, "dense_epochs": dense_epochs}
+    rates: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "dense_learning_rate": dense_learning_rate,
+        "batch_size": batch_size,
+    }
+    with record("spdf", **hyper, **rates) as result, restored_on_error(model):
+        held = StaticSparsity(model, sparsity, start=start, include=include, exclude=exclude, generator=generator)
+        for layer in held.layers:
+            result.layer(layer.name, density=_mask(layer).float().mean().item())
+        settings: dict[str, Any] = {
+            "scheduler": "cosine",
+            "clip_norm": 1.0,
+            "batch_size": batch_size,
+            "seed": draw_seed(generator),
+        }
+        try:
+            counted = forward_flops(model, _one(training, model))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+            held.attach(optimizer)
+            run = fit(model, training, optimizer=optimizer, epochs=epochs, warmup=0.15, final_rate=0.1, **settings)
+        finally:
+            held.densify()
+        result.curves["sparse phase: training loss"] = run.losses
+        if dense_epochs:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=dense_learning_rate, weight_decay=0.01)
+            run = fit(model, training, optimizer=optimizer, epochs=dense_epochs, warmup=0.1, **settings)
+            result.curves["dense phase: training loss"] = run.losses
+        result.totals = {
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "operations_saved_by_the_sparse_phase": counted["ratio"],
+        }
+        result.notes.append("The saved operations need hardware that skips zeros; this machine computed them all.")
+    return result
+
+
+def _one(training: Samples, model: nn.Module) -> Batch:
+    """The first sample as a batch, without its labels."""
+    device = next(model.parameters()).device
+    return {name: value[None].to(device) for name, value in training[0].items() if name != "labels"}
+
+
+def _first_mask(layer: Layer, sparsity: float, start: Start, generator: torch.Generator | None) -> Bool[Tensor, "..."]:
+    weight = layer.weight.detach()
+    if start == "zeros":
+        return weight != 0
+    if start == "magnitude":
+        score = weight.abs().float()
+    elif start == "random":
+        # drawn on the CPU, so that a seed gives the same mask on every device
+        score = torch.rand(weight.shape, generator=generator).to(weight.device)
+    else:
+        raise HyperparameterError("start", found=repr(start), expected="'random', 'magnitude' or 'zeros'")
+    mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+    mask[score.flatten().topk(_kept(layer, sparsity)).indices] = True
+    return mask.view_as(weight)
+
+
+def _kept(layer: Layer, sparsity: float) -> int:
+    """Weights that stay: the product is rounded to float32 before it is cut, as the paper's library does."""
+    total = layer.weight_OI.numel()
+    kept = int(torch.tensor(1 - sparsity, dtype=torch.float32) * total)
+    if kept < 1:
+        raise HyperparameterError(
+            "sparsity", found=f"{sparsity}, which leaves {layer.name!r} none of its {total} weights", do="Lower it."
+        )
+    return kept
+
+
+def _selected(values: Tensor, mask: Tensor) -> Tensor:
+    """The values at the mask and zero elsewhere; NaN elsewhere does not get through."""
+    if values.is_cuda:
+        return values.masked_fill(~mask, 0.0)
+    product = values * mask  # on a CPU three times as fast as a selection, but NaN times zero is NaN
+    return product if bool(product.sum().isfinite()) else values.masked_fill(~mask, 0.0)
+
+
+def _mask(layer: Layer) -> Tensor:
+    mask = layer.module.weight_mask
+    assert isinstance(mask, Tensor)
+    return mask
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not (math.isfinite(sparsity) and 0 <= sparsity < 1):
+        do = f"Use {sparsity / 100:g}." if 1 < sparsity < 100 else None
+        raise HyperparameterError("sparsity", found=sparsity, expected="a share in [0, 1)", do=do)
+
+
+def _check_layers(model: nn.Module, layers: Sequence[Layer]) -> None:
+    embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    for layer in layers:
+        weight = layer.weight
+        if hasattr(layer.module, "weight_mask"):
+            raise UnsupportedModelError(f"{layer.name!r} is masked already", do="Call densify() first.")
+        if id(weight) in embeddings or layer.aliases:
+            other = embeddings.get(id(weight)) or layer.aliases[0]
+            raise UnsupportedModelError(f"{layer.name!r} is tied to {other!r}", do="Leave it out with exclude.")
+        if not weight.dtype.is_floating_point:
+            raise UnsupportedModelError(f"{layer.name!r}", found=weight.dtype, expected="floating point weights")

@@ -1,0 +1,131 @@
+"""Greedy allocation of sparsity within a block (TEAL's algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightsmith.core.errors import UnsupportedModelError
+from weightsmith.core.models import Block, Layer
+from weightsmith.sparsify._wina.selection import dropped, protected
+
+__all__ = ["greedy"]
+
+TAIL = 0.25
+"""The error is taken over the last quarter of the tokens: the first ones see little context."""
+
+
+@torch.no_grad()
+def greedy(
+    block: Block,
+    layers: Sequence[Layer],
+    limits: Callable[[str, float], Tensor],
+    *,
+    sparsity: float,
+    step: float,
+    prefill: float,
+) -> dict[str, float]:
+    r"""Spend a block's sparsity where its output suffers least.
+
+    From all dense, each step gives more sparsity to the one layer that disturbs the block's output least,
+    :math:`\delta_p = \text{step} \cdot \bar n / n_p` for a layer with :math:`n_p` weights (mean
+    :math:`\bar n`), so that every step removes equally many weights. Of the sparsities passed on the way the one
+    nearest to the target is taken.
+
+    Parameters
+    ----------
+    block : Block
+        With the inputs the dense model gives it.
+    layers : sequence of Layer
+        The layers to make sparse.
+    limits : callable
+        Gives the limits of a layer's inputs at some sparsity.
+    sparsity : float
+        The target, a share of the block's weights.
+    step : float
+        Mean step in sparsity.
+    prefill : float
+        Of a sequence's tokens the last so many are sparse.
+
+    Returns
+    -------
+    dict of str to float
+        Sparsity by layer name, each in [0, 1].
+    """
+    numel = {layer.name: layer.weight_OI.numel() for layer in layers}
+    mean = sum(numel.values()) / len(numel)
+    dense = _outputs(block)
+    now = dict.fromkeys(numel, 0.0)
+    passed = [now]
+    while _effective(now, numel) < sparsity:
+        trials = [now | {name: min(1.0, now[name] + step * mean / numel[name])} for name in numel if now[name] < 1.0]
+        errors = []
+        for trial in trials:
+            with _sparse(layers, {name: limits(name, share) for name, share in trial.items() if share}, prefill):
+                errors.append(_error(dense, _outputs(block)))
+        now = trials[errors.index(min(errors))]
+        passed.append(now)
+    return min(passed, key=lambda shares: abs(_effective(shares, numel) - sparsity))
+
+
+def _effective(shares: Mapping[str, float], numel: Mapping[str, int]) -> float:
+    """Share of all weights that is skipped.
+
+    >>> _effective({"a": 1.0, "b": 0.0}, {"a": 1, "b": 3})
+    0.25
+    """
+    return sum(numel[name] * share for name, share in shares.items()) / sum(numel.values())
+
+
+def _outputs(block: Block) -> list[Tensor]:
+    outputs = []
+    for args, kwargs, _ in block.inputs:
+        output: Any = block.module(*args, **kwargs)
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        if not isinstance(output, Tensor):
+            raise UnsupportedModelError(
+                f"block {block.name!r} returns {type(output).__name__}",
+                expected="a tensor, or a tuple that starts with one",
+                do="Take allocation='uniform'.",
+            )
+        tokens = output.shape[-2] if output.ndim > 2 else 1
+        outputs.append(output if output.ndim <= 2 else output[..., -max(1, int(TAIL * tokens)) :, :])
+    return outputs
+
+
+def _error(dense: Sequence[Tensor], sparse: Sequence[Tensor]) -> float:
+    """Mean over sequences and channels of the norm, over tokens, of the difference."""
+    norms = [
+        torch.linalg.vector_norm((a - b).float(), dim=-2 if a.ndim > 1 else -1).mean()
+        for a, b in zip(dense, sparse, strict=True)
+    ]
+    return float(torch.stack(norms).mean())
+
+
+@contextmanager
+def _sparse(layers: Sequence[Layer], limits: Mapping[str, Tensor], prefill: float) -> Iterator[None]:
+    """Mask the layers' inputs while the context lasts."""
+
+    def hook(limit: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
+        def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+            (x,) = args
+            drop = dropped(x, limit)
+            if x.ndim > 2:
+                real = torch.ones(1, x.shape[-2], dtype=torch.bool, device=x.device)
+                drop = drop & ~protected(real, prefill).unsqueeze(-1)
+            return (x.masked_fill(drop, 0),)
+
+        return mask
+
+    hooks = [
+        layer.module.register_forward_pre_hook(hook(limits[layer.name])) for layer in layers if layer.name in limits
+    ]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()

@@ -1,0 +1,201 @@
+"""Matrix-vector products on the CPU, compiled with numba: sparse over columns, dense over rows.
+
+Weights of layers that share their input lie one after the other in one flat array, each transposed (``[in, out]``), so
+that a kept input reads one contiguous run and a dropped one reads nothing. Storage types: float32; ``uint16`` holds
+the bits of float16, ``int16`` those of bfloat16. Sums are in float32.
+
+The ``fastmath`` flags leave out those that assume away NaN: a NaN input must show in the output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from weightsmith.sparsify._wina.kernels import start_threads
+
+__all__ = ["dense_rows", "sparse_columns"]
+
+start_threads()
+
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+
+@intrinsic
+def _widen(typing: Any, value: Any) -> Any:
+    """One stored weight as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (stored,) = args
+        if value == types.uint16:
+            return builder.fpext(builder.bitcast(stored, ir.HalfType()), ir.FloatType())
+        if value == types.int16:
+            bits = builder.shl(builder.zext(stored, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+            return builder.bitcast(bits, ir.FloatType())
+        return stored
+
+    return types.float32(value), codegen
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True)
+def _compact(x: NDArray[Any], limit: NDArray[Any], index: NDArray[Any], value: NDArray[Any]) -> int:
+    """List the kept inputs, without branches; NaN is kept."""
+    n = 0
+    for i in range(x.size):
+        index[n] = i
+        value[n] = x[i]
+        n += 1 - int(abs(x[i]) <= limit[i])
+    return n
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True)
+def _add_columns(weight: NDArray[Any], index: NDArray[Any], value: NDArray[Any], y: NDArray[Any]) -> None:
+    """Sum the listed columns times their values into y, eight at a time: y is read and written once for eight."""
+    y[:] = 0
+    k = 0
+    while k + 8 <= index.size:
+        w0, w1, w2, w3 = weight[index[k]], weight[index[k + 1]], weight[index[k + 2]], weight[index[k + 3]]
+        w4, w5, w6, w7 = weight[index[k + 4]], weight[index[k + 5]], weight[index[k + 6]], weight[index[k + 7]]
+        v0, v1, v2, v3 = value[k], value[k + 1], value[k + 2], value[k + 3]
+        v4, v5, v6, v7 = value[k + 4], value[k + 5], value[k + 6], value[k + 7]
+        for o in range(y.size):
+            first = v0 * _widen(w0[o]) + v1 * _widen(w1[o]) + v2 * _widen(w2[o]) + v3 * _widen(w3[o])
+            second = v4 * _widen(w4[o]) + v5 * _widen(w5[o]) + v6 * _widen(w6[o]) + v7 * _widen(w7[o])
+            y[o] += first + second
+        k += 8
+    while k < index.size:
+        w0, v0 = weight[index[k]], value[k]
+        for o in range(y.size):
+            y[o] += v0 * _widen(w0[o])
+        k += 1
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True)
+def _share(
+    part: int,
+    parts: int,
+    inputs: int,
+    weights: NDArray[Any],
+    outs: NDArray[Any],
+    index: NDArray[Any],
+    value: NDArray[Any],
+    kept: NDArray[Any],
+    y: NDArray[Any],
+) -> None:
+    """One thread's share of the kept columns of every layer, summed into its own y."""
+    start = 0
+    for layer in range(outs.size):
+        stop = start + outs[layer]
+        first, last = kept[layer] * part // parts, kept[layer] * (part + 1) // parts
+        weight = weights[start * inputs : stop * inputs].reshape(inputs, outs[layer])
+        _add_columns(weight, index[layer, first:last], value[layer, first:last], y[start:stop])
+        start = stop
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True, parallel=True)
+def _shares(
+    parts: int,
+    inputs: int,
+    weights: NDArray[Any],
+    outs: NDArray[Any],
+    index: NDArray[Any],
+    value: NDArray[Any],
+    kept: NDArray[Any],
+    partial: NDArray[Any],
+) -> None:
+    for part in prange(parts):
+        _share(part, parts, inputs, weights, outs, index, value, kept, partial[part])
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True)
+def sparse_columns(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    weights: NDArray[Any],
+    limits: NDArray[Any],
+    outs: NDArray[Any],
+    bias: NDArray[Any],
+    index: NDArray[Any],
+    value: NDArray[Any],
+    partial: NDArray[Any],
+    kept: NDArray[Any],
+    total: NDArray[Any],
+) -> None:
+    """Compute every layer's product with the one input they share, from the columns each keeps.
+
+    Parameters
+    ----------
+    x : float32 array of shape (in,)
+        The input.
+    y : float32 array of shape (sum(outs),)
+        Receives the products.
+    weights : array of shape (in * sum(outs),)
+        The transposed weights, layer after layer.
+    limits : float32 array of shape (layers, in)
+        A layer keeps input i unless ``abs(x[i]) <= limits[layer, i]``.
+    outs : int64 array of shape (layers,)
+        Outputs of each layer.
+    bias : float32 array of shape (sum(outs),)
+        Added to the products.
+    index, value : int64 and float32 arrays of shape (layers, in + 1)
+        Room for the kept inputs.
+    partial : float32 array of shape (threads, sum(outs))
+        Room for the threads' sums; their number is the number of threads.
+    kept, total : int64 arrays of shape (layers,)
+        Receives the number of kept inputs; adds it up.
+    """
+    for layer in range(outs.size):
+        kept[layer] = _compact(x, limits[layer], index[layer], value[layer])
+        total[layer] += kept[layer]
+    parts = partial.shape[0]
+    if parts == 1:
+        _share(0, 1, x.size, weights, outs, index, value, kept, partial[0])
+    else:
+        _shares(parts, x.size, weights, outs, index, value, kept, partial)
+    for o in range(y.size):
+        y[o] = bias[o] + partial[0, o]
+    for part in range(1, parts):
+        for o in range(y.size):
+            y[o] += partial[part, o]
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True)
+def _row_range(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any]) -> None:
+    row = 0
+    while row + 4 <= y.size:
+        w0, w1, w2, w3 = weight[row], weight[row + 1], weight[row + 2], weight[row + 3]
+        s0 = s1 = s2 = s3 = np.float32(0)
+        for i in range(x.size):
+            s0 += x[i] * _widen(w0[i])
+            s1 += x[i] * _widen(w1[i])
+            s2 += x[i] * _widen(w2[i])
+            s3 += x[i] * _widen(w3[i])
+        y[row], y[row + 1], y[row + 2], y[row + 3] = s0, s1, s2, s3
+        row += 4
+    while row < y.size:
+        s0, w0 = np.float32(0), weight[row]
+        for i in range(x.size):
+            s0 += x[i] * _widen(w0[i])
+        y[row] = s0
+        row += 1
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True, parallel=True)
+def _row_ranges(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any], parts: int) -> None:
+    for part in prange(parts):
+        first, last = y.size * part // parts, y.size * (part + 1) // parts
+        _row_range(x, weight[first:last], y[first:last])
+
+
+@njit(fastmath=FASTMATH, nogil=True, cache=True)
+def dense_rows(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any], threads: int) -> None:
+    """Compute ``weight @ x`` for a row-major weight ``[out, in]``, as a head tied to an embedding has."""
+    if threads == 1:
+        _row_range(x, weight, y)
+    else:
+        _row_ranges(x, weight, y, threads)

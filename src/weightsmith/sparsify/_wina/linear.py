@@ -1,0 +1,229 @@
+"""The linear layer that skips inputs.
+
+Legend: ``O`` outputs, ``I`` inputs, ``N`` tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from weightsmith.sparsify._wina.kernels.op import sparse_columns
+from weightsmith.sparsify._wina.plan import Plan, Projection
+from weightsmith.sparsify._wina.selection import (
+    column_norms,
+    dropped,
+    protected,
+    threshold_limits,
+    topk_limits,
+)
+
+if TYPE_CHECKING:
+    from weightsmith.sparsify._wina.siblings import Siblings
+
+__all__ = ["Prompt", "SparseLinear", "weight_state"]
+
+
+class Prompt:
+    """What a layer needs to know of the forward pass around it: which tokens stay dense.
+
+    Parameters
+    ----------
+    share : float
+        The last so many of a prompt's tokens are sparse.
+
+    Attributes
+    ----------
+    dense_SN : Tensor of shape (sequences, tokens) or None
+        True for tokens that stay dense; None when the model did not say what is padding.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.dense_SN: Tensor | None = None
+        self.warned = False
+
+    def see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read the model's arguments: a forward pre-hook."""
+        self.dense_SN = None
+        tokens = next((kwargs[k] for k in ("input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
+        tokens = args[0] if tokens is None and args else tokens
+        if not isinstance(tokens, Tensor) or tokens.ndim < 2 or tokens.shape[1] == 1:
+            return
+        shape, mask = tokens.shape[:2], kwargs.get("attention_mask")
+        cache = next((kwargs[k] for k in ("cache", "past_key_values") if kwargs.get(k) is not None), None)
+        past = getattr(cache, "get_seq_length", int)()
+        if past:
+            # a chunk that goes on after a cache holds none of the first tokens
+            self.dense_SN = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
+        elif isinstance(mask, Tensor) and mask.shape == shape:
+            self.dense_SN = protected(mask.bool(), self.share)
+        elif mask is None and (tokens.ndim == 3 or not tokens.is_floating_point()):
+            self.dense_SN = protected(torch.ones(shape, dtype=torch.bool, device=tokens.device), self.share)
+
+    def dense_rows(self, x: Float[Tensor, "*tokens in"]) -> Bool[Tensor, "*tokens"] | None:
+        """Mark the rows of a layer's input that stay dense, or return None when there is none."""
+        known, rows = self.dense_SN, x.shape[:-1]
+        if known is not None and known.numel() == rows.numel() and len(rows) in (1, 2):
+            return known.reshape(rows)
+        if len(rows) < 2 or rows[-1] == 1:
+            return None
+        return protected(torch.ones(1, rows[-1], dtype=torch.bool, device=x.device), self.share).expand(rows)
+
+
+class SparseLinear(nn.Module):
+    """A linear layer that multiplies only the inputs its selection keeps.
+
+    It holds the parameters of the layer it stands for under the same names, so a model's state dict does not change.
+    The selection is constant with respect to gradients. When the weight changes, its column norms are computed anew.
+
+    Parameters
+    ----------
+    original : nn.Linear or Conv1D
+        The layer; it comes back when the sparsity is removed.
+    projection : Projection
+        Its selection.
+    plan : Plan
+        The plan the projection is of.
+    prompt : Prompt
+        Shared by the model's layers.
+
+    Attributes
+    ----------
+    siblings : Siblings or None
+        The kernel's group; None to mask only.
+    position : int
+        Place among the siblings.
+
+    Examples
+    --------
+    >>> fc = nn.Linear(2, 2, bias=False)
+    >>> _ = fc.weight.data.copy_(torch.tensor([[3.0, 0.1], [4.0, 0.0]]))
+    >>> plan = Plan(0.5, "topk", 1.0, {"fc": Projection(0.5, 0.0, norms=True)})
+    >>> SparseLinear(fc, plan.projections["fc"], plan, Prompt(1.0))(torch.tensor([0.5, 1.0]))
+    tensor([1.5000, 2.0000], grad_fn=...)
+    """
+
+    def __init__(self, original: nn.Linear | Conv1D, projection: Projection, plan: Plan, prompt: Prompt) -> None:
+        super().__init__()
+        self.weight, self.bias = original.weight, original.bias
+        self.transposed = isinstance(original, Conv1D)
+        self.out_features, self.in_features = (int(n) for n in self.weight_OI.shape)
+        self.projection, self.select, self.prompt = projection, plan.select, prompt
+        self.siblings: Siblings | None = None
+        self.position = 0
+        self.training = original.training
+        self._original = (original,)  # in a tuple: not a child
+        self._state: tuple[int, int] | None = None
+        self.register_buffer("norm_I", None, persistent=False)
+        self.register_buffer("limit_I", None, persistent=False)
+        self._refresh()
+        self.kept: float | Tensor = 0.0
+        self.seen = 0
+
+    @property
+    def original(self) -> nn.Linear | Conv1D:
+        """The layer this one stands for."""
+        return self._original[0]
+
+    @property
+    def weight_OI(self) -> Float[Tensor, "out in"]:
+        """The weight as outputs by inputs."""
+        weight = self.weight.detach()
+        return weight.T if self.transposed else weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply; a single token goes to the kernel where there is one."""
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
+        siblings = self.siblings
+        if siblings is not None and x.numel() == self.in_features and not self._needs_grad(x):
+            return siblings.output(self, x)
+        return self._dense(self.mask(x))
+
+    def mask(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
+        """Set the inputs that are not kept to zero."""
+        if self.projection.sparsity == 0:
+            return x
+        drop = dropped(x, self.limits(x))
+        dense = self.prompt.dense_rows(x)
+        if dense is not None:
+            drop = drop & ~dense.unsqueeze(-1)
+        if not torch.compiler.is_compiling():
+            self._count(x, drop)
+        return x.masked_fill(drop, 0)
+
+    def limits(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "..."]:
+        """Limits within which inputs are dropped: ``[in]``, or one row a token when each keeps its k largest."""
+        if not torch.compiler.is_compiling() and self._state != weight_state(self.weight):
+            self._refresh()
+        if self.select == "topk" and self.projection.sparsity > 0:
+            rows = topk_limits(x.detach().reshape(-1, self.in_features), self.norm_I, self.projection.sparsity)
+            return rows.reshape(x.shape)
+        return self.limit_I
+
+    def _refresh(self) -> None:
+        """Compute the column norms of the weight as it is now, and what depends on them."""
+        norm_I = column_norms(self.weight_OI)
+        # a column of zeros is never read, whatever the score
+        self.norm_I = norm_I if self.projection.norms else (norm_I != 0).float()
+        if self.projection.sparsity == 0:
+            self.limit_I = torch.full_like(norm_I, -1.0)
+        else:
+            self.limit_I = threshold_limits(self.projection.threshold, self.norm_I)
+        self._state = weight_state(self.weight)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        if self.siblings is not None and not self.prompt.warned and x.ndim > 2 and x.shape[-2] == 1 and x.shape[0] > 1:
+            self.prompt.warned = True
+            warnings.warn(
+                "activation sparsity saves no time at batch sizes above 1: together the sequences need all columns",
+                stacklevel=2,
+            )
+        weight = self.weight.T if self.transposed else self.weight
+        return nn.functional.linear(x, weight, self.bias)
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        """The same in terms that torch.compile can trace."""
+        if self.siblings is None or self.select == "topk" or x.numel() != self.in_features or self._needs_grad(x):
+            return self._dense(self.mask(x))
+        weight_IO = self.weight if self.transposed else self.weight.T
+        y = sparse_columns(x.reshape(-1), weight_IO, self.limits(x), self.bias)
+        return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _needs_grad(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+
+    def _count(self, x: Tensor, drop: Tensor) -> None:
+        """For the report; a sum of counts on the device, without waiting for it."""
+        self.kept = self.kept + (drop.numel() - drop.sum())
+        self.seen += x.shape[:-1].numel()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Hand out the weight in the usual layout: files know no transposed views of a shared buffer."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.siblings is not None and not keep_vars:
+            key = f"{prefix}weight"
+            destination[key] = destination[key].clone(memory_format=torch.contiguous_format)
+
+    def extra_repr(self) -> str:
+        """Shown in the model's print."""
+        return f"{self.in_features}, {self.out_features}, sparsity={self.projection.sparsity:.3f}, {self.select}"
+
+
+def weight_state(weight: Tensor) -> tuple[int, int]:
+    """Something that changes when a weight is written to or replaced.
+
+    Examples
+    --------
+    >>> weight = torch.zeros(2)
+    >>> before = weight_state(weight)
+    >>> weight_state(weight.add_(1)) == before
+    False
+    """
+    return (0 if weight.is_inference() else weight._version, weight.data_ptr())

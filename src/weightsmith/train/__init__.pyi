@@ -1,0 +1,17 @@
+from ._loss_reweighting import (
+    LossReweighter as LossReweighter,
+    loss_reweighting as loss_reweighting,
+    loss_weights as loss_weights,
+    per_sequence_loss as per_sequence_loss,
+    reweighted as reweighted,
+)
+from ._meta_rescaling import MetaRescaler as MetaRescaler, meta_rescaling as meta_rescaling
+from ._pld import PLDLoss as PLDLoss, pld as pld, pld_loss as pld_loss, suggest_tau as suggest_tau
+from ._shared.distillation import (
+    dist_loss as dist_loss,
+    distillation as distillation,
+    dkd_loss as dkd_loss,
+    kd_loss as kd_loss,
+    list_mle_loss as list_mle_loss,
+)
+from ._weight_compander import compand as compand, weight_compander as weight_compander

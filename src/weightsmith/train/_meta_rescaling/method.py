@@ -1,0 +1,496 @@
+r"""Meta loss rescaling (STORM): learn during training how much each sample counts when labels may be wrong.
+
+Heck, Geishauser, Lubis, van Niekerk, Feng, Lin, Ruppik, Vukovic, Gasic 2024, arXiv 2412.12955. A small network
+:math:`\Omega_c` for each class reads 19 numbers about a sample (its loss and confidence over several passes with
+dropout, beside those of its class) and gives a weight :math:`w_i \in (0, 1)`. It learns from a batch :math:`V` of the
+same noisy data, after a virtual step on the batch :math:`B`:
+
+.. math::
+
+    \theta' = \theta - \eta \sum_{i \in B} w_i \nabla l_i(\theta), \qquad
+    \min_\omega \; \sum_{j \in V} v_j \, l_j(\theta') .
+
+The gradient reaches :math:`\omega` through :math:`v`, directly, and through :math:`\theta'`, for which no second
+derivative is needed: with :math:`G = \sum_j v_j \nabla l_j(\theta')`,
+
+.. math::
+
+    \frac{\partial}{\partial w_i} \sum_j v_j \, l_j(\theta') = -\eta \, \langle \nabla l_i(\theta), G \rangle ,
+
+and all these inner products are one forward-mode derivative of the losses in direction :math:`G`.
+
+Legend: ``G`` passes, ``B`` samples, ``C`` classes, ``M`` samples in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import Dataset, default_collate
+
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.models import call
+from weightsmith.core.results import Result, record
+from weightsmith.core.training import Samples, draw_seed, fit, logits_of, restored_on_error
+from weightsmith.train._meta_rescaling.features import ClassMemory
+from weightsmith.train._meta_rescaling.rescaler import Rescaler
+
+__all__ = ["MetaRescaler", "meta_rescaling"]
+
+EPSILON = 1e-8
+"""Keeps the sign step from dividing by zero."""
+
+Inner = Literal["sgd", "sign"]
+Paths = Literal["both", "meta", "direct"]
+
+
+class MetaRescaler:
+    """The weighted loss of a batch; calling it also trains the rescaler.
+
+    It is a loss for :func:`weightsmith.core.training.fit`; in a plain loop call ``rescaler(model, batch).backward()``.
+
+    Parameters
+    ----------
+    data : Dataset or sequence
+        The training set, labels and noise as they are; batches to learn the rescaler from are drawn from it. A sample
+        is (inputs, class), (inputs, class, index), or a mapping with ``labels`` and perhaps ``index``.
+    classes : int
+        Number of classes.
+    inner : {"sgd", "sign"}, default: "sgd"
+        The virtual step: gradient descent, or its sign, as the paper's code for text has it (the first step of Adam).
+    inner_learning_rate : float, default: 1e-3
+        Of the virtual step.
+    rescaler_learning_rate : float, default: 1e-2
+        Of Adam on the rescaler.
+    passes : int, default: 3
+        Forward passes a sample, which differ by dropout.
+    window : int, default: 1
+        Batches' worth of samples a class remembers.
+    paths : {"both", "meta", "direct"}, default: "both"
+        Which gradients train the rescaler: both (the paper), or one for comparison.
+    reduction : {"sum", "mean"}, default: "mean"
+        Of weighted losses, in the virtual and the real step. The paper's code sums.
+    warmup_steps : int, default: 0
+        Batches at the start that train the model with equal weights, while the rescaler learns.
+    min_weight : float, default: 0.0
+        Least weight, in [0, 1).
+    criterion : callable, optional
+        From logits ``[B, C]`` and classes ``[B]`` to losses ``[B]``; cross-entropy by default.
+    perturb : callable, optional
+        Changes the inputs of all passes but the first, for models without dropout.
+    generator : torch.Generator, optional
+        Draws the batches and the rescaler's initial weights.
+
+    Attributes
+    ----------
+    rescaler : Rescaler
+        The networks that give the weights.
+    scores : Tensor of shape (samples,)
+        Latest weight of every sample whose batches carry ``index``; NaN where there is none. Low means suspicious.
+    last_weights : Tensor
+        Weights of the last batch.
+
+    Raises
+    ------
+    HyperparameterError
+        If a number is out of range.
+
+    References
+    ----------
+    Heck et al. 2024, arXiv 2412.12955.
+
+    Examples
+    --------
+    >>> x = torch.randn(64, 4)
+    >>> data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long(), torch.arange(64))
+    >>> model = nn.Sequential(nn.Dropout(0.1), nn.Linear(4, 2))
+    >>> loss = MetaRescaler(data, classes=2)
+    >>> run = fit(model, data, loss=loss, epochs=2)
+    >>> bool(((loss.scores > 0) & (loss.scores < 1)).all())
+    True
+    """
+
+    def __init__(
+        self,
+        data: Dataset[Any] | Sequence[Any],
+        classes: int,
+        *,
+        inner: Inner = "sgd",
+        inner_learning_rate: float = 1e-3,
+        rescaler_learning_rate: float = 1e-2,
+        passes: int = 3,
+        window: int = 1,
+        paths: Paths = "both",
+        reduction: Literal["sum", "mean"] = "mean",
+        warmup_steps: int = 0,
+        min_weight: float = 0.0,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        perturb: Callable[[Any], Any] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        for name, value, least in (("classes", classes, 2), ("passes", passes, 1), ("window", window, 1)):
+            if value < least:
+                raise HyperparameterError(name, found=value, expected=f">= {least}")
+        if not 0 <= min_weight < 1:
+            raise HyperparameterError("min_weight", found=min_weight, expected="in [0, 1)")
+        if not inner_learning_rate > 0 or rescaler_learning_rate < 0:
+            found = (inner_learning_rate, rescaler_learning_rate)
+            raise HyperparameterError("learning rates", found=found, expected="positive (the rescaler's may be 0)")
+        self.data, self.classes, self.inner, self.paths = data, classes, inner, paths
+        self.inner_learning_rate, self.passes, self.reduction = inner_learning_rate, passes, reduction
+        self.warmup_steps, self.min_weight, self.perturb = warmup_steps, min_weight, perturb
+        self.criterion = criterion or _cross_entropy
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.rescaler = Rescaler(classes, generator=self.generator)
+        self.optimizer = torch.optim.Adam(self.rescaler.parameters(), lr=rescaler_learning_rate)
+        self.memories = ClassMemory(classes, window), ClassMemory(classes, window)
+        self.scores = torch.full((len(data),), torch.nan)  # type: ignore[arg-type]
+        self.last_weights = torch.empty(0)
+        self._steps = self._seen = 0
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the weighted loss of a batch, after one step of the rescaler.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Gives logits ``[B, C]``, or an object with them.
+        batch : tuple or mapping
+            See ``data``.
+
+        Raises
+        ------
+        ShapeError
+            If there is not one class a sample.
+        HyperparameterError
+            If a class is not among the ``classes``.
+        NonFiniteError
+            If a loss is NaN or infinite.
+        """
+        plain = getattr(model, "module", model)  # under DistributedDataParallel
+        inputs, labels, index = _split(batch)
+        self._check(labels)
+        if len(labels) < 2:
+            warnings.warn("a batch of one sample has no weights; drop it or make it larger", stacklevel=2)
+            return self.criterion(logits_of(call(model, inputs)), labels).sum()
+        self.rescaler.to(labels.device)
+        parameters = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+        share = self._share(labels)
+        with _same_randomness(labels.device) as rewind:
+            first = call(model, inputs)
+            losses_GB, logits_GBC = self._run(plain, first, inputs, labels, {})
+            w_B = self._weights(self.memories[0], losses_GB, logits_GBC, labels)
+            gradient = _gradient(share * (w_B.detach() * losses_GB[0]).sum(), parameters)
+            self._learn(plain, parameters, gradient, inputs, labels, w_B, rewind)
+        in_force = w_B.detach()
+        if self._steps < self.warmup_steps:
+            in_force = torch.ones_like(in_force)
+            gradient = _gradient(share * losses_GB[0].sum(), parameters)
+        self._remember(in_force, index, len(labels))
+        loss = share * (in_force * losses_GB[0].detach()).sum()
+        return _KnownGradient.apply(loss, [*gradient.values()], *parameters.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rescaler, its optimizer and the scores."""
+        return {
+            "rescaler": self.rescaler.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scores": self.scores,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.rescaler.load_state_dict(state["rescaler"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scores, self._steps = state["scores"].clone(), state["steps"]
+
+    def _learn(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        gradient: Mapping[str, Tensor],
+        inputs: Any,
+        labels: Tensor,
+        w_B: Tensor,
+        rewind: Callable[[], None],
+    ) -> None:
+        """One step of Adam on the rescaler."""
+        rate = self.inner_learning_rate
+        moved = {
+            name: (p.detach() - rate * self._step(gradient[name])).requires_grad_() for name, p in parameters.items()
+        }
+        other, other_labels = self._draw(len(labels), labels.device)
+        losses_GB, logits_GBC = self._run(model, _call_with(model, moved, other), other, other_labels, moved)
+        v_B = self._weights(self.memories[1], losses_GB, logits_GBC, other_labels)
+        objective = torch.zeros((), device=labels.device)
+        if self.paths != "meta":
+            objective = objective + self._share(other_labels) * (v_B * losses_GB[0].detach()).sum()
+        if self.paths != "direct":
+            outer = _gradient(self._share(other_labels) * (v_B.detach() * losses_GB[0]).sum(), moved)
+            direction = {name: self._slope(gradient[name]) * outer[name] for name in outer}
+            rewind()  # to the dropout of the first pass
+            slopes_B = self._directional(model, parameters, direction, inputs, labels)
+            objective = objective - rate * self._share(labels) * (slopes_B * w_B).sum()
+        self.optimizer.zero_grad()
+        objective.backward()
+        _average_gradients(self.rescaler)
+        self.optimizer.step()
+
+    def _directional(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        direction: dict[str, Tensor],
+        inputs: Any,
+        labels: Tensor,
+    ) -> Float[Tensor, "B"]:
+        """The derivative of every sample's loss at the parameters in a direction: one forward-mode pass."""
+        point = {name: p.detach() for name, p in parameters.items()}
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+            slopes_B: Tensor = jvp(
+                lambda p: self.criterion(logits_of(_call_with(model, p, inputs)), labels), (point,), (direction,)
+            )[1]
+        return slopes_B.detach()
+
+    def _step(self, gradient: Tensor) -> Tensor:
+        return gradient if self.inner == "sgd" else gradient / (gradient.abs() + EPSILON)
+
+    def _slope(self, gradient: Tensor) -> Tensor | float:
+        """The derivative of the virtual step by the gradient, entry by entry."""
+        return 1.0 if self.inner == "sgd" else EPSILON / (gradient.abs() + EPSILON).square()
+
+    def _run(
+        self, model: nn.Module, first: Any, inputs: Any, labels: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B C"]]:
+        """The losses and logits of all passes; the first has been run, and it alone has a graph."""
+        rows = [logits_of(first).float()]
+        with torch.no_grad():
+            for _ in range(self.passes - 1):
+                changed = inputs if self.perturb is None else self.perturb(inputs)
+                rows.append(logits_of(_call_with(model, parameters, changed)).float())
+        losses = torch.stack([self.criterion(logits, labels).float() for logits in rows])
+        finite = losses.detach().isfinite().all(0)
+        if not bool(finite.all()):
+            bad = (~finite).nonzero().flatten().tolist()
+            raise NonFiniteError("losses", found=f"NaN or infinity at samples {bad[:5]}", do="Lower the learning rate.")
+        if self.passes > 1 and self._steps == 0 and bool((losses == losses[0]).all()):
+            warnings.warn("all passes are alike: without dropout (or perturb) one is enough", stacklevel=4)
+            self.passes = 1
+        return losses, torch.stack([logits.detach() for logits in rows])
+
+    def _share(self, labels: Tensor) -> float:
+        return 1 / len(labels) if self.reduction == "mean" else 1.0
+
+    def _weights(
+        self, memory: ClassMemory, losses_GB: Tensor, logits_GBC: Tensor, labels: Tensor
+    ) -> Float[Tensor, "B"]:
+        features = memory.features(losses_GB.detach(), logits_GBC, labels)
+        return self.min_weight + (1 - self.min_weight) * self.rescaler(features, labels)
+
+    def _draw(self, count: int, device: torch.device) -> tuple[Any, Tensor]:
+        """A batch of the training set, drawn uniformly with replacement."""
+        chosen = torch.randint(len(self.data), (count,), generator=self.generator).tolist()  # type: ignore[arg-type]
+        inputs, labels, _ = _split(_to(default_collate([self.data[i] for i in chosen]), device))
+        self._check(labels)
+        return inputs, labels
+
+    def _remember(self, weights: Tensor, index: Tensor | None, count: int) -> None:
+        self.last_weights = weights
+        if index is not None:
+            self.scores[index.cpu()] = weights.cpu()
+        self._steps += 1
+        self._seen += count
+        if self._seen >= len(self.data):  # type: ignore[arg-type]
+            self._seen = 0
+            for memory in self.memories:
+                memory.reset()
+
+    def _check(self, labels: Tensor) -> None:
+        if labels.ndim != 1 or labels.is_floating_point():
+            found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise ShapeError("labels", found=found, expected="one class index a sample")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            bad = labels[(labels < 0) | (labels >= self.classes)][:5].tolist()
+            raise HyperparameterError("labels", found=bad, expected=f"class indices from 0 to {self.classes - 1}")
+
+
+def meta_rescaling(
+    model: nn.Module,
+    training: Samples,
+    *,
+    inner: Inner = "sgd",
+    inner_learning_rate: float = 1e-3,
+    rescaler_learning_rate: float = 1e-2,
+    passes: int = 3,
+    window: int = 1,
+    warmup: float = 0.0,
+    min_weight: float = 0.0,
+    learning_rate: float = 5e-5,
+    epochs: int = 10,
+    batch_size: int = 32,
+    generator: torch.Generator | None = None,
+) -> Result:
+    """Train a classifier on labels that may be wrong; each sample's weight is learned on the way.
+
+    The weights of the last epoch are written beside the model as ``sample_weights.csv``, the most suspicious first.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier, changed in place.
+    training : sequence of mapping
+        Samples with the model's inputs and ``labels``, one class index each.
+    inner : {"sgd", "sign"}, default: "sgd"
+        The virtual step: gradient descent or its sign.
+    inner_learning_rate : float, default: 1e-3
+        Of the virtual step.
+    rescaler_learning_rate : float, default: 1e-2
+        Of the rescaler.
+    passes : int, default: 3
+        Forward passes a sample, which differ by dropout.
+    window : int, default: 1
+        Batches' worth of samples a class remembers.
+    warmup : float, default: 0.0
+        Share of all steps at the start with equal weights.
+    min_weight : float, default: 0.0
+        Least weight of a sample, in [0, 1).
+    learning_rate : float, default: 5e-5
+        Of Adam on the model.
+    epochs : int, default: 10
+        Passes over the samples.
+    batch_size : int, default: 32
+        Samples an optimizer step; at least 16 do well.
+    generator : torch.Generator, optional
+        Draws batches and initial weights.
+
+    Returns
+    -------
+    Result
+        Losses, and the weights as a file.
+
+    References
+    ----------
+    Heck et al. 2024, arXiv 2412.12955.
+    """
+    hyper: dict[str, Any] = {"inner": inner, "inner_learning_rate": inner_learning_rate, "passes": passes}
+    rates: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
+    with record(
+        "meta-rescaling", rescaler_learning_rate=rescaler_learning_rate, window=window, **hyper, **rates
+    ) as result:
+        samples = [{**sample, "index": torch.tensor(number)} for number, sample in enumerate(training)]
+        loss = MetaRescaler(
+            samples,
+            _count_classes(model, training),
+            window=window,
+            rescaler_learning_rate=rescaler_learning_rate,
+            warmup_steps=round(warmup * math.ceil(len(samples) / batch_size) * epochs),
+            min_weight=min_weight,
+            generator=torch.Generator().manual_seed(draw_seed(generator)),
+            **hyper,
+        )
+        with restored_on_error(model):
+            optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+            seed = draw_seed(generator)
+            run = fit(model, samples, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, seed=seed)
+        result.curves["training loss"] = run.losses
+        result.totals = {
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "mean_weight": loss.scores.nanmean().item(),
+        }
+        order = loss.scores.argsort().tolist()
+        lines = [f"{i},{int(training[i]['labels'])},{loss.scores[i]:.6g}" for i in order]
+        result.files["sample_weights.csv"] = "\n".join(["sample,label,weight", *lines]) + "\n"
+    return result
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A value whose gradient by some parameters is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *_: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        return (None, None, *(outer[0] * gradient for gradient in ctx.saved_tensors))
+
+
+def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient by each parameter; zero for those that take no part."""
+    found = torch.autograd.grad(value, [*parameters.values()], retain_graph=True, allow_unused=True)
+    pairs = zip(parameters.items(), found, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def _call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
+    """Run the model with other parameters; its buffers stay as they are."""
+    values = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **parameters}
+    if isinstance(inputs, Mapping):
+        return functional_call(model, values, (), dict(inputs))
+    return functional_call(model, values, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
+
+
+@contextmanager
+def _same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Give a function that takes the random generators back to now; at the end they are where they were left."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    later: list[Any] = []
+
+    def rewind() -> None:
+        later.append((torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda is not None else None))
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+    yield rewind
+    if later:
+        torch.set_rng_state(later[0][0])
+        if cuda is not None:
+            torch.cuda.set_rng_state(later[0][1], device)
+
+
+def _average_gradients(module: nn.Module) -> None:
+    if dist.is_available() and dist.is_initialized():
+        for parameter in module.parameters():
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad)
+            parameter.grad.div_(dist.get_world_size())
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _split(batch: Any) -> tuple[Any, Tensor, Tensor | None]:
+    if isinstance(batch, Mapping):
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "index")}
+        return inputs, batch["labels"], batch.get("index")
+    inputs, labels, *index = batch
+    return inputs, labels, index[0] if index else None
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: value.to(device) for name, value in batch.items()}
+    return [value.to(device) for value in batch]
+
+
+def _count_classes(model: nn.Module, training: Samples) -> int:
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "num_labels"):
+        return int(config.num_labels)
+    return max(int(sample["labels"].max()) for sample in training) + 1

@@ -1,0 +1,479 @@
+r"""PLD: a distillation loss that ranks all classes as the teacher does, in one term.
+
+Bassam, Zhu, Bian 2025, arXiv 2506.12542. The classes of a sample are put in order: the label first, then the others by
+falling teacher logit. With :math:`\pi` this order, :math:`s` the student's logits and :math:`t` the teacher's,
+
+.. math::
+
+    L = \sum_{k=1}^{C} \alpha_k \Bigl( \log \sum_{l \ge k} e^{s_{\pi_l}} - s_{\pi_k} \Bigr),
+    \qquad \alpha_k = \mathrm{softmax}(t / \tau)_{\pi_k} :
+
+at each rank the student chooses among the classes that are left, and the teacher's confidence says how much the choice
+counts. The temperature touches only these weights, and there is no :math:`\tau^2`. A teacher that is sure of the label
+gives cross-entropy; one that is uniform gives ListMLE over ``C``.
+
+Legend: ``N`` rows, ``C`` classes, ``K`` ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.models import call
+from weightsmith.core.results import Result, record
+from weightsmith.core.training import Samples, aligned, draw_seed, fit, logits_of, restored_on_error
+from weightsmith.train._shared.distillation import distillation
+
+__all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_tau"]
+
+Reduction = Literal["none", "mean", "sum"]
+
+MOST_LABELS = 8
+"""Labels a soft target may have in a row: the loss needs an order of the classes for each."""
+
+
+def pld_loss(
+    student: Float[Tensor, "N C ..."],
+    teacher: Float[Tensor, "..."],
+    labels: Shaped[Tensor, "..."],
+    *,
+    tau: float = 1.0,
+    top_k: int | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    label_weight_floor: float = 0.0,
+    class_dim: int = 1,
+) -> Float[Tensor, "..."]:
+    """Compute the loss of student logits against teacher logits and labels.
+
+    Parameters
+    ----------
+    student, teacher : Tensor of shape (N, C, ...)
+        Logits; the teacher's are constants. A class whose logit is minus infinity in either does not take part.
+    labels : Tensor of shape (N, ...)
+        Class indices; or, of the logits' shape, class probabilities (a mixture of up to 8 classes, as mixup gives).
+    tau : float, default: 1.0
+        Temperature of the weights, positive. See :func:`suggest_tau`: teachers that are sure of everything need more.
+    top_k : int, optional
+        Rank the label and the next ``top_k - 1`` classes only; the others stay in every denominator. For large
+        vocabularies.
+    reduction : {"none", "mean", "sum"}, default: "mean"
+        The mean is over the rows that are not ignored.
+    ignore_index : int, default: -100
+        Label of rows to leave out.
+    label_weight_floor : float, default: 0.0
+        Least weight of the label's own term, in [0, 1): where the teacher gives the label less, the other weights make
+        room. Guards against teachers that are sure of something else.
+    class_dim : int, default: 1
+        The dimension of the classes; -1 for ``[batch, tokens, vocabulary]``.
+
+    Returns
+    -------
+    Tensor
+        Scalar, or one loss a label with ``reduction="none"``; at least float32.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit.
+    HyperparameterError
+        If ``tau`` is not positive, ``top_k`` not at least 1, or ``label_weight_floor`` not in [0, 1).
+    NonFiniteError
+        If the teacher's logits hold NaN.
+
+    References
+    ----------
+    Bassam, Zhu, Bian 2025, arXiv 2506.12542.
+
+    Examples
+    --------
+    >>> student, teacher = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 3.0, 2.0]])
+    >>> round(pld_loss(student, teacher, torch.tensor([0])).item(), 6)
+    0.245091
+    """
+    _check_hyper(tau, label_weight_floor, top_k)
+    student, teacher, labels = _check_shapes(student, teacher, labels, class_dim)
+    s_NC, t_NC = student.movedim(class_dim, -1).flatten(0, -2), teacher.movedim(class_dim, -1).flatten(0, -2).detach()
+    shape = student.movedim(class_dim, -1).shape[:-1]
+    if labels.is_floating_point():
+        p_NC = labels.movedim(class_dim, -1).flatten(0, -2)
+        losses = _mixture(s_NC, t_NC, p_NC, lambda s, t, y: _per_row(s, t, y, tau, top_k, label_weight_floor))
+        return _reduce(losses, torch.ones_like(losses, dtype=torch.bool), shape, reduction)
+    y = labels.flatten()
+    kept = y != ignore_index
+    _check_labels(y[kept], s_NC.shape[1])
+    losses = _per_row(s_NC[kept], t_NC[kept], y[kept], tau, top_k, label_weight_floor)
+    return _reduce(losses, kept, shape, reduction)
+
+
+def pld_loss_from_top(
+    student: Float[Tensor, "N C"],
+    top_indices: Int[Tensor, "N K"],
+    top_logits: Float[Tensor, "N K"],
+    rest: Float[Tensor, "N"],
+    labels: Int[Tensor, "N"],
+    *,
+    tau: float = 1.0,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+) -> Float[Tensor, "..."]:
+    """Compute the loss against a cached teacher: its largest logits, so that it need not run again.
+
+    Parameters
+    ----------
+    student : Tensor of shape (N, C)
+        Logits.
+    top_indices, top_logits : Tensor of shape (N, K)
+        The teacher's largest logits, falling. Where they do not hold the label, its own weight is taken to be zero.
+    rest : Tensor of shape (N,)
+        ``logsumexp`` of the teacher's other logits over ``tau``.
+    labels : Tensor of shape (N,)
+        Class indices.
+    tau, reduction, ignore_index
+        As for :func:`pld_loss`.
+
+    Examples
+    --------
+    >>> student, teacher = torch.randn(4, 9), torch.randn(4, 9)
+    >>> labels, (logits, indices) = teacher.argmax(1), teacher.topk(3)
+    >>> rest = teacher.scatter(1, indices, -torch.inf).logsumexp(1)
+    >>> ours = pld_loss_from_top(student, indices, logits, rest, labels)
+    >>> torch.allclose(ours, pld_loss(student, teacher, labels, top_k=3))
+    True
+    """
+    _check_hyper(tau, 0.0, None)
+    kept = labels != ignore_index
+    y = labels[kept]
+    _check_labels(y, student.shape[1])
+    s_NC, indices, logits = student[kept], top_indices[kept], top_logits[kept].float()
+    weight = (logits / tau - torch.logaddexp((logits / tau).logsumexp(1), rest[kept].float())[:, None]).exp()
+    # the label first: it is put in front, and its own place among the others counts for nothing
+    is_label = indices == y[:, None]
+    own = (weight * is_label).sum(1, keepdim=True)
+    order = torch.cat([y[:, None], indices], 1)
+    alpha = torch.cat([own, weight.masked_fill(is_label, 0.0)], 1)
+    gone = torch.cat([torch.zeros_like(is_label[:, :1]), is_label], 1)
+    losses = _ranked(s_NC, order, alpha, gone)
+    return _reduce(losses, kept, labels.shape, reduction)
+
+
+class PLDLoss(nn.Module):
+    """:func:`pld_loss` as a module, with a look at the teacher.
+
+    Parameters
+    ----------
+    tau, top_k, reduction, ignore_index, label_weight_floor, class_dim
+        As for :func:`pld_loss`.
+
+    Examples
+    --------
+    >>> loss = PLDLoss(tau=4.0)
+    >>> logits = torch.randn(8, 5, requires_grad=True)
+    >>> loss(logits, torch.randn(8, 5), torch.zeros(8, dtype=torch.long)).backward()
+    >>> bool((logits.grad.sum(1).abs() < 1e-6).all())
+    True
+    """
+
+    def __init__(
+        self,
+        tau: float = 1.0,
+        *,
+        top_k: int | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        label_weight_floor: float = 0.0,
+        class_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        _check_hyper(tau, label_weight_floor, top_k)
+        self.tau, self.top_k, self.reduction = tau, top_k, reduction
+        self.ignore_index, self.label_weight_floor, self.class_dim = ignore_index, label_weight_floor, class_dim
+
+    def forward(
+        self, student: Float[Tensor, "N C ..."], teacher: Float[Tensor, "..."], labels: Shaped[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """Compute the loss."""
+        return pld_loss(
+            student,
+            teacher,
+            labels,
+            tau=self.tau,
+            top_k=self.top_k,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_weight_floor=self.label_weight_floor,
+            class_dim=self.class_dim,
+        )
+
+    @torch.no_grad()
+    def diagnostics(self, teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"]) -> dict[str, float]:
+        """Say what the teacher's weights look like at this temperature.
+
+        Returns
+        -------
+        dict
+            ``label_weight`` (mean weight of the label's term: near 1 the loss is cross-entropy, near 0 the label is not
+            learned), ``entropy`` of the weights in nats, ``disagreement`` (share of rows whose label is not the
+            teacher's first choice).
+        """
+        kept = labels != self.ignore_index
+        q_NC = (teacher[kept].float() / self.tau).softmax(1)
+        return {
+            "label_weight": label_weight(teacher[kept], labels[kept], self.tau),
+            "entropy": torch.special.entr(q_NC).sum(1).mean().item(),
+            "disagreement": (q_NC.argmax(1) != labels[kept]).float().mean().item(),
+        }
+
+    def extra_repr(self) -> str:
+        """Show the hyper-parameters."""
+        return f"tau={self.tau}, top_k={self.top_k}, reduction={self.reduction!r}"
+
+
+def label_weight(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], tau: float) -> float:
+    """Mean weight of the labels' own terms at a temperature.
+
+    Examples
+    --------
+    >>> round(label_weight(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), 1.0), 3)
+    0.5
+    """
+    q_NC = (teacher.float() / tau).softmax(1)
+    return q_NC.gather(1, labels[:, None]).mean().item()
+
+
+def suggest_tau(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], *, target: float = 0.4) -> float:
+    """Find the temperature at which the labels' own terms weigh ``target`` on average.
+
+    Parameters
+    ----------
+    teacher : Tensor of shape (N, C)
+        Its logits on training samples.
+    labels : Tensor of shape (N,)
+        Class indices.
+    target : float, default: 0.4
+        0.2 to 0.6 did well in our runs.
+
+    Returns
+    -------
+    float
+        Between 0.05 and 100; an end where the target cannot be reached.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``target`` is not in (0, 1).
+
+    Examples
+    --------
+    >>> round(suggest_tau(torch.tensor([[4.0, 0.0]]), torch.tensor([0]), target=0.6), 2)
+    9.87
+    """
+    if not 0 < target < 1:
+        raise HyperparameterError("target", found=target, expected="in (0, 1)")
+    low, high = math.log(0.05), math.log(100.0)
+    falls = label_weight(teacher, labels, 0.05) > label_weight(teacher, labels, 100.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        if (label_weight(teacher, labels, math.exp(middle)) > target) == falls:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
+
+
+def pld(
+    model: nn.Module,
+    training: Samples,
+    *,
+    teacher: nn.Module,
+    tau: float | None = None,
+    top_k: int | None = None,
+    learning_rate: float = 1e-4,
+    epochs: int = 1,
+    batch_size: int = 8,
+    generator: torch.Generator | None = None,
+) -> Result:
+    """Train a student on labelled samples to rank all classes as a teacher does.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The student, changed in place.
+    training : sequence of mapping
+        Samples with the models' inputs and ``labels``; a text's labels are its next tokens.
+    teacher : nn.Module
+        With the same classes in the same order (the same tokenizer).
+    tau : float, optional
+        Temperature; found on the first samples when left out, so that labels weigh 0.4.
+    top_k : int, optional
+        Rank only so many classes.
+    learning_rate : float, default: 1e-4
+        Of AdamW, cosine to zero.
+    epochs : int, default: 1
+        Passes over the samples.
+    batch_size : int, default: 8
+        Samples an optimizer step.
+    generator : torch.Generator, optional
+        Draws the order of the samples.
+
+    Returns
+    -------
+    Result
+        The teacher's weights at the temperature, and the losses.
+
+    References
+    ----------
+    Bassam, Zhu, Bian 2025, arXiv 2506.12542.
+    """
+    with record("pld", top_k=top_k, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size) as result:
+        theirs, labels = _look(teacher.eval(), model, training[:batch_size])
+        result.hyper["tau"] = tau = suggest_tau(theirs, labels) if tau is None else tau
+        criterion = PLDLoss(tau, top_k=top_k)
+        result.totals = criterion.diagnostics(theirs, labels)
+        if result.totals["label_weight"] < 0.01:
+            warnings.warn(f"at tau {tau:.3g} the teacher gives the labels almost no weight", stacklevel=2)
+        settings: dict[str, Any] = {"scheduler": "cosine", "epochs": epochs, "batch_size": batch_size}
+        with restored_on_error(model):
+            optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+            loss = distillation(teacher, criterion)
+            run = fit(model, training, loss=loss, optimizer=optimizer, seed=draw_seed(generator), **settings)
+        result.curves["training loss"] = run.losses
+        result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return result
+
+
+class _PlackettLuce(torch.autograd.Function):
+    r""":math:`\sum_k \alpha_k (\log \sum_{l \ge k} e^{s_l} - s_k)` of scores in order; gradient in the same pass.
+
+    In float64: the sums span many orders of magnitude, and a subtraction-free running sum in float32 would lose them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s_NK: Tensor, alpha_NK: Tensor) -> Tensor:
+        s, alpha = s_NK.double(), alpha_NK.double()
+        largest = s.amax(1, keepdim=True)
+        e = (s - largest).exp()
+        left = e.flip(1).cumsum(1).flip(1)
+        log_left = left.log()
+        if bool((left < 1e-290).any()):
+            # a row spans more than float64: the exact running logsumexp, which is slower
+            log_left = (s - largest).flip(1).logcumsumexp(1).flip(1)
+            chosen = (torch.where(alpha > 0, alpha.log(), -torch.inf) - log_left).logcumsumexp(1)
+            gradient = (s - largest + chosen).exp() - alpha
+        else:
+            gradient = e * (alpha / left).cumsum(1) - alpha
+        ctx.save_for_backward(gradient.to(s_NK.dtype))
+        terms = torch.where(alpha > 0, alpha * (log_left - (s - largest)), 0.0)
+        return terms.sum(1).to(s_NK.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradients[0][:, None] * gradient, None
+
+
+def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, tau: float, top_k: int | None, floor: float) -> Tensor:
+    """The loss of every row; rows are not ignored and labels are in range."""
+    t_NC = t_NC.float() if t_NC.dtype in (torch.float16, torch.bfloat16) else t_NC
+    if bool(t_NC.isnan().any()):
+        rows = t_NC.isnan().any(1).nonzero().flatten().tolist()
+        raise NonFiniteError("the teacher's logits hold NaN", found=f"rows {rows[:5]}")
+    gone = s_NC.detach().isneginf() | t_NC.isneginf()
+    if bool(gone.gather(1, y_N[:, None]).any()):
+        raise NonFiniteError("the logit of a label is minus infinity: its class does not take part")
+    s_NC, t_NC = s_NC.masked_fill(gone, -torch.inf), t_NC.masked_fill(gone, -torch.inf)
+    key = t_NC.scatter(1, y_N[:, None], torch.inf)
+    if top_k is None or top_k >= t_NC.shape[1]:
+        order = key.argsort(dim=1, descending=True, stable=True)
+    else:
+        order = key.topk(top_k, dim=1).indices
+    alpha = (t_NC / tau).log_softmax(1).gather(1, order).exp()
+    if floor:
+        first = alpha[:, :1].clamp(min=floor)
+        scale = (1 - first) / (1 - alpha[:, :1]).clamp(min=torch.finfo(alpha.dtype).tiny)
+        alpha = torch.cat([first, alpha[:, 1:] * scale], 1)
+    return _ranked(s_NC, order, alpha)
+
+
+def _ranked(s_NC: Tensor, order_NK: Tensor, alpha_NK: Tensor, gone_NK: Tensor | None = None) -> Tensor:
+    """The loss of the classes in order; those not in it stay in every denominator as one more, of no weight."""
+    s_NC = s_NC.float() if s_NC.dtype in (torch.float16, torch.bfloat16) else s_NC
+    s_NK = s_NC.gather(1, order_NK)
+    if gone_NK is not None:
+        s_NK = s_NK.masked_fill(gone_NK, -torch.inf)
+    s_NK = s_NK.clamp(min=torch.finfo(s_NC.dtype).min)
+    if order_NK.shape[1] < s_NC.shape[1]:
+        rest = s_NC.scatter(1, order_NK, -torch.inf).logsumexp(1, keepdim=True)
+        s_NK = torch.cat([s_NK, rest.clamp(min=torch.finfo(s_NC.dtype).min)], 1)
+        alpha_NK = torch.cat([alpha_NK, torch.zeros_like(alpha_NK[:, :1])], 1)
+    losses: Tensor = _PlackettLuce.apply(s_NK, alpha_NK)
+    return losses
+
+
+def _mixture(s_NC: Tensor, t_NC: Tensor, p_NC: Tensor, per_row: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """The loss of each label of a row, weighted by its probability."""
+    most = int((p_NC > 0).sum(1).max()) if len(p_NC) else 1
+    if most > MOST_LABELS:
+        raise HyperparameterError(
+            "soft targets", found=f"{most} labels in a row", expected=f"at most {MOST_LABELS}", do="Use class indices."
+        )
+    shares, classes = p_NC.topk(max(most, 1), dim=1)
+    losses = [share * per_row(s_NC, t_NC, y) for share, y in zip(shares.T, classes.T, strict=True)]
+    return torch.stack(losses).sum(0)
+
+
+def _reduce(losses: Tensor, kept: Tensor, shape: torch.Size, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses.new_zeros(len(kept)).masked_scatter(kept, losses).reshape(shape)
+    # an empty mean is zero with a graph, so that backward works on a batch with nothing to learn
+    return losses.sum() if reduction == "sum" else losses.sum() / max(len(losses), 1)
+
+
+def _check_hyper(tau: float, floor: float, top_k: int | None) -> None:
+    if not (math.isfinite(tau) and tau > 0):
+        raise HyperparameterError("tau", found=tau, expected="a positive number")
+    if not 0 <= floor < 1:
+        raise HyperparameterError("label_weight_floor", found=floor, expected="in [0, 1)")
+    if top_k is not None and top_k < 1:
+        raise HyperparameterError("top_k", found=top_k, expected="at least 1")
+
+
+def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    if student.shape != teacher.shape:
+        raise ShapeError(
+            "student and teacher logits",
+            found=f"{tuple(student.shape)} and {tuple(teacher.shape)}",
+            expected="one shape",
+        )
+    rows = student.movedim(class_dim, -1).shape[:-1]
+    expected = student.shape if labels.is_floating_point() else rows
+    if labels.shape != expected:
+        raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(expected))
+    return student, teacher, labels
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        bad = labels[(labels < 0) | (labels >= classes)]
+        raise HyperparameterError("labels", found=bad[:5].tolist(), expected=f"class indices from 0 to {classes - 1}")
+
+
+@torch.no_grad()
+def _look(teacher: nn.Module, model: nn.Module, training: Samples) -> tuple[Tensor, Tensor]:
+    """The teacher's logits on a few samples, and the labels they are about."""
+    device = next(teacher.parameters()).device
+    batch = {name: torch.stack([sample[name] for sample in training]).to(device) for name in training[0]}
+    labels = batch.pop("labels")
+    logits, labels = aligned(model, logits_of(call(teacher, batch)), labels)
+    kept = labels.flatten() >= 0
+    return logits.flatten(0, -2)[kept], labels.flatten()[kept]
