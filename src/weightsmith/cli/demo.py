@@ -39,7 +39,7 @@ METHODS: Mapping[str, tuple[Callable[..., Result], Mapping[str, Any]]] = {
 def run(
     *, report: Path = Path("report.html"), sparsity: float = 0.5, samples: int = 8, tokens: int = 1024, seeds: int = 3
 ) -> list[Result]:
-    """Prune a real language model in four ways, skip half of another's activations, predict weights for a CNN.
+    """Prune a real language model in four ways, make it skip activations, predict weights for a CNN.
 
     The model is SmolLM2-135M. It is measured before and after each method, and writes an answer of its own; all of it
     goes into one report.

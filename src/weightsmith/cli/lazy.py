@@ -11,7 +11,7 @@ from weightsmith import catalog
 
 __all__ = ["LazyCommand", "Root", "Verb", "hush_transformers"]
 
-DEMO = catalog.Command("weightsmith.cli.demo:run", "See it work on a real language model, with a report")
+DEMO = catalog.Command("weightsmith.cli.demo:run")
 
 
 def hush_transformers() -> None:

@@ -23,7 +23,7 @@ from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, Se
 __all__ = ["DRIFT", "PATCHES", "STREAM", "run"]
 
 STREAM = Claim(
-    slug="online-odl",
+    slug="online-orthogonal",
     experiment="stream",
     title="Finding an orthonormal basis of 20 atoms in 1000 batches of 20",
     statement=(
@@ -43,7 +43,7 @@ STREAM = Claim(
 )
 
 DRIFT = Claim(
-    slug="online-odl",
+    slug="online-orthogonal",
     experiment="drift",
     title="600 batches after all atoms were replaced",
     statement="With a floor under the steps the new basis is found, 5 times as exactly as with steps that decay.",
@@ -57,7 +57,7 @@ DRIFT = Claim(
 )
 
 PATCHES = Claim(
-    slug="online-odl",
+    slug="online-orthogonal",
     experiment="patches",
     title="The 4 largest of 64 coefficients of 8 x 8 patches",
     statement="From principal axes, one pass leaves less error than PCA, and four passes less than the cosine basis.",

@@ -24,7 +24,7 @@ from weightsmith.grow._shared.templates import Growth
 __all__ = ["COST", "run"]
 
 COST = Claim(
-    slug="mixturegrowth",
+    slug="mixture-growth",
     title="A network of 128 units at equal compute",
     statement=(
         "Grown from two members it is half a point above Net2Net and random growth at the same cost, and at most a "

@@ -31,7 +31,7 @@ BATCH, RATE, TUNE_RATE = 100, 2e-3, 5e-4
 FEATURES, CLASSES, WIDTH, TRAIN, TEST = 24, 10, 48, 12_000, 5_000
 
 INITIAL = Claim(
-    slug="learngene-sws",
+    slug="learngene",
     experiment="initial",
     title="Descendants before any training of their own",
     statement=(
@@ -49,7 +49,7 @@ INITIAL = Claim(
 )
 
 TUNED = Claim(
-    slug="learngene-sws",
+    slug="learngene",
     experiment="tuned",
     title="Descendants after two epochs of ordinary training",
     statement=(

@@ -53,7 +53,7 @@ for init in ("zero", "orthogonal"):
 # The hidden weight of the grown network, and what the stored claim measured.
 import matplotlib.pyplot as plt  # noqa: E402
 
-(claim,) = claims.stored("mixturegrowth")
+(claim,) = claims.stored("mixture-growth")
 arms = {arm["name"]: arm for arm in claim["arms"] if "not trained on" not in arm["name"]}
 names = sorted(arms, key=lambda name: arms[name]["mean"])
 figure = plt.figure(figsize=(12, 5), layout="constrained")

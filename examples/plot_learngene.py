@@ -69,7 +69,7 @@ left.plot(depths, shuffled, "o-", ms=4, color=colours["stages out of order"], la
 left.axhline(accuracy(teacher, test), color="#111111", lw=1, ls=":", label="teacher, 10 blocks")
 left.set(xlabel="blocks", ylabel="test accuracy, no training", title="digits", ylim=(0, 1))
 left.legend(frameon=False, fontsize=8)
-claim = next(stored for stored in claims.stored("learngene-sws") if stored["experiment"] == "initial")
+claim = next(stored for stored in claims.stored("learngene") if stored["experiment"] == "initial")
 mean = {arm["name"]: arm["mean"] for arm in claim["arms"]}
 for arm, colour in (
     ("sws", "#c8501e"),

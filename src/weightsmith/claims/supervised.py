@@ -31,7 +31,7 @@ DATA = {"digits 3, 8": 0.03, "digits 4, 9": 0.01, "breast cancer": 0.01}
 def _accuracy_claim(experiment: str, data: str) -> Claim:
     margin = DATA[data]
     return Claim(
-        slug="sdl",
+        slug="supervised",
         experiment=experiment,
         title=f"SDL with two atoms on {data}",
         statement=(
@@ -57,7 +57,7 @@ FOUR_NINE = _accuracy_claim("digits-4-9", "digits 4, 9")
 BREAST_CANCER = _accuracy_claim("breast-cancer", "breast cancer")
 
 RECONSTRUCTION = Claim(
-    slug="sdl",
+    slug="supervised",
     experiment="reconstruction",
     title="What SDL's two atoms lose in reconstruction",
     statement="The labels cost at most .03 of the held-out square; at xi=10 the loss is within .002 of the SVD's.",
@@ -72,7 +72,7 @@ RECONSTRUCTION = Claim(
 )
 
 COVARIATES = Claim(
-    slug="sdl",
+    slug="supervised",
     experiment="covariates",
     title="SDL with covariates that bypass the dictionary",
     statement="Where labels also depend on two covariates, handing them over lifts the AUC by .1.",
