@@ -8,5 +8,6 @@ from ._fit import (
     fit as fit,
     logits_of as logits_of,
     mean_loss as mean_loss,
-    restored_on_error as restored_on_error,
 )
+from ._options import FIT_DEFAULTS as FIT_DEFAULTS, FitOptions as FitOptions, training_method as training_method
+from ._restore import restored_on_error as restored_on_error

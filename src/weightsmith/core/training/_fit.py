@@ -9,10 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
@@ -37,7 +35,6 @@ __all__ = [
     "fit",
     "logits_of",
     "mean_loss",
-    "restored_on_error",
 ]
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
@@ -312,34 +309,6 @@ def draw_seed(generator: torch.Generator | None) -> int:
     True
     """
     return 0 if generator is None else int(torch.randint(2**31, (), generator=generator))
-
-
-@contextmanager
-def restored_on_error(model: nn.Module) -> Iterator[None]:
-    """Give the model back its weights if training it fails; they wait in a temporary file.
-
-    What a method put into the model (adapters, masks, parametrisations) it must have taken out by then.
-
-    Examples
-    --------
-    >>> model = nn.Linear(1, 1).requires_grad_(False)
-    >>> before = model.weight.item()
-    >>> try:
-    ...     with restored_on_error(model):
-    ...         _ = model.weight.fill_(7.0)
-    ...         raise KeyboardInterrupt
-    ... except KeyboardInterrupt:
-    ...     print(model.weight.item() == before)
-    True
-    """
-    with tempfile.TemporaryFile() as file:
-        torch.save(model.state_dict(), file)
-        try:
-            yield
-        except BaseException:
-            file.seek(0)
-            model.load_state_dict(torch.load(file, weights_only=True))
-            raise
 
 
 class _Best:

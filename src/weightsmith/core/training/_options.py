@@ -1,0 +1,176 @@
+"""The options of training, described once for every method that trains."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
+
+from torch import nn
+
+from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.training._restore import restored_on_error
+
+__all__ = ["FIT_DEFAULTS", "FitOptions", "training_method"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FitOptions(TypedDict, total=False):
+    """The options that :func:`weightsmith.core.training.fit` and every method that trains take.
+
+    A method may have other defaults than these; they are in its ``fit_defaults``.
+
+    Parameters
+    ----------
+    learning_rate : float, default: 1e-3
+        Highest learning rate of the schedule.
+    weight_decay : float, default: 0.0
+        Decoupled weight decay of the optimizer.
+    epochs : int, default: 1
+        Passes over the training samples.
+    batch_size : int, default: 32
+        Samples per forward pass and process.
+    accumulation_steps : int, default: 1
+        Batches whose gradients are averaged for one optimizer step. The last step of an epoch may average fewer.
+    precision : {"no", "bf16", "fp16"}, default: "no"
+        Data type of autocast. The weights keep their own data type. ``"fp16"`` needs a GPU.
+    clip_norm : float, optional
+        Largest allowed norm of the whole gradient; larger gradients are scaled down to it.
+    scheduler : {"constant", "linear", "cosine"}, default: "constant"
+        How the learning rate falls after the warm-up.
+    warmup : float, default: 0.0
+        Share of all optimizer steps, in [0, 1), over which the learning rate rises linearly from zero.
+    final_learning_rate_ratio : float, default: 0.0
+        Learning rate after the last step as a share of ``learning_rate``, in [0, 1], for schedules that fall.
+    gradient_checkpointing : bool, default: False
+        Recompute activations in the backward pass to save memory. Needs a Hugging Face model that supports it.
+
+    Examples
+    --------
+    >>> options: FitOptions = {"learning_rate": 2e-5, "precision": "bf16"}
+    """
+
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    accumulation_steps: int
+    precision: Literal["no", "bf16", "fp16"]
+    clip_norm: float | None
+    scheduler: Literal["constant", "linear", "cosine"]
+    warmup: float
+    final_learning_rate_ratio: float
+    gradient_checkpointing: bool
+
+
+FIT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "epochs": 1,
+        "batch_size": 32,
+        "accumulation_steps": 1,
+        "precision": "no",
+        "clip_norm": None,
+        "scheduler": "constant",
+        "warmup": 0.0,
+        "final_learning_rate_ratio": 0.0,
+        "gradient_checkpointing": False,
+    }
+)
+"""The default of every option."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (lambda value: _is_number(value) and value >= 0, "a number >= 0"),
+    "weight_decay": (lambda value: _is_number(value) and value >= 0, "a number >= 0"),
+    "epochs": (_is_count, "a whole number >= 1"),
+    "batch_size": (_is_count, "a whole number >= 1"),
+    "accumulation_steps": (_is_count, "a whole number >= 1"),
+    "precision": (lambda value: value in ("no", "bf16", "fp16"), "'no', 'bf16' or 'fp16'"),
+    "clip_norm": (lambda value: value is None or (_is_number(value) and value > 0), "a number > 0, or None"),
+    "scheduler": (lambda value: value in ("constant", "linear", "cosine"), "'constant', 'linear' or 'cosine'"),
+    "warmup": (lambda value: _is_number(value) and 0 <= value < 1, "a share in [0, 1)"),
+    "final_learning_rate_ratio": (lambda value: _is_number(value) and 0 <= value <= 1, "a share in [0, 1]"),
+    "gradient_checkpointing": (lambda value: isinstance(value, bool), "True or False"),
+}
+
+
+def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Give a function that trains its first argument all training options, with defaults of its own.
+
+    The function declares ``**options: Unpack[FitOptions]`` and receives every option, filled in and checked. If it
+    raises anything, the model is restored by :func:`~weightsmith.core.training.restored_on_error`. Its attribute
+    ``fit_defaults`` holds the default of every option.
+
+    Parameters
+    ----------
+    **defaults
+        The function's own defaults, where they differ from those of :class:`FitOptions`.
+
+    Returns
+    -------
+    callable
+        The decorator. The decorated function raises :class:`~weightsmith.core.errors.HyperparameterError` if an option
+        is unknown or out of range, and :class:`~weightsmith.core.errors.UnsupportedModelError` if the model has no
+        gradient checkpointing but the option asks for it. In both cases the model has not been changed.
+
+    Examples
+    --------
+    >>> @training_method(epochs=3)
+    ... def halve(model: nn.Module, *, rate: float = 0.5, **options: Unpack[FitOptions]) -> int:
+    ...     return options["epochs"]
+    >>> halve(nn.Linear(1, 1)), halve.fit_defaults["learning_rate"]
+    (3, 0.001)
+    >>> halve(nn.Linear(1, 1), epochs=0)
+    Traceback (most recent call last):
+    weightsmith.core.errors.HyperparameterError: epochs: found 0, expected a whole number >= 1
+    """
+    filled = MappingProxyType({**FIT_DEFAULTS, **defaults})
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters.values()
+        first, *own = [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
+
+        @functools.wraps(function)
+        def trained(*args: P.args, **kwargs: P.kwargs) -> R:
+            options = {**filled, **{name: value for name, value in kwargs.items() if name not in (first, *own)}}
+            model = cast(nn.Module, args[0] if args else kwargs[first])
+            _check(options, model, (*own, *filled))
+            with restored_on_error(model):
+                return function(*args, **{**kwargs, **options})
+
+        trained.fit_defaults = filled  # type: ignore[attr-defined]
+        return trained
+
+    return decorate
+
+
+def _check(options: Mapping[str, Any], model: nn.Module, known: tuple[str, ...]) -> None:
+    for name, value in options.items():
+        if name not in _ALLOWED:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise HyperparameterError(f"unknown option {name!r}", do=f"Did you mean {near[0]!r}?" if near else None)
+        allowed, expected = _ALLOWED[name]
+        if not allowed(value):
+            raise HyperparameterError(name, found=repr(value), expected=expected)
+    if options["precision"] == "fp16" and all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        raise HyperparameterError("precision", found="'fp16' for a model on the CPU", expected="'bf16' or 'no'")
+    if options["gradient_checkpointing"] and not getattr(model, "supports_gradient_checkpointing", False):
+        raise UnsupportedModelError(
+            "gradient_checkpointing", found=f"{type(model).__name__}, which has none", do="Leave the option out."
+        )

@@ -1,0 +1,95 @@
+"""Restore a model if changing it fails."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["restored_on_error"]
+
+_guarded: list[nn.Module] = []
+"""Models that a surrounding :func:`restored_on_error` restores."""
+
+
+@contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Restore a model if the block raises anything, :class:`KeyboardInterrupt` included.
+
+    Restored are the values of parameters and buffers, ``requires_grad``, training mode, modules, parametrizations,
+    hooks and the other attributes of every module. The values are kept in a temporary file. Gradients are set aside
+    during the block, so that it does not add to them, and come back only on an error.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that the block changes.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1).requires_grad_(False)
+    >>> before = model.weight.item()
+    >>> try:
+    ...     with restored_on_error(model):
+    ...         _ = model.weight.fill_(7.0)
+    ...         raise KeyboardInterrupt
+    ... except KeyboardInterrupt:
+    ...     print(model.weight.item() == before)
+    True
+    """
+    if any(model is other for other in _guarded):
+        yield
+        return
+    attributes = [(owner, type(owner), _copied(vars(owner))) for owner in _owners(model)]
+    tensors = [*model.parameters(), *model.buffers()]
+    places = [tensor.data for tensor in tensors]
+    training = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    with tempfile.TemporaryFile() as file:
+        torch.save(places, file)
+        for parameter, _, _ in training:
+            parameter.grad = None
+        _guarded.append(model)
+        try:
+            yield
+        except BaseException:
+            for owner, kind, held in attributes:
+                owner.__class__ = kind
+                _put_back(vars(owner), held)
+            file.seek(0)
+            values = torch.load(file, map_location="cpu", weights_only=True)
+            for tensor, place, value in zip(tensors, places, values, strict=True):
+                tensor.data = place.copy_(value)
+            for parameter, wanted, gradient in training:
+                parameter.requires_grad_(wanted).grad = gradient
+            raise
+        finally:
+            _guarded.remove(model)
+
+
+def _owners(model: nn.Module) -> list[Any]:
+    """The modules, and the Hugging Face configurations they hold."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return [*model.modules(), *(config for config in configs.values() if hasattr(config, "__dict__"))]
+
+
+def _copied(attributes: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Every attribute with a copy of what it contains, if it is a container."""
+    return {
+        name: (value, copy.copy(value) if isinstance(value, (dict, list, set)) else None)
+        for name, value in attributes.items()
+    }
+
+
+def _put_back(attributes: dict[str, Any], held: Mapping[str, tuple[Any, Any]]) -> None:
+    """Undo changes of attributes. Containers stay the same objects: handles of hooks refer to them."""
+    attributes.clear()
+    for name, (value, content) in held.items():
+        attributes[name] = value
+        if content is not None:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
