@@ -491,7 +491,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(free):
     for accumulate, batch_size in ((1, 8), (4, 2)):
         model, _ = tiny("llama")
         optimizer = LIFTAdamW(lift_groups(model, 0.1, 4), lr=1e-2, update_interval=2, free_gradients=free)
-        run = fit(model, samples(), optimizer=optimizer, batch_size=batch_size, accumulate=accumulate)
+        run = fit(model, samples(), optimizer=optimizer, batch_size=batch_size, accumulation_steps=accumulate)
         assert run.steps == 3
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*weights, rtol=0, atol=2e-4)

@@ -45,7 +45,7 @@ def test_learns_and_repeats_bit_for_bit():
 def test_accumulation_is_a_larger_batch():
     large, small = network(), network()
     one = fit(large, problem(), epochs=3, batch_size=32)
-    two = fit(small, problem(), epochs=3, batch_size=8, accumulate=4)
+    two = fit(small, problem(), epochs=3, batch_size=8, accumulation_steps=4)
     assert one.losses == pytest.approx(two.losses, rel=1e-5)
     torch.testing.assert_close(weights(large), weights(small), rtol=1e-4, atol=1e-6)
 
@@ -62,7 +62,7 @@ def test_schedules_fall_to_zero_over_optimizer_steps():
             scheduler=name,
             epochs=2,
             batch_size=16,
-            accumulate=2,
+            accumulation_steps=2,
             after_step=lambda step, loss, o=optimizer, r=rates: r.append(o.param_groups[0]["lr"]),
         )
         assert len(rates) == 4
@@ -79,7 +79,7 @@ def test_learning_rate_warms_up_and_ends_where_asked():
         optimizer=optimizer,
         scheduler="linear",
         warmup=0.25,
-        final_rate=0.1,
+        final_learning_rate_ratio=0.1,
         epochs=2,
         batch_size=16,
         after_step=lambda step, loss: rates.append(optimizer.param_groups[0]["lr"]),
@@ -127,7 +127,7 @@ def test_language_models_train_on_their_own_text():
 def test_bad_input():
     for change, message in (
         ({"epochs": 0}, "epochs: found 0"),
-        ({"accumulate": -1}, "accumulate: found -1"),
+        ({"accumulation_steps": -1}, "accumulation_steps: found -1"),
         ({"patience": 2}, "patience: found 2"),
     ):
         with pytest.raises(HyperparameterError, match=message):

@@ -200,7 +200,7 @@ def test_it_learns_in_a_plain_loop_and_in_fit_and_is_less_sure():
     for name, loss in {"plain": bang_loss(mixup_alpha=0.0, label_smoothing=0.0), "bang": bang_loss()}.items():
         torch.manual_seed(0)
         model = nn.Linear(4, 2)
-        fit(model, TensorDataset(x, y), loss=loss, epochs=30, learning_rate=0.05, batch_size=16, accumulate=2)
+        fit(model, TensorDataset(x, y), loss=loss, epochs=30, learning_rate=0.05, batch_size=16, accumulation_steps=2)
         assert (model(x).argmax(1) == y).float().mean() > 0.95
         sure[name] = model(x).softmax(1).amax(1).mean().item()
     assert sure["bang"] < sure["plain"] - 0.02

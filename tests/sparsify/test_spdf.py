@@ -278,7 +278,14 @@ def test_it_works_in_fit_with_accumulation_and_bf16():
     held = StaticSparsity(model, 0.75, generator=seeded())
     held.attach(optimizer := torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.1))
     run = fit(
-        model, data(), optimizer=optimizer, epochs=30, batch_size=16, accumulate=2, precision="bf16", clip_norm=1.0
+        model,
+        data(),
+        optimizer=optimizer,
+        epochs=30,
+        batch_size=16,
+        accumulation_steps=2,
+        precision="bf16",
+        clip_norm=1.0,
     )
     assert run.losses[-1] < 0.9 * run.losses[0]
     assert all((weight[~mask] == 0).all() for weight, mask in masked(held))

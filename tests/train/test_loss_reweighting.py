@@ -187,7 +187,7 @@ def test_it_trains_a_classifier_in_fit_with_accumulation_and_bf16():
     x = torch.randn(64, 6)
     data = TensorDataset(x, x[:, :3].argmax(1))
     reweighter = LossReweighter(warmup_steps=4)
-    settings = {"epochs": 30, "batch_size": 16, "accumulate": 2, "precision": "bf16", "learning_rate": 0.02}
+    settings = {"epochs": 30, "batch_size": 16, "accumulation_steps": 2, "precision": "bf16", "learning_rate": 0.02}
     run = fit(model, data, loss=reweighted(reweighter), **settings)
     assert run.losses[-1] < 0.5 * run.losses[0]
     assert int(reweighter.step) == 30 * 4

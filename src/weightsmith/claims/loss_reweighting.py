@@ -139,7 +139,12 @@ def _language(seed: int) -> dict[str, float]:
             losses, _ = per_sequence_loss(model(batch["context"]), batch["labels"])
             return losses.mean() if weights is None or calls <= WARMUP else (weights(losses.detach()) * losses).sum()
 
-        settings: dict[str, Any] = {"scheduler": "cosine", "warmup": 50 / STEPS, "final_rate": 0.1, "clip_norm": 1.0}
+        settings: dict[str, Any] = {
+            "scheduler": "cosine",
+            "warmup": 50 / STEPS,
+            "final_learning_rate_ratio": 0.1,
+            "clip_norm": 1.0,
+        }
         fit(model, samples, loss=loss, optimizer=optimizer, batch_size=BATCH, seed=seed, **settings)
         return _nll(model, test)
 

@@ -61,7 +61,7 @@ EQUAL_OPERATIONS = 40
 SETTINGS: dict[str, Any] = {
     "scheduler": "cosine",
     "warmup": 0.05,
-    "final_rate": 0.1,
+    "final_learning_rate_ratio": 0.1,
     "clip_norm": 1.0,
     "batch_size": BATCH,
 }

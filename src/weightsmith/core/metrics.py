@@ -1,11 +1,11 @@
-"""What a model is worth: perplexity, accuracy, decode speed, size. The same functions before and after each step."""
+"""Measures of a model: perplexity, accuracy, decode speed, size. The same functions before and after each step."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import call, evaluation_mode
+from weightsmith.core.training import logits_of
 
 __all__ = ["accuracy", "decode_speed", "measure", "perplexity", "sample_text", "size"]
 
@@ -30,7 +31,7 @@ def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 51
     Parameters
     ----------
     model : nn.Module
-        Returns an object with ``logits``, or the logits ``[1, tokens, vocabulary]``.
+        Its output has logits ``[1, tokens, vocabulary]``, see :func:`weightsmith.core.training.logits_of`.
     ids : Tensor of shape (tokens,)
         At least two tokens.
     window, stride : int
@@ -67,7 +68,7 @@ def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 51
         for start in range(0, len(ids) - 1, stride):
             chunk = ids[start : start + window].to(device)
             first_new = max(scored_until - start, 1)
-            logits = _logits(call(model, chunk.unsqueeze(0)))[0, first_new - 1 : -1].float()
+            logits = logits_of(call(model, chunk.unsqueeze(0)))[0, first_new - 1 : -1].float()
             loss += functional.cross_entropy(logits, chunk[first_new:], reduction="sum").item()
             count += len(chunk) - first_new
             scored_until = start + len(chunk)
@@ -91,7 +92,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     right = total = 0
     with evaluation_mode(model):
         for inputs, labels in batches:
-            logits = _logits(call(model, inputs.to(device) if isinstance(inputs, Tensor) else inputs))
+            logits = logits_of(call(model, inputs.to(device) if isinstance(inputs, Tensor) else inputs))
             right += int((logits.argmax(-1).cpu() == labels.cpu()).sum())
             total += labels.numel()
     if total == 0:
@@ -173,12 +174,6 @@ def measure(
     if speed and ids is not None:
         measures["tokens_per_second"] = decode_speed(model, ids[:16])
     return measures | size(model)
-
-
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    return output["logits"] if isinstance(output, Mapping) else output[0]
 
 
 def _generate_seconds(model: nn.Module, prompt: Tensor, new_tokens: int) -> float:

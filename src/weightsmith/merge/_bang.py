@@ -32,7 +32,7 @@ from torch.utils.data import default_collate
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import call, lerp, put_on_line
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, Samples, aligned, draw_seed, fit, logits_of, restored_on_error
+from weightsmith.core.training import Loss, Samples, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
 from weightsmith.merge._wise_ft import check_alpha
 
 __all__ = [
@@ -417,7 +417,7 @@ def _mixed_inputs(model: nn.Module, inputs: Any, share: float, partner: Tensor) 
 
 
 def _smooth_cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    logits, labels = aligned(model, logits, labels)
+    logits, labels = shift_for_causal_lm(model, logits, labels)
     if not labels.is_floating_point() and labels.shape == logits.shape[:-1]:
         logits, labels = logits.flatten(0, -2), labels.flatten()
     return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)

@@ -17,7 +17,7 @@ from weightsmith.core.io import StateDict
 from weightsmith.core.models import along_line, call, evaluation_mode, put_on_line
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, aligned, logits_of
+from weightsmith.core.training import Samples, logits_of, shift_for_causal_lm
 from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
 from weightsmith.merge._wise_ft import check_alpha, interpolate
 
@@ -199,7 +199,7 @@ def _outputs(model: nn.Module, batches: Sequence[dict[str, Any]]) -> Tensor:
         if batch["labels"].ndim == 1:
             rows.append(logits)
             continue
-        logits, labels = aligned(model, logits, batch["labels"])
+        logits, labels = shift_for_causal_lm(model, logits, batch["labels"])
         if labels.shape != logits.shape[:-1]:
             raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape[:-1]))
         loss += functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum").item()

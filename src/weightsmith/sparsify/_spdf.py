@@ -339,7 +339,15 @@ def spdf(
             counted = forward_flops(model, _one(training, model))
             optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
             held.attach(optimizer)
-            run = fit(model, training, optimizer=optimizer, epochs=epochs, warmup=0.15, final_rate=0.1, **settings)
+            run = fit(
+                model,
+                training,
+                optimizer=optimizer,
+                epochs=epochs,
+                warmup=0.15,
+                final_learning_rate_ratio=0.1,
+                **settings,
+            )
         finally:
             held.densify()
         result.curves["sparse phase: training loss"] = run.losses

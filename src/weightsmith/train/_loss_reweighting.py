@@ -29,7 +29,7 @@ from torch.nn import functional
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.models import call
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, Samples, aligned, draw_seed, fit, logits_of, restored_on_error
+from weightsmith.core.training import Loss, Samples, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
 
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
 
@@ -342,7 +342,7 @@ def reweighted(reweighter: LossReweighter) -> Loss:
             inputs, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
         else:
             inputs, labels = batch
-        logits, labels = aligned(model, logits_of(call(model, inputs)), labels)
+        logits, labels = shift_for_causal_lm(model, logits_of(call(model, inputs)), labels)
         if labels.ndim == 1:
             logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
         total: Tensor = reweighter(*per_sequence_loss(logits, labels))

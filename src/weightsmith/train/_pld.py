@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.models import call
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, aligned, draw_seed, fit, logits_of, restored_on_error
+from weightsmith.core.training import Samples, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
 from weightsmith.train._shared.distillation import distillation
 
 __all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_tau"]
@@ -474,6 +474,6 @@ def _look(teacher: nn.Module, model: nn.Module, training: Samples) -> tuple[Tens
     device = next(teacher.parameters()).device
     batch = {name: torch.stack([sample[name] for sample in training]).to(device) for name in training[0]}
     labels = batch.pop("labels")
-    logits, labels = aligned(model, logits_of(call(teacher, batch)), labels)
+    logits, labels = shift_for_causal_lm(model, logits_of(call(teacher, batch)), labels)
     kept = labels.flatten() >= 0
     return logits.flatten(0, -2)[kept], labels.flatten()[kept]

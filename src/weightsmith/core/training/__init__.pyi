@@ -2,12 +2,12 @@ from ._fit import (
     Fit as Fit,
     Loss as Loss,
     Samples as Samples,
-    aligned as aligned,
     default_loss as default_loss,
     draw_seed as draw_seed,
     fit as fit,
     logits_of as logits_of,
     mean_loss as mean_loss,
+    shift_for_causal_lm as shift_for_causal_lm,
 )
 from ._options import FIT_DEFAULTS as FIT_DEFAULTS, FitOptions as FitOptions, training_method as training_method
 from ._restore import restored_on_error as restored_on_error

@@ -1,7 +1,7 @@
 """The one training loop, on Accelerate: the same call on a CPU, a GPU, or under torchrun.
 
-What makes methods special enters through PyTorch's own doors: an optimizer, a loss function, parametrisations of the
-model, a callback after each step.
+A method enters through PyTorch's own interfaces: an optimizer, a loss function, parametrizations of the model, a
+callback after each step.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +25,25 @@ from torch.utils.data import DataLoader, Dataset
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import call
 from weightsmith.core.progress import track
+from weightsmith.core.training._options import FitOptions, training_method
 
 __all__ = [
     "Fit",
     "Loss",
     "Samples",
-    "aligned",
     "default_loss",
     "draw_seed",
     "fit",
     "logits_of",
     "mean_loss",
+    "shift_for_causal_lm",
 ]
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """From the model and a batch to the mean loss over the batch."""
 
 Samples: TypeAlias = Sequence[Mapping[str, Tensor]]
-"""Training data of a model with keyword arguments: one mapping a sample, such as ``{"input_ids": LongTensor[L]}``."""
+"""Training data of a model with keyword arguments: one mapping per sample, such as ``{"input_ids": LongTensor[L]}``."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Fit:
     losses : list of float
         Training loss of every optimizer step, averaged over its micro-batches and processes.
     scores : list of float
-        What ``evaluate`` returned, once an epoch.
+        What ``evaluate`` returned, once per epoch.
     steps : int
         Optimizer steps taken.
     best_epoch : int
@@ -69,58 +71,34 @@ class Fit:
     seconds: float = 0.0
 
 
+@training_method()
 def fit(
     model: nn.Module,
     data: Dataset[Any] | Sequence[Any] | DataLoader[Any],
     *,
     loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    scheduler: Literal["constant", "cosine", "linear"] = "constant",
-    warmup: float = 0.0,
-    final_rate: float = 0.0,
-    epochs: int = 1,
-    learning_rate: float = 1e-3,
-    batch_size: int = 32,
-    accumulate: int = 1,
-    precision: Literal["no", "bf16", "fp16"] = "no",
-    clip_norm: float | None = None,
     drop_last: bool = False,
     evaluate: Callable[[nn.Module], float] | None = None,
     higher_is_better: bool = True,
     patience: int | None = None,
     after_step: Callable[[int, float], None] | None = None,
     seed: int = 0,
+    **options: Unpack[FitOptions],
 ) -> Fit:
-    """Train a model in place.
+    """Train a model in place. On any exception the model is restored.
 
     Parameters
     ----------
     model : nn.Module
-        Any model; parameters with ``requires_grad=False`` stay as they are.
+        Any model. Parameters with ``requires_grad=False`` stay unchanged. It is left in evaluation mode.
     data : Dataset, sequence of samples, or DataLoader
-        A dataset is shuffled, in the same order for every number of processes; a loader is used as it is.
+        A dataset is shuffled, in the same order for every number of processes. A loader is used unchanged.
     loss : callable, optional
         ``loss(model, batch)``; by default :func:`default_loss`.
     optimizer : torch.optim.Optimizer, optional
-        Over the model's parameters; AdamW without weight decay by default.
-    scheduler : {"constant", "cosine", "linear"}, default: "constant"
-        How the learning rate falls over all steps, if it does.
-    warmup : float, default: 0.0
-        Share of all steps, in [0, 1), over which the learning rate first rises from zero.
-    final_rate : float, default: 0.0
-        What is left of the learning rate at the end, in [0, 1], for schedules that fall.
-    epochs : int, default: 1
-        Passes over the data.
-    learning_rate : float, default: 1e-3
-        Of the default optimizer.
-    batch_size : int, default: 32
-        Samples a micro-batch and process, for datasets.
-    accumulate : int, default: 1
-        Micro-batches an optimizer step; an incomplete last group of an epoch takes a step too.
-    precision : {"no", "bf16", "fp16"}, default: "no"
-        Autocast type.
-    clip_norm : float, optional
-        Upper bound of the gradient's norm.
+        Over the model's parameters; by default AdamW with ``learning_rate`` and ``weight_decay``. An optimizer that is
+        given has its own, and the two options do nothing.
     drop_last : bool, default: False
         Leave out the incomplete last batch, for datasets.
     evaluate : callable, optional
@@ -128,11 +106,13 @@ def fit(
     higher_is_better : bool, default: True
         The direction of ``evaluate``.
     patience : int, optional
-        Stop when this many epochs in a row brought no better score, and go back to the best weights.
+        Stop when this many epochs in a row brought no better score, and return to the best weights.
     after_step : callable, optional
         ``after_step(step, loss)`` after every optimizer step.
     seed : int, default: 0
         Of the shuffling and of dropout: same seed, same result, on one machine.
+    **options
+        Learning rate, epochs, batch size, precision and more: see :class:`FitOptions`.
 
     Returns
     -------
@@ -142,11 +122,13 @@ def fit(
     Raises
     ------
     HyperparameterError
-        If a number is out of range, or ``patience`` comes without ``evaluate``.
+        If an option is unknown or out of range, or ``patience`` comes without ``evaluate``.
     CalibrationError
         If there is no batch.
     NonFiniteError
         If the loss becomes NaN or infinite.
+    UnsupportedModelError
+        If the model has no gradient checkpointing but the option asks for it.
 
     Examples
     --------
@@ -160,54 +142,61 @@ def fit(
     """
     from accelerate.utils import set_seed
 
-    _check(epochs, batch_size, accumulate, evaluate, patience)
-    if not 0 <= warmup < 1 or not 0 <= final_rate <= 1:
-        raise HyperparameterError("warmup, final_rate", found=(warmup, final_rate), expected="in [0, 1) and [0, 1]")
+    if patience is not None and (patience < 1 or evaluate is None):
+        raise HyperparameterError("patience", found=patience, expected=">= 1, together with evaluate")
     set_seed(seed)
-    accelerator = _accelerator(model, precision, accumulate)
+    accelerator = _accelerator(model, options["precision"], options["accumulation_steps"])
     if not isinstance(data, DataLoader):
         order = torch.Generator().manual_seed(seed)
         data = DataLoader(
-            cast(Dataset[Any], data), batch_size=batch_size, shuffle=True, drop_last=drop_last, generator=order
+            cast(Dataset[Any], data),
+            batch_size=options["batch_size"],
+            shuffle=True,
+            drop_last=drop_last,
+            generator=order,
         )
-    optimizer = optimizer or torch.optim.AdamW(_trainable(model), lr=learning_rate, weight_decay=0.0)
+    optimizer = optimizer or torch.optim.AdamW(
+        _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"]
+    )
     prepared: tuple[Any, Any, Any] = accelerator.prepare(model, optimizer, data)
     wrapped, optimizer, loader = prepared
     if len(loader) == 0:
-        raise CalibrationError("no training batch", found=f"batch size {batch_size}, drop_last={drop_last}")
-    steps = math.ceil(len(loader) / accumulate) * epochs
-    # the schedule counts optimizer steps; Accelerate's wrapper would count one a process
-    rate = partial(_rate, scheduler=scheduler, steps=steps, warmup=round(warmup * steps), final=final_rate)
-    schedule = LambdaLR(prepared[1].optimizer, rate)
+        raise CalibrationError("no training batch", found=f"batch size {options['batch_size']}, drop_last={drop_last}")
+    epochs = options["epochs"]
+    # the schedule counts optimizer steps; Accelerate's wrapper would count one per process
+    factor = _schedule(math.ceil(len(loader) / options["accumulation_steps"]) * epochs, options)
+    schedule = LambdaLR(prepared[1].optimizer, factor)
     loss = loss or default_loss
     record, best = Fit(), _Best(higher_is_better, patience)
     start = time.perf_counter()
-    for epoch in track(range(epochs), "training", total=epochs):
-        wrapped.train()
-        group: list[Tensor] = []
-        for batch in loader:
-            with accelerator.accumulate(wrapped):
-                with accelerator.autocast():
-                    value = loss(wrapped, batch)
-                accelerator.backward(value)
-                group.append(value.detach().float())
-                if accelerator.sync_gradients:
-                    if clip_norm is not None:
-                        accelerator.clip_grad_norm_(_trainable(model), clip_norm)
-                    _take_step(record, accelerator.reduce(torch.stack(group).mean(), "mean"))
-                    group = []
-                optimizer.step()
-                if accelerator.sync_gradients:
-                    schedule.step()
-                    if after_step is not None:
-                        after_step(record.steps, record.losses[-1])
-                optimizer.zero_grad()
-        record.best_epoch = epoch
-        if evaluate is not None:
-            model.eval()
-            record.scores.append(float(evaluate(model)))
-            if best.is_over(model, record.scores[-1], epoch):
-                break
+    with _gradient_checkpointing(model, options["gradient_checkpointing"]):
+        for epoch in track(range(epochs), "training", total=epochs):
+            wrapped.train()
+            group: list[Tensor] = []
+            for batch in loader:
+                with accelerator.accumulate(wrapped):
+                    with accelerator.autocast():
+                        value = loss(wrapped, batch)
+                    accelerator.backward(value)
+                    group.append(value.detach().float())
+                    if accelerator.sync_gradients:
+                        if options["clip_norm"] is not None:
+                            accelerator.clip_grad_norm_(_trainable(model), options["clip_norm"])
+                        _take_step(record, accelerator.reduce(torch.stack(group).mean(), "mean"))
+                        group = []
+                    optimizer.step()
+                    if accelerator.sync_gradients:
+                        schedule.step()
+                        if after_step is not None:
+                            after_step(record.steps, record.losses[-1])
+                    optimizer.zero_grad()
+            record.best_epoch = epoch
+            if evaluate is not None:
+                model.eval()
+                record.scores.append(float(evaluate(model)))
+                if best.is_over(model, record.scores[-1], epoch):
+                    break
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # autocast was put into model.forward
     if best.weights is not None:
         model.load_state_dict(best.weights)
         record.best_epoch = best.epoch
@@ -219,7 +208,7 @@ def fit(
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The loss a batch asks for: the model's own with ``labels``, else cross-entropy of (inputs, classes).
+    """Compute the loss of a batch: the model's own for mappings, cross-entropy for pairs (inputs, classes).
 
     Raises
     ------
@@ -262,34 +251,46 @@ def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of a model's output, which may be they themselves.
+    """Return the logits of a model's output.
+
+    Parameters
+    ----------
+    output : Tensor, mapping, tuple or object
+        The logits, a mapping or an object with ``logits``, or a tuple that starts with them.
 
     Raises
     ------
     UnsupportedModelError
-        If there are none.
+        If there are no logits.
 
     Examples
     --------
-    >>> logits_of(nn.Linear(2, 3)(torch.zeros(5, 2))).shape
+    >>> logits_of((torch.zeros(5, 3), torch.zeros(5))).shape
     torch.Size([5, 3])
     """
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if logits is None:
+    logits: Any = output
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        logits = output[0]
+    elif not isinstance(output, Tensor):
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
         raise UnsupportedModelError(
-            "the model gives no logits", found=type(output).__name__, do="Use a model with a head."
+            "the output of the model has no logits", found=type(output).__name__, do="Use a model with a head."
         )
     return logits
 
 
-def aligned(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits ``[..., classes]`` and labels ``[...]`` where each position's label is what its logits are about.
+def shift_for_causal_lm(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits ``[..., classes]`` and labels ``[...]`` that belong together, position by position.
 
-    A causal language model's logits are about the next token, so the first label and the last logits go.
+    The logits of a causal language model predict the next token: for one, the last logits and the first label are
+    dropped. For other models both are returned unchanged.
 
     Examples
     --------
-    >>> logits, labels = aligned(nn.Identity(), torch.zeros(2, 5), torch.zeros(2))
+    >>> logits, labels = shift_for_causal_lm(nn.Identity(), torch.zeros(2, 5), torch.zeros(2))
     >>> logits.shape, labels.shape
     (torch.Size([2, 5]), torch.Size([2]))
     """
@@ -339,17 +340,42 @@ def _accelerator(model: nn.Module, precision: str, accumulate: int) -> Any:
     return Accelerator(mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu)
 
 
-def _rate(step: int, *, scheduler: str, steps: int, warmup: int, final: float) -> float:
-    """The learning rate's factor at a step.
+def _schedule(steps: int, options: FitOptions) -> Callable[[int], float]:
+    """From the number of an optimizer step to the factor of the learning rate.
 
-    >>> [_rate(step, scheduler="linear", steps=6, warmup=2, final=0.5) for step in range(6)]
+    >>> factor = _schedule(6, {"scheduler": "linear", "warmup": 0.33, "final_learning_rate_ratio": 0.5})
+    >>> [factor(step) for step in range(6)]
     [0.0, 0.5, 1.0, 0.875, 0.75, 0.625]
     """
-    if step < warmup:
-        return step / warmup
-    past = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    falling = {"constant": 1.0, "linear": 1 - past, "cosine": (1 + math.cos(math.pi * past)) / 2}[scheduler]
-    return final + (1 - final) * falling if scheduler != "constant" else 1.0
+    warmup, final = round(options["warmup"] * steps), options["final_learning_rate_ratio"]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if options["scheduler"] == "constant":
+            return 1.0
+        past = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        falling = 1 - past if options["scheduler"] == "linear" else (1 + math.cos(math.pi * past)) / 2
+        return final + (1 - final) * falling
+
+    return factor
+
+
+@contextmanager
+def _gradient_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Switch gradient checkpointing on where it is wanted and off, and back afterwards."""
+    module: Any = model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # both names are deprecated where transformers has newer ones
+        wanted = wanted and not module.is_gradient_checkpointing
+        if wanted:
+            # the reentrant kind gives no gradients behind frozen embeddings
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    yield
+    if wanted:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            module.gradient_checkpointing_disable()
 
 
 def _take_step(record: Fit, loss: Tensor) -> None:
@@ -361,13 +387,5 @@ def _take_step(record: Fit, loss: Tensor) -> None:
     record.steps += 1
 
 
-def _trainable(model: nn.Module) -> Iterable[nn.Parameter]:
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _check(epochs: int, batch_size: int, accumulate: int, evaluate: object, patience: int | None) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
-        if value < 1:
-            raise HyperparameterError(name, found=value, expected=">= 1")
-    if patience is not None and (patience < 1 or evaluate is None):
-        raise HyperparameterError("patience", found=patience, expected=">= 1, together with evaluate")

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from weightsmith.core.errors import ShapeError
 from weightsmith.core.models import call
-from weightsmith.core.training import Loss, aligned, logits_of
+from weightsmith.core.training import Loss, logits_of, shift_for_causal_lm
 
 __all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
 
@@ -185,8 +185,8 @@ def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor
         if theirs.shape[-1] != ours.shape[-1]:
             found = f"{theirs.shape[-1]} and {ours.shape[-1]}"
             raise ShapeError("teacher and student must have the same classes", found=found)
-        theirs, _ = aligned(model, theirs, labels)
-        ours, labels = aligned(model, ours, labels)
+        theirs, _ = shift_for_causal_lm(model, theirs, labels)
+        ours, labels = shift_for_causal_lm(model, ours, labels)
         return criterion(ours.flatten(0, -2), theirs.flatten(0, -2), labels.flatten())
 
     return loss
