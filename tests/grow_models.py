@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from weightsmith.core.models import call
+from weightsmith.core.data import call
 
 
 class Residual(nn.Module):

@@ -17,13 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from weightsmith.core.data import read_text, token_ids, token_windows
+from weightsmith.core.data import Batches, Samples, read_text, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import on_disk, save_model
 from weightsmith.core.metrics import measure, perplexity, sample_text
-from weightsmith.core.models import Batches
 from weightsmith.core.results import Result
-from weightsmith.core.training import Samples
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
 from weightsmith.signature import MODEL_FIELDS, SAMPLES, Signature
 from weightsmith.sparsify import save_compressed

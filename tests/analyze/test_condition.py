@@ -12,7 +12,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from models import PLAIN, TRANSFORMERS, tiny
-from weightsmith.analyze import condition, condition_report, spectrum
+from weightsmith.analyze import condition, condition_report
+from weightsmith.analyze._shared import spectrum
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,

@@ -10,12 +10,12 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from models import tiny
-from weightsmith.core import atomic
 from weightsmith.core.errors import CheckpointError, ShapeError
 from weightsmith.core.io import (
     CheckpointReader,
     CheckpointWriter,
     TensorSpec,
+    _atomic as atomic,
     atomic_output,
     load_model,
     load_state_dict,

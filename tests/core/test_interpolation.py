@@ -6,8 +6,9 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from models import PLAIN, TRANSFORMERS, tiny
+from weightsmith.core.data import call
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.core.models import along_line, call, lerp, put_on_line
+from weightsmith.core.models import along_line, lerp, put_on_line
 
 HALVES = [torch.bfloat16, torch.float16]
 

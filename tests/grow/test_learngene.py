@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from grow_models import Residual, cnn, logits
 from models import tiny
+from weightsmith.core.data import call
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -16,7 +17,6 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import load_model, save_model
-from weightsmith.core.models import call
 from weightsmith.grow import (
     Learngene,
     LinearExpansion,

@@ -20,11 +20,10 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import load_model, load_state_dict, merge_state_dicts
+from weightsmith.core.io import _map as engine, load_model, load_state_dict, merge_state_dicts
 from weightsmith.merge import (
     add_tasks,
     average,
-    engine,
     fisher,
     fisher_average,
     interpolate,

@@ -7,8 +7,8 @@ from torch import nn
 
 from models import tiny
 from permutable import IDS, NETS, make, mixtral, roughen
+from weightsmith.core.data import call
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
-from weightsmith.core.models import call
 from weightsmith.merge import PermutationSpec
 from weightsmith.merge._weight_matching.axes import Axis, join, product, unify
 

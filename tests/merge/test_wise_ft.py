@@ -213,7 +213,7 @@ def test_a_head_of_text_gives_cosines():
 
 
 def samples_of(x, y):
-    return [{"x": row, "labels": label} for row, label in zip(x, y, strict=True)]
+    return list(zip(x, y, strict=True))
 
 
 def test_the_sweep_measures_each_average_and_leaves_the_model_at_alpha():

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from models import PLAIN, TRANSFORMERS, tiny
+from weightsmith.core.data import call
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.models import call, find_layers
+from weightsmith.core.models import find_layers
 from weightsmith.core.training import fit
 from weightsmith.sparsify import StaticSparsity, forward_flops, spdf
 

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from torch.utils.data import TensorDataset
 
 from models import PLAIN, TRANSFORMERS, tiny
+from weightsmith.core.data import call
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.models import call
 from weightsmith.core.training import fit
 from weightsmith.train import compand, weight_compander
 from weightsmith.train._weight_compander import SHAPES, Compander, fold, param_groups, weight_statistics

@@ -26,9 +26,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from weightsmith.analyze import Condition, ConditionReport, condition_report
 from weightsmith.analyze._condition import HEADS, Score
+from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, NonFiniteError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Fit, Samples, draw_seed, fit
+from weightsmith.core.training import Fit, draw_seed, fit
 
 __all__ = [
     "Targets",
@@ -164,7 +165,7 @@ def kappatune(
 
 def tune(
     model: nn.Module,
-    training: Sequence[Any],
+    training: Samples,
     targets: Targets,
     *,
     rank: int,

@@ -21,9 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.analyze._shared.alignment import alignment, matrices_of
+from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import StateDict
-from weightsmith.core.models import Batches, along_line, evaluation_mode, has_batchnorm, recalibrate_batchnorm
+from weightsmith.core.models import along_line, evaluation_mode, has_batchnorm, recalibrate_batchnorm
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.embedded import open_model

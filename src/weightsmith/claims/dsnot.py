@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.data import token_ids, token_windows
+from weightsmith.core.data import Batches, token_ids, token_windows
 from weightsmith.core.metrics import perplexity
-from weightsmith.core.models import Batches, Layer
+from weightsmith.core.models import Layer
 from weightsmith.core.statistics import InputStatistics
 from weightsmith.embedded import load, text
 from weightsmith.sparsify import dsnot, magnitude, refine_mask, sparsegpt, wanda

@@ -13,8 +13,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.data import call
 from weightsmith.core.errors import CalibrationError, NonFiniteError
-from weightsmith.core.models import call, evaluation_mode
+from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import logits_of
 
 __all__ = ["accuracy", "decode_speed", "measure", "perplexity", "sample_text", "size"]

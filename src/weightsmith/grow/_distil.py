@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from weightsmith.core.data import Samples, call, take
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -29,9 +30,9 @@ from weightsmith.core.errors import (
     ShapeError,
 )
 from weightsmith.core.io import CheckpointWriter, TensorSpec, check_output
-from weightsmith.core.models import call, evaluation_mode
+from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
-from weightsmith.core.training import Fit, Samples, default_loss, fit, logits_of
+from weightsmith.core.training import Fit, default_loss, fit, logits_of
 
 __all__ = ["agreement", "decaying_adamw", "distil", "soft_distillation", "teacher_logits"]
 
@@ -246,7 +247,7 @@ def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size
     device = next(model.parameters()).device
     with evaluation_mode(model), evaluation_mode(teacher):
         for start in range(0, len(samples), batch_size):
-            some = samples[start : start + batch_size]
+            some = take(samples, start, start + batch_size)
             inputs = _inputs({name: torch.stack([sample[name] for sample in some]).to(device) for name in some[0]})
             ours, theirs = (_rows(call(network, inputs), inputs) for network in (model, teacher))
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())

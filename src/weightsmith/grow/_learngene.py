@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from weightsmith.core.data import Samples, take
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -37,7 +38,7 @@ from weightsmith.core.errors import (
 from weightsmith.core.io import atomic_output
 from weightsmith.core.models import evaluation_mode, get_module
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, draw_seed, fit
+from weightsmith.core.training import draw_seed, fit
 from weightsmith.grow._distil import agreement, decaying_adamw, distil
 from weightsmith.grow._expand import HEADS, Stack, assign, check_assignment, find_stack, restack, unlike, unroll, unused
 
@@ -443,7 +444,7 @@ def learngene(
     if len(training) < 2:
         raise HyperparameterError("training samples", found=len(training), expected="at least 2")
     held = max(1, len(training) // 10)
-    seen, unseen = training[:-held], training[-held:]
+    seen, unseen = take(training, 0, len(training) - held), take(training, len(training) - held)
     hyper: dict[str, Any] = {
         "sizes": list(sizes),
         "depth": depth,

@@ -27,18 +27,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.data import Batch, Batches, Samples, call
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
-from weightsmith.core.models import (
-    Batch,
-    Batches,
-    call,
-    evaluation_mode,
-    fold_parametrizations,
-    get_module,
-    recalibrate_batchnorm,
-)
+from weightsmith.core.models import evaluation_mode, fold_parametrizations, get_module, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, Samples, default_loss, draw_seed, fit, logits_of
+from weightsmith.core.training import Loss, default_loss, draw_seed, fit, logits_of
 from weightsmith.grow._shared.templates import LAYOUTS, Growth, TemplateMix, coefficients, grow_coefficients
 from weightsmith.grow._widen_net2net import is_matrix, match_widths
 

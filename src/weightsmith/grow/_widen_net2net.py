@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.data import call
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.core.models import call, get_module
+from weightsmith.core.models import get_module
 from weightsmith.core.training import logits_of
 
 __all__ = ["LogitSum", "grow_randomly", "is_matrix", "match_widths", "widen_net2net"]

@@ -29,10 +29,11 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
+from weightsmith.core.data import Samples, call
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.models import call, lerp, put_on_line
+from weightsmith.core.models import lerp, put_on_line
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, Samples, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
+from weightsmith.core.training import Loss, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
 from weightsmith.merge._wise_ft import check_alpha
 
 __all__ = [

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from weightsmith.core.data import Batch, Batches
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.io import Rule, StateDict, merge_folders, merge_state_dicts
-from weightsmith.core.models import Batch, Batches, evaluation_mode
+from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import logits_of
 from weightsmith.merge._soup import check_two, wide

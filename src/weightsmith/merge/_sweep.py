@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
-from torch.utils.data import default_collate
 
-from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
+from weightsmith.core.data import Batch, Samples, batched, call, split_labels, to_device
+from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.io import StateDict
-from weightsmith.core.models import along_line, call, evaluation_mode, put_on_line
+from weightsmith.core.models import along_line, evaluation_mode, put_on_line
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, logits_of, shift_for_causal_lm
+from weightsmith.core.training import logits_of, shift_for_causal_lm
 from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
 from weightsmith.merge._wise_ft import check_alpha, interpolate
 
@@ -89,7 +88,7 @@ def sweep(
         check_alpha("alpha", value)
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
-    batches = {"in_domain": _batches(in_domain, batch_size), "shifted": _batches(shifted, batch_size)}
+    batches = {"in_domain": batched(in_domain, batch_size), "shifted": batched(shifted, batch_size)}
     end = tuned.state_dict()
     walk = along_line(model, model.state_dict(), end, list(dict.fromkeys([0.0, 1.0, alpha, *alphas])))
     seen: dict[float, dict[str, Tensor]] = {}
@@ -102,7 +101,7 @@ def sweep(
                 for row, value in zip(rows.values(), alphas, strict=True):
                     row[f"{name} loss"] = seen[value][name].item()
                 continue
-            labels = torch.cat([batch["labels"] for batch in parts])
+            labels = torch.cat([split_labels(batch)[1] for batch in parts])
             told = diagnose(seen[0.0][name], seen[1.0][name], seen[alpha][name], labels)
             for row, value in zip(rows.values(), alphas, strict=False):
                 logits = seen[value][name]
@@ -180,26 +179,17 @@ def logits_along_line(
     return outputs
 
 
-def _batches(samples: Samples, batch_size: int) -> list[dict[str, Any]]:
-    if len(samples) == 0:
-        raise CalibrationError("no samples to measure on", expected="at least one")
-    if "labels" not in samples[0]:
-        raise CalibrationError("samples", found=sorted(samples[0]), expected="'labels'")
-    parts = [samples[begin : begin + batch_size] for begin in range(0, len(samples), batch_size)]
-    return [default_collate([dict(sample) for sample in part]) for part in parts]
-
-
-def _outputs(model: nn.Module, batches: Sequence[dict[str, Any]]) -> Tensor:
+def _outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """All logits of a classifier; the mean loss a label of any other model."""
     device = next(model.parameters()).device
     rows, loss, count = [], 0.0, 0
     for batch in batches:
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        logits = logits_of(call(model, inputs if set(inputs) - {"x"} else inputs["x"])).float().cpu()
-        if batch["labels"].ndim == 1:
+        inputs, labels = split_labels(batch)
+        logits = logits_of(call(model, to_device(inputs, device))).float().cpu()
+        if labels.ndim == 1:
             rows.append(logits)
             continue
-        logits, labels = shift_for_causal_lm(model, logits, batch["labels"])
+        logits, labels = shift_for_causal_lm(model, logits, labels)
         if labels.shape != logits.shape[:-1]:
             raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape[:-1]))
         loss += functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum").item()

@@ -25,15 +25,15 @@ from torch.nn import functional
 
 from weightsmith.analyze import signal_to_noise, singular_values
 from weightsmith.analyze._condition import HEADS
+from weightsmith.core.data import Batches, as_batches
 from weightsmith.core.errors import (
-    CalibrationError,
     HyperparameterError,
     LayerNotFoundError,
     NonFiniteError,
     ShapeError,
 )
 from weightsmith.core.jobs import Backend, run_jobs
-from weightsmith.core.models import Batches, Layer, evaluation_mode, find_layers
+from weightsmith.core.models import Layer, evaluation_mode, find_layers
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import draw_seed, mean_loss, restored_on_error
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
@@ -155,12 +155,11 @@ def d2nwg_layers(
     numbers = (chunk, candidates, latent, vae_steps, steps, batch_size, sampler_steps)
     if not 0 < share <= 1 or min(numbers) < 1:
         raise HyperparameterError("share and counts", found=(share, *numbers), expected="0 < share <= 1, counts >= 1")
-    if not calibration:
-        raise CalibrationError("no calibration batches", expected="at least one")
+    batches = as_batches(calibration)
     layers = [one for one in find_layers(model, include, exclude) if one.weight.numel() > chunk]
     if not layers:
         raise LayerNotFoundError("no matrix to draw", expected=f"more than {chunk} weights", do="Use a smaller chunk.")
-    measure = evaluate or partial(mean_loss, batches=calibration)
+    measure = evaluate or partial(mean_loss, batches=batches)
     own: dict[str, Any] = {
         "chunk": chunk,
         "candidates": candidates,

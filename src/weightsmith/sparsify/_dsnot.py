@@ -25,9 +25,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
 from weightsmith.core.linalg import inverse_cholesky
-from weightsmith.core.models import Batches, Layer, find_layers
+from weightsmith.core.models import Layer, find_layers
 from weightsmith.core.results import Result, record
 from weightsmith.core.statistics import Gram, InputStatistics
 from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, prune_layers, remove, wanda_score

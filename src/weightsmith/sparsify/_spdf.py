@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from weightsmith.core.data import Batch, Samples, call
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.models import Batch, Layer, block_layers, call, evaluation_mode
+from weightsmith.core.models import Layer, block_layers, evaluation_mode
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, draw_seed, fit, restored_on_error
+from weightsmith.core.training import draw_seed, fit, restored_on_error
 
 __all__ = ["StaticSparsity", "forward_flops", "spdf"]
 

@@ -26,10 +26,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.data import Samples, call
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.models import call
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, Samples, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
+from weightsmith.core.training import Loss, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
 
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,10 +27,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from weightsmith.core.data import Samples, call, take
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.models import call
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
+from weightsmith.core.training import draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
 from weightsmith.train._shared.distillation import distillation
 
 __all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_tau"]
@@ -335,7 +335,7 @@ def pld(
     Bassam, Zhu, Bian 2025, arXiv 2506.12542.
     """
     with record("pld", top_k=top_k, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size) as result:
-        theirs, labels = _look(teacher.eval(), model, training[:batch_size])
+        theirs, labels = _look(teacher.eval(), model, take(training, 0, batch_size))
         result.hyper["tau"] = tau = suggest_tau(theirs, labels) if tau is None else tau
         criterion = PLDLoss(tau, top_k=top_k)
         result.totals = criterion.diagnostics(theirs, labels)
@@ -469,7 +469,7 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 
 
 @torch.no_grad()
-def _look(teacher: nn.Module, model: nn.Module, training: Samples) -> tuple[Tensor, Tensor]:
+def _look(teacher: nn.Module, model: nn.Module, training: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """The teacher's logits on a few samples, and the labels they are about."""
     device = next(teacher.parameters()).device
     batch = {name: torch.stack([sample[name] for sample in training]).to(device) for name in training[0]}

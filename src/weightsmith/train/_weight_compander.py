@@ -26,10 +26,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import Layer, find_layers
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, draw_seed, fit, restored_on_error
+from weightsmith.core.training import draw_seed, fit, restored_on_error
 
 __all__ = ["Compander", "compand", "fold", "param_groups", "weight_compander", "weight_statistics"]
 

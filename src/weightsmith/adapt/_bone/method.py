@@ -10,8 +10,9 @@ from peft import get_peft_model
 from torch import nn
 
 from weightsmith.adapt._bone.tuner import BoneConfig, BoneLinear
+from weightsmith.core.data import Samples
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, draw_seed, fit
+from weightsmith.core.training import draw_seed, fit
 
 __all__ = ["bone"]
 

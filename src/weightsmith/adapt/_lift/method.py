@@ -10,8 +10,9 @@ from torch import nn
 from weightsmith.adapt._lift.delta import SparseDelta
 from weightsmith.adapt._lift.groups import budget, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
+from weightsmith.core.data import Samples
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, draw_seed, fit
+from weightsmith.core.training import draw_seed, fit
 
 __all__ = ["lift"]
 

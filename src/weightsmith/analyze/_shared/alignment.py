@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError
 from weightsmith.core.io import StateDict
-from weightsmith.core.models import Batches, find_layers, observe
+from weightsmith.core.models import find_layers, observe
 from weightsmith.core.progress import track
 from weightsmith.core.statistics import Gram
 

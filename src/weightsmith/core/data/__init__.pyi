@@ -1,1 +1,13 @@
+from ._batches import (
+    Batch as Batch,
+    Batches as Batches,
+    Sample as Sample,
+    Samples as Samples,
+    as_batches as as_batches,
+    batched as batched,
+    call as call,
+    split_labels as split_labels,
+    take as take,
+    to_device as to_device,
+)
 from ._text import read_text as read_text, token_ids as token_ids, token_windows as token_windows

@@ -5,11 +5,8 @@ from ._batchnorm import (
 )
 from ._blocks import (
     Accumulator as Accumulator,
-    Batch as Batch,
-    Batches as Batches,
     Block as Block,
     block_layers as block_layers,
-    call as call,
     find_blocks as find_blocks,
     observe as observe,
     rewriting as rewriting,

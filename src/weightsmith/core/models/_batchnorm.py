@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError
-from weightsmith.core.models._blocks import Batches, call
 from weightsmith.core.models._layers import evaluation_mode
 
 __all__ = ["has_batchnorm", "recalibrate_batchnorm", "reset_batchnorm"]

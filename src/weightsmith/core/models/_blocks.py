@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batch, Batches, as_batches, call, to_device
 from weightsmith.core.errors import (
     CalibrationError,
     LayerNotFoundError,
@@ -36,20 +37,13 @@ from weightsmith.core.progress import track
 
 __all__ = [
     "Accumulator",
-    "Batch",
-    "Batches",
     "Block",
     "block_layers",
-    "call",
     "find_blocks",
     "observe",
     "rewriting",
     "stream",
 ]
-
-Batch: TypeAlias = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
-"""Keyword arguments of the model, its only argument, or its positional arguments."""
-Batches: TypeAlias = Sequence[Batch]
 
 
 @runtime_checkable
@@ -208,7 +202,7 @@ def stream(
                 if disk is not None:
                     disk.free()
         return
-    _check_batches(batches)
+    batches = as_batches(batches)
     with _quiet(model), _Walks(model, blocks, batches, disk) as walks:
         while (met := walks.next_block()) is not None:
             if met.layers:
@@ -292,28 +286,21 @@ def observe(model: nn.Module, batches: Batches, layers: Sequence[Layer], make: C
     CalibrationError
         If there are no batches, or the model rejects one.
     """
-    _check_batches(batches)
+    batches = as_batches(batches)
     device = _device(model)
 
     def run(batch: Batch, index: int) -> Callable[[], Any]:
-        return lambda: _call_checked(model, _to(batch, device), index)
+        return lambda: _call_checked(model, to_device(batch, device), index)
 
     with _quiet(model):
         return _observe(layers, make, [(run(batch, i), _token_mask(batch)) for i, batch in enumerate(batches)])
-
-
-def call(model: nn.Module, batch: Batch) -> Any:
-    """Call a model with a batch: a mapping as keyword arguments, a tuple or list as positional ones."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 class _Walks:
     """The forward passes of all batches, each paused where its model calls a block not yet visited."""
 
     def __init__(
-        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Batches, disk: Disk | None
+        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Sequence[Batch], disk: Disk | None
     ) -> None:
         self.model, self.disk = model, disk
         self.pending = dict(blocks)
@@ -377,7 +364,7 @@ class _Walks:
 
     def _walker(self, batch: Batch, index: int) -> Callable[[], None]:
         def walk() -> None:
-            _call_checked(self.model, _to(batch, self.device), index)
+            _call_checked(self.model, to_device(batch, self.device), index)
 
         return walk
 
@@ -515,20 +502,5 @@ def _call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
         ) from error
 
 
-def _check_batches(batches: Batches) -> None:
-    if len(batches) == 0:
-        raise CalibrationError("no calibration batches", expected="at least one")
-
-
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_to(value, device) for value in batch)
-    return batch

@@ -1,7 +1,6 @@
 from ._fit import (
     Fit as Fit,
     Loss as Loss,
-    Samples as Samples,
     default_loss as default_loss,
     draw_seed as draw_seed,
     fit as fit,

@@ -22,15 +22,14 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
+from weightsmith.core.data import Samples, call
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.models import call
 from weightsmith.core.progress import track
 from weightsmith.core.training._options import FitOptions, training_method
 
 __all__ = [
     "Fit",
     "Loss",
-    "Samples",
     "default_loss",
     "draw_seed",
     "fit",
@@ -41,9 +40,6 @@ __all__ = [
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """From the model and a batch to the mean loss over the batch."""
-
-Samples: TypeAlias = Sequence[Mapping[str, Tensor]]
-"""Training data of a model with keyword arguments: one mapping per sample, such as ``{"input_ids": LongTensor[L]}``."""
 
 
 @dataclass
@@ -74,7 +70,7 @@ class Fit:
 @training_method()
 def fit(
     model: nn.Module,
-    data: Dataset[Any] | Sequence[Any] | DataLoader[Any],
+    data: Samples | DataLoader[Any],
     *,
     loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,

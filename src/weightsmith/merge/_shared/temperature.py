@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from weightsmith.core.data import call
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError
-from weightsmith.core.models import call, evaluation_mode
+from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import logits_of
 
 __all__ = ["balance_logit_scale", "fit_temperature"]

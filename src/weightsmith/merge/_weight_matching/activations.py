@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, ShapeError
-from weightsmith.core.models import Batches, call, evaluation_mode
+from weightsmith.core.models import evaluation_mode
 from weightsmith.merge._weight_matching.matching import Matching, match_weights
 from weightsmith.merge._weight_matching.reading import Dims, Side
 from weightsmith.merge._weight_matching.spec import PermutationSpec

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from weightsmith.analyze import barrier_curve, distance
 from weightsmith.analyze._mode_connectivity import POINTS
+from weightsmith.core.data import Batch, Batches, as_batches
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.models import Batches, has_batchnorm, lerp, recalibrate_batchnorm
+from weightsmith.core.models import has_batchnorm, lerp, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import mean_loss, restored_on_error
 from weightsmith.merge._weight_matching.holding import check_alike
@@ -91,29 +92,30 @@ def weight_matching(
     if not 0 <= fraction <= 1:
         raise HyperparameterError("fraction", found=fraction, expected="0 <= fraction <= 1")
     hyper: dict[str, Any] = {"fraction": fraction, "restarts": restarts, "normalize": normalize}
+    batches = as_batches(calibration)
     with record("weight-matching", **hyper) as result, restored_on_error(model):
         end = other.state_dict()
         check_alike(model.state_dict(), end)
-        spec = PermutationSpec.from_model(model, calibration[0])
+        spec = PermutationSpec.from_model(model, batches[0])
         start = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
         found = match_weights(start, end, spec, restarts=restarts, normalize=normalize, generator=generator)
         moved = spec.apply(end, found.perms)
         statistics = has_batchnorm(model)
-        if _has_loss(model, calibration):
+        if _has_loss(model, batches[0]):
             for name, state in (("before matching", end), ("after matching", moved)):
                 curve = barrier_curve(
                     model,
                     start,
                     state,
-                    lambda m: mean_loss(m, calibration),
+                    lambda m: mean_loss(m, batches),
                     fractions=POINTS[::2],
-                    calibration=calibration if statistics else None,
+                    calibration=batches if statistics else None,
                 )
                 result.curves[f"loss along the line, {name}"] = list(curve.losses)
                 result.totals[f"barrier {name}"] = curve.barrier
         model.load_state_dict({key: lerp(tensor, moved[key], fraction) for key, tensor in start.items()})
         if statistics and 0 < fraction < 1:
-            recalibrate_batchnorm(model, calibration)
+            recalibrate_batchnorm(model, batches)
         _rows(result, spec, start, end, moved)
         found.tell(spec, result)
     return result
@@ -133,9 +135,8 @@ def _rows(
             result.layer(key, distance_before=before, distance_after=after)
 
 
-def _has_loss(model: nn.Module, calibration: Batches) -> bool:
-    """Whether the batches come with what the model's own loss is about."""
-    batch = calibration[0]
+def _has_loss(model: nn.Module, batch: Batch) -> bool:
+    """Whether a batch comes with what the model's own loss is about."""
     return isinstance(batch, Mapping) and (
         "labels" in batch or ("input_ids" in batch and callable(getattr(model, "get_output_embeddings", None)))
     )

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batch, call
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
 from weightsmith.core.io import StoredState, TensorSpec
-from weightsmith.core.models import Batch, call, evaluation_mode
+from weightsmith.core.models import evaluation_mode
 from weightsmith.merge._weight_matching.reading import Block, Dims, Permutation, Side, read
 from weightsmith.merge._weight_matching.trace import leaves_of, outputs_of, trace
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weightsmith.core.models import Batch, call, evaluation_mode
+from weightsmith.core.data import Batch, call
+from weightsmith.core.models import evaluation_mode
 from weightsmith.merge._weight_matching.axes import Axis
 from weightsmith.merge._weight_matching.rules import rule_of
 from weightsmith.merge._weight_matching.steps import tensors

@@ -22,9 +22,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import inverse_cholesky, lowest_k_mask, lowest_n_of_m_mask
-from weightsmith.core.models import Batches, Layer, rewriting
+from weightsmith.core.models import Layer, rewriting
 from weightsmith.core.results import Result, record
 from weightsmith.core.statistics import Gram, InputStatistics
 

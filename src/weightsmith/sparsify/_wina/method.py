@@ -21,13 +21,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batches, as_batches
 from weightsmith.core.errors import (
     HyperparameterError,
     LayerNotFoundError,
     MissingDependencyError,
     UnsupportedModelError,
 )
-from weightsmith.core.models import Batches, Layer, find_blocks, find_layers, get_module, stream, swap_module
+from weightsmith.core.models import Layer, find_blocks, find_layers, get_module, stream, swap_module
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.sparsify._wina.allocation import greedy
@@ -293,7 +294,7 @@ def rotate(
     wanted = {layer.name for layer in projections(model, include, exclude)}
     rotations = []
     with record("rotate", include=include, exclude=exclude) as result:
-        for block in stream(model, calibration[:1], include, exclude):
+        for block in stream(model, as_batches(calibration)[:1], include, exclude):
             layers = {layer.name: layer for layer in block.layers if layer.name in wanted}
             for group in find_siblings(block, list(layers.values())) if layers and block.inputs else ():
                 references = [layers[name] for name in group if uses_norms(name, "reference")]

@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.core.data import Batches, as_batches, call
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError
-from weightsmith.core.models import Batches, Block, Layer, call
+from weightsmith.core.models import Block, Layer
 from weightsmith.sparsify._wina.decode import norm_gain
 
 __all__ = ["Rotation", "find_rotation", "install"]
@@ -157,5 +158,5 @@ def _source(block: Block, reader: Layer) -> nn.Module:
 
 
 def _output(model: nn.Module, calibration: Batches) -> Tensor:
-    output = call(model, calibration[0])
+    output = call(model, as_batches(calibration)[0])
     return output if isinstance(output, Tensor) else next(v for v in output.values() if isinstance(v, Tensor))

@@ -39,10 +39,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, default_collate
 
+from weightsmith.core.data import Samples, call, take
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.models import call
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Samples, draw_seed, fit, logits_of, restored_on_error
+from weightsmith.core.training import draw_seed, fit, logits_of, restored_on_error
 from weightsmith.train._meta_rescaling.features import ClassMemory
 from weightsmith.train._meta_rescaling.rescaler import Rescaler
 
@@ -389,7 +389,7 @@ def meta_rescaling(
     with record(
         "meta-rescaling", rescaler_learning_rate=rescaler_learning_rate, window=window, **hyper, **rates
     ) as result:
-        samples = [{**sample, "index": torch.tensor(number)} for number, sample in enumerate(training)]
+        samples = [{**sample, "index": torch.tensor(number)} for number, sample in enumerate(take(training))]
         loss = MetaRescaler(
             samples,
             _count_classes(model, training),
@@ -493,4 +493,4 @@ def _count_classes(model: nn.Module, training: Samples) -> int:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "num_labels"):
         return int(config.num_labels)
-    return max(int(sample["labels"].max()) for sample in training) + 1
+    return max(int(sample["labels"].max()) for sample in take(training)) + 1

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.data import call
 from weightsmith.core.errors import ShapeError
-from weightsmith.core.models import call
 from weightsmith.core.training import Loss, logits_of, shift_for_causal_lm
 
 __all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
