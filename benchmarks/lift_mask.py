@@ -18,7 +18,7 @@ from weightsmith.core.data import token_ids, token_windows
 from weightsmith.core.linalg import (
     largest_k,
     project,
-    randomised_singular_basis,
+    randomized_singular_basis,
     refine_singular_basis,
     singular_basis,
 )
@@ -47,7 +47,7 @@ def main() -> None:
         "exact, Gram eigenvectors": by_basis(lambda w, n: singular_basis(w, RANK)),
         **{
             f"svd_lowrank, niter={niter}": by_basis(
-                lambda w, n, niter=niter: randomised_singular_basis(w, RANK, niter=niter)
+                lambda w, n, niter=niter: randomized_singular_basis(w, RANK, niter=niter)
             )
             for niter in (2, 4, 8, 16)
         },

@@ -10,7 +10,7 @@ from weightsmith.core.linalg import (
     lowest_k_mask,
     lowest_n_of_m_mask,
     project,
-    randomised_singular_basis,
+    randomized_singular_basis,
     refine_singular_basis,
     singular_basis,
 )
@@ -128,10 +128,10 @@ def test_singular_basis_retries_in_double_precision_then_gives_up(monkeypatch):
 def test_randomised_basis_repeats_and_leaves_the_global_generator_alone():
     matrix = torch.randn(50, 70)
     state = torch.get_rng_state()
-    first = randomised_singular_basis(matrix, 5, generator=torch.Generator().manual_seed(1))
+    first = randomized_singular_basis(matrix, 5, generator=torch.Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first, randomised_singular_basis(matrix, 5, generator=torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, randomised_singular_basis(matrix, 5))
+    assert torch.equal(first, randomized_singular_basis(matrix, 5, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(first, randomized_singular_basis(matrix, 5))
 
 
 def test_refined_basis_follows_a_matrix_that_moved():
@@ -147,14 +147,14 @@ def test_refined_basis_follows_a_matrix_that_moved():
 
 def test_bases_refuse_bad_input():
     matrix = torch.randn(4, 6)
-    for make in (singular_basis, randomised_singular_basis):
+    for make in (singular_basis, randomized_singular_basis):
         for rank in (0, 5):
             with pytest.raises(HyperparameterError, match=f"rank: found {rank}, expected 1 to 4"):
                 make(matrix, rank)
         with pytest.raises(NonFiniteError):
             make(torch.full((4, 6), float("inf")), 2)
     with pytest.raises(HyperparameterError, match="niter"):
-        randomised_singular_basis(matrix, 2, niter=-1)
+        randomized_singular_basis(matrix, 2, niter=-1)
     with pytest.raises(HyperparameterError, match="niter"):
         refine_singular_basis(matrix, singular_basis(matrix, 2), niter=0)
     with pytest.raises(ShapeError, match="rows of the basis: found 6, expected 4"):

@@ -221,7 +221,7 @@ LIMITED = """
     torch.set_num_threads(1)
     from transformers import LlamaForCausalLM
     from weightsmith.core.io._offloaded import on_disk
-    from weightsmith.sparsify._shared.pruning import wanda
+    from weightsmith.sparsify import wanda
 
     source, out, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
     with open("/proc/self/statm") as file:

@@ -1,9 +1,11 @@
-"""The numerics several methods share: top-k with stable ties, N:M masks, inverse Cholesky factors, low-rank bases.
+"""The numerics several methods share: stable top-k, N:M masks, columns replaced with error feedback, low-rank bases.
 
-Legend: ``O`` outputs, ``I`` inputs, ``S`` the shorter side of a matrix, ``R`` the rank kept.
+Legend: ``O`` outputs, ``I`` inputs, ``B`` a block of columns, ``S`` and ``L`` the short and the long side, ``R`` rank.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -12,19 +14,24 @@ from torch import Tensor
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
 
 __all__ = [
+    "COLUMN_BLOCK",
     "inverse_cholesky",
     "is_finite",
     "largest_k",
     "lowest_k_mask",
     "lowest_n_of_m_mask",
     "project",
-    "randomised_singular_basis",
+    "randomized_singular_basis",
     "refine_singular_basis",
+    "replace_columns",
     "singular_basis",
 ]
 
+COLUMN_BLOCK = 128
+"""Columns that :func:`replace_columns` updates at once; the columns after them follow when the block is done."""
+
 SAMPLE = 1 << 14
-"""Values that :func:`largest_k` looks at to guess its threshold."""
+"""Values that :func:`largest_k` uses to estimate its threshold."""
 
 SQUARED_PRECISION = 1e-4
 """Below this share of the largest eigenvalue a Gram matrix in float32 does not resolve its eigenvectors."""
@@ -81,7 +88,7 @@ def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> 
     gram_II : Tensor of shape (in, in)
         Symmetric, positive semi-definite.
     damping : float, default: 0.01
-        Added to the diagonal, as a fraction of its mean; grows tenfold until the factorisation succeeds.
+        Added to the diagonal, as a fraction of its mean; multiplied by ten until the factorization succeeds.
 
     Returns
     -------
@@ -111,8 +118,60 @@ def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> 
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
 
 
+def replace_columns(
+    weight_OI: Float[Tensor, "out in"],
+    factor_II: Float[Tensor, "in in"],
+    replacement: Callable[[Tensor, int], Tensor],
+) -> Float[Tensor, "out in"]:
+    r"""Replace the columns of a weight in order; the columns that follow compensate the output error of each.
+
+    The least-squares update of SparseGPT, which replaces weights by zero, and of GPTQ, which rounds them. With
+    :math:`U` from :func:`inverse_cholesky`, a column :math:`w_i` replaced by :math:`\hat w_i` changes the columns
+    :math:`j > i`:
+
+    .. math:: e_i = (w_i - \hat w_i) / U_{ii}, \qquad w_j \leftarrow w_j - e_i U_{ij}
+
+    Parameters
+    ----------
+    weight_OI : Tensor of shape (out, in)
+        The weight, in float32 or float64; it does not change.
+    factor_II : Tensor of shape (in, in)
+        Upper Cholesky factor of the inverse Gram matrix of the inputs.
+    replacement : callable
+        ``replacement(weight_OI, i)`` returns the new column ``i``, of shape (out,). The weight it is given holds all
+        updates so far in the columns of the current block, ``i`` to the next multiple of :data:`COLUMN_BLOCK`.
+
+    Returns
+    -------
+    Tensor of shape (out, in)
+        The new weight.
+
+    References
+    ----------
+    Frantar, Alistarh, "SparseGPT", arXiv 2301.00774. Frantar et al., "GPTQ", arXiv 2210.17323.
+
+    Examples
+    --------
+    >>> factor = inverse_cholesky(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), damping=0.0)
+    >>> replace_columns(torch.ones(1, 2), factor, lambda w, i: torch.zeros(1) if i == 0 else w[:, i])
+    tensor([[0.0000, 1.5000]])
+    """
+    w_IO = weight_OI.T.clone(memory_format=torch.contiguous_format)  # a column is then one run of memory
+    columns = len(w_IO)
+    for start in range(0, columns, COLUMN_BLOCK):
+        stop = min(start + COLUMN_BLOCK, columns)
+        error_BO = torch.empty_like(w_IO[start:stop])
+        for i in range(start, stop):
+            new_O, error_O = replacement(w_IO.T, i), error_BO[i - start]
+            torch.sub(w_IO[i], new_O, out=error_O).div_(factor_II[i, i])
+            w_IO[i] = new_O
+            w_IO[i + 1 : stop] -= factor_II[i, i + 1 : stop].unsqueeze(1) * error_O
+        w_IO[stop:] -= factor_II[start:stop, stop:].T @ error_BO
+    return w_IO.T.contiguous()
+
+
 def is_finite(values: Shaped[Tensor, "..."]) -> bool:
-    """Whether no value is NaN or infinite, by the extremes: one pass that writes nothing.
+    """Whether no value is NaN or infinite, from the smallest and the largest value: one pass without a copy.
 
     Examples
     --------
@@ -125,8 +184,8 @@ def is_finite(values: Shaped[Tensor, "..."]) -> bool:
 def largest_k(values: Shaped[Tensor, "..."], k: int) -> Int[Tensor, "k"]:
     """Flat indices of the ``k`` values of largest magnitude, ascending; of equal magnitudes the first ones.
 
-    A threshold guessed from a sample leaves few candidates to sort: several times faster than ``torch.topk`` over
-    everything, with the exact result.
+    Exact, and several times faster than ``torch.topk`` over all values: a threshold estimated from a sample leaves few
+    candidates to sort.
 
     Parameters
     ----------
@@ -200,26 +259,26 @@ def singular_basis(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tenso
             [1., 0.],
             [0., 1.]])
     """
-    wide = _wide(matrix_OI, rank)
-    for precise in (wide, wide.double()):
+    short_SL = _short_side_first(matrix_OI, rank)
+    for precise in (short_SL, short_SL.double()):
         try:
             squares, vectors = torch.linalg.eigh(precise @ precise.T)
         except torch.linalg.LinAlgError:
             continue
         if precise.dtype == torch.float64 or squares[-rank] > SQUARED_PRECISION * squares[-1]:
-            return vectors[:, -rank:].flip(1).to(wide.dtype)
+            return vectors[:, -rank:].flip(1).to(short_SL.dtype)
     raise WeightsmithError(
-        "the singular vectors do not converge", found=f"a matrix {tuple(matrix_OI.shape)} of norm {wide.norm():.3g}"
+        "the singular vectors do not converge", found=f"a matrix {tuple(matrix_OI.shape)} of norm {short_SL.norm():.3g}"
     )
 
 
-def randomised_singular_basis(
+def randomized_singular_basis(
     matrix_OI: Float[Tensor, "out in"], rank: int, *, niter: int = 4, generator: torch.Generator | None = None
 ) -> Float[Tensor, "short rank"]:
-    """Nearly the leading singular vectors on the shorter side, by ``torch.svd_lowrank`` at twice the rank.
+    """Approximate the leading singular vectors on the shorter side, by ``torch.svd_lowrank`` at twice the rank.
 
-    Worth it where the rank is far below the shorter side; how near it comes depends on how fast the singular values
-    decay (more ``niter`` for slow decay).
+    Faster than :func:`singular_basis` where the rank is far below the shorter side. Slowly decaying singular values
+    need more power iterations.
 
     Parameters
     ----------
@@ -230,7 +289,7 @@ def randomised_singular_basis(
     niter : int, default: 4
         Power iterations, >= 0.
     generator : torch.Generator, optional
-        Of the random start; seed 0 by default. The global generator is left as it was.
+        Of the random start; seed 0 by default. The global generator does not change.
 
     Returns
     -------
@@ -251,25 +310,25 @@ def randomised_singular_basis(
     Examples
     --------
     >>> matrix = torch.diag(torch.tensor([1.0, 9.0, 3.0, 0.5]))
-    >>> randomised_singular_basis(matrix, 1).abs().squeeze().round(decimals=3)
+    >>> randomized_singular_basis(matrix, 1).abs().squeeze().round(decimals=3)
     tensor([0., 1., 0., 0.])
     """
-    wide = _wide(matrix_OI, rank)
+    short_SL = _short_side_first(matrix_OI, rank)
     if niter < 0:
         raise HyperparameterError("niter", found=niter, expected=">= 0")
     seed = 0 if generator is None else int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng([wide.device] if wide.is_cuda else []):
+    with torch.random.fork_rng([short_SL.device] if short_SL.is_cuda else []):
         torch.manual_seed(seed)
-        return torch.svd_lowrank(wide, q=min(2 * rank, len(wide)), niter=niter)[0][:, :rank]
+        return torch.svd_lowrank(short_SL, q=min(2 * rank, len(short_SL)), niter=niter)[0][:, :rank]
 
 
 def refine_singular_basis(
     matrix_OI: Float[Tensor, "out in"], basis_SR: Float[Tensor, "short rank"], *, niter: int = 1
 ) -> Float[Tensor, "short rank"]:
-    """Turn the basis of a matrix that has changed a little since into the leading singular vectors of what it is now.
+    """Update the singular basis of a matrix after the matrix has changed a little.
 
-    Power iterations from the old basis: where a random start needs many, this needs one. The columns span the
-    subspace and are in no particular order.
+    Power iterations that start from the old basis: one is enough where a random start needs many. The columns span
+    the subspace in no particular order.
 
     Parameters
     ----------
@@ -302,14 +361,14 @@ def refine_singular_basis(
     >>> refine_singular_basis(matrix, basis).abs().squeeze().round(decimals=2)
     tensor([0.1000, 1.0000, 0.0000])
     """
-    wide = _wide(matrix_OI, basis_SR.shape[1])
+    short_SL = _short_side_first(matrix_OI, basis_SR.shape[1])
     if niter < 1:
         raise HyperparameterError("niter", found=niter, expected=">= 1")
-    if len(basis_SR) != len(wide):
-        raise ShapeError("rows of the basis", found=len(basis_SR), expected=len(wide))
-    basis_SR = basis_SR.to(wide)
+    if len(basis_SR) != len(short_SL):
+        raise ShapeError("rows of the basis", found=len(basis_SR), expected=len(short_SL))
+    basis_SR = basis_SR.to(short_SL)
     for _ in range(niter):
-        basis_SR = torch.linalg.qr(wide @ (wide.T @ basis_SR)).Q
+        basis_SR = torch.linalg.qr(short_SL @ (short_SL.T @ basis_SR)).Q
     return basis_SR
 
 
@@ -337,11 +396,11 @@ def _candidates(magnitude: Float[Tensor, "size"], k: int) -> Int[Tensor, "candid
     return candidates if len(candidates) >= k else torch.arange(len(magnitude), device=magnitude.device)
 
 
-def _wide(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tensor, "short long"]:
-    """The matrix lying down, in the precision to compute in."""
+def _short_side_first(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tensor, "short long"]:
+    """Check the matrix and return it with its shorter side first, in float32 or float64."""
     if not 1 <= rank <= min(matrix_OI.shape):
         raise HyperparameterError("rank", found=rank, expected=f"1 to {min(matrix_OI.shape)}")
     if not is_finite(matrix_OI):
         raise NonFiniteError("the matrix holds NaN or infinity")
-    wide = matrix_OI.T if matrix_OI.shape[0] > matrix_OI.shape[1] else matrix_OI
-    return wide if wide.dtype == torch.float64 else wide.float()
+    short_SL = matrix_OI.T if matrix_OI.shape[0] > matrix_OI.shape[1] else matrix_OI
+    return short_SL if short_SL.dtype == torch.float64 else short_SL.float()

@@ -1,25 +1,25 @@
-r"""DSnoT: mend a pruning mask by swapping removed and kept weights until each output's expected error is small.
+r"""DSnoT: refine a pruning mask by swapping removed and kept weights until the expected error of each output is small.
 
 "Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs" (ICLR 2024), arXiv 2310.08915. No weight
-changes its value; a row keeps its number of weights.
+changes its value, and each row keeps its number of weights.
 
 Removing the weights :math:`P_o` of row :math:`o` shifts its expected output by
 
 .. math:: \varepsilon_o = \sum_{i \in P_o} W_{oi} \, \bar a_i
 
-with :math:`\bar a` the inputs' sum over a sequence's tokens, averaged over sequences. One swap grows the removed weight
-that takes most off :math:`\varepsilon_o` for the variance :math:`v_i` it brings, :math:`W_{oi} \bar a_i / v_i^p`, and
-removes the kept weight of the opposite sign with the lowest Wanda score.
+with :math:`\bar a` the inputs' sum over the tokens of a sequence, averaged over sequences. A swap grows the removed
+weight whose contribution has the sign of :math:`\varepsilon_o` and whose :math:`|W_{oi} \bar a_i| / v_i^p` is largest,
+where :math:`v_i` is the variance of the input. It removes the kept weight of the opposite sign with the lowest Wanda
+score.
 
-Legend: ``O`` outputs (rows), ``I`` inputs (columns), ``R`` the rows still being swapped.
+Legend: ``O`` outputs (rows), ``I`` inputs (columns), ``R`` the rows still being swapped, ``M`` columns of an N:M group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,14 +35,13 @@ from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, prune_layers
 
 __all__ = ["Refinement", "dsnot", "refine_mask"]
 
-Stop: TypeAlias = Literal["improve", "same_sign", "reference"]
 Start: TypeAlias = Literal["wanda", "magnitude", "sparsegpt"]
 
 MIN_ROWS = 256
-"""Layers that saw fewer input rows keep their starting mask: means and variances of so few are noise."""
+"""Layers with fewer calibration rows keep their starting mask: their means and variances are too noisy."""
 
-WEIGHTS_AT_ONCE = 1 << 20
-"""Weights whose scores are held in memory at the same time."""
+CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 24
+"""Weights whose scores are in memory at the same time: on a CPU they stay in its caches."""
 
 
 @dataclass
@@ -54,9 +53,9 @@ class Refinement:
     pruned_OI : Tensor of shape (out, in)
         The new mask: True where the weight is removed.
     error_before_O, error_after_O : Tensor of shape (out,)
-        Expected output error of each row, summed over a sequence's tokens, signed.
+        Signed expected output error of each row, summed over the tokens of a sequence.
     swaps_O : Tensor of shape (out,)
-        Swaps made in each row.
+        Number of swaps in each row.
     """
 
     pruned_OI: Bool[Tensor, "out in"]
@@ -75,13 +74,11 @@ def dsnot(
     max_swaps: int = 50,
     tolerance: float = 0.1,
     variance_power: float = 1.0,
-    # the paper's code swaps on regardless ("reference"), which often trades good weights for worse ones
-    stop: Stop = "improve",
     correct_bias: bool = False,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> Result:
-    """Prune a model and refine every layer's mask by training-free swaps (DSnoT).
+    """Prune a model and refine the mask of every layer by training-free swaps (DSnoT).
 
     Parameters
     ----------
@@ -90,32 +87,29 @@ def dsnot(
     calibration : sequence of batches
         A few thousand tokens of typical text (the paper: 128 sequences of 2048 tokens).
     sparsity : float or str, default: 0.5
-        A share in (0, 1), or ``"N:M"``.
+        A fraction in (0, 1), or ``"N:M"``.
     start : {"wanda", "magnitude", "sparsegpt"}, default: "wanda"
-        The score of the starting mask, lowest of each row removed.
+        The score of the starting mask, which removes the lowest scores of each row.
     masks : mapping of str to Tensor, optional
-        Starting masks from elsewhere, by layer name, shaped like the module's weight, nonzero where it stays; they
-        replace ``start`` (and ``sparsity``, but for the ``"N:M"`` pattern the masks keep).
+        Starting masks by layer name, shaped like the module's weight, nonzero where the weight is kept. They replace
+        ``start`` and ``sparsity``, except that an ``"N:M"`` pattern still constrains the swaps.
     max_swaps : int, default: 50
-        Swaps a row makes at most.
+        Maximum number of swaps per row.
     tolerance : float, default: 0.1
-        A row whose expected error, summed over a sequence's tokens, is below this is left alone.
+        A row is finished when its expected error, summed over the tokens of a sequence, is at most this.
     variance_power : float, default: 1.0
         Power of the input variance in the growing score; 0 ignores the variance.
-    stop : {"improve", "same_sign", "reference"}, default: "improve"
-        When a row is finished: its expected error would not shrink; its sign would change; or only at
-        ``max_swaps`` or ``tolerance``, as in the paper's code (for N:M the paper's code has the sign rule).
     correct_bias : bool, default: False
-        Move what remains of the expected error into the layer's bias, where it has one.
+        Add the remaining expected error to the layer's bias, where it has one.
     include, exclude : str or sequence of str
-        Shell patterns on layer names. The paper's commands refine attention only: ``exclude="*mlp*"``. Layers
-        outside the model's repeated blocks are never touched.
+        Shell patterns on layer names. Layers outside the model's repeated blocks never change. The paper's commands
+        refine attention only: ``exclude="*mlp*"``.
 
     Returns
     -------
     Result
-        Per layer: ``sparsity``, ``output_error``, ``swaps`` a row, and the mean absolute expected error a token
-        before and after (``row_error_before``, ``row_error_after``).
+        Per layer: ``sparsity``, ``output_error``, mean ``swaps`` per row, and the mean absolute expected error per
+        token before and after (``row_error_before``, ``row_error_after``).
 
     Raises
     ------
@@ -130,7 +124,13 @@ def dsnot(
     ShapeError
         If a layer does not fit ``"N:M"``, or a mask its layer.
     UnsupportedModelError
-        If the weights are already sparse: growing needs the dense ones.
+        If the weights are sparse already: growing needs the dense ones.
+
+    Notes
+    -----
+    A row is also finished when the next swap would not lower its absolute expected error. The authors' code has no such
+    test for unstructured masks; the error then changes sign at almost every swap, and good weights are replaced by
+    worse ones.
 
     References
     ----------
@@ -177,7 +177,6 @@ def dsnot(
             max_swaps=max_swaps if statistics.rows >= MIN_ROWS else 0,
             tolerance=tolerance,
             variance_power=variance_power,
-            stop=stop,
         )
         tokens = statistics.rows / statistics.sequences
         if correct_bias and isinstance(bias := getattr(layer.module, "bias", None), Tensor):
@@ -195,7 +194,6 @@ def dsnot(
         "max_swaps": max_swaps,
         "tolerance": tolerance,
         "variance_power": variance_power,
-        "stop": stop,
         "correct_bias": correct_bias,
         "include": include,
         "exclude": exclude,
@@ -218,9 +216,8 @@ def refine_mask(
     max_swaps: int = 50,
     tolerance: float = 0.1,
     variance_power: float = 1.0,
-    stop: Stop = "improve",
 ) -> Refinement:
-    """Refine the mask of one layer, row by row; the weights are only read.
+    """Refine the mask of one layer; rows are independent and the weights do not change.
 
     Parameters
     ----------
@@ -231,16 +228,16 @@ def refine_mask(
     statistics : InputStatistics
         Of the layer's inputs.
     start_score_OI : Tensor of shape (out, in), optional
-        The starting mask's scores, by which N:M patterns pick the weight to remove; Wanda's by default.
+        Scores of the starting mask, used only with N:M to choose the weight to remove; Wanda's by default.
     pattern : Pattern, optional
-        With N:M, the removed weight comes from the grown one's run of M columns.
-    max_swaps, tolerance, variance_power, stop
+        With N:M, the weight to remove is in the same M columns as the grown one.
+    max_swaps, tolerance, variance_power
         As for :func:`dsnot`.
 
     Returns
     -------
     Refinement
-        The new mask, with the errors before and after and the number of swaps of each row.
+        The new mask, and for each row the errors before and after and the number of swaps.
 
     Raises
     ------
@@ -263,14 +260,18 @@ def refine_mask(
     _check_hyper(max_swaps, tolerance, variance_power)
     if weight_OI.shape != pruned_OI.shape:
         raise ShapeError("mask", found=tuple(pruned_OI.shape), expected=f"the weight's {tuple(weight_OI.shape)}")
-    swap = _swap_compiled if _compiled(weight_OI) else _swap
-    rows = max(1, WEIGHTS_AT_ONCE // weight_OI.shape[1])
+    rows = max(1, (CPU_CHUNK if weight_OI.device.type == "cpu" else GPU_CHUNK) // weight_OI.shape[1])
+    # an input that is always zero contributes nothing and is no candidate; a constant one brings no variance
+    gain_I = statistics.sum_I.abs() * statistics.variance_I.pow(-variance_power)
+    gain_I = gain_I.nan_to_num(nan=0.0, posinf=torch.inf)
     parts = []
     for first in range(0, len(weight_OI), rows):
-        chunk = slice(first, first + rows)
-        start_OI = None if start_score_OI is None else start_score_OI[chunk]
-        scores = _Scores(weight_OI[chunk], start_OI, statistics, variance_power)
-        parts.append(swap(scores, pruned_OI[chunk].clone(), pattern.m if pattern else 0, max_swaps, tolerance, stop))
+        w_OI = weight_OI[first : first + rows].float()
+        cost_OI = wanda_score(w_OI, statistics)
+        start_OI = cost_OI if start_score_OI is None else start_score_OI[first : first + rows]
+        scores = _Scores(w_OI * statistics.sum_I, w_OI.abs() * gain_I, cost_OI, start_OI)
+        pruned = pruned_OI[first : first + rows].clone()
+        parts.append(_swap(scores, pruned, pattern.m if pattern else 0, max_swaps, tolerance))
     return Refinement(
         torch.cat([part.pruned_OI for part in parts]),
         torch.cat([part.error_before_O for part in parts]),
@@ -279,25 +280,20 @@ def refine_mask(
     )
 
 
-class _Scores:
-    """What the swaps of some rows go by: signed contributions, sizes of the growing scores, costs of dropping."""
+class _Scores(NamedTuple):
+    """Scores of some rows: signed contributions to the error, growing scores, Wanda's scores, the starting mask's."""
 
-    def __init__(
-        self, weight_OI: Tensor, start_score_OI: Tensor | None, statistics: InputStatistics, variance_power: float
-    ) -> None:
-        self.contribution_OI = weight_OI.float() * statistics.sum_I
-        # an input that is always zero contributes nothing and is no candidate; a constant one brings no variance
-        gain_I = statistics.sum_I.abs() * statistics.variance_I.pow(-variance_power)
-        self.grow_OI = weight_OI.float().abs() * gain_I.nan_to_num(nan=0.0, posinf=torch.inf)
-        self.cost_OI = wanda_score(weight_OI, statistics)
-        self.start_OI = self.cost_OI if start_score_OI is None else start_score_OI
+    contribution_OI: Tensor
+    grow_OI: Tensor
+    cost_OI: Tensor
+    start_OI: Tensor
 
 
-def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float, stop: Stop) -> Refinement:
-    """Swap in all rows at once, one swap a row and step, until no row goes on.
+def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float) -> Refinement:
+    """Swap in all rows at once, one swap per row and step, until every row is finished.
 
-    The candidates of both directions lie in one array, the rows with positive error before those with negative
-    error, so that a row's list is picked by its error's sign; -inf marks what is not, or no longer, a candidate.
+    The candidates of both signs are in one tensor, first for rows with positive error, then for rows with negative
+    error, so that the sign of the error selects a row's candidates; -inf marks what is not, or no longer, a candidate.
     """
     contribution_OI = scores.contribution_OI
     positive_OI, negative_OI = contribution_OI > 0, contribution_OI < 0
@@ -317,14 +313,14 @@ def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance:
         side_R = rows_R + len(error_O) * (old_R <= 0)
         best_R, grow_R = grow_2OI[side_R].max(1)
         if m:
-            run_RM = (grow_R - grow_R % m).unsqueeze(1) + torch.arange(m, device=grow_R.device)
-            lowest_R, at_R = keep_OI[rows_R.unsqueeze(1), run_RM].min(1)
-            drop_R = run_RM.gather(1, at_R.unsqueeze(1)).squeeze(1)
+            group_RM = (grow_R - grow_R % m).unsqueeze(1) + torch.arange(m, device=grow_R.device)
+            lowest_R, place_R = keep_OI[rows_R.unsqueeze(1), group_RM].min(1)
+            drop_R = group_RM.gather(1, place_R.unsqueeze(1)).squeeze(1)
         else:
             cheapest_R, drop_R = drop_2OI[side_R].max(1)
             lowest_R = -cheapest_R
         new_R = old_R - contribution_OI[rows_R, grow_R] + contribution_OI[rows_R, drop_R]
-        accept_R = (best_R > -torch.inf) & (lowest_R < torch.inf) & _accepts(stop, m, before_O[rows_R], old_R, new_R)
+        accept_R = (best_R > -torch.inf) & (lowest_R < torch.inf) & (new_R.abs() < old_R.abs())
         rows_R, side_R, grow_R, drop_R, new_R = (t[accept_R] for t in (rows_R, side_R, grow_R, drop_R, new_R))
         pruned_OI[rows_R, grow_R] = False
         pruned_OI[rows_R, drop_R] = True
@@ -340,34 +336,6 @@ def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance:
 
 def _two_sides(score_OI: Tensor, positive_OI: Tensor, negative_OI: Tensor) -> Tensor:
     return torch.cat([score_OI.masked_fill(~side_OI, -torch.inf) for side_OI in (positive_OI, negative_OI)])
-
-
-def _accepts(stop: Stop, m: int, first: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    if stop == "improve":
-        return new.abs() < old.abs()
-    if stop == "same_sign" or m:  # for N:M the paper's code has the sign rule, always
-        return new.sign() == first.sign()
-    return torch.ones_like(new, dtype=torch.bool)
-
-
-def _compiled(weight_OI: Tensor) -> bool:
-    return weight_OI.device.type == "cpu" and find_spec("numba") is not None
-
-
-def _swap_compiled(
-    scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float, stop: Stop
-) -> Refinement:
-    """Do what :func:`_swap` does, row by row in compiled code."""
-    from weightsmith.sparsify._shared.kernels import swaps
-
-    rules = {"improve": swaps.IMPROVE, "same_sign": swaps.SAME_SIGN, "reference": swaps.REFERENCE}
-    rule = swaps.SAME_SIGN if m and stop == "reference" else rules[stop]
-    error_O = (scores.contribution_OI * pruned_OI).sum(1)
-    before_O, swaps_O = error_O.clone(), torch.zeros_like(error_O, dtype=torch.long)
-    tensors = (scores.contribution_OI, scores.grow_OI, scores.cost_OI, scores.start_OI, pruned_OI, error_O, swaps_O)
-    arrays = (t.contiguous().numpy() for t in tensors)
-    swaps.swap_rows(*arrays, m, max_swaps, tolerance, rule, torch.get_num_threads())
-    return Refinement(pruned_OI, before_O, error_O, swaps_O)
 
 
 def _check_hyper(max_swaps: int, tolerance: float, variance_power: float) -> None:
@@ -398,7 +366,7 @@ def _check_dense(layer: Layer, pattern: Pattern, masks: Mapping[str, Tensor] | N
     zeros = 1 - int(layer.weight_OI.count_nonzero()) / layer.weight_OI.numel()
     if zeros >= pattern.share:
         raise UnsupportedModelError(
-            f"layer {layer.name!r} is already sparse, swaps need the dense weights",
+            f"layer {layer.name!r} is already sparse; swaps need the dense weights",
             found=f"{zeros:.0%} zeros",
             do="Load the dense checkpoint and pass the sparse one's nonzero pattern as masks.",
         )

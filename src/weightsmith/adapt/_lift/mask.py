@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from weightsmith.core.linalg import largest_k, project, randomised_singular_basis, singular_basis
+from weightsmith.core.linalg import largest_k, project, randomized_singular_basis, singular_basis
 
 __all__ = ["principal_mask"]
 
@@ -62,7 +62,7 @@ def principal_mask(
     elif niter is None:
         approximation_OI = project(weight_OI, singular_basis(weight_OI, rank))
     else:
-        basis_SR = randomised_singular_basis(weight_OI, rank, niter=niter, generator=generator)
+        basis_SR = randomized_singular_basis(weight_OI, rank, niter=niter, generator=generator)
         approximation_OI = project(weight_OI, basis_SR)
     mask = torch.zeros(weight_OI.numel(), dtype=torch.bool, device=weight_OI.device)
     mask[largest_k(approximation_OI, k)] = True

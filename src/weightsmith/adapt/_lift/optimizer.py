@@ -20,7 +20,7 @@ from weightsmith.core.linalg import (
     is_finite,
     largest_k,
     project,
-    randomised_singular_basis,
+    randomized_singular_basis,
     refine_singular_basis,
     singular_basis,
 )
@@ -205,7 +205,7 @@ class LIFTAdamW(torch.optim.Optimizer):
             basis_SR = refine_singular_basis(matrix_OI, state["basis"])
         else:
             niter = NITER if group["niter"] is None else group["niter"]
-            basis_SR = randomised_singular_basis(matrix_OI, rank, niter=niter, generator=self.generator)
+            basis_SR = randomized_singular_basis(matrix_OI, rank, niter=niter, generator=self.generator)
         if group["update_interval"] is not None:
             state["basis"] = basis_SR.bfloat16()
         return largest_k(project(matrix_OI, basis_SR), count)
