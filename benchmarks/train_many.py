@@ -14,8 +14,7 @@ from harness import alternate, finish, gemm_rate, parser, print_table, ratio
 from torch import nn
 from torch.nn import functional
 
-from weightsmith.predict import train_many
-from weightsmith.predict._zoo import Task
+from weightsmith.core.training import Task, train_many
 
 MEMBERS, SAMPLES, FEATURES, CLASSES, WIDTH, STEPS = 200, 200, 32, 5, 32, 50
 ADAM = partial(torch.optim.Adam, lr=1e-2)

@@ -27,8 +27,15 @@ from weightsmith.claims.byte_lm import BATCH, LAYERS, byte_text, nll, pretrained
 from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.results import environment
 from weightsmith.core.training import default_loss, fit
-from weightsmith.train import LossReweighter, PLDLoss, compand, distillation, reweighted
-from weightsmith.train._weight_compander import fold, param_groups
+from weightsmith.train import (
+    LossReweighter,
+    PLDLoss,
+    compand,
+    compander_parameter_groups,
+    distillation,
+    fold_companders,
+    reweighted,
+)
 
 STEPS = 120
 STORE = Path(__file__).parents[1] / "docs" / "comparisons" / "which-one.json"
@@ -167,10 +174,10 @@ def _reweighted(model: nn.Module, rate: float, seed: int) -> Trained:
 
 def _companded(model: nn.Module, rate: float, seed: int) -> Trained:
     compand(model, include=[f"*{name}" for name in LAYERS])
-    optimizer = torch.optim.SGD(param_groups(model, lr=rate), lr=rate, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(compander_parameter_groups(model, lr=rate), lr=rate, momentum=0.9, nesterov=True)
 
     def finish(model: nn.Module) -> nn.Module:
-        fold(model)
+        fold_companders(model)
         return model
 
     return model, optimizer, None, finish, _bytes

@@ -23,8 +23,8 @@ from functools import partial  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from weightsmith.predict import OrderedEncoder, WeightDiffusion, WeightVAE, WeightZoo, train_many  # noqa: E402
-from weightsmith.predict._zoo import Task  # noqa: E402
+from weightsmith.core.training import Task, train_many  # noqa: E402
+from weightsmith.predict import OrderedEncoder, WeightDiffusion, WeightVAE, WeightZoo  # noqa: E402
 
 torch.manual_seed(0)
 angles = 6.283 * torch.rand(400)

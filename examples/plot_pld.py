@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from weightsmith import claims
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train import suggest_tau
+from weightsmith.train import suggest_temperature
 from weightsmith.train._pld import label_weight
 
 images, classes = digits()
@@ -24,7 +24,7 @@ torch.manual_seed(0)
 teacher = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
 fit(teacher, TensorDataset(x[:1200], classes[:1200]), epochs=25, learning_rate=2e-3, batch_size=50)
 logits = teacher(x[:1200]).detach()
-print(f"labels weigh 0.4 at tau = {suggest_tau(logits, classes[:1200]):.2f}")
+print(f"labels weigh 0.4 at temperature {suggest_temperature(logits, classes[:1200]):.2f}")
 
 # %%
 # The weights of the ranks, and the accuracy of students in the stored claim.
@@ -33,12 +33,12 @@ import matplotlib.pyplot as plt  # noqa: E402
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
 for tau in (1, 2, 4, 8):
     ranked = (logits / tau).softmax(1).sort(1, descending=True).values.mean(0)
-    left.plot(range(1, 11), ranked, "o-", ms=4, label=f"tau {tau}")
+    left.plot(range(1, 11), ranked, "o-", ms=4, label=f"temperature {tau}")
 left.set(xlabel="rank of the class", ylabel="mean weight")
 left.legend(frameon=False)
 taus = torch.logspace(-0.5, 1.5, 30)
 middle.semilogx(taus, [label_weight(logits, classes[:1200], tau.item()) for tau in taus])
-middle.set(xlabel="tau", ylabel="mean weight of the label")
+middle.set(xlabel="temperature", ylabel="mean weight of the label")
 for claim in claims.stored("pld"):
     mean = {arm["name"]: arm["mean"] for arm in claim["arms"]}
     for loss, style in (("PLD", "o-"), ("KD", "s--")):
@@ -46,7 +46,7 @@ for claim in claims.stored("pld"):
         right.plot(*zip(*points, strict=True), style, label=f"{loss}, {claim['experiment']}")
 right.set_xscale("log", base=2)
 right.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
-right.set(xlabel="tau", ylabel="test accuracy of the student")
+right.set(xlabel="temperature", ylabel="test accuracy of the student")
 right.legend(frameon=False, fontsize=8)
 for axes in (left, middle, right):
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,8 +18,7 @@ from weightsmith.core.metrics import accuracy
 from weightsmith.core.models import find_layers
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train import compand
-from weightsmith.train._weight_compander import fold, param_groups, weight_statistics
+from weightsmith.train import compand, compander_parameter_groups, fold_companders, weight_statistics
 
 images, classes = digits()
 x = images.flatten(1)
@@ -31,11 +30,11 @@ for name in ("plain", "companded"):
     model = networks[name] = nn.Sequential(*layers)
     if name == "companded":
         compand(model)
-    groups = param_groups(model, lr=0.05, weight_decay=5e-4)
+    groups = compander_parameter_groups(model, lr=0.05, weight_decay=5e-4)
     optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
     fit(model, train, optimizer=optimizer, scheduler="cosine", epochs=100, batch_size=32)
     if name == "companded":
-        fold(model)
+        fold_companders(model)
     told = weight_statistics(model)["2"]
     print(f"{name}: accuracy {accuracy(model, test):.3f}, largest weight {told['max']:.2f}")
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 from weightsmith.core.jobs import run_jobs
-from weightsmith.predict import train_many
-from weightsmith.predict._zoo import Task
+from weightsmith.core.training import Task, train_many
 
 linear = partial(nn.Linear, 3, 2)
 """Other processes can import it, which they cannot a function of this file."""

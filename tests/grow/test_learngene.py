@@ -25,7 +25,7 @@ from weightsmith.grow import (
     learngene,
     retention,
     share_stages,
-    soft_distillation,
+    soft_target_loss,
 )
 from weightsmith.grow._expand import find_stack
 
@@ -122,13 +122,15 @@ def test_descendants_alias_nothing(gene):
     assert gene.model.config.num_hidden_layers == 6
 
 
-def test_soft_distillation_by_hand():
+def test_soft_target_loss_by_hand():
     teacher, student = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
-    assert soft_distillation(student, teacher).item() == pytest.approx(0.255111, abs=1e-6)
-    assert soft_distillation(student, teacher, reduction="numel").item() == pytest.approx(0.085037, abs=1e-6)
-    assert soft_distillation(student, teacher, tau=2.0, reduction="numel").item() == pytest.approx(0.121743, abs=1e-6)
-    assert soft_distillation(teacher, teacher).item() == 0
-    assert soft_distillation(teacher.half(), teacher).dtype == torch.float32
+    assert soft_target_loss(student, teacher).item() == pytest.approx(0.255111, abs=1e-6)
+    assert soft_target_loss(student, teacher, reduction="mean").item() == pytest.approx(0.085037, abs=1e-6)
+    assert soft_target_loss(student, teacher, temperature=2.0, reduction="mean").item() == pytest.approx(
+        0.121743, abs=1e-6
+    )
+    assert soft_target_loss(teacher, teacher).item() == 0
+    assert soft_target_loss(teacher.half(), teacher).dtype == torch.float32
 
 
 def test_at_alpha_one_labels_do_not_matter():
@@ -241,8 +243,8 @@ def test_bad_distillation():
         distil(student, teacher, data)
     with pytest.raises(HyperparameterError, match="alpha: found 2"):
         distil(student, student, data, alpha=2.0)
-    with pytest.raises(HyperparameterError, match="tau: found 0"):
-        distil(student, student, data, tau=0.0)
+    with pytest.raises(HyperparameterError, match="temperature: found 0"):
+        distil(student, student, data, temperature=0.0)
     broken = nn.Linear(3, 2)
     nn.init.constant_(broken.weight, float("nan"))
     with pytest.raises(NonFiniteError, match="teacher's logits"):
@@ -388,8 +390,8 @@ def test_shared_stages_compile(gene):
 def test_a_teacher_in_half_precision_is_compared_in_single():
     teacher = 8 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).half()
     student = torch.zeros(6, 5, requires_grad=True)
-    expected = soft_distillation(student, teacher.float())
-    found = soft_distillation(student, teacher)
+    expected = soft_target_loss(student, teacher.float())
+    found = soft_target_loss(student, teacher)
     assert torch.equal(found, expected)
     assert torch.autograd.grad(found, student)[0].dtype == torch.float32
 

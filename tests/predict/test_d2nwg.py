@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, ShapeError, WeightsmithError
+from weightsmith.core.training import Task, train_many
 from weightsmith.predict import (
     Hypernetwork,
     OrderedEncoder,
@@ -25,14 +26,12 @@ from weightsmith.predict import (
     d2nwg,
     nearest,
     select,
-    train_many,
     zoo_mean,
 )
 from weightsmith.predict._d2nwg import ConvolutionalVAE, VAELoss, alignment_loss, ema_decay, memorisation
 from weightsmith.predict._d2nwg.autoencoder import Encoded
 from weightsmith.predict._d2nwg.conditions import draw_shots
 from weightsmith.predict._d2nwg.noise import NoiseImages
-from weightsmith.predict._zoo import Task
 
 
 def conditional_zoo(count=64, classes=2, features=3):

@@ -22,9 +22,9 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.jobs import run_jobs
+from weightsmith.core.training import Task, train_many
 from weightsmith.merge import PermutationSpec, match_weights
-from weightsmith.predict import WeightZoo, train_many
-from weightsmith.predict._zoo import Task
+from weightsmith.predict import WeightZoo
 
 
 class Tied(nn.Module):
@@ -228,8 +228,8 @@ def test_members_of_one_start_are_alike_and_others_are_not(optimizer):
         WeightZoo.from_state_dicts(train_many(network, tasks(30), optimizer=optimizer, steps=50, same_start=same))
         for same in (True, False)
     )
-    assert common.likeness() > 0.2
-    assert abs(own.likeness()) < 0.05
+    assert common.mean_cosine_similarity() > 0.2
+    assert abs(own.mean_cosine_similarity()) < 0.05
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(8, generator=generator) for _ in range(30)]
     rows = [common.state_dict(row) for row in common.weights_NP]
@@ -237,10 +237,10 @@ def test_members_of_one_start_are_alike_and_others_are_not(optimizer):
         {"0.weight": s["0.weight"][o], "0.bias": s["0.bias"][o], "2.weight": s["2.weight"][:, o], "2.bias": s["2.bias"]}
         for s, o in zip(rows, orders, strict=True)
     ]
-    assert abs(WeightZoo.from_state_dicts(permuted).likeness()) < 0.05
+    assert abs(WeightZoo.from_state_dicts(permuted).mean_cosine_similarity()) < 0.05
     spec = PermutationSpec.from_model(network(), torch.rand(1, 4))
     matched = [spec.apply(state, match_weights(permuted[0], state, spec).perms) for state in permuted]
-    assert WeightZoo.from_state_dicts(matched).likeness() > 0.2
+    assert WeightZoo.from_state_dicts(matched).mean_cosine_similarity() > 0.2
 
 
 def test_what_all_units_share_does_not_make_members_alike():
@@ -250,8 +250,8 @@ def test_what_all_units_share_does_not_make_members_alike():
         {"first": 5 + torch.randn(8, 6, generator=generator), "last": 5 + torch.randn(2, 8, generator=generator)}
         for _ in range(20)
     ]
-    assert abs(WeightZoo.from_state_dicts(states).likeness()) < 0.05
-    assert WeightZoo.from_state_dicts(states, include=["last"]).likeness() == 1
+    assert abs(WeightZoo.from_state_dicts(states).mean_cosine_similarity()) < 0.05
+    assert WeightZoo.from_state_dicts(states, include=["last"]).mean_cosine_similarity() == 1
 
 
 def test_the_callers_random_numbers_stay_the_same():
@@ -279,7 +279,7 @@ def test_bad_training_is_refused():
     data = tasks()
     with pytest.raises(ShapeError, match="tasks"):
         train_many(network, Task(data.inputs, data.labels[:2]))
-    with pytest.raises(UnsupportedModelError, match="batch normalisation"):
+    with pytest.raises(UnsupportedModelError, match="batch normalization"):
         train_many(partial(nn.BatchNorm1d, 4), data)
     with pytest.raises(HyperparameterError, match="steps"):
         train_many(network, data, steps=0)

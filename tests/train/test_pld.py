@@ -25,7 +25,7 @@ from weightsmith.train import (
     list_mle_loss,
     pld,
     pld_loss,
-    suggest_tau,
+    suggest_temperature,
 )
 from weightsmith.train._pld import label_weight, pld_loss_from_top
 
@@ -42,19 +42,19 @@ def draw(rows, classes, seed=0, dtype=F64):
     return s, t, torch.randint(classes, (rows,), generator=generator)
 
 
-def by_hand(s, t, y, tau=1.0):
+def by_hand(s, t, y, temperature=1.0):
     """The definition, class by class."""
     losses = []
     for s_C, t_C, label in zip(s, t, y, strict=True):
         others = [c for c in t_C.argsort(descending=True, stable=True).tolist() if c != label]
         order = [int(label), *others]
-        alpha = (t_C / tau).softmax(0)
+        alpha = (t_C / temperature).softmax(0)
         losses.append(sum(alpha[c] * (s_C[order[k:]].logsumexp(0) - s_C[c]) for k, c in enumerate(order)))
     return torch.stack(losses)
 
 
 @pytest.mark.parametrize(
-    ("y", "tau", "loss", "gradient"),
+    ("y", "temperature", "loss", "gradient"),
     [
         (0, 1.0, 0.2450915030, [-0.0301385486, -0.1568778037, 0.1870163524]),
         (1, 1.0, 1.4569169773, [0.6581016514, -0.5024375538, -0.1556640977]),
@@ -63,9 +63,9 @@ def by_hand(s, t, y, tau=1.0):
         (0, 4.0, 0.2349724621, None),
     ],
 )
-def test_worked_example(y, tau, loss, gradient):
+def test_worked_example(y, temperature, loss, gradient):
     s = tensor([[2.0, 1.0, 0.0]]).requires_grad_()
-    value = pld_loss(s, tensor([[1.0, 3.0, 2.0]]), torch.tensor([y]), tau=tau)
+    value = pld_loss(s, tensor([[1.0, 3.0, 2.0]]), torch.tensor([y]), temperature=temperature)
     assert value.item() == pytest.approx(loss, abs=1e-9)
     value.backward()
     if gradient:
@@ -92,7 +92,7 @@ def test_golden_batch():
     s, t, y = i.sin().requires_grad_(), 2 * (1.3 * i).cos(), torch.tensor([0, 3, 2, 4])
     loss = pld_loss(s, t, y)
     assert loss.item() == pytest.approx(1.5596232285, abs=1e-9)
-    assert pld_loss(s, t, y, tau=2.0).item() == pytest.approx(1.3999785804, abs=1e-9)
+    assert pld_loss(s, t, y, temperature=2.0).item() == pytest.approx(1.3999785804, abs=1e-9)
     loss.backward()
     row = [-0.1325028096, 0.0453607864, 0.0897275376, 0.0367685946, -0.0393541090]
     # the worked gradient is that of the mean over four rows or of their sum; it says which by its size
@@ -101,11 +101,12 @@ def test_golden_batch():
 
 
 @given(st.integers(1, 6), st.integers(2, 12), st.floats(0.3, 8.0), st.integers(0, 99))
-def test_it_is_the_definition(rows, classes, tau, seed):
+def test_it_is_the_definition(rows, classes, temperature, seed):
     s, t, y = draw(rows, classes, seed)
     s.requires_grad_()
     ours, theirs = (f(s, t, y) for f in (
-        lambda *a: pld_loss(*a, tau=tau, reduction="none"), lambda *a: by_hand(*a, tau=tau)
+        lambda *a: pld_loss(*a, temperature=temperature, reduction="none"),
+        lambda *a: by_hand(*a, temperature=temperature),
     ))  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     assert (ours >= 0).all()
@@ -131,7 +132,7 @@ def test_limits_are_cross_entropy_and_list_mle():
     s, t, y = draw(5, 7)
     sure = functional.one_hot(y, 7).to(F64) * 50
     torch.testing.assert_close(pld_loss(s, sure, y), functional.cross_entropy(s, y), rtol=0, atol=1e-6)
-    torch.testing.assert_close(pld_loss(s, t, y, tau=1e7), list_mle_loss(s, t, y) / 7, rtol=1e-6, atol=0)
+    torch.testing.assert_close(pld_loss(s, t, y, temperature=1e7), list_mle_loss(s, t, y) / 7, rtol=1e-6, atol=0)
 
 
 def test_huge_logits_and_half_precision():
@@ -189,14 +190,14 @@ def test_top_k_keeps_the_rest_in_the_denominators(k):
 
 
 @given(st.floats(0.5, 4.0), st.integers(2, 7), st.integers(0, 50))
-def test_a_cached_teacher_is_the_teacher(tau, k, seed):
+def test_a_cached_teacher_is_the_teacher(temperature, k, seed):
     s, t, _ = draw(6, 9, seed, torch.float32)
     logits, indices = t.topk(k)
     y = indices[:, min(1, k - 1)].clone()
     y[0] = -100
-    rest = (t / tau).scatter(1, indices, -torch.inf).logsumexp(1)
-    ours = pld_loss_from_top(s, indices, logits, rest, y, tau=tau, reduction="none")
-    torch.testing.assert_close(ours, pld_loss(s, t, y, tau=tau, top_k=k, reduction="none"))
+    rest = (t / temperature).scatter(1, indices, -torch.inf).logsumexp(1)
+    ours = pld_loss_from_top(s, indices, logits, rest, y, temperature=temperature, reduction="none")
+    torch.testing.assert_close(ours, pld_loss(s, t, y, temperature=temperature, top_k=k, reduction="none"))
 
 
 def test_shapes_reductions_and_ignored_rows():
@@ -241,9 +242,9 @@ def test_label_weight_floor():
 def test_temperature_search():
     _, t, y = draw(200, 10)
     good = t + 6 * functional.one_hot(y, 10)
-    tau = suggest_tau(good, y)
-    assert label_weight(good, y, tau) == pytest.approx(0.4, abs=1e-3)
-    told = PLDLoss(tau).diagnostics(good, y)
+    temperature = suggest_temperature(good, y)
+    assert label_weight(good, y, temperature) == pytest.approx(0.4, abs=1e-3)
+    told = PLDLoss(temperature).diagnostics(good, y)
     assert told["label_weight"] == pytest.approx(0.4, abs=1e-3)
     assert told["disagreement"] == pytest.approx((good.argmax(1) != y).double().mean().item())
     assert 0 < told["entropy"] < math.log(10)
@@ -252,7 +253,7 @@ def test_temperature_search():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"tau": 0.0}, HyperparameterError, "tau: found 0.0, expected a positive number"),
+        ({"temperature": 0.0}, HyperparameterError, "temperature: found 0.0, expected a positive number"),
         ({"top_k": 0}, HyperparameterError, "top_k: found 0"),
         ({"label_weight_floor": 1.0}, HyperparameterError, r"label_weight_floor: found 1.0, expected in \[0, 1\)"),
         (
@@ -285,7 +286,7 @@ def test_baselines_by_hand():
     ce = functional.cross_entropy(s, y)
     p, q = (t / 4).softmax(1), (s / 4).softmax(1)
     kl = (p * (p.log() - q.log())).sum(1).mean()
-    torch.testing.assert_close(kd_loss(s, t, y, tau=4.0, alpha=0.3), 0.3 * ce + 0.7 * 16 * kl)
+    torch.testing.assert_close(kd_loss(s, t, y, temperature=4.0, alpha=0.3), 0.3 * ce + 0.7 * 16 * kl)
     rows = torch.stack([1 - torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(p, q, strict=True)]).mean()
     columns = torch.stack([1 - torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(p.T, q.T, strict=True)]).mean()
     torch.testing.assert_close(dist_loss(s, t, y, beta=2.0, gamma=3.0), ce + 16 * (2 * rows + 3 * columns))
@@ -327,7 +328,7 @@ def test_a_language_model_learns_the_next_token():
     torch.testing.assert_close(loss, criterion(s, t, ids[:, 1:].flatten()))
     result = pld(student, rows, teacher=teacher, learning_rate=5e-3, epochs=6, batch_size=4)
     assert result.curves["training loss"][-1] < result.curves["training loss"][0]
-    assert result.hyper["tau"] > 0
+    assert result.hyper["temperature"] > 0
 
 
 def test_teacher_and_student_of_other_classes_are_refused_unchanged():

@@ -19,7 +19,13 @@ from weightsmith.core.data import call
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.training import fit
 from weightsmith.train import compand, weight_compander
-from weightsmith.train._weight_compander import SHAPES, Compander, fold, param_groups, weight_statistics
+from weightsmith.train._weight_compander import (
+    SHAPES,
+    Compander,
+    compander_parameter_groups,
+    fold_companders,
+    weight_statistics,
+)
 
 BOUND = 0.3 * math.pi / 2
 """With slope 2: a = 0.3, b = 0.15."""
@@ -109,10 +115,22 @@ def test_preserve_then_fold_keep_the_function(name, function):
         compand(model, function=function)
     wrapped = output(model, batch)
     assert (wrapped - before).abs().max() < 2e-6
-    fold(model)
+    fold_companders(model)
     assert torch.equal(output(model, batch), wrapped)
     assert set(model.state_dict()) == keys
     assert not any(isinstance(module, Compander) for module in model.modules())
+
+
+def test_a_copy_of_a_companded_model_survives_folding():
+    model, x = network(), torch.randn(5, 6)
+    compand(model)
+    copies = [copy.deepcopy(model) for _ in range(2)]
+    expected = model(x)
+    fold_companders(model)
+    for one in (model, copies[0], copy.deepcopy(model)):
+        torch.testing.assert_close(one(x), expected)
+    fold_companders(copies[0])
+    torch.testing.assert_close(copies[1](x), expected)
 
 
 def test_raw_starts_from_larger_weights():
@@ -154,7 +172,7 @@ def test_decay_alone_shrinks_geometrically_and_zero_stays_zero():
     model.weight.data = torch.tensor([[0.0, 0.1, -0.2]])
     compand(model)
     v = model.parametrizations.weight.original.detach().clone()
-    optimizer = torch.optim.SGD(param_groups(model, lr=0.5, weight_decay=0.1))
+    optimizer = torch.optim.SGD(compander_parameter_groups(model, lr=0.5, weight_decay=0.1))
     for _ in range(4):
         optimizer.zero_grad()
         (0 * model.weight).sum().backward()
@@ -166,14 +184,14 @@ def test_decay_alone_shrinks_geometrically_and_zero_stays_zero():
 def test_learned_companders_move_slowly_and_do_not_decay():
     model = network()
     compand(model, learn=True)
-    fast, slow = param_groups(model, lr=0.05, weight_decay=0.1)
+    fast, slow = compander_parameter_groups(model, lr=0.05, weight_decay=0.1)
     assert (len(fast["params"]), fast["lr"], fast["weight_decay"]) == (4, 0.05, 0.1)
     assert (len(slow["params"]), slow["lr"], slow["weight_decay"]) == (4, pytest.approx(0.0005), 0.0)
     before = [p.item() for p in slow["params"]]
     fit(model, data(), optimizer=torch.optim.SGD([fast, slow], momentum=0.9), epochs=20)
     moves = [abs(p.item() - old) for p, old in zip(slow["params"], before, strict=True)]
     assert all(0 < move < 0.5 for move in moves)
-    fold(model)
+    fold_companders(model)
     assert len(list(model.parameters())) == 4
 
 
@@ -197,7 +215,7 @@ def test_a_plain_checkpoint_loads_into_a_companded_model():
     compand(again)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again[0].weight, model[0].weight)
-    fold(again)
+    fold_companders(again)
     again.load_state_dict(donor.state_dict())
     assert torch.equal(again[0].weight, donor[0].weight)
 
@@ -214,14 +232,14 @@ def test_works_in_the_trainer_with_accumulation(tmp_path):
     model, batch = tiny("bert")
     compand(model, learn=True)
     rows = [{"input_ids": ids, "labels": torch.tensor(n % 2)} for n, ids in enumerate(batch["input_ids"])]
-    optimizer = torch.optim.SGD(param_groups(model, lr=0.05), momentum=0.9)
+    optimizer = torch.optim.SGD(compander_parameter_groups(model, lr=0.05), momentum=0.9)
     arguments = transformers.TrainingArguments(
         tmp_path, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to=[],
         use_cpu=True, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     before = model.bert.encoder.layer[0].output.dense.weight.detach().clone()
     transformers.Trainer(model, arguments, train_dataset=rows, optimizers=(optimizer, None)).train()
-    fold(model)
+    fold_companders(model)
     assert (model.bert.encoder.layer[0].output.dense.weight - before).abs().max() > 0
     model.save_pretrained(tmp_path / "plain")
     again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "plain")
@@ -282,7 +300,7 @@ def test_bad_models_are_refused():
     with pytest.raises(UnsupportedModelError, match="'0' is parametrised already"):
         compand(model)
     with pytest.raises(UnsupportedModelError, match="no compander to fold"):
-        fold(network())
+        fold_companders(network())
     broken = network()
     broken[2].weight.data[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="'2' holds NaN"):

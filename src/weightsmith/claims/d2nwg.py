@@ -28,7 +28,7 @@ from weightsmith.claims.byte_lm import byte_text, nll, pretrained
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.data import token_windows
 from weightsmith.core.models import Layer, find_layers
-from weightsmith.core.training import default_loss
+from weightsmith.core.training import Task, default_loss, train_many
 from weightsmith.embedded import digits
 from weightsmith.predict import (
     Hypernetwork,
@@ -38,11 +38,9 @@ from weightsmith.predict import (
     WeightZoo,
     draw_layer,
     nearest,
-    train_many,
     zoo_mean,
 )
 from weightsmith.predict._d2nwg_layers import highest, keep_best
-from weightsmith.predict._zoo import Task
 
 __all__ = ["COMBINATIONS", "LEFT_OUT", "run"]
 

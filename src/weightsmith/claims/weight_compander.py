@@ -22,8 +22,7 @@ from weightsmith.core.metrics import accuracy
 from weightsmith.core.models import find_layers
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.train import compand
-from weightsmith.train._weight_compander import fold, param_groups
+from weightsmith.train import compand, compander_parameter_groups, fold_companders
 
 __all__ = ["INTACT", "LARGEST", "RANDOM", "run"]
 
@@ -157,12 +156,12 @@ def _train(
             for weight, limit in zip(weights, limits, strict=True):
                 weight.clamp_(-limit, limit)
 
-    groups = param_groups(model, lr=lr, weight_decay=weight_decay)
+    groups = compander_parameter_groups(model, lr=lr, weight_decay=weight_decay)
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     settings: dict[str, Any] = {"scheduler": "cosine", "epochs": EPOCHS, "batch_size": BATCH, "seed": seed}
     fit(model, data, optimizer=optimizer, after_step=clip if clipped else None, **settings)
     if companded:
-        fold(model)
+        fold_companders(model)
     return model
 
 

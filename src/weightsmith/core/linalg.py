@@ -25,6 +25,7 @@ __all__ = [
     "refine_singular_basis",
     "replace_columns",
     "singular_basis",
+    "upcast",
 ]
 
 COLUMN_BLOCK = 128
@@ -35,6 +36,17 @@ SAMPLE = 1 << 14
 
 SQUARED_PRECISION = 1e-4
 """Below this share of the largest eigenvalue a Gram matrix in float32 does not resolve its eigenvectors."""
+
+
+def upcast(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Return a tensor of half precision in float32, any other unchanged.
+
+    Examples
+    --------
+    >>> upcast(torch.zeros(1, dtype=torch.bfloat16)).dtype, upcast(torch.zeros(1, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def lowest_k_mask(score_OI: Float[Tensor, "out in"], k: int) -> Bool[Tensor, "out in"]:

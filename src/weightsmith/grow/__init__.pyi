@@ -1,7 +1,7 @@
 from ._distil import (
     decaying_adamw as decaying_adamw,
     distil as distil,
-    soft_distillation as soft_distillation,
+    soft_target_loss as soft_target_loss,
     teacher_logits as teacher_logits,
 )
 from ._expand import expand as expand

@@ -19,66 +19,23 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from weightsmith.core.data import Samples, call, take
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
-    NonFiniteError,
     ShapeError,
 )
 from weightsmith.core.io import CheckpointWriter, TensorSpec, check_output
+from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
-from weightsmith.core.training import Fit, default_loss, fit, logits_of
+from weightsmith.core.training import Fit, default_loss, fit, logits_of, soft_target_loss
 
-__all__ = ["agreement", "decaying_adamw", "distil", "soft_distillation", "teacher_logits"]
+__all__ = ["agreement", "decaying_adamw", "distil", "soft_target_loss", "teacher_logits"]
 
-Reduction = Literal["batch", "numel"]
-
-
-def soft_distillation(
-    student: Float[Tensor, "N C"], teacher: Float[Tensor, "..."], *, tau: float = 1.0, reduction: Reduction = "batch"
-) -> Float[Tensor, ""]:
-    r"""Compute :math:`\tau^2\,\mathrm{KL}(p_T \Vert p_S)` of logits.
-
-    Parameters
-    ----------
-    student, teacher : Tensor of shape (N, C)
-        Logits, compared in float32 or better; the teacher's are constants.
-    tau : float, default: 1.0
-        Temperature, positive.
-    reduction : {"batch", "numel"}, default: "batch"
-        The mean over rows; or, as the paper's code has it, that over ``C`` too. The optimizer hardly sees a difference
-        unless the loss is mixed with another.
-
-    Raises
-    ------
-    HyperparameterError
-        If ``tau`` is not positive.
-    NonFiniteError
-        If the teacher's logits hold NaN.
-    ShapeError
-        If the two have different classes.
-
-    Examples
-    --------
-    >>> student, teacher = torch.tensor([[1.0, 0.5, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
-    >>> round(soft_distillation(student, teacher).item(), 6)
-    0.255111
-    """
-    if not tau > 0:
-        raise HyperparameterError("tau", found=tau, expected="positive")
-    if student.shape != teacher.shape:
-        found = f"{tuple(teacher.shape)} and {tuple(student.shape)}"
-        raise ShapeError("logits of teacher and student", found=found, expected="the same classes")
-    if bool(teacher.isnan().any()):
-        raise NonFiniteError("the teacher's logits hold NaN")
-    log_q, log_p = (functional.log_softmax(_single(logits) / tau, 1) for logits in (student, teacher.detach()))
-    divergence = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    return tau**2 * divergence / (len(student) if reduction == "batch" else student.numel())
+Reduction = Literal["batchmean", "mean"]
 
 
 def distil(
@@ -87,8 +44,8 @@ def distil(
     data: Any,
     *,
     alpha: float = 1.0,
-    tau: float = 1.0,
-    reduction: Reduction = "batch",
+    temperature: float = 1.0,
+    reduction: Reduction = "batchmean",
     learning_rate: float = 5e-4,
     weight_decay: float = 0.05,
     warmup: float = 0.05,
@@ -109,8 +66,8 @@ def distil(
         As for :func:`weightsmith.core.training.fit`. A mapping's padding (``attention_mask`` 0) does not count.
     alpha : float, default: 1.0
         Weight of the teacher, in [0, 1]; at 1 labels are not used and need not be there.
-    tau, reduction
-        As for :func:`soft_distillation`.
+    temperature, reduction
+        As for :func:`soft_target_loss`.
     learning_rate, weight_decay : float
         Of AdamW with cosine decay; vectors (biases, norms) do not decay.
     warmup : float, default: 0.05
@@ -126,9 +83,10 @@ def distil(
     Raises
     ------
     HyperparameterError
-        If ``alpha`` or ``tau`` is out of range, or logits come with a ``DataLoader``, which does not tell the samples.
+        If ``alpha`` or ``temperature`` is out of range, or logits come with a ``DataLoader``, whose samples have no
+        numbers.
     NonFiniteError, ShapeError
-        As :func:`soft_distillation`; or if there is not one row of logits a sample.
+        As :func:`soft_target_loss`; or if there is not one row of logits a sample.
     UnsupportedModelError
         If a model gives no logits.
     """
@@ -145,7 +103,7 @@ def distil(
         with torch.no_grad():
             theirs = _rows(output if isinstance(teacher, Tensor) else call(teacher, inputs), inputs)
         ours = _rows(call(model, inputs), inputs)
-        value = alpha * soft_distillation(ours, theirs, tau=tau, reduction=reduction)
+        value = alpha * soft_target_loss(ours, theirs, temperature=temperature, reduction=reduction)
         return value if alpha == 1 else value + (1 - alpha) * default_loss(model, batch)
 
     with nullcontext() if isinstance(teacher, Tensor) else evaluation_mode(teacher):
@@ -230,7 +188,7 @@ def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
     """The logits of each batch, on the CPU."""
     device = next((parameter.device for parameter in teacher.parameters()), "cpu")
     for batch in track(loader, "teacher", total=len(loader)):
-        yield _single(logits_of(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
+        yield upcast(logits_of(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
 
 
 @torch.no_grad()
@@ -251,7 +209,7 @@ def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size
             inputs = _inputs({name: torch.stack([sample[name] for sample in some]).to(device) for name in some[0]})
             ours, theirs = (_rows(call(network, inputs), inputs) for network in (model, teacher))
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())
-            divergence += soft_distillation(ours, theirs).item() * len(ours)
+            divergence += soft_target_loss(ours, theirs).item() * len(ours)
             rows += len(ours)
     return {"agreement": same / rows, "divergence": divergence / rows}
 
@@ -299,7 +257,3 @@ class _WithLogits(Dataset[Any]):
 
     def __getitem__(self, number: int) -> tuple[Any, Tensor]:
         return self.data[number], self.logits[number]
-
-
-def _single(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

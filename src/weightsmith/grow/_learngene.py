@@ -368,7 +368,7 @@ def learngene(
     depth: int | None = None,
     stack: str | None = None,
     alpha: float = 1.0,
-    tau: float = 1.0,
+    temperature: float = 1.0,
     learning_rate: float = 5e-4,
     weight_decay: float = 0.05,
     epochs: int = 1,
@@ -397,7 +397,7 @@ def learngene(
         Where the blocks are; found by itself in most models.
     alpha : float, default: 1.0
         Weight of the teacher against the labels.
-    tau : float, default: 1.0
+    temperature : float, default: 1.0
         Temperature.
     learning_rate, weight_decay : float
         Of AdamW with cosine decay.
@@ -449,7 +449,7 @@ def learngene(
         "sizes": list(sizes),
         "depth": depth,
         "alpha": alpha,
-        "tau": tau,
+        "temperature": temperature,
         "learning_rate": learning_rate,
     }
     with record("learngene", epochs=epochs, tune_epochs=tune_epochs, batch_size=batch_size, **hyper) as result:
@@ -457,7 +457,14 @@ def learngene(
         gene = Learngene(shared, share_stages(shared, sizes, stack=stack))
         settings: dict[str, Any] = {"weight_decay": weight_decay, "batch_size": batch_size, "seed": seed}
         run = distil(
-            shared, teacher, seen, alpha=alpha, tau=tau, learning_rate=learning_rate, epochs=epochs, **settings
+            shared,
+            teacher,
+            seen,
+            alpha=alpha,
+            temperature=temperature,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            **settings,
         )
         for other in sorted({len(sizes), depth, len(found), 2 * len(found)}):
             result.layer(f"depth {other}", **agreement(gene.expand(other), teacher, unseen, batch_size))

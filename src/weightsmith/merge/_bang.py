@@ -33,7 +33,16 @@ from weightsmith.core.data import Samples, call
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import lerp, put_on_line
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
+from weightsmith.core.training import (
+    Loss,
+    draw_seed,
+    fit,
+    logits_of,
+    restored_on_error,
+    shift_for_causal_lm,
+    soft_cross_entropy,
+    split_batch,
+)
 from weightsmith.merge._wise_ft import check_alpha
 
 __all__ = [
@@ -94,38 +103,6 @@ def smooth_targets(
         raise CalibrationError("labels", found=labels[kept].unique().tolist()[-3:], expected=f"0 to {classes - 1}")
     onehot = functional.one_hot(labels.clamp_min(0), classes).movedim(-1, 1).float()
     return ((1 - label_smoothing) * onehot + label_smoothing / classes) * kept.unsqueeze(1)
-
-
-def soft_cross_entropy(
-    output: Any, labels: Float[Tensor, "N K ..."], num_items_in_batch: Tensor | int | None = None
-) -> Float[Tensor, ""]:
-    """Cross-entropy against class probabilities; rows of zeros are ignored.
-
-    Also the ``compute_loss_func`` of Hugging Face's ``Trainer`` for batches that :class:`MixupCollator` made.
-
-    Parameters
-    ----------
-    output : Tensor or object with logits
-        Logits of the shape of ``labels``.
-    labels : Tensor of shape (N, K, ...)
-        Class probabilities.
-    num_items_in_batch : int, optional
-        Rows of the whole step, where gradients are accumulated; those of this batch otherwise.
-
-    Returns
-    -------
-    Tensor
-        The mean over rows.
-
-    Examples
-    --------
-    >>> target = smooth_targets(torch.tensor([3]), 10)
-    >>> round(soft_cross_entropy(torch.zeros(1, 10), target).item(), 6)
-    2.302585
-    """
-    losses = -(labels * logits_of(output).float().log_softmax(1)).sum(1)
-    rows = labels.sum(1).count_nonzero() if num_items_in_batch is None else num_items_in_batch
-    return losses.sum() / (rows.clamp_min(1) if isinstance(rows, Tensor) else max(rows, 1))
 
 
 class MixupCollator:
@@ -232,7 +209,9 @@ def bang_loss(
     _check(mixup_alpha, label_smoothing)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, labels = _split(batch)
+        inputs, labels = split_batch(batch)
+        if isinstance(inputs, Mapping) and inputs.keys() == {"x"}:
+            inputs = inputs["x"]
         share, partner = 1.0, torch.arange(len(labels), device=labels.device)
         if mixup_alpha:
             share, partner = _draw(mixup_alpha, len(labels), generator)
@@ -379,16 +358,6 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, *, warmup: int =
         return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
     return LambdaLR(optimizer, rate)
-
-
-def _split(batch: Any) -> tuple[Any, Tensor]:
-    if isinstance(batch, Mapping) and "labels" in batch:
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return (inputs["x"] if inputs.keys() == {"x"} else inputs), batch["labels"]
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise CalibrationError("training batch", found=found, expected="a mapping with labels, or (inputs, classes)")
 
 
 def _draw(alpha: float, count: int, generator: torch.Generator | None) -> tuple[float, Tensor]:

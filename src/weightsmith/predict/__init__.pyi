@@ -19,4 +19,4 @@ from ._know import (
     know as know,
     matched_shrink as matched_shrink,
 )
-from ._zoo import WeightZoo as WeightZoo, train_many as train_many
+from ._zoo import WeightZoo as WeightZoo

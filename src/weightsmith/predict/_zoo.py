@@ -1,10 +1,8 @@
-r"""Zoos: the weights of many networks of one architecture as the rows of one matrix, and how to train them all at once.
+r"""Zoos: the weights of many networks of one architecture as the rows of one matrix.
 
 A zoo is a float32 matrix of members x weights, memory-mapped where it lies on disk, with the manifest that turns a row
 back into a state dict, and for each member the features of a few labelled examples of its task.
-
-:func:`train_many` trains all members together: their parameters are stacked, one ``vmap`` computes all losses, and the
-optimizers of torch, which work element by element, take the very steps they would take one by one.
+:func:`weightsmith.core.training.train_many` trains all members together.
 
 Legend: ``N`` members, ``P`` weights of one, ``C`` classes, ``S`` examples of a class, ``F`` features.
 """
@@ -14,18 +12,15 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch import Tensor
 from torch.nn import functional
 
 from weightsmith.core.errors import (
@@ -33,11 +28,8 @@ from weightsmith.core.errors import (
     HyperparameterError,
     NonFiniteError,
     ShapeError,
-    UnsupportedModelError,
 )
 from weightsmith.core.io import atomic_output
-from weightsmith.core.jobs import Backend, run_jobs
-from weightsmith.core.models import has_batchnorm
 from weightsmith.predict._shared.members import (
     ACCURACY,
     SUPPORT,
@@ -49,7 +41,7 @@ from weightsmith.predict._shared.members import (
     stacked,
 )
 
-__all__ = ["Slot", "Task", "WeightZoo", "train_many"]
+__all__ = ["Slot", "WeightZoo"]
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 """Statistics of data, not weights: they are re-estimated, never generated."""
@@ -114,7 +106,7 @@ class WeightZoo:
 
     Examples
     --------
-    >>> zoo = WeightZoo.from_state_dicts([nn.Linear(2, 1).state_dict() for _ in range(3)])
+    >>> zoo = WeightZoo.from_state_dicts([torch.nn.Linear(2, 1).state_dict() for _ in range(3)])
     >>> zoo.weights_NP.shape, [slot.name for slot in zoo.slots]
     ((3, 3), ['weight', 'bias'])
     >>> sorted(zoo.state_dict(zoo.weights_NP[0]))
@@ -269,7 +261,7 @@ class WeightZoo:
         state |= {name: tensor.clone() for name, tensor in self.template.items()}
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
-    def likeness(self) -> float:
+    def mean_cosine_similarity(self) -> float:
         """How alike members' hidden units of the same place are: the mean cosine, of the matrix where it is highest.
 
         Near 0, members come from different initialisations: the same unit is at another place in each. What all units
@@ -278,7 +270,7 @@ class WeightZoo:
 
         Examples
         --------
-        >>> WeightZoo.from_state_dicts([nn.Linear(4, 4).state_dict() for _ in range(3)]).likeness()
+        >>> WeightZoo.from_state_dicts([torch.nn.Linear(4, 4).state_dict() for _ in range(3)]).mean_cosine_similarity()
         1.0
         """
         found = []
@@ -359,134 +351,3 @@ def _warn_of_chance(accuracy_N: np.ndarray, classes: int) -> None:
 
 def _flat(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().float().reshape(-1))
-
-
-_ADAM = partial(torch.optim.Adam, lr=1e-3)
-
-
-class Task(NamedTuple):
-    """The data of one member, or of several, stacked.
-
-    Attributes
-    ----------
-    inputs : Tensor of shape ([members,] samples, ...)
-        What the network is given.
-    labels : Tensor of shape ([members,] samples)
-        Classes.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-
-
-def train_many(
-    build: Callable[[], nn.Module],
-    tasks: Task,
-    *,
-    optimizer: Callable[[Any], torch.optim.Optimizer] = _ADAM,
-    steps: int = 200,
-    batch_size: int | None = None,
-    same_start: bool = True,
-    seed: int = 0,
-    workers: int = 1,
-    backend: Backend = "processes",
-) -> list[dict[str, Tensor]]:
-    """Train one small network a task, all at once.
-
-    Parameters
-    ----------
-    build : callable
-        Makes the network; without batch normalisation, whose statistics ``vmap`` cannot update.
-    tasks : Task
-        Inputs of shape (members, samples, ...) and labels of shape (members, samples).
-    optimizer : callable, default: Adam with rate 1e-3
-        Given parameters, returns an optimizer that works element by element: SGD, Adam, AdamW, RMSprop.
-    steps : int, default: 200
-        Optimizer steps.
-    batch_size : int, optional
-        Samples a step and member, drawn with replacement, the same places for all; None takes all samples.
-    same_start : bool, default: True
-        Start all members from the same weights. Zoos of members from different starts hold permuted networks, which
-        no autoencoder learns.
-    seed : int, default: 0
-        Of the starts and the batches.
-    workers, backend
-        Parts of the members trained in processes of their own, see :func:`~weightsmith.core.jobs.run_jobs`.
-
-    Returns
-    -------
-    list of dict of str to Tensor
-        A state dict a member.
-
-    Raises
-    ------
-    ShapeError
-        If inputs and labels do not belong together.
-    HyperparameterError
-        If a count is out of range.
-    NonFiniteError
-        If a member diverges.
-    UnsupportedModelError
-        If the network has batch normalisation.
-
-    Examples
-    --------
-    >>> x = torch.randn(3, 20, 2, generator=torch.Generator().manual_seed(0))
-    >>> states = train_many(lambda: nn.Linear(2, 2), Task(x, (x[..., 0] > 0).long()), steps=5)
-    >>> len(states), states[0]["weight"].shape
-    (3, torch.Size([2, 2]))
-    """
-    if tasks.labels.ndim != 2 or tasks.inputs.shape[:2] != tasks.labels.shape:
-        found = f"inputs {tuple(tasks.inputs.shape)}, labels {tuple(tasks.labels.shape)}"
-        raise ShapeError("tasks", found=found, expected="(members, samples, ...) and (members, samples)")
-    for name, value in (("steps", steps), ("batch_size", batch_size or 1)):
-        if value < 1:
-            raise HyperparameterError(name, found=value, expected=">= 1")
-    train = partial(
-        _train_part, build=build, optimizer=optimizer, steps=steps, batch_size=batch_size, same=same_start, seed=seed
-    )
-    parts = np.array_split(np.arange(len(tasks.labels)), min(workers, len(tasks.labels)))
-    jobs = [(part.tolist(), Task(tasks.inputs[part], tasks.labels[part])) for part in parts]
-    return [state for states in run_jobs(train, jobs, workers=workers, backend=backend) for state in states]
-
-
-def _train_part(
-    job: tuple[list[int], Task],
-    *,
-    build: Callable[[], nn.Module],
-    optimizer: Callable[[Any], torch.optim.Optimizer],
-    steps: int,
-    batch_size: int | None,
-    same: bool,
-    seed: int,
-) -> list[dict[str, Tensor]]:
-    members, (inputs, labels) = job
-    networks = []
-    with torch.random.fork_rng():
-        for member in members:
-            torch.manual_seed(seed if same else seed + member)
-            networks.append(build().train())
-    if has_batchnorm(networks[0]):
-        raise UnsupportedModelError("networks trained at once cannot have batch normalisation", do="Use group norm.")
-    parameters, buffers = stack_module_state(networks)
-    base = networks[0]
-
-    def loss(own: dict[str, Tensor], kept: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(functional_call(base, (own, kept), (x,)), y)
-
-    losses = vmap(loss, randomness="different")
-    step = optimizer(list(parameters.values()))
-    draw = torch.Generator().manual_seed(seed)
-    for number in range(steps):
-        rows: Any = slice(None)
-        if batch_size is not None:
-            rows = torch.randint(labels.shape[1], (batch_size,), generator=draw)
-        value: Float[Tensor, " members"] = losses(parameters, buffers, inputs[:, rows], labels[:, rows])
-        if not bool(value.isfinite().all()):
-            member = members[int((~value.isfinite()).nonzero()[0])]
-            raise NonFiniteError(f"the loss of member {member} at step {number + 1}", do="Lower the learning rate.")
-        step.zero_grad()
-        value.sum().backward()
-        step.step()
-    stacked = {**parameters, **buffers}
-    return [{name: tensor[i].detach().clone() for name, tensor in stacked.items()} for i in range(len(members))]

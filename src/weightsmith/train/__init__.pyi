@@ -6,7 +6,7 @@ from ._loss_reweighting import (
     reweighted as reweighted,
 )
 from ._meta_rescaling import MetaRescaler as MetaRescaler, meta_rescaling as meta_rescaling
-from ._pld import PLDLoss as PLDLoss, pld as pld, pld_loss as pld_loss, suggest_tau as suggest_tau
+from ._pld import PLDLoss as PLDLoss, pld as pld, pld_loss as pld_loss, suggest_temperature as suggest_temperature
 from ._shared.distillation import (
     dist_loss as dist_loss,
     distillation as distillation,
@@ -14,4 +14,11 @@ from ._shared.distillation import (
     kd_loss as kd_loss,
     list_mle_loss as list_mle_loss,
 )
-from ._weight_compander import compand as compand, weight_compander as weight_compander
+from ._weight_compander import (
+    Compander as Compander,
+    compand as compand,
+    compander_parameter_groups as compander_parameter_groups,
+    fold_companders as fold_companders,
+    weight_compander as weight_compander,
+    weight_statistics as weight_statistics,
+)

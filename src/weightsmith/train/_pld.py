@@ -29,11 +29,12 @@ from torch.autograd.function import once_differentiable
 
 from weightsmith.core.data import Samples, call, take
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.linalg import upcast
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
 from weightsmith.train._shared.distillation import distillation
 
-__all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_tau"]
+__all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_temperature"]
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -46,7 +47,7 @@ def pld_loss(
     teacher: Float[Tensor, "..."],
     labels: Shaped[Tensor, "..."],
     *,
-    tau: float = 1.0,
+    temperature: float = 1.0,
     top_k: int | None = None,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
@@ -61,8 +62,8 @@ def pld_loss(
         Logits; the teacher's are constants. A class whose logit is minus infinity in either does not take part.
     labels : Tensor of shape (N, ...)
         Class indices; or, of the logits' shape, class probabilities (a mixture of up to 8 classes, as mixup gives).
-    tau : float, default: 1.0
-        Temperature of the weights, positive. See :func:`suggest_tau`: teachers that are sure of everything need more.
+    temperature : float, default: 1.0
+        Temperature of the weights, positive. Overconfident teachers need a higher one: see :func:`suggest_temperature`.
     top_k : int, optional
         Rank the label and the next ``top_k - 1`` classes only; the others stay in every denominator. For large
         vocabularies.
@@ -86,7 +87,7 @@ def pld_loss(
     ShapeError
         If the shapes do not fit.
     HyperparameterError
-        If ``tau`` is not positive, ``top_k`` not at least 1, or ``label_weight_floor`` not in [0, 1).
+        If ``temperature`` is not positive, ``top_k`` not at least 1, or ``label_weight_floor`` not in [0, 1).
     NonFiniteError
         If the teacher's logits hold NaN.
 
@@ -100,18 +101,18 @@ def pld_loss(
     >>> round(pld_loss(student, teacher, torch.tensor([0])).item(), 6)
     0.245091
     """
-    _check_hyper(tau, label_weight_floor, top_k)
+    _check_hyper(temperature, label_weight_floor, top_k)
     student, teacher, labels = _check_shapes(student, teacher, labels, class_dim)
     s_NC, t_NC = student.movedim(class_dim, -1).flatten(0, -2), teacher.movedim(class_dim, -1).flatten(0, -2).detach()
     shape = student.movedim(class_dim, -1).shape[:-1]
     if labels.is_floating_point():
         p_NC = labels.movedim(class_dim, -1).flatten(0, -2)
-        losses = _mixture(s_NC, t_NC, p_NC, lambda s, t, y: _per_row(s, t, y, tau, top_k, label_weight_floor))
+        losses = _mixture(s_NC, t_NC, p_NC, lambda s, t, y: _per_row(s, t, y, temperature, top_k, label_weight_floor))
         return _reduce(losses, torch.ones_like(losses, dtype=torch.bool), shape, reduction)
     y = labels.flatten()
     kept = y != ignore_index
     _check_labels(y[kept], s_NC.shape[1])
-    losses = _per_row(s_NC[kept], t_NC[kept], y[kept], tau, top_k, label_weight_floor)
+    losses = _per_row(s_NC[kept], t_NC[kept], y[kept], temperature, top_k, label_weight_floor)
     return _reduce(losses, kept, shape, reduction)
 
 
@@ -122,7 +123,7 @@ def pld_loss_from_top(
     rest: Float[Tensor, "N"],
     labels: Int[Tensor, "N"],
     *,
-    tau: float = 1.0,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
 ) -> Float[Tensor, "..."]:
@@ -135,10 +136,10 @@ def pld_loss_from_top(
     top_indices, top_logits : Tensor of shape (N, K)
         The teacher's largest logits, falling. Where they do not hold the label, its own weight is taken to be zero.
     rest : Tensor of shape (N,)
-        ``logsumexp`` of the teacher's other logits over ``tau``.
+        ``logsumexp`` of the teacher's other logits over ``temperature``.
     labels : Tensor of shape (N,)
         Class indices.
-    tau, reduction, ignore_index
+    temperature, reduction, ignore_index
         As for :func:`pld_loss`.
 
     Examples
@@ -150,12 +151,13 @@ def pld_loss_from_top(
     >>> torch.allclose(ours, pld_loss(student, teacher, labels, top_k=3))
     True
     """
-    _check_hyper(tau, 0.0, None)
+    _check_hyper(temperature, 0.0, None)
     kept = labels != ignore_index
     y = labels[kept]
     _check_labels(y, student.shape[1])
     s_NC, indices, logits = student[kept], top_indices[kept], top_logits[kept].float()
-    weight = (logits / tau - torch.logaddexp((logits / tau).logsumexp(1), rest[kept].float())[:, None]).exp()
+    logits = logits / temperature
+    weight = (logits - torch.logaddexp(logits.logsumexp(1), rest[kept].float())[:, None]).exp()
     # the label first: it is put in front, and its own place among the others counts for nothing
     is_label = indices == y[:, None]
     own = (weight * is_label).sum(1, keepdim=True)
@@ -171,12 +173,12 @@ class PLDLoss(nn.Module):
 
     Parameters
     ----------
-    tau, top_k, reduction, ignore_index, label_weight_floor, class_dim
+    temperature, top_k, reduction, ignore_index, label_weight_floor, class_dim
         As for :func:`pld_loss`.
 
     Examples
     --------
-    >>> loss = PLDLoss(tau=4.0)
+    >>> loss = PLDLoss(temperature=4.0)
     >>> logits = torch.randn(8, 5, requires_grad=True)
     >>> loss(logits, torch.randn(8, 5), torch.zeros(8, dtype=torch.long)).backward()
     >>> bool((logits.grad.sum(1).abs() < 1e-6).all())
@@ -185,7 +187,7 @@ class PLDLoss(nn.Module):
 
     def __init__(
         self,
-        tau: float = 1.0,
+        temperature: float = 1.0,
         *,
         top_k: int | None = None,
         reduction: Reduction = "mean",
@@ -194,8 +196,8 @@ class PLDLoss(nn.Module):
         class_dim: int = 1,
     ) -> None:
         super().__init__()
-        _check_hyper(tau, label_weight_floor, top_k)
-        self.tau, self.top_k, self.reduction = tau, top_k, reduction
+        _check_hyper(temperature, label_weight_floor, top_k)
+        self.temperature, self.top_k, self.reduction = temperature, top_k, reduction
         self.ignore_index, self.label_weight_floor, self.class_dim = ignore_index, label_weight_floor, class_dim
 
     def forward(
@@ -206,7 +208,7 @@ class PLDLoss(nn.Module):
             student,
             teacher,
             labels,
-            tau=self.tau,
+            temperature=self.temperature,
             top_k=self.top_k,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -226,19 +228,19 @@ class PLDLoss(nn.Module):
             teacher's first choice).
         """
         kept = labels != self.ignore_index
-        q_NC = (teacher[kept].float() / self.tau).softmax(1)
+        q_NC = (teacher[kept].float() / self.temperature).softmax(1)
         return {
-            "label_weight": label_weight(teacher[kept], labels[kept], self.tau),
+            "label_weight": label_weight(teacher[kept], labels[kept], self.temperature),
             "entropy": torch.special.entr(q_NC).sum(1).mean().item(),
             "disagreement": (q_NC.argmax(1) != labels[kept]).float().mean().item(),
         }
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""
-        return f"tau={self.tau}, top_k={self.top_k}, reduction={self.reduction!r}"
+        return f"temperature={self.temperature}, top_k={self.top_k}, reduction={self.reduction!r}"
 
 
-def label_weight(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], tau: float) -> float:
+def label_weight(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], temperature: float) -> float:
     """Mean weight of the labels' own terms at a temperature.
 
     Examples
@@ -246,11 +248,11 @@ def label_weight(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], tau: f
     >>> round(label_weight(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), 1.0), 3)
     0.5
     """
-    q_NC = (teacher.float() / tau).softmax(1)
+    q_NC = (teacher.float() / temperature).softmax(1)
     return q_NC.gather(1, labels[:, None]).mean().item()
 
 
-def suggest_tau(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], *, target: float = 0.4) -> float:
+def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], *, target: float = 0.4) -> float:
     """Find the temperature at which the labels' own terms weigh ``target`` on average.
 
     Parameters
@@ -274,7 +276,7 @@ def suggest_tau(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], *, targ
 
     Examples
     --------
-    >>> round(suggest_tau(torch.tensor([[4.0, 0.0]]), torch.tensor([0]), target=0.6), 2)
+    >>> round(suggest_temperature(torch.tensor([[4.0, 0.0]]), torch.tensor([0]), target=0.6), 2)
     9.87
     """
     if not 0 < target < 1:
@@ -295,7 +297,7 @@ def pld(
     training: Samples,
     *,
     teacher: nn.Module,
-    tau: float | None = None,
+    temperature: float | None = None,
     top_k: int | None = None,
     learning_rate: float = 1e-4,
     epochs: int = 1,
@@ -312,7 +314,7 @@ def pld(
         Samples with the models' inputs and ``labels``; a text's labels are its next tokens.
     teacher : nn.Module
         With the same classes in the same order (the same tokenizer).
-    tau : float, optional
+    temperature : float, optional
         Temperature; found on the first samples when left out, so that labels weigh 0.4.
     top_k : int, optional
         Rank only so many classes.
@@ -336,11 +338,13 @@ def pld(
     """
     with record("pld", top_k=top_k, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size) as result:
         theirs, labels = _look(teacher.eval(), model, take(training, 0, batch_size))
-        result.hyper["tau"] = tau = suggest_tau(theirs, labels) if tau is None else tau
-        criterion = PLDLoss(tau, top_k=top_k)
+        if temperature is None:
+            temperature = suggest_temperature(theirs, labels)
+        result.hyper["temperature"] = temperature
+        criterion = PLDLoss(temperature, top_k=top_k)
         result.totals = criterion.diagnostics(theirs, labels)
         if result.totals["label_weight"] < 0.01:
-            warnings.warn(f"at tau {tau:.3g} the teacher gives the labels almost no weight", stacklevel=2)
+            warnings.warn(f"the labels have almost no weight at temperature {temperature:.3g}", stacklevel=2)
         settings: dict[str, Any] = {"scheduler": "cosine", "epochs": epochs, "batch_size": batch_size}
         with restored_on_error(model):
             optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
@@ -382,9 +386,9 @@ class _PlackettLuce(torch.autograd.Function):
         return gradients[0][:, None] * gradient, None
 
 
-def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, tau: float, top_k: int | None, floor: float) -> Tensor:
+def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, temperature: float, top_k: int | None, floor: float) -> Tensor:
     """The loss of every row; rows are not ignored and labels are in range."""
-    t_NC = t_NC.float() if t_NC.dtype in (torch.float16, torch.bfloat16) else t_NC
+    t_NC = upcast(t_NC)
     if bool(t_NC.isnan().any()):
         rows = t_NC.isnan().any(1).nonzero().flatten().tolist()
         raise NonFiniteError("the teacher's logits hold NaN", found=f"rows {rows[:5]}")
@@ -397,7 +401,7 @@ def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, tau: float, top_k: int | N
         order = key.argsort(dim=1, descending=True, stable=True)
     else:
         order = key.topk(top_k, dim=1).indices
-    alpha = (t_NC / tau).log_softmax(1).gather(1, order).exp()
+    alpha = (t_NC / temperature).log_softmax(1).gather(1, order).exp()
     if floor:
         first = alpha[:, :1].clamp(min=floor)
         scale = (1 - first) / (1 - alpha[:, :1]).clamp(min=torch.finfo(alpha.dtype).tiny)
@@ -407,7 +411,7 @@ def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, tau: float, top_k: int | N
 
 def _ranked(s_NC: Tensor, order_NK: Tensor, alpha_NK: Tensor, gone_NK: Tensor | None = None) -> Tensor:
     """The loss of the classes in order; those not in it stay in every denominator as one more, of no weight."""
-    s_NC = s_NC.float() if s_NC.dtype in (torch.float16, torch.bfloat16) else s_NC
+    s_NC = upcast(s_NC)
     s_NK = s_NC.gather(1, order_NK)
     if gone_NK is not None:
         s_NK = s_NK.masked_fill(gone_NK, -torch.inf)
@@ -439,9 +443,9 @@ def _reduce(losses: Tensor, kept: Tensor, shape: torch.Size, reduction: str) -> 
     return losses.sum() if reduction == "sum" else losses.sum() / max(len(losses), 1)
 
 
-def _check_hyper(tau: float, floor: float, top_k: int | None) -> None:
-    if not (math.isfinite(tau) and tau > 0):
-        raise HyperparameterError("tau", found=tau, expected="a positive number")
+def _check_hyper(temperature: float, floor: float, top_k: int | None) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise HyperparameterError("temperature", found=temperature, expected="a positive number")
     if not 0 <= floor < 1:
         raise HyperparameterError("label_weight_floor", found=floor, expected="in [0, 1)")
     if top_k is not None and top_k < 1:

@@ -28,11 +28,19 @@ from torch.nn.utils import parametrize
 
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.models import Layer, find_layers
+from weightsmith.core.linalg import upcast
+from weightsmith.core.models import Layer, find_layers, fold_parametrizations
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import draw_seed, fit, restored_on_error
 
-__all__ = ["Compander", "compand", "fold", "param_groups", "weight_compander", "weight_statistics"]
+__all__ = [
+    "Compander",
+    "compand",
+    "compander_parameter_groups",
+    "fold_companders",
+    "weight_compander",
+    "weight_statistics",
+]
 
 MARGIN = 1e-4
 """How near to the bound a weight may start, as a share of it: the inverse grows without limit there."""
@@ -70,7 +78,7 @@ class Compander(nn.Module):
         The shape :math:`\varphi`.
     learn : bool, default: False
         Train :math:`\log a` and :math:`\log b` with the weights: give them a hundredth of the learning rate and no
-        weight decay, as :func:`param_groups` does.
+        weight decay, as :func:`compander_parameter_groups` does.
 
     Raises
     ------
@@ -112,13 +120,13 @@ class Compander(nn.Module):
 
     def forward(self, v: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the weights; half precision is computed in float32."""
-        x = _wide(v) * (-self.log_b).exp()
+        x = upcast(v) * (-self.log_b).exp()
         return (self.log_a.exp() * SHAPES[self.function].function(x)).to(v.dtype)
 
     def right_inverse(self, w: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return what gives these weights; those beyond the bound are moved just inside."""
         shape = SHAPES[self.function]
-        y = (_wide(w) * (-self.log_a).exp()).clamp(-shape.supremum * (1 - MARGIN), shape.supremum * (1 - MARGIN))
+        y = (upcast(w) * (-self.log_a).exp()).clamp(-shape.supremum * (1 - MARGIN), shape.supremum * (1 - MARGIN))
         return (self.log_b.exp() * shape.inverse(y)).to(w.dtype)
 
     def extra_repr(self) -> str:
@@ -144,7 +152,7 @@ def compand(
     Parameters
     ----------
     model : nn.Module
-        Changed in place. Make the optimizer afterwards, see :func:`param_groups`.
+        Changed in place. Make the optimizer afterwards, see :func:`compander_parameter_groups`.
     function : {"arctan", "tanh", "softsign", "erf"}, default: "arctan"
         Shape of the compander.
     bound : float, default: 2.0
@@ -193,7 +201,7 @@ def compand(
     ['0', '2']
     >>> torch.allclose(model(x), before)
     True
-    >>> fold(model)
+    >>> fold_companders(model)
     >>> sorted(model.state_dict())
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
@@ -221,25 +229,24 @@ def compand(
     return layers
 
 
-def fold(model: nn.Module) -> None:
-    """Replace every compander by the weights it gives: the model has its plain parameters again.
+def fold_companders(model: nn.Module) -> None:
+    """Replace every compander by the weights it gives: the model has plain parameters again.
 
     Raises
     ------
     UnsupportedModelError
         If there is no compander.
     """
-    modules = _companded(model)
+    modules = fold_parametrizations(model, Compander)
     if not modules:
         raise UnsupportedModelError("there is no compander to fold", do="Call compand(model) first.")
     for module in modules:
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         for key, hook in [*module._load_state_dict_pre_hooks.items()]:
             if getattr(hook, "hook", None) is _take_plain_weight:
                 del module._load_state_dict_pre_hooks[key]
 
 
-def param_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+def compander_parameter_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     r"""Group the parameters for an optimizer: learned companders move a hundred times slower and do not decay.
 
     SGD is the optimizer the method is made for: Adam divides the effect of the slope out of the gradient's scale.
@@ -257,7 +264,7 @@ def param_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> l
     --------
     >>> model = nn.Linear(4, 2)
     >>> _ = compand(model, learn=True)
-    >>> [(len(group["params"]), group["lr"]) for group in param_groups(model, lr=0.5)]
+    >>> [(len(group["params"]), group["lr"]) for group in compander_parameter_groups(model, lr=0.5)]
     [(2, 0.5), (2, 0.005)]
     """
     slow = {id(p) for m in model.modules() if isinstance(m, Compander) for p in m.parameters()}
@@ -379,11 +386,11 @@ def weight_compander(
             exclude=exclude,
         )
         try:
-            groups = param_groups(model, lr=learning_rate, weight_decay=weight_decay)
+            groups = compander_parameter_groups(model, lr=learning_rate, weight_decay=weight_decay)
             optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
             run = fit(model, training, optimizer=optimizer, seed=draw_seed(generator), **settings)
         finally:
-            fold(model)
+            fold_companders(model)
         after = weight_statistics(model, include)
         for layer in layers:
             told = {
@@ -395,10 +402,6 @@ def weight_compander(
         result.curves["training loss"] = run.losses
         result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return result
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _own_weights(
@@ -431,14 +434,6 @@ def _scale(layer: Layer) -> float:
         warnings.warn(f"{layer.name!r} is all zero: its bound follows from its number of inputs", stacklevel=3)
         return 1 / math.sqrt(layer.weight_OI.shape[1])
     return largest
-
-
-def _companded(model: nn.Module) -> list[nn.Module]:
-    return [
-        module
-        for module in model.modules()
-        if parametrize.is_parametrized(module, "weight") and isinstance(module.parametrizations["weight"][0], Compander)  # type: ignore[index]
-    ]
 
 
 def _original(module: nn.Module) -> Tensor:

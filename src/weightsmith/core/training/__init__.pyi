@@ -8,5 +8,12 @@ from ._fit import (
     mean_loss as mean_loss,
     shift_for_causal_lm as shift_for_causal_lm,
 )
+from ._losses import (
+    kd_loss as kd_loss,
+    soft_cross_entropy as soft_cross_entropy,
+    soft_target_loss as soft_target_loss,
+    split_batch as split_batch,
+)
+from ._many import Task as Task, train_many as train_many
 from ._options import FIT_DEFAULTS as FIT_DEFAULTS, FitOptions as FitOptions, training_method as training_method
 from ._restore import restored_on_error as restored_on_error

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.linalg import upcast
 
 __all__ = ["LAYOUTS", "Growth", "TemplateMix", "coefficients", "grow_coefficients"]
 
@@ -71,7 +72,7 @@ class TemplateMix(nn.Module):
         """Assemble the weight, in float32 or better whatever autocast says."""
         dtype = templates[0].dtype
         with torch.autocast(templates[0].device.type, enabled=False):
-            full = [_full(t) for t in templates]
+            full = [upcast(t) for t in templates]
             if self.layout == LAYOUTS[True, True]:
                 alphas = torch.stack([self.alphas[m].to(full[0].dtype) for row in self.layout for m in row])
                 weight = _Grid.apply(alphas.unflatten(0, (2, 2)), *full)
@@ -91,8 +92,8 @@ class TemplateMix(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             for number in sorted({m % 2 for m in blocks}):
                 members = [m for m in sorted(blocks) if m % 2 == number]
-                mixed = _full(torch.stack([self.alphas[m].detach() for m in members])) * self.gain
-                stacked = _full(torch.stack([blocks[m] for m in members])).to(mixed)
+                mixed = upcast(torch.stack([self.alphas[m].detach() for m in members])) * self.gain
+                stacked = upcast(torch.stack([blocks[m] for m in members])).to(mixed)
                 found.append(torch.tensordot(torch.linalg.pinv(mixed), stacked, 1).to(weight.dtype))
         return found[0] if len(found) == 1 else tuple(found)
 
@@ -134,10 +135,6 @@ class _Grid(torch.autograd.Function):
             of_alphas[row] = torch.bmm(gradient_ROCI[row], inputs_OIn).sum(0)
             of_templates.append(found)
         return of_alphas, *of_templates
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def coefficients(

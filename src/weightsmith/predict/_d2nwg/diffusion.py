@@ -194,9 +194,9 @@ class WeightDiffusion(nn.Module):
         for name, value in (("vae_steps", vae_steps), ("steps", steps), ("batch_size", batch_size)):
             if value < 1:
                 raise HyperparameterError(name, found=value, expected=">= 1")
-        if (likeness := self.zoo.likeness()) < ALIKE:
+        if (cosine := self.zoo.mean_cosine_similarity()) < ALIKE:
             warnings.warn(
-                f"members seem to come from different initialisations (cosine of their units {likeness:.2f}, expected "
+                f"members seem to come from different initialisations (cosine of their units {cosine:.2f}, expected "
                 f">= {ALIKE}): an autoencoder learns little of permuted networks. Match all members' units to the "
                 "first one's with weightsmith.merge._weight_matching, or train them from the same start.",
                 stacklevel=2,

@@ -11,7 +11,7 @@ r"""Distillation: the losses that a student can learn from a teacher's logits wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,41 +21,9 @@ from torch.nn import functional
 
 from weightsmith.core.data import call
 from weightsmith.core.errors import ShapeError
-from weightsmith.core.training import Loss, logits_of, shift_for_causal_lm
+from weightsmith.core.training import Loss, kd_loss, logits_of, shift_for_causal_lm, split_batch
 
 __all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
-
-
-def kd_loss(
-    student: Float[Tensor, "N C"],
-    teacher: Float[Tensor, "N C"],
-    labels: Int[Tensor, "N"],
-    *,
-    tau: float = 2.0,
-    alpha: float = 0.1,
-) -> Float[Tensor, ""]:
-    r"""Compute :math:`\alpha\,\mathrm{CE} + (1-\alpha)\,\tau^2\,\mathrm{KL}(p_\tau \Vert q_\tau)`.
-
-    Parameters
-    ----------
-    student, teacher : Tensor of shape (N, C)
-        Logits; the teacher's are constants.
-    labels : Tensor of shape (N,)
-        Class indices.
-    tau : float, default: 2.0
-        Temperature.
-    alpha : float, default: 0.1
-        Weight of the labels.
-
-    Examples
-    --------
-    >>> round(kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0])).item(), 4)
-    0.0693
-    """
-    log_q = functional.log_softmax(student / tau, 1)
-    log_p = functional.log_softmax(teacher.detach() / tau, 1)
-    divergence = functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    return alpha * functional.cross_entropy(student, labels) + (1 - alpha) * tau**2 * divergence
 
 
 def dist_loss(
@@ -63,7 +31,7 @@ def dist_loss(
     teacher: Float[Tensor, "N C"],
     labels: Int[Tensor, "N"],
     *,
-    tau: float = 4.0,
+    temperature: float = 4.0,
     alpha: float = 1.0,
     beta: float = 2.0,
     gamma: float = 2.0,
@@ -74,7 +42,7 @@ def dist_loss(
     ----------
     student, teacher, labels
         As for :func:`kd_loss`.
-    tau : float, default: 4.0
+    temperature : float, default: 4.0
         Temperature.
     alpha, beta, gamma : float
         Weights of the labels, of the correlation over classes, and over samples.
@@ -85,9 +53,9 @@ def dist_loss(
     >>> round(dist_loss(logits, logits, torch.arange(3), alpha=0.0).item(), 4)
     0.0
     """
-    q, p = (student / tau).softmax(1), (teacher.detach() / tau).softmax(1)
+    q, p = (student / temperature).softmax(1), (teacher.detach() / temperature).softmax(1)
     rows, columns = 1 - _correlation(q, p, 1).mean(), 1 - _correlation(q, p, 0).mean()
-    return alpha * functional.cross_entropy(student, labels) + tau**2 * (beta * rows + gamma * columns)
+    return alpha * functional.cross_entropy(student, labels) + temperature**2 * (beta * rows + gamma * columns)
 
 
 def dkd_loss(
@@ -95,7 +63,7 @@ def dkd_loss(
     teacher: Float[Tensor, "N C"],
     labels: Int[Tensor, "N"],
     *,
-    tau: float = 4.0,
+    temperature: float = 4.0,
     beta: float = 8.0,
     share: float = 1.0,
 ) -> Float[Tensor, ""]:
@@ -105,7 +73,7 @@ def dkd_loss(
     ----------
     student, teacher, labels
         As for :func:`kd_loss`.
-    tau : float, default: 4.0
+    temperature : float, default: 4.0
         Temperature.
     beta : float, default: 8.0
         Weight of the other classes.
@@ -120,12 +88,12 @@ def dkd_loss(
     True
     """
     is_label = functional.one_hot(labels, student.shape[1]).bool()
-    both = student / tau, teacher.detach() / tau
+    both = student / temperature, teacher.detach() / temperature
     log_q, log_p = (_label_or_not(logits, is_label) for logits in both)
     log_q_rest, log_p_rest = (logits[~is_label].view(len(labels), -1).log_softmax(1) for logits in both)
     label = functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     rest = functional.kl_div(log_q_rest, log_p_rest, reduction="batchmean", log_target=True)
-    return functional.cross_entropy(student, labels) + share * tau**2 * (label + beta * rest)
+    return functional.cross_entropy(student, labels) + share * temperature**2 * (label + beta * rest)
 
 
 def list_mle_loss(
@@ -175,10 +143,7 @@ def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor
     teacher.eval()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        if isinstance(batch, Mapping):
-            inputs, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
-        else:
-            inputs, labels = batch
+        inputs, labels = split_batch(batch)
         with torch.no_grad():
             theirs = logits_of(call(teacher, inputs))
         ours = logits_of(call(model, inputs))
