@@ -24,9 +24,10 @@ from harness import alternate, finish, gemm_rate, parser, print_table, ratio
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from weightsmith.core.symmetry import Symmetry, find_symmetry
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.merge import PermutationSpec, match_weights
+from weightsmith.merge import match_weights
 
 GOAL = 5.0
 
@@ -118,7 +119,7 @@ def main() -> None:
     from rebasin import PermutationCoordinateDescent
 
     small, probe = perceptron(8), torch.rand(2, 64)  # both sides import and trace something once before the clock runs
-    match_weights(small, perceptron(8), PermutationSpec.from_model(small, probe))
+    match_weights(small, perceptron(8), find_symmetry(small, probe))
     PermutationCoordinateDescent(small, perceptron(8), probe).rebasin()
     rate = gemm_rate()
     rows, ratios, detail = [], {}, {}
@@ -128,18 +129,18 @@ def main() -> None:
 
         def ours(a: nn.Module = a, b: nn.Module = b, x: torch.Tensor = x, moved: dict[str, nn.Module] = moved) -> None:
             moved["ours"] = copy.deepcopy(b)
-            spec = PermutationSpec.from_model(a, x)
-            spec.apply_to(moved["ours"], match_weights(a, b, spec).perms)
+            symmetry = find_symmetry(a, x)
+            symmetry.permute_(moved["ours"], match_weights(a, b, symmetry).perms)
 
         def peer(a: nn.Module = a, b: nn.Module = b, x: torch.Tensor = x, moved: dict[str, nn.Module] = moved) -> None:
             moved["peer"] = copy.deepcopy(b)
             PermutationCoordinateDescent(a, moved["peer"], x).rebasin()
 
         times = alternate({"ours": ours, "rebasin": peer}, rounds=arguments.rounds, warmup=0)
-        spec = PermutationSpec.from_model(a, x)
-        start, won, lost = (objective(spec, a, other) for other in (b, moved["ours"], moved["peer"]))
+        symmetry = find_symmetry(a, x)
+        start, won, lost = (objective(symmetry, a, other) for other in (b, moved["ours"], moved["peer"]))
         ratios[name] = ratio(times["rebasin"], times["ours"])
-        limit = times["rebasin"].median / (products(spec) / rate)
+        limit = times["rebasin"].median / (products(symmetry) / rate)
         gains = (won - start) / (lost - start)
         rows.append((name, times["ours"].median, times["rebasin"].median, ratios[name], limit, gains))
         detail[name] = {
@@ -164,19 +165,19 @@ def main() -> None:
     )
 
 
-def objective(spec: PermutationSpec, a: nn.Module, b: nn.Module) -> float:
+def objective(symmetry: Symmetry, a: nn.Module, b: nn.Module) -> float:
     first, second = a.state_dict(), b.state_dict()
-    keys = [key for key in spec.axes if key not in spec.buffers]
+    keys = [key for key in symmetry.axes if key not in symmetry.buffers]
     return sum(float((first[key].double() * second[key].double()).sum()) for key in keys)
 
 
-def products(spec: PermutationSpec) -> float:
+def products(symmetry: Symmetry) -> float:
     """Operations of all cost matrices once: each permuted axis of each weight times itself."""
     return float(
         sum(
-            2 * torch.Size(spec.shapes[key]).numel() * spec.shapes[key][axis]
-            for key, dims in spec.axes.items()
-            if key not in spec.buffers
+            2 * torch.Size(symmetry.shapes[key]).numel() * symmetry.shapes[key][axis]
+            for key, dims in symmetry.axes.items()
+            if key not in symmetry.buffers
             for axis, blocks in enumerate(dims)
             if blocks
         )

@@ -18,9 +18,10 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from weightsmith.analyze import alignment, alignment_map, barrier_curve, loss_slice
+from weightsmith.core.symmetry import find_symmetry
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.merge import PermutationSpec, match_weights
+from weightsmith.merge import match_weights
 
 torch.set_num_threads(1)
 images, classes = digits()
@@ -51,11 +52,11 @@ one, two = trained(0), trained(1)
 
 # %%
 # Match: the permutations are found by running the network once on an image.
-spec = PermutationSpec.from_model(one, x[:1])
-found = match_weights(one, two, spec)
+symmetry = find_symmetry(one, x[:1])
+found = match_weights(one, two, symmetry)
 start, end = one.state_dict(), two.state_dict()
-moved = spec.apply(end, found.perms)
-print(f"{len(spec.permutations)} permutations, {found.sweeps} sweeps, distance down by {found.distance_drop:.0%}")
+moved = symmetry.permute(end, found.perms)
+print(f"{len(symmetry.groups)} permutations, {found.sweeps} sweeps, distance down by {found.distance_drop:.0%}")
 
 # %%
 # Measure.

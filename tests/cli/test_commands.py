@@ -14,7 +14,7 @@ from models import write_tiny_llama
 from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
 from weightsmith.core.io import load_model
-from weightsmith.merge import PermutationSpec
+from weightsmith.core.symmetry import find_symmetry
 from weightsmith.signature import MODEL_FIELDS, SAMPLES, read
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
@@ -157,9 +157,9 @@ def test_d2nwg_draws_from_a_folder_of_heads(tmp_path):
 
 def test_rebasin_finds_the_order_of_a_shuffled_checkpoint(folder, tmp_path):
     model = load_model(folder / "tiny")
-    spec = PermutationSpec.from_model(model, {"input_ids": torch.zeros(1, 4, dtype=torch.long)})
+    symmetry = find_symmetry(model, {"input_ids": torch.zeros(1, 4, dtype=torch.long)})
     own = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    model.load_state_dict(spec.apply(own, spec.random(torch.Generator().manual_seed(0))))
+    model.load_state_dict(symmetry.permute(own, symmetry.random(torch.Generator().manual_seed(0))))
     model.save_pretrained(tmp_path / "shuffled")
     line = ["merge", "rebasin", str(folder / "tiny"), str(tmp_path / "shuffled"), str(tmp_path / "out")]
     done = CliRunner().invoke(app, [*line, "--restarts", "5", "--json", str(tmp_path / "r.json")])

@@ -20,7 +20,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import _map as engine, load_model, load_state_dict, merge_state_dicts
+from weightsmith.core.io import _map, load_model, load_state_dict, merge_state_dicts
 from weightsmith.merge import (
     add_tasks,
     average,
@@ -45,7 +45,7 @@ def draw(seed, dtype=torch.float32):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Tensors of the tests span several chunks."""
-    monkeypatch.setattr(engine, "CHUNK", 400)
+    monkeypatch.setattr(_map, "CHUNK", 400)
 
 
 def save(folder, states):

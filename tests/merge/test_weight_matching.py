@@ -11,8 +11,8 @@ from torch.nn import functional
 from models import tiny
 from permutable import NETS, make, roughen
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.symmetry import find_symmetry
 from weightsmith.merge import (
-    PermutationSpec,
     match_activations,
     match_straight_through,
     match_weights,
@@ -37,11 +37,11 @@ def gaussian(model, seed):
 
 
 def planted(model, batch, seed=0):
-    """A spec, the model's weights, the same shuffled, and the permutations that undo it."""
-    spec = PermutationSpec.from_model(model, batch, verify=False)
-    perms = spec.random(torch.Generator().manual_seed(seed))
+    """A symmetry, the model's weights, the same shuffled, and the permutations that undo it."""
+    symmetry = find_symmetry(model, batch, verify=False)
+    perms = symmetry.random(torch.Generator().manual_seed(seed))
     state = model.state_dict()
-    return spec, state, spec.apply(state, perms), spec.inverse(perms)
+    return symmetry, state, symmetry.permute(state, perms), symmetry.inverse(perms)
 
 
 def same(a, b):
@@ -52,11 +52,13 @@ def same(a, b):
 def test_a_planted_permutation_is_found_in_twenty_mlps_of_twenty(width):
     for trial in range(20):
         model = gaussian(mlp(64, width, width, width, 10), trial)
-        spec, state, shuffled, truth = planted(model, torch.rand(1, 64), trial)
-        found = match_weights(state, shuffled, spec)
+        symmetry, state, shuffled, truth = planted(model, torch.rand(1, 64), trial)
+        found = match_weights(state, shuffled, symmetry)
         assert same(found.perms, truth)
         assert found.distance_after == 0
-        assert found.objective == pytest.approx(sum(state[key].square().sum().item() for key in spec.axes), rel=1e-5)
+        assert found.objective == pytest.approx(
+            sum(state[key].square().sum().item() for key in symmetry.axes), rel=1e-5
+        )
 
 
 class Blocks(nn.Module):
@@ -79,10 +81,10 @@ def test_residual_networks_need_the_first_pass_or_restarts():
     found = {"first pass": 0, "identity": 0, "restarts": 0}
     for trial in range(12):
         model = gaussian(Blocks(30, 50), trial)
-        spec, state, shuffled, truth = planted(model, torch.rand(1, 4), trial)
-        plain = match_weights(state, shuffled, spec, start=spec.identity())
-        again = match_weights(state, shuffled, spec, start=spec.identity(), restarts=10)
-        ahead = match_weights(state, shuffled, spec)
+        symmetry, state, shuffled, truth = planted(model, torch.rand(1, 4), trial)
+        plain = match_weights(state, shuffled, symmetry, start=symmetry.identity())
+        again = match_weights(state, shuffled, symmetry, start=symmetry.identity(), restarts=10)
+        ahead = match_weights(state, shuffled, symmetry)
         for matching in (plain, again, ahead):
             assert all(a <= b for a, b in itertools.pairwise(matching.history))
             assert matching.objective >= max(matching.starts) * (1 - 1e-5)
@@ -95,10 +97,10 @@ def test_residual_networks_need_the_first_pass_or_restarts():
 
 def test_two_by_two():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
-    spec = PermutationSpec.from_model(model, torch.rand(1, 2))
+    symmetry = find_symmetry(model, torch.rand(1, 2))
     a = {"0.weight": torch.tensor([[1.0, 0], [0, 2]]), "2.weight": torch.zeros(2, 2)}
     b = {"0.weight": torch.tensor([[0.0, 2], [1, 0]]), "2.weight": torch.zeros(2, 2)}
-    found = match_weights(a, b, spec)
+    found = match_weights(a, b, symmetry)
     assert found.perms["0.weight[0]"].tolist() == [1, 0]
     assert found.history[0] == 0
     assert found.objective == 5
@@ -109,14 +111,14 @@ def test_two_by_two():
 
 def test_one_hidden_layer_is_solved_by_one_assignment():
     a, b = mlp(6, 7, 3, seed=0), mlp(6, 7, 3, seed=1)
-    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
-    found = match_weights(a, b, spec)
+    symmetry = find_symmetry(a, torch.rand(1, 6))
+    found = match_weights(a, b, symmetry)
     assert found.sweeps == 1
     best = max(
         sum(
             float((a.state_dict()[key] * tensor).sum())
-            for key, tensor in spec.apply(b.state_dict(), {"0.weight[0]": torch.tensor(order)}).items()
-            if key in spec.axes
+            for key, tensor in symmetry.permute(b.state_dict(), {"0.weight[0]": torch.tensor(order)}).items()
+            if key in symmetry.axes
         )
         for order in itertools.permutations(range(7))
     )
@@ -126,12 +128,12 @@ def test_one_hidden_layer_is_solved_by_one_assignment():
 @pytest.mark.parametrize("name", ["mlp", "llama", "gpt2", "resnet, batch norm"])
 def test_a_model_with_itself(name):
     model, batch = tiny(name) if name not in NETS else make(name)[:2]
-    spec = PermutationSpec.from_model(model, batch)
-    found = match_weights(model, model, spec)
-    assert same(found.perms, spec.identity())
+    symmetry = find_symmetry(model, batch)
+    found = match_weights(model, model, symmetry)
+    assert same(found.perms, symmetry.identity())
     assert found.sweeps == 1
     assert found.history[0] == found.history[1]
-    merged = mean([model.state_dict(), spec.apply(model.state_dict(), found.perms)])
+    merged = mean([model.state_dict(), symmetry.permute(model.state_dict(), found.perms)])
     assert all(tensor.equal(model.state_dict()[key]) for key, tensor in merged.items())
 
 
@@ -140,18 +142,18 @@ def test_a_model_with_itself(name):
 )
 def test_planted_permutations_of_heads_groups_and_streams_are_found(name):
     model, batch = tiny(name) if name not in NETS else make(name)[:2]
-    spec, state, shuffled, truth = planted(roughen(model), batch)
-    found = match_weights(state, shuffled, spec, restarts=8)
+    symmetry, state, shuffled, truth = planted(roughen(model), batch)
+    found = match_weights(state, shuffled, symmetry, restarts=8)
     assert same(found.perms, truth)
-    moved = spec.apply(shuffled, found.perms)
+    moved = symmetry.permute(shuffled, found.perms)
     assert all(moved[key].equal(tensor) for key, tensor in state.items())
 
 
 def test_the_distance_is_that_of_the_objective():
     a, b = mlp(6, 12, 12, 3, seed=0), mlp(6, 12, 12, 3, seed=1)
-    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
-    found = match_weights(a, b, spec)
-    squares = sum(float(x.state_dict()[key].square().sum()) for x in (a, b) for key in spec.axes)
+    symmetry = find_symmetry(a, torch.rand(1, 6))
+    found = match_weights(a, b, symmetry)
+    squares = sum(float(x.state_dict()[key].square().sum()) for x in (a, b) for key in symmetry.axes)
     assert found.distance_after**2 == pytest.approx(squares - 2 * found.objective, rel=1e-5)
     assert 0 < found.distance_drop < 1
     assert found.distance_drop == 1 - found.distance_after / found.distance_before
@@ -159,20 +161,20 @@ def test_the_distance_is_that_of_the_objective():
 
 def test_layers_of_equal_weight_ignore_their_size():
     a, b = mlp(6, 12, 12, 3, seed=0), mlp(6, 12, 12, 3, seed=1)
-    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    symmetry = find_symmetry(a, torch.rand(1, 6))
     big = copy.deepcopy(b)
     with torch.no_grad():
         big[0].weight.mul_(1000.0)
-    plain, scaled = (match_weights(a, other, spec, normalize="layer") for other in (b, big))
+    plain, scaled = (match_weights(a, other, symmetry, normalize="layer") for other in (b, big))
     assert same(plain.perms, scaled.perms)
     assert plain.objective == pytest.approx(scaled.objective, rel=1e-5)
-    assert not same(match_weights(a, b, spec).perms, match_weights(a, big, spec).perms)
+    assert not same(match_weights(a, b, symmetry).perms, match_weights(a, big, symmetry).perms)
 
 
 def test_the_same_seed_gives_the_same_permutations():
     a, b = (gaussian(Blocks(12, 20), seed) for seed in (0, 1))
-    spec = PermutationSpec.from_model(a, torch.rand(1, 4))
-    runs = [match_weights(a, b, spec, restarts=3, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+    symmetry = find_symmetry(a, torch.rand(1, 4))
+    runs = [match_weights(a, b, symmetry, restarts=3, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
     assert same(runs[0].perms, runs[1].perms)
     assert runs[0].history == runs[1].history
 
@@ -180,9 +182,9 @@ def test_the_same_seed_gives_the_same_permutations():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions(dtype):
     model = gaussian(mlp(6, 24, 24, 3), 0).to(dtype)
-    spec, state, shuffled, truth = planted(model, torch.rand(1, 6).to(dtype))
-    assert same(match_weights(state, shuffled, spec).perms, truth)
-    assert spec.apply(shuffled, truth)["0.weight"].dtype == dtype
+    symmetry, state, shuffled, truth = planted(model, torch.rand(1, 6).to(dtype))
+    assert same(match_weights(state, shuffled, symmetry).perms, truth)
+    assert symmetry.permute(shuffled, truth)["0.weight"].dtype == dtype
 
 
 def test_dead_and_duplicate_units_give_a_valid_result():
@@ -193,26 +195,26 @@ def test_dead_and_duplicate_units_give_a_valid_result():
             tensor[2] = 0
         model[2].weight[:, 1] = model[2].weight[:, 0]
         model[2].weight[:, 2] = 0
-    spec, state, shuffled, _ = planted(model, torch.rand(1, 6))
-    runs = [match_weights(state, shuffled, spec) for _ in range(2)]
+    symmetry, state, shuffled, _ = planted(model, torch.rand(1, 6))
+    runs = [match_weights(state, shuffled, symmetry) for _ in range(2)]
     assert same(runs[0].perms, runs[1].perms)
     assert runs[0].distance_after == 0
-    spec.check_permutations(runs[0].perms)
+    symmetry.check_permutations(runs[0].perms)
 
 
 def test_bad_input_is_refused():
     model = mlp(6, 8, 3)
-    spec = PermutationSpec.from_model(model, torch.rand(1, 6))
+    symmetry = find_symmetry(model, torch.rand(1, 6))
     with pytest.raises(HyperparameterError, match="restarts"):
-        match_weights(model, model, spec, restarts=0)
+        match_weights(model, model, symmetry, restarts=0)
     with pytest.raises(ShapeError, match="the second model"):
-        match_weights(model, mlp(6, 9, 3), spec)
+        match_weights(model, mlp(6, 9, 3), symmetry)
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken[2].weight[0, 0] = math.nan
     with pytest.raises(NonFiniteError, match=r"'2.weight' of the second model"):
-        match_weights(model, broken, spec)
-    nothing = PermutationSpec.from_model(nn.Linear(3, 2), torch.rand(1, 3))
+        match_weights(model, broken, symmetry)
+    nothing = find_symmetry(nn.Linear(3, 2), torch.rand(1, 3))
     with pytest.raises(ShapeError, match="nothing to permute"):
         match_weights(nn.Linear(3, 2), nn.Linear(3, 2), nothing)
 
@@ -228,7 +230,7 @@ def test_activations_of_a_shuffled_model_give_the_permutation_back(name, similar
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter += 5 * key.endswith("bias")  # no unit is silent: those have no partner of their own
-    spec, _, shuffled, truth = planted(model, batch)
+    symmetry, _, shuffled, truth = planted(model, batch)
     twin = copy.deepcopy(model)
     twin.load_state_dict(shuffled)
     torch.manual_seed(1)
@@ -236,16 +238,16 @@ def test_activations_of_a_shuffled_model_give_the_permutation_back(name, similar
         batches = [{"input_ids": torch.randint(1, 60, (8, 20))} for _ in range(4)]
     else:
         batches = [torch.rand(64, *batch.shape[1:]) for _ in range(4)]
-    found = match_activations(model, twin, spec, batches, similarity=similarity)
+    found = match_activations(model, twin, symmetry, batches, similarity=similarity)
     assert same(found.perms, truth)
     assert not model.training
 
 
 def test_activations_need_data():
     model = mlp(6, 8, 3)
-    spec = PermutationSpec.from_model(model, torch.rand(1, 6))
+    symmetry = find_symmetry(model, torch.rand(1, 6))
     with pytest.raises(CalibrationError, match="no batches"):
-        match_activations(model, model, spec, [])
+        match_activations(model, model, symmetry, [])
 
 
 # --- straight-through
@@ -253,13 +255,13 @@ def test_activations_need_data():
 
 def test_the_straight_through_target_starts_at_the_first_model():
     a, b = mlp(6, 16, 3, seed=0), mlp(6, 16, 3, seed=1)
-    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    symmetry = find_symmetry(a, torch.rand(1, 6))
     torch.manual_seed(2)
     batches = [(torch.rand(64, 6), torch.randint(3, (64,))) for _ in range(4)]
     before = copy.deepcopy((a.state_dict(), b.state_dict()))
-    one = match_straight_through(a, b, spec, batches[:1])
-    assert same(one.perms, match_weights(a, b, spec).perms)
-    middle = mean([a.state_dict(), spec.apply(b.state_dict(), one.perms)])
+    one = match_straight_through(a, b, symmetry, batches[:1])
+    assert same(one.perms, match_weights(a, b, symmetry).perms)
+    middle = mean([a.state_dict(), symmetry.permute(b.state_dict(), one.perms)])
     probe = copy.deepcopy(a)
     probe.load_state_dict(middle)
     assert one.losses[0] == pytest.approx(
@@ -271,17 +273,17 @@ def test_the_straight_through_target_starts_at_the_first_model():
 
 def test_straight_through_lowers_the_loss_at_the_midpoint():
     a, b = mlp(6, 16, 16, 3, seed=0), mlp(6, 16, 16, 3, seed=1)
-    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
+    symmetry = find_symmetry(a, torch.rand(1, 6))
     torch.manual_seed(2)
     x = torch.rand(256, 6)
     batch = (x, (x[:, :3] + x[:, 3:]).argmax(1))
-    found = match_straight_through(a, b, spec, [batch], epochs=60, learning_rate=1.0)
+    found = match_straight_through(a, b, symmetry, [batch], epochs=60, learning_rate=1.0)
     assert min(found.losses) < found.losses[0]
-    spec.check_permutations(found.perms)
+    symmetry.check_permutations(found.perms)
     with pytest.raises(CalibrationError):
-        match_straight_through(a, b, spec, [])
+        match_straight_through(a, b, symmetry, [])
     with pytest.raises(HyperparameterError, match="momentum"):
-        match_straight_through(a, b, spec, [batch], momentum=1.0)
+        match_straight_through(a, b, symmetry, [batch], momentum=1.0)
 
 
 # --- many models
@@ -289,10 +291,10 @@ def test_straight_through_lowers_the_loss_at_the_midpoint():
 
 def test_copies_shuffled_at_random_merge_into_one():
     model = gaussian(mlp(6, 24, 24, 3), 0)
-    spec = PermutationSpec.from_model(model, torch.rand(1, 6))
-    states = [spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(s))) for s in range(4)]
-    merged = merge_many(states, spec)
-    moved = [spec.apply(state, perms) for state, perms in zip(states, merged.perms, strict=True)]
+    symmetry = find_symmetry(model, torch.rand(1, 6))
+    states = [symmetry.permute(model.state_dict(), symmetry.random(torch.Generator().manual_seed(s))) for s in range(4)]
+    merged = merge_many(states, symmetry)
+    moved = [symmetry.permute(state, perms) for state, perms in zip(states, merged.perms, strict=True)]
     for state in moved[1:]:
         assert all(torch.equal(state[key], tensor) for key, tensor in moved[0].items())
     probe = copy.deepcopy(model)
@@ -303,20 +305,20 @@ def test_copies_shuffled_at_random_merge_into_one():
 
 def test_merging_brings_every_model_closer_to_the_mean():
     models = [mlp(6, 24, 24, 3, seed=seed) for seed in range(3)]
-    spec = PermutationSpec.from_model(models[0], torch.rand(1, 6))
-    merged = merge_many(models, spec)
+    symmetry = find_symmetry(models[0], torch.rand(1, 6))
+    merged = merge_many(models, symmetry)
 
     def spread(states):
         middle = mean(states)
-        return sum(float((state[key] - middle[key]).square().sum()) for state in states for key in spec.axes)
+        return sum(float((state[key] - middle[key]).square().sum()) for state in states for key in symmetry.axes)
 
     states = [model.state_dict() for model in models]
-    moved = [spec.apply(state, perms) for state, perms in zip(states, merged.perms, strict=True)]
+    moved = [symmetry.permute(state, perms) for state, perms in zip(states, merged.perms, strict=True)]
     assert spread(moved) < spread(states)
     assert all(torch.equal(merged.state[key], tensor) for key, tensor in mean(moved).items())
     assert 1 <= merged.rounds < 100
     with pytest.raises(HyperparameterError, match="models"):
-        merge_many(models[:1], spec)
+        merge_many(models[:1], symmetry)
 
 
 # --- the command
@@ -325,10 +327,10 @@ def test_merging_brings_every_model_closer_to_the_mean():
 def test_the_command_merges_in_place_and_tells_what_it_did():
     a, b = (gaussian(mlp(6, 16, 16, 3), seed) for seed in (0, 1))
     start, end = (copy.deepcopy(model.state_dict()) for model in (a, b))
-    spec = PermutationSpec.from_model(a, torch.rand(1, 6))
-    perms = match_weights(start, end, spec).perms
-    result = weight_matching(a, [torch.rand(8, 6)], other=b, fraction=0.25)
-    moved = spec.apply(end, perms)
+    symmetry = find_symmetry(a, torch.rand(1, 6))
+    perms = match_weights(start, end, symmetry).perms
+    result = weight_matching(a, [torch.rand(8, 6)], other=b, alpha=0.25)
+    moved = symmetry.permute(end, perms)
     for key, tensor in a.state_dict().items():
         torch.testing.assert_close(tensor, 0.75 * start[key] + 0.25 * moved[key])
     assert all(tensor.equal(end[key]) for key, tensor in b.state_dict().items())
@@ -342,8 +344,8 @@ def test_the_command_merges_in_place_and_tells_what_it_did():
 def test_the_command_on_a_language_model_measures_the_barrier():
     model, batch = tiny("gpt2")
     other = copy.deepcopy(model)
-    spec = PermutationSpec.from_model(model, batch)
-    spec.apply_to(other, spec.random(torch.Generator().manual_seed(0)))
+    symmetry = find_symmetry(model, batch)
+    symmetry.permute_(other, symmetry.random(torch.Generator().manual_seed(0)))
     before = copy.deepcopy(model.state_dict())
     result = weight_matching(model, [batch], other=other)
     assert all(torch.allclose(tensor, before[key], atol=1e-6) for key, tensor in model.state_dict().items())
@@ -363,8 +365,8 @@ def test_the_command_re_estimates_batch_normalisation():
     torch.testing.assert_close(model[1].running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     with pytest.raises(CalibrationError):
         weight_matching(model, [], other=other)
-    with pytest.raises(HyperparameterError, match="fraction"):
-        weight_matching(model, [data], other=other, fraction=1.5)
+    with pytest.raises(HyperparameterError, match="alpha"):
+        weight_matching(model, [data], other=other, alpha=1.5)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ShapeError, match="differ in 13 names"):
         weight_matching(model, [data], other=make("depthwise")[0])

@@ -22,15 +22,16 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import StoredState, load_model, load_state_dict, skeleton
-from weightsmith.merge import PermutationSpec, match_weights, rebasin
-from weightsmith.merge._weight_matching import holding
+from weightsmith.core.symmetry import find_symmetry
+from weightsmith.merge import match_weights, rebasin
+from weightsmith.merge._weight_matching import weight_pair
 from weightsmith.merge._weight_matching.many import mean
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """The embeddings of the tests span several pieces."""
-    monkeypatch.setattr(holding, "PIECE", 500)
+    monkeypatch.setattr(weight_pair, "PIECE", 500)
 
 
 def pair(name, folder, dtype=torch.float32):
@@ -47,33 +48,33 @@ def pair(name, folder, dtype=torch.float32):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_on_disk_as_in_memory(name, dtype, tmp_path):
     a, b = pair(name, tmp_path, dtype)
-    spec = PermutationSpec.from_model(a, tiny(name)[1], verify=False)
-    inside = match_weights(a, b, spec)
+    symmetry = find_symmetry(a, tiny(name)[1], verify=False)
+    inside = match_weights(a, b, symmetry)
     result = rebasin([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     perms = {key: torch.tensor(perm) for key, perm in json.loads(result.files["permutations.json"]).items()}
     assert perms.keys() == inside.perms.keys()
     assert all(perms[key].equal(perm) for key, perm in inside.perms.items())
     assert result.totals["distance_after"] == pytest.approx(inside.distance_after, rel=1e-5)
     assert result.totals["distance_after"] < result.totals["distance_before"]
-    expected = mean([a.state_dict(), spec.apply(b.state_dict(), inside.perms)])
+    expected = mean([a.state_dict(), symmetry.permute(b.state_dict(), inside.perms)])
     merged = load_model(tmp_path / "out")
     assert merged.dtype == dtype
     for key, tensor in merged.state_dict().items():
         torch.testing.assert_close(tensor, expected[key])
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "b"
-    assert {row["layer"] for row in result.layers} == {key for key in spec.axes if len(spec.shapes[key]) > 1}
+    assert {row["layer"] for row in result.layers} == {key for key in symmetry.axes if len(symmetry.shapes[key]) > 1}
     assert (merged.get_input_embeddings().weight is merged.get_output_embeddings().weight) == (name == "gpt2")
 
 
 def test_a_planted_permutation_is_undone_bit_by_bit(tmp_path):
     model = pair("llama", tmp_path)[0]
     batch = tiny("llama")[1]
-    spec = PermutationSpec.from_model(model, batch, verify=False)
+    symmetry = find_symmetry(model, batch, verify=False)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    spec.apply_to(model, spec.random(torch.Generator().manual_seed(3)))
+    symmetry.permute_(model, symmetry.random(torch.Generator().manual_seed(3)))
     shutil.rmtree(tmp_path / "b")
     model.save_pretrained(tmp_path / "b", max_shard_size="30KB")
-    result = rebasin([tmp_path / "a", tmp_path / "b"], tmp_path / "out", fraction=1.0)
+    result = rebasin([tmp_path / "a", tmp_path / "b"], tmp_path / "out", alpha=1.0)
     assert result.totals["distance_after"] == 0
     assert all(torch.equal(tensor, before[key]) for key, tensor in load_state_dict(tmp_path / "out").items())
     again = rebasin([tmp_path / "a", tmp_path / "out"], tmp_path / "again")
@@ -83,7 +84,7 @@ def test_a_planted_permutation_is_undone_bit_by_bit(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_with_itself_stays_bit_by_bit(dtype, tmp_path):
     model = pair("llama", tmp_path, dtype)[0]
-    result = rebasin([tmp_path / "a", tmp_path / "a"], tmp_path / "out", fraction=0.3)
+    result = rebasin([tmp_path / "a", tmp_path / "a"], tmp_path / "out", alpha=0.3)
     stored = load_state_dict(tmp_path / "out")
     assert all(tensor.dtype == dtype and tensor.equal(stored[key]) for key, tensor in model.state_dict().items())
     assert result.totals["sweeps"] == 1
@@ -93,15 +94,15 @@ def test_a_checkpoint_with_itself_stays_bit_by_bit(dtype, tmp_path):
 
 def test_other_networks_with_a_spec_and_a_state_in_memory(tmp_path):
     model, batch = tiny("cnn")
-    spec = PermutationSpec.from_model(model, batch)
+    symmetry = find_symmetry(model, batch)
     state = roughen(model).state_dict()
-    shuffled = spec.apply(state, spec.random(torch.Generator().manual_seed(0)))
+    shuffled = symmetry.permute(state, symmetry.random(torch.Generator().manual_seed(0)))
     for name, tensors in (("a", state), ("b", shuffled)):
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
     paths = [tmp_path / f"{name}.safetensors" for name in ("a", "b", "out")]
-    rebasin(paths[:2], paths[2], spec=spec, fraction=1.0)
+    rebasin(paths[:2], paths[2], symmetry=symmetry, alpha=1.0)
     assert all(torch.equal(tensor, state[key]) for key, tensor in load_file(paths[2]).items())
-    mixed = match_weights(state, StoredState(paths[1]), spec)
+    mixed = match_weights(state, StoredState(paths[1]), symmetry)
     assert mixed.distance_after == 0
 
 
@@ -144,8 +145,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, key, tensor
 def test_damage_and_wrong_use(tmp_path):
     pair("llama", tmp_path)
     paths = [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(HyperparameterError, match="fraction"):
-        rebasin(paths, tmp_path / "out", fraction=1.5)
+    with pytest.raises(HyperparameterError, match="alpha"):
+        rebasin(paths, tmp_path / "out", alpha=1.5)
     with pytest.raises(HyperparameterError, match="two"):
         rebasin(paths[:1], tmp_path / "out")
     with pytest.raises(CheckpointError, match="exists"):
@@ -162,11 +163,11 @@ def test_damage_and_wrong_use(tmp_path):
 
 def test_tensors_that_cannot_be_permuted_are_checked_while_writing(tmp_path):
     model, batch = tiny("cnn")
-    spec = PermutationSpec.from_model(model, batch)
+    symmetry = find_symmetry(model, batch)
     state = dict(model.state_dict()) | {"spare": torch.tensor([torch.inf])}
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(NonFiniteError, match="'spare'"):
-        rebasin([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors", spec=spec)
+        rebasin([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors", symmetry=symmetry)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -197,8 +198,8 @@ def test_two_checkpoints_larger_than_the_address_space(tmp_path):
     model = LlamaForCausalLM(config)
     size = sum(p.numel() * 4 for p in model.parameters())
     model.save_pretrained(tmp_path / "a", max_shard_size="30MB")
-    spec = PermutationSpec.from_model(model, {"input_ids": torch.ones(1, 4, dtype=torch.long)}, verify=False)
-    spec.apply_to(model, spec.random(torch.Generator().manual_seed(0)))
+    symmetry = find_symmetry(model, {"input_ids": torch.ones(1, 4, dtype=torch.long)}, verify=False)
+    symmetry.permute_(model, symmetry.random(torch.Generator().manual_seed(0)))
     model.save_pretrained(tmp_path / "b", max_shard_size="30MB")
     del model
     script = """
@@ -206,13 +207,15 @@ def test_two_checkpoints_larger_than_the_address_space(tmp_path):
         torch.set_num_threads(1)
         from pathlib import Path
         from transformers import LlamaConfig, LlamaForCausalLM
-        from weightsmith.merge._weight_matching import PermutationSpec, holding, rebasin
+        from weightsmith.core.symmetry import find_symmetry
+        from weightsmith.merge import rebasin
+        from weightsmith.merge._weight_matching import weight_pair
 
-        holding.PIECE = 2**18
+        weight_pair.PIECE = 2**18
         small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
         with torch.device("meta"):  # so that all code is in memory before the limit
             warm = LlamaForCausalLM(LlamaConfig(**small))
-        PermutationSpec.from_model(warm, {"input_ids": torch.ones(1, 5, dtype=torch.long)})
+        find_symmetry(warm, {"input_ids": torch.ones(1, 5, dtype=torch.long)})
         a, b, out, size = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()

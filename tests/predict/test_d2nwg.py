@@ -186,7 +186,7 @@ def test_members_of_different_initialisations_give_a_warning():
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             model.fit(vae_steps=200, steps=1)
-        assert same != any("weightsmith.merge._weight_matching" in str(one.message) for one in told)
+        assert same != any("weightsmith.merge.match_weights" in str(one.message) for one in told)
 
 
 # conditions ----------------------------------------------------------------------------------------------------

@@ -25,9 +25,10 @@ from weightsmith.claims.byte_lm import CONTEXT, byte_text, nll, pretrained
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.metrics import accuracy
 from weightsmith.core.models import along_line, recalibrate_batchnorm
+from weightsmith.core.symmetry import find_symmetry
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
-from weightsmith.merge import PermutationSpec, match_activations, match_straight_through, match_weights, merge_many
+from weightsmith.merge import match_activations, match_straight_through, match_weights, merge_many
 
 __all__ = ["ACCURACY", "ALIGNMENT", "BARRIER", "BATCH_NORM", "THREE", "TRANSFORMER", "WIDTH", "run"]
 
@@ -192,17 +193,21 @@ def _role(name: str) -> str:
 def _pairs(seed: int) -> dict[str, float]:
     """Two perceptrons, brought together in every way."""
     model, a, b = _perceptron(), *(_trained(3 * seed + k) for k in range(2))
-    spec = PermutationSpec.from_model(model, _data()[0][0][:1])
+    symmetry = find_symmetry(model, _data()[0][0][:1])
     train = _batches()
     first, second = ends = [_loaded(model, state) for state in (a, b)]
     ways = {
-        "plain averaging": spec.identity(),
-        "random permutations": spec.random(torch.Generator().manual_seed(seed)),
-        "weight matching": (found := match_weights(a, b, spec, generator=torch.Generator().manual_seed(seed))).perms,
-        "activation matching": match_activations(first, second, spec, [x for x, _ in train]).perms,
-        "straight-through": match_straight_through(first, second, spec, train, loss=_cross_entropy, epochs=25).perms,
+        "plain averaging": symmetry.identity(),
+        "random permutations": symmetry.random(torch.Generator().manual_seed(seed)),
+        "weight matching": (
+            found := match_weights(a, b, symmetry, generator=torch.Generator().manual_seed(seed))
+        ).perms,
+        "activation matching": match_activations(first, second, symmetry, [x for x, _ in train]).perms,
+        "straight-through": match_straight_through(
+            first, second, symmetry, train, loss=_cross_entropy, epochs=25
+        ).perms,
     }
-    moved = {name: spec.apply(b, perms) for name, perms in ways.items()}
+    moved = {name: symmetry.permute(b, perms) for name, perms in ways.items()}
     barriers = {name: barrier_curve(model, a, state, _test_loss).barrier for name, state in moved.items()}
     values = {f"barrier: {name}": value / barriers["plain averaging"] for name, value in barriers.items()}
     values["barrier: distance after weight matching"] = found.distance_after / found.distance_before
@@ -220,21 +225,21 @@ def _three(seed: int) -> dict[str, float]:
     """An anchor and two that are matched to it, or all to the mean of the others."""
     model = _perceptron()
     anchor, b, c = (_trained(3 * seed + k) for k in range(3))
-    spec = PermutationSpec.from_model(model, _data()[0][0][:1])
+    symmetry = find_symmetry(model, _data()[0][0][:1])
     first = _loaded(model, anchor)
 
     def straight(state: dict[str, Tensor]) -> dict[str, Tensor]:
         other = _loaded(model, state)
-        return spec.apply(
-            state, match_straight_through(first, other, spec, _batches(), loss=_cross_entropy, epochs=25).perms
+        return symmetry.permute(
+            state, match_straight_through(first, other, symmetry, _batches(), loss=_cross_entropy, epochs=25).perms
         )
 
-    merged = merge_many([anchor, b, c], spec)
+    merged = merge_many([anchor, b, c], symmetry)
     pairs = {
         "plain averaging": [b, c],
-        "weight matching": [spec.apply(state, match_weights(anchor, state, spec).perms) for state in (b, c)],
+        "weight matching": [symmetry.permute(state, match_weights(anchor, state, symmetry).perms) for state in (b, c)],
         "straight-through": [straight(b), straight(c)],
-        "merge_many": [spec.apply(state, perms) for state, perms in zip((b, c), merged.perms[1:], strict=True)],
+        "merge_many": [symmetry.permute(state, perms) for state, perms in zip((b, c), merged.perms[1:], strict=True)],
     }
     return {name: barrier_curve(model, start, end, _test_loss).barrier for name, (start, end) in pairs.items()}
 
@@ -244,8 +249,8 @@ def _widths(seed: int) -> dict[str, float]:
     for width, decay in ((64, 0.0), (256, 0.0), (512, 0.0), (256, 1e-3)):
         model = _perceptron(width)
         a, b = (_trained(3 * seed + k, width, decay) for k in range(2))
-        spec = PermutationSpec.from_model(model, _data()[0][0][:1])
-        moved = spec.apply(b, match_weights(a, b, spec).perms)
+        symmetry = find_symmetry(model, _data()[0][0][:1])
+        moved = symmetry.permute(b, match_weights(a, b, symmetry).perms)
         name = f"width {width}, " + ("decay 1e-3" if decay else "no decay")
         values[name] = barrier_curve(model, a, moved, _test_loss).barrier
     return values
@@ -261,8 +266,8 @@ def _batch_norm(seed: int) -> dict[str, float]:
         fit(model, TensorDataset(x, y), loss=_cross_entropy, optimizer=optimizer, epochs=20, batch_size=64, seed=number)
         states.append(copy.deepcopy(model.state_dict()))
     a, b = states
-    spec = PermutationSpec.from_model(model, x[:2])
-    matched = spec.apply(b, match_weights(a, b, spec).perms)
+    symmetry = find_symmetry(model, x[:2])
+    matched = symmetry.permute(b, match_weights(a, b, symmetry).perms)
     measured = partial(_re_estimated, batches=[part for part, _ in _batches()])
     return {
         "matched, re-estimated": _halfway(model, a, matched, measured),
@@ -278,16 +283,16 @@ def _transformer(seed: int) -> dict[str, float]:
     first, second = (pretrained(3 * seed + k).eval() for k in range(2))
     held_out, text = byte_text("documentation held out")[:16_000], byte_text("documentation")
     windows = [{"input_ids": part.view(-1, CONTEXT)} for part in text[: 300 * CONTEXT].split(100 * CONTEXT)]
-    spec = PermutationSpec.from_model(first, windows[0])
+    symmetry = find_symmetry(first, windows[0])
     a, b = copy.deepcopy(first.state_dict()), second.state_dict()
     ways = {
-        "plain averaging": spec.identity(),
-        "random permutations": spec.random(torch.Generator().manual_seed(seed)),
-        "weight matching": match_weights(a, b, spec).perms,
-        "activation matching": match_activations(first, second, spec, windows).perms,
+        "plain averaging": symmetry.identity(),
+        "random permutations": symmetry.random(torch.Generator().manual_seed(seed)),
+        "weight matching": match_weights(a, b, symmetry).perms,
+        "activation matching": match_activations(first, second, symmetry, windows).perms,
     }
     measure = partial(nll, ids=held_out)
-    values = {name: _halfway(first, a, spec.apply(b, perms), measure) for name, perms in ways.items()}
+    values = {name: _halfway(first, a, symmetry.permute(b, perms), measure) for name, perms in ways.items()}
     return values | {"better of the two": min(measure(first), measure(second))}
 
 

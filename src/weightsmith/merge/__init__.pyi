@@ -29,9 +29,7 @@ from ._soup import (
 from ._sweep import sweep as sweep
 from ._weight_matching import (
     Matching as Matching,
-    Permutation as Permutation,
-    Permutations as Permutations,
-    PermutationSpec as PermutationSpec,
+    MergedNetworks as MergedNetworks,
     StraightThrough as StraightThrough,
     match_activations as match_activations,
     match_straight_through as match_straight_through,

@@ -76,7 +76,7 @@ def sweep(
     Examples
     --------
     >>> base, tuned = nn.Linear(2, 2), nn.Linear(2, 2)
-    >>> samples = [{"x": torch.rand(2), "labels": torch.tensor(0)} for _ in range(8)]
+    >>> samples = [(torch.rand(2), torch.tensor(0)) for _ in range(8)]
     >>> result = sweep(base, samples, samples, tuned=tuned, alphas=(0.0, 1.0))
     >>> [row["layer"] for row in result.layers]
     ['alpha 0 %', 'alpha 100 %', 'mean of probabilities', 'mean of logits']

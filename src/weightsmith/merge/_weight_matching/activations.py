@@ -1,4 +1,4 @@
-r"""Match units by what they do on data: the same assignment, over activations in place of weights.
+r"""Match units by their activations on data: the same assignment, over activations in place of weights.
 
 .. math:: \max_P \; \langle P, Z_a^\top Z_b \rangle
 
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, ShapeError
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.symmetry import AxisBlocks, Side, Symmetry, tensors_in
 from weightsmith.merge._weight_matching.matching import Matching, match_weights
-from weightsmith.merge._weight_matching.reading import Dims, Side
-from weightsmith.merge._weight_matching.spec import PermutationSpec
-from weightsmith.merge._weight_matching.steps import tensors
 
 __all__ = ["Similarity", "match_activations"]
 
@@ -32,7 +30,7 @@ Similarity: TypeAlias = Literal["correlation", "product"]
 def match_activations(
     first: nn.Module,
     second: nn.Module,
-    spec: PermutationSpec,
+    symmetry: Symmetry,
     calibration: Batches,
     *,
     similarity: Similarity = "correlation",
@@ -43,18 +41,18 @@ def match_activations(
     ----------
     first, second : nn.Module
         Of one architecture; run in evaluation mode, only read.
-    spec : PermutationSpec
-        What may be permuted. A permutation is matched on the inputs of the layers that read it, after the activation
-        function; where no layer does, on the outputs of those that write it.
+    symmetry : Symmetry
+        The groups that may be permuted. A group is matched on the inputs of the layers that read it, after the
+        activation function; where there are none, on the outputs of those that write it.
     calibration : Batches
         The data, some hundreds of samples; the activations of all are in memory.
     similarity : {"correlation", "product"}, default: "correlation"
-        Pearson's, which is 0 for a unit that never changes; or the mean product, in which loud units count for more.
+        Pearson's, which is 0 for a constant unit; or the mean product, in which units of large activation count more.
 
     Returns
     -------
     Matching
-        Permutations for :meth:`PermutationSpec.apply`. Objective and distances are those of the activations.
+        Permutations for :meth:`Symmetry.permute`. Objective and distances are those of the activations.
 
     Raises
     ------
@@ -71,52 +69,53 @@ def match_activations(
 
     Examples
     --------
+    >>> from weightsmith.core.symmetry import find_symmetry
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> twin = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> spec = PermutationSpec.from_model(model, torch.rand(1, 3))
+    >>> symmetry = find_symmetry(model, torch.rand(1, 3))
     >>> swap = {"0.weight[0]": torch.tensor([1, 0, 2, 3])}
-    >>> _ = twin.load_state_dict(spec.apply(model.state_dict(), swap))
-    >>> match_activations(model, twin, spec, [torch.randn(64, 3)], similarity="product").objective > 0
+    >>> _ = twin.load_state_dict(symmetry.permute(model.state_dict(), swap))
+    >>> match_activations(model, twin, symmetry, [torch.randn(64, 3)], similarity="product").objective > 0
     True
     """
     if len(calibration) == 0:
         raise CalibrationError("no batches to match activations on", expected="at least one")
     for whose, model in (("the first model", first), ("the second model", second)):
-        spec.check_state(model.state_dict(), whose)
-    chosen = _chosen(spec)
+        symmetry.check_state(model.state_dict(), whose)
+    chosen = _chosen(symmetry)
     if not chosen:
         raise ShapeError("no layer's input or output holds what may be permuted", do="Match the weights instead.")
     a, b = (_activations(model, chosen, calibration, similarity) for model in (first, second))
-    names = {name for dims in chosen.values() for blocks in dims for block in blocks for name in block.names}
-    unseen = [name for name in spec.permutations if name not in names]
+    names = {name for dims in chosen.values() for blocks in dims for block in blocks for name in block.groups}
+    unseen = [name for name in symmetry.groups if name not in names]
     seen = replace(
-        spec.without(unseen, "is not seen in any activation"),
+        symmetry.without(unseen, "is not seen in any activation"),
         axes={f"{side} of {name}": dims for (name, side), dims in chosen.items()},
         shapes={key: tuple(tensor.shape) for key, tensor in a.items()},
         aliases={},
         buffers=frozenset(),
     )
     found = match_weights(a, b, seen)
-    return replace(found, perms=spec.identity() | found.perms)
+    return replace(found, perms=symmetry.identity() | found.perms)
 
 
-def _chosen(spec: PermutationSpec) -> dict[tuple[str, Side], Dims]:
+def _chosen(symmetry: Symmetry) -> dict[tuple[str, Side], AxisBlocks]:
     """All inputs; and the outputs with permutations that are in no input."""
 
-    def names(dims: Dims) -> set[str]:
-        return {name for blocks in dims for block in blocks for name in block.names if name}
+    def names(dims: AxisBlocks) -> set[str]:
+        return {name for blocks in dims for block in blocks for name in block.groups if name}
 
-    inputs = {key: dims for key, dims in spec.activations.items() if key[1] == "input"}
+    inputs = {key: dims for key, dims in symmetry.activations.items() if key[1] == "input"}
     read = {name for dims in inputs.values() for name in names(dims)}
     written = {
-        key: dims for key, dims in spec.activations.items() if key[1] == "output" and not names(dims).issubset(read)
+        key: dims for key, dims in symmetry.activations.items() if key[1] == "output" and not names(dims).issubset(read)
     }
     return inputs | written
 
 
 @torch.no_grad()
 def _activations(
-    model: nn.Module, chosen: Mapping[tuple[str, Side], Dims], calibration: Batches, similarity: Similarity
+    model: nn.Module, chosen: Mapping[tuple[str, Side], AxisBlocks], calibration: Batches, similarity: Similarity
 ) -> dict[str, Tensor]:
     """One tensor a place, its first axis all samples, standardised for correlations."""
     parts: dict[tuple[str, Side], list[Tensor]] = {key: [] for key in chosen}
@@ -127,7 +126,7 @@ def _activations(
             sides: tuple[tuple[Side, Any], ...] = (("input", [args, kwargs]), ("output", out))
             for side, values in sides:
                 if (name, side) in parts:
-                    parts[name, side].append(next(tensors(values)).detach().float().cpu())
+                    parts[name, side].append(next(tensors_in(values)).detach().float().cpu())
 
         return modules[name].register_forward_hook(look, with_kwargs=True)
 
@@ -142,7 +141,7 @@ def _activations(
     }
 
 
-def _prepare(values: Float[Tensor, "..."], dims: Dims, similarity: Similarity) -> Float[Tensor, "..."]:
+def _prepare(values: Float[Tensor, "..."], dims: AxisBlocks, similarity: Similarity) -> Float[Tensor, "..."]:
     """Divide by the number of samples, or standardise along all axes that are not permuted."""
     others = [axis for axis in range(values.ndim) if axis >= len(dims) or not dims[axis]]
     count = _product(values.shape[axis] for axis in others)

@@ -1,4 +1,4 @@
-"""The linear assignment that every matching ends in: which of the second network's units goes to which place."""
+"""The linear assignment of every matching: which of the second network's units goes to which place."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from weightsmith.core.linalg import is_finite
 __all__ = ["assign"]
 
 
-def assign(cost: Float[Tensor, "n n"], price: Float[Tensor, "n"] | None = None) -> Int[Tensor, "n"]:
+def assign(cost: Float[Tensor, "n n"], dual: Float[Tensor, "n"] | None = None) -> Int[Tensor, "n"]:
     """Find the permutation of largest total: row ``i`` gets column ``perm[i]``.
 
     Parameters
     ----------
     cost : Tensor of shape (n, n)
-        What each column is worth to each row.
-    price : float64 Tensor of shape (n,), optional
-        Prices of the columns that solved a similar problem, or zeros. Where numba is installed the search starts from
-        them, which does not change the total but saves up to nine tenths of the time, and they become those of this
-        solution.
+        Score of each column for each row.
+    dual : float64 Tensor of shape (n,), optional
+        Dual variables of the columns that solved a similar problem, or zeros. Where numba is installed the search
+        starts from them, which does not change the total but takes up to ten times less time, and they are set to those
+        of this solution.
 
     Raises
     ------
@@ -43,10 +43,10 @@ def assign(cost: Float[Tensor, "n n"], price: Float[Tensor, "n"] | None = None) 
     cost = cost.cpu()
     if not is_finite(cost):
         raise NonFiniteError("products of the weights overflow", do="Give the weights in float64.")
-    if price is None or find_spec("numba") is None:
+    if dual is None or find_spec("numba") is None:
         return torch.from_numpy(linear_sum_assignment(cost.double().numpy(), maximize=True)[1])
     from weightsmith.merge._weight_matching.kernels.augmenting import augment
 
     column = torch.arange(len(cost))
-    augment(cost.contiguous().numpy(), price.numpy(), column.numpy())
+    augment(cost.contiguous().numpy(), dual.numpy(), column.numpy())
     return column

@@ -1,4 +1,4 @@
-"""Line up any number of networks and average them all."""
+"""Match any number of networks to one another and average them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.progress import track
-from weightsmith.merge._weight_matching.holding import STALE, check_alike
+from weightsmith.core.symmetry import Permutations, Symmetry
 from weightsmith.merge._weight_matching.matching import match_weights
-from weightsmith.merge._weight_matching.spec import Permutations, PermutationSpec
+from weightsmith.merge._weight_matching.weight_pair import STALE, check_same_architecture
 
-__all__ = ["Merged", "mean", "merge_many"]
+__all__ = ["MergedNetworks", "mean", "merge_many"]
 
 TOLERANCE = 1e-7
-"""A model that comes closer to the mean of the others by less than this share stays where it was."""
+"""A step that reduces a model's distance to the mean of the others by less than this share is not taken."""
 
 
 @dataclass(frozen=True)
-class Merged:
-    """Several networks lined up.
+class MergedNetworks:
+    """The average of several networks, and the permutations that matched them.
 
     Attributes
     ----------
     state : dict of str to Tensor
         The mean of all, in the first one's element types; integer buffers are the first one's.
     perms : list of dict of str to Tensor
-        For each network, for :meth:`PermutationSpec.apply`.
+        For each network, for :meth:`Symmetry.permute`.
     rounds : int
         Rounds over all networks.
     """
@@ -42,19 +42,19 @@ class Merged:
 
 def merge_many(
     models: Sequence[nn.Module | Mapping[str, Tensor]],
-    spec: PermutationSpec,
+    symmetry: Symmetry,
     *,
     rounds: int = 100,
     generator: torch.Generator | None = None,
-) -> Merged:
+) -> MergedNetworks:
     """Match each network to the mean of the others in turn until none comes closer, and average (Git Re-Basin).
 
     Parameters
     ----------
     models : sequence of nn.Module or state dict
         Two or more of one architecture; only read.
-    spec : PermutationSpec
-        What may be permuted.
+    symmetry : Symmetry
+        The groups that may be permuted.
     rounds : int, default: 100
         Bound on rounds over all networks.
     generator : torch.Generator, optional
@@ -71,7 +71,7 @@ def merge_many(
 
     Notes
     -----
-    Running statistics of batch normalisation are averaged too, and wrong for the mean: re-estimate them with
+    Running statistics of batch normalization are averaged too, and do not fit the mean: re-estimate them with
     :func:`weightsmith.core.models.recalibrate_batchnorm`. A warning says so.
 
     References
@@ -80,10 +80,11 @@ def merge_many(
 
     Examples
     --------
+    >>> from weightsmith.core.symmetry import find_symmetry
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> spec = PermutationSpec.from_model(model, torch.rand(1, 3))
-    >>> shuffled = [spec.apply(model.state_dict(), spec.random()) for _ in range(3)]
-    >>> merged = merge_many(shuffled, spec)
+    >>> symmetry = find_symmetry(model, torch.rand(1, 3))
+    >>> shuffled = [symmetry.permute(model.state_dict(), symmetry.random()) for _ in range(3)]
+    >>> merged = merge_many(shuffled, symmetry)
     >>> torch.allclose(merged.state["0.bias"].sort().values, model[0].bias.sort().values)
     True
     """
@@ -94,12 +95,12 @@ def merge_many(
     generator = generator or torch.Generator().manual_seed(0)
     states = [dict(model.state_dict() if isinstance(model, nn.Module) else model) for model in models]
     for number, state in enumerate(states, 1):
-        spec.check_state(state, f"model {number}")
-        check_alike(states[0], state, f"model 1 and model {number}")
-    if spec.has_statistics:
+        symmetry.check_state(state, f"model {number}")
+        check_same_architecture(states[0], state, f"model 1 and model {number}")
+    if symmetry.has_statistics:
         warnings.warn(STALE, stacklevel=2)
     moved = list(states)
-    perms = [spec.identity() for _ in states]
+    perms = [symmetry.identity() for _ in states]
     done = 0
     for _ in track(range(rounds), "merging"):
         done += 1
@@ -107,16 +108,16 @@ def merge_many(
         for number in torch.randperm(len(states), generator=generator).tolist():
             others = mean([state for other, state in enumerate(moved) if other != number])
             found = match_weights(
-                others, states[number], spec, start=perms[number] if done > 1 else None, generator=generator
+                others, states[number], symmetry, start=perms[number] if done > 1 else None, generator=generator
             )
-            was = _distance(others, moved[number], spec)
+            was = _distance(others, moved[number], symmetry)
             if found.distance_after < was * (1 - TOLERANCE):
                 closer = True
                 perms[number] = found.perms
-                moved[number] = spec.apply(states[number], found.perms)
+                moved[number] = symmetry.permute(states[number], found.perms)
         if not closer:
             break
-    return Merged(mean(moved), perms, done)
+    return MergedNetworks(mean(moved), perms, done)
 
 
 @torch.no_grad()
@@ -140,6 +141,6 @@ def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return out
 
 
-def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], spec: PermutationSpec) -> float:
-    keys = [key for key in spec.axes if key not in spec.buffers]
+def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], symmetry: Symmetry) -> float:
+    keys = [key for key in symmetry.axes if key not in symmetry.buffers]
     return sum(float((a[key].double() - b[key].double()).square().sum()) for key in keys) ** 0.5

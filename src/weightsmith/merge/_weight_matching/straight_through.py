@@ -1,4 +1,4 @@
-r"""Let the loss at the midpoint choose the permutation: weight matching to a target that is trained.
+r"""Choose the permutation by the loss at the midpoint: weight matching to a target that is trained.
 
 The target :math:`\hat\theta` starts at :math:`\theta_a`. Each step matches :math:`\theta_b` to it, and takes the loss's
 gradient at the midpoint of :math:`\theta_a` and :math:`\pi(\theta_b)` as if it were that of :math:`\hat\theta`:
@@ -21,10 +21,10 @@ from torch import nn
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.models import lerp
 from weightsmith.core.progress import track
+from weightsmith.core.symmetry import Permutations, Symmetry
 from weightsmith.core.training import Loss, default_loss
-from weightsmith.merge._weight_matching.holding import check_alike
 from weightsmith.merge._weight_matching.matching import match_weights
-from weightsmith.merge._weight_matching.spec import Permutations, PermutationSpec
+from weightsmith.merge._weight_matching.weight_pair import check_same_architecture
 
 __all__ = ["StraightThrough", "match_straight_through"]
 
@@ -48,7 +48,7 @@ class StraightThrough:
 def match_straight_through(
     first: nn.Module,
     second: nn.Module,
-    spec: PermutationSpec,
+    symmetry: Symmetry,
     batches: Sequence[Any],
     *,
     loss: Loss = default_loss,
@@ -63,8 +63,8 @@ def match_straight_through(
     ----------
     first, second : nn.Module
         Of one architecture; only read.
-    spec : PermutationSpec
-        What may be permuted.
+    symmetry : Symmetry
+        The groups that may be permuted.
     batches : sequence of batches
         Training data as ``loss`` takes it; large batches (the reference: 1000 samples).
     loss : callable, optional
@@ -81,7 +81,7 @@ def match_straight_through(
     Returns
     -------
     StraightThrough
-        Permutations for :meth:`PermutationSpec.apply`, and the losses on the way.
+        Permutations for :meth:`Symmetry.permute`, and the losses on the way.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def match_straight_through(
 
     Notes
     -----
-    Batch normalisation takes the statistics of the batch, as averaged weights have none of their own.
+    Batch normalization takes the statistics of the batch, as averaged weights have none of their own.
 
     References
     ----------
@@ -104,12 +104,13 @@ def match_straight_through(
 
     Examples
     --------
+    >>> from weightsmith.core.symmetry import find_symmetry
     >>> make = lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> first, second = make(), make()
-    >>> spec = PermutationSpec.from_model(first, torch.rand(1, 3))
+    >>> symmetry = find_symmetry(first, torch.rand(1, 3))
     >>> batches = [(torch.rand(16, 3), torch.randint(2, (16,)))] * 3
     >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
-    >>> len(match_straight_through(first, second, spec, batches, loss=loss).losses)
+    >>> len(match_straight_through(first, second, symmetry, batches, loss=loss).losses)
     3
     """
     if len(batches) == 0:
@@ -122,9 +123,9 @@ def match_straight_through(
         raise HyperparameterError("momentum", found=momentum, expected="0 <= momentum < 1")
     generator = generator or torch.Generator().manual_seed(0)
     a, b = first.state_dict(), second.state_dict()
-    spec.check_state(a, "the first model")
-    spec.check_state(b, "the second model")
-    check_alike(a, b)
+    symmetry.check_state(a, "the first model")
+    symmetry.check_state(b, "the second model")
+    check_same_architecture(a, b)
     midpoint = copy.deepcopy(first).eval().requires_grad_(True)
     for module in midpoint.modules():
         module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
@@ -135,8 +136,8 @@ def match_straight_through(
     for number in track(range(epochs * len(batches)), "straight-through matching"):
         if number % len(batches) == 0:
             order = torch.randperm(len(batches), generator=generator).tolist()
-        perms = match_weights(target, b, spec, start=perms, generator=generator).perms
-        moved = spec.apply(b, perms)
+        perms = match_weights(target, b, symmetry, start=perms, generator=generator).perms
+        moved = symmetry.permute(b, perms)
         midpoint.load_state_dict({key: lerp(a[key], moved[key], 0.5) for key in a})
         midpoint.zero_grad()
         value = loss(midpoint, batches[order[number % len(batches)]])

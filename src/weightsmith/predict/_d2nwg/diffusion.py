@@ -198,7 +198,7 @@ class WeightDiffusion(nn.Module):
             warnings.warn(
                 f"members seem to come from different initialisations (cosine of their units {cosine:.2f}, expected "
                 f">= {ALIKE}): an autoencoder learns little of permuted networks. Match all members' units to the "
-                "first one's with weightsmith.merge._weight_matching, or train them from the same start.",
+                "first one's with weightsmith.merge.match_weights, or train them from the same start.",
                 stacklevel=2,
             )
         self._fit_vae(vae_steps, batch_size, vae_learning_rate, generator)

@@ -1,10 +1,10 @@
-"""Linear assignment by shortest augmenting paths from given prices, compiled for the CPU with numba.
+"""Linear assignment by shortest augmenting paths from given dual variables, compiled for the CPU with numba.
 
 Jonker and Volgenant, "A shortest augmenting path algorithm for dense and sparse linear assignment problems", Computing
-38 (1987). Every column has a price; a row wants the column where worth minus price is largest. Rows that want what no
-other row has are served at once; others bid a few times, as in an auction; for the rest a shortest path over columns
-that change hands is searched. The result is optimal whatever the prices at the start, and they decide how much is left
-to search.
+38 (1987). Every column has a dual variable (its price); the best column of a row is where score minus dual is largest.
+Rows whose best column no other row wants are assigned at once; the others bid a few times, as in an auction; for the
+rest a shortest augmenting path is searched. The result is optimal for any dual variables at the start; they only decide
+how many paths are searched.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ BIDS = 8
 """Rounds of bids before paths are searched."""
 
 ORDERED = {"nnan", "nsz"}
-"""What lets maxima vectorise; sums stay as written, so that a number that was the largest is found again."""
+"""Lets maxima vectorize; sums are not reordered, so that the largest number is found again."""
 
 
 @njit(cache=True, nogil=True, fastmath=ORDERED)
-def _two_largest(worth: NDArray[np.floating], price: NDArray[np.float64]) -> tuple[float, float]:
+def _two_largest(score: NDArray[np.floating], dual: NDArray[np.float64]) -> tuple[float, float]:
     largest, second = -np.inf, -np.inf
-    for j in range(len(price)):
-        net = worth[j] - price[j]
+    for j in range(len(dual)):
+        net = score[j] - dual[j]
         second = max(second, min(largest, net))
         largest = max(largest, net)
     return largest, second
 
 
 @njit(cache=True, nogil=True)
-def _find(worth: NDArray[np.floating], price: NDArray[np.float64], net: float) -> int:
-    for j in range(len(price)):
-        if worth[j] - price[j] >= net:
+def _find(score: NDArray[np.floating], dual: NDArray[np.float64], net: float) -> int:
+    for j in range(len(dual)):
+        if score[j] - dual[j] >= net:
             return j
     return -1
 
 
 @njit(cache=True, nogil=True, fastmath=ORDERED)
 def _relax(
-    worth: NDArray[np.floating],
-    price: NDArray[np.float64],
+    score: NDArray[np.floating],
+    dual: NDArray[np.float64],
     base: float,
     row: int,
     reached: NDArray[np.float64],
     ahead: NDArray[np.float64],
     back: NDArray[np.int64],
 ) -> float:
-    """Go on from ``row`` to all columns not yet left behind; return the distance of the nearest."""
+    """Extend the paths from ``row`` to all columns not yet passed; return the distance of the nearest."""
     nearest = np.inf
-    for j in range(len(price)):
-        distance = base - (worth[j] - price[j])
+    for j in range(len(dual)):
+        distance = base - (score[j] - dual[j])
         shorter = distance < reached[j]
         reached[j] = distance if shorter else reached[j]
         ahead[j] = distance if shorter else ahead[j]
@@ -63,26 +63,26 @@ def _relax(
 
 
 @njit(cache=True, nogil=True)
-def augment(worth: NDArray[np.floating], price: NDArray[np.float64], column: NDArray[np.int64]) -> None:
+def augment(score: NDArray[np.floating], dual: NDArray[np.float64], column: NDArray[np.int64]) -> None:
     """Find the assignment of largest total.
 
     Parameters
     ----------
-    worth : array of shape (n, n)
+    score : array of shape (n, n)
         Of each column to each row; finite.
-    price : array of shape (n,)
-        Of the columns; any numbers, best those of a similar problem. Changed to those of the solution.
+    dual : array of shape (n,)
+        Dual variables of the columns; any numbers, best those of a similar problem. Changed to those of the solution.
     column : array of shape (n,)
-        Of each row: what it had, which it keeps where it wants nothing else; changed to the solution.
+        Of each row, at the start; kept where it is among the best. Changed to the solution.
     """
-    n = len(price)
+    n = len(dual)
     owner = np.full(n, -1, np.int64)
     free, count = np.empty(n, np.int64), 0
     for i in range(n):
-        largest, _ = _two_largest(worth[i], price)
+        largest, _ = _two_largest(score[i], dual)
         wanted = column[i]
-        if worth[i, wanted] - price[wanted] < largest or owner[wanted] >= 0:
-            wanted = _find(worth[i], price, largest)
+        if score[i, wanted] - dual[wanted] < largest or owner[wanted] >= 0:
+            wanted = _find(score[i], dual, largest)
         if owner[wanted] < 0:
             owner[wanted], column[i] = i, wanted
         else:
@@ -92,20 +92,20 @@ def augment(worth: NDArray[np.floating], price: NDArray[np.float64], column: NDA
         bidders, count = count, 0
         for k in range(bidders):
             i = free[k]
-            largest, second = _two_largest(worth[i], price)
-            wanted = _find(worth[i], price, largest)
+            largest, second = _two_largest(score[i], dual)
+            wanted = _find(score[i], dual, largest)
             loser = owner[wanted]
             if loser >= 0 and largest == second:  # a bid would raise nothing
                 loser = i
             else:
-                price[wanted] += largest - second
+                dual[wanted] += largest - second
                 owner[wanted], column[i] = i, wanted
             if loser >= 0:
                 column[loser], free[count] = -1, loser
                 count += 1
     highest = np.empty(n)
     for i in range(n):
-        highest[i], _ = _two_largest(worth[i], price)
+        highest[i], _ = _two_largest(score[i], dual)
     reached, ahead, back = np.empty(n), np.empty(n), np.empty(n, np.int64)
     passed, distances = np.empty(n, np.int64), np.empty(n)
     for k in range(count):
@@ -114,7 +114,7 @@ def augment(worth: NDArray[np.floating], price: NDArray[np.float64], column: NDA
         reached[:] = np.inf
         ahead[:] = np.inf
         while True:
-            distance = _relax(worth[row], price, distance + highest[row], row, reached, ahead, back)
+            distance = _relax(score[row], dual, distance + highest[row], row, reached, ahead, back)
             nearest = 0
             while ahead[nearest] > distance:
                 nearest += 1
@@ -125,10 +125,10 @@ def augment(worth: NDArray[np.floating], price: NDArray[np.float64], column: NDA
             reached[nearest], ahead[nearest] = -np.inf, np.inf
             row = owner[nearest]
         for step in range(steps):
-            price[passed[step]] += distance - distances[step]
+            dual[passed[step]] += distance - distances[step]
             highest[owner[passed[step]]] -= distance - distances[step]
         highest[start] -= distance
-        while True:  # along the path every row takes the next column
+        while True:  # every row on the path takes its next column
             row = back[nearest]
             owner[nearest] = row
             nearest, column[row] = column[row], nearest

@@ -1,19 +1,21 @@
-r"""Axes of tensors as terms that can be unified: what is permuted together, and what a reshape takes apart.
+"""Axes of tensors as terms that are unified: what a reshape splits, and what is permuted together.
 
-Every dimension of every tensor of a network is a term: a leaf of some size, a product (heads by channels of a head,
-channels by positions: what a reshape joins) or a sum (what a concatenation joins) of terms. Operations unify the
-terms of dimensions that run in step. A leaf that stays free at the end may be permuted wherever it occurs, and the
-function of the network stays the same; one that is fixed (inputs, outputs, positions) may not.
+Every dimension of every tensor of a network is a term: a leaf of some size, a product of terms (heads by channels of a
+head, channels by positions: what a reshape joins) or a sum of terms (what a concatenation joins). Operations unify the
+terms of dimensions that share one order. A leaf that is free at the end may be permuted wherever it occurs, and the
+function of the network stays the same; a fixed leaf (inputs, outputs, positions) may not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Axis", "Run", "join", "product", "unify"]
+from torch import Tensor
+
+__all__ = ["Axis", "Run", "TensorAxes", "fixed", "join", "product", "tensors_in", "unify"]
 
 
 class Axis:
@@ -24,7 +26,7 @@ class Axis:
     size : int
         Number of indices.
     fixed : bool, default: False
-        Whether its order carries meaning, so that it must not be permuted.
+        Whether its order has a meaning, so that it must not be permuted.
     reason : str, default: ""
         Why it was fixed, where the user should know.
     """
@@ -44,7 +46,7 @@ class Axis:
         return f"{term.kind}({', '.join(map(repr, term.parts))})"
 
     def resolve(self) -> Axis:
-        """The term this one is bound to."""
+        """Return the term that this one is bound to."""
         if self._bound is None:
             return self
         self._bound = self._bound.resolve()
@@ -52,7 +54,7 @@ class Axis:
 
     @property
     def parts(self) -> tuple[Axis, ...]:
-        """The factors or summands, nested ones of the same kind included."""
+        """The factors or summands; nested terms of the same kind are flattened."""
         flat: list[Axis] = []
         for part in self._parts:
             term = part.resolve()
@@ -77,7 +79,7 @@ class Axis:
             part.fix(reason)
 
     def split_product(self, outer: int) -> tuple[Axis, Axis] | None:
-        """Take apart into ``outer`` blocks of equal size, as a view does; None where the parts do not allow it."""
+        """Split into ``outer`` blocks of equal size, as a view does; None where the parts do not allow it."""
         term = self.resolve()
         inner = term.size // outer
         if outer * inner != term.size:
@@ -111,7 +113,7 @@ class Axis:
         return halves
 
     def split_sum(self, first: int) -> tuple[Axis, Axis] | None:
-        """Take apart into the first indices and the others, as a slice does; None where the parts do not allow it."""
+        """Split into the first indices and the others, as a slice does; None where the parts do not allow it."""
         term = self.resolve()
         if not 0 < first < term.size:
             return None
@@ -135,11 +137,25 @@ class Axis:
         term.bind(join(halves))
         return halves
 
+    def slice(self, start: int, stop: int) -> Axis:
+        """Return the indices from ``start`` to ``stop``; the axis is split there, or fixed where it cannot be."""
+        axis = self.resolve()
+        if (start, stop) == (0, axis.size):
+            return axis
+        if axis.kind == "leaf" and axis.fixed:
+            return Axis(stop - start, fixed=True)
+        tail = axis.split_sum(start) if start else (axis, axis)
+        part = None if tail is None else (tail[1], tail[1]) if stop == axis.size else tail[1].split_sum(stop - start)
+        if part is None:
+            axis.fix("is cut at a place that does not line up")
+            return Axis(stop - start, fixed=True)
+        return part[0]
+
     def _leaf(self, size: int) -> Axis:
         return Axis(size, fixed=self.fixed, reason=self.reason)
 
     def runs(self) -> list[Run]:
-        """The dimension as products of leaves, each with the places its indices stand at.
+        """Return the dimension as products of leaves, each with the places of its indices.
 
         Examples
         --------
@@ -174,16 +190,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Run:
-    """A product of leaves within a dimension: the indices :math:`i` stand at ``offset + sum(strides * i)``.
+    """A product of leaves within a dimension: the indices :math:`i` are at ``offset + sum(strides * i)``.
 
     Attributes
     ----------
     leaves : tuple of Axis
         From the slowest to the fastest.
     strides : tuple of int
-        Of each leaf.
+        One per leaf.
     offset : int
-        Place of the first.
+        Place of the first index.
     """
 
     leaves: tuple[Axis, ...]
@@ -192,7 +208,7 @@ class Run:
 
 
 def product(factors: Sequence[Axis]) -> Axis:
-    """The term whose indices run over all factors, the last one fastest; factors of size 1 are left out.
+    """Return the term whose indices run over all factors, the last one fastest; factors of size 1 are left out.
 
     Examples
     --------
@@ -203,7 +219,7 @@ def product(factors: Sequence[Axis]) -> Axis:
 
 
 def join(summands: Sequence[Axis]) -> Axis:
-    """The term whose indices are those of one summand after the other.
+    """Return the term whose indices are those of one summand after the other.
 
     Examples
     --------
@@ -214,7 +230,7 @@ def join(summands: Sequence[Axis]) -> Axis:
 
 
 def unify(a: Axis, b: Axis) -> None:
-    """Make two terms of equal size the same; where their parts do not line up both are fixed.
+    """Make two terms of equal size the same; where their parts do not line up, both are fixed.
 
     Examples
     --------
@@ -249,7 +265,7 @@ def _combine(kind: Literal["product", "sum"], parts: list[Axis], size: int) -> A
 
 
 def _align(a: Axis, b: Axis) -> bool:
-    """Unify part by part, taking the larger of two parts apart; False where that is not possible."""
+    """Unify part by part, splitting the larger of two parts; False where that is not possible."""
     sums = "sum" in (a.kind, b.kind)
     left, right = ([*term.parts] if term.kind == ("sum" if sums else "product") else [term] for term in (a, b))
     while left and right:
@@ -264,3 +280,82 @@ def _align(a: Axis, b: Axis) -> bool:
         else:
             unify(left.pop(0), right.pop(0))
     return True
+
+
+class TensorAxes:
+    """The axes of every tensor seen so far.
+
+    Attributes
+    ----------
+    spaces : list of tuple of Axis
+        What each operation loops over: the dimensions of its result and those it sums over.
+    """
+
+    def __init__(self) -> None:
+        self.spaces: list[tuple[Axis, ...]] = []
+        self._known: dict[int, tuple[Tensor, tuple[Axis, ...], tuple[int, ...]]] = {}
+
+    def dims(self, tensor: Tensor) -> tuple[Axis, ...]:
+        """Return the axes of a tensor; those of a constant are fixed."""
+        if id(tensor) not in self._known:
+            self.set(tensor, map(fixed, tensor.shape))
+        return self._known[id(tensor)][1]
+
+    def set(self, tensor: Tensor, dims: Iterable[Axis]) -> None:
+        """Set the axes of a tensor."""
+        self._known[id(tensor)] = tensor, tuple(dims), tensor.stride()
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the tensor has axes already, as the result of an operation in place."""
+        return id(tensor) in self._known
+
+    def strides(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the strides that a tensor had when its axes were set, before an operation changed them in place."""
+        return self._known[id(tensor)][2]
+
+    def fix(self, tensor: Tensor, reason: str = "") -> None:
+        """Fix all axes of a tensor."""
+        for axis in self.dims(tensor):
+            axis.fix(reason)
+
+    def record(self, *space: Axis) -> None:
+        """Note what an operation loops over."""
+        self.spaces.append(space)
+
+    def give(self, out: Tensor, dims: Sequence[Axis]) -> None:
+        """Set the axes of a result; one written in place has some, which are unified unless its shape changed."""
+        if not self.knows(out) or self.strides(out) != out.stride():
+            self.set(out, dims)
+            return
+        for have, new in zip(self.dims(out), dims, strict=True):
+            unify(have, new)
+
+    def in_step(self, dims: Sequence[Axis], value: Any) -> None:
+        """Unify the axes of tensors with ``dims`` as broadcasting lines them up: from the last one."""
+        for tensor in tensors_in(value):
+            for have, new in zip(reversed(dims), reversed(self.dims(tensor)), strict=False):
+                if new.size == have.size:
+                    unify(have, new)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Iterate over all tensors in nested lists, tuples and mappings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [tensor.item() for tensor in tensors_in([{"x": torch.tensor(1)}, (torch.tensor(2), "text")])]
+    [1, 2]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
+
+
+def fixed(size: int) -> Axis:
+    """Return an axis that must not be permuted."""
+    return Axis(size, fixed=True)

@@ -9,8 +9,8 @@ from models import tiny
 from permutable import IDS, NETS, make, mixtral, roughen
 from weightsmith.core.data import call
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
-from weightsmith.merge import PermutationSpec
-from weightsmith.merge._weight_matching.axes import Axis, join, product, unify
+from weightsmith.core.symmetry import find_symmetry
+from weightsmith.core.symmetry._axes import Axis, join, product, unify
 
 TINY = {"mlp": 1, "cnn": 2, "llama": 9, "qwen3": 9, "gemma3": 9, "gpt2": 9, "opt": 9, "bert": 10, "vit": 9, "t5": 20}
 
@@ -35,8 +35,8 @@ def outputs(model, batch):
 @pytest.mark.parametrize("name", [*TINY, *NETS])
 def test_random_permutations_leave_the_function_unchanged(name):
     model, batch, count = network(name)
-    spec = PermutationSpec.from_model(model, batch, verify=False)
-    assert len(spec.permutations) == count
+    symmetry = find_symmetry(model, batch, verify=False)
+    assert len(symmetry.groups) == count
     model = roughen(copy.deepcopy(model).double())
     before = outputs(model, batch)
     assert before.std(0).max() > 1e-3  # the outputs depend on the inputs, so a wrong order would show
@@ -44,91 +44,91 @@ def test_random_permutations_leave_the_function_unchanged(name):
     close = 1e-5 if name in ("llama", "qwen3", "gemma3", "t5", "phi3", "tied bf16 llama") else 1e-12
     for seed in range(3):
         moved = copy.deepcopy(model)
-        spec.apply_to(moved, spec.random(torch.Generator().manual_seed(seed)))
+        symmetry.permute_(moved, symmetry.random(torch.Generator().manual_seed(seed)))
         assert (outputs(moved, batch) - before).abs().max() <= close * before.abs().max()
 
 
 @pytest.mark.parametrize("name", [*TINY, *NETS])
 def test_every_weight_with_an_axis_moves(name):
     model, batch, _ = network(name)
-    spec = PermutationSpec.from_model(model, batch, verify=False)
+    symmetry = find_symmetry(model, batch, verify=False)
     state = roughen(model.double()).state_dict()
-    moved = spec.apply(state, {name: perm.roll(1, -1) for name, perm in spec.identity().items()})
+    moved = symmetry.permute(state, {name: perm.roll(1, -1) for name, perm in symmetry.identity().items()})
     changed = {key for key, tensor in state.items() if not tensor.equal(moved[key])}
-    assert changed == {*spec.axes, *spec.aliases}
+    assert changed == {*symmetry.axes, *symmetry.aliases}
 
 
 @pytest.mark.parametrize("name", ["resnet, batch norm", "gpt2", "bert", "llama", "dense"])
 def test_an_order_on_one_weight_alone_changes_the_function(name):
     model, batch, _ = network(name)
-    spec = PermutationSpec.from_model(model, batch, verify=False)
+    symmetry = find_symmetry(model, batch, verify=False)
     model = roughen(copy.deepcopy(model).double())
     before = outputs(model, batch)
-    perms = spec.random(torch.Generator().manual_seed(0))
-    matrices = [key for key in spec.axes if len(spec.shapes[key]) > 1 and key not in spec.buffers]
+    perms = symmetry.random(torch.Generator().manual_seed(0))
+    matrices = [key for key in symmetry.axes if len(symmetry.shapes[key]) > 1 and key not in symmetry.buffers]
     for key in matrices[1:4]:
         moved = copy.deepcopy(model)
-        moved.state_dict()[key].copy_(spec.apply(model.state_dict(), perms)[key])
+        moved.state_dict()[key].copy_(symmetry.permute(model.state_dict(), perms)[key])
         assert (outputs(moved, batch) - before).abs().max() > 1e-6 * before.abs().max()
 
 
 def test_a_verified_spec_is_the_traced_one():
     for name in ("vgg", "gated", "llama"):
         model, batch, _ = network(name)
-        assert PermutationSpec.from_model(model, batch) == PermutationSpec.from_model(model, batch, verify=False)
+        assert find_symmetry(model, batch) == find_symmetry(model, batch, verify=False)
 
 
 def test_what_is_permuted_in_a_resnet():
     model, batch, _ = network("resnet, batch norm")
-    spec = PermutationSpec.from_model(model, batch)
+    symmetry = find_symmetry(model, batch)
     stream, inner = "stem.weight[0]", "c1.weight[0]"
 
     def names(key):
-        return [[name for block in blocks for name in block.names] for blocks in spec.axes[key]]
+        return [[name for block in blocks for name in block.groups] for blocks in symmetry.axes[key]]
 
     assert names("c2.weight") == [[stream], [inner], [], []]
     assert names("short.weight") == [["d2.weight[0]"], [stream], [], []]
     assert names("n2.running_var") == [[stream]]
-    assert "n2.running_var" in spec.buffers
-    assert "n2.num_batches_tracked" not in spec.axes
+    assert "n2.running_var" in symmetry.buffers
+    assert "n2.num_batches_tracked" not in symmetry.axes
     assert names("head.weight")[0] == []
-    assert not spec.left_out
+    assert not symmetry.left_out
 
 
 def test_heads_are_blocks_with_channels_of_their_own():
     model, batch, _ = network("llama")
-    spec = PermutationSpec.from_model(model, batch)
+    symmetry = find_symmetry(model, batch)
     groups, queries, channels = (
-        spec.permutations[f"model.layers.0.self_attn.{name}"]
+        symmetry.groups[f"model.layers.0.self_attn.{name}"]
         for name in ("q_proj.weight[0].0", "q_proj.weight[0].1", "v_proj.weight[0].1")
     )
     assert (groups.size, queries.size, channels.size) == (2, 2, 8)
     assert queries.within == channels.within == groups.name
-    (block,) = spec.axes["model.layers.0.self_attn.o_proj.weight"][1]
-    assert block.names == (groups.name, queries.name, channels.name)
+    (block,) = symmetry.axes["model.layers.0.self_attn.o_proj.weight"][1]
+    assert block.groups == (groups.name, queries.name, channels.name)
     # rotary embeddings fix the channels of queries and keys
-    halves = spec.axes["model.layers.0.self_attn.k_proj.weight"][0]
-    assert [block.names for block in halves] == [(groups.name, ""), (groups.name, "")]
+    halves = symmetry.axes["model.layers.0.self_attn.k_proj.weight"][0]
+    assert [block.groups for block in halves] == [(groups.name, ""), (groups.name, "")]
 
 
 def test_tied_weights_are_permuted_once_and_stay_tied():
     model, batch, _ = network("tied bf16 llama")
-    spec = PermutationSpec.from_model(model, batch)
-    assert spec.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
-    spec.apply_to(model, spec.random(torch.Generator().manual_seed(0)))
+    symmetry = find_symmetry(model, batch)
+    assert symmetry.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
+    symmetry.permute_(model, symmetry.random(torch.Generator().manual_seed(0)))
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    state = spec.apply(model.state_dict(), spec.random(torch.Generator().manual_seed(1)))
+    state = symmetry.permute(model.state_dict(), symmetry.random(torch.Generator().manual_seed(1)))
     assert state["lm_head.weight"].equal(state["model.embed_tokens.weight"])
 
 
 def test_experts_share_one_order_of_their_units():
     model = mixtral()
-    spec = PermutationSpec.from_model(model, IDS)
-    assert not spec.left_out
-    assert spec.permutations["model.layers.0.mlp.experts.gate_up_proj[1]"].size == 48
+    symmetry = find_symmetry(model, IDS)
+    assert not symmetry.left_out
+    assert symmetry.groups["model.layers.0.mlp.experts.gate_up_proj[1]"].size == 48
     with torch.no_grad():
         before = model(**IDS).logits
-        spec.apply_to(model, spec.random(torch.Generator().manual_seed(0)))
+        symmetry.permute_(model, symmetry.random(torch.Generator().manual_seed(0)))
         torch.testing.assert_close(model(**IDS).logits, before, rtol=1e-4, atol=1e-5)
 
 
@@ -144,17 +144,17 @@ class Odd(nn.Module):
 
 
 def test_what_cannot_be_traced_is_named_and_left_out():
-    spec = PermutationSpec.from_model(Odd(), torch.rand(3, 4))
-    assert set(spec.permutations) == {"a.weight[0]"}
-    assert "_fft_r2c" in spec.left_out["b.weight"]
-    assert "_fft_r2c" in spec.left_out["b.bias"]
-    assert spec.left_out["spare.weight"] == "is not reached by the example batch"
+    symmetry = find_symmetry(Odd(), torch.rand(3, 4))
+    assert set(symmetry.groups) == {"a.weight[0]"}
+    assert "_fft_r2c" in symmetry.left_out["b.weight"]
+    assert "_fft_r2c" in symmetry.left_out["b.bias"]
+    assert symmetry.left_out["spare.weight"] == "is not reached by the example batch"
 
 
 def test_verification_leaves_out_what_changes_the_outputs(monkeypatch):
-    from weightsmith.merge._weight_matching import arithmetic, rules
+    from weightsmith.core.symmetry import _rules as rules
 
-    monkeypatch.setitem(rules._RULES, "cumsum", arithmetic.same)  # a wrong rule
+    monkeypatch.setitem(rules.RULES, "cumsum", rules._same)  # a wrong rule
 
     class Cumulative(nn.Module):
         def __init__(self):
@@ -165,71 +165,71 @@ def test_verification_leaves_out_what_changes_the_outputs(monkeypatch):
             return self.c(self.b(self.a(x).cumsum(1)).relu())
 
     model = Cumulative()
-    assert set(PermutationSpec.from_model(model, torch.rand(3, 4), verify=False).permutations) == {
+    assert set(find_symmetry(model, torch.rand(3, 4), verify=False).groups) == {
         "a.weight[0]",
         "b.weight[0]",
     }
-    spec = PermutationSpec.from_model(model, torch.rand(3, 4))
-    assert set(spec.permutations) == {"b.weight[0]"}
-    assert spec.left_out["a.weight"] == "changes the outputs"
+    symmetry = find_symmetry(model, torch.rand(3, 4))
+    assert set(symmetry.groups) == {"b.weight[0]"}
+    assert symmetry.left_out["a.weight"] == "changes the outputs"
 
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), name=st.sampled_from(["gpt2", "llama", "resnet, group norm", "grouped", "dense"]))
 def test_inverse_and_composition(seed, name):
     model, batch, _ = network(name)
-    spec = PermutationSpec.from_model(model, batch, verify=False)
+    symmetry = find_symmetry(model, batch, verify=False)
     generator = torch.Generator().manual_seed(seed)
-    first, then = spec.random(generator), spec.random(generator)
+    first, then = symmetry.random(generator), symmetry.random(generator)
     state = roughen(model).state_dict()
-    moved = spec.apply(state, first)
-    back = spec.apply(moved, spec.inverse(first))
-    both, composed = spec.apply(moved, then), spec.apply(state, spec.compose(first, then))
+    moved = symmetry.permute(state, first)
+    back = symmetry.permute(moved, symmetry.inverse(first))
+    both, composed = symmetry.permute(moved, then), symmetry.permute(state, symmetry.compose(first, then))
     for key, tensor in state.items():
         assert back[key].equal(tensor)
         assert composed[key].equal(both[key])
-    for perms in (first, spec.inverse(first), spec.compose(first, then)):
-        spec.check_permutations(perms)
+    for perms in (first, symmetry.inverse(first), symmetry.compose(first, then)):
+        symmetry.check_permutations(perms)
 
 
 def test_bad_states_and_permutations_are_refused():
     model, batch, _ = network("mlp")
-    spec = PermutationSpec.from_model(model, batch)
-    (name,) = spec.permutations
+    symmetry = find_symmetry(model, batch)
+    (name,) = symmetry.groups
     state = model.state_dict()
     with pytest.raises(ShapeError, match=r"lacks 1 tensors such as \['0.bias'\]"):
-        spec.apply({key: tensor for key, tensor in state.items() if key != "0.bias"}, spec.identity())
+        symmetry.permute({key: tensor for key, tensor in state.items() if key != "0.bias"}, symmetry.identity())
     with pytest.raises(ShapeError, match=r"'2.weight'.*found \(4, 15\)"):
-        spec.apply(state | {"2.weight": torch.zeros(4, 15)}, spec.identity())
+        symmetry.permute(state | {"2.weight": torch.zeros(4, 15)}, symmetry.identity())
     with pytest.raises(ShapeError, match="is missing"):
-        spec.apply(state, {})
+        symmetry.permute(state, {})
     for wrong in (torch.zeros(16, dtype=torch.long), torch.arange(15)):
         with pytest.raises(ShapeError, match="once in each row"):
-            spec.apply(state, {name: wrong})
+            symmetry.permute(state, {name: wrong})
     before = copy.deepcopy(state)
     with pytest.raises(ShapeError):
-        spec.apply_to(model, {name: torch.arange(15)})
+        symmetry.permute_(model, {name: torch.arange(15)})
     assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_quantised_weights_are_refused():
+def test_quantized_weights_are_refused():
     model = nn.Linear(2, 2)
     model.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(UnsupportedModelError, match="packed or quantised"):
-        PermutationSpec.from_model(model, torch.rand(1, 2))
+    with pytest.raises(UnsupportedModelError, match="packed or quantized"):
+        find_symmetry(model, torch.rand(1, 2))
 
 
 def test_one_unit_is_nothing_to_permute():
-    spec = PermutationSpec.from_model(nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 2)), torch.rand(1, 3))
-    assert not spec.permutations
-    assert not spec.left_out
+    symmetry = find_symmetry(nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 2)), torch.rand(1, 3))
+    assert not symmetry.groups
+    assert not symmetry.left_out
 
 
 def test_the_model_is_left_as_it_was():
     model, batch, _ = network("vgg")
     model.train()
     before = copy.deepcopy(model.state_dict())
-    PermutationSpec.from_model(model, batch)
+    find_symmetry(model, batch)
     assert model.training
     assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -260,6 +260,6 @@ def test_a_model_without_weights_has_the_same_permutations(name):
     hollow = copy.deepcopy(model).to("meta")
     if hasattr(hollow, "tie_weights"):
         hollow.tie_weights()
-    found = PermutationSpec.from_model(hollow, batch)
-    assert found == PermutationSpec.from_model(model, batch, verify=False)
+    found = find_symmetry(hollow, batch)
+    assert found == find_symmetry(model, batch, verify=False)
     assert all(parameter.is_meta for parameter in hollow.parameters())

@@ -1,0 +1,10 @@
+from ._axes import tensors_in as tensors_in
+from ._find import find_symmetry as find_symmetry
+from ._symmetry import (
+    AxisBlock as AxisBlock,
+    AxisBlocks as AxisBlocks,
+    Group as Group,
+    Permutations as Permutations,
+    Side as Side,
+    Symmetry as Symmetry,
+)

@@ -1,0 +1,270 @@
+"""What each operation does to axes: one small function per kind of ATen operation.
+
+A rule is called as ``rule(axes, out, **arguments)`` with the operation's arguments under the names of its schema. It
+unifies or fixes axes of its inputs and sets those of its results. It returns ``NotImplemented`` for a case it does not
+know; then every axis involved is fixed, as for an operation without a rule.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightsmith.core.symmetry import _shape_rules as shapes
+from weightsmith.core.symmetry._axes import Axis, TensorAxes, fixed, product, tensors_in, unify
+
+__all__ = ["AxisRule", "arguments_of", "rule_of"]
+
+AxisRule: TypeAlias = Callable[..., Any]
+"""Called with the axes of all tensors, the operation's result and its arguments by name."""
+
+
+def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a call of an ATen operation; defaults are filled in.
+
+    Examples
+    --------
+    >>> arguments_of(torch.ops.aten.unbind.int, [torch.zeros(2)], {})
+    {'self': tensor([0., 0.]), 'dim': 0}
+    """
+    named = {}
+    for position, argument in enumerate(func._schema.arguments):
+        if position < len(args):
+            named[argument.name] = args[position]
+        elif not argument.is_out and (argument.name in kwargs or argument.has_default_value()):
+            named[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return named
+
+
+def rule_of(func: Any) -> AxisRule | None:
+    """Return the rule of an ATen operation; None where there is none."""
+    name = func.overloadpacket.__name__
+    if match := SPATIAL.match(name):
+        return shapes.spatial(int(match[1]))
+    rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
+    if rule is None and torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
+        return _pointwise
+    return rule
+
+
+# --- pointwise operations, copies and constants
+
+
+def _pointwise(t: TensorAxes, out: Any, /, **named: Any) -> None:
+    """All inputs and outputs share their orders."""
+    for result in tensors_in(out):
+        dims = t.dims(result) if t.knows(result) else tuple(map(Axis, result.shape))
+        t.set(result, dims)
+        t.in_step(dims, named)
+
+
+def _same(t: TensorAxes, out: Any, /, **named: Any) -> None:
+    """Copies and softmax: equivariant under any permutation of any axis."""
+    for result in tensors_in(out):
+        t.give(result, t.dims(next(tensors_in(named))))
+
+
+def _constant(t: TensorAxes, out: Tensor, /, **_: Any) -> None:
+    """The same value everywhere."""
+    if not t.knows(out):
+        t.set(out, map(Axis, out.shape))
+
+
+def _nothing(t: TensorAxes, out: Any, /, **_: Any) -> None:
+    """Reads one number."""
+
+
+# --- sums over axes
+
+
+def _matmul(t: TensorAxes, out: Tensor, /, **named: Any) -> None:
+    """``[..., m, k] @ [..., k, n]`` or ``[..., k] @ [k]``, with a tensor added where there is a third."""
+    *added, a, b = tensors_in(named)
+    *rows, k = t.dims(a)
+    *batch, inner = t.dims(b) if b.ndim == 1 else t.dims(b)[:-1]
+    columns = t.dims(b)[-1:] if b.ndim > 1 else ()
+    for x, y in zip(rows, batch, strict=False):
+        unify(x, y)
+    unify(k, inner)
+    t.record(*rows, *columns, k)
+    t.give(out, [*rows, *columns])
+    t.in_step(t.dims(out), added)
+
+
+def _grouped_mm(t: TensorAxes, out: Tensor, /, **named: Any) -> Any:
+    """``[rows, k] @ [experts, k, n]``, where the rows of one expert are adjacent."""
+    a, b = list(tensors_in(named))[:2]
+    if (a.ndim, b.ndim) != (2, 3):
+        return NotImplemented
+    rows, k = t.dims(a)
+    experts, inner, n = t.dims(b)
+    rows.fix()
+    experts.fix()
+    unify(k, inner)
+    t.record(experts, k, n)
+    t.give(out, [rows, n])
+    return None
+
+
+def _reduce(t: TensorAxes, out: Any, /, *, self: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
+    """Symmetric in the axes it removes: sum, mean, maximum, variance, norm."""
+    dims = t.dims(self)
+    t.record(*dims)
+    gone = shapes.which(dim, self.ndim)
+    for result in tensors_in(out):
+        t.give(result, [Axis(1) if i in gone else axis for i, axis in enumerate(dims) if keepdim or i not in gone])
+
+
+def _extremum(t: TensorAxes, out: Any, /, *, self: Tensor, other: Tensor | None = None, **named: Any) -> None:
+    """Maximum or minimum; along an axis it also returns the place, a number that depends on the order."""
+    if other is not None:
+        _pointwise(t, out, self=self, other=other)
+        return
+    if not isinstance(out, Tensor):
+        t.dims(self)[named["dim"]].fix()
+    _reduce(t, out, self=self, **named)
+
+
+def _argument(t: TensorAxes, out: Tensor, /, *, self: Tensor, dim: int | None = None, **named: Any) -> None:
+    """The place of an extremum: a number that depends on the order."""
+    for i in shapes.which(dim, self.ndim):
+        t.dims(self)[i].fix()
+    _reduce(t, out, self=self, dim=dim, **named)
+
+
+def _convolution(
+    t: TensorAxes,
+    out: Tensor,
+    /,
+    *,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+    groups: int,
+    **_: Any,
+) -> Any:
+    """Channels in groups; positions are fixed."""
+    batch, channels, *space = t.dims(input)
+    first, second, *kernel = t.dims(weight)
+    for axis in (*space, *kernel):
+        axis.fix()
+    if transposed:
+        unify(channels, first)
+    halves_in = channels.split_product(groups)
+    halves_out = None if transposed else first.split_product(groups)
+    if halves_in is None or (halves_out is None and not transposed):
+        return NotImplemented
+    if transposed:
+        made = product([halves_in[0], second])
+    else:
+        assert halves_out is not None
+        unify(halves_in[0], halves_out[0])
+        unify(halves_in[1], second)
+        made = first
+    if bias is not None:
+        unify(t.dims(bias)[0], made)
+    t.record(batch, made, halves_in[1] if transposed else second)
+    t.give(out, [batch, made, *map(fixed, out.shape[2:])])
+    return None
+
+
+# --- normalization
+
+
+def _layer_norm(
+    t: TensorAxes,
+    out: Any,
+    /,
+    *,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+    **_: Any,
+) -> None:
+    """LayerNorm and RMSNorm over the last axes, whose order scale and shift share."""
+    dims = t.dims(input)
+    t.in_step(dims, [weight, bias])
+    result, *statistics = tensors_in(out)
+    t.give(result, dims)
+    for statistic in statistics:
+        t.give(statistic, [*dims[: len(dims) - len(normalized_shape)], *(Axis(1) for _ in normalized_shape)])
+
+
+def _batch_norm(t: TensorAxes, out: Any, /, **named: Any) -> None:
+    """Scale, shift, means and variances share the order of the channels."""
+    x, *rest = tensors_in(named)
+    dims = t.dims(x)
+    for tensor in rest:
+        unify(t.dims(tensor)[0], dims[1])
+    result, *statistics = tensors_in(out)
+    t.give(result, dims)
+    for tensor in statistics:
+        t.give(tensor, dims[1:2] if tensor.shape == x.shape[1:2] else [*map(Axis, tensor.shape)])
+
+
+def _group_norm(t: TensorAxes, out: Any, /, *, input: Tensor, weight: Any, bias: Any, group: int, **_: Any) -> Any:
+    """Channels are permuted within their group, and groups as blocks."""
+    dims = t.dims(input)
+    halves = dims[1].split_product(group)
+    if halves is None:
+        return NotImplemented
+    for tensor in tensors_in([weight, bias]):
+        unify(t.dims(tensor)[0], dims[1])
+    result, *statistics = tensors_in(out)
+    t.give(result, dims)
+    for statistic in statistics:
+        t.give(statistic, [dims[0], halves[0]])
+    return None
+
+
+SPATIAL = re.compile(r"_?(?:(?:adaptive_)?(?:avg|max)_pool|upsample_[a-z]+|re(?:flec|plica)tion_pad)([123])d")
+"""Names of operations over positions, and over how many axes of them."""
+
+TABLE: dict[AxisRule, str] = {
+    _pointwise: "where masked_fill copy_ addcmul addcdiv lerp _prelu_kernel",
+    _same: "alias detach clone contiguous _to_copy lift_fresh lift _softmax _log_softmax _safe_softmax "
+    "native_dropout _conj",
+    _constant: "zeros ones full empty scalar_tensor zeros_like ones_like full_like empty_like new_zeros new_ones "
+    "new_full new_empty fill zero",
+    _nothing: "_local_scalar_dense is_same_size sym_size",
+    _matmul: "mm bmm mv dot addmm baddbmm",
+    _grouped_mm: "_grouped_mm",
+    _reduce: "sum mean amax amin prod logsumexp any all var var_mean std std_mean linalg_vector_norm norm",
+    _extremum: "max min",
+    _argument: "argmax argmin",
+    _convolution: "convolution",
+    _layer_norm: "native_layer_norm _fused_rms_norm",
+    _batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+    "cudnn_batch_norm _batch_norm_with_update",
+    _group_norm: "native_group_norm",
+    shapes.view: "view _unsafe_view reshape _reshape_alias",
+    shapes.permute: "permute",
+    shapes.transpose: "transpose t",
+    shapes.squeeze: "squeeze",
+    shapes.unsqueeze: "unsqueeze",
+    shapes.expand: "expand",
+    shapes.repeat: "repeat",
+    shapes.slice_: "slice",
+    shapes.select: "select",
+    shapes.split: "split split_with_sizes unsafe_split unsafe_split_with_sizes",
+    shapes.unbind: "unbind",
+    shapes.cat: "cat",
+    shapes.stack: "stack",
+    shapes.pad: "constant_pad_nd",
+    shapes.as_strided: "as_strided",
+    shapes.channel_shuffle: "channel_shuffle native_channel_shuffle",
+    shapes.ordered: "cumsum cumprod logcumsumexp sort argsort flip roll topk",
+    shapes.triangle: "tril triu",
+    shapes.embedding: "embedding",
+    shapes.index: "index",
+    shapes.index_select: "index_select",
+    shapes.gather: "gather",
+    shapes.unfold: "unfold",
+}
+RULES = {name: rule for rule, names in TABLE.items() for name in names.split()}
