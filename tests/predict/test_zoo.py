@@ -22,8 +22,8 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.jobs import run_jobs
-from weightsmith.core.training import Task, train_many
 from weightsmith.core.symmetry import find_symmetry
+from weightsmith.core.training import Task, train_many
 from weightsmith.merge import match_weights
 from weightsmith.predict import WeightZoo
 
@@ -238,17 +238,10 @@ def test_members_of_one_start_are_alike_and_others_are_not(optimizer):
         {"0.weight": s["0.weight"][o], "0.bias": s["0.bias"][o], "2.weight": s["2.weight"][:, o], "2.bias": s["2.bias"]}
         for s, o in zip(rows, orders, strict=True)
     ]
-<<<<<<< HEAD
     assert abs(WeightZoo.from_state_dicts(permuted).mean_cosine_similarity()) < 0.05
-    spec = PermutationSpec.from_model(network(), torch.rand(1, 4))
-    matched = [spec.apply(state, match_weights(permuted[0], state, spec).perms) for state in permuted]
-    assert WeightZoo.from_state_dicts(matched).mean_cosine_similarity() > 0.2
-=======
-    assert abs(WeightZoo.from_state_dicts(permuted).likeness()) < 0.05
     symmetry = find_symmetry(network(), torch.rand(1, 4))
-    matched = [symmetry.permute(state, match_weights(permuted[0], state, symmetry).perms) for state in permuted]
-    assert WeightZoo.from_state_dicts(matched).likeness() > 0.2
->>>>>>> f667c86 (core/symmetry: the axes that move together, found by running any model once, leave weight matching)
+    matched = [symmetry.apply(state, match_weights(permuted[0], state, symmetry).perms) for state in permuted]
+    assert WeightZoo.from_state_dicts(matched).mean_cosine_similarity() > 0.2
 
 
 def test_what_all_units_share_does_not_make_members_alike():
