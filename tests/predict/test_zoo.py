@@ -240,7 +240,7 @@ def test_members_of_one_start_are_alike_and_others_are_not(optimizer):
     ]
     assert abs(WeightZoo.from_state_dicts(permuted).mean_cosine_similarity()) < 0.05
     symmetry = find_symmetry(network(), torch.rand(1, 4))
-    matched = [symmetry.apply(state, match_weights(permuted[0], state, symmetry).perms) for state in permuted]
+    matched = [symmetry.permute(state, match_weights(permuted[0], state, symmetry).perms) for state in permuted]
     assert WeightZoo.from_state_dicts(matched).mean_cosine_similarity() > 0.2
 
 
