@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weightsmith.claims import know as claim
-from weightsmith.predict import _know as know
+from weightsmith.predict import matched_shrink
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_transfer_is_repeatable_and_depends_on_its_start(task):
     trained = task.trajectory[-1]
     first = task.transfer(trained, draws=2)
     assert task.transfer(trained, draws=2) == first
-    tiny = know.matched_shrink(trained, {k: v / 10 if v.is_floating_point() else v for k, v in trained.items()})
+    tiny = matched_shrink(trained, {k: v / 10 if v.is_floating_point() else v for k, v in trained.items()})
     assert task.transfer(tiny, draws=2) != first
 
 

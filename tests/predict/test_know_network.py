@@ -11,8 +11,8 @@ from torch import nn
 
 from weightsmith.core.errors import CheckpointError
 from weightsmith.predict import HistoryNet
-from weightsmith.predict._know import load_keras_h5
 from weightsmith.predict._know.fused import FusedHistoryNet
+from weightsmith.predict._know.network import load_keras_h5
 
 KERAS_SHAPES = [
     *((5, 64), (64, 8), (8, 64), (8, 64), (8, 64), (64, 32)),

@@ -20,8 +20,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.predict import HistoryNet, KnowPredictor, know
-from weightsmith.predict._know import SmoothRule, Trajectory
+from weightsmith.predict import HistoryNet, KnowPredictor, SmoothRule, Trajectory, know
 from weightsmith.predict._know.fused import ElementwiseRule
 
 RULE = SmoothRule(drift=-0.3, smooth=0.15, size=-0.4, size_fan=-0.2, size_rms=0.1)
@@ -365,7 +364,7 @@ class TestOnDisk:
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from weightsmith.predict._know import know
+from weightsmith.predict import know
 
 def peak():
     return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

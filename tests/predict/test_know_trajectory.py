@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
-from weightsmith.predict import ForgettingTrajectory
-from weightsmith.predict._know import Trajectory
+from weightsmith.predict import ForgettingTrajectory, Trajectory
 from weightsmith.predict._know.trajectory import nested_sizes
 
 

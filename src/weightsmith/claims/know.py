@@ -23,9 +23,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Subset, TensorDataset
 
+from weightsmith.claims._know_baselines import (
+    linear_extrapolation,
+    log_linear_extrapolation,
+    moving_average,
+    shrink_and_perturb,
+    snapshot_average,
+)
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.metrics import accuracy
-from weightsmith.predict import _know as know
+from weightsmith.core.models import recalibrate_batchnorm
+from weightsmith.predict import (
+    ForgettingTrajectory,
+    KnowPredictor,
+    Trajectory,
+    matched_learning_rates,
+    matched_shrink,
+)
 
 __all__ = ["CLAIMS", "DigitsTask", "digits_transfer", "run"]
 
@@ -176,7 +190,7 @@ def digits_transfer(seed: int = 0, *, predictor: str = "ours", steps: int = 3, d
     arms: dict[str, StateDict | None] = {
         "scratch": None,
         "naive": trained,
-        "matched shrink": know.matched_shrink(trained, predicted),
+        "matched shrink": matched_shrink(trained, predicted),
         "know": predicted,
     }
     return {name: task.transfer(state, draws=draws) for name, state in arms.items()}
@@ -188,20 +202,20 @@ def _experiment(seed: int) -> dict[str, float]:
     fresh = _network(True, seed + 1000).state_dict()
     states: dict[str, StateDict] = {
         "naive": trained,
-        "linear a=1": know.linear(trajectory, 1.0),
-        "linear a=3": know.linear(trajectory, 3.0),
-        "logfit x8": know.logfit(trajectory, trajectory.sizes, virtual=8.0),
-        "soup": know.soup(trajectory),
-        "ema": know.ema(trajectory),
-        "shrink and perturb": {**know.shrink_and_perturb(trained, fresh), **_buffers(trained)},
+        "linear a=1": linear_extrapolation(trajectory, 1.0),
+        "linear a=3": linear_extrapolation(trajectory, 3.0),
+        "logfit x8": log_linear_extrapolation(trajectory, trajectory.sizes, virtual=8.0),
+        "soup": snapshot_average(trajectory),
+        "ema": moving_average(trajectory),
+        "shrink and perturb": {**shrink_and_perturb(trained, fresh), **_buffers(trained)},
         "ours x8, history hidden": _predict("ours", [trained] * len(trajectory), 3, predict_frozen=True),
     }
     scores = {"scratch": task.transfer(None)}
     for name in ("paper", "ours"):
         steps = {f"x{2**k}": _predict(name, trajectory, k) for k in (1, 2, 3)}
         states |= {f"{name} {size}": state for size, state in steps.items()}
-        states[f"{name} matched shrink"] = know.matched_shrink(trained, steps["x8"])
-        states[f"{name} x8 at trained norms"] = know.rescaled(steps["x8"], trained)
+        states[f"{name} matched shrink"] = matched_shrink(trained, steps["x8"])
+        states[f"{name} x8 at trained norms"] = matched_shrink(steps["x8"], trained)
         scores[f"{name} naive, matched rates"] = task.transfer(trained, rates_of=steps["x8"])
     scores |= {name: task.transfer(state) for name, state in states.items()}
     noisy = DigitsTask.make(seed, noise=NOISE)
@@ -210,8 +224,8 @@ def _experiment(seed: int) -> dict[str, float]:
         "noisy scratch": noisy.transfer(None),
         "noisy naive": noisy.transfer(trained),
         "noisy x8": noisy.transfer(predicted),
-        "noisy matched shrink": noisy.transfer(know.matched_shrink(trained, predicted)),
-        "noisy x8 at trained norms": noisy.transfer(know.rescaled(predicted, trained)),
+        "noisy matched shrink": noisy.transfer(matched_shrink(trained, predicted)),
+        "noisy x8 at trained norms": noisy.transfer(matched_shrink(predicted, trained)),
         "noisy naive, matched rates": noisy.transfer(trained, rates_of=predicted),
     }
     plain = DigitsTask.make(seed, normalised=False)
@@ -225,7 +239,7 @@ def _predict(predictor: str, trajectory: Sequence[StateDict], steps: int, **opti
     with warnings.catch_warnings():
         # That layers shrink and that normalisation is missing is what the controls are about.
         warnings.simplefilter("ignore", UserWarning)
-        return know.KnowPredictor.from_pretrained(predictor).retrodict(trajectory, steps=steps, **options)
+        return KnowPredictor.from_pretrained(predictor).retrodict(trajectory, steps=steps, **options)
 
 
 @dataclass
@@ -246,7 +260,7 @@ class DigitsTask:
         Of everything random.
     """
 
-    trajectory: know.Trajectory
+    trajectory: Trajectory
     x: Float[Tensor, "images 1 8 8"]
     y: Int[Tensor, " images"]
     test: list[tuple[Tensor, Tensor]]
@@ -269,7 +283,7 @@ class DigitsTask:
         source = TensorDataset(x[:TRAINING_IMAGES][old], y[:TRAINING_IMAGES][old])
         fit = partial(_fit_stage, generator=generator)
         fit(model, Subset(source, range(len(source))), epochs=15)
-        trajectory = know.ForgettingTrajectory(model, fit, source, seed=seed, batch_size=BATCH).collect()
+        trajectory = ForgettingTrajectory(model, fit, source, seed=seed, batch_size=BATCH).collect()
         unseen = y[TRAINING_IMAGES:] >= CLASSES
         test = [(x[TRAINING_IMAGES:][unseen], y[TRAINING_IMAGES:][unseen] - CLASSES)]
         return cls(trajectory, x[:TRAINING_IMAGES][new], y[:TRAINING_IMAGES][new] - CLASSES, test, normalised, seed)
@@ -298,15 +312,15 @@ class DigitsTask:
         if state is not None:
             model.load_state_dict({**state, **{f"{len(model) - 1}.{k}": v for k, v in head.state_dict().items()}})
         if self.normalised:
-            know.recalibrate_batchnorm(body, [x])
+            recalibrate_batchnorm(body, [x])
         _fit(model, x, y, torch.optim.Adam(head.parameters(), lr=1e-3), epochs=10, generator=generator)
         names = {id(p): name for name, p in model.named_parameters()}
         if state is None or rates_of is None:
             groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "lr": 4e-4}]
         else:
             kept = {name for name in names.values() if not name.startswith(f"{len(model) - 1}.")}
-            groups = know.matched_learning_rates(
-                model, state, {name: tensor for name, tensor in rates_of.items() if name in kept}, lr=4e-4
+            groups = matched_learning_rates(
+                model, state, {name: tensor for name, tensor in rates_of.items() if name in kept}, learning_rate=4e-4
             )
         _fit(model, x, y, torch.optim.Adam(groups), epochs=30, generator=generator, cosine=True)
         return accuracy(model, self.test)

@@ -42,7 +42,7 @@ class KnowPredictor:
 
     Examples
     --------
-    >>> from weightsmith.predict._know import Trajectory
+    >>> from weightsmith.predict import Trajectory
     >>> zero = HistoryNet()
     >>> for p in zero.head.parameters():
     ...     _ = nn.init.zeros_(p)
@@ -63,8 +63,7 @@ class KnowPredictor:
         ----------
         name : {"ours", "paper"} or path, default: "ours"
             "paper": the paper's architecture and loss. "ours": :class:`SmoothRule`, trained for the transfer itself.
-            Both were meta-trained by :mod:`weightsmith.predict._know.meta_train`. A folder: see
-            :meth:`from_keras_h5`.
+            Both were meta-trained by ``tools/know`` of the repository. A folder: see :meth:`from_keras_h5`.
         chunk : int, optional
             Weights evaluated at a time.
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from tools.know.images import CLAIM_GROUPS, glyphs, textures
+from tools.know.nets import NETS
 from weightsmith.core.io import TensorSpec
 from weightsmith.core.progress import track
-from weightsmith.predict._know.meta_images import CLAIM_GROUPS, glyphs, textures
-from weightsmith.predict._know.meta_nets import NETS
 from weightsmith.predict._know.network import STAGES, HistoryNet
 from weightsmith.predict._know.routing import Kind, route
 from weightsmith.predict._know.trajectory import ForgettingTrajectory

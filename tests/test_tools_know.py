@@ -10,10 +10,11 @@ from safetensors.torch import load
 from torch import nn
 from torch.nn import functional
 
-from weightsmith.predict._know import SmoothRule, meta_ours, meta_paper
-from weightsmith.predict._know.meta_images import digits, glyphs, textures
-from weightsmith.predict._know.meta_nets import NETS
-from weightsmith.predict._know.meta_stacked import BLOCKS, STRIDES, Stack, gather_images
+from tools.know import ours as meta_ours, paper as meta_paper
+from tools.know.images import digits, glyphs, textures
+from tools.know.nets import NETS
+from tools.know.stacked import BLOCKS, STRIDES, Stack, gather_images
+from weightsmith.predict import SmoothRule
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tools.know.images import digits, glyphs
+from tools.know.stacked import Stack, Weights, gather_images
 from weightsmith.core.progress import track
-from weightsmith.predict._know.meta_images import digits, glyphs
-from weightsmith.predict._know.meta_stacked import Stack, Weights, gather_images
 from weightsmith.predict._know.network import STAGES
 from weightsmith.predict._know.smooth import SmoothRule
 from weightsmith.predict._know.trajectory import nested_sizes

@@ -1,8 +1,7 @@
-"""Make the predictors that come with weightsmith: ``python -m weightsmith.predict._know.meta_train``.
+"""Meta-train the predictors that come with weightsmith: ``python -m tools.know.train`` in the repository.
 
-Writes ``paper.safetensors`` and ``ours.safetensors``, about 40 minutes on one core. Everything is seeded; the digits
-task of the claim takes no part (see :mod:`weightsmith.predict._know.meta_paper` and
-:mod:`weightsmith.predict._know.meta_ours`).
+Writes ``paper.safetensors`` and ``ours.safetensors`` in about 40 minutes on one core. Everything is seeded. The digits
+task of the claim takes no part (see ``paper.py`` and ``ours.py``).
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from weightsmith.predict._know.meta_ours import evolve, make_tasks
-from weightsmith.predict._know.meta_paper import fit_predictors, record_rows
+from tools.know.ours import evolve, make_tasks
+from tools.know.paper import fit_predictors, record_rows
 
 __all__ = ["main"]
 
 SEED = 2025
+SHIPPED = Path(__file__).parents[2] / "src" / "weightsmith" / "predict" / "_know"
+"""Where the package has its predictors."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--variant", choices=("paper", "ours", "both"), default="both")
-    options.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the files")
+    options.add_argument("--out", type=Path, default=SHIPPED, help="folder for the files")
     options.add_argument("--runs", type=int, default=150, help="trajectories for the paper's predictor")
     options.add_argument("--networks", type=int, default=16, help="networks of each of six variants for ours")
     options.add_argument("--iterations", type=int, default=60, help="search steps for ours")

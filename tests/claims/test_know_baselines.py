@@ -8,6 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from weightsmith.claims._know_baselines import (
+    linear_extrapolation,
+    log_linear_extrapolation,
+    moving_average,
+    shrink_and_perturb,
+    snapshot_average,
+)
 from weightsmith.core.errors import (
     CalibrationError,
     HyperparameterError,
@@ -15,7 +22,8 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.predict import _know as know
+from weightsmith.core.models import recalibrate_batchnorm, reset_batchnorm
+from weightsmith.predict import matched_learning_rates, matched_shrink
 
 SIZES = (10, 20, 40, 80, 160)
 
@@ -26,12 +34,12 @@ def line(slope: float, start: float = 0.0):
 
 
 def test_linear_continues_the_last_difference():
-    assert know.linear(line(0.5), a=3.0)["w"].unique().item() == pytest.approx(2.0 + 3 * 0.5)
+    assert linear_extrapolation(line(0.5), a=3.0)["w"].unique().item() == pytest.approx(2.0 + 3 * 0.5)
 
 
 def test_logfit_continues_a_line_over_the_logarithm():
     for steps in (1, 3):
-        fitted = know.logfit(line(0.25, 1.0), SIZES, virtual=2.0**steps)["w"]
+        fitted = log_linear_extrapolation(line(0.25, 1.0), SIZES, virtual=2.0**steps)["w"]
         assert fitted.unique().item() == pytest.approx(1 + 0.25 * (4 + steps), abs=1e-5)
 
 
@@ -40,17 +48,17 @@ def test_logfit_is_least_squares():
     values = torch.randn(5, generator=generator, dtype=torch.float64)
     x = torch.tensor([[1.0, math.log(size)] for size in SIZES], dtype=torch.float64)
     a, b = torch.linalg.lstsq(x, values.unsqueeze(1)).solution.flatten().tolist()
-    fitted = know.logfit([{"w": v.float().view(1)} for v in values], SIZES, virtual=4.0)["w"]
+    fitted = log_linear_extrapolation([{"w": v.float().view(1)} for v in values], SIZES, virtual=4.0)["w"]
     assert fitted.item() == pytest.approx(a + b * math.log(4 * SIZES[-1]), abs=1e-5)
 
 
 def test_averages():
-    assert know.soup(line(1.0))["w"].unique().item() == 2.0
-    assert know.ema(line(1.0), decay=0.0)["w"].unique().item() == 4.0
-    assert know.ema(line(1.0), decay=0.5)["w"].unique().item() == pytest.approx(4 - 1 + 2**-4)
+    assert snapshot_average(line(1.0))["w"].unique().item() == 2.0
+    assert moving_average(line(1.0), decay=0.0)["w"].unique().item() == 4.0
+    assert moving_average(line(1.0), decay=0.5)["w"].unique().item() == pytest.approx(4 - 1 + 2**-4)
 
 
-@pytest.mark.parametrize("baseline", [know.naive, know.linear, know.ema, know.soup])
+@pytest.mark.parametrize("baseline", [linear_extrapolation, moving_average, snapshot_average])
 def test_counters_and_types_come_from_the_trained_network(baseline):
     steps = [{**snapshot, "h": snapshot["w"].half()} for snapshot in line(1.0)]
     state = baseline(steps)
@@ -61,7 +69,7 @@ def test_counters_and_types_come_from_the_trained_network(baseline):
 def test_matched_shrink_has_the_norm_of_one_and_the_direction_of_the_other():
     generator = torch.Generator().manual_seed(0)
     trained, predicted = ({"w": torch.randn(4, 3, generator=generator), "b": torch.zeros(2)} for _ in range(2))
-    shrunk, back = know.matched_shrink(trained, predicted), know.rescaled(predicted, trained)
+    shrunk, back = matched_shrink(trained, predicted), matched_shrink(predicted, trained)
     assert shrunk["w"].norm().item() == pytest.approx(predicted["w"].norm().item(), rel=1e-6)
     assert torch.allclose(shrunk["w"] / shrunk["w"].norm(), trained["w"] / trained["w"].norm())
     assert back["w"].norm().item() == pytest.approx(trained["w"].norm().item(), rel=1e-6)
@@ -77,7 +85,7 @@ def test_matched_learning_rates_turn_weights_equally_fast():
             torch.manual_seed(0)
             model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, affine=False, eps=1e-12))
             model.load_state_dict(state)
-            groups = know.matched_learning_rates(model, state, predicted_first, lr=0.01)
+            groups = matched_learning_rates(model, state, predicted_first, learning_rate=0.01)
             optimizer = torch.optim.Adam(groups, eps=0.0)
             for _ in range(5):
                 x = torch.randn(8, 3)
@@ -97,20 +105,20 @@ def test_matched_learning_rates_turn_weights_equally_fast():
 
 def test_shrink_and_perturb_leaves_vectors_alone():
     trained, fresh = {"w": torch.ones(2, 2), "b": torch.ones(2)}, {"w": torch.ones(2, 2), "b": torch.zeros(2)}
-    state = know.shrink_and_perturb(trained, fresh, shrink=0.5, perturb=0.25)
+    state = shrink_and_perturb(trained, fresh, shrink=0.5, perturb=0.25)
     assert state["w"].unique().item() == 0.75
     assert state["b"].unique().item() == 1.0
 
 
 def test_bad_requests_are_refused():
     with pytest.raises(ShapeError):
-        know.logfit(line(1.0), SIZES[1:])
+        log_linear_extrapolation(line(1.0), SIZES[1:])
     with pytest.raises(HyperparameterError):
-        know.ema(line(1.0), decay=1.0)
+        moving_average(line(1.0), decay=1.0)
     with pytest.raises(ShapeError, match="different tensors"):
-        know.matched_shrink({"a": torch.ones(1)}, {"b": torch.ones(1)})
+        matched_shrink({"a": torch.ones(1)}, {"b": torch.ones(1)})
     with pytest.raises(LayerNotFoundError):
-        know.matched_learning_rates(nn.Linear(1, 1), {}, {}, lr=0.1)
+        matched_learning_rates(nn.Linear(1, 1), {}, {}, learning_rate=0.1)
 
 
 class TestBatchNorm:
@@ -124,7 +132,7 @@ class TestBatchNorm:
         return [torch.randn(50, 2, generator=generator) for _ in range(4)]
 
     def test_statistics_are_those_of_the_data(self, model, batches):
-        assert know.recalibrate_batchnorm(model, batches) == 1
+        assert recalibrate_batchnorm(model, batches) == 1
         outputs = torch.stack([model[0](batch) for batch in batches])
         assert torch.allclose(model[1].running_mean, outputs.mean((0, 1)), atol=1e-6)
         assert torch.allclose(model[1].running_var, outputs.var(1).mean(0), atol=1e-6)
@@ -132,18 +140,18 @@ class TestBatchNorm:
         assert not any(module.training for module in model.modules())
 
     def test_without_reset_statistics_move_by_the_momentum(self, model, batches):
-        know.recalibrate_batchnorm(model, batches[:1], reset=False)
+        recalibrate_batchnorm(model, batches[:1], reset=False)
         assert torch.allclose(model[1].running_mean, 0.1 * model[0](batches[0]).mean(0), atol=1e-6)
 
     def test_affine_parameters_stay_and_can_be_reset(self, model, batches):
         nn.init.constant_(model[1].weight, 3.0)
-        know.recalibrate_batchnorm(model, batches)
+        recalibrate_batchnorm(model, batches)
         assert model[1].weight.unique().item() == 3.0
-        know.reset_batchnorm(model)
+        reset_batchnorm(model)
         assert (model[1].weight.unique().item(), model[1].running_var.unique().item()) == (1.0, 1.0)
 
     def test_bad_requests_are_refused(self, model):
         with pytest.raises(CalibrationError):
-            know.recalibrate_batchnorm(model, [])
+            recalibrate_batchnorm(model, [])
         with pytest.raises(UnsupportedModelError):
-            know.recalibrate_batchnorm(nn.Linear(1, 1), [torch.zeros(1)])
+            recalibrate_batchnorm(nn.Linear(1, 1), [torch.zeros(1)])
