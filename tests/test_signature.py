@@ -11,13 +11,14 @@ import torch
 import yaml
 from torch import nn
 
+from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 from weightsmith.signature import REQUIRED, Field, YamlLoader, read
 
 
 def method(
     model: nn.Module,
-    calibration: Sequence[object],
+    calibration: Batches,
     *,
     sparsity: float | Literal["2:4", "4:8"] = 0.5,
     stop: Literal["improve", "reference"] = "improve",
@@ -59,7 +60,11 @@ def method(
 
 def test_roles_and_fields():
     signature = read(method)
-    assert signature.roles == {"model": True, "calibration": True, "generator": False}
+    roles = {role.name: (role.kind, role.required) for role in signature.roles.values()}
+    assert roles == {
+        "model": ("network", True), "calibration": ("batches", True), "generator": ("generator", False)
+    }  # fmt: skip
+    assert signature.usage == "MODEL OUT"
     assert list(signature.fields) == ["sparsity", "stop", "include", "steps", "bias", "limit", "folder"]
     assert signature.fields["steps"].default is REQUIRED
     assert signature.summary == "Do something to a model in two lines."

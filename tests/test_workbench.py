@@ -12,26 +12,30 @@ from torch import nn
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, folder, load_tokenizer, text
-from weightsmith.signature import read
+from weightsmith.signature import Role, read
 from weightsmith.workbench import Data, Workbench
 
 
 def bench(file=None, samples=16) -> Workbench:
     source = {"file": None if file is None else str(file), "samples": samples}
-    return Workbench(OpenedModel(nn.Linear(3, 2), None, None), Data(calibration=source, training=source))
+    return Workbench(OpenedModel(nn.Linear(3, 2)), Data(sources={"calibration": source, "training": source}))
+
+
+CALIBRATION = Role("calibration", "batches", True, "")
+TRAINING = Role("training", "samples", True, "")
 
 
 def test_one_tensor_is_the_only_argument(tmp_path):
     x = torch.arange(60.0).reshape(20, 3)
     save_file({"x": x}, tmp_path / "x.safetensors")
-    batches = bench(tmp_path / "x.safetensors", samples=18).batches()
+    batches = bench(tmp_path / "x.safetensors", samples=18).read(CALIBRATION)
     assert [len(batch) for batch in batches] == [8, 8, 2]
     assert torch.equal(torch.cat(list(batches)), x[:18])
 
 
 def test_several_tensors_are_keyword_arguments(tmp_path):
     save_file({"a": torch.zeros(9, 1), "b": torch.ones(9, 2)}, tmp_path / "x.safetensors")
-    batches = bench(tmp_path / "x.safetensors", samples=99).batches()
+    batches = bench(tmp_path / "x.safetensors", samples=99).read(CALIBRATION)
     assert [{name: tuple(part.shape) for name, part in batch.items()} for batch in batches] == [
         {"a": (8, 1), "b": (8, 2)},
         {"a": (1, 1), "b": (1, 2)},
@@ -41,16 +45,16 @@ def test_several_tensors_are_keyword_arguments(tmp_path):
 @pytest.mark.parametrize("tensors", [{"a": torch.zeros(2), "b": torch.zeros(3)}, {"a": torch.zeros(0, 3)}])
 def test_rows_that_do_not_pair_are_refused(tmp_path, tensors):
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(CalibrationError, match="expected one row a sample in each"):
-        bench(tmp_path / "x.safetensors").batches()
+    with pytest.raises(CalibrationError, match="expected one row per sample in each"):
+        bench(tmp_path / "x.safetensors").read(CALIBRATION)
 
 
 def test_a_damaged_file_and_a_model_without_tokenizer_are_told(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"damaged")
     with pytest.raises(CalibrationError, match="cannot read the samples in"):
-        bench(tmp_path / "x.safetensors").batches()
+        bench(tmp_path / "x.safetensors").read(CALIBRATION)
     with pytest.raises(CalibrationError, match="no tokenizer"):
-        bench().batches()
+        bench().read(CALIBRATION)
 
 
 def test_each_state_is_measured_once(monkeypatch):
@@ -87,18 +91,20 @@ def test_a_language_model_is_calibrated_and_measured_on_text(tmp_path):
     (tmp_path / "evaluate.txt").write_text("wxyz" * 100)
     model = Uniform.from_pretrained(torch.zeros(256, 256))
     data = Data(
-        calibration={"file": f"{tmp_path}/calibrate.txt", "samples": 3, "length": 8},
-        training={"file": "embedded:source", "samples": 5, "length": 9},
+        sources={
+            "calibration": {"file": f"{tmp_path}/calibrate.txt", "samples": 3, "length": 8},
+            "training": {"file": "embedded:source", "samples": 5, "length": 9},
+        },
         evaluation={"file": f"{tmp_path}/evaluate.txt", "control": "embedded:evaluation", "tokens": 64},
     )
     ours = Workbench(OpenedModel(model, Bytes(), None), data, seed=1)
-    (batch,) = ours.batches()
+    (batch,) = ours.read(CALIBRATION)
     assert batch["input_ids"].shape == (3, 8)
     assert set(batch["input_ids"].flatten().tolist()) == set(b"abcd")
-    assert torch.equal(batch["input_ids"], ours.batches()[0]["input_ids"])
+    assert torch.equal(batch["input_ids"], ours.read(CALIBRATION)[0]["input_ids"])
     assert ours.measure()["perplexity"] == pytest.approx(256, rel=1e-4)
     assert ours.measure()["control_perplexity"] == pytest.approx(256, rel=1e-4)
-    samples = ours.samples()
+    samples = ours.read(TRAINING)
     assert len(samples) == 5
     assert all(torch.equal(sample["input_ids"], sample["labels"]) for sample in samples)
     assert bytes(samples[0]["labels"].tolist()) in text("source").encode()
@@ -108,25 +114,25 @@ def test_labelled_text_trains_a_classifier(tmp_path):
     (tmp_path / "mail.csv").write_text('text,label\n"win, now",1\nsee you at noon,0\n', "utf-8")
     opened = OpenedModel(nn.Linear(1, 1), load_tokenizer(folder("minilm")), None)
     source = {"file": str(tmp_path / "mail.csv"), "length": 12}
-    samples = Workbench(opened, Data(training=source)).samples()
+    samples = Workbench(opened, Data(sources={"training": source})).read(TRAINING)
     assert [int(sample["labels"]) for sample in samples] == [1, 0]
     assert {name: tuple(part.shape) for name, part in samples[0].items() if name != "labels"} == {
-        "input_ids": (12,), "token_type_ids": (12,), "attention_mask": (12,)
+        "input_ids": (6,), "token_type_ids": (6,), "attention_mask": (6,)
     }  # fmt: skip
     (tmp_path / "mail.csv").write_text("text,label\nhello,spam\n", "utf-8")
     with pytest.raises(CalibrationError, match=r"labels of .*mail.csv: found \['spam'\], expected class indices"):
-        Workbench(opened, Data(training=source)).samples()
+        Workbench(opened, Data(sources={"training": source})).read(TRAINING)
     (tmp_path / "mail.csv").write_text("words\nhello\n", "utf-8")
-    with pytest.raises(CalibrationError, match=r"expected rows with columns text and label"):
-        Workbench(opened, Data(training=source)).samples()
+    with pytest.raises(CalibrationError, match="columns of .*mail.csv.*words.*expected messages; prompt"):
+        Workbench(opened, Data(sources={"training": source})).read(TRAINING)
     with pytest.raises(CalibrationError, match=r"no embedded text 'poems': expected one of"):
-        Workbench(opened, Data(training={"file": "embedded:poems"})).samples()
+        Workbench(opened, Data(sources={"training": {"file": "embedded:poems"}})).read(TRAINING)
 
 
 def test_training_rows_of_tensors(tmp_path):
     save_file({"x": torch.arange(6.0).reshape(3, 2), "labels": torch.tensor([0, 1, 1])}, tmp_path / "x.safetensors")
-    samples = bench(tmp_path / "x.safetensors", samples=2).samples()
-    assert [(sample["x"].tolist(), int(sample["labels"])) for sample in samples] == [([0.0, 1.0], 0), ([2.0, 3.0], 1)]
+    samples = bench(tmp_path / "x.safetensors", samples=2).read(TRAINING)
+    assert [(x.tolist(), int(label)) for x, label in samples] == [([0.0, 1.0], 0), ([2.0, 3.0], 1)]
 
 
 def test_a_teacher_is_opened_by_name():

@@ -5,13 +5,27 @@
     model: embedded:smollm2
     out: smollm2-half
     seed: 0
-    calibration: {samples: 16, length: 256}
+    data:
+      calibration: {samples: 16, length: 256}
     steps:
       - wanda: {sparsity: 0.5}
       - wina: {sparsity: 0.25}
 
-Every step is a command of the catalog with its hyper-parameters. With ``compare`` in place of ``steps`` (or after
-them) several alternatives start from the same model, and the report sets them side by side:
+Every step is a command of the catalog with its hyper-parameters, and whatever else its signature asks for: the data of
+a parameter (a file, or the fields of :class:`~weightsmith.signature.Source`) stand in the step or, for all steps, under
+``data``; another network is named as the model is. A method on files makes the model of the steps after it, and
+``$model`` stands for the model before it:
+
+.. code-block:: yaml
+
+    out: merged
+    steps:
+      - wise-ft: {checkpoints: [base, tuned], alpha: 0.4}
+      - pld: {teacher: tuned, training: mails.jsonl}
+      - wise-ft: {checkpoints: [base, $model]}
+
+With ``compare`` in place of ``steps`` (or after them) several alternatives start from the same model, and the report
+sets them side by side:
 
 .. code-block:: yaml
 
@@ -41,13 +55,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weightsmith import catalog
 from weightsmith.core.errors import HyperparameterError, RecipeError
-from weightsmith.core.io import atomic_output, check_output, load_state_dict, save_model
+from weightsmith.core.io import atomic_output, check_output, load_state_dict
 from weightsmith.core.progress import track
 from weightsmith.core.report import write_report
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, open_model
-from weightsmith.signature import Signature, YamlLoader, read
-from weightsmith.workbench import Data, Evaluation, Source, Training, Workbench, to_device
+from weightsmith.signature import Signature, Source, YamlLoader, read
+from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, to_device
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
@@ -56,14 +70,14 @@ RECORD, FINISHED = "weightsmith.json", "finished.json"
 
 @dataclass(frozen=True)
 class Step:
-    """One step: a command of the catalog and its validated hyper-parameters."""
+    """One step: a command of the catalog and its validated values."""
 
     command: str
-    hyper: Mapping[str, Any]
+    values: Mapping[str, Any]
     signature: Signature
 
     def __str__(self) -> str:
-        return f"{self.command}({', '.join(f'{name}={value!r}' for name, value in self.hyper.items())})"
+        return f"{self.command}({', '.join(f'{name}={_shown(value)}' for name, value in self.values.items())})"
 
 
 class Recipe(BaseModel):
@@ -71,8 +85,8 @@ class Recipe(BaseModel):
 
     Attributes
     ----------
-    model : str
-        ``embedded:NAME``, a folder or a hub id.
+    model : str or None
+        ``embedded:NAME``, a folder or a hub id. None if the first step makes the model.
     out : Path
         The folder to write.
     steps : list of Step
@@ -82,8 +96,10 @@ class Recipe(BaseModel):
         in ``out``. There is at least one step or alternative.
     seed : int
         Seed of everything random.
-    calibration, training, evaluation
-        Data for the methods and for the measures, see :mod:`weightsmith.workbench`.
+    data : dict of str to Source
+        Data of the methods, by the name of their parameter.
+    evaluation : Evaluation
+        Data of the measures.
     device : str
         Where the model works: ``cpu``, ``cuda``, ``cuda:1``.
     compressed : bool
@@ -94,27 +110,25 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
 
-    model: str
+    model: str | None = None
     out: Path
     steps: list[Step] = []
     compare: dict[str, list[Step]] = {}
     seed: int = 0
-    calibration: Source = Source()
-    training: Training = Training()
+    data: dict[str, Source] = {}
     evaluation: Evaluation = Evaluation()
     device: str = "cpu"
     compressed: bool = False
     report: Path | None = None
 
-    @property
-    def data(self) -> Data:
-        """The data as the workbench takes them."""
-        return Data(calibration=self.calibration, training=self.training, evaluation=self.evaluation)
-
     def fingerprint(self, steps: Sequence[Step]) -> str:
         """Return a digest of everything that the model after these steps depends on."""
-        parts = [self.model, self.seed, self.data.model_dump(), [(s.command, dict(s.hyper)) for s in steps]]
+        parts = [self.model, self.seed, self.data, self.evaluation, [(s.command, dict(s.values)) for s in steps]]
         return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
+
+    def bench(self, opened: OpenedModel | None) -> Workbench:
+        """Return a workbench with a model and the recipe's data."""
+        return Workbench(opened, Data(sources=self.data, evaluation=self.evaluation), self.seed, self.device)
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -125,8 +139,8 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     path : path-like
         The YAML file.
     settings : sequence of str
-        ``key=value`` that replace what the file says: ``out=there``, ``calibration.samples=8``, or a step's field as
-        ``wanda.sparsity=0.6`` (``steps.2.wanda.sparsity`` where a command occurs twice; the first step is 1).
+        ``key=value`` that replace what the file says: ``out=there``, ``data.calibration.samples=8``, or a step's
+        field as ``wanda.sparsity=0.6`` (``steps.2.wanda.sparsity`` where a command occurs twice; the first step is 1).
 
     Returns
     -------
@@ -149,18 +163,20 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     for setting in settings:
         _apply_setting(raw, setting)
     _check_names(raw, Recipe, "recipe")
-    for part, cls in (("calibration", Source), ("training", Training), ("evaluation", Evaluation)):
-        if isinstance(raw.get(part), dict):
-            _check_names(raw[part], cls, part)
+    _check_parts(raw)
+    data = raw.get("data") or {}
     compare = raw.get("compare") or {}
     if not isinstance(compare, dict) or not all(_is_name(name) for name in compare):
         raise RecipeError("compare", found=compare, expected="a mapping from a name to a list of steps")
     parsed: dict[str, Any] = {
-        "steps": _steps(raw.get("steps"), "steps", "step ") if "steps" in raw or not compare else [],
-        "compare": {name: _steps(steps, f"compare.{name}", f"{name}, step ") for name, steps in compare.items()},
+        "steps": _steps(raw.get("steps"), "steps", "step ", data) if "steps" in raw or not compare else [],
+        "compare": {name: _steps(steps, f"compare.{name}", f"{name}, step ", data) for name, steps in compare.items()},
     }
+    _check_data(data, parsed)
+    _check_model(raw, parsed)
     try:
-        return Recipe.model_validate({**raw, **parsed})
+        sources = {name: {"file": source} if isinstance(source, str) else source for name, source in data.items()}
+        return Recipe.model_validate({**raw, **parsed, "data": sources})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -215,11 +231,11 @@ def _run_steps(recipe: Recipe, work: Path) -> tuple[Workbench, list[Result]]:
     weights alone are not all that it did.
     """
     results = _finished(recipe, work, recipe.steps)
-    opened = to_device(_kept(recipe, work) if results else open_model(recipe.model), recipe.device)
-    bench = Workbench(opened, recipe.data, recipe.seed)
+    opened = _kept(recipe, work) if results else None if recipe.model is None else open_model(recipe.model)
+    bench = recipe.bench(None if opened is None else to_device(opened, recipe.device))
     for number in track(range(len(results) + 1, len(recipe.steps) + 1), "recipe"):
         step = recipe.steps[number - 1]
-        results.append(bench.apply(step.signature, step.hyper))
+        results.append(bench.apply(step.signature, step.values))
         results[-1].title = f"{number}. {step.command}"
         if (number < len(recipe.steps) or recipe.compare) and not _files(results):
             _keep(recipe, bench, work, results, recipe.steps[:number])
@@ -234,7 +250,7 @@ def _run_arm(recipe: Recipe, name: str, start: Workbench, work: Path) -> list[Re
         return results
     bench = start.copy()
     for number, step in enumerate(steps, 1):
-        results.append(bench.apply(step.signature, step.hyper))
+        results.append(bench.apply(step.signature, step.values))
         results[-1].title = name if len(steps) == 1 else f"{name}: {number}. {step.command}"
     _save(recipe, bench, work, results, {FINISHED: _note(recipe, results, whole)})
     return results
@@ -248,9 +264,8 @@ def _save(recipe: Recipe, bench: Workbench, out: Path, results: list[Result], mo
 
 def _keep(recipe: Recipe, bench: Workbench, work: Path, results: list[Result], steps: Sequence[Step]) -> None:
     """Save the model after a step, in place of the one after the step before."""
-    opened, note = bench.opened, {FINISHED: _note(recipe, results, steps)}
     work.parent.mkdir(exist_ok=True)
-    save_model(opened.model, work, like=opened.folder, tokenizer=opened.tokenizer, files=note, overwrite=True)
+    bench.save(work, {FINISHED: _note(recipe, results, steps)}, overwrite=True)
 
 
 def _finished(recipe: Recipe, work: Path, steps: Sequence[Step]) -> list[Result]:
@@ -263,7 +278,7 @@ def _finished(recipe: Recipe, work: Path, steps: Sequence[Step]) -> list[Result]
 
 
 def _kept(recipe: Recipe, work: Path) -> OpenedModel:
-    if (work / "config.json").is_file():
+    if (work / "config.json").is_file() or recipe.model is None:
         return open_model(work)
     opened = open_model(recipe.model)
     opened.model.load_state_dict(load_state_dict(work))
@@ -283,10 +298,10 @@ def _as_json(results: Sequence[Result]) -> str:
     return json.dumps([json.loads(result.to_json()) for result in results], indent=2) + "\n"
 
 
-def _steps(raw: Any, where: str, each: str) -> list[Step]:
+def _steps(raw: Any, where: str, each: str, data: Mapping[str, Any]) -> list[Step]:
     if not isinstance(raw, list) or not raw:
         raise RecipeError(where, found=raw, expected="a list of methods, such as `- wanda: {sparsity: 0.5}`")
-    return [_step(step, f"{each}{number}") for number, step in enumerate(raw, 1)]
+    return [_step(step, f"{each}{number}", data) for number, step in enumerate(raw, 1)]
 
 
 def _is_name(name: Any) -> bool:
@@ -294,7 +309,7 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"\w[\w. -]*", name))
 
 
-def _step(raw: Any, where: str) -> Step:
+def _step(raw: Any, where: str, data: Mapping[str, Any]) -> Step:
     if isinstance(raw, str):
         raw = {raw: {}}
     if not isinstance(raw, dict) or len(raw) != 1:
@@ -308,15 +323,60 @@ def _step(raw: Any, where: str) -> Step:
             do=f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(rows))}.",
         )
     signature = read(catalog.load(rows[name].commands[name].entry))
-    needs = [role for role, required in signature.roles.items() if required]
-    if signature.measures or "model" not in needs or set(needs) - {"model", "calibration", "training"}:
-        raise RecipeError(f"{where}: {name!r} does not change a model in place, so it cannot be a step", found=needs)
+    if signature.model is None and [role.kind for role in signature.paths][-1:] != ["path"]:
+        raise RecipeError(f"{where}: {name!r} makes no model, so it cannot be a step")
     if values is not None and not isinstance(values, dict):
         raise RecipeError(f"{where} ({name})", found=values, expected="a mapping of fields")
     try:
-        return Step(name, signature.check(values or {}, f"{where} ({name})"), signature)
+        return Step(name, signature.check(values or {}, f"{where} ({name})", data), signature)
     except HyperparameterError as error:
         raise RecipeError(str(error)) from error
+
+
+def _shown(value: Any) -> str:
+    """A value as the recipe spells it."""
+    if isinstance(value, Source):
+        return repr(value.model_dump(exclude_unset=True))
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return repr(str(value)) if isinstance(value, Path) else repr(value)
+
+
+def _check_parts(raw: Mapping[str, Any]) -> None:
+    if isinstance(raw.get("evaluation"), dict):
+        _check_names(raw["evaluation"], Evaluation, "evaluation")
+    if not isinstance(raw.get("data") or {}, dict):
+        raise RecipeError("data", found=raw["data"], expected="a mapping from a parameter to file, samples and length")
+    for name, source in (raw.get("data") or {}).items():
+        if isinstance(source, dict):
+            _check_names(source, Source, f"data.{name}")
+
+
+def _check_data(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> None:
+    """Refuse data that no step reads."""
+    every = [*parsed["steps"], *(step for steps in parsed["compare"].values() for step in steps)]
+    read_by = {role.name for step in every for role in step.signature.data}
+    for name in data:
+        if name not in read_by:
+            near = difflib.get_close_matches(str(name), read_by, n=1)
+            raise RecipeError(
+                f"data: no step reads {name!r}",
+                do=f"Did you mean {near[0]!r}?" if near else f"The steps read {', '.join(sorted(read_by)) or 'none'}.",
+            )
+
+
+def _check_model(raw: Mapping[str, Any], parsed: Mapping[str, Any]) -> None:
+    """Refuse a recipe whose first steps need a model that is not there."""
+    if raw.get("model") is not None:
+        return
+    for first in [parsed["steps"][:1]] if parsed["steps"] else [steps[:1] for steps in parsed["compare"].values()]:
+        if first[0].signature.model is not None or CURRENT in map(str, _files_read(first[0])):
+            raise RecipeError("model is missing", do=f"Name the model that {first[0].command!r} starts from.")
+
+
+def _files_read(step: Step) -> list[Path]:
+    values = [step.values[role.name] for role in step.signature.paths[:-1]]
+    return [path for value in values for path in (value if isinstance(value, list) else [value])]
 
 
 def _check_names(raw: Mapping[str, Any], cls: type[BaseModel], where: str) -> None:

@@ -1,23 +1,19 @@
-"""Read a method's typed signature and docstring as a set of fields: the command line and the recipe are made of them.
+"""Read a method's typed signature and docstring: the command line, recipes and the docs are made of them.
 
-A method says everything once, in its own signature. Some parameters have a fixed meaning by name:
+A method says everything once, in its own signature, and what a parameter is follows from its type, never its name:
 
-===============  ====================================================================================
-``model``        the network to change, in place
-``calibration``  batches of inputs
-``training``     samples to train on
-``in_domain``    held-out samples like those a network was tuned on
-``shifted``      held-out samples that drifted from them
-``checkpoints``  paths of saved weights to read
-``out``          path to write
-``generator``    source of randomness; from outside it is a seed
-``teacher``,     another network; from outside it is named as the model is
-``other``,
-``tuned``
-===============  ====================================================================================
+=============================  =====================================================================================
+``nn.Module``                  a network to open. The first one is the model that the method changes in place
+``nn.Module | str``            a network that is only measured, or the name of a checkpoint to read it from
+``Batches``                    inputs to run the model on
+``Samples``                    a data set to train on or to measure
+``Path``, ``Sequence[Path]``   required and before the ``*``: files or folders; the last one is written, others are read
+``torch.Generator``            source of randomness; from outside it is a seed
+``**options``                  ``Unpack[...]`` of a ``TypedDict``: options described there, such as those of training
+=============================  =====================================================================================
 
-The rest are hyper-parameters, and each that can be written as text (numbers, words, choices, lists of these) becomes
-a :class:`Field`.
+Everything else is a hyper-parameter, and each that can be written as text (numbers, words, choices, lists of these)
+becomes a :class:`Field`. A method with two data sets and two networks needs nothing but its signature.
 """
 
 from __future__ import annotations
@@ -27,17 +23,21 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Unpack, get_args, get_origin
 
+import torch
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field as PydanticField, TypeAdapter, ValidationError
+from torch import nn
 
+from weightsmith.catalog import plain
+from weightsmith.core.data import Batches, Samples
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
-__all__ = ["MODEL_FIELDS", "REQUIRED", "SAMPLES", "Field", "Signature", "YamlLoader", "read"]
+__all__ = ["REQUIRED", "Field", "Kind", "Role", "Signature", "Source", "YamlLoader", "read"]
 
 
 class Required:
@@ -50,10 +50,9 @@ class Required:
 REQUIRED = Required()
 """Default of a field that has none."""
 
-SAMPLES = ("training", "in_domain", "shifted")
-ROLES = ("model", "calibration", *SAMPLES, "checkpoints", "out", "generator")
-MODEL_FIELDS = ("teacher", "other", "tuned")
-"""Fields written as a folder, a hub id or ``embedded:NAME``, and opened when the method is called."""
+Kind = Literal["network", "measured", "batches", "samples", "path", "paths", "generator"]
+"""What a parameter is, as its type says."""
+
 ATOMS = (int, float, bool, str, Path, type(None))
 
 
@@ -92,12 +91,15 @@ class Field:
         Its default, or :data:`REQUIRED`.
     help : str
         Its description in the docstring.
+    group : str
+        The options it comes with: ``"Training"`` for those of ``FitOptions``, empty for the method's own.
     """
 
     name: str
     annotation: Any
     default: Any
     help: str
+    group: str = ""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -142,7 +144,7 @@ class Field:
         0.6
         """
         try:
-            return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            return TypeAdapter(self.annotation).validate_python(value)
         except ValidationError as error:
             raise HyperparameterError(self.name, found=repr(value), expected=self.expects) from error
 
@@ -160,6 +162,49 @@ class Field:
             return self.validate(text)
 
 
+class Source(BaseModel):
+    """Data that a method reads.
+
+    Attributes
+    ----------
+    file : str or None
+        A file, a folder of images or a hub id (see :class:`~weightsmith.core.data.Reader`), or ``embedded:NAME`` (see
+        :func:`weightsmith.embedded.text`). None takes embedded text.
+    samples : int or None
+        Number of samples; by default 16 to run a model on, 128 to train it on.
+    length : int
+        Tokens per sample.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str | None = None
+    samples: int | None = PydanticField(default=None, ge=1)
+    length: int = PydanticField(default=256, ge=1)
+
+
+@dataclass(frozen=True)
+class Role:
+    """A parameter that stands for something outside: a network, data, a file, a seed.
+
+    Attributes
+    ----------
+    name : str
+        As in the signature.
+    kind : Kind
+        What it is.
+    required : bool
+        Whether it has no default.
+    help : str
+        Its description in the docstring.
+    """
+
+    name: str
+    kind: Kind
+    required: bool
+    help: str
+
+
 @dataclass(frozen=True)
 class Signature:
     """A method as its caller sees it.
@@ -172,50 +217,100 @@ class Signature:
         First line of its docstring.
     description : str
         The docstring up to its first section, without markup, each paragraph on one line.
-    roles : mapping of str to bool
-        The parameters with a fixed meaning, in order, and whether each is required.
+    roles : mapping of str to Role
+        The parameters that stand for something outside, in order.
     fields : mapping of str to Field
         The hyper-parameters.
-    measures : bool
-        Whether it only looks at ``model``, which may be the path of a checkpoint.
     """
 
     function: Callable[..., Any]
     summary: str
     description: str
-    roles: Mapping[str, bool]
+    roles: Mapping[str, Role]
     fields: Mapping[str, Field]
-    measures: bool = False
 
-    def check(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Return ``values`` validated against the fields.
+    @property
+    def model(self) -> Role | None:
+        """The network that the method changes or measures; None for a method on files."""
+        return next((role for role in self.roles.values() if role.kind in ("network", "measured")), None)
+
+    @property
+    def measures(self) -> bool:
+        """Whether it only looks at the model, which may be the path of a checkpoint."""
+        return self.model is not None and self.model.kind == "measured"
+
+    @property
+    def networks(self) -> list[Role]:
+        """The other networks."""
+        return [role for role in self.roles.values() if role.kind == "network" and role is not self.model]
+
+    @property
+    def data(self) -> list[Role]:
+        """The batches and data sets."""
+        return [role for role in self.roles.values() if role.kind in ("batches", "samples")]
+
+    @property
+    def paths(self) -> list[Role]:
+        """The files and folders, in order; a method that writes one has it last."""
+        return [role for role in self.roles.values() if role.kind in ("path", "paths")]
+
+    @property
+    def generator(self) -> Role | None:
+        """The source of randomness."""
+        return next((role for role in self.roles.values() if role.kind == "generator"), None)
+
+    @property
+    def usage(self) -> str:
+        """The arguments of its command.
+
+        Examples
+        --------
+        >>> def mix(checkpoints: Sequence[Path], out: Path) -> None: ...
+        >>> read(mix).usage
+        'CHECKPOINTS... OUT'
+        """
+        if self.model is not None:
+            return "MODEL" if self.measures else "MODEL OUT"
+        return " ".join(role.name.upper() + ("..." if role.kind == "paths" else "") for role in self.paths)
+
+    def check(self, values: Mapping[str, Any], where: str, data: Collection[str] = ()) -> dict[str, Any]:
+        """Return ``values`` validated against the fields and roles.
 
         Parameters
         ----------
         values : mapping of str to object
-            Names and values, as a user wrote them.
+            Names and values, as a user wrote them: hyper-parameters, and what stands for other networks (a name as
+            for a model), data (a file, or the fields of :class:`Source`) and files.
         where : str
             What the error message starts with.
+        data : collection of str
+            Data parameters that are given elsewhere.
 
         Raises
         ------
         HyperparameterError
             If a name is unknown (the nearest is named), a value has the wrong type, or a required one is missing.
         """
+        known = {**self.fields, **{role.name: _as_field(role) for role in self._from_outside()}}
         for name in values:
-            if name not in self.fields:
-                near = difflib.get_close_matches(name, self.fields, n=1)
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
                 raise HyperparameterError(
                     f"{where}: unknown field {name!r}",
-                    do=f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(self.fields) or 'none'}.",
+                    do=f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known) or 'none'}.",
                 )
-        for field in self.fields.values():
-            if field.default is REQUIRED and field.name not in values:
+        defaulted = self.data[0].name if len(self.data) == 1 else None  # one data set may be the embedded text
+        for field in known.values():
+            if field.default is REQUIRED and field.name not in (*values, *data, defaulted):
                 raise HyperparameterError(f"{where}: {field.name!r} is missing", expected=field.expects)
         try:
-            return {name: self.fields[name].validate(value) for name, value in values.items()}
+            return {name: known[name].validate(value) for name, value in values.items()}
         except HyperparameterError as error:
             raise HyperparameterError(f"{where}: {error}") from error.__cause__
+
+    def _from_outside(self) -> list[Role]:
+        """The roles that a caller fills by name: not the model itself, the file to write, the seed."""
+        return [*self.networks, *self.data, *(self.paths[:-1] if self.model is None else ())]
 
 
 def read(function: Callable[..., Any]) -> Signature:
@@ -224,34 +319,36 @@ def read(function: Callable[..., Any]) -> Signature:
     Raises
     ------
     WeightsmithError
-        If a required parameter can be neither written as text nor has a fixed meaning.
+        If a required parameter can neither be written as text nor has a type with a meaning of its own.
 
     Examples
     --------
-    >>> def halve(model: object, *, rate: float = 0.5):
+    >>> def halve(model: nn.Module, *, rate: float = 0.5):
     ...     '''Halve the weights.
     ...
     ...     Parameters
     ...     ----------
-    ...     model : object
+    ...     model : nn.Module
     ...         The network.
     ...     rate : float, default: 0.5
     ...         How much is left, between 0 and 1.
     ...     '''
     >>> signature = read(halve)
-    >>> signature.summary, signature.roles, signature.fields["rate"].help
-    ('Halve the weights.', {'model': True}, 'How much is left, between 0 and 1.')
+    >>> signature.summary, signature.model.name, signature.fields["rate"].help
+    ('Halve the weights.', 'model', 'How much is left, between 0 and 1.')
     """
     doc = inspect.getdoc(function) or ""
     hints, helps = typing.get_type_hints(function), _parameter_helps(doc)
-    roles, fields = {}, {}
+    roles: dict[str, Role] = {}
+    fields: dict[str, Field] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         annotation = hints.get(name, Any)
         default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
-        if name in ROLES:
-            roles[name] = default is REQUIRED
-        elif name in MODEL_FIELDS:
-            fields[name] = Field(name, str, default, helps.get(name, ""))
+        kind = _kind(annotation, default is REQUIRED and parameter.kind is not parameter.KEYWORD_ONLY)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            fields |= _options(annotation, getattr(function, "fit_defaults", {}))
+        elif kind is not None:
+            roles[name] = Role(name, kind, default is REQUIRED, helps.get(name, ""))
         elif _is_text(annotation):
             fields[name] = Field(name, annotation, default, helps.get(name, ""))
         elif default is REQUIRED:
@@ -261,9 +358,43 @@ def read(function: Callable[..., Any]) -> Signature:
                 do="Give it a default, or call the function from Python.",
             )
     text = re.split(r"\n\w[\w ]*\n-{3,}\n", "\n" + doc, maxsplit=1)[0].strip()
-    paragraphs = [_plain(paragraph) for paragraph in text.split("\n\n")]
-    measures = str in get_args(hints.get("model"))
-    return Signature(function, paragraphs[0], "\n\n".join(paragraphs), roles, fields, measures)
+    paragraphs = [plain(paragraph) for paragraph in text.split("\n\n")]
+    return Signature(function, paragraphs[0], "\n\n".join(paragraphs), roles, fields)
+
+
+def _as_field(role: Role) -> Field:
+    types: dict[str, Any] = {"network": str, "path": Path, "paths": list[Path]}
+    annotation = types.get(role.kind, str | Source)
+    return Field(role.name, annotation, REQUIRED if role.required else None, role.help)
+
+
+def _kind(annotation: Any, positional: bool) -> Kind | None:
+    """What a parameter of this type is; None for a hyper-parameter."""
+    parts = _parts(annotation)
+    if nn.Module in parts:
+        return "measured" if str in parts else "network"
+    if annotation in (Batches, Batches | None):
+        return "batches"
+    if Samples in parts:
+        return "samples"
+    if torch.Generator in parts:
+        return "generator"
+    if positional and annotation is Path:
+        return "path"
+    return "paths" if positional and _is_sequence(annotation) and get_args(annotation) == (Path,) else None
+
+
+def _options(annotation: Any, defaults: Mapping[str, Any]) -> dict[str, Field]:
+    """The fields of ``**options: Unpack[...]``, with a method's own defaults."""
+    if get_origin(annotation) is not Unpack:
+        return {}
+    (table,) = get_args(annotation)
+    helps = _parameter_helps(inspect.getdoc(table) or "")
+    hints = typing.get_type_hints(table)
+    return {
+        name: Field(name, hint, defaults.get(name, REQUIRED), helps.get(name, ""), "Training")
+        for name, hint in hints.items()
+    }
 
 
 def _parameter_helps(doc: str) -> dict[str, str]:
@@ -274,18 +405,8 @@ def _parameter_helps(doc: str) -> dict[str, str]:
     helps = {}
     for names, text in re.findall(r"^(\S[^\n]*)((?:\n+[ ]+[^\n]*)*)", section[1], re.MULTILINE):
         for name in names.split(" : ")[0].split(","):
-            helps[name.strip(" *")] = _plain(text)
+            helps[name.strip(" *")] = plain(text)
     return helps
-
-
-def _plain(text: str) -> str:
-    """Docstring markup as words: no roles, no double backquotes, one line.
-
-    >>> _plain("See :func:`~torch.nn.Linear`  and ``x``.")
-    'See torch.nn.Linear and x.'
-    """
-    text = re.sub(r":[\w:]+:`~?([^`<]*?)(?:\s*<[^`]*>)?`", r"\1", " ".join(text.split()))
-    return text.replace("``", "").replace("`", "")
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
@@ -313,5 +434,7 @@ def _words(annotation: Any) -> list[str]:
         return [repr(choice) for choice in get_args(annotation)]
     if _is_sequence(annotation):
         return [f"list of {_words(get_args(annotation)[0])[0]}s"]
+    if annotation is Source:
+        return ["a mapping with file, samples, length"]
     names = {float: "number", int: "whole number", bool: "true/false", str: "text", Path: "path"}
     return [names.get(annotation, str(annotation))]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -13,96 +12,67 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import nn
 
-from weightsmith.core.data import Batches, Samples, read_text, token_ids, token_windows
+from weightsmith.core.data import Batches, Reader, Samples, batched, split_labels, token_ids
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import on_disk, save_model
 from weightsmith.core.metrics import measure, perplexity, sample_text
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
-from weightsmith.signature import MODEL_FIELDS, SAMPLES, Signature
+from weightsmith.signature import Role, Signature, Source
 from weightsmith.sparsify import save_compressed
 
-__all__ = ["Data", "Evaluation", "Source", "Training", "Workbench", "run_on_disk", "to_device"]
+__all__ = ["CURRENT", "Data", "Evaluation", "Workbench", "run_on_disk", "to_device"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
+DEFAULT_SAMPLES = {"batches": 16, "samples": 128}
+CURRENT = "$model"
+"""Among the checkpoints of a method on files: the model as it is now."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(_Part):
-    """Data that a method reads.
-
-    Attributes
-    ----------
-    file : str or None
-        A UTF-8 text for language models, or ``embedded:NAME`` (see :func:`weightsmith.embedded.text`); a ``.csv`` file
-        with columns ``text`` and ``label`` for text classifiers; or a ``.safetensors`` file whose tensors hold one
-        sample a row (a single tensor is the model's only argument, several are keyword arguments). None takes
-        embedded text.
-    samples : int
-        Number of samples.
-    length : int
-        Tokens a sample; text only.
-    """
-
-    file: str | None = None
-    samples: int = Field(default=16, ge=1)
-    length: int = Field(default=256, ge=1)
-
-
-class Training(Source):
-    """As :class:`Source`, with more samples."""
-
-    samples: int = Field(default=128, ge=1)
-
-
-class Evaluation(_Part):
+class Evaluation(BaseModel):
     """What the model is measured on before and after each method.
 
     Attributes
     ----------
     file : str or None
-        Text to measure perplexity on; None takes embedded text, of other topics than the calibration.
+        Text to measure perplexity on, or labeled data to measure a classifier's accuracy on. None takes embedded text,
+        of other topics than the calibration.
     control : str or None
         Another text, on which a fine-tuned model should not have become worse.
     tokens : int
-        Number of tokens of each to measure on.
+        Number of tokens of each text to measure on.
+    samples : int
+        Number of labeled samples to measure on.
     speed : bool
         Also measure how fast the model writes.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     file: str | None = None
     control: str | None = None
     tokens: int = Field(default=2048, ge=2)
+    samples: int = Field(default=512, ge=1)
     speed: bool = False
 
 
-class Data(_Part):
+class Data(BaseModel):
     """Where a method's data and the measures' come from.
 
     Attributes
     ----------
-    calibration : Source
-        What transforms look at.
-    training : Training
-        What methods that train read.
-    in_domain, shifted : Training
-        Held-out samples like those a network was tuned on, and drifted ones.
+    sources : dict of str to Source
+        By the name of the method's parameter.
     evaluation : Evaluation
         What the model is measured on.
     """
 
-    calibration: Source = Source()
-    training: Training = Training()
-    in_domain: Training = Training()
-    shifted: Training = Training()
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: dict[str, Source] = {}
     evaluation: Evaluation = Evaluation()
 
 
@@ -112,120 +82,127 @@ class Workbench:
 
     Attributes
     ----------
-    opened : OpenedModel
-        The model and its tokenizer.
+    opened : OpenedModel or None
+        The model and what belongs to it; None until a method on files has made one.
     data : Data
-        Calibration and evaluation data.
+        Data of the methods and of the measures.
     seed : int
         Seed of everything random.
 
     Examples
     --------
-    >>> bench = Workbench(OpenedModel(torch.nn.Linear(2, 2), None, None))
+    >>> bench = Workbench(OpenedModel(torch.nn.Linear(2, 2)))
     >>> bench.measure()["parameters"]
     6
     """
 
-    opened: OpenedModel
+    opened: OpenedModel | None
     data: Data = field(default_factory=Data)
     seed: int = 0
+    device: str = "cpu"
     _state: tuple[dict[str, float], str] | None = None
+    _folders: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
 
-    def apply(self, signature: Signature, hyper: Mapping[str, Any]) -> Result:
-        """Run a method on the model and record its measures and its own text before and after.
+    def apply(self, signature: Signature, values: Mapping[str, Any]) -> Result:
+        """Run a method and record the model's measures and its own text before and after.
 
         Parameters
         ----------
         signature : Signature
-            A method that takes ``model``, and perhaps ``calibration`` and ``generator``.
-        hyper : mapping of str to object
-            Its hyper-parameters, validated.
+            The method.
+        values : mapping of str to object
+            Its hyper-parameters, other networks, data and files, validated.
 
         Returns
         -------
         Result
             The method's own record with ``before``, ``after`` and ``samples`` filled in.
         """
-        before = self._state or self._look()
+        before = self._state or (({}, "") if self.opened is None else self._look())
         self._state = None
-        result = self.call(signature, hyper)
+        result = self.call(signature, values)
         self._state = self._look()
         result.before, result.after = before[0] | result.before, self._state[0] | result.after
         if self._state[1]:
-            result.samples = {"before": before[1], "after": self._state[1]}
+            result.samples = {"before": before[1], "after": self._state[1]} if before[1] else {"after": self._state[1]}
         return result
 
     def copy(self) -> Workbench:
         """Return a bench with a copy of the model; what has been measured of it need not be measured again."""
+        if self.opened is None:
+            return replace(self)
         self._state = self._state or self._look()
-        return replace(self, opened=replace(self.opened, model=deepcopy(self.opened.model)))
+        return replace(self, opened=replace(self.opened, model=deepcopy(self.model)))
 
-    def call(self, signature: Signature, hyper: Mapping[str, Any]) -> Result:
-        """Run a method on the model, unmeasured, with what its signature asks for."""
-        roles: dict[str, Any] = {"model": self.opened.model}
-        if "generator" in signature.roles:
-            roles["generator"] = torch.Generator().manual_seed(self.seed)
-        if "calibration" in signature.roles:
-            roles["calibration"] = self.batches()
-        for name in signature.roles.keys() & set(SAMPLES):
-            roles[name] = self.samples(name)
-        device = next((parameter.device for parameter in self.opened.model.parameters()), "cpu")
-        others = {name: open_model(hyper[name]).model.to(device) for name in MODEL_FIELDS if name in hyper}
-        result: Result = signature.function(**roles, **{**hyper, **others})
+    def call(self, signature: Signature, values: Mapping[str, Any]) -> Result:
+        """Run a method, unmeasured, with what its signature asks for."""
+        arguments = {name: value for name, value in values.items() if name in signature.fields}
+        if signature.generator is not None:
+            arguments[signature.generator.name] = torch.Generator().manual_seed(self.seed)
+        if signature.model is None:
+            result = self._call_on_files(signature, values, arguments)
+        else:
+            arguments[signature.model.name] = self.model
+            for role in signature.networks:
+                if role.name in values:
+                    arguments[role.name] = open_model(values[role.name]).model.to(self._model_device)
+            for role in signature.data:
+                if role.required or role.name in values or role.name in self.data.sources:
+                    arguments[role.name] = self.read(role, values, alone=len(signature.data) == 1)
+            result = signature.function(**arguments)
         result.seed = self.seed
         return result
 
-    def batches(self) -> Batches:
-        """Return the calibration batches.
+    def read(self, role: Role, values: Mapping[str, Any] | None = None, *, alone: bool = True) -> Batches | Samples:
+        """Read the data of one of a method's parameters.
+
+        Parameters
+        ----------
+        role : Role
+            The parameter.
+        values : mapping of str to object, optional
+            What was given to the method; what is not there is looked up in ``data``.
+        alone : bool, default: True
+            Whether the method reads no other data: then embedded text stands in for what was not given.
 
         Raises
         ------
         CalibrationError
-            If the file cannot be read, or the model reads no text and there is no file of tensors.
+            If nothing is given, or it cannot be read.
         """
-        source = self.data.calibration
-        if source.file is not None and source.file.endswith(".safetensors"):
-            columns = _columns(source.file, source.samples)
-            batches = [tensor.split(BATCH_SIZE) for tensor in columns.values()]
-            if len(batches) == 1 and "input_ids" not in columns:
-                return list(batches[0])
-            return [dict(zip(columns, parts, strict=True)) for parts in zip(*batches, strict=True)]
-        return self._windows(source, BATCH_SIZE)
-
-    def samples(self, role: str = "training") -> Samples:
-        """Return samples to train on or to measure; tokens without labels are their own.
-
-        Raises
-        ------
-        CalibrationError
-            As :meth:`batches`; or if the file of tensors has only one.
-        """
-        source: Training = getattr(self.data, role)
-        if source.file is not None and source.file.endswith(".safetensors"):
-            columns = _columns(source.file, source.samples)
-            if "input_ids" in columns:
-                columns.setdefault("labels", columns["input_ids"])
-        elif source.file is not None and source.file.endswith(".csv"):
-            columns = self._labelled(Path(source.file), source)
-        else:
-            (batch,) = self._windows(source, source.samples)
-            columns = {"input_ids": batch["input_ids"], "labels": batch["input_ids"]}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        given = (values or {}).get(role.name, self.data.sources.get(role.name, Source()))
+        source = Source(file=given) if isinstance(given, str) else given
+        if source.file is None and not alone:
+            raise CalibrationError(f"{role.name!r} is missing", expected="a file, a folder of images or a hub id")
+        reader = self._reader
+        file = source.file or "embedded:calibration"
+        count = source.samples or DEFAULT_SAMPLES[role.kind]
+        options: Any = {
+            "count": count,
+            "length": source.length,
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        text = file.startswith("embedded:")
+        if role.kind == "batches":
+            return reader.text_batches(open_text(file), **options) if text else reader.batches(file, **options)
+        return reader.text_samples(open_text(file), **options) if text else reader.samples(file, **options)
 
     def measure(self) -> dict[str, float]:
-        """Measure the model as it is now: its size, and perplexity and speed where it is a causal language model."""
+        """Measure the model: its size; perplexity and speed of a language model; accuracy of a classifier."""
         evaluation = self.data.evaluation
-        measures = measure(self.opened.model, ids=self._evaluation_ids(evaluation.file), speed=evaluation.speed)
+        if not self._writes and evaluation.file is not None:
+            return measure(self.model, labelled=self._labeled(evaluation))
+        measures = measure(self.model, ids=self._evaluation_ids(evaluation.file), speed=evaluation.speed)
         if evaluation.control is not None and self._writes:
             ids = self._evaluation_ids(evaluation.control)
-            measures = {"control_perplexity": perplexity(self.opened.model, ids), **measures}
+            measures = {"control_perplexity": perplexity(self.model, ids), **measures}
         return measures
 
     def sample(self) -> str:
         """Return the model's own text on a fixed prompt; empty where it writes none."""
         if not self._writes:
             return ""
-        return sample_text(self.opened.model, self.opened.tokenizer, PROMPT)
+        return sample_text(self.model, self._opened.tokenizer, PROMPT)
 
     def save(
         self,
@@ -238,18 +215,55 @@ class Workbench:
         """Write the model as a folder, its tokenizer and other small files carried over."""
         write = save_compressed if compressed else save_model
         write(
-            self.opened.model,
+            self.model,
             out,
-            like=self.opened.folder,
-            tokenizer=self.opened.tokenizer,
+            like=self._opened.folder,
+            tokenizer=self._opened.tokenizer,
             files=dict(files),
             overwrite=overwrite,
         )
 
     @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self._opened.model
+
+    @property
+    def _opened(self) -> OpenedModel:
+        if self.opened is None:
+            raise HyperparameterError(
+                "there is no model yet", do="Start with a model, or with a method that makes one."
+            )
+        return self.opened
+
+    @property
+    def _model_device(self) -> torch.device | str:
+        return next((parameter.device for parameter in self.model.parameters()), "cpu")
+
+    def _call_on_files(self, signature: Signature, values: Mapping[str, Any], arguments: dict[str, Any]) -> Result:
+        """Run a method that reads checkpoints and writes one, and open what it wrote."""
+        folder = tempfile.TemporaryDirectory(prefix="weightsmith-")
+        self._folders.append(folder)  # as long as the model: its tokenizer and other small files are copied from here
+
+        def located(ref: Path) -> Path:
+            if str(ref) != CURRENT:
+                return find_folder(ref) if str(ref).startswith("embedded:") else ref
+            self.save(Path(folder.name) / "model", {}, overwrite=True)
+            return Path(folder.name) / "model"
+
+        *read, written = signature.paths
+        for role in read:
+            value = values[role.name]
+            arguments[role.name] = [located(ref) for ref in value] if role.kind == "paths" else located(value)
+        arguments[written.name] = Path(folder.name) / "out"
+        result: Result = signature.function(**arguments)
+        self.opened = to_device(open_model(arguments[written.name]), self.device)
+        return result
+
+    @property
     def _writes(self) -> bool:
-        can_generate = getattr(self.opened.model, "can_generate", None)
-        return self.opened.tokenizer is not None and can_generate is not None and can_generate()
+        can_generate = getattr(self.model, "can_generate", None)
+        return self._opened.tokenizer is not None and can_generate is not None and can_generate()
 
     def _look(self) -> tuple[dict[str, float], str]:
         return self.measure(), self.sample()
@@ -257,45 +271,26 @@ class Workbench:
     def _evaluation_ids(self, file: str | None) -> Any:
         if not self._writes:
             return None
-        ids = token_ids(self.opened.tokenizer, open_text(file or "embedded:evaluation"))
-        return ids[: self.data.evaluation.tokens]
+        file = file or "embedded:evaluation"
+        text = open_text(file) if file.startswith("embedded:") else self._reader.text(file)
+        return token_ids(self._opened.tokenizer, text)[: self.data.evaluation.tokens]
 
-    def _windows(self, source: Source, batch_size: int) -> list[dict[str, Tensor]]:
-        ids = token_ids(self._tokenizer(), open_text(source.file or "embedded:calibration"))
+    def _labeled(self, evaluation: Evaluation) -> list[tuple[Any, Any]]:
+        assert evaluation.file is not None
         generator = torch.Generator().manual_seed(self.seed)
-        return token_windows(
-            ids, length=source.length, count=source.samples, batch_size=batch_size, generator=generator
-        )
+        samples = self._reader.samples(evaluation.file, count=evaluation.samples, length=512, generator=generator)
+        return [split_labels(batch) for batch in batched(samples, BATCH_SIZE)]
 
-    def _labelled(self, path: Path, source: Source) -> dict[str, Tensor]:
-        """The rows of a CSV file with columns text and label, padded to one length."""
-        rows = list(csv.DictReader(io.StringIO(read_text(path))))[: source.samples]
-        if not rows or not {"text", "label"} <= rows[0].keys():
-            found = f"{len(rows)} rows, columns {list(rows[0]) if rows else []}"
-            raise CalibrationError(f"labelled text {path}", found=found, expected="rows with columns text and label")
-        odd = [row["label"] for row in rows if not str(row["label"]).isdecimal()]
-        if odd:
-            raise CalibrationError(f"labels of {path}", found=odd[:3], expected="class indices 0, 1, 2, ...")
-        words = [row["text"] for row in rows]
-        tokens = self._tokenizer()(
-            words, truncation=True, padding="max_length", max_length=source.length, return_tensors="pt"
-        )
-        return {**tokens, "labels": torch.tensor([int(row["label"]) for row in rows])}
-
-    def _tokenizer(self) -> Any:
-        if self.opened.tokenizer is None:
-            raise CalibrationError(
-                "this model has no tokenizer, so it cannot read text",
-                do="Give a .safetensors file with the model's inputs, one sample a row.",
-            )
-        return self.opened.tokenizer
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self.model, self._opened.tokenizer, self._opened.processor)
 
 
 def run_on_disk(
     ref: str | os.PathLike[str],
     out: str | os.PathLike[str],
     signature: Signature,
-    hyper: Mapping[str, Any],
+    values: Mapping[str, Any],
     data: Data,
     *,
     seed: int = 0,
@@ -309,7 +304,7 @@ def run_on_disk(
         The checkpoint's folder, or ``embedded:NAME``.
     out : path-like
         Folder for the changed checkpoint.
-    signature, hyper, data, seed
+    signature, values, data, seed
         As for :class:`Workbench`.
     overwrite : bool, default: False
         Replace what is at ``out``.
@@ -323,7 +318,9 @@ def run_on_disk(
     """
     folder = find_folder(ref)
     with on_disk(folder, out, overwrite=overwrite) as model:
-        result = Workbench(OpenedModel(model, load_tokenizer(folder), folder), data, seed).call(signature, hyper)
+        result = Workbench(OpenedModel(model, load_tokenizer(folder), folder=folder), data, seed).call(
+            signature, values
+        )
     result.notes.append("Streamed from disk to disk: the model was never whole in memory, so it was not measured.")
     (Path(out) / "weightsmith.json").write_text(result.to_json() + "\n", "utf-8")
     return result
@@ -342,16 +339,3 @@ def to_device(opened: OpenedModel, device: str) -> OpenedModel:
     except (RuntimeError, AssertionError) as error:
         raise HyperparameterError("device", found=device, expected="cpu, cuda or cuda:N of this machine") from error
     return opened
-
-
-def _columns(path: str, samples: int) -> dict[str, Tensor]:
-    """The tensors of a file, one sample a row."""
-    try:
-        tensors = {name: tensor[:samples] for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise CalibrationError(f"cannot read the samples in {path}", found=str(error)) from error
-    rows = {len(tensor) for tensor in tensors.values()}
-    if len(rows) != 1 or 0 in rows:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        raise CalibrationError(f"tensors of {path}", found=shapes, expected="one row a sample in each")
-    return tensors

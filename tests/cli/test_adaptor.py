@@ -12,6 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from weightsmith.cli.adaptor import make_command
+from weightsmith.core.data import Batches
 from weightsmith.core.results import Result, record
 from weightsmith.signature import read
 
@@ -145,7 +146,7 @@ def test_seed_json_and_report(call, tmp_path):
 
 
 def test_a_transform_saves_the_changed_model(tmp_path):
-    def zero(model: nn.Module, calibration: Sequence[dict[str, torch.Tensor]], *, scale: float) -> Result:
+    def zero(model: nn.Module, calibration: Batches, *, scale: float) -> Result:
         """Scale all weights."""
         assert [batch["input_ids"].shape for batch in calibration] == [(8, 4), (2, 4)]
         with record("zero", scale=scale) as result, torch.no_grad():

@@ -15,13 +15,13 @@ from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
 from weightsmith.core.io import load_model
 from weightsmith.core.symmetry import find_symmetry
-from weightsmith.signature import MODEL_FIELDS, SAMPLES, read
+from weightsmith.signature import read
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
 TRANSFORMS = {
     name: catalog.find(name).commands[name].verb
     for name, signature in SIGNATURES.items()
-    if "model" in signature.roles and not signature.measures and name != "meta-rescaling"
+    if signature.model is not None and not signature.measures and name != "meta-rescaling"
 }
 
 SMALL = {
@@ -55,11 +55,10 @@ def folder(tmp_path_factory):
 def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
     line = [TRANSFORMS[name], name, str(folder / "tiny"), str(tmp_path / "out"), "--json", str(tmp_path / "r.json")]
     signature = SIGNATURES[name]
-    for role in ("calibration", *SAMPLES):
-        if role in signature.roles:
-            line += [f"--{role.replace('_', '-')}", str(folder / "inputs.safetensors")]
-    for field in signature.fields.keys() & set(MODEL_FIELDS):
-        line += [f"--{field}", str(folder / "tiny")]
+    for role in signature.data:
+        line += [f"--{role.name.replace('_', '-')}", str(folder / "inputs.safetensors")]
+    for role in signature.networks:
+        line += [f"--{role.name}", str(folder / "tiny")]
     line += SMALL.get(name, [])
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output + str(done.exception)
@@ -78,8 +77,8 @@ def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
 def test_a_measure_reads_a_folder_and_changes_nothing(folder, tmp_path, name):
     before = (folder / "tiny" / "model.safetensors").read_bytes()
     line = [catalog.find(name).commands[name].verb, name, str(folder / "tiny"), "--json", str(tmp_path / "r.json")]
-    for field in SIGNATURES[name].fields.keys() & set(MODEL_FIELDS):
-        line += [f"--{field}", str(folder / "tiny")]
+    if name == "mode-connectivity":
+        line += ["--other", str(folder / "tiny")]
     done = CliRunner().invoke(app, [*line, "--report", str(tmp_path / "r.html")])
     assert done.exit_code == 0, done.output + str(done.exception)
     assert json.loads((tmp_path / "r.json").read_text())["layers"]

@@ -13,17 +13,18 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.errors import CheckpointError, HyperparameterError
 from weightsmith.core.io import check_output
 from weightsmith.core.results import Result
-from weightsmith.embedded import open_model
-from weightsmith.signature import REQUIRED, SAMPLES, Field, Signature
-from weightsmith.workbench import Data, Source, Training, Workbench, run_on_disk, to_device
+from weightsmith.embedded import find_folder, open_model
+from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
+from weightsmith.workbench import DEFAULT_SAMPLES, Data, Evaluation, Workbench, run_on_disk, to_device
 
 __all__ = ["make_command"]
 
 DATA, OUTPUT = "Data", "Output"
 PLAIN = (int, float, str, bool, Path)
+FILES = "text, .jsonl, .csv, .parquet, .safetensors, a folder of images, or a hub id"
 
 
 def make_command(name: str, signature: Signature) -> typer.Typer:
@@ -34,21 +35,19 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
     name : str
         Name of the command.
     signature : Signature
-        The method. One with a ``model`` becomes ``MODEL OUT``, or ``MODEL`` if it only measures; one with
-        ``checkpoints`` and ``out`` becomes ``CHECKPOINTS... OUT``; its hyper-parameters become options.
+        The method. One that changes a model becomes ``MODEL OUT``, one that measures a model ``MODEL``, one on files
+        has its files as arguments. Other networks, data and hyper-parameters become options.
     """
-    roles, add = _arguments(signature)
+    arguments, run = _arguments(signature)
 
-    def command(**values: Any) -> None:
-        hyper = {key: _parsed(field, values[key]) for key, field in signature.fields.items() if key in values}
-        result = add({key: value for key, value in values.items() if key not in signature.fields}, hyper)
+    def command(**given: Any) -> None:
+        hyper = {key: _parsed(field, given.pop(key)) for key, field in signature.fields.items()}
+        result = run(given, hyper)
         if isinstance(result, Result):
-            _tell(
-                result, values["report"], values["json"], f"{name} on {values['model']}" if "model" in values else name
-            )
+            title = f"{name} on {given['model']}" if "model" in given else name
+            _print(result, given["report"], given["json"], title)
 
-    options = [_option(field) for field in signature.fields.values()]
-    parameters = [*roles, *options]
+    parameters = [*arguments, *map(_option, signature.fields.values())]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
@@ -59,78 +58,79 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
 def _arguments(
     signature: Signature,
 ) -> tuple[list[inspect.Parameter], Callable[[dict[str, Any], dict[str, Any]], Any]]:
-    """The arguments and options that the method's roles ask for, and how to call the method with them."""
+    """The arguments and options that the method's roles ask for, and how to run it with what was given."""
+    if signature.model is None:
+        seed = [_SEED] if signature.generator is not None else []
+        reports = _REPORTS if signature.paths else []
+        files = [_file(role, written=role is signature.paths[-1]) for role in signature.paths]
+        return [*files, *seed, *reports], lambda given, hyper: _call(signature, given, hyper)
     if signature.measures:
-        return [_MODEL, *_REPORTS], lambda given, hyper: signature.function(_named(given["model"]), **hyper)
-    if "model" in signature.roles:
-        return _transform_arguments(signature), lambda given, hyper: _transform(signature, hyper, **given)
-    parameters = []
-    if "checkpoints" in signature.roles:
-        help_text = "Saved weights, in order: folders or .safetensors files."
-        parameters.append(_parameter("checkpoints", list[Path], typer.Argument(help=help_text, exists=True)))
-    if "out" in signature.roles:
-        parameters.append(_parameter("out", Path, typer.Argument(help="Where to write.")))
-    if "generator" in signature.roles:
-        parameters.append(_SEED)
-    if "out" in signature.roles:
-        parameters += _REPORTS
-    return parameters, lambda given, hyper: _call(signature, hyper, **given)
+        return [_MODEL, *_REPORTS], lambda given, hyper: _measure(signature, given, hyper)
+    return _transform_arguments(signature), lambda given, hyper: _transform(signature, hyper, **given)
+
+
+def _file(role: Role, *, written: bool) -> inspect.Parameter:
+    kind = list[str] if role.kind == "paths" else str
+    return _parameter(role.name, kind, typer.Argument(help=escape(role.help) or ("Where to write." if written else "")))
 
 
 def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
-    parameters = [
-        _MODEL,
-        _parameter("out", Path, typer.Argument(help="Folder to write the changed model to.")),
-    ]
-    if "calibration" in signature.roles:
-        parameters += _source("calibration", Source(), "Text, or .safetensors with inputs; else embedded text.")
-    for name in SAMPLES:
-        if name in signature.roles:
-            what = "Text, .csv with text and label, or .safetensors with inputs and labels; else embedded text."
-            parameters += _source(name, Training(), what)
-    if "training" in signature.roles:
-        what = "Text on which the model should not become worse."
-        parameters.append(_parameter("control", str | None, typer.Option(help=what, rich_help_panel=DATA), None))
-    overwrite = typer.Option("--overwrite", help="Replace what is at OUT.", rich_help_panel=OUTPUT)
-    compressed = typer.Option("--compressed", help="Write sparse weights small.", rich_help_panel=OUTPUT)
+    what = "Folder, Hugging Face id or embedded:NAME."
+    networks = [
+        _parameter(role.name, str if role.required else str | None, typer.Option(help=f"{escape(role.help)} {what}"),
+                   REQUIRED if role.required else None)
+        for role in signature.networks
+    ]  # fmt: skip
+    data = [option for role in signature.data for option in _source(role, alone=len(signature.data) == 1)]
+    trains = any(role.kind == "samples" for role in signature.data)
+    evaluation = "Text to measure perplexity on (else embedded text), or labeled data to measure accuracy on."
+    control = typer.Option(help="Text on which the model should not become worse.", rich_help_panel=DATA)
     stream = typer.Option(
         "--stream",
         help="Read, change and write one block at a time: for models larger than memory.",
         rich_help_panel=OUTPUT,
     )
     speed = typer.Option("--speed", help="Also measure how fast the model writes.", rich_help_panel=DATA)
+    overwrite = typer.Option("--overwrite", help="Replace what is at OUT.", rich_help_panel=OUTPUT)
+    compressed = typer.Option("--compressed", help="Write sparse weights small.", rich_help_panel=OUTPUT)
     return [
-        *parameters,
-        _parameter(
-            "evaluation",
-            str | None,
-            typer.Option(help="Text to measure perplexity on; else embedded text.", rich_help_panel=DATA),
-            None,
-        ),
+        _MODEL,
+        _parameter("out", Path, typer.Argument(help="Folder to write the changed model to.")),
+        *networks,
+        *data,
+        *([_parameter("control", str | None, control, None)] if trains else []),
+        _parameter("evaluation", str | None, typer.Option(help=evaluation, rich_help_panel=DATA), None),
         _parameter("speed", bool, speed, False),
         _SEED,
         _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
         _parameter("overwrite", bool, overwrite, False),
         _parameter("compressed", bool, compressed, False),
         # what trains or measures goes over the whole model many times
-        *([] if signature.roles.keys() & set(SAMPLES) else [_parameter("stream", bool, stream, False)]),
+        *([] if trains else [_parameter("stream", bool, stream, False)]),
         *_REPORTS,
     ]
 
 
-def _source(name: str, default: Source, what: str) -> list[inspect.Parameter]:
-    samples = typer.Option(help="Samples used.", min=1, rich_help_panel=DATA)
-    length = typer.Option(help="Tokens a sample.", min=1, rich_help_panel=DATA)
+def _source(role: Role, *, alone: bool) -> list[inspect.Parameter]:
+    """The options of one data parameter; the only one of a method falls back on embedded text."""
+    needed = role.required and not alone
+    help_text = f"{escape(role.help)} {FILES[0].upper()}{FILES[1:]}{'; else embedded text' if alone else ''}."
+    file = typer.Option(help=help_text, rich_help_panel=DATA)
+    samples = typer.Option(help=f"Samples of {role.name}.", min=1, rich_help_panel=DATA)
+    length = typer.Option(help="Tokens per sample.", min=1, rich_help_panel=DATA)
     return [
-        _parameter(name, str | None, typer.Option(help=what, rich_help_panel=DATA), None),
-        _parameter(f"{name}_samples", int, samples, default.samples),
-        _parameter(f"{name}_length", int, length, default.length),
+        _parameter(role.name, str if needed else str | None, file, REQUIRED if needed else None),
+        _parameter(f"{role.name}_samples", int, samples, DEFAULT_SAMPLES[role.kind]),
+        _parameter(f"{role.name}_length", int, length, Source().length),
     ]
 
 
-def _named(model: str) -> Any:
-    """What a measure is given: the name of a checkpoint it can read itself, or the model that a hub id stands for."""
-    return model if Path(model).exists() or model.startswith("embedded:") else open_model(model).model
+def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
+    """Measure a checkpoint by its name, which the method reads itself, or the model that a hub id stands for."""
+    assert signature.model is not None
+    ref = given["model"]
+    local = Path(ref).exists() or ref.startswith("embedded:")
+    return signature.function(**{signature.model.name: ref if local else open_model(ref).model}, **hyper)
 
 
 def _transform(
@@ -149,34 +149,54 @@ def _transform(
     json: Path | None,
     stream: bool = False,
     control: str | None = None,
-    **sources: Any,
+    **others: Any,
 ) -> Result:
     check_output(out, overwrite=overwrite)
-    parts = {
-        name: {"file": sources[name], "samples": sources[f"{name}_samples"], "length": sources[f"{name}_length"]}
-        for name in ("calibration", *SAMPLES)
-        if name in sources
+    sources = {
+        role.name: Source(
+            file=others[role.name], samples=others[f"{role.name}_samples"], length=others[f"{role.name}_length"]
+        )
+        for role in signature.data
+        if role.required or others[role.name] is not None
     }
-    data = Data.model_validate({**parts, "evaluation": {"file": evaluation, "control": control, "speed": speed}})
+    data = Data(sources=sources, evaluation=Evaluation(file=evaluation, control=control, speed=speed))
+    networks = {role.name: others[role.name] for role in signature.networks if others[role.name] is not None}
+    values = {**hyper, **networks}
     if stream:
         if compressed or device != "cpu":
             raise typer.BadParameter("goes with neither --compressed nor --device", param_hint="'--stream'")
-        return run_on_disk(model, out, signature, hyper, data, seed=seed, overwrite=overwrite)
-    bench = Workbench(to_device(open_model(model), device), data, seed)
-    result = bench.apply(signature, hyper)
+        return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite)
+    bench = Workbench(to_device(open_model(model), device), data, seed, device)
+    result = bench.apply(signature, values)
     files = {**result.files, "weightsmith.json": result.to_json() + "\n"}
     bench.save(out, files, overwrite=overwrite, compressed=compressed)
     return result
 
 
-def _call(signature: Signature, hyper: dict[str, Any], **given: Any) -> Any:
-    roles: dict[str, Any] = {name: given[name] for name in ("checkpoints", "out") if name in given}
-    if "generator" in signature.roles:
-        roles["generator"] = torch.Generator().manual_seed(given["seed"])
-    return signature.function(**roles, **hyper)
+def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
+    arguments = dict(hyper)
+    for role in signature.paths:
+        value, written = given[role.name], role is signature.paths[-1]
+        arguments[role.name] = Path(value) if written else _located(value, role)
+    if signature.generator is not None:
+        arguments[signature.generator.name] = torch.Generator().manual_seed(given["seed"])
+    return signature.function(**arguments)
 
 
-def _tell(result: Result, report: Path | None, json: Path | None, title: str) -> None:
+def _located(value: str | list[str], role: Role) -> Path | list[Path]:
+    """The files of an argument, which must exist; ``embedded:NAME`` is a folder too."""
+    if isinstance(value, list):
+        return [path for ref in value if isinstance(path := _located(ref, role), Path)]
+    try:
+        path = find_folder(value) if value.startswith("embedded:") else Path(value)
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error), param_hint=role.name.upper()) from error
+    if not path.exists():
+        raise typer.BadParameter(f"{value!r} does not exist", param_hint=role.name.upper())
+    return path
+
+
+def _print(result: Result, report: Path | None, json: Path | None, title: str) -> None:
     console = Console()
     console.print(result.table())
     if result.before or result.after:
@@ -197,6 +217,7 @@ def _option(field: Field) -> inspect.Parameter:
     info = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=escape(field.help),
+        rich_help_panel=field.group or None,
         metavar=None if kind or field.many else _metavar(field),
         show_default=field.default not in (None, (), []),
     )

@@ -20,9 +20,9 @@ from weightsmith.core.progress import track
 from weightsmith.core.report import write_report
 from weightsmith.core.results import Result, record
 from weightsmith.embedded import open_model, text
-from weightsmith.signature import read
+from weightsmith.signature import Source, read
 from weightsmith.sparsify import dsnot, magnitude, wanda, wina
-from weightsmith.workbench import Data, Evaluation, Source, Workbench
+from weightsmith.workbench import Data, Evaluation, Workbench
 
 __all__ = ["run"]
 
@@ -63,8 +63,9 @@ def run(
         One for each thing done.
     """
     console = Console()
-    data = Data(calibration=Source(samples=samples), evaluation=Evaluation(tokens=tokens))
-    dense = Workbench(open_model("embedded:smollm2"), data)
+    data = Data(sources={"calibration": Source(samples=samples)}, evaluation=Evaluation(tokens=tokens))
+    opened = open_model("embedded:smollm2")
+    dense = Workbench(opened, data)
     results: list[Result] = []
     for title, (method, hyper) in track([*METHODS.items()], "SmolLM2-135M"):
         bench = dense.copy()
@@ -72,8 +73,8 @@ def run(
         result.title = title
         results.append(result)
         console.print(f"{title}: perplexity {result.after['perplexity']:.1f}, {result.seconds:.0f} s")
-    prompt = token_ids(dense.opened.tokenizer, text("calibration"))[:16]
-    for state, model in ((results[-1].before, dense.opened.model), (results[-1].after, bench.opened.model)):
+    prompt = token_ids(opened.tokenizer, text("calibration"))[:16]
+    for state, model in ((results[-1].before, dense.model), (results[-1].after, bench.model)):
         state["tokens_per_second"] = decode_speed(model, prompt)
     console.print(_language_table(results))
     for title, answer in (("dense", results[0].samples["before"]), *((r.title, r.samples["after"]) for r in results)):

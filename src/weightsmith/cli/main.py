@@ -113,7 +113,9 @@ def run(
     for name, steps in loaded.compare.items():
         console.print(f"{name}: {', then '.join(map(str, steps))}", markup=False)
     if dry_run:
-        console.print(f"{loaded.model} -> {loaded.out}: the recipe is sound; nothing was run.", markup=False)
+        console.print(
+            f"{loaded.model or 'no model'} -> {loaded.out}: the recipe is sound; nothing was run.", markup=False
+        )
         return
     for result in run_recipe(loaded, overwrite=overwrite):
         console.print(result.table())

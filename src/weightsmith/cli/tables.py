@@ -71,11 +71,11 @@ def _print_command(console: Console, verb: str, name: str, command: catalog.Comm
     from weightsmith.signature import read
 
     signature = read(catalog.load(command.entry))
-    arguments = "MODEL OUT" if "model" in signature.roles else "CHECKPOINTS... OUT"
-    arguments = "MODEL" if signature.measures else arguments
-    console.print(f"\n[bold]weightsmith {verb} {name}[/] [dim]{arguments}[/]")
+    console.print(f"\n[bold]weightsmith {verb} {name}[/] [dim]{signature.usage}[/]")
     console.print(escape(signature.description), width=100, highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
+    for role in [*signature.networks, *signature.data]:
+        table.add_row(f"  --{role.name.replace('_', '-')}", f"[dim]{role.kind}[/]", escape(role.help))
     for field in signature.fields.values():
         table.add_row(
             f"  --{field.name.replace('_', '-')}", f"[dim]{escape(str(field.default))}[/]", escape(field.help)

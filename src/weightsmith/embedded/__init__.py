@@ -18,11 +18,12 @@ import importlib.util
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from platformdirs import user_cache_path
@@ -39,6 +40,7 @@ __all__ = [
     "find_folder",
     "folder",
     "load",
+    "load_processor",
     "load_tokenizer",
     "open_model",
     "open_text",
@@ -47,6 +49,7 @@ __all__ = [
 
 NAMES = ("smollm2", "minilm", "efficientnet-lite0")
 PREFIX = "embedded:"
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TextName = Literal["calibration", "evaluation", "source", "source-held-out"]
 SOURCES = {"source": ("argparse", "textwrap", "shutil"), "source-held-out": ("tempfile", "fnmatch", "glob")}
 """Modules of Python's library whose source is a text."""
@@ -64,11 +67,15 @@ class OpenedModel:
         The transformers tokenizer, for models that read text.
     folder : Path or None
         The Hugging Face folder it was loaded from, where there is one.
+    processor : object or None
+        The image processor, for models that read images: called with a list of images and ``return_tensors="pt"``, it
+        returns ``pixel_values``.
     """
 
     model: nn.Module
-    tokenizer: Any
-    folder: Path | None
+    tokenizer: Any = None
+    folder: Path | None = None
+    processor: Any = None
 
 
 def open_model(ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> OpenedModel:
@@ -86,7 +93,7 @@ def open_model(ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None)
         return _open_folder(ref, dtype)
     name = name.removeprefix(PREFIX)
     if name == "efficientnet-lite0":
-        return OpenedModel(_efficientnet_lite0().to(dtype or torch.float32), None, None)
+        return OpenedModel(_efficientnet_lite0().to(dtype or torch.float32), processor=_lite0_pixels)
     return _open_folder(folder(name), dtype)
 
 
@@ -150,6 +157,20 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     return None if has_none else AutoTokenizer.from_pretrained(path)
 
 
+def load_processor(path: str | os.PathLike[str]) -> Any:
+    """Load the image processor of a folder or hub id; None for one without."""
+    from transformers import AutoImageProcessor
+
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError):  # a hub id of a model without images
+        if Path(path).is_dir():
+            raise
+        return None
+
+
 def text(part: TextName = "evaluation") -> str:
     """Text that Python itself brings: the help topics of its language reference, and source of its library.
 
@@ -211,7 +232,8 @@ def digits() -> tuple[Float[Tensor, "1797 1 8 8"], Int[Tensor, "1797"]]:
 
 def _open_folder(path: str | os.PathLike[str], dtype: torch.dtype | None) -> OpenedModel:
     model = load_model(path, dtype=dtype)
-    return OpenedModel(model, load_tokenizer(path), Path(path) if Path(path).is_dir() else None)
+    local = Path(path) if Path(path).is_dir() else None
+    return OpenedModel(model, load_tokenizer(path), local, load_processor(path))
 
 
 def _smollm2_folder() -> Path:
@@ -254,6 +276,18 @@ def _efficientnet_lite0() -> nn.Module:
     (file,) = (weights / "models").glob("*.pth")
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     return model.eval()
+
+
+def _lite0_pixels(images: Sequence[Any], return_tensors: str = "pt") -> dict[str, Tensor]:
+    """Images as EfficientNet-Lite0 was trained on them: the central 7/8 at 224 pixels, scaled to [-1, 1)."""
+    side = 224
+    pixels = []
+    for image in images:
+        crop = round(min(image.size) * 0.875)
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        small = image.resize((side, side), resample=3, box=(left, top, left + crop, top + crop))
+        pixels.append((np.asarray(small, dtype=np.float32) - 127) / 128)
+    return {"pixel_values": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()}
 
 
 def _package(module: str, distribution: str) -> Path:

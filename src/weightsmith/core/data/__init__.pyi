@@ -10,4 +10,5 @@ from ._batches import (
     take as take,
     to_device as to_device,
 )
+from ._files import Reader as Reader, context_length as context_length
 from ._text import read_text as read_text, token_ids as token_ids, token_windows as token_windows

@@ -1,0 +1,359 @@
+"""What users have, as what a model takes: files, folders and hub data sets to samples and batches.
+
+==========================================  ======================================================================
+``.txt`` and other text                     windows of its tokens
+``.jsonl``, ``.json``, ``.csv``, ``.tsv``,  rows with the columns ``messages``; ``prompt`` and ``completion``;
+``.parquet``, or a hub id                   ``text``, with or without ``label``; ``image``, with or without ``label``
+a folder of images                          one sub-folder per class, or no sub-folders
+``.safetensors``                            tensors with one sample per row
+==========================================  ======================================================================
+
+Chats go through the model's chat template, and only the answers have labels; after a ``prompt`` only the
+``completion`` has. Images go through the model's own processor. Rows are read by the ``datasets`` library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from weightsmith.core.data._batches import Batch, Sample
+from weightsmith.core.data._text import read_text, token_ids, token_windows
+from weightsmith.core.errors import CalibrationError
+
+__all__ = ["Reader", "context_length"]
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+FORMS = "messages; prompt and completion; text, with or without label; or image, with or without label"
+IGNORED = -100
+"""The label of a position that does not count."""
+AHEAD = 10_000
+"""Rows of a large file among which samples are drawn."""
+BATCH_SIZE = 8
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads data for one model.
+
+    Attributes
+    ----------
+    model : nn.Module
+        Its configuration says how long inputs may be and which classes there are.
+    tokenizer : object or None
+        The transformers tokenizer, for models that read text.
+    processor : object or None
+        The image processor: called with a list of images, it returns ``pixel_values``.
+    """
+
+    model: nn.Module
+    tokenizer: Any = None
+    processor: Any = None
+
+    def samples(
+        self, source: str | Path, *, count: int, length: int, generator: torch.Generator | None = None
+    ) -> list[Sample]:
+        """Read samples to train on or to measure.
+
+        Parameters
+        ----------
+        source : path-like or str
+            A file, a folder of images, or a hub id; ``ID:SPLIT`` names a split other than ``train``.
+        count : int
+            Samples; fewer if there are fewer. Of a file with more rows they are drawn at random among the first
+            10,000.
+        length : int
+            Tokens per sample at most; also bounded by the model's context.
+        generator : torch.Generator, optional
+            Draws rows and windows.
+
+        Returns
+        -------
+        list
+            Mappings of keyword arguments with ``labels``, where positions without label hold -100 and padding is
+            masked. For a model without configuration: ``(input, label)``, or the input alone.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no such data, it has none of the known forms, the model cannot read it, or a label is not one
+            of its classes.
+        """
+        path = Path(source)
+        if path.suffix == ".safetensors":
+            return self._tensors(path, count)
+        if path.is_file() and path.suffix not in BUILDERS:
+            return self.text_samples(read_text(path), count=count, length=length, generator=generator)
+        rows, names = _read_rows(str(source), count, generator)
+        return self._encode(rows, names, self._bounded(length), str(source))
+
+    def batches(
+        self, source: str | Path, *, count: int, length: int, generator: torch.Generator | None = None
+    ) -> list[Batch]:
+        """Read inputs to run the model on: :meth:`samples` without their labels, eight per batch.
+
+        An encoder-decoder keeps the labels: its decoder reads them.
+        """
+        samples = self.samples(source, count=count, length=length, generator=generator)
+        return [self._inputs(samples[start : start + BATCH_SIZE]) for start in range(0, len(samples), BATCH_SIZE)]
+
+    def text(self, source: str | Path, *, rows: int = 1000) -> str:
+        """Read running text: a text file, or the first rows of the column ``text`` of a table, a blank line between."""
+        path = Path(source)
+        if path.is_file() and path.suffix not in BUILDERS:
+            return read_text(path)
+        table, _ = _read_rows(str(source), rows, None)
+        if "text" not in table[0]:
+            raise CalibrationError(f"columns of {source}", found=sorted(table[0]), expected="text")
+        return "\n\n".join(row["text"] for row in table)
+
+    def text_samples(
+        self, text: str, *, count: int, length: int, generator: torch.Generator | None = None
+    ) -> list[Sample]:
+        """Draw windows of a text's tokens; each is its own label."""
+        ids = token_ids(self._need_tokenizer(), text)
+        windows = token_windows(ids, length=self._bounded(length), count=count, generator=generator)
+        return [{"input_ids": w["input_ids"][0], "labels": w["input_ids"][0]} for w in windows]
+
+    def text_batches(
+        self, text: str, *, count: int, length: int, generator: torch.Generator | None = None
+    ) -> list[Batch]:
+        """As :meth:`batches`, of a text."""
+        samples = self.text_samples(text, count=count, length=length, generator=generator)
+        return [self._inputs(samples[start : start + BATCH_SIZE]) for start in range(0, len(samples), BATCH_SIZE)]
+
+    def _bounded(self, length: int) -> int:
+        most = context_length(self.model)
+        return length if most is None else min(length, most)
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise CalibrationError(
+                "this model has no tokenizer, so it cannot read text",
+                do="Give a .safetensors file with the model's inputs, one sample per row.",
+            )
+        return self.tokenizer
+
+    def _tensors(self, path: Path, count: int) -> list[Sample]:
+        try:
+            columns = {name: tensor[:count] for name, tensor in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise CalibrationError(f"cannot read the samples in {path}", found=str(error)) from error
+        rows = {len(tensor) for tensor in columns.values()}
+        if len(rows) != 1 or 0 in rows:
+            shapes = {name: tuple(tensor.shape) for name, tensor in columns.items()}
+            raise CalibrationError(f"tensors of {path}", found=shapes, expected="one row per sample in each")
+        if "input_ids" in columns:
+            real = columns.get("attention_mask", torch.ones_like(columns["input_ids"])) != 0
+            columns.setdefault("labels", columns["input_ids"].masked_fill(~real, IGNORED))
+        return self._arranged(columns)
+
+    def _arranged(self, columns: Mapping[str, Tensor]) -> list[Sample]:
+        """Rows of columns as the model takes them: a plain module with one input takes it by place, not by name."""
+        inputs = [name for name in columns if name != "labels"]
+        if len(inputs) == 1 and inputs != ["input_ids"] and not hasattr(self.model, "config"):
+            order = [inputs[0], *(["labels"] if "labels" in columns else [])]
+            return [tuple(row) for row in zip(*(columns[name] for name in order), strict=True)]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _inputs(self, samples: Sequence[Sample]) -> Batch:
+        if not isinstance(samples[0], Mapping):
+            return torch.stack([sample[0] for sample in samples])  # type: ignore[index]
+        keeps = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        names = [name for name in samples[0] if name != "labels" or keeps]
+        return {name: torch.stack([sample[name] for sample in samples]) for name in names}  # type: ignore[call-overload]
+
+    def _encode(self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str) -> list[Sample]:
+        have = rows[0].keys()
+        if "messages" in have:
+            return self._padded([self._chat(row["messages"], length, source) for row in rows])
+        if {"prompt", "completion"} <= have:
+            return self._padded([self._completion(row, length, source) for row in rows])
+        if "image" in have:
+            return self._arranged(self._images(rows, names, source))
+        if {"text", "label"} <= have:
+            return self._classified(rows, names, length, source)
+        if "text" in have:
+            return self._padded([_whole(self._need_tokenizer(), row["text"], length) for row in rows])
+        raise CalibrationError(f"columns of {source}", found=sorted(have), expected=FORMS)
+
+    def _chat(self, messages: Sequence[Row], length: int, source: str) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation, and labels on the assistant's turns."""
+        tokenizer = self._need_tokenizer()
+        if not getattr(tokenizer, "chat_template", None):
+            raise CalibrationError(
+                f"{source} holds chats and the model's tokenizer has no chat template",
+                do="Use a chat model, or rows with prompt and completion.",
+            )
+
+        def rendered(turns: Sequence[Row], ask: bool = False) -> str:
+            return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
+
+        text = rendered(messages)
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, until = rendered(messages[:number], ask=True), rendered(messages[: number + 1])
+                if not text.startswith(before) or not text.startswith(until):
+                    raise CalibrationError(
+                        f"the chat template writes turn {number + 1} of {source} differently when more turns follow",
+                        do="Give one answer per row, as prompt and completion.",
+                    )
+                spans.append((len(before), len(until)))
+        if not spans:
+            raise CalibrationError(f"a chat of {source}", found="no turn of the assistant", expected="at least one")
+        return _labeled(tokenizer, text, spans, length)
+
+    def _completion(self, row: Row, length: int, source: str) -> tuple[list[int], list[int]]:
+        prompt, completion = row["prompt"], row["completion"]
+        if not isinstance(prompt, str):
+            return self._chat([*prompt, *completion], length, source)
+        tokenizer = self._need_tokenizer()
+        end = tokenizer.eos_token or ""
+        return _labeled(tokenizer, prompt + completion + end, [(len(prompt), len(prompt + completion + end))], length)
+
+    def _padded(self, encoded: Sequence[tuple[list[int], list[int]]]) -> list[Sample]:
+        """Samples of one length; padding is masked and has no label."""
+        if all(label == IGNORED for _, labels in encoded for label in labels):
+            raise CalibrationError(
+                "no position has a label", found="answers beyond the length", do="Give a larger length."
+            )
+        width = max(len(ids) for ids, _ in encoded)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        return [
+            {
+                "input_ids": torch.tensor(ids + [pad or 0] * (width - len(ids))),
+                "attention_mask": torch.tensor([1] * len(ids) + [0] * (width - len(ids))),
+                "labels": torch.tensor(labels + [IGNORED] * (width - len(ids))),
+            }
+            for ids, labels in encoded
+        ]
+
+    def _classified(self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str) -> list[Sample]:
+        words = [row["text"] for row in rows]
+        tokenizer = self._need_tokenizer()
+        columns = tokenizer(words, truncation=True, padding=True, max_length=length, return_tensors="pt")
+        return self._arranged({**columns, "labels": self._classes([row["label"] for row in rows], names, source)})
+
+    def _images(self, rows: Sequence[Row], names: Sequence[str] | None, source: str) -> dict[str, Tensor]:
+        if self.processor is None:
+            raise CalibrationError(
+                f"{source} holds images and the model has no image processor",
+                do="Put its preprocessor_config.json into the model's folder, or give tensors as .safetensors.",
+            )
+        pixels = self.processor([row["image"].convert("RGB") for row in rows], return_tensors="pt")["pixel_values"]
+        columns = {"pixel_values": pixels}
+        if "label" in rows[0]:
+            columns["labels"] = self._classes([row["label"] for row in rows], names, source)
+        return columns
+
+    def _classes(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Int[Tensor, "rows"]:
+        """Labels as the model's class indices: by name where both have names, else as the numbers they are."""
+        config = getattr(self.model, "config", None)
+        if names is not None:
+            labels = [names[label] if isinstance(label, int) else label for label in labels]
+        if any(isinstance(label, str) and not label.isdecimal() for label in labels):
+            known = {str(name): int(index) for index, name in (getattr(config, "id2label", None) or {}).items()}
+            order = known if set(labels) <= known.keys() else {name: index for index, name in enumerate(names or ())}
+            if not set(labels) <= order.keys():
+                raise CalibrationError(
+                    f"labels of {source}",
+                    found=sorted(map(str, set(labels)))[:3],
+                    expected=f"class indices 0, 1, 2, ... or the model's class names {sorted(known)[:5]}",
+                )
+            labels = [order[label] for label in labels]
+        indices = torch.tensor([int(label) for label in labels])
+        width = getattr(config, "num_labels", None)
+        if bool((indices < 0).any()) or (width is not None and int(indices.max()) >= width):
+            raise CalibrationError(
+                f"labels of {source}", found=sorted(set(indices.tolist()))[-3:], expected=f"0 to {(width or 0) - 1}"
+            )
+        return indices
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The most tokens a model can read at once, as its configuration says; None where it says nothing.
+
+    Examples
+    --------
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> config = GPT2Config(n_embd=4, n_layer=1, n_head=1, vocab_size=8, n_positions=16)
+    >>> context_length(GPT2LMHeadModel(config))
+    16
+    """
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+
+def _read_rows(source: str, count: int, generator: torch.Generator | None) -> tuple[list[Row], Sequence[str] | None]:
+    """Rows of a table, a folder of images or a hub data set, and the names of the classes where it has them."""
+    import datasets
+
+    try:
+        table = _open(source)
+        names = getattr((table.features or {}).get("label"), "names", None)
+        rows = list(table.take(max(AHEAD, count)))
+    except CalibrationError:
+        raise
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CalibrationError(
+            f"cannot read {source}", found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if not rows:
+        raise CalibrationError(f"{source} holds no rows", expected="at least one")
+    if len(rows) > count:
+        kept = torch.randperm(len(rows), generator=generator)[:count].sort().values.tolist()
+        rows = [rows[index] for index in kept]
+    missing = sorted({name for row in rows for name, value in row.items() if value is None} & {*FORMS_COLUMNS})
+    if missing:
+        raise CalibrationError(f"rows of {source}", found=f"empty {missing}", expected="a value in every row")
+    return rows, names
+
+
+FORMS_COLUMNS = ("messages", "prompt", "completion", "text", "label", "image")
+
+
+def _open(source: str) -> Any:
+    import datasets
+
+    path = Path(source)
+    if path.is_file():
+        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        return datasets.load_dataset(
+            BUILDERS[path.suffix], data_files=str(path), split="train", streaming=True, **options
+        )
+    if path.is_dir():
+        if any(file.suffix.lower() in IMAGES for file in path.rglob("*")):
+            return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", streaming=True)
+        raise CalibrationError(f"folder {source}", found="no images", expected=f"files ending in {sorted(IMAGES)}")
+    if path.suffix in BUILDERS or path.suffix == ".txt":
+        raise CalibrationError(f"no file {source}")
+    name, _, split = source.partition(":")
+    return datasets.load_dataset(name, split=split or "train", streaming=True)
+
+
+def _whole(tokenizer: Any, text: str, length: int) -> tuple[list[int], list[int]]:
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:length])
+    return ids, list(ids)
+
+
+def _labeled(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], length: int) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and labels on the tokens that begin inside one of the spans of characters."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = encoded["input_ids"][:length]
+    starts = [begin for begin, _ in encoded["offset_mapping"][:length]]
+    inside = [any(low <= start < high for low, high in spans) for start in starts]
+    return list(ids), [token if kept else IGNORED for token, kept in zip(ids, inside, strict=True)]

@@ -1,0 +1,196 @@
+"""Users' data: every form as samples and batches of the model that reads it, masked and labeled where it counts."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from models import tiny
+from weightsmith.core.data import Reader, as_batches, batched, call, context_length, split_labels
+from weightsmith.core.errors import CalibrationError
+from weightsmith.embedded import load_tokenizer, open_model
+from weightsmith.sparsify import wanda
+
+MESSAGES = [
+    {"role": "user", "content": "What is two and two?"},
+    {"role": "assistant", "content": "Four."},
+    {"role": "user", "content": "And three?"},
+    {"role": "assistant", "content": "Seven, I think."},
+]
+
+
+@pytest.fixture(scope="module")
+def chat():
+    """A tiny language model with SmolLM2's tokenizer, which has a chat template."""
+    from weightsmith.embedded import folder
+
+    tokenizer = load_tokenizer(folder("smollm2"))
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(tokenizer), n_positions=64)
+    return Reader(GPT2LMHeadModel(config), tokenizer)
+
+
+def rows_of(tmp_path, rows, suffix=".jsonl"):
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        datasets.Dataset.from_list(rows).to_csv(path, sep="\t" if suffix == ".tsv" else ",")
+    return path
+
+
+def answer(reader, sample):
+    return reader.tokenizer.decode(sample["labels"][sample["labels"] != -100])
+
+
+def test_only_the_answers_of_a_chat_have_labels(chat, tmp_path):
+    path = rows_of(tmp_path, [{"messages": MESSAGES}, {"messages": MESSAGES[:2]}])
+    long, short = chat.samples(path, count=9, length=999)
+    assert answer(chat, long) == "Four.<|im_end|>\nSeven, I think.<|im_end|>\n"
+    assert answer(chat, short) == "Four.<|im_end|>\n"
+    assert long["input_ids"].shape == short["input_ids"].shape
+    assert short["attention_mask"].sum() < long["attention_mask"].sum() == len(long["input_ids"])
+    assert (short["labels"][short["attention_mask"] == 0] == -100).all()
+
+
+def test_a_completion_has_labels_and_its_prompt_none(chat, tmp_path):
+    path = rows_of(tmp_path, [{"prompt": "The sky is", "completion": " blue."}])
+    (sample,) = chat.samples(path, count=1, length=99)
+    assert answer(chat, sample) == " blue.<|im_end|>"
+    assert chat.tokenizer.decode(sample["input_ids"]) == "The sky is blue.<|im_end|>"
+    turns = rows_of(tmp_path, [{"prompt": MESSAGES[:1], "completion": MESSAGES[1:2]}])
+    assert answer(chat, chat.samples(turns, count=1, length=99)[0]) == "Four.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_every_kind_of_table_is_read(chat, tmp_path, suffix):
+    path = rows_of(tmp_path, [{"text": f"line {n}, with a comma"} for n in range(20)], suffix)
+    samples = chat.samples(path, count=5, length=99, generator=torch.Generator().manual_seed(0))
+    texts = [chat.tokenizer.decode(sample["input_ids"][sample["attention_mask"] != 0]) for sample in samples]
+    assert len(set(texts)) == 5
+    assert all(text.endswith(", with a comma") for text in texts)
+    assert texts != [f"line {n}, with a comma" for n in range(5)], "drawn, not the first ones"
+    batches = chat.batches(path, count=20, length=99)
+    assert [len(batch["input_ids"]) for batch in batches] == [8, 8, 4]
+    assert "labels" not in batches[0]
+
+
+def test_samples_are_never_longer_than_the_models_context(chat, tmp_path):
+    assert context_length(chat.model) == 64
+    (tmp_path / "long.txt").write_text("word " * 500)
+    assert chat.samples(tmp_path / "long.txt", count=2, length=999)[0]["input_ids"].shape == (64,)
+    path = rows_of(tmp_path, [{"text": "word " * 500}])
+    assert chat.samples(path, count=1, length=999)[0]["input_ids"].shape == (64,)
+    with pytest.raises(CalibrationError, match="no position has a label: found answers beyond the length"):
+        chat.samples(rows_of(tmp_path, [{"prompt": "word " * 500, "completion": "x"}]), count=1, length=999)
+
+
+def test_labels_are_the_models_classes(tmp_path):
+    from weightsmith.embedded import folder
+
+    tokenizer = load_tokenizer(folder("minilm"))
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BertConfig(**small, vocab_size=len(tokenizer), id2label={0: "spam", 1: "ham"})
+    reader = Reader(BertForSequenceClassification(config), tokenizer)
+    path = rows_of(tmp_path, [{"text": "hello there", "label": "ham"}, {"text": "win", "label": "spam"}], ".csv")
+    samples = reader.samples(path, count=9, length=99)
+    assert [int(sample["labels"]) for sample in samples] == [1, 0]
+    assert samples[1]["attention_mask"].tolist() == [1, 1, 1, 0]
+    with pytest.raises(CalibrationError, match=r"labels of .*: found \[10, 19\], expected 0 to 1"):
+        reader.samples(rows_of(tmp_path, [{"text": "a", "label": n} for n in (19, 10)]), count=9, length=9)
+    with pytest.raises(CalibrationError, match=r"found \['eggs'\], expected class indices .* \['ham', 'spam'\]"):
+        reader.samples(rows_of(tmp_path, [{"text": "a", "label": "eggs"}]), count=9, length=9)
+
+
+def test_a_folder_of_images_with_the_models_own_processor(tmp_path):
+    for name, level in (("dark", 0), ("light", 255)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for n in range(3):
+            pixels = np.full((40, 60, 3), level, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{n}.png")
+    opened = open_model("embedded:efficientnet-lite0")
+    reader = Reader(opened.model, processor=opened.processor)
+    samples = reader.samples(tmp_path / "photos", count=9, length=1)
+    assert sorted((round(x.mean().item(), 2), int(y)) for x, y in samples) == [(-0.99, 0)] * 3 + [(1.0, 1)] * 3
+    (batch,) = reader.batches(tmp_path / "photos", count=9, length=1)
+    assert batch.shape == (6, 3, 224, 224)
+    with pytest.raises(CalibrationError, match="holds images and the model has no image processor"):
+        Reader(nn.Linear(2, 2)).samples(tmp_path / "photos", count=9, length=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"words": "x"}', r"columns of .*: found \['words'\], expected messages; prompt and completion"),
+        ("a.jsonl", '{"text": ', "cannot read .*a.jsonl"),
+        ("a.jsonl", '{"text": "x"}\n{"text": null}', r"rows of .*: found empty \['text'\]"),
+        ("a.csv", "", "cannot read .*a.csv"),
+        ("a.csv", "text,label\n", "holds no rows|cannot read"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "x"}]}', "no turn of the assistant"),
+        ("a.txt", " \n", "is empty"),
+    ],
+)
+def test_bad_data_is_named(chat, tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CalibrationError, match=message):
+        chat.samples(tmp_path / name, count=4, length=8)
+
+
+def test_what_is_not_there_is_named(chat, tmp_path):
+    with pytest.raises(CalibrationError, match="no file .*none.jsonl"):
+        chat.samples(tmp_path / "none.jsonl", count=4, length=8)
+    with pytest.raises(CalibrationError, match="found no images"):
+        chat.samples(tmp_path, count=4, length=8)
+    with pytest.raises(CalibrationError, match="cannot read nobody/nothing"):
+        chat.samples("nobody/nothing", count=4, length=8)
+
+
+def test_tensors_of_tokens_label_themselves_but_not_their_padding(chat, tmp_path):
+    ids = torch.arange(6).reshape(2, 3)
+    save_file({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}, tmp_path / "x.safetensors")
+    first, second = chat.samples(tmp_path / "x.safetensors", count=9, length=1)
+    assert first["labels"].tolist() == [0, 1, 2]
+    assert second["labels"].tolist() == [3, 4, -100]
+
+
+def test_pairs_and_loaders_work_where_batches_do():
+    x, y = torch.rand(12, 3, 32, 32), torch.arange(12) % 4
+    results = []
+    for batches in ([x], [(x, y)], DataLoader(TensorDataset(x, y), batch_size=12), [[x, y]]):
+        model = tiny("cnn")[0]
+        wanda(model, batches)
+        results.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+    vit, batch = tiny("vit")
+    pair = (batch["pixel_values"], torch.zeros(8, dtype=torch.long))
+    assert torch.equal(call(vit, pair).logits, call(vit, batch).logits)
+
+
+def test_two_inputs_are_both_given():
+    both = nn.Bilinear(3, 3, 2)
+    x = torch.ones(4, 3)
+    assert torch.equal(call(both, (x, 2 * x)), both(x, 2 * x))
+    gpt, batch = tiny("gpt2")
+    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
+    with pytest.raises((TypeError, AttributeError, ValueError)):
+        call(gpt, (ids, mask))  # its second place is the cache of keys and values: never silently dropped
+
+
+def test_labels_are_taken_off():
+    inputs, labels = split_labels(batched([(torch.ones(2), 1), (torch.ones(2), 0)], 2)[0])
+    assert inputs.shape == (2, 2)
+    assert labels.tolist() == [1, 0]
+    with pytest.raises(CalibrationError, match=r"a batch without labels: found \['x'\]"):
+        split_labels({"x": torch.ones(1)})
+    with pytest.raises(CalibrationError, match="no calibration batches"):
+        as_batches([])
