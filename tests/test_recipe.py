@@ -16,8 +16,8 @@ from weightsmith import recipe as recipe_module
 from weightsmith.core.errors import CheckpointError, HyperparameterError, RecipeError
 from weightsmith.core.io import load_state_dict
 from weightsmith.recipe import load_recipe, run_recipe
+from weightsmith.sparsify import magnitude
 from weightsmith.sparsify._compressed import load_compressed
-from weightsmith.sparsify._shared import pruning
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_it_resumes_at_the_last_finished_step(write, tmp_path, monkeypatch):
 
     def counted(*args, **kwargs):
         calls.append("magnitude")
-        return pruning.magnitude(*args, **kwargs)
+        return magnitude(*args, **kwargs)
 
     def crash(*args, **kwargs):
         raise RuntimeError("power cut")
@@ -87,7 +87,7 @@ def test_it_resumes_at_the_last_finished_step(write, tmp_path, monkeypatch):
 
 def test_a_step_that_did_more_than_change_weights_is_run_again(write, tmp_path):
     def with_file(*args, **kwargs):
-        result = pruning.magnitude(*args, **kwargs)
+        result = magnitude(*args, **kwargs)
         result.files["plan.json"] = "{}"
         return result
 
@@ -250,7 +250,7 @@ def test_finished_alternatives_are_not_run_again(write, tmp_path):
 
     def counted(*args, **kwargs):
         calls.append(kwargs["sparsity"])
-        return pruning.magnitude(*args, **kwargs)
+        return magnitude(*args, **kwargs)
 
     def crash(*args, **kwargs):
         raise RuntimeError("power cut")

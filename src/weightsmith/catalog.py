@@ -38,7 +38,7 @@ class Command:
     --------
     >>> command = Command("weightsmith.sparsify:wanda")
     >>> command.name, command.verb, command.summary
-    ('wanda', 'sparsify', 'Set the weights with the smallest product of size and input norm to zero (Wanda)')
+    ('wanda', 'sparsify', 'Set the weights with the smallest product of magnitude and input norm to zero (Wanda)')
     """
 
     entry: str
