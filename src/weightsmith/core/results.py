@@ -10,69 +10,21 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from weightsmith.core.report import format, write_report
+from weightsmith.core.report import Record, format, write_report
 
 __all__ = ["Result", "environment", "record"]
 
 
 @dataclass
-class Result:
-    """What one method did to one model.
-
-    Attributes
-    ----------
-    method : str
-        The method's name, as in the catalog.
-    hyper : dict
-        The hyper-parameters it ran with.
-    layers : list of dict
-        One row a layer; each row has the key ``"layer"`` and the method's own per-layer measures.
-    totals : dict
-        The same measures over the whole model.
-    before, after : dict
-        Measures of the model (see :mod:`weightsmith.core.metrics`) before and after.
-    curves : dict of str to list of float
-        What changed during the run, one value a step, such as ``"training loss"``.
-    samples : dict
-        The model's own text: ``{"before": str, "after": str}`` (language models only).
-    notes : list of str
-        What the user should know: warnings, fallbacks, layers left out and why.
-    seconds : float
-        Wall time.
-    peak_memory : int
-        High-water mark of the process in bytes (of the CUDA device where one was used).
-    seed : int or None
-        The seed of everything random.
-    environment : dict
-        Machine and versions.
-    title : str
-        Shown in place of the method's name, to tell several runs of one method apart.
-    files : dict of str to str
-        Small files to be saved beside the model: name to text.
-    """
-
-    method: str
-    hyper: dict[str, Any] = field(default_factory=dict)
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    totals: dict[str, Any] = field(default_factory=dict)
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    samples: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    peak_memory: int = 0
-    seed: int | None = None
-    environment: dict[str, str] = field(default_factory=dict)
-    title: str = ""
-    files: dict[str, str] = field(default_factory=dict)
+class Result(Record):
+    """What one method did to one model; its attributes are those of :class:`weightsmith.core.report.Record`."""
 
     def layer(self, name: str, **measures: Any) -> None:
         """Add the row of one layer."""

@@ -6,25 +6,23 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from plotly.offline import get_plotlyjs
 
 from weightsmith.core.report import format, pictures
+from weightsmith.core.report.record import Record
 
-if TYPE_CHECKING:
-    from weightsmith.core.results import Result
-
-__all__ = ["write_report"]
+__all__ = ["Record", "write_report"]
 
 
-def write_report(results: Sequence[Result], path: str | Path, title: str | None = None) -> Path:
+def write_report(results: Sequence[Record], path: str | Path, title: str | None = None) -> Path:
     """Write the report of one or several results.
 
     Parameters
     ----------
-    results : sequence of Result
+    results : sequence of Record
         In the order they are told: the steps of a recipe, or alternatives to be compared.
     path : path-like
         The HTML file; its folder is made, an older file is replaced.
@@ -39,9 +37,8 @@ def write_report(results: Sequence[Result], path: str | Path, title: str | None 
     Examples
     --------
     >>> import tempfile
-    >>> from weightsmith.core.results import Result
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     page = write_report([Result("wanda", after={"perplexity": 21.5})], f"{folder}/report.html").read_text()
+    ...     page = write_report([Record("wanda", after={"perplexity": 21.5})], f"{folder}/report.html").read_text()
     >>> "21.5" in page and "<script src" not in page
     True
     """
@@ -63,7 +60,7 @@ def write_report(results: Sequence[Result], path: str | Path, title: str | None 
     return path
 
 
-def _section(result: Result) -> dict[str, Any]:
+def _section(result: Record) -> dict[str, Any]:
     """What the template needs of one result, in words."""
     cards = [
         {"label": format.label(name), "value": format.show(name, value)}
@@ -90,7 +87,7 @@ def _section(result: Result) -> dict[str, Any]:
     }
 
 
-def _measures(result: Result) -> list[dict[str, Any]]:
+def _measures(result: Record) -> list[dict[str, Any]]:
     """Before and after, as text and as lengths of two bars in per cent of the longer one."""
     rows = []
     for name in dict.fromkeys([*result.before, *result.after]):

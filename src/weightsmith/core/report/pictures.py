@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightsmith.core.report import format
-
-if TYPE_CHECKING:
-    from weightsmith.core.results import Result
+from weightsmith.core.report.record import Record
 
 __all__ = ["curves", "layers", "overview"]
 
@@ -86,7 +84,7 @@ def curves(told: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     ]
 
 
-def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
+def overview(results: Sequence[Record]) -> list[dict[str, Any]]:
     """Compare several results: for each measure the start and every result's value as a bar.
 
     Measures that no result changed are left out, and so is everything when there is only one result.

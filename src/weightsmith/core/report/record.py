@@ -1,0 +1,61 @@
+"""What is known of a run: the plain data that a report shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Record"]
+
+
+@dataclass
+class Record:
+    """What one method did to one model, as data.
+
+    Attributes
+    ----------
+    method : str
+        The method's name, as in the catalog.
+    hyper : dict
+        The hyper-parameters it ran with.
+    layers : list of dict
+        One row per layer; each row has the key ``"layer"`` and the method's own per-layer measures.
+    totals : dict
+        The same measures over the whole model.
+    before, after : dict
+        Measures of the model (see :mod:`weightsmith.core.metrics`) before and after.
+    curves : dict of str to list of float
+        What changed during the run, one value per step, such as ``"training loss"``.
+    samples : dict
+        The model's own text: ``{"before": str, "after": str}`` (language models only).
+    notes : list of str
+        What the user should know: warnings, fallbacks, layers left out and why.
+    seconds : float
+        Wall time.
+    peak_memory : int
+        High-water mark of the process in bytes (of the CUDA device where one was used).
+    seed : int or None
+        The seed of everything random.
+    environment : dict
+        Machine and versions.
+    title : str
+        Shown in place of the method's name, to tell several runs of one method apart.
+    files : dict of str to str
+        Small files to be saved beside the model: name to text.
+    """
+
+    method: str
+    hyper: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    totals: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    samples: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory: int = 0
+    seed: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    title: str = ""
+    files: dict[str, str] = field(default_factory=dict)
