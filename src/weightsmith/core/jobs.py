@@ -1,11 +1,11 @@
-"""Independent jobs over processes: a local pool, or Ray where it is installed and asked for."""
+"""Independent jobs through joblib: local processes, or Ray where it is installed and asked for."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Literal, TypeVar
+
+from joblib import Parallel, delayed
 
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
@@ -23,7 +23,7 @@ def run_jobs(
     Parameters
     ----------
     function : callable
-        A module's function, or a partial of one: it is sent to other processes. Ray takes any.
+        Sent to the other processes by cloudpickle, so that any function works.
     jobs : sequence
         Its arguments.
     workers : int, default: 1
@@ -50,31 +50,22 @@ def run_jobs(
         return _on_ray(function, jobs)
     if workers == 1 or len(jobs) < 2:
         return map(function, jobs)
-    return _in_processes(function, jobs, workers)
-
-
-def _in_processes(function: Callable[[Job], Any], jobs: Sequence[Job], workers: int) -> Iterator[Any]:
-    # a forked process would inherit torch's threads in whatever state they are
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, jobs)
+    parallel = Parallel(n_jobs=min(workers, len(jobs)), backend="loky", return_as="generator")
+    return iter(parallel(delayed(function)(job) for job in jobs))
 
 
 def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Any]:
     try:
         import ray  # type: ignore[import-not-found]
+        from ray.util.joblib import register_ray  # type: ignore[import-not-found]
     except ImportError as error:
         raise WeightsmithError("Ray is not installed", do="pip install 'weightsmith[ray]'") from error
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False)
+    register_ray()
     try:
-        # Ray makes tasks of Python functions only: a partial or a builtin is the task's argument, sent once
-        task, shared = ray.remote(_apply), ray.put(function)
-        yield from map(ray.get, [task.remote(shared, job) for job in jobs])
+        yield from Parallel(n_jobs=-1, backend="ray")(delayed(function)(job) for job in jobs)
     finally:
         if ours:
             ray.shutdown()
-
-
-def _apply(function: Callable[[Job], Any], job: Job) -> Any:
-    return function(job)
