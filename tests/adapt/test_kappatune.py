@@ -1,5 +1,4 @@
 import copy
-import math
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from weightsmith.adapt import (
     shape_matched_targets,
     trainable_parameters,
 )
-from weightsmith.adapt._kappatune import adaptable, tune
+from weightsmith.adapt._kappatune import adaptable, train_lora
 from weightsmith.analyze import condition_report
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, NonFiniteError
 
@@ -84,7 +83,7 @@ def test_merged_update_is_what_the_adapters_computed():
     report = condition_report(model)
     targets = report.targets(num=3)
     samples = samples_of("llama", batch)
-    tune(model, samples, targets, rank=4, dropout=0.0, learning_rate=1e-2, batch_size=4, seed=3)
+    train_lora(model, samples, targets, rank=4, dropout=0.0, learning_rate=1e-2, batch_size=4, seed=3)
     torch.manual_seed(3)
     config = LoraConfig(r=4, lora_alpha=8, target_modules="|".join(targets["target_modules"]).replace(".", r"\."))
     adapted = get_peft_model(reference, config)
@@ -134,10 +133,10 @@ def test_nothing_changes_on_an_exception():
     targets = condition_report(model).targets(num=2)
     samples = samples_of("llama", batch)
     with pytest.raises(KeyboardInterrupt):
-        tune(model, samples, targets, rank=2, after_step=stop, learning_rate=1.0)
+        train_lora(model, samples, targets, rank=2, after_step=stop, learning_rate=1.0)
     assert not changed(model, before)
     with pytest.raises(NonFiniteError):
-        tune(model, samples, targets, rank=2, learning_rate=math.inf)
+        train_lora(model, samples, targets, rank=2, learning_rate=1e37, epochs=2)
     assert not changed(model, before)
     assert {n: type(m) for n, m in model.named_modules()} == modules
     assert all(p.requires_grad for p in model.parameters())
@@ -169,7 +168,7 @@ def test_names_are_exact():
     model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6)))
     before = state(model)
     data = [(torch.randn(6), torch.tensor(1)) for _ in range(4)]
-    tune(model, data, {"target_modules": ["0"], "target_parameters": None}, rank=2, learning_rate=0.1)
+    train_lora(model, data, {"target_modules": ["0"], "target_parameters": None}, rank=2, learning_rate=0.1)
     assert changed(model, before) == {"0"}
 
 
@@ -177,7 +176,7 @@ def test_convolutions():
     model, images = tiny("cnn")
     before = state(model)
     report = condition_report(model)
-    tune(model, [(image, torch.tensor(1)) for image in images], report.targets(), rank=2, learning_rate=1e-2)
+    train_lora(model, [(image, torch.tensor(1)) for image in images], report.targets(), rank=2, learning_rate=1e-2)
     assert changed(model, before) - {"1.running_mean", "1.running_var", "1.num_batches_tracked"} == {"0", "3", "5"}
 
 

@@ -335,7 +335,7 @@ def test_growing_a_transformer_without_training_changes_nothing():
     model, batch = tiny("llama")
     before = model(**batch).logits
     samples = [{"input_ids": ids, "labels": ids} for ids in batch["input_ids"]]
-    rates = {"member_rate": 0.0, "grown_rate": 0.0, "weight_decay": 0.0}
+    rates = {"member_learning_rate": 0.0, "learning_rate": 0.0, "weight_decay": 0.0}
     result = mixture_growth(model, samples, generator=generator(), **rates)
     torch.testing.assert_close(model(**batch).logits, before, rtol=1e-4, atol=1e-5)
     assert result.totals["width"] == 128

@@ -215,7 +215,7 @@ def test_it_works_in_the_trainer_with_accumulation(tmp_path):
 def test_the_command_records_the_effective_sample_size():
     model, batch = tiny("gpt2")
     rows = [{"input_ids": ids, "labels": ids} for ids in batch["input_ids"]]
-    result = loss_reweighting(model, rows, learning_rate=1e-3, epochs=5, batch_size=4, warmup=0.2)
+    result = loss_reweighting(model, rows, learning_rate=1e-3, epochs=5, batch_size=4, weight_warmup=0.2)
     sizes = result.curves["effective sample size"]
     assert len(sizes) == len(result.curves["training loss"]) == 10
     assert sizes[0] == pytest.approx(4)

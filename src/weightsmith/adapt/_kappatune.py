@@ -18,7 +18,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from weightsmith.analyze._condition import HEADS, Score
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, NonFiniteError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Fit, draw_seed, fit
+from weightsmith.core.training import Fit, FitOptions, draw_seed, fit, requires_grad_restored, training_method
 
 __all__ = [
     "Targets",
@@ -40,14 +40,15 @@ __all__ = [
     "match_rank",
     "random_targets",
     "shape_matched_targets",
+    "train_lora",
     "trainable_parameters",
-    "tune",
 ]
 
 Targets: TypeAlias = Mapping[str, Sequence[str] | None]
 """``target_modules`` and ``target_parameters``, as :meth:`ConditionReport.targets` returns them and PEFT takes them."""
 
 
+@training_method(learning_rate=2e-4, batch_size=8, scheduler="linear")
 def kappatune(
     model: nn.Module,
     training: Samples,
@@ -56,12 +57,10 @@ def kappatune(
     top_p: float = 0.2,
     rank: int = 16,
     dropout: float = 0.05,
-    learning_rate: float = 2e-4,
-    epochs: int = 1,
-    batch_size: int = 8,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = HEADS,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Fine-tune the best-conditioned matrices of a model with LoRA, and merge it.
 
@@ -80,16 +79,12 @@ def kappatune(
         Rank that LoRA on all matrices would have; the selected ones get a higher one, for as many parameters.
     dropout : float, default: 0.05
         Before the adapters, in [0, 1). Fused experts have none.
-    learning_rate : float, default: 2e-4
-        Of AdamW, falling linearly.
-    epochs : int, default: 1
-        Passes over the data.
-    batch_size : int, default: 8
-        Samples an optimizer step.
     include, exclude : str or sequence of str
         Shell patterns on the names of the matrices to choose from.
     generator : torch.Generator, optional
-        Draws the adapters' start, the order of the samples and dropout.
+        Draws the initial adapters, the order of the samples and dropout.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer is AdamW.
 
     Returns
     -------
@@ -127,7 +122,6 @@ def kappatune(
     (2, 14)
     """
     seed = draw_seed(generator)
-    hyper: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     with record(
         "kappatune",
         seed=seed,
@@ -137,12 +131,12 @@ def kappatune(
         dropout=dropout,
         include=include,
         exclude=exclude,
-        **hyper,
+        **options,
     ) as result:
         report = adaptable(condition_report(model, score=score, include=include, exclude=exclude), model)
         targets = report.targets(top_p=top_p)
         matched = match_rank(report, targets, rank)
-        run = tune(model, training, targets, rank=matched, dropout=dropout, scheduler="linear", seed=seed, **hyper)
+        run = train_lora(model, training, targets, rank=matched, dropout=dropout, seed=seed, **options)
         for row in _rows(report, targets):
             result.layer(
                 row.name,
@@ -163,22 +157,24 @@ def kappatune(
     return result
 
 
-def tune(
+@training_method()
+def train_lora(
     model: nn.Module,
     training: Samples,
     targets: Targets,
     *,
     rank: int,
     dropout: float = 0.05,
+    after_step: Callable[[int, float], None] | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> Fit:
     """Train LoRA adapters on the targets through PEFT and merge them into the weights; ``alpha`` is twice the rank.
 
     Parameters
     ----------
     model : nn.Module
-        Changed in place; on an exception it is as it was.
+        Changed in place.
     training : sequence of samples
         As for :func:`weightsmith.core.training.fit`.
     targets : mapping
@@ -187,10 +183,12 @@ def tune(
         Rank of every adapter.
     dropout : float, default: 0.05
         Before the adapters of modules; PEFT has none for fused experts.
+    after_step : callable, optional
+        As for :func:`weightsmith.core.training.fit`.
     seed : int, default: 0
-        Of the adapters' start, the order of the samples and dropout.
+        Of the initial adapters, the order of the samples and dropout.
     **options
-        More for :func:`weightsmith.core.training.fit`, such as ``learning_rate`` or ``after_step``.
+        Training options, see :class:`weightsmith.core.training.FitOptions`.
 
     Returns
     -------
@@ -223,23 +221,16 @@ def tune(
         target_modules="|".join(map(re.escape, modules)) if modules else [],
         target_parameters=list(experts) or None,
     )
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT sets it right for Conv1D and says so
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
-    try:
-        run = fit(model, training, seed=seed, **options)
+    with requires_grad_restored(model):
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT sets it right for Conv1D and says so
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, config)
+        run = fit(model, training, after_step=after_step, seed=seed, **options)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not bool(parameter.isfinite().all()):
                 raise NonFiniteError(f"adapter {name!r} holds NaN or infinity", do="Lower the learning rate.")
         adapted.merge_and_unload()
-    except BaseException:
-        adapted.unload()
-        raise
-    finally:
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
     return run
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from weightsmith.adapt import highest_targets, match_rank, random_targets, shape_matched_targets, trainable_parameters
-from weightsmith.adapt._kappatune import Targets, tune
+from weightsmith.adapt._kappatune import Targets, train_lora
 from weightsmith.analyze import (
     ConditionReport,
     ForgettingCurve,
@@ -164,7 +164,7 @@ class _Adaptation:
             model, lambda m: mean_nll(m, self.task), lambda m: mean_nll(m, self.control), every=STEPS // 4
         )
         samples = [{"input_ids": window} for batch in self.task for window in batch["input_ids"]]
-        tune(
+        train_lora(
             model,
             samples,
             self.targets[arm],

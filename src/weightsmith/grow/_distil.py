@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.data import Samples, call, take
+from weightsmith.core.data import Samples, batched, call, to_device
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -31,13 +31,14 @@ from weightsmith.core.io import CheckpointWriter, TensorSpec, check_output
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
-from weightsmith.core.training import Fit, default_loss, fit, logits_of, soft_target_loss
+from weightsmith.core.training import Fit, FitOptions, default_loss, fit, logits_of, soft_target_loss, training_method
 
 __all__ = ["agreement", "decaying_adamw", "distil", "soft_target_loss", "teacher_logits"]
 
 Reduction = Literal["batchmean", "mean"]
 
 
+@training_method(learning_rate=5e-4, weight_decay=0.05, scheduler="cosine", warmup=0.05)
 def distil(
     student: nn.Module,
     teacher: nn.Module | Tensor,
@@ -46,12 +47,8 @@ def distil(
     alpha: float = 1.0,
     temperature: float = 1.0,
     reduction: Reduction = "batchmean",
-    learning_rate: float = 5e-4,
-    weight_decay: float = 0.05,
-    warmup: float = 0.05,
-    epochs: int = 1,
-    batch_size: int = 32,
     seed: int = 0,
+    **options: Unpack[FitOptions],
 ) -> Fit:
     r"""Train a student in place on a teacher's probabilities: :math:`(1-\alpha) L_{labels} + \alpha L_{KD}`.
 
@@ -68,12 +65,11 @@ def distil(
         Weight of the teacher, in [0, 1]; at 1 labels are not used and need not be there.
     temperature, reduction
         As for :func:`soft_target_loss`.
-    learning_rate, weight_decay : float
-        Of AdamW with cosine decay; vectors (biases, norms) do not decay.
-    warmup : float, default: 0.05
-        Share of all steps with a rising learning rate.
-    epochs, batch_size, seed
+    seed : int, default: 0
         As for :func:`weightsmith.core.training.fit`.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer is AdamW, without weight
+        decay of vectors (biases, norms).
 
     Returns
     -------
@@ -107,17 +103,8 @@ def distil(
         return value if alpha == 1 else value + (1 - alpha) * default_loss(model, batch)
 
     with nullcontext() if isinstance(teacher, Tensor) else evaluation_mode(teacher):
-        return fit(
-            student,
-            data,
-            loss=loss,
-            optimizer=decaying_adamw(student, learning_rate, weight_decay),
-            scheduler="cosine",
-            warmup=warmup,
-            epochs=epochs,
-            batch_size=batch_size,
-            seed=seed,
-        )
+        optimizer = decaying_adamw(student, options["learning_rate"], options["weight_decay"])
+        return fit(student, data, loss=loss, optimizer=optimizer, seed=seed, **options)
 
 
 @torch.no_grad()
@@ -204,9 +191,8 @@ def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size
     divergence = 0.0
     device = next(model.parameters()).device
     with evaluation_mode(model), evaluation_mode(teacher):
-        for start in range(0, len(samples), batch_size):
-            some = take(samples, start, start + batch_size)
-            inputs = _inputs({name: torch.stack([sample[name] for sample in some]).to(device) for name in some[0]})
+        for batch in batched(samples, batch_size):
+            inputs = _inputs(to_device(batch, device))
             ours, theirs = (_rows(call(network, inputs), inputs) for network in (model, teacher))
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())
             divergence += soft_target_loss(ours, theirs).item() * len(ours)

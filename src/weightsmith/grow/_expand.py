@@ -24,7 +24,7 @@ from weightsmith.core.io import disk_of
 from weightsmith.core.models import find_layers, get_module
 from weightsmith.core.results import Result, record
 
-__all__ = ["Stack", "assign", "expand", "find_stack", "restack", "unroll"]
+__all__ = ["Stack", "assign", "expand", "expand_blocks", "find_stack", "set_blocks"]
 
 HEADS = (
     "num_heads",
@@ -127,7 +127,7 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
     stack = Stack(parsed[1], container, start, stop)
     first, *others = stack.blocks
     for number, block in enumerate(others, 1):
-        if difference := unlike(first, block):
+        if difference := block_difference(first, block):
             at = start + number
             rest = f"[{at}:]" if 2 * number <= len(others) + 1 else f"[{start or ''}:{at}]"
             raise UnsupportedModelError(
@@ -204,16 +204,16 @@ def expand(
     with record("expand", depth=depth, stack=stack) as result:
         found = find_stack(model, stack)
         sources = check_assignment(assignment, depth, len(found), "blocks", strict_order)
-        result.notes += unused(sources, len(found), "blocks")
+        result.notes += warn_of_unused(sources, len(found), "blocks")
         for block, source in enumerate(sources):
             result.layer(found.name(block), source=found.name(source))
-        restack(model, found, sources)
+        set_blocks(model, found, sources)
         result.hyper["assignment"] = sources
         result.totals = {"blocks": depth, "parameters": sum(p.numel() for p in model.parameters())}
     return result
 
 
-def restack(model: nn.Module, stack: Stack, sources: Sequence[int]) -> Stack:
+def set_blocks(model: nn.Module, stack: Stack, sources: Sequence[int]) -> Stack:
     """Fill the stack with copies of its own blocks, none sharing weights with another, and update the configuration.
 
     Parameters
@@ -238,18 +238,18 @@ def restack(model: nn.Module, stack: Stack, sources: Sequence[int]) -> Stack:
     return _fill(model, stack, stack.blocks, sources, _outside(model, stack))
 
 
-def unroll(model: nn.Module, stack: Stack, sources: Sequence[int]) -> nn.Module:
-    """Return a copy of a model with its stack filled as by :func:`restack`; the model stays.
+def expand_blocks(model: nn.Module, stack: Stack, sources: Sequence[int]) -> nn.Module:
+    """Return a copy of a model with its stack filled as by :func:`set_blocks`; the model stays.
 
     Parameters
     ----------
     model, stack, sources
-        As for :func:`restack`.
+        As for :func:`set_blocks`.
 
     Raises
     ------
     UnsupportedModelError
-        As :func:`restack`.
+        As :func:`set_blocks`.
     """
     blocks = stack.blocks
     # the copy of all else has stand-ins for the blocks: each block is copied once a use and not once more
@@ -307,7 +307,7 @@ def check_assignment(
     return list(assignment)
 
 
-def unused(sources: Sequence[int], stages: int, what: str) -> list[str]:
+def warn_of_unused(sources: Sequence[int], stages: int, what: str) -> list[str]:
     """Warn of what a shallow model leaves out; the warning is returned as a note."""
     left_out = sorted({*range(stages)} - {*sources})
     if not left_out:
@@ -317,12 +317,12 @@ def unused(sources: Sequence[int], stages: int, what: str) -> list[str]:
     return [note]
 
 
-def unlike(first: nn.Module, second: nn.Module, *, ignore: Sequence[str] = ()) -> str:
+def block_difference(first: nn.Module, second: nn.Module, *, ignore: Sequence[str] = ()) -> str:
     """Say in what two blocks differ that must agree for weights of one to work in the other; empty if in nothing.
 
     Examples
     --------
-    >>> unlike(nn.LayerNorm(4), nn.LayerNorm(4, eps=1e-6))
+    >>> block_difference(nn.LayerNorm(4), nn.LayerNorm(4, eps=1e-6))
     'eps 1e-05 and 1e-06'
     """
     ours, theirs = (dict(_meaning(block, ignore)) for block in (first, second))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,9 +38,19 @@ from weightsmith.core.errors import (
 from weightsmith.core.io import atomic_output
 from weightsmith.core.models import evaluation_mode, get_module
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, fit
+from weightsmith.core.training import FitOptions, draw_seed, fit, training_method
 from weightsmith.grow._distil import agreement, decaying_adamw, distil
-from weightsmith.grow._expand import HEADS, Stack, assign, check_assignment, find_stack, restack, unlike, unroll, unused
+from weightsmith.grow._expand import (
+    HEADS,
+    Stack,
+    assign,
+    block_difference,
+    check_assignment,
+    expand_blocks,
+    find_stack,
+    set_blocks,
+    warn_of_unused,
+)
 
 __all__ = [
     "NOT_SHARED",
@@ -205,8 +215,8 @@ class Learngene:
             If ``depth`` or ``assignment`` is out of range or out of order.
         """
         stages = check_assignment(assignment, depth, len(self.plan.stages), "stages", strict_order)
-        unused(stages, len(self.plan.stages), "stages")
-        return unroll(self.model, find_stack(self.model, self.plan.stack), self.plan.positions(stages)).eval()
+        warn_of_unused(stages, len(self.plan.stages), "stages")
+        return expand_blocks(self.model, find_stack(self.model, self.plan.stack), self.plan.positions(stages)).eval()
 
     @torch.no_grad()
     def initialize(
@@ -243,7 +253,9 @@ class Learngene:
             If blocks differ in shape, heads, epsilon or class of a module.
         """
         ours, theirs = find_stack(self.model, self.plan.stack), find_stack(target, self.plan.stack)
-        if difference := unlike(ours.blocks[0], theirs.blocks[0], ignore=HEADS if allow_head_mismatch else ()):
+        if difference := block_difference(
+            ours.blocks[0], theirs.blocks[0], ignore=HEADS if allow_head_mismatch else ()
+        ):
             raise UnsupportedModelError(f"blocks of learngene and target differ: {difference}")
         stages = check_assignment(assignment, len(theirs), len(self.plan.stages), "stages", strict_order)
         sources = [ours.blocks[position] for position in self.plan.positions(stages)]
@@ -358,6 +370,7 @@ def retention(gene: Learngene, evaluate: Callable[[nn.Module], float], depths: I
     return result
 
 
+@training_method(learning_rate=5e-4, weight_decay=0.05, batch_size=8, scheduler="cosine", warmup=0.05)
 def learngene(
     model: nn.Module,
     training: Samples,
@@ -369,13 +382,10 @@ def learngene(
     stack: str | None = None,
     alpha: float = 1.0,
     temperature: float = 1.0,
-    learning_rate: float = 5e-4,
-    weight_decay: float = 0.05,
-    epochs: int = 1,
     tune_epochs: int = 0,
-    tune_rate: float = 5e-5,
-    batch_size: int = 8,
+    tune_learning_rate: float = 5e-5,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Distil a teacher into a model whose blocks share weights by stages, then give it any depth.
 
@@ -399,18 +409,15 @@ def learngene(
         Weight of the teacher against the labels.
     temperature : float, default: 1.0
         Temperature.
-    learning_rate, weight_decay : float
-        Of AdamW with cosine decay.
-    epochs : int, default: 1
-        Passes over the samples with shared stages. The paper: 100 to 150.
     tune_epochs : int, default: 0
-        Passes with labels once unrolled. The paper: 10.
-    tune_rate : float, default: 5e-5
-        The learning rate of these.
-    batch_size : int, default: 8
-        Samples an optimizer step.
+        Passes over the samples with labels after the expansion to ``depth``. The paper has 10.
+    tune_learning_rate : float, default: 5e-5
+        Learning rate of these passes; their other training options are those below.
     generator : torch.Generator, optional
         Draws the order of the samples.
+    **options
+        Training options of the shared stages, see :class:`weightsmith.core.training.FitOptions`. The paper has 100 to
+        150 epochs. The optimizer is AdamW, without weight decay of vectors.
 
     Returns
     -------
@@ -445,49 +452,27 @@ def learngene(
         raise HyperparameterError("training samples", found=len(training), expected="at least 2")
     held = max(1, len(training) // 10)
     seen, unseen = take(training, 0, len(training) - held), take(training, len(training) - held)
-    hyper: dict[str, Any] = {
-        "sizes": list(sizes),
-        "depth": depth,
-        "alpha": alpha,
-        "temperature": temperature,
-        "learning_rate": learning_rate,
-    }
-    with record("learngene", epochs=epochs, tune_epochs=tune_epochs, batch_size=batch_size, **hyper) as result:
-        shared, seed = copy.deepcopy(model), draw_seed(generator)
+    seed = draw_seed(generator)
+    hyper: dict[str, Any] = {"sizes": list(sizes), "depth": depth, "alpha": alpha, "temperature": temperature}
+    tuning: dict[str, Any] = {"tune_epochs": tune_epochs, "tune_learning_rate": tune_learning_rate}
+    with record("learngene", seed=seed, **hyper, **tuning, **options) as result:
+        shared = copy.deepcopy(model)
         gene = Learngene(shared, share_stages(shared, sizes, stack=stack))
-        settings: dict[str, Any] = {"weight_decay": weight_decay, "batch_size": batch_size, "seed": seed}
-        run = distil(
-            shared,
-            teacher,
-            seen,
-            alpha=alpha,
-            temperature=temperature,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            **settings,
-        )
+        run = distil(shared, teacher, seen, alpha=alpha, temperature=temperature, seed=seed, **options)
         for other in sorted({len(sizes), depth, len(found), 2 * len(found)}):
-            result.layer(f"depth {other}", **agreement(gene.expand(other), teacher, unseen, batch_size))
+            result.layer(f"depth {other}", **agreement(gene.expand(other), teacher, unseen, options["batch_size"]))
         result.curves["training loss"] = run.losses
         grown = gene.expand(depth)
         if tune_epochs:
-            optimizer = decaying_adamw(grown, tune_rate, weight_decay)
-            tuned = fit(
-                grown,
-                seen,
-                optimizer=optimizer,
-                scheduler="cosine",
-                epochs=tune_epochs,
-                batch_size=batch_size,
-                seed=seed,
-            )
-            result.curves["tuning loss"] = tuned.losses
+            options |= {"learning_rate": tune_learning_rate, "epochs": tune_epochs}
+            optimizer = decaying_adamw(grown, tune_learning_rate, options["weight_decay"])
+            result.curves["tuning loss"] = fit(grown, seen, optimizer=optimizer, seed=seed, **options).losses
         result.totals = {
             "blocks": depth,
             "trainable": gene.parameters,
-            **agreement(grown, teacher, unseen, batch_size),
+            **agreement(grown, teacher, unseen, options["batch_size"]),
         }
-        restack(model, found, gene.plan.positions(assign(depth, len(sizes))))
+        set_blocks(model, found, gene.plan.positions(assign(depth, len(sizes))))
         model.load_state_dict(grown.state_dict())
     return result
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightsmith.core.models import fold_parametrizations, get_module
-from weightsmith.grow._expand import check_assignment, find_stack, unroll
+from weightsmith.grow._expand import check_assignment, expand_blocks, find_stack
 from weightsmith.grow._learngene import StagePlan
 
 __all__ = ["LinearExpansion"]
@@ -88,7 +88,7 @@ class LinearExpansion:
         """
         found = find_stack(self.model, self.stack)
         places = StagePlan(self.stack, (len(found),)).positions(check_assignment(None, depth, 1, "blocks", True))
-        new = unroll(self.model, found, places)
+        new = expand_blocks(self.model, found, places)
         grown = list(get_module(new, found.path).children())[found.start : found.start + depth]
         for number, block in enumerate(grown):
             for module in block.modules():

@@ -20,7 +20,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from weightsmith.core.data import Batch, Batches, Samples, call
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode, fold_parametrizations, get_module, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, default_loss, draw_seed, fit, logits_of
+from weightsmith.core.training import FitOptions, Loss, default_loss, draw_seed, fit, logits_of, training_method
 from weightsmith.grow._shared.templates import LAYOUTS, Growth, TemplateMix, coefficients, grow_coefficients
 from weightsmith.grow._widen_net2net import is_matrix, match_widths
 
@@ -361,6 +361,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 5e-4) -> list[di
     ]
 
 
+@training_method(learning_rate=1e-4, weight_decay=5e-4, batch_size=8, scheduler="cosine")
 def mixture_growth(
     model: nn.Module,
     training: Samples,
@@ -368,13 +369,10 @@ def mixture_growth(
     init: Growth = "orthogonal",
     scale: float = 1.0,
     templates: int = 2,
-    member_rate: float = 1e-3,
+    member_learning_rate: float = 1e-3,
     member_epochs: int = 1,
-    grown_rate: float = 1e-4,
-    epochs: int = 1,
-    weight_decay: float = 5e-4,
-    batch_size: int = 8,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Double the inner width of a transformer's MLPs: train a second member from the model, grow both, train on.
 
@@ -392,16 +390,15 @@ def mixture_growth(
         Of the new coefficients.
     templates : int, default: 2
         Of each weight and member.
-    member_rate, member_epochs : float, int
-        Of the second member: learning rate, passes over the samples.
-    grown_rate, epochs : float, int
-        Of the grown network.
-    weight_decay : float, default: 5e-4
-        Of AdamW; coefficients do not decay.
-    batch_size : int, default: 8
-        Samples an optimizer step.
+    member_learning_rate : float, default: 1e-3
+        Learning rate of the second member. Its other training options are those of the grown network.
+    member_epochs : int, default: 1
+        Passes of the second member over the samples.
     generator : torch.Generator, optional
         Draws templates, coefficients and the order of the samples.
+    **options
+        Training options of the grown network, see :class:`weightsmith.core.training.FitOptions`. The optimizer is
+        AdamW, without weight decay of coefficients.
 
     Returns
     -------
@@ -421,8 +418,10 @@ def mixture_growth(
     """
     field, width = _inner_width(model)
     hyper: dict[str, Any] = {"init": init, "scale": scale, "templates": templates}
-    rates: dict[str, Any] = {"member_rate": member_rate, "grown_rate": grown_rate, "batch_size": batch_size}
-    with record("mixture-growth", member_epochs=member_epochs, epochs=epochs, **rates, **hyper) as result:
+    member: FitOptions = {**options, "learning_rate": member_learning_rate, "epochs": member_epochs}
+    seed = draw_seed(generator)
+    own: dict[str, Any] = {"member_learning_rate": member_learning_rate, "member_epochs": member_epochs}
+    with record("mixture-growth", seed=seed, **hyper, **own, **options) as result:
 
         def make_model(inner: int) -> nn.Module:
             config = copy.deepcopy(model.config)
@@ -435,16 +434,15 @@ def mixture_growth(
         # does not, and without new blocks the grown network is then no worse than the model from the first step
         start: dict[str, Any] = {"width": width, "templates": templates, "generator": generator}
         growth = MixtureGrowth.from_plain(make_model, model, model, **start)
-        seed = draw_seed(generator)
 
-        def train(network: nn.Module, rate: float, passes: int) -> list[float]:
-            optimizer = torch.optim.AdamW(parameter_groups(network, weight_decay=weight_decay), lr=rate)
-            settings: dict[str, Any] = {"scheduler": "cosine", "epochs": passes, "batch_size": batch_size, "seed": seed}
-            return fit(network, training, optimizer=optimizer, **settings).losses
+        def train(network: nn.Module, options: FitOptions) -> list[float]:
+            groups = parameter_groups(network, weight_decay=options["weight_decay"])
+            optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"])
+            return fit(network, training, optimizer=optimizer, seed=seed, **options).losses
 
-        result.curves["member's training loss"] = train(growth.member(1), member_rate, member_epochs)
+        result.curves["member's training loss"] = train(growth.member(1), member)
         wide = growth.grow(init, scale=scale, generator=generator)
-        result.curves["training loss"] = train(wide, grown_rate, epochs)
+        result.curves["training loss"] = train(wide, options)
         fold_parametrizations(wide)
         for layer in growth.layers.values():
             result.layer(layer.name, shape=tuple(get_module(wide, layer.name).weight.shape))  # type: ignore[arg-type]

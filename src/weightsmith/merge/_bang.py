@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Shaped
@@ -29,19 +29,19 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
-from weightsmith.core.data import Samples, call
+from weightsmith.core.data import Samples, call, split_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import lerp, put_on_line
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
+    FitOptions,
     Loss,
     draw_seed,
     fit,
     logits_of,
-    restored_on_error,
     shift_for_causal_lm,
     soft_cross_entropy,
-    split_batch,
+    training_method,
 )
 from weightsmith.merge._wise_ft import check_alpha
 
@@ -209,7 +209,7 @@ def bang_loss(
     _check(mixup_alpha, label_smoothing)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, labels = split_batch(batch)
+        inputs, labels = split_labels(batch)
         if isinstance(inputs, Mapping) and inputs.keys() == {"x"}:
             inputs = inputs["x"]
         share, partner = 1.0, torch.arange(len(labels), device=labels.device)
@@ -226,6 +226,7 @@ def bang_loss(
     return loss
 
 
+@training_method(learning_rate=3e-5, weight_decay=0.1, epochs=10, clip_norm=1.0, scheduler="cosine", warmup=0.05)
 def bang(
     model: nn.Module,
     training: Samples,
@@ -233,11 +234,8 @@ def bang(
     alpha: float = 0.5,
     mixup_alpha: float = 0.5,
     label_smoothing: float = 0.1,
-    learning_rate: float = 3e-5,
-    weight_decay: float = 0.1,
-    epochs: int = 10,
-    batch_size: int = 32,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Fine-tune with mixup and smoothed labels, then average with the network as it was.
 
@@ -253,16 +251,10 @@ def bang(
         Of Beta(mixup_alpha, mixup_alpha); 0 mixes nothing.
     label_smoothing : float, default: 0.1
         In [0, 1); 0 together with ``mixup_alpha = 0`` is WiSE-FT.
-    learning_rate : float, default: 3e-5
-        Of AdamW, after a warm-up over a twentieth of the steps, cosine to zero; gradients are clipped to norm 1.
-    weight_decay : float, default: 0.1
-        On all weights.
-    epochs : int, default: 10
-        Passes over the samples.
-    batch_size : int, default: 32
-        Samples an optimizer step.
     generator : torch.Generator, optional
         Draws order, shares and pairs.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer is AdamW.
 
     Returns
     -------
@@ -285,23 +277,12 @@ def bang(
     """
     check_alpha("alpha", alpha)
     hyper: dict[str, Any] = {"alpha": alpha, "mixup_alpha": mixup_alpha, "label_smoothing": label_smoothing}
-    with record("bang", **hyper, learning_rate=learning_rate, epochs=epochs) as result, restored_on_error(model):
-        draws = torch.Generator().manual_seed(draw_seed(generator))
+    seed = draw_seed(generator)
+    with record("bang", seed=seed, **hyper, **options) as result:
+        draws = torch.Generator().manual_seed(seed)
         loss = bang_loss(mixup_alpha=mixup_alpha, label_smoothing=label_smoothing, generator=draws)
         start = copy.deepcopy(model.state_dict())
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        run = fit(
-            model,
-            training,
-            loss=loss,
-            optimizer=torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay),
-            scheduler="cosine",
-            warmup=0.05,
-            clip_norm=1.0,
-            epochs=epochs,
-            batch_size=batch_size,
-            seed=draw_seed(generator),
-        )
+        run = fit(model, training, loss=loss, seed=seed, **options)
         for name, parameter in model.named_parameters():  # tied weights come once
             old = start[name].float()
             moved = ((parameter.detach().float() - old).norm() / old.norm().clamp_min(1e-12)).item()
@@ -309,7 +290,7 @@ def bang(
                 result.layer(name, weights=parameter.numel(), moved=moved)
         put_on_line(model, start, model.state_dict(), alpha)
         result.curves["training loss"] = run.losses
-        result.totals = {"trainable": sum(parameter.numel() for parameter in trained)}
+        result.totals = {"trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             result.notes.append(
                 "Running statistics of batch normalisation were averaged; re-estimating them is better."

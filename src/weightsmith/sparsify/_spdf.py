@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Bool
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from weightsmith.core.data import Batch, Samples, call
+from weightsmith.core.data import Batch, Samples, batched, call, take, to_device
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import Layer, block_layers, evaluation_mode
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, fit, restored_on_error
+from weightsmith.core.training import FitOptions, draw_seed, fit, training_method
 
 __all__ = ["StaticSparsity", "forward_flops", "spdf"]
 
@@ -266,6 +266,15 @@ def forward_flops(model: nn.Module, batch: Batch) -> dict[str, float]:
     return {"dense": dense, "sparse": dense - saved, "ratio": dense / (dense - saved)}
 
 
+@training_method(
+    learning_rate=6e-4,
+    weight_decay=0.1,
+    batch_size=8,
+    clip_norm=1.0,
+    scheduler="cosine",
+    warmup=0.15,
+    final_learning_rate_ratio=0.1,
+)
 def spdf(
     model: nn.Module,
     training: Samples,
@@ -274,12 +283,10 @@ def spdf(
     start: Start = "random",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
-    learning_rate: float = 6e-4,
-    epochs: int = 1,
     dense_learning_rate: float = 1e-4,
     dense_epochs: int = 1,
-    batch_size: int = 8,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Train with most weights held at zero, then release them and train on, all on the same samples.
 
@@ -298,18 +305,16 @@ def spdf(
         Which weights stay: random ones (the paper, for training from scratch), the largest, or those not zero now.
     include, exclude : str or sequence of str
         Patterns on the paths of the matrices inside the blocks.
-    learning_rate : float, default: 6e-4
-        Of the sparse phase: AdamW, weight decay 0.1, 15 % warm-up, cosine to a tenth (the recipe of GPT-3 125M).
-    epochs : int, default: 1
-        Passes over the samples in the sparse phase.
     dense_learning_rate : float, default: 1e-4
-        Of the dense phase: AdamW, weight decay 0.01, 10 % warm-up, cosine to zero.
+        Of the dense phase. Its other training options are those below, but for a weight decay of 0.01, a warm-up of
+        0.1 and a schedule that ends at zero.
     dense_epochs : int, default: 1
         Passes over the samples in the dense phase, which has a fresh optimizer; 0 leaves it out.
-    batch_size : int, default: 8
-        Samples an optimizer step.
     generator : torch.Generator, optional
         Draws the masks and the order of the samples.
+    **options
+        Training options of the sparse phase, see :class:`weightsmith.core.training.FitOptions`; by default the recipe
+        of GPT-3 125M. The optimizer is AdamW.
 
     Returns
     -------
@@ -320,41 +325,33 @@ def spdf(
     ----------
     Thangarasa et al. 2023, arXiv 2303.10464.
     """
-    hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "epochs": epochs, "dense_epochs": dense_epochs}
-    rates: dict[str, Any] = {
-        "learning_rate": learning_rate,
-        "dense_learning_rate": dense_learning_rate,
-        "batch_size": batch_size,
-    }
-    with record("spdf", **hyper, **rates) as result, restored_on_error(model):
-        held = StaticSparsity(model, sparsity, start=start, include=include, exclude=exclude, generator=generator)
+    if dense_epochs < 0 or dense_learning_rate < 0:
+        found = (dense_learning_rate, dense_epochs)
+        raise HyperparameterError("dense_learning_rate, dense_epochs", found=found, expected="numbers >= 0")
+    seed = draw_seed(generator)
+    hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "include": include, "exclude": exclude}
+    dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
+    with record("spdf", seed=seed, **hyper, **dense, **options) as result:
+        held = StaticSparsity(model, generator=generator, **hyper)
         for layer in held.layers:
             result.layer(layer.name, density=_mask(layer).float().mean().item())
-        settings: dict[str, Any] = {
-            "scheduler": "cosine",
-            "clip_norm": 1.0,
-            "batch_size": batch_size,
-            "seed": draw_seed(generator),
-        }
         try:
-            counted = forward_flops(model, _one(training, model))
-            optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-            held.attach(optimizer)
-            run = fit(
-                model,
-                training,
-                optimizer=optimizer,
-                epochs=epochs,
-                warmup=0.15,
-                final_learning_rate_ratio=0.1,
-                **settings,
+            counted = forward_flops(model, _first_sample(training, model))
+            optimizer = torch.optim.AdamW(
+                model.parameters(),
+                lr=options["learning_rate"],
+                betas=(0.9, 0.95),
+                weight_decay=options["weight_decay"],
             )
+            held.attach(optimizer)
+            run = fit(model, training, optimizer=optimizer, seed=seed, **options)
         finally:
             held.densify()
         result.curves["sparse phase: training loss"] = run.losses
         if dense_epochs:
-            optimizer = torch.optim.AdamW(model.parameters(), lr=dense_learning_rate, weight_decay=0.01)
-            run = fit(model, training, optimizer=optimizer, epochs=dense_epochs, warmup=0.1, **settings)
+            options |= {"learning_rate": dense_learning_rate, "epochs": dense_epochs, "weight_decay": 0.01}
+            options |= {"warmup": 0.1, "final_learning_rate_ratio": 0.0}
+            run = fit(model, training, seed=seed, **options)
             result.curves["dense phase: training loss"] = run.losses
         result.totals = {
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -364,10 +361,10 @@ def spdf(
     return result
 
 
-def _one(training: Samples, model: nn.Module) -> Batch:
+def _first_sample(training: Samples, model: nn.Module) -> Batch:
     """The first sample as a batch, without its labels."""
-    device = next(model.parameters()).device
-    return {name: value[None].to(device) for name, value in training[0].items() if name != "labels"}
+    batch = to_device(batched(take(training, 0, 1), 1)[0], next(model.parameters()).device)
+    return {name: value for name, value in batch.items() if name != "labels"} if isinstance(batch, Mapping) else batch
 
 
 def _first_mask(layer: Layer, sparsity: float, start: Start, generator: torch.Generator | None) -> Bool[Tensor, "..."]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 import torch.distributed as dist
@@ -26,10 +26,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import Samples, call
+from weightsmith.core.data import Samples, call, split_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Loss, draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
+from weightsmith.core.training import (
+    FitOptions,
+    Loss,
+    draw_seed,
+    fit,
+    logits_of,
+    shift_for_causal_lm,
+    training_method,
+)
 
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
 
@@ -338,10 +346,7 @@ def reweighted(reweighter: LossReweighter) -> Loss:
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        if isinstance(batch, Mapping):
-            inputs, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
-        else:
-            inputs, labels = batch
+        inputs, labels = split_labels(batch)
         logits, labels = shift_for_causal_lm(model, logits_of(call(model, inputs)), labels)
         if labels.ndim == 1:
             logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
@@ -351,6 +356,7 @@ def reweighted(reweighter: LossReweighter) -> Loss:
     return loss
 
 
+@training_method(learning_rate=1e-4, weight_decay=0.01, batch_size=8, scheduler="cosine")
 def loss_reweighting(
     model: nn.Module,
     training: Samples,
@@ -359,11 +365,9 @@ def loss_reweighting(
     r: float = 0.4,
     delta: float = 1.0,
     clip_quantile: float = 0.0,
-    warmup: float = 0.05,
-    learning_rate: float = 1e-4,
-    epochs: int = 1,
-    batch_size: int = 8,
+    weight_warmup: float = 0.05,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Train with every sample weighted by its current loss among those of its batch.
 
@@ -381,16 +385,13 @@ def loss_reweighting(
         Half of the range the losses are stretched to.
     clip_quantile : float, default: 0.0
         Guards the range against outliers.
-    warmup : float, default: 0.05
-        Share of all steps at the start with plain means.
-    learning_rate : float, default: 1e-4
-        Of AdamW, cosine to zero.
-    epochs : int, default: 1
-        Passes over the samples.
-    batch_size : int, default: 8
-        Samples an optimizer step; the group that is weighted.
+    weight_warmup : float, default: 0.05
+        Share of all batches at the start, in [0, 1), with equal weights.
     generator : torch.Generator, optional
         Draws the order of the samples.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The samples of one batch are weighted
+        among each other. The optimizer is AdamW.
 
     Returns
     -------
@@ -401,28 +402,24 @@ def loss_reweighting(
     ----------
     Sow et al. 2025, arXiv 2502.06733.
     """
-    hyper: dict[str, Any] = {"strategy": strategy, "r": r, "delta": delta, "warmup": warmup}
-    rates: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
-    if not 0 <= warmup < 1:
-        raise HyperparameterError("warmup", found=warmup, expected="a share in [0, 1)")
-    with record("loss-reweighting", **hyper, **rates) as result:
-        steps = math.ceil(len(training) / batch_size) * epochs
-        reweighter = LossReweighter(
-            strategy, r=r, delta=delta, clip_quantile=clip_quantile, warmup_steps=round(warmup * steps)
-        )
+    if not 0 <= weight_warmup < 1:
+        raise HyperparameterError("weight_warmup", found=weight_warmup, expected="a share in [0, 1)")
+    hyper: dict[str, Any] = {"r": r, "delta": delta, "clip_quantile": clip_quantile}
+    seed = draw_seed(generator)
+    with record(
+        "loss-reweighting", seed=seed, strategy=strategy, weight_warmup=weight_warmup, **hyper, **options
+    ) as result:
+        batches = math.ceil(len(training) / options["batch_size"]) * options["epochs"]
+        reweighter = LossReweighter(strategy, warmup_steps=round(weight_warmup * batches), **hyper)
         sizes: list[float] = []
-        with restored_on_error(model):
-            run = fit(
-                model,
-                training,
-                loss=reweighted(reweighter),
-                optimizer=torch.optim.AdamW(model.parameters(), lr=learning_rate),
-                scheduler="cosine",
-                epochs=epochs,
-                batch_size=batch_size,
-                after_step=lambda *_: sizes.append(reweighter.effective_sample_size),
-                seed=draw_seed(generator),
-            )
+        run = fit(
+            model,
+            training,
+            loss=reweighted(reweighter),
+            after_step=lambda *_: sizes.append(reweighter.effective_sample_size),
+            seed=seed,
+            **options,
+        )
         result.curves = {"training loss": run.losses, "effective sample size": sizes}
         result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return result

@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from weightsmith.core.data import Samples, call, take
+from weightsmith.core.data import Samples, batched, call, split_labels, take, to_device
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, fit, logits_of, restored_on_error, shift_for_causal_lm
+from weightsmith.core.training import FitOptions, draw_seed, fit, logits_of, shift_for_causal_lm, training_method
 from weightsmith.train._shared.distillation import distillation
 
 __all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_temperature"]
@@ -292,6 +292,7 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"],
     return math.exp((low + high) / 2)
 
 
+@training_method(learning_rate=1e-4, weight_decay=0.01, batch_size=8, scheduler="cosine")
 def pld(
     model: nn.Module,
     training: Samples,
@@ -299,10 +300,8 @@ def pld(
     teacher: nn.Module,
     temperature: float | None = None,
     top_k: int | None = None,
-    learning_rate: float = 1e-4,
-    epochs: int = 1,
-    batch_size: int = 8,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Train a student on labelled samples to rank all classes as a teacher does.
 
@@ -318,14 +317,10 @@ def pld(
         Temperature; found on the first samples when left out, so that labels weigh 0.4.
     top_k : int, optional
         Rank only so many classes.
-    learning_rate : float, default: 1e-4
-        Of AdamW, cosine to zero.
-    epochs : int, default: 1
-        Passes over the samples.
-    batch_size : int, default: 8
-        Samples an optimizer step.
     generator : torch.Generator, optional
         Draws the order of the samples.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer is AdamW.
 
     Returns
     -------
@@ -336,20 +331,17 @@ def pld(
     ----------
     Bassam, Zhu, Bian 2025, arXiv 2506.12542.
     """
-    with record("pld", top_k=top_k, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size) as result:
-        theirs, labels = _look(teacher.eval(), model, take(training, 0, batch_size))
+    seed = draw_seed(generator)
+    with record("pld", seed=seed, top_k=top_k, **options) as result:
+        theirs, labels = _teacher_logits(teacher.eval(), model, take(training, 0, options["batch_size"]))
         if temperature is None:
             temperature = suggest_temperature(theirs, labels)
         result.hyper["temperature"] = temperature
         criterion = PLDLoss(temperature, top_k=top_k)
         result.totals = criterion.diagnostics(theirs, labels)
         if result.totals["label_weight"] < 0.01:
-            warnings.warn(f"the labels have almost no weight at temperature {temperature:.3g}", stacklevel=2)
-        settings: dict[str, Any] = {"scheduler": "cosine", "epochs": epochs, "batch_size": batch_size}
-        with restored_on_error(model):
-            optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-            loss = distillation(teacher, criterion)
-            run = fit(model, training, loss=loss, optimizer=optimizer, seed=draw_seed(generator), **settings)
+            warnings.warn(f"the labels have almost no weight at temperature {temperature:.3g}", stacklevel=3)
+        run = fit(model, training, loss=distillation(teacher, criterion), seed=seed, **options)
         result.curves["training loss"] = run.losses
         result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return result
@@ -473,11 +465,10 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 
 
 @torch.no_grad()
-def _look(teacher: nn.Module, model: nn.Module, training: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """The teacher's logits on a few samples, and the labels they are about."""
-    device = next(teacher.parameters()).device
-    batch = {name: torch.stack([sample[name] for sample in training]).to(device) for name in training[0]}
-    labels = batch.pop("labels")
-    logits, labels = shift_for_causal_lm(model, logits_of(call(teacher, batch)), labels)
+def _teacher_logits(teacher: nn.Module, model: nn.Module, samples: Samples) -> tuple[Tensor, Tensor]:
+    """The teacher's logits on a few samples, and the labels they predict."""
+    batch = to_device(batched(samples, len(samples))[0], next(teacher.parameters()).device)
+    inputs, labels = split_labels(batch)
+    logits, labels = shift_for_causal_lm(model, logits_of(call(teacher, inputs)), labels)
     kept = labels.flatten() >= 0
     return logits.flatten(0, -2)[kept], labels.flatten()[kept]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, Unsuppo
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import Layer, find_layers, fold_parametrizations
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, fit, restored_on_error
+from weightsmith.core.training import FitOptions, draw_seed, fit, training_method
 
 __all__ = [
     "Compander",
@@ -308,6 +308,7 @@ def weight_statistics(model: nn.Module, include: str | Sequence[str] = "*") -> d
     return statistics
 
 
+@training_method(learning_rate=0.05, weight_decay=5e-4, batch_size=8, scheduler="cosine")
 def weight_compander(
     model: nn.Module,
     training: Samples,
@@ -319,11 +320,8 @@ def weight_compander(
     start: Literal["preserve", "raw"] = "preserve",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
-    learning_rate: float = 0.05,
-    weight_decay: float = 5e-4,
-    epochs: int = 1,
-    batch_size: int = 8,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Train with every weight seen through a bounded odd function, and fold the function away.
 
@@ -345,14 +343,11 @@ def weight_compander(
         From the same weights, or from weights ``slope`` times larger near zero.
     include, exclude : str or sequence of str
         Patterns on the layers' paths.
-    learning_rate, weight_decay : float
-        Of SGD with Nesterov momentum 0.9, cosine to zero.
-    epochs : int, default: 1
-        Passes over the samples.
-    batch_size : int, default: 8
-        Samples an optimizer step.
     generator : torch.Generator, optional
         Draws the order of the samples.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer is SGD with Nesterov
+        momentum 0.9.
 
     Returns
     -------
@@ -363,42 +358,24 @@ def weight_compander(
     ----------
     Cakaj, Mehnert, Yang 2023, arXiv 2306.16993.
     """
-    hyper: dict[str, Any] = {
-        "function": function,
-        "bound": bound,
-        "slope": slope,
-        "learn": learn,
-        "start": start,
-        "epochs": epochs,
-    }
-    rates: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay, "batch_size": batch_size}
-    settings: dict[str, Any] = {"scheduler": "cosine", "epochs": epochs, "batch_size": batch_size}
-    with record("weight-compander", **{**hyper, **rates}) as result, restored_on_error(model):
+    hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
+    seed = draw_seed(generator)
+    with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:
         before = weight_statistics(model, include)
-        layers = compand(
-            model,
-            function=function,
-            bound=bound,
-            slope=slope,
-            learn=learn,
-            start=start,
-            include=include,
-            exclude=exclude,
-        )
-        try:
-            groups = compander_parameter_groups(model, lr=learning_rate, weight_decay=weight_decay)
-            optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
-            run = fit(model, training, optimizer=optimizer, seed=draw_seed(generator), **settings)
-        finally:
-            fold_companders(model)
+        layers = compand(model, include=include, exclude=exclude, **hyper)
+        rate, decay = options["learning_rate"], options["weight_decay"]
+        groups = compander_parameter_groups(model, lr=rate, weight_decay=decay)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+        run = fit(model, training, optimizer=optimizer, seed=seed, **options)
+        fold_companders(model)
         after = weight_statistics(model, include)
         for layer in layers:
-            told = {
+            measures = {
                 f"{name}_{when}": state[layer.name][name]
                 for name in before[layer.name]
                 for when, state in (("before", before), ("after", after))
             }
-            result.layer(layer.name, **told)
+            result.layer(layer.name, **measures)
         result.curves["training loss"] = run.losses
         result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return result

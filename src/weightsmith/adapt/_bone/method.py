@@ -1,9 +1,9 @@
-"""The command: fine-tune a model with Bone adapters and merge them."""
+"""Bone as one call: fine-tune a model with Bone adapters and merge them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from peft import get_peft_model
@@ -12,11 +12,12 @@ from torch import nn
 from weightsmith.adapt._bone.tuner import BoneConfig, BoneLinear
 from weightsmith.core.data import Samples
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, fit
+from weightsmith.core.training import FitOptions, draw_seed, fit, requires_grad_restored, training_method
 
 __all__ = ["bone"]
 
 
+@training_method(learning_rate=2e-5, batch_size=8, scheduler="cosine")
 def bone(
     model: nn.Module,
     training: Samples,
@@ -24,33 +25,27 @@ def bone(
     r: int = 64,
     variant: Literal["bat", "bat-row", "miss"] = "bat",
     targets: str | Sequence[str] = "all-linear",
-    learning_rate: float = 2e-5,
-    epochs: int = 1,
-    batch_size: int = 8,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
-    """Fine-tune a model with Bone adapters, AdamW on a cosine, and merge them into its weights.
+    """Fine-tune a model with Bone adapters and merge them into its weights.
 
     Parameters
     ----------
     model : nn.Module
-        The model; changed in place. Only the adapted layers' weights (not their biases) change.
+        The model; changed in place. Only the weights of the adapted layers change, not their biases.
     training : sequence of samples
         Mappings such as ``{"input_ids": LongTensor[L]}``, with ``"labels"`` where they are not the inputs.
     r : int, default: 64
         Side of a block: a layer gets ``out * r`` trainable numbers (``in * r`` with ``"bat-row"``).
     variant : {"bat", "bat-row", "miss"}, default: "bat"
-        What the blocks do to a weight, see :class:`weightsmith.adapt.BoneConfig`.
+        How the blocks change a weight, see :class:`weightsmith.adapt.BoneConfig`.
     targets : str or sequence of str, default: "all-linear"
         Endings of layer names, such as ``"q_proj"``, or all linear layers but the output layer.
-    learning_rate : float, default: 2e-5
-        Peak of the schedule.
-    epochs : int, default: 1
-        Passes over the data.
-    batch_size : int, default: 8
-        Samples an optimizer step.
     generator : torch.Generator, optional
         Draws the order of the samples.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer is AdamW.
 
     Returns
     -------
@@ -84,41 +79,18 @@ def bone(
     (1152, 'Linear')
     """
     seed = draw_seed(generator)
-    with record(
-        "bone",
-        seed=seed,
-        r=r,
-        variant=variant,
-        targets=targets,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-    ) as result:
+    with (
+        record("bone", seed=seed, r=r, variant=variant, targets=targets, **options) as result,
+        requires_grad_restored(model),
+    ):
         endings = [targets] if isinstance(targets, str) else list(targets)
         linear = endings == ["all-linear"]
         config = BoneConfig(r=r, variant=variant, target_modules="all-linear" if linear else endings)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         adapted = get_peft_model(model, config)
-        try:
-            run = fit(
-                model,
-                training,
-                scheduler="cosine",
-                learning_rate=learning_rate,
-                epochs=epochs,
-                batch_size=batch_size,
-                seed=seed,
-            )
-            changes = _changes(model)
-            adapted.merge_and_unload()
-        except BaseException:
-            adapted.unload()
-            raise
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
-        for name, measures in changes.items():
+        run = fit(model, training, seed=seed, **options)
+        for name, measures in _changes(model).items():
             result.layer(name, **measures)
+        adapted.merge_and_unload()
         result.totals["trainable"] = sum(row["trainable"] for row in result.layers)
         result.totals["first_loss"], result.totals["last_loss"] = run.losses[0], run.losses[-1]
         result.curves["training loss"] = run.losses
@@ -127,7 +99,7 @@ def bone(
 
 @torch.no_grad()
 def _changes(model: nn.Module) -> dict[str, dict[str, float]]:
-    """Of every adapted layer the number of trainable values and the norm of the update over that of the weight."""
+    """The number of trainable values and the relative norm of the update, per adapted layer."""
     changes = {}
     for name, module in model.named_modules():
         if isinstance(module, BoneLinear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -12,11 +13,12 @@ from weightsmith.adapt._lift.groups import budget, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
 from weightsmith.core.data import Samples
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, fit
+from weightsmith.core.training import FitOptions, draw_seed, fit, requires_grad_restored, training_method
 
 __all__ = ["lift"]
 
 
+@training_method(learning_rate=2e-4, batch_size=8, scheduler="linear", warmup=0.03)
 def lift(
     model: nn.Module,
     training: Samples,
@@ -26,19 +28,17 @@ def lift(
     approx_rank: int | None = None,
     update_interval: int | None = 200,
     niter: int | None = None,
-    learning_rate: float = 2e-4,
-    epochs: int = 1,
-    batch_size: int = 8,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = ("lm_head",),
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
-    """Fine-tune a model's principal weights (LIFT) with a linear schedule and 3 % warm-up.
+    """Fine-tune the principal weights of a model (LIFT).
 
     Parameters
     ----------
     model : nn.Module
-        Any model that computes its loss from a sample; changed in place, its structure is not.
+        Any model that computes its loss from a sample. Its weights change in place.
     training : sequence of samples
         Mappings of 1-D tensors, such as ``{"input_ids": ...}``.
     density : float, default: 0.05
@@ -46,22 +46,19 @@ def lift(
     lora_rank : int, optional
         Instead of ``density``: train as many weights as LoRA of this rank would.
     approx_rank : int, optional
-        Rank of the approximation that says which weights are principal; 64, or half of the shorter side if that is
-        less, by default.
+        Rank of the approximation that decides which weights are principal; by default 64, or half of the shorter side
+        if that is less.
     update_interval : int or None, default: 200
         Steps from one choice of the weights to the next; None keeps the first choice.
     niter : int, optional
-        Power iterations of a randomised approximation; exact for shorter sides up to 1024 by default.
-    learning_rate : float, default: 2e-4
-        Two to four times that of full fine-tuning.
-    epochs : int, default: 1
-        Passes over the samples.
-    batch_size : int, default: 8
-        Samples a step.
+        Power iterations of a randomized approximation; by default exact for shorter sides up to 1024.
     include, exclude : str or sequence of str
         Shell patterns on layer names.
     generator : torch.Generator, optional
-        Of the order of the samples, dropout and the randomised approximation.
+        Draws the order of the samples, dropout and the randomized approximation.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer is
+        :class:`weightsmith.adapt.LIFTAdamW`; its learning rate is two to four times that of full fine-tuning.
 
     Returns
     -------
@@ -80,7 +77,7 @@ def lift(
     NonFiniteError
         If a weight or the loss is not finite.
     UnsupportedModelError
-        If a weight is quantised or sharded.
+        If a weight is quantized or sharded.
 
     References
     ----------
@@ -103,49 +100,34 @@ def lift(
         "approx_rank": approx_rank,
         "update_interval": update_interval,
         "niter": niter,
-        "learning_rate": learning_rate,
-        "epochs": epochs,
-        "batch_size": batch_size,
         "include": include,
         "exclude": exclude,
     }
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
+    with record("lift", seed=seed, **hyper, **options) as result, requires_grad_restored(model):
         groups = lift_groups(model, density, approx_rank, lora_rank=lora_rank, include=include, exclude=exclude)
         named = dict(groups[0]["params"])
-        optimizer = LIFTAdamW(groups, learning_rate, update_interval=update_interval, niter=niter, generator=generator)
+        optimizer = LIFTAdamW(
+            groups,
+            options["learning_rate"],
+            weight_decay=options["weight_decay"],
+            update_interval=update_interval,
+            niter=niter,
+            generator=generator,
+        )
         base = {name: weight.detach().clone() for name, weight in named.items()}
-        with record("lift", seed=seed, **hyper) as result:
-            try:
-                run = fit(
-                    model,
-                    training,
-                    optimizer=optimizer,
-                    scheduler="linear",
-                    warmup=0.03,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    seed=seed,
-                )
-            except BaseException:
-                for name, weight in named.items():
-                    weight.data.copy_(base[name])
-                raise
-            delta = SparseDelta.between(base, named)
-            for name, weight in named.items():
-                result.layer(
-                    name.removesuffix(".weight"),
-                    trainable=budget(weight, optimizer.param_groups[0]),
-                    changed=len(delta.parts[name].index),
-                    relative_change=float((weight.detach() - base[name]).float().norm() / base[name].float().norm()),
-                )
-            result.curves["training loss"] = run.losses
-            result.totals = {
-                "trainable": optimizer.trained(),
-                "changed": sum(row["changed"] for row in result.layers),
-                "delta_bytes": delta.nbytes,
-            }
-        return result
-    finally:
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
+        run = fit(model, training, optimizer=optimizer, seed=seed, **options)
+        delta = SparseDelta.between(base, named)
+        for name, weight in named.items():
+            result.layer(
+                name.removesuffix(".weight"),
+                trainable=budget(weight, optimizer.param_groups[0]),
+                changed=len(delta.parts[name].index),
+                relative_change=float((weight.detach() - base[name]).float().norm() / base[name].float().norm()),
+            )
+        result.curves["training loss"] = run.losses
+        result.totals = {
+            "trainable": optimizer.trained(),
+            "changed": sum(row["changed"] for row in result.layers),
+            "delta_bytes": delta.nbytes,
+        }
+    return result

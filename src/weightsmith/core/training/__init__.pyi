@@ -12,8 +12,7 @@ from ._losses import (
     kd_loss as kd_loss,
     soft_cross_entropy as soft_cross_entropy,
     soft_target_loss as soft_target_loss,
-    split_batch as split_batch,
 )
 from ._many import Task as Task, train_many as train_many
 from ._options import FIT_DEFAULTS as FIT_DEFAULTS, FitOptions as FitOptions, training_method as training_method
-from ._restore import restored_on_error as restored_on_error
+from ._restore import requires_grad_restored as requires_grad_restored, restored_on_error as restored_on_error

@@ -154,6 +154,7 @@ def fit(
     optimizer = optimizer or torch.optim.AdamW(
         _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"]
     )
+    forward = vars(model).get("forward")
     prepared: tuple[Any, Any, Any] = accelerator.prepare(model, optimizer, data)
     wrapped, optimizer, loader = prepared
     if len(loader) == 0:
@@ -192,7 +193,7 @@ def fit(
                 record.scores.append(float(evaluate(model)))
                 if best.is_over(model, record.scores[-1], epoch):
                     break
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # autocast was put into model.forward
+    _set_forward(model, forward)
     if best.weights is not None:
         model.load_state_dict(best.weights)
         record.best_epoch = best.epoch
@@ -372,6 +373,14 @@ def _gradient_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             module.gradient_checkpointing_disable()
+
+
+def _set_forward(model: nn.Module, forward: Any) -> None:
+    """Undo what Accelerate does to a model for autocast; ``forward`` is the model's own attribute, if it has one."""
+    vars(model).pop("_original_forward", None)
+    vars(model).pop("forward", None)
+    if forward is not None:
+        model.forward = forward
 
 
 def _take_step(record: Fit, loss: Tensor) -> None:

@@ -5,18 +5,17 @@ Legend: ``N`` rows (samples, tokens), ``C`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.training._fit import logits_of
 
-__all__ = ["kd_loss", "soft_cross_entropy", "soft_target_loss", "split_batch"]
+__all__ = ["kd_loss", "soft_cross_entropy", "soft_target_loss"]
 
 
 def soft_cross_entropy(
@@ -135,30 +134,3 @@ def kd_loss(
     """
     divergence = soft_target_loss(student, teacher, temperature=temperature)
     return alpha * functional.cross_entropy(student, labels) + (1 - alpha) * divergence
-
-
-def split_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Return the inputs of a batch and its labels.
-
-    Parameters
-    ----------
-    batch : mapping with ``labels``, or pair
-        A pair is (inputs, labels).
-
-    Raises
-    ------
-    CalibrationError
-        If the batch is neither.
-
-    Examples
-    --------
-    >>> import torch
-    >>> split_batch({"x": torch.zeros(1), "labels": torch.ones(1)})
-    ({'x': tensor([0.])}, tensor([1.]))
-    """
-    if isinstance(batch, Mapping) and "labels" in batch:
-        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise CalibrationError("training batch", found=found, expected="a mapping with labels, or (inputs, classes)")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["restored_on_error"]
+__all__ = ["requires_grad_restored", "restored_on_error"]
 
 _guarded: list[nn.Module] = []
 """Models that a surrounding :func:`restored_on_error` restores."""
@@ -69,6 +69,26 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
             raise
         finally:
             _guarded.remove(model)
+
+
+@contextmanager
+def requires_grad_restored(model: nn.Module) -> Iterator[None]:
+    """Restore which parameters of a model are trained, at the end of a block that trains some of them.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1)
+    >>> with requires_grad_restored(model):
+    ...     _ = model.requires_grad_(False)
+    >>> model.weight.requires_grad
+    True
+    """
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
 
 
 def _owners(model: nn.Module) -> list[Any]:

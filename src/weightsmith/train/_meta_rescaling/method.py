@@ -28,7 +28,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 import torch.distributed as dist
@@ -39,10 +39,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, default_collate
 
-from weightsmith.core.data import Samples, call, take
+from weightsmith.core.data import Samples, call, split_labels, take
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, fit, logits_of, restored_on_error
+from weightsmith.core.training import FitOptions, draw_seed, fit, logits_of, training_method
 from weightsmith.train._meta_rescaling.features import ClassMemory
 from weightsmith.train._meta_rescaling.rescaler import Rescaler
 
@@ -326,6 +326,7 @@ class MetaRescaler:
             raise HyperparameterError("labels", found=bad, expected=f"class indices from 0 to {self.classes - 1}")
 
 
+@training_method(learning_rate=5e-5, epochs=10)
 def meta_rescaling(
     model: nn.Module,
     training: Samples,
@@ -335,12 +336,10 @@ def meta_rescaling(
     rescaler_learning_rate: float = 1e-2,
     passes: int = 3,
     window: int = 1,
-    warmup: float = 0.0,
+    weight_warmup: float = 0.0,
     min_weight: float = 0.0,
-    learning_rate: float = 5e-5,
-    epochs: int = 10,
-    batch_size: int = 32,
     generator: torch.Generator | None = None,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Train a classifier on labels that may be wrong; each sample's weight is learned on the way.
 
@@ -362,18 +361,15 @@ def meta_rescaling(
         Forward passes a sample, which differ by dropout.
     window : int, default: 1
         Batches' worth of samples a class remembers.
-    warmup : float, default: 0.0
-        Share of all steps at the start with equal weights.
+    weight_warmup : float, default: 0.0
+        Share of all batches at the start, in [0, 1), with equal weights.
     min_weight : float, default: 0.0
         Least weight of a sample, in [0, 1).
-    learning_rate : float, default: 5e-5
-        Of Adam on the model.
-    epochs : int, default: 10
-        Passes over the samples.
-    batch_size : int, default: 32
-        Samples an optimizer step; at least 16 do well.
     generator : torch.Generator, optional
         Draws batches and initial weights.
+    **options
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The optimizer of the model is AdamW.
+        Batches of at least 16 samples work well.
 
     Returns
     -------
@@ -384,33 +380,35 @@ def meta_rescaling(
     ----------
     Heck et al. 2024, arXiv 2412.12955.
     """
-    hyper: dict[str, Any] = {"inner": inner, "inner_learning_rate": inner_learning_rate, "passes": passes}
-    rates: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
-    with record(
-        "meta-rescaling", rescaler_learning_rate=rescaler_learning_rate, window=window, **hyper, **rates
-    ) as result:
-        samples = [{**sample, "index": torch.tensor(number)} for number, sample in enumerate(take(training))]
+    if not 0 <= weight_warmup < 1:
+        raise HyperparameterError("weight_warmup", found=weight_warmup, expected="a share in [0, 1)")
+    hyper: dict[str, Any] = {
+        "inner": inner,
+        "inner_learning_rate": inner_learning_rate,
+        "rescaler_learning_rate": rescaler_learning_rate,
+        "passes": passes,
+        "window": window,
+        "min_weight": min_weight,
+    }
+    seed = draw_seed(generator)
+    with record("meta-rescaling", seed=seed, weight_warmup=weight_warmup, **hyper, **options) as result:
+        samples = [_numbered(training[number], number) for number in range(len(training))]
+        batches = math.ceil(len(samples) / options["batch_size"]) * options["epochs"]
         loss = MetaRescaler(
             samples,
             _count_classes(model, training),
-            window=window,
-            rescaler_learning_rate=rescaler_learning_rate,
-            warmup_steps=round(warmup * math.ceil(len(samples) / batch_size) * epochs),
-            min_weight=min_weight,
-            generator=torch.Generator().manual_seed(draw_seed(generator)),
+            warmup_steps=round(weight_warmup * batches),
+            generator=torch.Generator().manual_seed(seed),
             **hyper,
         )
-        with restored_on_error(model):
-            optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-            seed = draw_seed(generator)
-            run = fit(model, samples, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, seed=seed)
+        run = fit(model, samples, loss=loss, seed=seed, **options)
         result.curves["training loss"] = run.losses
         result.totals = {
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "mean_weight": loss.scores.nanmean().item(),
         }
         order = loss.scores.argsort().tolist()
-        lines = [f"{i},{int(training[i]['labels'])},{loss.scores[i]:.6g}" for i in order]
+        lines = [f"{i},{int(split_labels(training[i])[1])},{loss.scores[i]:.6g}" for i in order]
         result.files["sample_weights.csv"] = "\n".join(["sample,label,weight", *lines]) + "\n"
     return result
 
@@ -493,4 +491,10 @@ def _count_classes(model: nn.Module, training: Samples) -> int:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "num_labels"):
         return int(config.num_labels)
-    return max(int(sample["labels"].max()) for sample in take(training)) + 1
+    return max(int(split_labels(sample)[1]) for sample in take(training)) + 1
+
+
+def _numbered(sample: Any, number: int) -> Any:
+    """A sample with its number, from which the rescaler keeps its weight."""
+    index = torch.tensor(number)
+    return {**sample, "index": index} if isinstance(sample, Mapping) else (*sample, index)

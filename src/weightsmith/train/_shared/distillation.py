@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import call
+from weightsmith.core.data import call, split_labels
 from weightsmith.core.errors import ShapeError
-from weightsmith.core.training import Loss, kd_loss, logits_of, shift_for_causal_lm, split_batch
+from weightsmith.core.training import Loss, kd_loss, logits_of, shift_for_causal_lm
 
 __all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
 
@@ -143,7 +143,7 @@ def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor
     teacher.eval()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, labels = split_batch(batch)
+        inputs, labels = split_labels(batch)
         with torch.no_grad():
             theirs = logits_of(call(teacher, inputs))
         ours = logits_of(call(model, inputs))

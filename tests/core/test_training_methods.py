@@ -1,0 +1,162 @@
+"""What all methods that train have in common: the same options, checked first; on any exception a restored model."""
+
+import copy
+
+import pytest
+import torch
+
+from models import tiny
+from weightsmith.adapt import bone, kappatune, lift
+from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.training import FIT_DEFAULTS, FitOptions, fit
+from weightsmith.grow import learngene, mixture_growth
+from weightsmith.merge import bang
+from weightsmith.sparsify import spdf
+from weightsmith.train import loss_reweighting, meta_rescaling, pld, weight_compander
+
+METHODS = {
+    bone: {"r": 8},
+    lift: {"density": 0.2},
+    kappatune: {"rank": 2, "top_p": 0.5},
+    spdf: {},
+    pld: {"teacher": tiny("llama")[0]},
+    loss_reweighting: {},
+    meta_rescaling: {},
+    weight_compander: {"learn": True},
+    learngene: {"teacher": tiny("llama")[0], "stages": 1, "depth": 3, "tune_epochs": 1},
+    mixture_growth: {},
+    bang: {},
+}
+
+
+@pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
+def method(request):
+    return request.param
+
+
+def problem(method):
+    """A model with a frozen part, a part in evaluation mode and gradients, and samples for it."""
+    if method is meta_rescaling:
+        model, batch = tiny("vit")
+        samples = [{"pixel_values": x, "labels": torch.tensor(n % 2)} for n, x in enumerate(batch["pixel_values"])]
+    else:
+        model, batch = tiny("llama")
+        samples = [{"input_ids": ids, "labels": ids} for ids in batch["input_ids"][:, :12]]
+    model.train()
+    next(model.children()).eval()
+    next(model.parameters()).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    return model, samples * 2
+
+
+def snapshot(model):
+    """All that a failed training must leave unchanged, in comparable form."""
+    values = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    flags = {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()}
+    modules = {name: (type(module), module.training, [*vars(module)]) for name, module in model.named_modules()}
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    return values, flags, modules, hooks, model.config.to_dict()
+
+
+def assert_unchanged(model, before):
+    values, flags, *rest = snapshot(model)
+    assert rest == [*before[2:]]
+    assert values.keys() == before[0].keys()
+    for name, value in values.items():
+        assert torch.equal(value, before[0][name]), name
+    for name, (flag, gradient) in flags.items():
+        assert flag == before[1][name][0], name
+        assert gradient is before[1][name][1], name
+        assert gradient is None or bool((gradient == 1).all()), name
+
+
+@pytest.mark.parametrize("step", [2, "end"])
+def test_an_interrupt_restores_everything(method, step, monkeypatch):
+    model, samples = problem(method)
+    before, identity = snapshot(model), [*model.parameters()]
+    if step == "end":  # after training, before the result is there
+        target, number = "weightsmith.core.results._peak_memory", 1
+    else:
+        target, number = "weightsmith.core.training._fit._take_step", step
+    real, calls = pytest.importorskip(target.rpartition(".")[0]), []
+    original = getattr(real, target.rpartition(".")[2])
+
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(target, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        method(model, samples, **METHODS[method], batch_size=4, epochs=2, learning_rate=0.01)
+    assert_unchanged(model, before)
+    assert all(ours is theirs for ours, theirs in zip(model.parameters(), identity, strict=True))
+
+
+def test_half_precision_accumulation_and_clipping_run(method):
+    model, samples = problem(method)
+    before = copy.deepcopy(model.state_dict())
+    options = {
+        "precision": "bf16",
+        "accumulation_steps": 2,
+        "clip_norm": 0.5,
+        "warmup": 0.25,
+        "epochs": 1,
+        "gradient_checkpointing": True,
+    }
+    result = method(model, samples, **METHODS[method], batch_size=4, learning_rate=0.01, **options)
+    curve = next(values for name, values in result.curves.items() if name.endswith("training loss"))
+    assert len(curve) == 2, "sixteen samples in batches of four, two per step"
+    assert all(torch.tensor(curve).isfinite())
+    assert result.hyper["precision"] == "bf16"
+    after = model.state_dict()
+    assert after.keys() != before.keys() or any(not torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not getattr(model, "is_activation_checkpointing", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lerning_rate": 0.1}, "unknown option 'lerning_rate'. Did you mean 'learning_rate'?"),
+        ({"learning_rate": -0.1}, "learning_rate: found -0.1, expected a number >= 0"),
+        ({"epochs": 0}, "epochs: found 0, expected a whole number >= 1"),
+        ({"batch_size": 2.5}, "batch_size: found 2.5"),
+        ({"accumulation_steps": 0}, "accumulation_steps: found 0"),
+        ({"precision": "int8"}, "precision: found 'int8', expected 'no', 'bf16' or 'fp16'"),
+        ({"precision": "fp16"}, "precision: found 'fp16' for a model on the CPU"),
+        ({"clip_norm": 0}, "clip_norm: found 0"),
+        ({"scheduler": "stairs"}, "scheduler: found 'stairs'"),
+        ({"warmup": 1.0}, "warmup: found 1.0"),
+        ({"final_learning_rate_ratio": 1.5}, "final_learning_rate_ratio: found 1.5"),
+        ({"weight_decay": float("nan")}, "weight_decay: found nan"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing: found 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused_first(options, message):
+    for method, own in METHODS.items():
+        model, samples = problem(method)
+        before = snapshot(model)
+        with pytest.raises(HyperparameterError) as error:
+            method(model, samples, **own, **options)
+        assert message in str(error.value)
+        assert_unchanged(model, before)
+
+
+def test_gradient_checkpointing_is_the_models_own():
+    plain, batch = tiny("llama")
+    other = copy.deepcopy(plain)
+    samples = [{"input_ids": ids} for ids in batch["input_ids"]]
+    runs = [fit(plain, samples, batch_size=4), fit(other, samples, batch_size=4, gradient_checkpointing=True)]
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-6)
+    with pytest.raises(UnsupportedModelError, match="gradient_checkpointing: found Sequential, which has none"):
+        fit(tiny("mlp")[0], [(torch.ones(12), 0)], gradient_checkpointing=True)
+
+
+def test_defaults_are_stated_once(method):
+    assert method.fit_defaults.keys() == FIT_DEFAULTS.keys() == FitOptions.__annotations__.keys()
+    assert method.fit_defaults["scheduler"] in ("constant", "linear", "cosine")
