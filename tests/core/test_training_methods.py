@@ -104,7 +104,7 @@ def test_half_precision_accumulation_and_clipping_run(method):
         "clip_norm": 0.5,
         "warmup": 0.25,
         "epochs": 1,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": method is not meta_rescaling,
     }
     result = method(model, samples, **METHODS[method], batch_size=4, learning_rate=0.01, **options)
     curve = next(values for name, values in result.curves.items() if name.endswith("training loss"))
@@ -155,6 +155,14 @@ def test_gradient_checkpointing_is_the_models_own():
     assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-6)
     with pytest.raises(UnsupportedModelError, match="gradient_checkpointing: found Sequential, which has none"):
         fit(tiny("mlp")[0], [(torch.ones(12), 0)], gradient_checkpointing=True)
+
+
+def test_meta_rescaling_refuses_gradient_checkpointing():
+    model, samples = problem(meta_rescaling)
+    before = snapshot(model)
+    with pytest.raises(UnsupportedModelError, match="gradient checkpointing"):
+        meta_rescaling(model, samples, gradient_checkpointing=True)
+    assert_unchanged(model, before)
 
 
 def test_defaults_are_stated_once(method):

@@ -40,7 +40,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, default_collate
 
 from weightsmith.core.data import Samples, call, split_labels, take
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, fit, logits_of, training_method
 from weightsmith.train._meta_rescaling.features import ClassMemory
@@ -177,10 +177,15 @@ class MetaRescaler:
             If a class is not among the ``classes``.
         NonFiniteError
             If a loss is NaN or infinite.
+        UnsupportedModelError
+            If the model uses gradient checkpointing.
         """
         plain = getattr(model, "module", model)  # under DistributedDataParallel
         inputs, labels, index = _split(batch)
         self._check(labels)
+        if any(getattr(module, "gradient_checkpointing", False) for module in plain.modules()):
+            # its recomputation drops the tangents of the derivative along the virtual step
+            raise UnsupportedModelError("a model with gradient checkpointing", do="Switch it off.")
         if len(labels) < 2:
             warnings.warn("a batch of one sample has no weights; drop it or make it larger", stacklevel=2)
             return self.criterion(logits_of(call(model, inputs)), labels).sum()
