@@ -154,7 +154,7 @@ def test_samples_without_tokens_and_not_finite_losses():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: LossReweighter()(torch.tensor(1.0)), ShapeError, r"expected one a sample \(reduction='none'\)"),
+        (lambda: LossReweighter()(torch.tensor(1.0)), ShapeError, r"expected one per sample \(reduction='none'\)"),
         (lambda: LossReweighter()(torch.zeros(0)), CalibrationError, "a batch without samples"),
         (lambda: LossReweighter(r=0.0), HyperparameterError, "r: found 0.0, expected a positive number"),
         (lambda: LossReweighter(delta=-1.0), HyperparameterError, "delta: found -1.0"),

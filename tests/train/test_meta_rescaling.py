@@ -323,7 +323,7 @@ def test_small_and_constant_batches_are_told():
             HyperparameterError,
             r"labels: found \[3\], expected class indices from 0 to 2",
         ),
-        ((torch.zeros(2, 6), torch.zeros(2, 3)), ShapeError, "expected one class index a sample"),
+        ((torch.zeros(2, 6), torch.zeros(2, 3)), ShapeError, "expected one class index per sample"),
         ((torch.full((2, 6), torch.nan), torch.tensor([0, 1])), NonFiniteError, r"NaN or infinity at samples \[0, 1\]"),
     ],
 )

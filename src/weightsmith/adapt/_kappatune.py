@@ -1,14 +1,15 @@
 r"""KappaTune: fine-tune the matrices whose condition number is lowest, found without any data.
 
 Ludwig, "The Condition Number as a Scale-Invariant Proxy for Information Encoding in Neural Units", arXiv 2506.16289
-(2025): matrices with a high :math:`\kappa = \sigma_{\max}/\sigma_{\min}` are taken to hold what the model knows and
-stay as they are; those with a low one, near to random, get LoRA adapters, of a rank that spends as many parameters as
-LoRA on all matrices would,
+(2025): matrices with a high :math:`\kappa = \sigma_{\max}/\sigma_{\min}` are taken to encode what the model knows and
+stay unchanged. Those with a low one, which are close to random, get LoRA adapters. Their rank is chosen such that they
+have as many parameters as LoRA on all matrices would,
 
 .. math:: r = r_\text{all} \, \frac{\sum_\text{all} (M + N)}{\sum_\text{selected} (M + N)} .
 
-PEFT ships the selection itself (:func:`peft.find_kappa_target_modules`); here are a score that is fair to shapes, the
-matched rank, the control arms without which no such choice should be believed, and the whole as one call.
+PEFT ships the selection itself (:func:`peft.find_kappa_target_modules`); this module adds a score that
+corrects for the shape of a matrix, the matched rank, control selections (random, inverse, matched in shape), and the
+whole method as one call.
 """
 
 from __future__ import annotations
@@ -67,16 +68,17 @@ def kappatune(
     Parameters
     ----------
     model : nn.Module
-        Any model that computes its loss from a sample; its weights change in place, its structure does not.
+        Any model that computes its loss from a sample. Its weights change in place.
     training : sequence of samples
         Mappings of 1-D tensors, such as ``{"input_ids": LongTensor[L]}``, with ``"labels"`` where they differ.
     score : {"kappa", "kappa_over_mp", "entropy_deficit"}, default: "kappa"
-        What the matrices are ranked by: the condition number, as in the paper, the same over that of a random matrix
-        of the shape, or the entropy deficit.
+        The ranking of the matrices: by condition number, as in the paper; by its ratio to that of a random matrix of
+        the same shape; or by entropy deficit.
     top_p : float, default: 0.2
-        Share of the matrices that is trained, in (0, 1]; fused experts are counted apart.
+        Share of the matrices that is trained, in (0, 1]; fused experts are counted separately.
     rank : int, default: 16
-        Rank that LoRA on all matrices would have; the selected ones get a higher one, for as many parameters.
+        Rank of LoRA on all matrices that the method is compared with. The selected matrices get a higher rank, for the
+        same number of parameters.
     dropout : float, default: 0.05
         Before the adapters, in [0, 1). Fused experts have none.
     include, exclude : str or sequence of str
@@ -235,7 +237,7 @@ def train_lora(
 
 
 def match_rank(report: ConditionReport, targets: Targets, rank: int) -> int:
-    """The rank at which LoRA on the targets has as many parameters as LoRA of ``rank`` on all matrices of the report.
+    """Return the rank at which LoRA on the targets has as many parameters as LoRA of ``rank`` on all matrices.
 
     Examples
     --------
@@ -249,7 +251,7 @@ def match_rank(report: ConditionReport, targets: Targets, rank: int) -> int:
 
 
 def trainable_parameters(report: ConditionReport, targets: Targets, rank: int) -> int:
-    """How many parameters LoRA of a rank has on the targets."""
+    """Count the parameters of LoRA of a rank on the targets."""
     return rank * sum(map(_width, _rows(report, targets)))
 
 

@@ -1,6 +1,6 @@
-"""Distillation of a whole model: from a teacher's probabilities to a student that is trained on nothing else.
+"""Distillation of a whole model: train a student on the probabilities of a teacher.
 
-The teacher may be of any architecture and the data need no labels: what the two must share are the classes.
+The teacher may have any architecture, and the data need no labels. The two models must have the same classes.
 
 Legend: ``N`` rows (samples, tokens), ``C`` classes.
 """
@@ -55,14 +55,14 @@ def distil(
     Parameters
     ----------
     student : nn.Module
-        Usually one with shared stages.
+        Changed in place; usually one with shared stages.
     teacher : nn.Module or Tensor of shape (samples, ..., C)
-        Of any architecture with the same classes. It runs in evaluation mode, without gradients. Or its logits of all
-        samples, from :func:`teacher_logits`.
+        Of any architecture with the same classes. It runs in evaluation mode, without gradients. Or its logits for
+        all samples, from :func:`teacher_logits`.
     data : Dataset, sequence of samples, or DataLoader
         As for :func:`weightsmith.core.training.fit`. A mapping's padding (``attention_mask`` 0) does not count.
     alpha : float, default: 1.0
-        Weight of the teacher, in [0, 1]; at 1 labels are not used and need not be there.
+        Weight of the teacher, in [0, 1]; at 1 the data need no labels.
     temperature, reduction
         As for :func:`soft_target_loss`.
     seed : int, default: 0
@@ -82,7 +82,7 @@ def distil(
         If ``alpha`` or ``temperature`` is out of range, or logits come with a ``DataLoader``, whose samples have no
         numbers.
     NonFiniteError, ShapeError
-        As :func:`soft_target_loss`; or if there is not one row of logits a sample.
+        As :func:`soft_target_loss`; or if there is not one row of logits per sample.
     UnsupportedModelError
         If a model gives no logits.
     """
@@ -111,11 +111,11 @@ def distil(
 def teacher_logits(
     teacher: nn.Module, data: Any, path: str | os.PathLike[str] | None = None, *, batch_size: int = 32
 ) -> Float[Tensor, "samples ..."]:
-    """Run a teacher once over all samples, so that :func:`distil` need not in every epoch.
+    """Run a teacher once over all samples, so that :func:`distil` need not run it in every epoch.
 
-    Only for samples that are the same each time they are read: not where they are augmented, cropped or mixed anew. A
-    language model's logits are as many as its vocabulary for every token, so for one the live teacher is cheaper to
-    keep.
+    Only for samples that are the same each time they are read, not for augmented, cropped or mixed ones. A language
+    model has as many logits per token as its vocabulary has entries: running its teacher again is cheaper than storing
+    them.
 
     Parameters
     ----------
@@ -124,10 +124,10 @@ def teacher_logits(
     data : Dataset or sequence of samples
         As for :func:`distil`; all samples of one shape.
     path : path-like, optional
-        Ends in ``.safetensors``; the logits are then on disk and mapped into memory. Open the file again with
+        Ends in ``.safetensors``; the logits are then written to this file and mapped into memory. Open it again with
         ``safetensors.torch.load_file(path)["logits"]``.
     batch_size : int, default: 32
-        Samples a forward pass.
+        Samples per forward pass.
 
     Returns
     -------
@@ -180,12 +180,12 @@ def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size: int) -> dict[str, float]:
-    """Measure on how much of the data the largest logits are the teacher's, and the divergence from its probabilities.
+    """Measure how often the largest logit is the teacher's, and the divergence from the teacher's probabilities.
 
     Returns
     -------
     dict
-        ``agreement``, a share, and ``divergence`` in nats a row.
+        ``agreement``, a share, and ``divergence`` in nats per row.
     """
     same = rows = 0
     divergence = 0.0
@@ -201,7 +201,7 @@ def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size
 
 
 def decaying_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Make an AdamW that lets matrices decay, and vectors (biases, norms) not."""
+    """Make an AdamW with weight decay on matrices but not on vectors (biases, norms)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},

@@ -1,4 +1,4 @@
-r"""Learngene by stage-wise weight sharing: distil a model into a few blocks made to be repeated, unroll them.
+r"""Learngene by stage-wise weight sharing: distil a model into a few shared blocks, then expand them to any depth.
 
 "Exploring Learngene via Stage-wise Weight Sharing for Initializing Variable-sized Models" (Xia et al., IJCAI 2024),
 arXiv 2404.16897. The positions of a stack of blocks are cut into stages, in order; all positions of a stage use the
@@ -6,9 +6,9 @@ same weights :math:`\theta_s`, so that a block learns to be applied several time
 
 .. math:: x_{l+1} = B(x_l;\ \theta_{s(l)}), \qquad L = \mathrm{KL}\bigl(p_T \,\Vert\, p_S\bigr)
 
-with :math:`p_T` the probabilities of a trained teacher. What is kept, the learngene, is one block a stage and all
-outside the stack. A descendant of depth :math:`L` copies block :math:`m(l)` to position :math:`l`, with :math:`m` in
-order and even; its weights are its own from then on.
+with :math:`p_T` the probabilities of a trained teacher. The learngene consists of one block per stage and all modules
+outside the stack. A model of depth :math:`L` has at position :math:`l` a copy of block :math:`m(l)`, with :math:`m` in
+order and evenly spaced; its blocks no longer share weights.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 NOT_SHARED = ("*bias_table*", "*relative_attention_bias*", "*sinks*", "*layer_scale*", "*lambda_?", "*ls?.gamma")
-"""Parameters that belong to a position and not to what its block computes: each position keeps its own."""
+"""Parameters that belong to a position of the stack: each position keeps its own."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class StagePlan:
     stages : tuple of int
         Positions of each stage, in order.
     own : tuple of str
-        Names inside a block of what every position keeps of its own: batch normalisation and the parameters of
+        Names inside a block of what every position keeps of its own: batch normalization and the parameters of
         :data:`NOT_SHARED`.
     """
 
@@ -115,7 +115,7 @@ def share_stages(
     """Make all positions of a stage use the weights of the stage's middle block.
 
     Every position keeps its own module, with its place in a key-value cache, its drop-path rate, its batch
-    normalisation; only the parameters are one. ``model.parameters()`` and optimizers see each once.
+    normalization; only the parameters are one. ``model.parameters()`` and optimizers see each once.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def share_stages(
     stack : str, optional
         Where the blocks are, as for :func:`weightsmith.grow._expand.find_stack`.
     own : sequence of str
-        Shell patterns on parameter names that positions do not share. Batch normalisation never is.
+        Shell patterns on parameter names that positions do not share. Batch normalization never is.
 
     Returns
     -------
@@ -171,7 +171,7 @@ class Learngene:
     Parameters
     ----------
     model : nn.Module
-        The model that :func:`share_stages` changed; used as it is, not copied.
+        The model that :func:`share_stages` changed; not copied.
     plan : StagePlan
         What it returned.
 
@@ -202,7 +202,7 @@ class Learngene:
         assignment : sequence of int, optional
             For each block its stage; :func:`weightsmith.grow._expand.assign` by default.
         strict_order : bool, default: True
-            Refuse an assignment that goes back.
+            Refuse an assignment that returns to an earlier stage.
 
         Returns
         -------
@@ -241,7 +241,7 @@ class Learngene:
         Returns
         -------
         list of str
-            Parameters and buffers of the target that were left as they were: a classifier of other classes, say.
+            Parameters and buffers of the target that were left unchanged, such as a classifier of other classes.
 
         Raises
         ------
@@ -284,7 +284,7 @@ class Learngene:
         path : path-like
             Ends in ``.safetensors``.
         overwrite : bool, default: False
-            Replace what is there.
+            Replace an existing file.
 
         Raises
         ------
@@ -319,13 +319,13 @@ class Learngene:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                told = (file.metadata() or {}).get("learngene")
+                plan_text = (file.metadata() or {}).get("learngene")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {path}", found=str(error)) from error
-        if told is None:
+        if plan_text is None:
             raise CheckpointError(f"{path} is no learngene", do="Write one with Learngene.save.")
-        stored = json.loads(told)
+        stored = json.loads(plan_text)
         plan = share_stages(model, stored["stages"], stack=stored["stack"], own=stored["own"])
         places = _once(model)
         if odd := sorted({*places} ^ {*tensors}) or [n for n in places if places[n].shape != tensors[n].shape]:
@@ -336,12 +336,12 @@ class Learngene:
 
 
 def retention(gene: Learngene, evaluate: Callable[[nn.Module], float], depths: Iterable[int]) -> Result:
-    """Measure what descendants of several depths know before any training of their own.
+    """Measure models of several depths before any training of their own.
 
     Parameters
     ----------
     gene : Learngene
-        The learngene; measured too, with its stages as they were trained.
+        The learngene. The shared model is measured, too.
     evaluate : callable
         From a model to a score that is better when higher, such as an accuracy.
     depths : iterable of int
@@ -350,7 +350,7 @@ def retention(gene: Learngene, evaluate: Callable[[nn.Module], float], depths: I
     Returns
     -------
     Result
-        One row a depth: ``score``, and ``retention``, the score over that of the shared model.
+        One row per depth: ``score``, and ``retention``, the score over that of the shared model.
 
     Examples
     --------
@@ -387,24 +387,24 @@ def learngene(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Distil a teacher into a model whose blocks share weights by stages, then give it any depth.
+    """Distil a teacher into a model whose blocks share weights by stages, then expand it to any depth.
 
     Parameters
     ----------
     model : nn.Module
-        What to train, from the weights it has: each stage starts as its middle block. Left at ``depth`` blocks.
+        The model to train; each stage starts as its middle block. It has ``depth`` blocks at the end.
     training : sequence of mapping
-        Samples with the models' inputs; the last tenth is not trained on and says how much is retained at which depth.
+        Samples with the models' inputs; the last tenth is held out to measure the agreement with the teacher.
     teacher : nn.Module
-        With the same classes (the same tokenizer); the model itself before, or a larger one.
+        With the same classes (the same tokenizer): a copy of the model, or a larger one.
     stages : int, default: 5
         Blocks to keep.
     sizes : sequence of int, optional
         Positions of each stage; even by default. The paper has 3, 3, 4, 3, 3 of 16.
     depth : int, optional
-        Blocks to unroll to. By default the stages' own: the learngene itself, to be unrolled later by ``expand``.
+        Blocks of the model at the end. By default one per stage: the learngene itself, which ``expand`` expands later.
     stack : str, optional
-        Where the blocks are; found by itself in most models.
+        Where the blocks are; found automatically in most models.
     alpha : float, default: 1.0
         Weight of the teacher against the labels.
     temperature : float, default: 1.0
@@ -422,8 +422,8 @@ def learngene(
     Returns
     -------
     Result
-        For several depths the share of the teacher's decisions that are retained and the divergence from its
-        probabilities, before any tuning; the training losses.
+        For several depths, before any tuning: the agreement with the teacher's decisions and the divergence from its
+        probabilities. Also the training losses.
 
     Raises
     ------
@@ -478,7 +478,7 @@ def learngene(
 
 
 def _own(block: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """The parameters of a block that each position keeps: those of batch normalisation, and what a pattern names."""
+    """The parameters of a block that each position keeps: of batch normalization, or named by a pattern."""
     running = [
         f"{path}.{name}".lstrip(".")
         for path, module in block.named_modules()

@@ -1,4 +1,4 @@
-r"""TLEG: one pair of blocks whose line gives the blocks of every depth; the baseline of stage-wise sharing.
+r"""TLEG: all blocks are linear in their position; the baseline of stage-wise sharing.
 
 "Transformer as Linear Expansion of Learngene" (Xia et al., AAAI 2024), arXiv 2312.05614. Every parameter of block
 :math:`l` (from 0) of a model of depth :math:`L` is
@@ -24,7 +24,7 @@ SLOPE_STD = 0.02
 
 
 class _Line(nn.Module):
-    """The parametrisation of one parameter at one place of the stack."""
+    """The parametrization of one parameter at one place of the stack."""
 
     def __init__(self, slope: nn.Parameter, place: float) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Line(nn.Module):
 
 
 class LinearExpansion:
-    """Put all blocks of a model on a line, to be trained, and read blocks of other depths from it.
+    """Make all blocks of a model linear in their position, train them, and compute the blocks of other depths.
 
     Parameters
     ----------

@@ -10,8 +10,8 @@ beside it are new mixtures of the same templates (:mod:`weightsmith.grow._shared
 With :math:`\alpha_2 = \alpha_3 = 0` the grown network is the members' sum. Half the width is a quarter of the compute:
 two members and a short training of the whole cost 60 to 70 % of training the whole.
 
-What does not grow (embeddings and norms of a fixed width, say) is one tensor in all three networks; only the first
-member trains it, and layers that lead back to the fixed width then take the members' mean.
+Parameters that do not grow (such as embeddings and norms of a fixed width) are one tensor in all three networks, which
+only the first member trains. Layers that lead back to the fixed width then take the mean of the members.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ INNER_WIDTHS = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_
 
 @dataclass
 class _Mixed:
-    """A weight that grows: its templates, one tensor a set, and the coefficients of its blocks."""
+    """A weight that grows: its templates, one tensor per set, and the coefficients of its blocks."""
 
     name: str
     grows: tuple[bool, bool]
@@ -59,14 +59,14 @@ class MixtureGrowth:
     make_model : callable
         From a width to a new model of it. What shrinks and grows with the width is found by comparing shapes.
     width : int
-        Of a member; the grown network has twice as much.
+        Width of a member; the grown network has twice as much.
     templates : int, default: 2
         Of each weight and member. With 2, all templates are as large as the grown weight.
     groups : callable, optional
         From a layer's name to the name of a group; layers of a group and of one shape share their templates.
     initialization : {"mixed", "reference"}, default: "mixed"
-        Draw the templates so that the mixed weight has variance 2 / fan-in; or as the paper's code, which takes the
-        templates' number for the outputs and starts far smaller.
+        Draw the templates so that the mixed weight has variance 2 / fan-in; or as the paper's code, which counts the
+        templates as outputs and starts with far smaller weights.
     generator : torch.Generator, optional
         Draws templates and coefficients.
 
@@ -155,7 +155,7 @@ class MixtureGrowth:
         Returns
         -------
         MixtureGrowth
-            Whose members compute what the models do.
+            Its members compute the same as the models.
 
         Raises
         ------
@@ -204,7 +204,7 @@ class MixtureGrowth:
         scale : float, default: 1.0
             Of the new coefficients.
         calibration : sequence of batches, optional
-            Inputs to re-estimate batch normalisation with: statistics of the members do not hold where new blocks are
+            Inputs to re-estimate batch normalization with: statistics of the members do not hold where new blocks are
             not zero.
         generator : torch.Generator, optional
             Draws the coefficients.
@@ -271,7 +271,7 @@ class MixtureGrowth:
         return plain
 
     def _adds_up(self, name: str) -> bool:
-        """Whether this is the bias of a layer that the members both lead to: theirs add up."""
+        """Whether this is the bias of a layer where the outputs of the members add up."""
         path, _, attribute = name.rpartition(".")
         return attribute == "bias" and path in self.layers and self.layers[path].grows == (False, True)
 
@@ -430,8 +430,8 @@ def mixture_growth(
             made: nn.Module = type(model)(config).to(like)
             return made
 
-        # a member that starts fresh needs a training as long as the model's own had been; one that starts as the model
-        # does not, and without new blocks the grown network is then no worse than the model from the first step
+        # the second member starts as the model, too: a random one would need a training as long as the model's own, and
+        # without new blocks the grown network is then as good as the model from the first step
         start: dict[str, Any] = {"width": width, "templates": templates, "generator": generator}
         growth = MixtureGrowth.from_plain(make_model, model, model, **start)
 
@@ -470,7 +470,7 @@ def _draw(
 
 
 def _mix(module: nn.Module, mix: TemplateMix, templates: list[nn.Parameter]) -> None:
-    """Parametrise a module's weight by templates that others share."""
+    """Parametrize a module's weight by templates that others share."""
     parametrize.register_parametrization(module, "weight", mix, unsafe=True)
     held: Any = module.parametrizations["weight"]  # type: ignore[index]
     if len(templates) == 1:
@@ -491,7 +491,7 @@ def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def _inner_width(model: nn.Module) -> tuple[str, int]:
-    """The field of the configuration that says how wide the MLPs are inside, and what it says."""
+    """The field of the configuration with the inner width of the MLPs, and its value."""
     config: Any = getattr(model, "config", None)
     for field in INNER_WIDTHS:
         if hasattr(config, field):

@@ -1,8 +1,8 @@
 r"""BANG: fine-tune so that the average with the pretrained network is balanced.
 
-A network fine-tuned with plain cross-entropy is surer of itself than the one it started from, on drifted data too,
-so its mistakes outvote the other's right answers when the two are averaged. Fine-tuning with mixup and smoothed
-labels keeps the two equally sure; nothing else changes:
+A network fine-tuned with plain cross-entropy is more confident than the pretrained one, also on out-of-distribution
+data. When the two are averaged, its wrong answers therefore outweigh right answers of the pretrained network.
+Fine-tuning with mixup and label smoothing keeps the confidence of both equal; nothing else changes:
 
 .. math::
     t = (1 - \epsilon)\,\mathrm{onehot}(y) + \epsilon / K, \quad
@@ -11,8 +11,8 @@ labels keeps the two equally sure; nothing else changes:
 
 Lin, Tan, Hao, Wong, Dong, Zhang, Yang, Zhang 2024, arXiv 2309.17230.
 
-Where the classes of the fine-tuning data can be told from cues that mean nothing elsewhere, mixup and smoothing can
-make the average worse: see the method's page. Legend: ``N`` samples, ``K`` classes.
+Where spurious cues identify the classes of the fine-tuning data, mixup and smoothing can make the average worse: see
+the method's page. Legend: ``N`` samples, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def smooth_targets(
     classes : int
         Number of classes K.
     label_smoothing : float, default: 0.1
-        In [0, 1): what is spread evenly over all classes.
+        Probability that is spread evenly over all classes, in [0, 1).
 
     Returns
     -------
@@ -115,7 +115,7 @@ class MixupCollator:
     num_classes : int
         K.
     alpha : float, default: 0.5
-        Of Beta(alpha, alpha), one draw a batch; 0 mixes nothing.
+        Of Beta(alpha, alpha), one draw per batch; 0 mixes nothing.
     label_smoothing : float, default: 0.1
         In [0, 1); applied before mixing.
     generator : torch.Generator, optional
@@ -126,7 +126,7 @@ class MixupCollator:
     HyperparameterError
         If a number is out of range.
     CalibrationError
-        On a batch: if it has no labels, or no inputs that can be mixed (token ids cannot: fine-tune with
+        If a batch has no labels, or no inputs that can be mixed (token ids cannot: fine-tune with
         :func:`bang_loss`, which mixes their embeddings).
 
     Examples
@@ -184,7 +184,7 @@ def bang_loss(
     Parameters
     ----------
     mixup_alpha : float, default: 0.5
-        Of Beta(mixup_alpha, mixup_alpha), one draw a batch; 0 mixes nothing.
+        Of Beta(mixup_alpha, mixup_alpha), one draw per batch; 0 mixes nothing.
     label_smoothing : float, default: 0.1
         In [0, 1).
     generator : torch.Generator, optional
@@ -237,12 +237,12 @@ def bang(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Fine-tune with mixup and smoothed labels, then average with the network as it was.
+    """Fine-tune with mixup and label smoothing, then average with the pretrained network.
 
     Parameters
     ----------
     model : nn.Module
-        The pretrained network, which should already do the task a little; changed in place.
+        The pretrained network, which should already solve the task to some degree; changed in place.
     training : sequence of mapping
         Samples with the model's inputs and ``labels``; a single input named ``x`` is the model's only argument.
     alpha : float, default: 0.5
@@ -268,7 +268,7 @@ def bang(
     CalibrationError
         If the samples have no labels.
     NonFiniteError
-        If the loss becomes NaN; the model is as it was.
+        If the loss becomes NaN or infinite.
 
     References
     ----------
@@ -293,7 +293,7 @@ def bang(
         result.totals = {"trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             result.notes.append(
-                "Running statistics of batch normalisation were averaged; re-estimating them is better."
+                "Running statistics of batch normalization were averaged; re-estimating them is better."
             )
     return result
 

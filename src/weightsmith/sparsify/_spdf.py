@@ -187,8 +187,8 @@ class StaticSparsity:
     def _before_forward(self, model: nn.Module, _: object) -> None:
         if model.training and not self._attached:
             warnings.warn(
-                "static sparsity without attach(optimizer): only optimizers that leave a weight with zero gradient and "
-                "zero state where it is will keep the zeros",
+                "static sparsity without attach(optimizer): only optimizers that do not move weights with zero "
+                "gradient and zero state will keep the zeros",
                 stacklevel=3,
             )
             self._attached = True
@@ -288,7 +288,7 @@ def spdf(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Train with most weights held at zero, then release them and train on, all on the same samples.
+    """Train with most weights held at zero, then release them and continue training, on the same samples.
 
     To fine-tune on data of their own, run it with ``dense_epochs=0``: the saved model is dense, its zeros ordinary
     weights.
@@ -296,7 +296,7 @@ def spdf(
     Parameters
     ----------
     model : nn.Module
-        Changed in place; with the weights it has.
+        Changed in place; with its present weights.
     training : sequence of mapping
         Samples with ``input_ids`` or other inputs, and ``labels``.
     sparsity : float, default: 0.75

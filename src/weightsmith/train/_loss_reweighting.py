@@ -8,9 +8,9 @@ step, on all processes together, are stretched to :math:`[-\delta, \delta]` and 
     h_i = \delta \, \frac{2 l_i - l_{\max} - l_{\min}}{l_{\max} - l_{\min}}, \qquad
     w_i = \mathrm{softmax}_i \bigl( f(h_i) / r \bigr), \qquad L = \sum_i w_i \, l_i .
 
-The strategy :math:`f` says whom to favour. ``linupper``, :math:`f(h) = \min(h + \delta, \delta)`, ramps up over the
-lower half of the losses and treats the upper half alike: what the model already knows counts less, and no outlier
-counts more than the rest of its half. The weights are constants to the gradient.
+The strategy :math:`f` decides which samples count more. ``linupper``, :math:`f(h) = \min(h + \delta, \delta)`, rises
+over the lower half of the losses and is constant over the upper half: samples that the model has learned already count
+less, and no outlier counts more than the rest of its half. The weights are constants to the gradient.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def loss_weights(
     Parameters
     ----------
     losses : Tensor of shape (B,)
-        Finite, one a sample.
+        Finite, one per sample.
     strategy : {"linupper", "quadratic", "extremes", "linear", "uniform"}, default: "linupper"
-        Whom to favour: all but the low losses, the middle ones, both ends, the high ones in proportion, or nobody.
+        Whom to favor: all but the low losses, the middle ones, both ends, the high ones in proportion, or nobody.
     r : float, default: 0.4
         Temperature, positive: the largest weight is at most :math:`e^{1/r}` times the smallest. 1 is conservative.
     delta : float, default: 1.0
@@ -101,7 +101,7 @@ def loss_weights(
     """
     _check(r, delta, clip_quantile)
     if losses.ndim != 1 or not len(losses):
-        raise ShapeError("losses", found=tuple(losses.shape), expected="one a sample (use reduction='none')")
+        raise ShapeError("losses", found=tuple(losses.shape), expected="one per sample (use reduction='none')")
     l_B = losses.detach().float()
     if clip_quantile:
         low, high = torch.quantile(l_B, torch.tensor([clip_quantile, 1 - clip_quantile], device=l_B.device))
@@ -161,7 +161,7 @@ class LossReweighter(nn.Module):
     clip_quantile : float, default: 0.0
         See :func:`loss_weights`.
     warmup_steps : int, default: 0
-        Calls in training mode at the start that give the plain mean.
+        Calls in training mode at the start that return the plain mean.
     window : int, default: 0
         Losses of earlier calls that join the group. With small micro-batches (of one sample the weight is always one)
         as many as an optimizer step has samples.
@@ -228,7 +228,7 @@ class LossReweighter(nn.Module):
         Parameters
         ----------
         losses : Tensor of shape (B,)
-            One a sample.
+            One per sample.
         tokens : Tensor of shape (B,), optional
             Active tokens of each sample; those with none are left out.
 
@@ -248,14 +248,16 @@ class LossReweighter(nn.Module):
             If a loss is NaN or infinite, unless ``nonfinite="drop"``.
         """
         if losses.ndim != 1:
-            raise ShapeError("losses", found=f"shape {tuple(losses.shape)}", expected="one a sample (reduction='none')")
+            raise ShapeError(
+                "losses", found=f"shape {tuple(losses.shape)}", expected="one per sample (reduction='none')"
+            )
         if not len(losses):
             raise CalibrationError("a batch without samples has no losses to weight")
         l_B = losses.float()
         lengths = torch.ones_like(l_B, dtype=torch.long) if tokens is None else tokens
         kept = self._kept(l_B, lengths)
         l_B = torch.where(kept, l_B, 0.0)
-        # a sample that is left out travels as NaN, as does the padding of shorter batches
+        # a sample that is left out is sent as NaN, as is the padding of shorter batches
         everyone, lengths_all, mine, world = self._gather(l_B.detach().masked_fill(~kept, torch.nan), lengths)
         present = ~everyone.isnan()
         weights = torch.zeros_like(everyone)
@@ -293,7 +295,7 @@ class LossReweighter(nn.Module):
             return weights.float()
         if count + len(self._earlier) == 1 and not self._warned:
             self._warned = True
-            warnings.warn("one sample a step: its weight is always 1; give window=", stacklevel=3)
+            warnings.warn("one sample per step: its weight is always 1; give window=", stacklevel=3)
         r = self.r(step) if callable(self.r) else self.r
         group = torch.cat([losses, self._earlier.to(losses)])
         weights = loss_weights(group, self.strategy, r=r, delta=self.delta, clip_quantile=self.clip_quantile)[:count]
@@ -378,7 +380,7 @@ def loss_reweighting(
     training : sequence of mapping
         Samples with the model's inputs and ``labels``.
     strategy : {"linupper", "quadratic", "extremes", "linear", "uniform"}, default: "linupper"
-        Whom to favour.
+        Which samples count more.
     r : float, default: 0.4
         Temperature.
     delta : float, default: 1.0

@@ -8,9 +8,9 @@ falling teacher logit. With :math:`\pi` this order, :math:`s` the student's logi
     L = \sum_{k=1}^{C} \alpha_k \Bigl( \log \sum_{l \ge k} e^{s_{\pi_l}} - s_{\pi_k} \Bigr),
     \qquad \alpha_k = \mathrm{softmax}(t / \tau)_{\pi_k} :
 
-at each rank the student chooses among the classes that are left, and the teacher's confidence says how much the choice
-counts. The temperature touches only these weights, and there is no :math:`\tau^2`. A teacher that is sure of the label
-gives cross-entropy; one that is uniform gives ListMLE over ``C``.
+at each rank the student chooses among the remaining classes, and the teacher's probability of the chosen class is the
+weight of the term. The temperature changes only these weights, and there is no factor :math:`\tau^2`. With a teacher
+that is certain of the label the loss is cross-entropy, with a uniform teacher it is ListMLE over ``C``.
 
 Legend: ``N`` rows, ``C`` classes, ``K`` ranks.
 """
@@ -59,7 +59,7 @@ def pld_loss(
     Parameters
     ----------
     student, teacher : Tensor of shape (N, C, ...)
-        Logits; the teacher's are constants. A class whose logit is minus infinity in either does not take part.
+        Logits; the teacher's are constants. A class whose logit is minus infinity in either is left out.
     labels : Tensor of shape (N, ...)
         Class indices; or, of the logits' shape, class probabilities (a mixture of up to 8 classes, as mixup gives).
     temperature : float, default: 1.0
@@ -72,8 +72,8 @@ def pld_loss(
     ignore_index : int, default: -100
         Label of rows to leave out.
     label_weight_floor : float, default: 0.0
-        Least weight of the label's own term, in [0, 1): where the teacher gives the label less, the other weights make
-        room. Guards against teachers that are sure of something else.
+        Least weight of the label's own term, in [0, 1): where the teacher's weight is lower, the other weights shrink.
+        Guards against teachers that are confident in a wrong class.
     class_dim : int, default: 1
         The dimension of the classes; -1 for ``[batch, tokens, vocabulary]``.
 
@@ -127,7 +127,7 @@ def pld_loss_from_top(
     reduction: Reduction = "mean",
     ignore_index: int = -100,
 ) -> Float[Tensor, "..."]:
-    """Compute the loss against a cached teacher: its largest logits, so that it need not run again.
+    """Compute the loss against a cached teacher: only its largest logits, so that it does not run again.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def pld_loss_from_top(
     s_NC, indices, logits = student[kept], top_indices[kept], top_logits[kept].float()
     logits = logits / temperature
     weight = (logits - torch.logaddexp(logits.logsumexp(1), rest[kept].float())[:, None]).exp()
-    # the label first: it is put in front, and its own place among the others counts for nothing
+    # the label first: it is put in front, and its own place among the others has weight zero
     is_label = indices == y[:, None]
     own = (weight * is_label).sum(1, keepdim=True)
     order = torch.cat([y[:, None], indices], 1)
@@ -169,7 +169,7 @@ def pld_loss_from_top(
 
 
 class PLDLoss(nn.Module):
-    """:func:`pld_loss` as a module, with a look at the teacher.
+    """:func:`pld_loss` as a module, with diagnostics of the teacher.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ class PLDLoss(nn.Module):
 
     @torch.no_grad()
     def diagnostics(self, teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"]) -> dict[str, float]:
-        """Say what the teacher's weights look like at this temperature.
+        """Describe the teacher's weights at this temperature.
 
         Returns
         -------
@@ -241,7 +241,7 @@ class PLDLoss(nn.Module):
 
 
 def label_weight(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], temperature: float) -> float:
-    """Mean weight of the labels' own terms at a temperature.
+    """Return the mean weight of the labels' own terms at a temperature.
 
     Examples
     --------
@@ -262,7 +262,7 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"],
     labels : Tensor of shape (N,)
         Class indices.
     target : float, default: 0.4
-        0.2 to 0.6 did well in our runs.
+        0.2 to 0.6 worked well in our runs.
 
     Returns
     -------
@@ -303,7 +303,7 @@ def pld(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Train a student on labelled samples to rank all classes as a teacher does.
+    """Train a student on labeled samples to rank all classes as a teacher does.
 
     Parameters
     ----------
@@ -316,7 +316,7 @@ def pld(
     temperature : float, optional
         Temperature; found on the first samples when left out, so that labels weigh 0.4.
     top_k : int, optional
-        Rank only so many classes.
+        Rank only this many classes.
     generator : torch.Generator, optional
         Draws the order of the samples.
     **options

@@ -1,4 +1,4 @@
-r"""Weight compander: train each weight through a bounded odd function, so that no weight dominates and few are dead.
+r"""Weight compander: train each weight through a bounded odd function: weights are used more evenly.
 
 Cakaj, Mehnert, Yang 2023, arXiv 2306.16993. Every weight is :math:`w = \psi(v)` with :math:`v` trained:
 
@@ -7,11 +7,11 @@ Cakaj, Mehnert, Yang 2023, arXiv 2306.16993. Every weight is :math:`w = \psi(v)`
     \psi(v) = a \arctan(v / b), \qquad |w| < M = \frac{\pi}{2} a, \qquad \psi'(0) = a / b > 1 .
 
 One step of gradient descent moves :math:`w` by :math:`-\eta\,\psi'(v)^2\,\partial L/\partial w`: a weight near zero
-moves :math:`(a/b)^2` times faster than a plain one, a weight near the bound hardly at all. After training
+moves :math:`(a/b)^2` times faster than a plain one, a weight near the bound hardly moves. After training
 :math:`\psi` is folded away and the network is an ordinary one.
 
-Only the paper's abstract was at hand: that the function is odd, bounded and steepest at zero is certain; that it is an
-arc-tangent, and all values of hyper-parameters, are this library's choice.
+Only the paper's abstract was available. It states that the function is odd, bounded and steepest at zero. The
+arc-tangent and all values of hyper-parameters are this library's choice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MARGIN = 1e-4
-"""How near to the bound a weight may start, as a share of it: the inverse grows without limit there."""
+"""Smallest distance of a weight to the bound at the start, as a share of the bound: the inverse is infinite there."""
 
 
 class _Shape(NamedTuple):
@@ -66,7 +66,7 @@ Function = Literal["arctan", "tanh", "softsign", "erf"]
 
 
 class Compander(nn.Module):
-    r"""The parametrisation :math:`w = a\,\varphi(v / b)` for ``torch.nn.utils.parametrize``.
+    r"""The parametrization :math:`w = a\,\varphi(v / b)` for ``torch.nn.utils.parametrize``.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class Compander(nn.Module):
 
     @property
     def bound(self) -> float:
-        """The bound :math:`M` as it is now."""
+        """The present bound :math:`M`."""
         return self.log_a.exp().item() * SHAPES[self.function].supremum
 
     def forward(self, v: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -124,7 +124,7 @@ class Compander(nn.Module):
         return (self.log_a.exp() * SHAPES[self.function].function(x)).to(v.dtype)
 
     def right_inverse(self, w: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return what gives these weights; those beyond the bound are moved just inside."""
+        """Return the values of which the function gives these weights; weights beyond the bound are moved inside it."""
         shape = SHAPES[self.function]
         y = (upcast(w) * (-self.log_a).exp()).clamp(-shape.supremum * (1 - MARGIN), shape.supremum * (1 - MARGIN))
         return (self.log_b.exp() * shape.inverse(y)).to(w.dtype)
@@ -147,7 +147,7 @@ def compand(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> list[Layer]:
-    r"""Put a compander on the weight of every linear and convolutional layer; biases and norms stay plain.
+    r"""Parametrize the weight of every linear and convolutional layer by a compander; biases and norms stay plain.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def compand(
     learn : bool, default: False
         Train each layer's :math:`\log a` and :math:`\log b`.
     start : {"preserve", "raw"}, default: "preserve"
-        Start from the same weights, so the model computes what it did; or from ``v`` equal to the old weights, so
+        Start from the same weights, so that the outputs stay the same; or from ``v`` equal to the old weights, so
         small weights start ``slope`` times larger.
     clamp : bool, default: False
         Move weights at or beyond the bound (``bound <= 1``) inside it instead of raising.
@@ -179,14 +179,14 @@ def compand(
     HyperparameterError
         If ``bound`` or ``slope`` is not positive, or weights lie beyond the bound and ``clamp`` is off.
     UnsupportedModelError
-        If a weight is parametrised already, or not of floating point.
+        If a weight is parametrized already, or not of floating point.
     NonFiniteError
         If a weight is NaN or infinite.
 
     Warns
     -----
     UserWarning
-        If a layer is left out since its weight is tied, a layer of zeros gets the bound of a usual initialisation, or
+        If a layer is left out since its weight is tied, a layer of zeros gets the bound of a usual initialization, or
         the slope does not push away from zero.
 
     References
@@ -256,7 +256,7 @@ def compander_parameter_groups(model: nn.Module, *, lr: float, weight_decay: flo
     model : nn.Module
         With companders.
     lr : float
-        Learning rate of everything else. (At this rate :math:`b` runs away, see the docs.)
+        Learning rate of everything else. (Learned companders diverge at this rate, see the docs.)
     weight_decay : float, default: 0.0
         Of everything else.
 
@@ -297,12 +297,12 @@ def weight_statistics(model: nn.Module, include: str | Sequence[str] = "*") -> d
     statistics = {}
     for layer in find_layers(model, include):
         w = layer.weight.detach().double().flatten()
-        centred, deviation = w - w.mean(), w.std(unbiased=False)
+        centered, deviation = w - w.mean(), w.std(unbiased=False)
         squares = w.square().sort(descending=True).values
         statistics[layer.name] = {
             "max": w.abs().max().item(),
             "dead_share": (w.abs() < 0.1 * deviation).double().mean().item(),
-            "kurtosis": (centred.pow(4).mean() / deviation.pow(4)).item(),
+            "kurtosis": (centered.pow(4).mean() / deviation.pow(4)).item(),
             "top_share": (squares[: math.ceil(0.1 * len(w))].sum() / squares.sum()).item(),
         }
     return statistics
@@ -323,7 +323,7 @@ def weight_compander(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Train with every weight seen through a bounded odd function, and fold the function away.
+    """Train every weight through a bounded odd function, then fold the function into plain weights.
 
     Parameters
     ----------
@@ -352,7 +352,7 @@ def weight_compander(
     Returns
     -------
     Result
-        How evenly each layer uses its weights before and after, and the losses.
+        Statistics of each layer's weights before and after, and the losses.
 
     References
     ----------
@@ -390,7 +390,7 @@ def _own_weights(
     for layer in find_layers(model, include, exclude):
         if parametrize.is_parametrized(layer.module, "weight"):
             raise UnsupportedModelError(
-                f"{layer.name!r} is parametrised already",
+                f"{layer.name!r} is parametrized already",
                 found=layer.module.parametrizations["weight"],  # type: ignore[index]
                 do="Fold or remove that first.",
             )
@@ -420,7 +420,7 @@ def _original(module: nn.Module) -> Tensor:
 
 
 def _take_plain_weight(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Let a checkpoint of the plain model load: its weight is what the compander gives."""
+    """Accept a checkpoint of the plain model: its weight is the output of the compander."""
     if f"{prefix}weight" in state and parametrize.is_parametrized(module, "weight"):
         compander: Any = module.parametrizations["weight"][0]  # type: ignore[index]
         stored = f"{prefix}parametrizations.weight"

@@ -1,4 +1,4 @@
-r"""Bone's arithmetic: what a small set of blocks does to a weight matrix, forwards and back.
+r"""Bone's arithmetic: how a small set of blocks changes a weight matrix, forward and backward.
 
 A weight of ``O`` outputs and ``I`` inputs is cut into blocks of ``R`` by ``R``, :math:`W_{oi}`:
 
@@ -155,7 +155,7 @@ def undo_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "R
 
 
 def check_invertible(block: Float[Tensor, "n R R"]) -> Float[Tensor, "n R R"]:
-    """Return the blocks in float64, or say that ``I + B`` has no inverse.
+    """Return the blocks in float64, or raise if ``I + B`` has no inverse.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def row_linear(
     Parameters
     ----------
     base : callable
-        The layer, quantised or not.
+        The layer, quantized or not.
     x : Tensor of shape (..., in)
         Its input.
     block_NRR : Tensor of shape (ceil(in / R), R, R)
@@ -267,7 +267,7 @@ def _tiled(weight: Tensor, shard_RM: Tensor) -> Tensor:
 
 
 def _wide(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the wider of their types, float32 at least: in half precision a small block vanishes beside a weight."""
+    """Both in the wider of their types, at least float32: in half precision a small block is lost beside a weight."""
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return a.to(dtype), b.to(dtype)
 

@@ -1,4 +1,4 @@
-"""Which layers Bone can adapt: their shape as a matrix, and why one is refused before anything is changed."""
+"""Which layers Bone can adapt, and their shape as a matrix; others are refused before anything is changed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_targets(targets: Mapping[str, nn.Module], model: nn.Module, config: Bo
 
 
 def has_weight(module: nn.Module) -> bool:
-    """Whether the layer's weight can be read and written, dequantised where it has to be."""
+    """Whether the layer's weight can be read and written, dequantized where it has to be."""
     backend = resolve_quantization_backend(module)
     if backend is not None:
         return bool(backend.supports_merge)
@@ -91,7 +91,7 @@ def _check_kind(name: str, module: nn.Module, config: BoneConfig) -> None:
         raise UnsupportedModelError(
             f"layer {name!r}",
             found=type(module).__name__,
-            expected="Linear, Conv1D, a convolution or a quantised linear layer",
+            expected="Linear, Conv1D, a convolution or a quantized linear layer",
         )
     if config.variant == "bat" and not has_weight(module):
         raise UnsupportedModelError(

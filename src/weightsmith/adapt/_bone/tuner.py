@@ -43,7 +43,7 @@ Variant: TypeAlias = Literal["bat", "bat-row", "miss", "mini"]
 
 PEFT_NAMES: dict[str, str | bool] = {"bat": "bat", "bat-row": "bat", "miss": True, "mini": "mini"}
 LOST_IN_ROUNDING = 0.01
-"""Share of an update that may be lost when it is merged into half precision before the user is told."""
+"""Share of an update that may be lost when it is merged into half precision before the user is warned."""
 
 
 class _Type(enum.StrEnum):
@@ -63,7 +63,7 @@ class BoneConfig(MissConfig):
     r : int, default: 64
         Side of a block. ``"bat"`` and ``"bat-row"`` need it to divide both dimensions of every layer, unless ``pad``.
     variant : {"bat", "bat-row", "miss", "mini"}, default: "bat"
-        What the blocks do to a weight, see :mod:`weightsmith.adapt._bone.blocks`. ``"bat"`` is the paper's method,
+        How the blocks change a weight, see :mod:`weightsmith.adapt._bone.blocks`. ``"bat"`` is the paper's method,
         ``"bat-row"`` its form that never reads the weight, ``"miss"`` the additive successor, ``"mini"`` the
         latter with ``mini_r`` columns. Without it, PEFT's ``init_weights`` says which.
     pad : bool, default: False
@@ -143,7 +143,7 @@ class BoneConfig(MissConfig):
 
 
 class BoneLinear(MissLinear):
-    """A layer with Bone adapters around it: a Linear, quantised or not, a ``Conv1D`` or a convolution.
+    """A layer with Bone adapters around it: a Linear, quantized or not, a ``Conv1D`` or a convolution.
 
     Adapters that are active together act one after the other, each on the weight the earlier ones made.
     """
@@ -200,7 +200,7 @@ class BoneLinear(MissLinear):
         if isinstance(base, CONVOLUTIONS):
             return self._convolve(base, x, adapters)
         if all(self._variant(name) != "bat" for name in adapters):
-            return self._factorised(x, adapters)
+            return self._factorized(x, adapters)
         self._check_no_dropout(adapters)
         weight = self._matrix(self.get_base_weight())
         x, bias = (self._cast_input_dtype(tensor, self._computing_dtype(weight)) for tensor in (x, base.bias))
@@ -227,7 +227,7 @@ class BoneLinear(MissLinear):
         NonFiniteError
             If the blocks, or with ``safe_merge`` the merged weight, hold NaN or infinity.
         UnsupportedModelError
-            If the base weight is quantised and cannot be written.
+            If the base weight is quantized and cannot be written.
         """
         adapters = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.miss_block]
         if not adapters:
@@ -314,15 +314,15 @@ class BoneLinear(MissLinear):
     def _undo(self, matrix: Tensor, name: str) -> Tensor:
         return _UNDO[self._variant(name)](matrix, self.miss_block[name])
 
-    def _factorised(self, x: Tensor, adapters: Sequence[str]) -> Tensor:
+    def _factorized(self, x: Tensor, adapters: Sequence[str]) -> Tensor:
         """All but bat-col, which needs the weight: only the base layer's own forward."""
         if not adapters:
             output: Tensor = self.base_layer(x)
             return output
         *earlier, last = adapters
         if self._variant(last) == "bat-row":
-            return blocks.row_linear(lambda moved: self._factorised(moved, earlier), x, self.miss_block[last])
-        y = self._factorised(x, earlier)
+            return blocks.row_linear(lambda moved: self._factorized(moved, earlier), x, self.miss_block[last])
+        y = self._factorized(x, earlier)
         if self.quantization_backend is not None:
             y = self.quantization_backend.maybe_clone_base_result(y)
         return blocks.add_shards(y, self.miss_dropout[last](x), self.miss_block[last])

@@ -41,7 +41,7 @@ class Part:
     shape : tuple of int
         Of the whole tensor.
     checksum : int
-        CRC-32 of the base's values at these places: tells another base apart.
+        CRC-32 of the base's values at these places, to detect another base.
     """
 
     index: Int[Tensor, "changed"]
@@ -218,7 +218,7 @@ def export_shira(
     folder : path-like
         The adapter's folder to create.
     overwrite : bool, default: False
-        Replace what is there.
+        Replace an existing file.
 
     Returns
     -------

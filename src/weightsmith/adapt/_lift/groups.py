@@ -1,4 +1,4 @@
-"""Which matrices LIFT trains, with what budget, and what it cannot train."""
+"""Which matrices LIFT trains, how many weights of each, and which it cannot train."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def lift_groups(
     include, exclude : str or sequence of str
         Shell patterns on layer names. A weight tied to the embedding under an excluded name stays frozen.
     dense : str or sequence of str, default: ()
-        Shell patterns on names of further parameters, trained whole by plain Adam: a new classifier, say.
+        Shell patterns on names of further parameters, trained completely by plain Adam, such as a new classifier.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def check_group(group: Mapping[str, Any]) -> None:
 
 
 def has_budget(group: Mapping[str, Any]) -> bool:
-    """Whether a group trains a part of its weights, and not all."""
+    """Whether a group trains only a part of its weights."""
     return group["density"] is not None or group["lora_rank"] is not None
 
 
@@ -122,7 +122,7 @@ def budget(parameter: Tensor, group: Mapping[str, Any]) -> int:
 
 
 def approx_rank(matrix_OI: Tensor, group: Mapping[str, Any]) -> int:
-    """Rank of the approximation that says which weights are principal."""
+    """Rank of the approximation that decides which weights are principal."""
     side = min(matrix_OI.shape)
     return max(1, min(RANK, side // 2)) if group["approx_rank"] is None else min(group["approx_rank"], side)
 
@@ -138,7 +138,7 @@ def _check_parameter(name: str, parameter: Tensor) -> None:
             f"parameter {name!r}",
             found=parameter.dtype,
             expected="floating point",
-            do="LIFT needs unquantised weights.",
+            do="LIFT needs unquantized weights.",
         )
     if parameter.is_meta or parameter.numel() == 0 or hasattr(parameter, "device_mesh"):
         raise UnsupportedModelError(

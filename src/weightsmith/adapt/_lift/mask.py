@@ -30,9 +30,9 @@ def principal_mask(
     k : int
         Weights to mark, exactly; of equal magnitudes the first ones.
     niter : int, optional
-        Power iterations of a randomised approximation; exact by default.
+        Power iterations of a randomized approximation; exact by default.
     generator : torch.Generator, optional
-        Of the randomised approximation.
+        Of the randomized approximation.
 
     Returns
     -------

@@ -28,14 +28,14 @@ from weightsmith.core.linalg import (
 __all__ = ["LIFTAdamW"]
 
 EXACT_UP_TO = 1024
-"""Matrices whose shorter side is longer than this get a randomised basis by default."""
+"""Matrices whose shorter side is longer than this get a randomized basis by default."""
 
 NITER = 8
-"""Power iterations of a randomised basis by default."""
+"""Power iterations of a randomized basis by default."""
 
 
 class LIFTAdamW(torch.optim.Optimizer):
-    r"""AdamW on the principal weights of every matrix; the others stay as they are, bit for bit.
+    r"""AdamW on the principal weights of every matrix; the others stay unchanged, bit for bit.
 
     .. math::
 
@@ -65,7 +65,7 @@ class LIFTAdamW(torch.optim.Optimizer):
     update_interval : int or None, default: 200
         Steps from one choice of the weights to the next; None keeps the first choice.
     niter : int, optional
-        Power iterations of a randomised low-rank approximation. By default the approximation is exact for matrices
+        Power iterations of a randomized low-rank approximation. By default the approximation is exact for matrices
         whose shorter side is at most 1024, and takes 8 for larger ones. Later choices start from the basis of the
         one before and need one.
     max_grad_norm : float, optional
@@ -75,18 +75,18 @@ class LIFTAdamW(torch.optim.Optimizer):
         During ``backward``, keep of each gradient the trained weights' part and free the rest, so that at most one
         layer's dense gradient exists. Works with gradient accumulation; not with a GradScaler, which needs them.
     generator : torch.Generator, optional
-        Of the randomised approximation. Under data parallelism it must be the same on every process.
+        Of the randomized approximation. Under data parallelism it must be the same on every process.
 
     Raises
     ------
     HyperparameterError
         If a hyper-parameter is out of range.
     NonFiniteError
-        If, at a choice, a weight holds NaN or infinity.
+        If a weight holds NaN or infinity when weights are chosen.
     ShapeError
         If a vector is in a group with a budget.
     UnsupportedModelError
-        If a parameter is quantised, complex, sharded or on the meta device, or its gradient is sparse.
+        If a parameter is quantized, complex, sharded or on the meta device, or its gradient is sparse.
 
     Notes
     -----

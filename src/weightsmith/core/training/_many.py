@@ -89,7 +89,7 @@ def train_many(
     NonFiniteError
         If a member diverges.
     UnsupportedModelError
-        If the network has batch normalisation.
+        If the network has batch normalization.
 
     Examples
     --------

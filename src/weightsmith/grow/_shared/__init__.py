@@ -1,1 +1,1 @@
-"""What several ways to grow stand on."""
+"""Helpers of several ways to grow."""

@@ -1,11 +1,11 @@
-r"""Weights mixed from templates: the parametrisation of :mod:`weightsmith.grow._mixture_growth`, and its coefficients.
+r"""Weights mixed from templates: the parametrization of :mod:`weightsmith.grow._mixture_growth`, and its coefficients.
 
 A weight is a grid of blocks; block :math:`m` mixes the :math:`n` templates of its set, :math:`m \bmod 2`:
 
 .. math:: W_m = \sum_{j=1}^{n} \alpha_{m,j} \, T_{m \bmod 2,\,j}, \qquad
    W = \begin{pmatrix} W_0 & W_2 \\ W_3 & W_1 \end{pmatrix}
 
-Legend: ``n`` templates a set, ``O`` outputs and ``I`` inputs of a block, ``R`` rows and ``C`` columns of blocks.
+Legend: ``n`` templates per set, ``O`` outputs and ``I`` inputs of a block, ``R`` rows and ``C`` columns of blocks.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ LAYOUTS: dict[tuple[bool, bool], Layout] = {
 
 
 class TemplateMix(nn.Module):
-    """Parametrisation of a weight by templates (:func:`torch.nn.utils.parametrize.register_parametrization`).
+    """Parametrization of a weight by templates (:func:`torch.nn.utils.parametrize.register_parametrization`).
 
-    The parametrised originals are the templates, one tensor ``[n, O, I, ...]`` a set.
+    The parametrized originals are the templates, one tensor ``[n, O, I, ...]`` per set.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class TemplateMix(nn.Module):
         self.layout, self.transposed, self.gain = layout, transposed, gain
 
     def forward(self, *templates: Float[Tensor, "n O I ..."]) -> Tensor:
-        """Assemble the weight, in float32 or better whatever autocast says."""
+        """Assemble the weight, in float32 or better, also under autocast."""
         dtype = templates[0].dtype
         with torch.autocast(templates[0].device.type, enabled=False):
             full = [upcast(t) for t in templates]
@@ -169,7 +169,7 @@ def coefficients(
 def grow_coefficients(
     alphas: Sequence[nn.Parameter], init: Growth, *, scale: float = 1.0, generator: torch.Generator | None = None
 ) -> None:
-    """Set the coefficients of the two blocks that a grown weight has and its members have not.
+    """Set the coefficients of the two blocks of a grown weight that its members do not have.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def grow_coefficients(
         alphas[3].zero_()
     elif init == "orthogonal":
         for member, new in ((alphas[0], alphas[2]), (alphas[1], alphas[3])):
-            own = member.double()  # what is drawn may be nearly parallel to it
+            own = member.double()  # the drawn coefficients may be nearly parallel to it
             drawn = torch.randn(n, generator=generator).to(own)
             drawn -= (drawn @ own) / (own @ own) * own
             new.copy_(scale * own.norm() * drawn / drawn.norm())

@@ -1,4 +1,4 @@
-"""What is known about a sample: 19 numbers on its loss and confidence, beside those of its class lately.
+"""Features of a sample: 19 numbers on its loss and confidence, compared with recent samples of its class.
 
 Legend: ``G`` passes, ``B`` samples, ``C`` classes, ``M`` samples in memory.
 """
@@ -21,14 +21,14 @@ EPSILON = 1e-8
 
 
 class ClassMemory:
-    """What the samples of each class were like lately, and the features that compare a sample with them.
+    """Loss and confidence of recent samples of each class, and features that compare a sample with them.
 
     Parameters
     ----------
     classes : int
         Number of classes.
     window : int
-        Batches' worth of samples to remember, of each class.
+        Samples to store per class, in batches.
     """
 
     def __init__(self, classes: int, window: int = 1) -> None:
@@ -36,14 +36,14 @@ class ClassMemory:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, as at the start of an epoch."""
+        """Remove all samples, as at the start of an epoch."""
         self._rows_M4, self._labels_M, self._agree_M = torch.empty(0, 4), torch.empty(0).long(), torch.empty(0).long()
 
     @torch.no_grad()
     def features(
         self, losses: Float[Tensor, "G B"], logits: Float[Tensor, "G B C"], labels: Int[Tensor, "B"]
     ) -> Float[Tensor, "B 19"]:
-        """Remember a batch and return its features.
+        """Store a batch and return its features.
 
         A sample is compared with those of its class that the passes agree on as they do on it: most of them predict its
         label, or not. The features are, for its loss and for its confidence, mean over passes and standard deviation
@@ -72,7 +72,7 @@ class ClassMemory:
         return torch.stack([*columns, agree_B.double()], 1).float()
 
     def _append(self, rows: Tensor, labels: Tensor, agree: Tensor, most: int) -> None:
-        """Put a batch at the end, and drop what is too old: a class keeps its last ``most`` samples."""
+        """Append a batch; of each class keep the last ``most`` samples."""
         self._rows_M4 = torch.cat([self._rows_M4.to(rows), rows])
         self._labels_M = torch.cat([self._labels_M.to(labels), labels])
         self._agree_M = torch.cat([self._agree_M.to(agree), agree])

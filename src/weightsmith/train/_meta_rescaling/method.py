@@ -63,20 +63,20 @@ class MetaRescaler:
     Parameters
     ----------
     data : Dataset or sequence
-        The training set, labels and noise as they are; batches to learn the rescaler from are drawn from it. A sample
+        The training set with its noisy labels; batches to learn the rescaler from are drawn from it. A sample
         is (inputs, class), (inputs, class, index), or a mapping with ``labels`` and perhaps ``index``.
     classes : int
         Number of classes.
     inner : {"sgd", "sign"}, default: "sgd"
-        The virtual step: gradient descent, or its sign, as the paper's code for text has it (the first step of Adam).
+        The virtual step: gradient descent, or its sign, as in the paper's code for text (the first step of Adam).
     inner_learning_rate : float, default: 1e-3
         Of the virtual step.
     rescaler_learning_rate : float, default: 1e-2
         Of Adam on the rescaler.
     passes : int, default: 3
-        Forward passes a sample, which differ by dropout.
+        Forward passes per sample, which differ by dropout.
     window : int, default: 1
-        Batches' worth of samples a class remembers.
+        Samples to store per class, in batches.
     paths : {"both", "meta", "direct"}, default: "both"
         Which gradients train the rescaler: both (the paper), or one for comparison.
     reduction : {"sum", "mean"}, default: "mean"
@@ -97,7 +97,8 @@ class MetaRescaler:
     rescaler : Rescaler
         The networks that give the weights.
     scores : Tensor of shape (samples,)
-        Latest weight of every sample whose batches carry ``index``; NaN where there is none. Low means suspicious.
+        Latest weight of every sample whose batches have ``index``; NaN for others. A low weight means that the label is
+        probably wrong.
     last_weights : Tensor
         Weights of the last batch.
 
@@ -172,7 +173,7 @@ class MetaRescaler:
         Raises
         ------
         ShapeError
-            If there is not one class a sample.
+            If there is not one class per sample.
         HyperparameterError
             If a class is not among the ``classes``.
         NonFiniteError
@@ -279,7 +280,7 @@ class MetaRescaler:
     def _run(
         self, model: nn.Module, first: Any, inputs: Any, labels: Tensor, parameters: Mapping[str, Tensor]
     ) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B C"]]:
-        """The losses and logits of all passes; the first has been run, and it alone has a graph."""
+        """The losses and logits of all passes. The first has been run already, and only it has a graph."""
         rows = [logits_of(first).float()]
         with torch.no_grad():
             for _ in range(self.passes - 1):
@@ -325,7 +326,7 @@ class MetaRescaler:
     def _check(self, labels: Tensor) -> None:
         if labels.ndim != 1 or labels.is_floating_point():
             found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-            raise ShapeError("labels", found=found, expected="one class index a sample")
+            raise ShapeError("labels", found=found, expected="one class index per sample")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             bad = labels[(labels < 0) | (labels >= self.classes)][:5].tolist()
             raise HyperparameterError("labels", found=bad, expected=f"class indices from 0 to {self.classes - 1}")
@@ -346,9 +347,9 @@ def meta_rescaling(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Train a classifier on labels that may be wrong; each sample's weight is learned on the way.
+    """Train a classifier on labels that may be wrong; the weight of each sample is learned during training.
 
-    The weights of the last epoch are written beside the model as ``sample_weights.csv``, the most suspicious first.
+    The weights of the last epoch are saved with the model as ``sample_weights.csv``, lowest first.
 
     Parameters
     ----------
@@ -363,9 +364,9 @@ def meta_rescaling(
     rescaler_learning_rate : float, default: 1e-2
         Of the rescaler.
     passes : int, default: 3
-        Forward passes a sample, which differ by dropout.
+        Forward passes per sample, which differ by dropout.
     window : int, default: 1
-        Batches' worth of samples a class remembers.
+        Samples to store per class, in batches.
     weight_warmup : float, default: 0.0
         Share of all batches at the start, in [0, 1), with equal weights.
     min_weight : float, default: 0.0
@@ -432,14 +433,14 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient by each parameter; zero for those that take no part."""
+    """The gradient by each parameter; zero for unused ones."""
     found = torch.autograd.grad(value, [*parameters.values()], retain_graph=True, allow_unused=True)
     pairs = zip(parameters.items(), found, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
 
 def _call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
-    """Run the model with other parameters; its buffers stay as they are."""
+    """Run the model with other parameters; its buffers stay unchanged."""
     values = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **parameters}
     if isinstance(inputs, Mapping):
         return functional_call(model, values, (), dict(inputs))
@@ -448,7 +449,7 @@ def _call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) 
 
 @contextmanager
 def _same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Give a function that takes the random generators back to now; at the end they are where they were left."""
+    """Yield a function that resets the random generators to their present state; the end undoes the first reset."""
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     later: list[Any] = []

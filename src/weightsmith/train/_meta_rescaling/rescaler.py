@@ -1,4 +1,4 @@
-"""The networks that give a sample its weight: one for each class.
+"""The networks that compute the weight of a sample, one per class.
 
 Legend: ``B`` samples, ``C`` classes, ``I`` and ``O`` features.
 """

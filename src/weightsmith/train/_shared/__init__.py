@@ -1,1 +1,1 @@
-"""What several training methods stand on."""
+"""Helpers of several training methods."""
