@@ -121,7 +121,7 @@ def per_sequence_loss(
     ----------
     logits : Tensor of shape (B, T, V)
         Where a position's logits are about its label: for next-token models shift first, see
-        :func:`weightsmith.core.training.aligned`.
+        :func:`weightsmith.core.training.shift_for_causal_lm`.
     labels : Tensor of shape (B, T)
         Class indices.
     ignore_index : int, default: -100
