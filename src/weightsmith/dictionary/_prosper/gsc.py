@@ -73,8 +73,6 @@ class GSC(TruncatedEM[SlabParameters]):
         Covariance of the amplitudes.
     noise : {"scalar", "diagonal", "full"}, default: "scalar"
         Covariance of the noise.
-    reference_compat : bool, default: False
-        Square the likelihood against the prior, as the paper's code does.
     components_init, random_state, device
         As for :class:`~weightsmith.dictionary.BSC`.
     pi_init : array-like of shape (n_components,), optional
@@ -128,7 +126,6 @@ class GSC(TruncatedEM[SlabParameters]):
         n_init: int = 1,
         slab: Literal["diagonal", "full"] = "diagonal",
         noise: Literal["scalar", "diagonal", "full"] = "scalar",
-        reference_compat: bool = False,
         components_init: Start | None = None,
         pi_init: Start | None = None,
         sigma_init: Start | None = None,
@@ -153,7 +150,6 @@ class GSC(TruncatedEM[SlabParameters]):
         )
         self.slab = slab
         self.noise = noise
-        self.reference_compat = reference_compat
         self.slab_mean_init = slab_mean_init
         self.slab_variance_init = slab_variance_init
 
@@ -250,12 +246,11 @@ class GSC(TruncatedEM[SlabParameters]):
         self, data_ND: Float[Tensor, "points features"], parameters: SlabParameters, states: States, temperature: float
     ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
         candidates_NC = self._candidates(data_ND, parameters, states.n_candidates)
-        power = 1.0 if self.reference_compat else 0.5
         zero_1N = self._white(data_ND, parameters).square().sum(1)[None]
         groups = self._slab_states(data_ND, candidates_NC, parameters, states)
         quadratic_KN = torch.cat([zero_1N, *(group.quadratic_JN for group in groups)])
         odds_H = parameters.pi.logit()
-        joint_NK = -power * quadratic_KN.T
+        joint_NK = -0.5 * quadratic_KN.T  # the paper's code has no half: it squares the likelihood against the prior
         joint_NK[:, 1 : states.first_set] += odds_H
         joint_NK[:, states.first_set :] += odds_H[candidates_NC] @ states.sets_SC.T
         return candidates_NC, joint_NK

@@ -75,10 +75,6 @@ class MaximumEM(TruncatedEM[Parameters]):
     ) -> Float[Tensor, "components features"]:
         """The components from the sums of weighted points and of weights."""
 
-    def _single_weights(self, parameters: Parameters) -> Float[Tensor, "components features"]:
-        """The weight of a point's features in a state of one unit, which explains all of it."""
-        return torch.ones_like(parameters.components_HD)
-
     def _start(self, moments: Moments, generator: torch.Generator) -> Parameters:
         return Parameters(self._components_start(moments, generator), self._pi_start(), self._sigma_start(moments))
 
@@ -121,8 +117,7 @@ class MaximumEM(TruncatedEM[Parameters]):
         weight_H1 = single_NH.sum(0)[:, None]
         error = (used_N * block.data_ND.square().sum(1)).sum()
         error += (weight_H1 * components_HD.square() - 2 * weighted_HD * components_HD).sum()
-        of_single_HD = self._single_weights(parameters)
-        weighted_HD, weight_HD = of_single_HD * weighted_HD, of_single_HD * weight_H1
+        weight_HD = weight_H1.expand_as(weighted_HD).clone()
         state_M, candidate_M = states.sets_SC.nonzero(as_tuple=True)
         sharpness = self._sharpness(temperature)
         for group in self._groups(block.candidates_NC, components_HD, states, sharpness, shares=True):

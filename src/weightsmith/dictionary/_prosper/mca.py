@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.utils.validation import check_non_negative
@@ -25,7 +24,6 @@ from weightsmith.dictionary._prosper.linear import largest_candidates
 from weightsmith.dictionary._prosper.maxima import MaximumEM
 from weightsmith.dictionary._prosper.model import Parameters
 from weightsmith.dictionary._prosper.schedule import Points, annealed
-from weightsmith.dictionary._prosper.start import Start
 
 __all__ = ["MCA"]
 
@@ -42,8 +40,6 @@ class MCA(MaximumEM):
     schedule : mapping, "auto" or None, default: "auto"
         "auto" lowers the temperature from 4 to 1 at 80 % of the steps, with it the maximum's softness, and raises the
         data cut from 0 to 1 at two thirds, with a little noise on the components until 60 %.
-    reference_compat : bool, default: False
-        Weight points with one active unit by its squared component, as the paper's code does, and not by 1.
     components_init, pi_init, sigma_init, random_state, device
         As for :class:`~weightsmith.dictionary.BSC`; negative components become the smallest positive ones.
 
@@ -68,39 +64,6 @@ class MCA(MaximumEM):
 
     _schedule: ClassVar[Mapping[str, Points]] = annealed(4.0, 0.8)
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        *,
-        n_candidates: int | Literal["auto"] = "auto",
-        max_active: int | Literal["auto"] = "auto",
-        schedule: Mapping[str, Points] | Literal["auto"] | None = "auto",
-        max_iter: int = 100,
-        tol: float = 0.0,
-        n_init: int = 1,
-        reference_compat: bool = False,
-        components_init: Start | None = None,
-        pi_init: Start | None = None,
-        sigma_init: Start | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            n_components,
-            n_candidates=n_candidates,
-            max_active=max_active,
-            schedule=schedule,
-            max_iter=max_iter,
-            tol=tol,
-            n_init=n_init,
-            components_init=components_init,
-            pi_init=pi_init,
-            sigma_init=sigma_init,
-            random_state=random_state,
-            device=device,
-        )
-        self.reference_compat = reference_compat
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
@@ -123,9 +86,6 @@ class MCA(MaximumEM):
     ) -> Int[Tensor, "points candidates"]:
         excess_HN = [(component_D - data_ND).clamp_(min=0).sum(1) for component_D in parameters.components_HD]
         return largest_candidates(-torch.stack(excess_HN, 1), n_candidates)
-
-    def _single_weights(self, parameters: Parameters) -> Float[Tensor, "components features"]:
-        return parameters.components_HD.square() if self.reference_compat else super()._single_weights(parameters)
 
     def _new_components(
         self,
