@@ -9,9 +9,9 @@ import torch
 from harness import alternate, finish, memory_bandwidth, parser, print_table, ratio
 from torch import nn
 
-from weightsmith.sparsify._wina import method as wina
+from weightsmith.sparsify import ActivationPlan, apply_plan, remove_plan
 from weightsmith.sparsify._wina.linear import SparseLinear
-from weightsmith.sparsify._wina.plan import Plan, Projection
+from weightsmith.sparsify._wina.plan import Projection
 
 SHAPES = ((4096, 14336), (14336, 4096), (1536, 576), (576, 1536), (576, 576))
 SPARSITIES = (0.0, 0.25, 0.4, 0.5, 0.65)
@@ -40,10 +40,12 @@ def main() -> None:
             for sparsity in SPARSITIES:
                 threshold = float(score.quantile(sparsity)) if sparsity else 0.0
                 projection = Projection(sparsity, threshold, norms=False)
-                models[sparsity] = Plan(sparsity, "threshold", 1.0, {str(i): projection for i in range(copies)})
+                models[sparsity] = ActivationPlan(
+                    sparsity, "threshold", 1.0, {str(i): projection for i in range(copies)}
+                )
             times = {}
             for sparsity, plan in models.items():
-                wina.apply(model, plan, backend="cpu")
+                apply_plan(model, plan, backend="cpu")
                 arms["sparse"] = lambda model=model, x=x: [layer(x) for layer in model]
                 measured = alternate(arms, rounds=arguments.rounds)
                 times[sparsity] = ratio(measured["dense"], measured["sparse"])
@@ -51,7 +53,7 @@ def main() -> None:
                     seconds = {name: timing.median / copies for name, timing in measured.items()}
                     rate = size * (1 - sparsity) / seconds["sparse"]
                 assert all(isinstance(layer, SparseLinear) for layer in model)
-                wina.remove(model)
+                remove_plan(model)
             name = f"{out}x{inputs} {str(dtype).removeprefix('torch.')}"
             speed[name] = {"speedup": times, "rate": rate, **{f"{k}_us": 1e6 * v for k, v in seconds.items()}}
             rows.append((name, *times.values(), rate / bandwidth))
@@ -64,7 +66,7 @@ def main() -> None:
         limit=wide["dense_us"] * 1e-6 * bandwidth / (4096 * 14336 * getattr(torch, arguments.dtypes[0]).itemsize / 2),
         ours=wide["sparse_us"],
         peer=wide["dense_us"],
-        unit=f"us a layer of 4096x14336 at 50 %, {arguments.dtypes[0]}",
+        unit=f"us per layer of 4096x14336 at 50 %, {arguments.dtypes[0]}",
         store=arguments.store,
         layers={
             name: {**row, "speedup": {str(k): v for k, v in row["speedup"].items()}} for name, row in speed.items()

@@ -2,10 +2,10 @@
 Skipping weight columns with WINA and TEAL
 ==========================================
 
-For every token both leave out the inputs with the smallest scores. TEAL's score is the input's magnitude, WINA
-multiplies it with the norm of the weight column that the input meets. The left picture shows what that is worth on a
-layer whose columns are orthogonal and differ in norm; the right one how many inputs the layers of SmolLM2-135M really
-skip on new text, with thresholds that were set to 50 % on other text.
+For every token both methods drop the inputs with the smallest scores. TEAL's score is the magnitude of the input; WINA
+multiplies it by the norm of the input's weight column. The left picture compares them on a layer whose columns are
+orthogonal and differ in norm. The right one shows how many inputs the layers of SmolLM2-135M skip on new text, with
+thresholds calibrated to 50 % on other text.
 """
 
 # %%
@@ -38,15 +38,15 @@ curves = {
 # Thresholds for SmolLM2 from one text, and what they skip on another.
 from weightsmith.core.data import token_ids, token_windows  # noqa: E402
 from weightsmith.embedded import load, text  # noqa: E402
-from weightsmith.sparsify import wina  # noqa: E402
+from weightsmith.sparsify import plan_report, wina  # noqa: E402
 
 model, tokenizer = load("smollm2")
 windows = token_windows(token_ids(tokenizer, text("calibration")), length=128, count=4, batch_size=4)
-wina.wina(model, windows, sparsity=0.5, backend="mask")
+wina(model, windows, sparsity=0.5, backend="mask")
 with torch.no_grad():
     model(token_ids(tokenizer, text("evaluation"))[:256].unsqueeze(0))
-report = wina.report(model)
-print(f"planned {report['sparsity']:.1%}, skipped {report['realised']:.1%} of the weights")
+report = plan_report(model)
+print(f"planned {report['sparsity']:.1%}, skipped {report['realized']:.1%} of the weights")
 
 # %%
 # Draw both.
@@ -61,7 +61,7 @@ left.set(
 left.legend(frameon=False)
 for kind in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
     rows = [row for row in report["layers"] if row["layer"].endswith(kind)]
-    right.plot([100 * row["realised"] for row in rows], lw=1.5, label=kind)
+    right.plot([100 * row["realized"] for row in rows], lw=1.5, label=kind)
 right.axhline(50, color="0.6", lw=1, ls=":")
 right.set(xlabel="block", ylabel="inputs skipped (%)", title="SmolLM2-135M, thresholds for 50 %, other text")
 right.legend(frameon=False, fontsize=8, ncols=2)

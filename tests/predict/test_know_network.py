@@ -1,4 +1,4 @@
-"""The predictor network: the paper's architecture, the authors' file layout, the fused evaluation."""
+"""The predictor network: the paper's architecture, the authors' file layout, the fast evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from weightsmith.core.errors import CheckpointError
 from weightsmith.predict import HistoryNet
-from weightsmith.predict._know.fused import FusedHistoryNet
+from weightsmith.predict._know.elementwise import ElementwiseRule
 from weightsmith.predict._know.network import load_keras_h5
 
 KERAS_SHAPES = [
@@ -105,13 +105,12 @@ def test_initial_weights_follow_the_authors_scales():
         assert not layer.bias.any()
 
 
-def test_fused_equals_plain(net, history):
-    plain = net(history.T)
-    assert (FusedHistoryNet(net)(history) - plain).abs().max() < 1e-6
+def test_the_fast_evaluation_is_the_plain_one(net, history):
+    assert (ElementwiseRule(net).change(history) - net(history.T)).abs().max() < 1e-6
 
 
 def test_chunk_size_changes_nothing(net, history):
-    results = [FusedHistoryNet(net, chunk=chunk)(history) for chunk in (1, 333, 1000, 4096)]
+    results = [ElementwiseRule(net, chunk)(list(history.clone()), 1) for chunk in (1, 333, 1000, 4096)]
     for other in results[1:]:
         assert (other - results[0]).abs().max() < 1e-6
 
@@ -121,7 +120,7 @@ def test_advance_is_shift_and_append(net, history):
     twice = once + net(torch.stack([*history[1:], once]).T)
     for steps, expected in ((1, once), (2, twice)):
         table = history.clone()
-        FusedHistoryNet(net, chunk=300).advance_(list(table), steps)
+        ElementwiseRule(net, chunk=300)(list(table), steps)
         assert (table[0] - expected).abs().max() < 1e-6
         assert torch.equal(table[1:], history[1:])
 
@@ -129,10 +128,10 @@ def test_advance_is_shift_and_append(net, history):
 def test_threads_change_nothing(net):
     history = torch.randn(5, 1000, generator=torch.Generator().manual_seed(2)) / 5
     alone, together, threads = history.clone(), history.clone(), torch.get_num_threads()
-    FusedHistoryNet(net, chunk=50).advance_(list(alone), 2)
+    ElementwiseRule(net, chunk=50)(list(alone), 2)
     try:
         torch.set_num_threads(3)
-        FusedHistoryNet(net, chunk=50).advance_(list(together), 2)
+        ElementwiseRule(net, chunk=50)(list(together), 2)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
@@ -193,7 +192,7 @@ def test_golden_outputs_of_the_published_predictors(column, kind):
     net = load_keras_h5(Path(os.environ["WEIGHTSMITH_KNOW_H5"]) / f"KNOWN_{kind}.h5")
     h = torch.tensor(list(GOLDEN))
     expected = torch.tensor([row[column] for row in GOLDEN.values()])
-    for out in (net(h), FusedHistoryNet(net)(h.T.contiguous())):
+    for out in (net(h), ElementwiseRule(net).change(h.T.contiguous())):
         assert (out - expected).abs().max() < 2e-6
         assert abs(out[0].item() - WRONG_SLOPE[column]) > 1e-4
 

@@ -21,7 +21,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.predict import HistoryNet, KnowPredictor, SmoothRule, Trajectory, know
-from weightsmith.predict._know.fused import ElementwiseRule
+from weightsmith.predict._know.elementwise import ElementwiseRule
 
 RULE = SmoothRule(drift=-0.3, smooth=0.15, size=-0.4, size_fan=-0.2, size_rms=0.1)
 

@@ -1,4 +1,4 @@
-"""WINA's and TEAL's selection, thresholds, allocation and rotation: closed forms, golden numbers, bad input."""
+"""WINA's and TEAL's selection, thresholds and allocation: closed forms, golden numbers, bad input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from weightsmith.core.errors import (
     CalibrationError,
@@ -21,15 +21,15 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.models import find_layers
-from weightsmith.sparsify._wina import method as W
+from weightsmith.sparsify import ActivationPlan, apply_plan, calibrate_wina, plan_report, remove_plan, teal, wina
 from weightsmith.sparsify._wina.allocation import _effective
 from weightsmith.sparsify._wina.histogram import ScoreHistograms, quantile
 from weightsmith.sparsify._wina.linear import Prompt, SparseLinear
-from weightsmith.sparsify._wina.plan import Plan, Projection
+from weightsmith.sparsify._wina.plan import Projection
 from weightsmith.sparsify._wina.selection import (
     column_norms,
     dropped,
-    protected,
+    prefix_mask,
     topk_limits,
 )
 
@@ -63,7 +63,7 @@ def topk_layer(weight: torch.Tensor, sparsity: float, *, norms: bool, bias: torc
     if bias is not None:
         layer.bias.data = bias
     projection = Projection(sparsity, 0.0, norms)
-    return SparseLinear(layer, projection, Plan(sparsity, "topk", 1.0, {"": projection}), Prompt(1.0))
+    return SparseLinear(layer, projection, ActivationPlan(sparsity, "topk", 1.0, {"": projection}), Prompt(1.0))
 
 
 class TestSelection:
@@ -114,7 +114,7 @@ class TestSelection:
         layer = nn.Linear(4, 2, bias=False)
         layer.weight.data = weight
         projection = Projection(0.5, 0.5, True)
-        sparse = SparseLinear(layer, projection, Plan(0.5, select, 1.0, {"": projection}), Prompt(1.0))
+        sparse = SparseLinear(layer, projection, ActivationPlan(0.5, select, 1.0, {"": projection}), Prompt(1.0))
         assert sparse(torch.tensor([float("inf"), 9.0, 8.0, 0.0])).tolist() == [17.0, 17.0]
         assert sparse(torch.tensor([1.0, float("nan"), 8.0, 0.0])).isnan().all()
 
@@ -134,7 +134,7 @@ class TestSelection:
 
 class TestPrompt:
     def test_of_a_hundred_tokens_the_first_stays_dense(self):
-        marks = protected(torch.ones(1, 100, dtype=torch.bool), 0.99)[0]
+        marks = prefix_mask(torch.ones(1, 100, dtype=torch.bool), 0.99)[0]
         assert marks.tolist() == [True] + [False] * 99
 
     def test_padding_does_not_count(self):
@@ -154,12 +154,12 @@ class TestPrompt:
 
     def test_a_model_masks_all_but_the_first(self):
         model = llama()
-        plan = W.calibrate(model, tokens(), prefill=0.99)
-        full = Plan(0.5, "threshold", 0.99, dict.fromkeys(plan.projections, Projection(1.0, math.inf, False)))
+        plan = calibrate_wina(model, tokens(), prefill=0.99)
+        full = ActivationPlan(0.5, "threshold", 0.99, dict.fromkeys(plan.projections, Projection(1.0, math.inf, False)))
         batch = tokens(1, 100)[0]
         with torch.no_grad():
             dense = model(**batch).logits
-            W.apply(model, full, backend="mask")
+            apply_plan(model, full, backend="mask")
             sparse = model(**batch).logits
         nothing = model.lm_head(model.model.norm(model.model.embed_tokens(batch["input_ids"])))
         assert torch.allclose(sparse[0, 0], dense[0, 0], atol=1e-5)
@@ -167,7 +167,7 @@ class TestPrompt:
 
     def test_later_tokens_do_not_change_earlier_ones(self):
         model, batch = llama(), tokens(1, 20)[0]["input_ids"]
-        W.wina(model, tokens(), prefill=0.99, backend="mask")
+        wina(model, tokens(), prefill=0.99, backend="mask")
         other = batch.clone()
         other[0, 12:] = 5
         with torch.no_grad():
@@ -227,22 +227,22 @@ class TestThresholds:
 
     def test_a_calibrated_model_drops_what_was_asked_for(self):
         model, batches = llama(), tokens(8, 64)
-        W.wina(model, batches, sparsity=0.4, norms="all", prefill=1.0, backend="mask")
+        wina(model, batches, sparsity=0.4, norms="all", prefill=1.0, backend="mask")
         for batch in batches:
             model(**batch)
-        rows = {row["layer"]: row["realised"] for row in W.report(model)["layers"]}
+        rows = {row["layer"]: row["realized"] for row in plan_report(model)["layers"]}
         # the first layers see what they were calibrated on; later ones see what the sparse ones before them make of it
         first = [rows[f"model.layers.0.self_attn.{p}_proj"] for p in "qkv"]
         assert first == pytest.approx([0.4] * 3, abs=0.005)
         assert all(0.2 < value < 0.6 for value in rows.values())
 
-    def test_layers_with_one_input_are_siblings(self):
-        plan = W.calibrate(llama(), tokens())
-        assert [len(group) for group in plan.siblings] == [3, 1, 2, 1] * 2
-        assert plan.siblings[0] == tuple(f"model.layers.0.self_attn.{p}_proj" for p in "qkv")
+    def test_layers_with_one_input_are_a_group(self):
+        plan = calibrate_wina(llama(), tokens())
+        assert [len(group) for group in plan.groups] == [3, 1, 2, 1] * 2
+        assert plan.groups[0] == tuple(f"model.layers.0.self_attn.{p}_proj" for p in "qkv")
 
     def test_reference_norms_are_keys_and_gates(self):
-        plan = W.calibrate(llama(), tokens())
+        plan = calibrate_wina(llama(), tokens())
         assert {n.rpartition(".")[2] for n, p in plan.projections.items() if p.norms} == {"k_proj", "gate_proj"}
 
 
@@ -264,14 +264,14 @@ class TestGreedy:
                 return self.important(x) + self.idle(x)
 
         model = nn.Sequential(Sum())
-        plan = W.calibrate(model, [torch.randn(1, 32, 16)], norms="none", allocation="greedy", prefill=1.0, step=0.1)
+        plan = calibrate_wina(model, [torch.randn(1, 32, 16)], norms="none", allocation="greedy", prefill=1.0, step=0.1)
         shares = {name.rpartition(".")[2]: p.sparsity for name, p in plan.projections.items()}
         assert shares == {"important": 0.0, "idle": pytest.approx(1.0)}
 
     def test_beats_uniform_on_the_blocks_own_error(self):
         model, batches, outputs = llama(num_hidden_layers=1), tokens(2, 32), []
         hyper = {"norms": "none", "prefill": 1.0}
-        greedy = W.calibrate(model, batches, sparsity=0.5, allocation="greedy", step=0.1, **hyper)
+        greedy = calibrate_wina(model, batches, sparsity=0.5, allocation="greedy", step=0.1, **hyper)
         numel = {layer.name: layer.weight_OI.numel() for layer in find_layers(model, exclude="lm_head")}
         reached = _effective({name: p.sparsity for name, p in greedy.projections.items()}, numel)
         assert reached == pytest.approx(0.5, abs=0.02)
@@ -285,78 +285,40 @@ class TestGreedy:
             return torch.stack(outputs)
 
         dense, errors = run(), []
-        for plan in (greedy, W.calibrate(model, batches, sparsity=reached, **hyper)):
-            W.apply(model, plan, backend="mask")
+        for plan in (greedy, calibrate_wina(model, batches, sparsity=reached, **hyper)):
+            apply_plan(model, plan, backend="mask")
             errors.append((run() - dense).norm(dim=-2).mean().item())
-            W.remove(model)
+            remove_plan(model)
         assert errors[0] < errors[1]
-
-
-class TestRotation:
-    def test_is_exact_for_layer_norm_and_conv1d(self):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(
-            GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
-        )
-        model = model.double().eval()
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        batch = tokens(1)[0]
-        with torch.no_grad():
-            before = model(**batch).logits
-            result = W.rotate(model, tokens(1))
-            assert (model(**batch).logits - before).abs().max() < 1e-10
-        assert [row["layer"] for row in result.layers] == ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
-
-    def test_a_norm_with_another_reader_is_refused_and_nothing_changes(self):
-        class Block(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.norm, self.k_proj = nn.LayerNorm(8), nn.Linear(8, 8)
-
-            def forward(self, x):
-                h = self.norm(x)
-                return self.k_proj(h) + h
-
-        model, x = nn.Sequential(Block()), torch.randn(1, 5, 8)
-        before, state = model(x), {k: v.clone() for k, v in model.state_dict().items()}
-        with pytest.raises(UnsupportedModelError, match="computes something else"):
-            W.rotate(model, [x])
-        assert torch.equal(model(x), before)
-        assert state.keys() == model.state_dict().keys()
-
-    def test_without_keys_or_gates_it_is_refused(self):
-        with pytest.raises(LayerNotFoundError, match="named like a key or a gate"):
-            W.rotate(nn.Sequential(nn.Linear(4, 4)), [torch.randn(3, 4)])
 
 
 class TestPlan:
     def test_round_trip(self, tmp_path):
         model = llama()
-        result = W.wina(model, tokens(), sparsity=0.3, backend="mask")
+        result = wina(model, tokens(), sparsity=0.3, backend="mask")
         (tmp_path / "wina.json").write_text(result.files["wina.json"])
-        plan = Plan.load(tmp_path)
+        plan = ActivationPlan.load(tmp_path)
         with torch.no_grad():
             first = model(**tokens(1)[0]).logits
-            W.remove(model)
-            W.apply(model, plan, backend="mask")
+            remove_plan(model)
+            apply_plan(model, plan, backend="mask")
             assert torch.equal(model(**tokens(1)[0]).logits, first)
 
     def test_infinite_thresholds_survive(self):
-        plan = Plan(0.9, "threshold", 1.0, {"a": Projection(1.0, math.inf, True)})
-        assert Plan.from_json(plan.to_json()) == plan
+        plan = ActivationPlan(0.9, "threshold", 1.0, {"a": Projection(1.0, math.inf, True)})
+        assert ActivationPlan.from_json(plan.to_json()) == plan
         assert "Infinity" not in plan.to_json()
 
     @pytest.mark.parametrize(
-        "text", ["{}", "[]", "no json", '{"version": 99}', '{"version": 1, "projections": {"a": 3}}']
+        "text", ["{}", "[]", "no json", '{"version": 99}', '{"version": 2, "projections": {"a": 3}}']
     )
     def test_damaged_plans_are_refused(self, text):
         with pytest.raises(CheckpointError):
-            Plan.from_json(text)
+            ActivationPlan.from_json(text)
 
     def test_missing_plan_is_refused(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"wina\.json"):
-            Plan.load(tmp_path)
+            ActivationPlan.load(tmp_path)
 
 
 class TestBadInput:
@@ -372,11 +334,11 @@ class TestBadInput:
     )
     def test_out_of_range(self, hyper, name):
         with pytest.raises(HyperparameterError, match=name):
-            W.wina(llama(), tokens(), **hyper)
+            wina(llama(), tokens(), **hyper)
 
     def test_no_calibration(self):
         with pytest.raises(CalibrationError):
-            W.wina(llama(), [])
+            wina(llama(), [])
 
     def test_only_padding(self):
         batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.zeros(1, 4)}
@@ -385,37 +347,37 @@ class TestBadInput:
             ScoreHistograms([torch.ones(2)]).all_reduce()
         assert batch["attention_mask"].sum() == 0
         with pytest.raises(CalibrationError, match="rejects"):
-            W.wina(model, [batch])
+            wina(model, [batch])
 
     def test_nan_in_calibration_changes_nothing(self):
         model = nn.Sequential(nn.Linear(3, 3))
         with pytest.raises(NonFiniteError):
-            W.wina(model, [torch.full((2, 3), math.nan)])
+            wina(model, [torch.full((2, 3), math.nan)])
         assert type(model[0]) is nn.Linear
 
     def test_triton_on_the_cpu(self, monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         model = llama()
         with pytest.raises(UnsupportedModelError, match="triton"):
-            W.wina(model, tokens(), backend="triton")
+            wina(model, tokens(), backend="triton")
         assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
 
     def test_a_sparse_model_is_not_made_sparse_again(self):
         model = llama()
-        W.wina(model, tokens(), backend="mask")
+        wina(model, tokens(), backend="mask")
         with pytest.raises(UnsupportedModelError):
-            W.wina(model, tokens(), backend="mask")
+            wina(model, tokens(), backend="mask")
 
     def test_a_dense_model_has_no_report(self):
-        for function in (W.report, W.remove):
+        for function in (plan_report, remove_plan):
             with pytest.raises(LayerNotFoundError, match="no sparse layers"):
                 function(nn.Sequential(nn.Linear(2, 2)))
 
     def test_a_plan_for_another_model(self):
-        plan = W.calibrate(llama(), tokens())
+        plan = calibrate_wina(llama(), tokens())
         model = llama(num_hidden_layers=1)
         with pytest.raises(LayerNotFoundError, match=r"model\.layers\.1"):
-            W.apply(model, plan)
+            apply_plan(model, plan)
         assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
 
     def test_adapters_are_refused_unless_merged(self):
@@ -423,8 +385,8 @@ class TestBadInput:
 
         model = get_peft_model(llama(), LoraConfig(target_modules=["q_proj"]))
         with pytest.raises(UnsupportedModelError, match="Merge"):
-            W.calibrate(model, tokens())
-        plan = W.calibrate(model.merge_and_unload(), tokens())
+            calibrate_wina(model, tokens())
+        plan = calibrate_wina(model.merge_and_unload(), tokens())
         assert len(plan.projections) == 14
 
     def test_quantised_layers_are_refused(self):
@@ -432,11 +394,11 @@ class TestBadInput:
             pass
 
         with pytest.raises(UnsupportedModelError, match="Quantised"):
-            W.calibrate(nn.Sequential(Quantised(2, 2)), [torch.ones(1, 2)])
+            calibrate_wina(nn.Sequential(Quantised(2, 2)), [torch.ones(1, 2)])
 
     def test_convolutions_only(self):
         with pytest.raises(LayerNotFoundError, match="no linear layer"):
-            W.calibrate(nn.Sequential(nn.Conv2d(1, 1, 1)), [torch.ones(1, 1, 2, 2)])
+            calibrate_wina(nn.Sequential(nn.Conv2d(1, 1, 1)), [torch.ones(1, 1, 2, 2)])
 
     def test_a_block_without_tensors_cannot_be_allocated_greedily(self):
         class Odd(nn.Module):
@@ -448,13 +410,13 @@ class TestBadInput:
                 return {"y": self.fc(x)}
 
         with pytest.raises(UnsupportedModelError, match="uniform"):
-            W.calibrate(nn.Sequential(Odd()), [torch.randn(1, 3, 4)], allocation="greedy")
+            calibrate_wina(nn.Sequential(Odd()), [torch.randn(1, 3, 4)], allocation="greedy")
 
 
 def test_teal_is_wina_without_norms():
     a, b = llama(), llama()
-    W.teal(a, tokens(), backend="mask", prefill=0.99)
-    W.wina(b, tokens(), backend="mask", norms="none")
+    teal(a, tokens(), backend="mask", prefill=0.99)
+    wina(b, tokens(), backend="mask", norms="none")
     with torch.no_grad():
         assert torch.equal(a(**tokens(1)[0]).logits, b(**tokens(1)[0]).logits)
 
@@ -462,15 +424,15 @@ def test_teal_is_wina_without_norms():
 def test_the_report_counts_every_byte():
     model = llama()
     total = sum(layer.weight_OI.numel() * 4 for layer in find_layers(model))
-    W.wina(model, tokens(), sparsity=0.5, backend="mask")
-    facts = W.report(model)
+    wina(model, tokens(), sparsity=0.5, backend="mask")
+    facts = plan_report(model)
     head = model.lm_head.weight.numel() * 4
     assert facts["bytes_dense"] == total
     assert facts["bytes_sparse"] == (total - head) / 2 + head
     assert facts["ceiling"] == pytest.approx(total / facts["bytes_sparse"])
-    assert math.isnan(facts["realised"])
+    assert math.isnan(facts["realized"])
 
 
 def test_a_note_says_when_nothing_takes_norms():
-    result = W.wina(nn.Sequential(nn.Linear(8, 8)), [torch.randn(9, 8)], backend="mask")
+    result = wina(nn.Sequential(nn.Linear(8, 8)), [torch.randn(9, 8)], backend="mask")
     assert "as in TEAL" in result.notes[0]

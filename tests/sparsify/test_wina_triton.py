@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from columns import expected, group_case
-from weightsmith.sparsify._wina import method as W
-from weightsmith.sparsify._wina.siblings import BITS, Siblings
+from weightsmith.sparsify import apply_plan, calibrate_wina, remove_plan
+from weightsmith.sparsify._wina.group import SharedInputGroup
+from weightsmith.sparsify._wina.kernels import BITS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
@@ -68,12 +69,12 @@ class TestInterpreted:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
         ids = torch.randint(3, 64, (1, 24))
-        plan = W.calibrate(model, [{"input_ids": ids}], prefill=1.0)
-        W.apply(model, plan, backend="mask")
+        plan = calibrate_wina(model, [{"input_ids": ids}], prefill=1.0)
+        apply_plan(model, plan, backend="mask")
         masked = model.generate(ids, max_new_tokens=4, output_logits=True, return_dict_in_generate=True).logits[3]
-        W.remove(model)
-        W.apply(model, plan, backend="triton")
-        assert isinstance(model.model.layers[0].mlp.up_proj.siblings, Siblings)
+        remove_plan(model)
+        apply_plan(model, plan, backend="triton")
+        assert isinstance(model.model.layers[0].mlp.up_proj.kernel, SharedInputGroup)
         assert torch.allclose(
             model.generate(ids, max_new_tokens=4, output_logits=True, return_dict_in_generate=True).logits[3],
             masked,

@@ -1,4 +1,4 @@
-"""WINA: weighing inputs by their column's norm loses less than TEAL, a lot where columns are orthogonal.
+"""WINA: scores with column norms lose less than TEAL, much less where columns are orthogonal.
 
 Three experiments: random layers with orthogonal columns, the perplexity of SmolLM2-135M with half of the columns
 skipped for every token, and the same after the rotation that makes its keys and gates column-orthogonal.
@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightsmith.claims._wina_rotation import rotate
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.data import token_ids, token_windows
 from weightsmith.core.metrics import perplexity
 from weightsmith.core.models import Layer, get_module
 from weightsmith.embedded import load, text
-from weightsmith.sparsify._wina.method import Norms, Plan, apply, calibrate, remove, rotate
-from weightsmith.sparsify._wina.selection import column_norms, dropped, protected, topk_limits
+from weightsmith.sparsify import ActivationPlan, apply_plan, calibrate_wina, remove_plan
+from weightsmith.sparsify._wina.layers import Norms
+from weightsmith.sparsify._wina.selection import column_norms, dropped, prefix_mask, topk_limits
 
 __all__ = ["ROTATED", "SMOLLM2", "SYNTHETIC", "run"]
 
@@ -156,10 +158,10 @@ class _Perplexities:
         calibration = token_windows(token_ids(tokenizer, text("calibration")), length=32, count=1)
         rotate(self.rotated, calibration)
 
-        def plan(model: nn.Module, norms: Norms) -> Plan:
-            return calibrate(model, calibration, sparsity=SPARSITY, norms=norms, select="topk", prefill=PREFILL)
+        def plan(model: nn.Module, norms: Norms) -> ActivationPlan:
+            return calibrate_wina(model, calibration, sparsity=SPARSITY, norms=norms, select="topk", prefill=PREFILL)
 
-        self.ways: dict[str, tuple[nn.Module, Plan]] = {
+        self.ways: dict[str, tuple[nn.Module, ActivationPlan]] = {
             "teal": (self.model, plan(self.model, "none")),
             "norms at keys and gates": (self.model, plan(self.model, "reference")),
             "norms everywhere": (self.model, plan(self.model, "all")),
@@ -178,9 +180,9 @@ class _Perplexities:
 
         values = {"dense": measured(self.model)}
         for name, (model, plan) in self.ways.items():
-            apply(model, plan, backend="mask")
+            apply_plan(model, plan, backend="mask")
             values[name] = measured(model)
-            remove(model)
+            remove_plan(model)
         layers = [Layer(name, get_module(self.model, name)) for name in self.ways["teal"][1].projections]
         with _random_columns(layers, generator):
             values["random columns"] = measured(self.model)
@@ -195,7 +197,7 @@ def _random_columns(layers: Sequence[Layer], generator: torch.Generator) -> Iter
         (x,) = args
         score = torch.rand(x.shape[-2:], generator=generator)
         drop = dropped(score, topk_limits(score, torch.ones(x.shape[-1]), SPARSITY))
-        dense = protected(torch.ones(1, x.shape[-2], dtype=torch.bool), PREFILL)
+        dense = prefix_mask(torch.ones(1, x.shape[-2], dtype=torch.bool), PREFILL)
         return (x.masked_fill(drop & ~dense[0, :, None], 0),)
 
     handles = [layer.module.register_forward_pre_hook(skip) for layer in layers]

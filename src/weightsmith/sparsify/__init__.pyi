@@ -4,4 +4,12 @@ from ._magnitude import magnitude as magnitude
 from ._sparsegpt import sparsegpt as sparsegpt
 from ._spdf import StaticSparsity as StaticSparsity, forward_flops as forward_flops, spdf as spdf
 from ._wanda import wanda as wanda
-from ._wina.method import teal as teal, wina as wina
+from ._wina.method import (
+    apply_plan as apply_plan,
+    calibrate_wina as calibrate_wina,
+    plan_report as plan_report,
+    remove_plan as remove_plan,
+    teal as teal,
+    wina as wina,
+)
+from ._wina.plan import ActivationPlan as ActivationPlan

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TensorSpec
-from weightsmith.predict._know.fused import ElementwiseRule
+from weightsmith.predict._know.elementwise import ElementwiseRule
 from weightsmith.predict._know.network import HistoryNet, load_keras_h5
 from weightsmith.predict._know.retrodiction import Retrodiction, Rule
 from weightsmith.predict._know.routing import NOT_PREDICTED, Kind, Routing
@@ -113,9 +113,9 @@ class KnowPredictor:
         steps : int >= 0, default: 3
             How often the prediction is made from the shifted history; 0 returns the trained network.
         model : nn.Module, optional
-            Only looked at, to skip modules by type instead of by name.
+            Used to skip modules by type instead of by name; it does not change.
         skip : tuple of types
-            Modules of ``model`` whose tensors stay; default: normalisation layers and embeddings.
+            Modules of ``model`` whose tensors do not change; default: normalization layers and embeddings.
         routing : {"rank", "kernel_size"}, default: "rank"
             See :func:`route`.
         predict_frozen : bool, default: False
@@ -124,8 +124,8 @@ class KnowPredictor:
         Returns
         -------
         dict of str to Tensor
-            A whole state dict: an initialisation for transfer, not a ready model. Recompute the running statistics
-            of batch normalisation before using it as it is.
+            A complete state dict, an initialization for transfer. Recompute the running statistics of batch
+            normalization before using it without fine-tuning.
 
         Raises
         ------
@@ -136,12 +136,12 @@ class KnowPredictor:
         NonFiniteError
             If a snapshot holds NaN or infinity.
         UnsupportedModelError
-            If the network is quantised or parametrised.
+            If the network is quantized or parametrized.
 
         Warns
         -----
         UserWarning
-            If nothing was forgotten, the network has no normalisation layers, weights lie outside the predictor's
+            If nothing was forgotten, the network has no normalization layers, weights lie outside the predictor's
             range, or layers shrink below 0.3 of their norm.
         """
         owners: dict[tuple[Any, ...], str] = {}

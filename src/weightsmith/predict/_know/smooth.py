@@ -1,9 +1,9 @@
-r"""Our own rule for convolution kernels: five meta-trained numbers, trained for the transfer itself.
+r"""Our rule for convolution kernels: five numbers, meta-trained on the accuracy of the transfer.
 
-The published predictors mostly shrink weights, which plain shrinkage does as well. What plain shrinkage cannot do is
-to change a kernel's *direction*. Networks trained on more data, or longer, have spatially smoother kernels, and
-smoother kernels transfer better; this rule extrapolates that. With :math:`u_s = h_s / \mathrm{rms}(h_s)` over a whole
-tensor, fan-in :math:`n`, and :math:`\mathcal N` the sum over a kernel position's direct neighbours
+The published predictors mostly shrink weights, and plain shrinkage gives the same gain. Plain shrinkage cannot change
+the *direction* of a kernel. Networks trained on more data, or longer, have spatially smoother kernels, and smoother
+kernels transfer better; this rule extrapolates the smoothing. With :math:`u_s = h_s / \mathrm{rms}(h_s)` over a whole
+tensor, fan-in :math:`n`, and :math:`\mathcal N` the sum over a kernel position's direct neighbors
 
 .. math::
     d &= u_4 + a\,(u_4 - u_0) + b\,\mathcal N(u_4) \\
@@ -11,7 +11,7 @@ tensor, fan-in :math:`n`, and :math:`\mathcal N` the sum over a kernel position'
         \exp\!\big(c_0 + c_1 \log\tfrac{n}{100} + c_2 \log(\mathrm{rms}(h_4)\sqrt n)\big)
 
 It is equivariant to the sign of the weights and to permutations of channels, and its direction to their scale.
-Matrices and biases keep their trained values: without normalisation behind it a layer must not shrink.
+Matrices and biases keep their trained values: a layer without normalization behind it must not shrink.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["SmoothRule", "neighbours"]
+__all__ = ["SmoothRule", "neighbors"]
 
 FAN_RANGE = (9, 576)
-"""Fan-ins seen in meta-training; beyond it the size is predicted as at its end."""
+"""Fan-ins seen in meta-training; beyond the range the norm is predicted as at its end."""
 
 CHUNK = 1 << 18
 
@@ -39,11 +39,11 @@ class SmoothRule:
     Parameters
     ----------
     drift : float
-        :math:`a`, share of the direction that forgetting took away.
+        :math:`a`, coefficient of the direction lost by forgetting.
     smooth : float
-        :math:`b`, share of the neighbours.
+        :math:`b`, coefficient of the neighbors.
     size, size_fan, size_rms : float
-        :math:`c_0, c_1, c_2`, logarithm of the change of norm a step.
+        :math:`c_0, c_1, c_2`, coefficients of the logarithm of the change of norm per step.
 
     Examples
     --------
@@ -107,7 +107,7 @@ class SmoothRule:
         for old, new, result in zip(oldest.split(block), latest.split(block), into.split(block), strict=True):
             direction = new * (1 + self.drift) / rms_latest - old * (self.drift / rms_oldest)
             if self.smooth:
-                direction += neighbours(new) * (self.smooth / rms_latest)
+                direction += neighbors(new) * (self.smooth / rms_latest)
             result.copy_(direction)
         return into.mul_(rms_latest * self._factor(latest[0].numel(), rms_latest) / _rms(into))
 
@@ -119,12 +119,12 @@ class SmoothRule:
         )
 
 
-def neighbours(w: Float[Tensor, "out in *kernel"]) -> Float[Tensor, "out in *kernel"]:
-    """Sum over the direct neighbours of every position of every kernel; outside a kernel is zero.
+def neighbors(w: Float[Tensor, "out in *kernel"]) -> Float[Tensor, "out in *kernel"]:
+    """Sum over the direct neighbors of every position of every kernel; outside a kernel is zero.
 
     Examples
     --------
-    >>> neighbours(torch.ones(1, 1, 3, 3))[0, 0]
+    >>> neighbors(torch.ones(1, 1, 3, 3))[0, 0]
     tensor([[2., 3., 2.],
             [3., 4., 3.],
             [2., 3., 2.]])

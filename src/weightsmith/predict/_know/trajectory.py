@@ -1,7 +1,7 @@
-"""Make a network forget in measured steps: fine-tune it on ever smaller nested subsets of its own training data.
+"""Measured forgetting: fine-tune a network on ever smaller nested subsets of its own training data.
 
 Stage ``s`` trains on the first ``floor(N r^s)`` samples of one fixed shuffle, so the subsets are nested, and starts
-from the weights of stage ``s - 1``. The weights after each stage are the history that retrodiction runs backwards.
+from the weights of stage ``s - 1``. The weights after each stage are the history from which retrodiction extrapolates.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ class Trajectory(Sequence[Mapping[str, Tensor]]):
 
 @dataclass
 class ForgettingTrajectory:
-    """The recorder: fine-tunes a trained network on nested subsets and keeps its weights after each.
+    """Fine-tune a trained network on nested subsets and record its weights after each.
 
     Parameters
     ----------
     model : nn.Module
-        The network, trained on ``dataset``. It is trained in place and gets its own weights back at the end.
+        The network, trained on ``dataset``. It is fine-tuned in place, and its weights are restored at the end.
     fit : callable
         ``fit(model, subset)`` trains the model in place on a :class:`torch.utils.data.Subset`; called once for
         each stage after the first. Keep the optimizer in a closure to carry its state from stage to stage.
@@ -176,7 +176,7 @@ class ForgettingTrajectory:
         ]
 
     def collect(self) -> Trajectory:
-        """Train stage after stage and return the snapshots; the model ends as it began."""
+        """Fine-tune stage by stage and return the snapshots; the weights of the model are restored."""
         subsets = self.subsets()
         trained = _snapshot(self.model)
         snapshots = [trained]

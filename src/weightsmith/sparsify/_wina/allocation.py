@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.models import Block, Layer
-from weightsmith.sparsify._wina.selection import dropped, protected
+from weightsmith.sparsify._wina.selection import dropped, prefix_mask
 
 __all__ = ["greedy"]
 
 TAIL = 0.25
-"""The error is taken over the last quarter of the tokens: the first ones see little context."""
+"""The error is measured on the last quarter of the tokens: the first ones have little context."""
 
 
 @torch.no_grad()
@@ -29,27 +29,27 @@ def greedy(
     step: float,
     prefill: float,
 ) -> dict[str, float]:
-    r"""Spend a block's sparsity where its output suffers least.
+    r"""Distribute the sparsity of a block so that its output changes least.
 
-    From all dense, each step gives more sparsity to the one layer that disturbs the block's output least,
-    :math:`\delta_p = \text{step} \cdot \bar n / n_p` for a layer with :math:`n_p` weights (mean
-    :math:`\bar n`), so that every step removes equally many weights. Of the sparsities passed on the way the one
-    nearest to the target is taken.
+    Start with dense layers. Each step raises the sparsity of the one layer that then changes the output of the block
+    least, by :math:`\delta_p = \text{step} \cdot \bar n / n_p` for a layer with :math:`n_p` weights (mean
+    :math:`\bar n`), so that every step removes equally many weights. The result is the visited allocation that is
+    nearest to the target.
 
     Parameters
     ----------
     block : Block
-        With the inputs the dense model gives it.
+        With its inputs in the dense model.
     layers : sequence of Layer
         The layers to make sparse.
     limits : callable
-        Gives the limits of a layer's inputs at some sparsity.
+        Returns the limits of a layer's inputs at a sparsity.
     sparsity : float
-        The target, a share of the block's weights.
+        The target, a fraction of the weights of the block.
     step : float
         Mean step in sparsity.
     prefill : float
-        Of a sequence's tokens the last so many are sparse.
+        The last fraction of the tokens of a sequence, which is sparse.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def greedy(
 
 
 def _effective(shares: Mapping[str, float], numel: Mapping[str, int]) -> float:
-    """Share of all weights that is skipped.
+    """Fraction of all weights that is skipped.
 
     >>> _effective({"a": 1.0, "b": 0.0}, {"a": 1, "b": 3})
     0.25
@@ -116,7 +116,7 @@ def _sparse(layers: Sequence[Layer], limits: Mapping[str, Tensor], prefill: floa
             drop = dropped(x, limit)
             if x.ndim > 2:
                 real = torch.ones(1, x.shape[-2], dtype=torch.bool, device=x.device)
-                drop = drop & ~protected(real, prefill).unsqueeze(-1)
+                drop = drop & ~prefix_mask(real, prefill).unsqueeze(-1)
             return (x.masked_fill(drop, 0),)
 
         return mask

@@ -18,7 +18,7 @@ LOWEST, HIGHEST, BINS = -24, 15, 4096
 
 
 def quantile(values: Float[Tensor, " bins"], counts: Tensor, share: float) -> float:
-    """Value that a share of all counts lies at or below, interpolated linearly between the values.
+    """Return the value below which a fraction of all counts lies, interpolated linearly between the values.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def quantile(values: Float[Tensor, " bins"], counts: Tensor, share: float) -> fl
     Returns
     -------
     float
-        The smallest value when the share does not reach beyond its own count.
+        The smallest value when the fraction is within its own count.
 
     Examples
     --------
@@ -90,7 +90,7 @@ class ScoreHistograms:
             raise CalibrationError("the calibration data hold no real tokens", expected="at least one")
 
     def threshold(self, layer: int, sparsity: float) -> float:
-        """Score that a share of the scores of a layer lies at or below; infinite for all of them."""
+        """Return the score below which a fraction of the scores of a layer lies; infinite for all of them."""
         if sparsity >= 1:
             return math.inf
         edges = torch.arange(BINS + 1, dtype=torch.float32) * ((HIGHEST - LOWEST) / BINS) + LOWEST

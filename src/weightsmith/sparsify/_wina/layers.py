@@ -1,4 +1,4 @@
-"""Which layers become sparse, which of them share an input, and whose scores take in column norms."""
+"""Which layers become sparse, which of them share an input, and whose scores use column norms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.models import Block, Layer, find_blocks, find_layers
 from weightsmith.sparsify._wina.selection import column_norms
 
-__all__ = ["REFERENCE", "Norms", "checked", "find_siblings", "heads", "projections", "score_norm", "uses_norms"]
+__all__ = ["REFERENCE", "Norms", "checked", "find_input_groups", "projections", "score_norm", "uses_norms"]
 
 Norms: TypeAlias = Literal["reference", "all", "none"]
 
@@ -26,7 +26,7 @@ REFERENCE = (
     *("*qkv*", "*query_key_value", "*c_attn", "*Wqkv"),
     *("*gate_proj", "*gate_up_proj", "*.w1", "*wi_0"),
 )
-"""Keys and gates, alone or fused with their siblings: where the reference implementation uses column norms."""
+"""Keys and gates, alone or fused with other layers: where the reference implementation uses column norms."""
 
 
 def projections(model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str]) -> list[Layer]:
@@ -37,7 +37,7 @@ def projections(model: nn.Module, include: str | Sequence[str], exclude: str | S
     LayerNotFoundError
         If there is none.
     UnsupportedModelError
-        If one of them is quantised or wrapped.
+        If one of them is quantized or wrapped.
     """
     inside = {child for block in find_blocks(model).values() for child in block.modules()}
     layers = [
@@ -45,13 +45,13 @@ def projections(model: nn.Module, include: str | Sequence[str], exclude: str | S
         for layer in find_layers(model, include, exclude)
         if layer.module in inside
         and isinstance(layer.module, (nn.Linear, Conv1D))
-        # nn.MultiheadAttention's, which is never called: its weight goes into a fused function
+        # that of nn.MultiheadAttention is never called: a fused function reads its weight
         and not isinstance(layer.module, NonDynamicallyQuantizableLinear)
     ]
     if not layers:
         raise LayerNotFoundError(
             f"no linear layer inside the model's blocks matches {include!r}",
-            do="Activation sparsity works on nn.Linear and Conv1D; convolutions stay as they are.",
+            do="Activation sparsity works on nn.Linear and Conv1D; convolutions stay dense.",
         )
     return layers
 
@@ -62,7 +62,7 @@ def checked(layer: Layer) -> Layer:
     Raises
     ------
     UnsupportedModelError
-        If it is of another type, quantised or wrapped by an adapter.
+        If it is of another type, quantized or wrapped by an adapter.
     """
     weight = getattr(layer.module, "weight", None)
     plain = type(layer.module) in (nn.Linear, Conv1D)
@@ -71,13 +71,13 @@ def checked(layer: Layer) -> Layer:
             f"layer {layer.name!r}",
             found=f"{type(layer.module).__name__} with a weight of type {type(weight).__name__}",
             expected="a plain nn.Linear or Conv1D in floating point",
-            do="Merge adapters, dequantise, or leave the layer out with exclude.",
+            do="Merge adapters, dequantize, or leave the layer out with exclude.",
         )
     return layer
 
 
 class _Seen:
-    """An accumulator that keeps nothing: layers that are given the same one receive the same tensor."""
+    """An accumulator without state: layers that get the same one receive the same tensor."""
 
     def update(self, x_SNI: Tensor, mask_SN: Tensor | None) -> None:
         pass
@@ -86,7 +86,7 @@ class _Seen:
         pass
 
 
-def find_siblings(block: Block, layers: Sequence[Layer]) -> list[tuple[str, ...]]:
+def find_input_groups(block: Block, layers: Sequence[Layer]) -> list[tuple[str, ...]]:
     """Group a block's layers by the tensor they receive, in the order of their calls."""
     first = replace(block, inputs=block.inputs[:1])
     groups: dict[int, list[str]] = {}
@@ -95,22 +95,8 @@ def find_siblings(block: Block, layers: Sequence[Layer]) -> list[tuple[str, ...]
     return [tuple(names) for names in groups.values()]
 
 
-HEAD = 2**20
-"""Weights from which a dense layer outside the blocks is worth a kernel of its own."""
-
-
-def heads(model: nn.Module) -> dict[str, nn.Linear]:
-    """Find the large linear layers outside the blocks, by name."""
-    inside = {child for block in find_blocks(model).values() for child in block.modules()}
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and module not in inside and module.weight.numel() >= HEAD
-    }
-
-
 def uses_norms(name: str, norms: Norms) -> bool:
-    """Whether a layer's scores take in the norms of its columns.
+    """Whether the scores of a layer use the norms of its columns.
 
     Examples
     --------
@@ -121,6 +107,6 @@ def uses_norms(name: str, norms: Norms) -> bool:
 
 
 def score_norm(layer: Layer, norms: Norms) -> Float[Tensor, " in"]:
-    """What the magnitudes of a layer's inputs are multiplied with."""
+    """Return the factors of the magnitudes of a layer's inputs: its column norms, or ones."""
     norm = column_norms(layer.weight_OI)
     return norm if uses_norms(layer.name, norms) else torch.ones_like(norm)

@@ -1,4 +1,4 @@
-"""The linear layer that skips inputs.
+"""The linear layer that drops inputs, and what it needs to know of the prompt.
 
 Legend: ``O`` outputs, ``I`` inputs, ``N`` tokens.
 """
@@ -6,36 +6,45 @@ Legend: ``O`` outputs, ``I`` inputs, ``N`` tokens.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.sparsify._wina.kernels.op import sparse_columns
-from weightsmith.sparsify._wina.plan import Plan, Projection
+from weightsmith.sparsify._wina.plan import ActivationPlan, Projection
 from weightsmith.sparsify._wina.selection import (
     column_norms,
     dropped,
-    protected,
+    prefix_mask,
     threshold_limits,
     topk_limits,
 )
 
-if TYPE_CHECKING:
-    from weightsmith.sparsify._wina.siblings import Siblings
+__all__ = ["Kernel", "Prompt", "SparseLinear", "weight_state"]
 
-__all__ = ["Prompt", "SparseLinear", "weight_state"]
+
+class Kernel(Protocol):
+    """Computes single tokens for the layers of a group, and counts the inputs they keep."""
+
+    seen: int
+    total: Tensor
+
+    def output(self, position: int, x: Tensor) -> Tensor:
+        """Return the output of the layer at a position of the group."""
+
+    def release(self) -> None:
+        """Restore the parameters' own storage."""
 
 
 class Prompt:
-    """What a layer needs to know of the forward pass around it: which tokens stay dense.
+    """Which tokens of the present forward pass stay dense.
 
     Parameters
     ----------
     share : float
-        The last so many of a prompt's tokens are sparse.
+        The last fraction of a prompt's tokens, which is sparse.
 
     Attributes
     ----------
@@ -49,7 +58,7 @@ class Prompt:
         self.warned = False
 
     def see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Read the model's arguments: a forward pre-hook."""
+        """Read the arguments of the model, as a forward pre-hook."""
         self.dense_SN = None
         tokens = next((kwargs[k] for k in ("input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
         tokens = args[0] if tokens is None and args else tokens
@@ -59,12 +68,12 @@ class Prompt:
         cache = next((kwargs[k] for k in ("cache", "past_key_values") if kwargs.get(k) is not None), None)
         past = getattr(cache, "get_seq_length", int)()
         if past:
-            # a chunk that goes on after a cache holds none of the first tokens
+            # a chunk that continues a cache has none of the first tokens
             self.dense_SN = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
         elif isinstance(mask, Tensor) and mask.shape == shape:
-            self.dense_SN = protected(mask.bool(), self.share)
+            self.dense_SN = prefix_mask(mask.bool(), self.share)
         elif mask is None and (tokens.ndim == 3 or not tokens.is_floating_point()):
-            self.dense_SN = protected(torch.ones(shape, dtype=torch.bool, device=tokens.device), self.share)
+            self.dense_SN = prefix_mask(torch.ones(shape, dtype=torch.bool, device=tokens.device), self.share)
 
     def dense_rows(self, x: Float[Tensor, "*tokens in"]) -> Bool[Tensor, "*tokens"] | None:
         """Mark the rows of a layer's input that stay dense, or return None when there is none."""
@@ -73,49 +82,51 @@ class Prompt:
             return known.reshape(rows)
         if len(rows) < 2 or rows[-1] == 1:
             return None
-        return protected(torch.ones(1, rows[-1], dtype=torch.bool, device=x.device), self.share).expand(rows)
+        return prefix_mask(torch.ones(1, rows[-1], dtype=torch.bool, device=x.device), self.share).expand(rows)
 
 
 class SparseLinear(nn.Module):
     """A linear layer that multiplies only the inputs its selection keeps.
 
-    It holds the parameters of the layer it stands for under the same names, so a model's state dict does not change.
-    The selection is constant with respect to gradients. When the weight changes, its column norms are computed anew.
+    It has the parameters of the layer it replaces, under the same names, so that the state dict does not change. The
+    selection is constant with respect to gradients. Column norms are computed again when the weight changes.
 
     Parameters
     ----------
     original : nn.Linear or Conv1D
-        The layer; it comes back when the sparsity is removed.
+        The layer to replace; :attr:`original` until the sparsity is removed.
     projection : Projection
         Its selection.
-    plan : Plan
-        The plan the projection is of.
+    plan : ActivationPlan
+        The plan of the projection.
     prompt : Prompt
-        Shared by the model's layers.
+        Shared by the layers of the model.
 
     Attributes
     ----------
-    siblings : Siblings or None
-        The kernel's group; None to mask only.
+    kernel : Kernel or None
+        What computes single tokens; None to mask only.
     position : int
-        Place among the siblings.
+        Place in the kernel's group.
 
     Examples
     --------
     >>> fc = nn.Linear(2, 2, bias=False)
     >>> _ = fc.weight.data.copy_(torch.tensor([[3.0, 0.1], [4.0, 0.0]]))
-    >>> plan = Plan(0.5, "topk", 1.0, {"fc": Projection(0.5, 0.0, norms=True)})
+    >>> plan = ActivationPlan(0.5, "topk", 1.0, {"fc": Projection(0.5, 0.0, norms=True)})
     >>> SparseLinear(fc, plan.projections["fc"], plan, Prompt(1.0))(torch.tensor([0.5, 1.0]))
     tensor([1.5000, 2.0000], grad_fn=...)
     """
 
-    def __init__(self, original: nn.Linear | Conv1D, projection: Projection, plan: Plan, prompt: Prompt) -> None:
+    def __init__(
+        self, original: nn.Linear | Conv1D, projection: Projection, plan: ActivationPlan, prompt: Prompt
+    ) -> None:
         super().__init__()
         self.weight, self.bias = original.weight, original.bias
         self.transposed = isinstance(original, Conv1D)
         self.out_features, self.in_features = (int(n) for n in self.weight_OI.shape)
         self.projection, self.select, self.prompt = projection, plan.select, prompt
-        self.siblings: Siblings | None = None
+        self.kernel: Kernel | None = None
         self.position = 0
         self.training = original.training
         self._original = (original,)  # in a tuple: not a child
@@ -128,7 +139,7 @@ class SparseLinear(nn.Module):
 
     @property
     def original(self) -> nn.Linear | Conv1D:
-        """The layer this one stands for."""
+        """The layer that this one replaces."""
         return self._original[0]
 
     @property
@@ -139,11 +150,10 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply; a single token goes to the kernel where there is one."""
-        if torch.compiler.is_compiling():
-            return self._compiled(x)
-        siblings = self.siblings
-        if siblings is not None and x.numel() == self.in_features and not self._needs_grad(x):
-            return siblings.output(self, x)
+        # limits that depend on the token are not traced
+        traceable = self.select == "threshold" or not torch.compiler.is_compiling()
+        if self.kernel is not None and traceable and x.numel() == self.in_features and not self._needs_grad(x):
+            return self.kernel.output(self.position, x)
         return self._dense(self.mask(x))
 
     def mask(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
@@ -159,7 +169,7 @@ class SparseLinear(nn.Module):
         return x.masked_fill(drop, 0)
 
     def limits(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "..."]:
-        """Limits within which inputs are dropped: ``[in]``, or one row a token when each keeps its k largest."""
+        """Limits within which inputs are dropped: ``[in]``, or one row per token when each keeps its k largest."""
         if not torch.compiler.is_compiling() and self._state != weight_state(self.weight):
             self._refresh()
         if self.select == "topk" and self.projection.sparsity > 0:
@@ -168,7 +178,7 @@ class SparseLinear(nn.Module):
         return self.limit_I
 
     def _refresh(self) -> None:
-        """Compute the column norms of the weight as it is now, and what depends on them."""
+        """Compute the column norms of the present weight, and what depends on them."""
         norm_I = column_norms(self.weight_OI)
         # a column of zeros is never read, whatever the score
         self.norm_I = norm_I if self.projection.norms else (norm_I != 0).float()
@@ -179,7 +189,7 @@ class SparseLinear(nn.Module):
         self._state = weight_state(self.weight)
 
     def _dense(self, x: Tensor) -> Tensor:
-        if self.siblings is not None and not self.prompt.warned and x.ndim > 2 and x.shape[-2] == 1 and x.shape[0] > 1:
+        if self.kernel is not None and not self.prompt.warned and x.ndim > 2 and x.shape[-2] == 1 and x.shape[0] > 1:
             self.prompt.warned = True
             warnings.warn(
                 "activation sparsity saves no time at batch sizes above 1: together the sequences need all columns",
@@ -188,26 +198,18 @@ class SparseLinear(nn.Module):
         weight = self.weight.T if self.transposed else self.weight
         return nn.functional.linear(x, weight, self.bias)
 
-    def _compiled(self, x: Tensor) -> Tensor:
-        """The same in terms that torch.compile can trace."""
-        if self.siblings is None or self.select == "topk" or x.numel() != self.in_features or self._needs_grad(x):
-            return self._dense(self.mask(x))
-        weight_IO = self.weight if self.transposed else self.weight.T
-        y = sparse_columns(x.reshape(-1), weight_IO, self.limits(x), self.bias)
-        return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
-
     def _needs_grad(self, x: Tensor) -> bool:
         return torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
 
     def _count(self, x: Tensor, drop: Tensor) -> None:
-        """For the report; a sum of counts on the device, without waiting for it."""
+        """Count the kept inputs for the report, on the device and without waiting for it."""
         self.kept = self.kept + (drop.numel() - drop.sum())
         self.seen += x.shape[:-1].numel()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Hand out the weight in the usual layout: files know no transposed views of a shared buffer."""
+        """Save the weight in the usual layout: files have no transposed views of a shared buffer."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.siblings is not None and not keep_vars:
+        if self.kernel is not None and not keep_vars:
             key = f"{prefix}weight"
             destination[key] = destination[key].clone(memory_format=torch.contiguous_format)
 
@@ -217,7 +219,7 @@ class SparseLinear(nn.Module):
 
 
 def weight_state(weight: Tensor) -> tuple[int, int]:
-    """Something that changes when a weight is written to or replaced.
+    """Return a value that changes when a weight is written to or replaced.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What activation sparsity does to a model, as a small JSON file that lies beside it."""
+"""How each layer of a model selects its inputs, as a small JSON file beside the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError
 
-__all__ = ["FILE", "Plan", "Projection", "Select", "check_sparsity"]
+__all__ = ["FILE", "ActivationPlan", "Projection", "Select", "check_sparsity"]
 
 FILE = "wina.json"
-VERSION = 1
+VERSION = 2
 
 Select = Literal["threshold", "topk"]
 
@@ -26,7 +26,7 @@ class Projection:
     Attributes
     ----------
     sparsity : float
-        Share of the inputs to be dropped, in [0, 1].
+        Fraction of the inputs to drop, in [0, 1].
     threshold : float
         An input is dropped when its score is at most this; infinite drops all.
     norms : bool
@@ -39,26 +39,26 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ActivationPlan:
     """The selection of every layer.
 
     Attributes
     ----------
     sparsity : float
-        The sparsity that was asked for.
+        The requested sparsity.
     select : {"threshold", "topk"}
-        Inputs are selected by a fixed threshold, or each token keeps the same number of its largest scores.
+        Drop inputs with scores up to a fixed threshold, or keep the same number of largest scores for every token.
     prefill : float
-        Of a prompt's tokens the last so many are sparse, in [0, 1]; single tokens (decode) always are.
+        The last fraction of a prompt's tokens, in [0, 1], which is sparse; single tokens (decoding) always are.
     projections : mapping of str to Projection
         By layer name.
-    siblings : tuple of tuple of str
-        Layers that receive the very same input, such as query, key and value.
+    groups : tuple of tuple of str
+        Layers that receive the same tensor, such as query, key and value.
 
     Examples
     --------
-    >>> plan = Plan(0.5, "threshold", 0.99, {"fc": Projection(0.5, 0.1, False)}, (("fc",),))
-    >>> Plan.from_json(plan.to_json()) == plan
+    >>> plan = ActivationPlan(0.5, "threshold", 0.99, {"fc": Projection(0.5, 0.1, False)}, (("fc",),))
+    >>> ActivationPlan.from_json(plan.to_json()) == plan
     True
     """
 
@@ -66,7 +66,7 @@ class Plan:
     select: Select
     prefill: float
     projections: Mapping[str, Projection]
-    siblings: tuple[tuple[str, ...], ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
@@ -76,7 +76,7 @@ class Plan:
         return json.dumps(fields, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
+    def from_json(cls, text: str) -> ActivationPlan:
         """Read :meth:`to_json`'s text.
 
         Raises
@@ -97,8 +97,8 @@ class Plan:
                 )
                 for name, row in fields["projections"].items()
             }
-            siblings = tuple(tuple(names) for names in fields["siblings"])
-            plan = cls(float(fields["sparsity"]), fields["select"], float(fields["prefill"]), rows, siblings)
+            groups = tuple(tuple(names) for names in fields["groups"])
+            plan = cls(float(fields["sparsity"]), fields["select"], float(fields["prefill"]), rows, groups)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 "not an activation-sparsity plan", found=f"{type(error).__name__}: {error}"
@@ -108,7 +108,7 @@ class Plan:
         return plan
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | Path) -> ActivationPlan:
         """Read the plan beside a model: a JSON file, or a folder that holds ``wina.json``.
 
         Raises

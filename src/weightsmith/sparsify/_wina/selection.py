@@ -5,8 +5,7 @@ as *limits*: input i is dropped when :math:`|x_i| \le l_i`. A threshold t gives 
 :math:`l_i = t / c_i`; keeping the k largest gives limits that depend on the token, minus infinity where it keeps and
 infinity where it drops.
 
-The comparison is meant as it stands: a NaN is never dropped, so that it shows in the output; an input whose column
-is zero always is.
+A NaN is never dropped, so that it reaches the output. An input whose column is zero is always dropped.
 
 Legend: ``O`` outputs, ``I`` inputs, ``N`` tokens.
 """
@@ -21,11 +20,11 @@ from torch import Tensor
 
 from weightsmith.core.linalg import lowest_k_mask
 
-__all__ = ["column_norms", "dropped", "kept_count", "protected", "threshold_limits", "topk_limits"]
+__all__ = ["column_norms", "dropped", "kept_count", "prefix_mask", "threshold_limits", "topk_limits"]
 
 
 def column_norms(weight_OI: Float[Tensor, "out in"]) -> Float[Tensor, " in"]:
-    """Euclidean norm of each column, in float32.
+    """Return the Euclidean norm of each column, in float32.
 
     Examples
     --------
@@ -37,7 +36,7 @@ def column_norms(weight_OI: Float[Tensor, "out in"]) -> Float[Tensor, " in"]:
 
 
 def threshold_limits(threshold: float, norm_I: Float[Tensor, " in"]) -> Float[Tensor, " in"]:
-    """Limits on the inputs that stand for a threshold on the scores; infinite for zero columns.
+    """Return the limits on the inputs that are equivalent to a threshold on the scores; infinite for zero columns.
 
     Examples
     --------
@@ -50,7 +49,7 @@ def threshold_limits(threshold: float, norm_I: Float[Tensor, " in"]) -> Float[Te
 def topk_limits(
     x_NI: Float[Tensor, "tokens in"], norm_I: Float[Tensor, " in"], sparsity: float
 ) -> Float[Tensor, "tokens in"]:
-    """Limits that keep the inputs with the highest scores of each token; of equal scores the first ones.
+    """Return limits that keep the inputs with the highest scores of each token, of equal scores the first.
 
     Examples
     --------
@@ -63,7 +62,7 @@ def topk_limits(
 
 
 def kept_count(inputs: int, sparsity: float) -> int:
-    """Number of inputs a token keeps: the dropped ones are rounded, since ``int(1000 * (1 - 0.9))`` is 99.
+    """Return how many inputs a token keeps. The dropped ones are rounded: ``int(1000 * (1 - 0.9))`` is 99.
 
     Examples
     --------
@@ -84,14 +83,14 @@ def dropped(x: Float[Tensor, "*tokens in"], limits: Float[Tensor, "..."]) -> Boo
     return x.abs() <= limits
 
 
-def protected(real_SN: Bool[Tensor, "sequences tokens"], share: float) -> Bool[Tensor, "sequences tokens"]:
-    """Mark the first tokens of each prompt, which stay dense: of n real tokens the last ``int(share * n)`` do not.
+def prefix_mask(real_SN: Bool[Tensor, "sequences tokens"], share: float) -> Bool[Tensor, "sequences tokens"]:
+    """Mark the first tokens of each prompt, which stay dense: all but the last ``int(share * n)`` of n real tokens.
 
-    Dropping inputs of the very first tokens hurts most, since all later tokens attend to them. Padding is marked too.
+    Dropping inputs of the very first tokens costs most, since all later tokens attend to them. Padding is marked too.
 
     Examples
     --------
-    >>> protected(torch.tensor([[False, True, True, True, True]]), share=0.75)
+    >>> prefix_mask(torch.tensor([[False, True, True, True, True]]), share=0.75)
     tensor([[ True,  True, False, False, False]])
     """
     count_S1 = real_SN.sum(1, keepdim=True)

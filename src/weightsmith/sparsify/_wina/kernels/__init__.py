@@ -1,26 +1,34 @@
-"""Compiled inner loops (numba on the CPU, Triton on CUDA) behind the methods that call them."""
+"""The column kernels: compiled with numba for the CPU and with Triton for CUDA."""
 
 from __future__ import annotations
 
-__all__ = ["start_threads"]
+import threading
+
+import torch
+
+__all__ = ["BITS", "lock", "start_threads"]
+
+BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
+"""Storage types, and as what numpy sees them: it has no bfloat16."""
+
+lock = threading.Lock()
+"""The CPU kernel uses shared buffers, and numba's simplest threading layer must not be entered twice."""
 
 
 def start_threads() -> None:
     """Start numba's threads, and leave torch's number of threads alone.
 
-    Numba starts them on its first parallel call, or now. Where it shares torch's OpenMP it sets the number for both,
-    so torch's is set again. The kernels are told how many threads to use: as many as torch has.
+    Numba starts them on its first parallel call, or now. Where it uses torch's OpenMP it sets the number of both, so
+    torch's number is set again. The kernels receive the number of threads to use, which is torch's.
 
     Examples
     --------
-    >>> import torch
     >>> before = torch.get_num_threads()
     >>> start_threads()
     >>> torch.get_num_threads() == before
     True
     """
     import numba
-    import torch
 
     threads = torch.get_num_threads()
     numba.get_num_threads()

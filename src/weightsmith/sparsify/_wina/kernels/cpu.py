@@ -1,17 +1,16 @@
-"""Matrix-vector products on the CPU, compiled with numba: sparse over columns, dense over rows.
+"""Column-sparse matrix-vector products on the CPU, compiled with numba.
 
-Weights of layers that share their input lie one after the other in one flat array, each transposed (``[in, out]``), so
-that a kept input reads one contiguous run and a dropped one reads nothing. Storage types: float32; ``uint16`` holds
-the bits of float16, ``int16`` those of bfloat16. Sums are in float32.
+The weights of layers that share their input are in one flat array, one after the other, each transposed
+(``[in, out]``): a kept input reads one contiguous run and a dropped input reads nothing. Storage types: float32;
+``uint16`` holds the bits of float16, ``int16`` those of bfloat16. Sums are in float32.
 
-The ``fastmath`` flags leave out those that assume away NaN: a NaN input must show in the output.
+The ``fastmath`` flags do not include those that assume that there is no NaN: a NaN input must reach the output.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from weightsmith.sparsify._wina.kernels import start_threads
 
-__all__ = ["dense_rows", "sparse_columns"]
+__all__ = ["sparse_columns"]
 
 start_threads()
 
@@ -143,9 +142,9 @@ def sparse_columns(
     bias : float32 array of shape (sum(outs),)
         Added to the products.
     index, value : int64 and float32 arrays of shape (layers, in + 1)
-        Room for the kept inputs.
+        Buffers for the kept inputs.
     partial : float32 array of shape (threads, sum(outs))
-        Room for the threads' sums; their number is the number of threads.
+        Buffers for the sums of each thread; the first size is the number of threads.
     kept, total : int64 arrays of shape (layers,)
         Receives the number of kept inputs; adds it up.
     """
@@ -162,40 +161,3 @@ def sparse_columns(
     for part in range(1, parts):
         for o in range(y.size):
             y[o] += partial[part, o]
-
-
-@njit(fastmath=FASTMATH, nogil=True, cache=True)
-def _row_range(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any]) -> None:
-    row = 0
-    while row + 4 <= y.size:
-        w0, w1, w2, w3 = weight[row], weight[row + 1], weight[row + 2], weight[row + 3]
-        s0 = s1 = s2 = s3 = np.float32(0)
-        for i in range(x.size):
-            s0 += x[i] * _widen(w0[i])
-            s1 += x[i] * _widen(w1[i])
-            s2 += x[i] * _widen(w2[i])
-            s3 += x[i] * _widen(w3[i])
-        y[row], y[row + 1], y[row + 2], y[row + 3] = s0, s1, s2, s3
-        row += 4
-    while row < y.size:
-        s0, w0 = np.float32(0), weight[row]
-        for i in range(x.size):
-            s0 += x[i] * _widen(w0[i])
-        y[row] = s0
-        row += 1
-
-
-@njit(fastmath=FASTMATH, nogil=True, cache=True, parallel=True)
-def _row_ranges(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any], parts: int) -> None:
-    for part in prange(parts):
-        first, last = y.size * part // parts, y.size * (part + 1) // parts
-        _row_range(x, weight[first:last], y[first:last])
-
-
-@njit(fastmath=FASTMATH, nogil=True, cache=True)
-def dense_rows(x: NDArray[Any], weight: NDArray[Any], y: NDArray[Any], threads: int) -> None:
-    """Compute ``weight @ x`` for a row-major weight ``[out, in]``, as a head tied to an embedding has."""
-    if threads == 1:
-        _row_range(x, weight, y)
-    else:
-        _row_ranges(x, weight, y, threads)

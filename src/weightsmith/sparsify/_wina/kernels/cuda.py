@@ -1,4 +1,4 @@
-"""Matrix-vector products on CUDA, in Triton: several layers with one input in a single launch.
+"""Column-sparse matrix-vector products on CUDA, in Triton: several layers with one input in a single launch.
 
 The grid is (tiles of 128 outputs of any layer) x (slices of the inputs). A program tests its slice of the input
 against its layer's limits and loads the rows of the transposed weight whose input is kept; sums are float32, first

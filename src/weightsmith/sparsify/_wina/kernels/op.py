@@ -1,4 +1,4 @@
-"""The sparse matrix-vector product as an operator of torch, so that torch.compile can keep it in its graph."""
+"""The column kernels as one operator of torch, so that torch.compile keeps it in its graph."""
 
 from __future__ import annotations
 
@@ -6,60 +6,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith.sparsify._wina.kernels import BITS, lock
+
 __all__ = ["sparse_columns"]
 
 
 @torch.library.custom_op("weightsmith::sparse_columns", mutates_args=())
-def sparse_columns(x_I: Tensor, weight_IO: Tensor, limit_I: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Product of a transposed weight with the inputs beyond their limits, in float32.
+def sparse_columns(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[int], bias_O: Tensor) -> Tensor:
+    """Compute the products of layers that share an input, from the inputs beyond their limits, in float32.
 
     Parameters
     ----------
     x_I : Tensor of shape (in,)
         The input.
-    weight_IO : Tensor of shape (in, out)
-        The transposed weight, contiguous.
-    limit_I : Tensor of shape (in,)
-        Input i is dropped when its magnitude is at most ``limit_I[i]``.
-    bias_O : Tensor of shape (out,), optional
-        Added to the product.
+    weights : Tensor of shape (in * sum(outs),)
+        The transposed weights ``[in, out]``, layer after layer.
+    limits_LI : Tensor of shape (layers, in)
+        A layer drops input i when its magnitude is at most ``limits_LI[layer, i]``.
+    outs : list of int
+        Outputs of each layer.
+    bias_O : Tensor of shape (sum(outs),)
+        Added to the products, in float32.
 
     Returns
     -------
-    Tensor of shape (out,)
+    Tensor of shape (sum(outs),)
 
     Examples
     --------
-    >>> sparse_columns(torch.tensor([0.5, 2.0]), torch.eye(2), torch.ones(2), None)
+    >>> sparse_columns(torch.tensor([0.5, 2.0]), torch.eye(2).flatten(), torch.ones(1, 2), [2], torch.zeros(2))
     tensor([0., 2.])
     """
-    inputs, outputs = weight_IO.shape
-    bias = torch.zeros(outputs, device=x_I.device) if bias_O is None else bias_O.float()
+    layers, inputs = limits_LI.shape
     if x_I.device.type == "cuda":
         from weightsmith.sparsify._wina.kernels import cuda
 
-        kept = torch.zeros(1, dtype=torch.int32, device=x_I.device)
-        return cuda.sparse_columns(x_I, weight_IO.reshape(-1), limit_I[None], (outputs,), bias, kept)
+        kept = torch.zeros(layers, dtype=torch.int32, device=x_I.device)
+        return cuda.sparse_columns(x_I, weights, limits_LI, tuple(outs), bias_O, kept)
     from weightsmith.sparsify._wina.kernels import cpu
-    from weightsmith.sparsify._wina.siblings import BITS
 
-    y = torch.empty(outputs)
-    cpu.sparse_columns(
-        x_I.float().numpy(),
-        y.numpy(),
-        weight_IO.reshape(-1).view(BITS[weight_IO.dtype]).numpy(),
-        limit_I[None].numpy(),
-        np.array([outputs]),
-        bias.numpy(),
-        np.empty((1, inputs + 1), np.int64),
-        np.empty((1, inputs + 1), np.float32),
-        np.empty((torch.get_num_threads(), outputs), np.float32),
-        np.zeros(1, np.int64),
-        np.zeros(1, np.int64),
-    )
+    y = torch.empty(sum(outs))
+    with lock:
+        cpu.sparse_columns(
+            x_I.float().numpy(),
+            y.numpy(),
+            weights.view(BITS[weights.dtype]).numpy(),
+            limits_LI.numpy(),
+            np.array(outs),
+            bias_O.numpy(),
+            np.empty((layers, inputs + 1), np.int64),
+            np.empty((layers, inputs + 1), np.float32),
+            np.empty((torch.get_num_threads(), sum(outs)), np.float32),
+            np.zeros(layers, np.int64),
+            np.zeros(layers, np.int64),
+        )
     return y
 
 
 @sparse_columns.register_fake
-def _(x_I: Tensor, weight_IO: Tensor, limit_I: Tensor, bias_O: Tensor | None) -> Tensor:
-    return x_I.new_empty(weight_IO.shape[1], dtype=torch.float32)
+def _(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[int], bias_O: Tensor) -> Tensor:
+    return x_I.new_empty(sum(outs), dtype=torch.float32)

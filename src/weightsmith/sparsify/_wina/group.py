@@ -1,8 +1,8 @@
-"""Layers that receive the same input (query, key and value; gate and up), computed by one kernel call."""
+"""Layers that receive the same input (query, key and value; gate and up) are computed by one kernel call."""
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
+from weightsmith.sparsify._wina.kernels import BITS, lock, op
 from weightsmith.sparsify._wina.linear import SparseLinear, weight_state
 
-__all__ = ["BITS", "Backend", "Siblings", "check_backend", "lock"]
+__all__ = ["Backend", "SharedInputGroup", "check_backend"]
 
 Backend: TypeAlias = Literal["mask", "cpu", "triton"]
-
-BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
-"""How the CPU kernel is told the storage type: numpy has no bfloat16."""
-
-lock = threading.Lock()
-"""Kernels share buffers, and numba's simplest threading layer must not be entered twice."""
 
 
 def check_backend(backend: Backend, weights: Sequence[Tensor]) -> None:
@@ -30,7 +25,7 @@ def check_backend(backend: Backend, weights: Sequence[Tensor]) -> None:
     Raises
     ------
     UnsupportedModelError
-        If the weights are elsewhere, or of another type.
+        If the weights are on another device, or of another type.
     MissingDependencyError
         If numba or Triton is missing.
     """
@@ -59,16 +54,14 @@ def check_backend(backend: Backend, weights: Sequence[Tensor]) -> None:
 
 def _interpreted() -> bool:
     """Whether Triton runs its kernels on the CPU, for tests."""
-    import os
-
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-class Siblings:
-    """Layers with one input and one storage.
+class SharedInputGroup:
+    """Layers that share their input and the storage of their weights.
 
-    The first layer to be called computes all; the others take their part when they are called with the very same
-    tensor, unchanged. The weights lie transposed in one flat buffer, and the parameters are views of it.
+    The first layer that is called computes the outputs of all; the others return their part when they are called with
+    the same, unchanged tensor. The transposed weights are in one flat buffer, and the parameters are views of it.
 
     Parameters
     ----------
@@ -89,50 +82,56 @@ class Siblings:
         self._arrays: tuple[Any, ...] = ()
         self._shared: tuple[Tensor, int, tuple[Tensor, ...]] | None = None
         for position, member in enumerate(members):
-            member.siblings, member.position = self, position
+            member.kernel, member.position = self, position
         self._pack()
 
-    def output(self, member: SparseLinear, x: Tensor) -> Tensor:
-        """One member's product with a single token."""
-        if len(self.members) == 1 or x.is_inference():
-            return self._compute(x)[member.position]
+    def output(self, position: int, x: Tensor) -> Tensor:
+        """Return the output of one member for a single token."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (len(self.members) == 1 or x.is_inference()):
+            return self._compute(x)[position]
+        version = 0 if compiling else x._version
         shared = self._shared
-        if shared is None or shared[0] is not x or shared[1] != x._version:
-            shared = self._shared = (x, x._version, self._compute(x))
-        if member.position == len(self.members) - 1:
+        if shared is None or shared[0] is not x or shared[1] != version:
+            shared = self._shared = (x, version, self._traced(x) if compiling else self._compute(x))
+        if position == len(self.members) - 1:
             self._shared = None
-        return shared[2][member.position]
+        return shared[2][position]
 
     def release(self) -> None:
-        """Give the parameters storage of their own again, in the usual layout."""
+        """Restore the parameters' own storage, in the usual layout."""
         for member in self.members:
             member.weight.data = member.weight.data.contiguous()
-            member.siblings = None
-
-    def arrays(self) -> tuple[Any, ...]:
-        """What the CPU kernel takes after the input and before its result, with the weights as they are now."""
-        if self._state != self._current():
-            self._refresh()
-        threads = torch.get_num_threads()
-        if len(self._arrays[-3]) != threads:
-            self._arrays = (*self._arrays[:-3], np.empty((threads, sum(self.outs)), np.float32), *self._arrays[-2:])
-        return self._arrays
+            member.kernel = None
 
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         row = x.detach().reshape(-1)
         with lock:
             y = self._cpu(row) if self.backend == "cpu" else self._triton(row)
             self.seen += 1
+        return self._parts(x, y)
+
+    def _traced(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute as torch.compile can trace it; weights that are replaced later need a new compilation."""
+        return self._parts(
+            x, op.sparse_columns(x.reshape(-1), self._weights, self._limits, list(self.outs), self._bias)
+        )
+
+    def _parts(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         return tuple(part.view(*x.shape[:-1], -1) for part in y.to(x.dtype).split(self.outs))
 
     def _cpu(self, x: Tensor) -> Tensor:
         from weightsmith.sparsify._wina.kernels.cpu import sparse_columns
 
-        y = torch.empty(sum(self.outs))
-        arrays = self.arrays()
+        if self._state != self._current():
+            self._refresh()
+        threads = torch.get_num_threads()
+        if len(self._arrays[-3]) != threads:
+            self._arrays = (*self._arrays[:-3], np.empty((threads, sum(self.outs)), np.float32), *self._arrays[-2:])
         if self.members[0].select == "topk":
             self._limits.copy_(torch.stack([member.limits(x) for member in self.members]))
-        sparse_columns(x.float().numpy(), y.numpy(), *arrays)
+        y = torch.empty(sum(self.outs))
+        sparse_columns(x.float().numpy(), y.numpy(), *self._arrays)
         return y
 
     def _triton(self, x: Tensor) -> Tensor:
@@ -155,7 +154,7 @@ class Siblings:
         first = self.members[0].weight
         size = self.inputs * sum(self.outs)
         if first.device.type == "cpu":
-            # numpy asks the system for huge pages, torch does not
+            # numpy requests huge pages from the system, torch does not
             self._weights = torch.from_numpy(np.empty(size * first.element_size(), np.uint8)).view(first.dtype)
         else:
             self._weights = torch.empty(size, dtype=first.dtype, device=first.device)
@@ -168,7 +167,7 @@ class Siblings:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Meet the weights as they are now: pack those that were replaced, compute limits and buffers anew."""
+        """Pack weights that were replaced, and compute limits and buffers for the present weights."""
         place, width = self._weights.data_ptr(), self._weights.element_size()
         for member, out in zip(self.members, self.outs, strict=True):
             if member.weight.data_ptr() != place or member.weight.dtype != self._weights.dtype:
@@ -200,5 +199,5 @@ class Siblings:
         self._state = self._current()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy finds its weights elsewhere and refreshes."""
+        """Leave out what refers to the present storage: a copy has its own and refreshes."""
         return self.__dict__ | {"_state": (), "_shared": None}

@@ -1,17 +1,16 @@
-r"""Turn the inputs of keys and gates into a basis in which their columns are orthogonal (WINA's tensor transformation).
+r"""WINA's tensor transformation: a change of basis that makes the columns of keys and gates orthogonal.
 
-With orthogonal columns the squared error of dropping inputs is exactly the sum of their squared scores, so that the
-norms pick the best set. For a layer :math:`y = W \operatorname{diag}(g) \hat x` behind a norm with gain g, and
+With orthogonal columns the squared error of dropping inputs is exactly the sum of their squared scores, so that scores
+with norms select the best set. For a layer :math:`y = W \operatorname{diag}(g) \hat x` behind a norm with gain g, and
 :math:`W \operatorname{diag}(g) = U S V^\top`,
 
 .. math:: y = (W \operatorname{diag}(g) V) (V^\top \hat x) = (U S) x'
 
 has columns of norm S. Layers with fewer outputs than inputs (keys of grouped-query attention) end in columns of zeros.
 
-The paper rotates the residual stream and adds a matrix to every shortcut; here the matrix stands behind the norm.
-The sparse products are the same, and so is the cost (two matrices of width x width a block, which every token
-reads), but nothing else of the model changes: it is exact for layer norms and tied embeddings too, which the
-reference's way is not.
+The paper rotates the residual stream and adds a matrix to every shortcut; here the matrix follows the norm. The sparse
+products and the cost are the same (every token reads two more matrices of width x width per block), but nothing else of
+the model changes: this is exact also for layer norms and tied embeddings, unlike the authors' code.
 """
 
 from __future__ import annotations
@@ -25,18 +24,71 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Batches, as_batches, call
-from weightsmith.core.errors import CalibrationError, UnsupportedModelError
-from weightsmith.core.models import Block, Layer
-from weightsmith.sparsify._wina.decode import norm_gain
+from weightsmith.core.errors import CalibrationError, LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.models import Block, Layer, stream
+from weightsmith.core.results import Result, record
+from weightsmith.sparsify._wina.layers import REFERENCE, find_input_groups, projections, uses_norms
 
-__all__ = ["Rotation", "find_rotation", "install"]
+__all__ = ["rotate"]
 
 TOLERANCE = 1e-3
 """Relative change of the model's output that rounding explains."""
 
 
+def rotate(
+    model: nn.Module,
+    calibration: Batches,
+    *,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+) -> Result:
+    """Make the columns of keys and gates orthogonal, before WINA; the function of the model does not change.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any dense model, changed in place; in float32 or wider the change is exact to rounding.
+    calibration : sequence of Batch
+        One batch is enough: to see which layers read which norm, and to check the result.
+    include, exclude : str or sequence of str
+        Shell patterns on layer names.
+
+    Returns
+    -------
+    Result
+        A row per rotation: its layers, and the number of columns that became zero.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a norm's output is read by something else. The model does not change then.
+    LayerNotFoundError
+        If no layer is named like a key or a gate.
+
+    References
+    ----------
+    arXiv 2505.19427, tensor transformation.
+    """
+    wanted = {layer.name for layer in projections(model, include, exclude)}
+    rotations = []
+    with record("rotate", include=include, exclude=exclude) as result:
+        for block in stream(model, as_batches(calibration)[:1], include, exclude):
+            layers = {layer.name: layer for layer in block.layers if layer.name in wanted}
+            for group in find_input_groups(block, list(layers.values())) if layers and block.inputs else ():
+                references = [layers[name] for name in group if uses_norms(name, "reference")]
+                if references:
+                    rotation = _find_rotation(block, [layers[name] for name in group], references)
+                    rotations.append(rotation)
+                    width, outs = len(rotation.matrix_II), sum(r.weight_OI.shape[0] for r in references)
+                    result.layer(", ".join(group), columns=width, zero_columns=max(0, width - outs))
+        if not rotations:
+            raise LayerNotFoundError("no layer is named like a key or a gate", expected=list(REFERENCE))
+        _install(model, rotations, calibration)
+    return result
+
+
 @dataclass(frozen=True)
-class Rotation:
+class _Rotation:
     """A change of basis between a norm and the layers that read its output.
 
     Attributes
@@ -55,7 +107,7 @@ class Rotation:
 
 
 @torch.no_grad()
-def find_rotation(block: Block, readers: Sequence[Layer], references: Sequence[Layer]) -> Rotation:
+def _find_rotation(block: Block, readers: Sequence[Layer], references: Sequence[Layer]) -> _Rotation:
     """Find the basis in which the stacked weights of some layers have orthogonal columns.
 
     Parameters
@@ -69,7 +121,7 @@ def find_rotation(block: Block, readers: Sequence[Layer], references: Sequence[L
 
     Returns
     -------
-    Rotation
+    _Rotation
         Nothing is changed yet.
 
     Raises
@@ -81,17 +133,17 @@ def find_rotation(block: Block, readers: Sequence[Layer], references: Sequence[L
     width = readers[0].weight_OI.shape[1]
     gain = torch.ones(width, dtype=torch.float64)
     if any(True for _ in norm.parameters()):
-        gain = norm_gain(norm, width).double().cpu()
+        gain = _norm_gain(norm, width).double().cpu()
         # any scale does where the norm passes nothing on
         gain = gain.where(gain != 0, 1.0)
     folded_OI = torch.cat([layer.weight_OI.double().cpu() * gain for layer in references])
     basis_II = torch.linalg.svd(folded_OI, full_matrices=True).Vh.T
     new = [(layer, (layer.weight_OI.double().cpu() * gain) @ basis_II) for layer in readers]
-    return Rotation(norm, basis_II / gain.unsqueeze(1), new)
+    return _Rotation(norm, basis_II / gain.unsqueeze(1), new)
 
 
 @torch.no_grad()
-def install(model: nn.Module, rotations: Sequence[Rotation], calibration: Batches) -> None:
+def _install(model: nn.Module, rotations: Sequence[_Rotation], calibration: Batches) -> None:
     """Change the weights and rotate behind the norms; check that the model still computes the same.
 
     Raises
@@ -160,3 +212,22 @@ def _source(block: Block, reader: Layer) -> nn.Module:
 def _output(model: nn.Module, calibration: Batches) -> Tensor:
     output = call(model, as_batches(calibration)[0])
     return output if isinstance(output, Tensor) else next(v for v in output.values() if isinstance(v, Tensor))
+
+
+def _norm_gain(norm: nn.Module, width: int) -> Float[Tensor, " width"]:
+    """Measure the gain of a norm with a vector of alternating ±1024: its mean is 0, its mean square is beyond any eps.
+
+    This works for every form of the gain (``weight``, ``1 + weight``), and for layer norms with a bias.
+
+    Examples
+    --------
+    >>> norm = nn.LayerNorm(2)
+    >>> _ = norm.weight.data.copy_(torch.tensor([2.0, -3.0])), norm.bias.data.fill_(7.0)
+    >>> _norm_gain(norm, 2).round(decimals=3)
+    tensor([ 2., -3.])
+    """
+    like = next(norm.parameters())
+    probe = torch.ones(1, 1, width, dtype=like.dtype, device=like.device)
+    probe[..., 1::2] = -1
+    with torch.no_grad():
+        return (probe * (norm(1024 * probe) - norm(-1024 * probe)) / 2).reshape(-1)
