@@ -47,7 +47,7 @@ def test_a_stack_trains_as_its_members_alone():
     alone = [member(stack, number) for number in range(2)]
     start = {name: weight.clone() for name, weight in stack.weights.items()}
     before = stack.copy()
-    # A bias before normalisation has no gradient but rounding, which Adam would turn into whole steps.
+    # A bias before normalization has no gradient but rounding, which Adam would turn into whole steps.
     names = [name for name in stack.weights if name not in ("0.bias", "1.bias", "2.bias")]
     stack.train(x, y, epochs=3, lr=1e-2, generator=generator(), batch=8, names=names)
     for number, model in enumerate(alone):
@@ -98,7 +98,7 @@ def test_digits_are_never_grouped_as_in_the_claim(monkeypatch):
     assert y.unique().tolist() == other_y.unique().tolist() == [0, 1, 2, 3, 4]
 
 
-def test_rows_are_windows_towards_larger_data_without_normalisation_layers():
+def test_rows_are_windows_towards_larger_data_without_normalization_layers():
     model = NETS[1](4)
     snapshots = [{name: torch.full_like(t, float(s)) for name, t in model.state_dict().items()} for s in range(7)]
     rows = meta_paper.forgotten_weights(snapshots, generator(), limit=500)

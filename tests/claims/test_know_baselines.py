@@ -1,4 +1,4 @@
-"""Baselines and batch normalisation: closed forms."""
+"""Baselines and batch normalization: closed forms."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_matched_shrink_has_the_norm_of_one_and_the_direction_of_the_other():
 
 
 def test_matched_learning_rates_turn_weights_equally_fast():
-    """Under normalisation, Adam on a network of half the norm equals Adam with twice the rate."""
+    """Under normalization, Adam on a network of half the norm equals Adam with twice the rate."""
 
     def train(state, predicted_first):
         with torch.random.fork_rng():

@@ -84,7 +84,7 @@ def textures(
     Returns
     -------
     images : Tensor of shape (classes * images, 1, size, size)
-        Standardised.
+        Standardized.
     labels : Tensor of shape (classes * images,)
 
     Examples

@@ -63,14 +63,14 @@ def _head(features: int, classes: int) -> list[nn.Module]:
 
 
 def _plain(classes: int) -> nn.Module:
-    """The authors' kind of network, without normalisation."""
+    """The authors' kind of network, without normalization."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 8), (8, 16), (16, 32)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, classes))
 
 
-def _normalised(classes: int) -> nn.Module:
+def _normalized(classes: int) -> nn.Module:
     return nn.Sequential(_conv(1, 12, 1), _conv(12, 24, 2), _conv(24, 24, 1), *_head(24, classes))
 
 
@@ -84,4 +84,4 @@ def _densenet(classes: int) -> nn.Module:
     )
 
 
-NETS: tuple[Callable[[int], nn.Module], ...] = (_plain, _normalised, _resnet, _densenet, _ViT)
+NETS: tuple[Callable[[int], nn.Module], ...] = (_plain, _normalized, _resnet, _densenet, _ViT)

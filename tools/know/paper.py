@@ -154,7 +154,7 @@ def _images(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _train(model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer, batch: int) -> None:
     """One epoch."""
     model.train()
-    # A last batch of one image has no variance for batch normalisation.
+    # A last batch of one image has no variance for batch normalization.
     for index in (part for part in torch.randperm(len(x)).split(batch) if len(part) > 1):
         optimizer.zero_grad()
         functional.cross_entropy(model(x[index]), y[index]).backward()

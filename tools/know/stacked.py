@@ -1,6 +1,6 @@
 """Many small convolutional networks trained at once: their weights are stacked, their convolutions grouped.
 
-Adam and batch normalisation act elementwise and channelwise, so the stack trains exactly as its members alone would.
+Adam and batch normalization act elementwise and channelwise, so the stack trains exactly as its members alone would.
 
 Legend: ``K`` networks, ``B`` images of a batch, ``C`` channels, ``H W`` height and width.
 """
@@ -27,7 +27,7 @@ BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 @dataclass
 class Stack:
-    """The networks: three convolutions 3x3, each with batch normalisation and ReLU, 2x2 average pooling, a linear head.
+    """The networks: three convolutions 3x3, each with batch normalization and ReLU, 2x2 average pooling, a linear head.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Stack:
 
     @classmethod
     def fresh(cls, count: int, widths: Sequence[int], classes: int, generator: torch.Generator) -> Stack:
-        """Initialise as ``torch.nn`` does.
+        """Initialize as ``torch.nn`` does.
 
         Examples
         --------

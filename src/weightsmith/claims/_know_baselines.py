@@ -118,7 +118,7 @@ def shrink_and_perturb(
     Parameters
     ----------
     trained, fresh : state dict
-        The trained network and a newly initialised one.
+        The trained network and a newly initialized one.
     shrink, perturb : float
         Their coefficients.
 

@@ -85,12 +85,12 @@ OURS = Claim(
 PLAIN = Claim(
     slug="know",
     experiment="without-normalisation",
-    title="KNOW without normalisation layers",
-    statement="Without normalisation behind them, predicted (shrunk) weights transfer worse than the trained ones",
+    title="KNOW without normalization layers",
+    statement="Without normalization behind them, predicted (shrunk) weights transfer worse than the trained ones",
     metric=METRIC,
     higher_is_better=True,
     expected=(Ordering("naive", "x8"), Ordering("naive", "ours x8")),
-    paper="Not in the paper: all its networks have normalisation",
+    paper="Not in the paper: all its networks have normalization",
 )
 NOISY = Claim(
     slug="know",
@@ -136,7 +136,7 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
     Returns
     -------
     list of ClaimResult
-        The paper's predictor, ours, the network without normalisation, and noisy images.
+        The paper's predictor, ours, the network without normalization, and noisy images.
     """
     start = time.perf_counter()
     values = each_seed(_experiment, seeds, "KNOW on digits")
@@ -228,7 +228,7 @@ def _experiment(seed: int) -> dict[str, float]:
         "noisy x8 at trained norms": noisy.transfer(matched_shrink(predicted, trained)),
         "noisy naive, matched rates": noisy.transfer(trained, rates_of=predicted),
     }
-    plain = DigitsTask.make(seed, normalised=False)
+    plain = DigitsTask.make(seed, normalized=False)
     scores["plain naive"] = plain.transfer(plain.trajectory[-1])
     for name, (predictor, k) in {"x2": ("paper", 1), "x8": ("paper", 3), "ours x8": ("ours", 3)}.items():
         scores[f"plain {name}"] = plain.transfer(_predict(predictor, plain.trajectory, k))
@@ -237,7 +237,7 @@ def _experiment(seed: int) -> dict[str, float]:
 
 def _predict(predictor: str, trajectory: Sequence[StateDict], steps: int, **options: Any) -> StateDict:
     with warnings.catch_warnings():
-        # That layers shrink and that normalisation is missing is what the controls are about.
+        # That layers shrink and that normalization is missing is what the controls are about.
         warnings.simplefilter("ignore", UserWarning)
         return KnowPredictor.from_pretrained(predictor).retrodict(trajectory, steps=steps, **options)
 
@@ -254,8 +254,8 @@ class DigitsTask:
         Training images of the digits 5-9, of which each transfer draws 50, and their labels minus 5.
     test : list of one (images, labels)
         Held-out images of the digits 5-9.
-    normalised : bool
-        Whether batch normalisation follows each convolution.
+    normalized : bool
+        Whether batch normalization follows each convolution.
     seed : int
         Of everything random.
     """
@@ -264,11 +264,11 @@ class DigitsTask:
     x: Float[Tensor, "images 1 8 8"]
     y: Int[Tensor, " images"]
     test: list[tuple[Tensor, Tensor]]
-    normalised: bool
+    normalized: bool
     seed: int
 
     @classmethod
-    def make(cls, seed: int, *, normalised: bool = True, noise: float = 0.0) -> DigitsTask:
+    def make(cls, seed: int, *, normalized: bool = True, noise: float = 0.0) -> DigitsTask:
         """Split the digits, add noise to their pixels, train the network and record how it forgets."""
         from sklearn.datasets import load_digits
 
@@ -279,14 +279,14 @@ class DigitsTask:
         x += noise * torch.randn(x.shape, generator=generator)
         y = torch.tensor(digits.target)[order]
         old, new = y[:TRAINING_IMAGES] < CLASSES, y[:TRAINING_IMAGES] >= CLASSES
-        model = _network(normalised, seed)
+        model = _network(normalized, seed)
         source = TensorDataset(x[:TRAINING_IMAGES][old], y[:TRAINING_IMAGES][old])
         fit = partial(_fit_stage, generator=generator)
         fit(model, Subset(source, range(len(source))), epochs=15)
         trajectory = ForgettingTrajectory(model, fit, source, seed=seed, batch_size=BATCH).collect()
         unseen = y[TRAINING_IMAGES:] >= CLASSES
         test = [(x[TRAINING_IMAGES:][unseen], y[TRAINING_IMAGES:][unseen] - CLASSES)]
-        return cls(trajectory, x[:TRAINING_IMAGES][new], y[:TRAINING_IMAGES][new] - CLASSES, test, normalised, seed)
+        return cls(trajectory, x[:TRAINING_IMAGES][new], y[:TRAINING_IMAGES][new] - CLASSES, test, normalized, seed)
 
     def transfer(self, state: StateDict | None, *, rates_of: StateDict | None = None, draws: int = DRAWS) -> float:
         """Fine-tune from ``state`` on 50 images and return the test accuracy.
@@ -307,11 +307,11 @@ class DigitsTask:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.x), generator=generator)[:TARGET_IMAGES]
         x, y = self.x[chosen], self.y[chosen]
-        model = _network(self.normalised, seed)
+        model = _network(self.normalized, seed)
         head, body = model[-1], model[:-1]
         if state is not None:
             model.load_state_dict({**state, **{f"{len(model) - 1}.{k}": v for k, v in head.state_dict().items()}})
-        if self.normalised:
+        if self.normalized:
             recalibrate_batchnorm(body, [x])
         _fit(model, x, y, torch.optim.Adam(head.parameters(), lr=1e-3), epochs=10, generator=generator)
         names = {id(p): name for name, p in model.named_parameters()}
@@ -326,13 +326,13 @@ class DigitsTask:
         return accuracy(model, self.test)
 
 
-def _network(normalised: bool, seed: int) -> nn.Sequential:
+def _network(normalized: bool, seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for inputs, outputs, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 1)):
             layers.append(nn.Conv2d(inputs, outputs, 3, stride, padding=1))
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if normalised else [nn.ReLU()]
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU()] if normalized else [nn.ReLU()]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, CLASSES))
 
 

@@ -148,7 +148,7 @@ def _layer_errors(seed: int) -> dict[str, float]:
 
 
 class _Perplexities:
-    """Skip half of the columns every way, on the windows a seed draws."""
+    """Measure each way to skip half of the columns, on the windows that a seed draws."""
 
     def __init__(self) -> None:
         self.model, tokenizer = load("smollm2")
@@ -191,7 +191,7 @@ class _Perplexities:
 
 @contextmanager
 def _random_columns(layers: Sequence[Layer], generator: torch.Generator) -> Iterator[None]:
-    """Keep as many inputs of the same tokens, drawn at random."""
+    """Keep the same number of inputs of the same tokens, drawn at random."""
 
     def skip(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         (x,) = args

@@ -1,10 +1,10 @@
-"""Store sparse checkpoints small: the ``sparse-bitmask`` layout of compressed-tensors.
+"""Compressed sparse checkpoints: the ``sparse-bitmask`` layout of compressed-tensors.
 
-A tensor with many zeros becomes four: its nonzero values row by row, one bit a weight that says where they are, where
-each row's values start, and its shape. At 50 % zeros a float32 checkpoint shrinks to about 53 %.
+A tensor with many zeros becomes four: its nonzero values row by row, a bit mask of their places, the start of each
+row's values, and its shape. At 50 % zeros a float32 checkpoint shrinks to about 53 %.
 
 compressed-tensors up to 0.13, and the releases of vLLM and transformers built on it, read this layout; later ones have
-dropped it. :func:`load_compressed` gives the dense weights back with any version, bit for bit.
+dropped it. :func:`load_compressed` restores the dense weights bit for bit, with any version.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["compress_checkpoint", "decompress_checkpoint", "load_compressed", "s
 PARTS = ("shape", "compressed", "bitmask", "row_offsets")
 FORMAT = "sparse-bitmask"
 MIN_SPARSITY = 0.1
-"""Tensors with fewer zeros than this stay as they are: the bits would cost more than the zeros save."""
+"""Tensors with a smaller fraction of zeros are not compressed: the mask would need more than the zeros save."""
 
 
 def save_compressed(
@@ -126,7 +126,7 @@ def _tensors(reader: CheckpointReader, description: str) -> Iterator[tuple[str, 
 
 
 def _compress(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The tensor's four parts, or itself when it is no sparse matrix."""
+    """Return the four parts of a tensor, or the tensor itself if it is not a sparse matrix."""
     nonzero = tensor != 0
     if tensor.ndim != 2 or nonzero.float().mean() > 1 - MIN_SPARSITY:
         return {key: tensor}
@@ -160,7 +160,7 @@ def _decompress(reader: CheckpointReader, key: str) -> Tensor:
 
 
 def _edit_config(writer: CheckpointWriter, sparsity: float | None) -> None:
-    """Carry the companions over and say in ``config.json`` how the weights are stored (None: plainly)."""
+    """Copy the other files and record in ``config.json`` how the weights are stored (None: uncompressed)."""
     assert writer.like is not None
     carry_companions(Path(writer.like), writer.target)
     path = writer.target / "config.json"
