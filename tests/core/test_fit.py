@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch.utils.data import TensorDataset
 
 from models import tiny
 from processes import two_processes
-from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
-from weightsmith.core.training import default_loss, fit
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.training import default_loss, fit, logits_of
 
 
 def problem(samples=64, classes=3):
@@ -122,6 +123,17 @@ def test_language_models_train_on_their_own_text():
     assert run.losses[-1] < 0.8 * run.losses[0]
     padded = {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
     torch.testing.assert_close(default_loss(model, batch), model(**padded).loss)
+
+
+def test_logits_of_any_output():
+    logits = torch.zeros(2, 3)
+    model, batch = tiny("bert")
+    for output in (logits, {"logits": logits}, (logits, None), [logits], SimpleNamespace(logits=logits)):
+        assert logits_of(output) is logits
+    assert logits_of(model(**batch)).shape == (8, 2)
+    for output in (model.bert(**batch), {"loss": logits}, (), None):
+        with pytest.raises(UnsupportedModelError, match="has no logits"):
+            logits_of(output)
 
 
 def test_bad_input():
