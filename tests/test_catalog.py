@@ -67,9 +67,9 @@ def test_every_command_is_a_documented_typed_function(method):
         assert inspect.getdoc(function), f"{name} has no docstring"
         for parameter in inspect.signature(function).parameters.values():
             assert parameter.annotation is not parameter.empty, f"{name}'s {parameter.name} has no type"
-            assert re.search(rf"^\s*(\w+, )*{parameter.name}(, \w+)*( : .*)?$", function.__doc__, re.MULTILINE), (
-                f"{name}'s {parameter.name} is not described under Parameters"
-            )
+            assert re.search(
+                rf"^\s*(\w+, )*(\*\*)?{parameter.name}(, \w+)*( : .*)?$", function.__doc__, re.MULTILINE
+            ), f"{name}'s {parameter.name} is not described under Parameters"
 
 
 @ready

@@ -432,7 +432,7 @@ def learngene(
     LayerNotFoundError, UnsupportedModelError
         As :func:`weightsmith.grow._expand.find_stack`.
     NonFiniteError, ShapeError
-        As :func:`soft_distillation`.
+        As :func:`soft_target_loss`.
 
     References
     ----------
