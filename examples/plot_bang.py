@@ -57,7 +57,7 @@ damaged = torch.cat(
 
 
 def samples(inputs, targets):
-    return [{"x": row, "labels": label} for row, label in zip(inputs, targets, strict=True)]
+    return list(zip(inputs, targets, strict=True))
 
 
 at_home, drifted = samples(clean, y), samples(damaged, y.repeat(6))
