@@ -16,7 +16,7 @@ from torch import nn
 
 from weightsmith.core.data import Batches, Reader, Samples, batched, split_labels, token_ids
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.io import on_disk, save_model
+from weightsmith.core.io import offloaded, save_model
 from weightsmith.core.metrics import measure, perplexity, sample_text
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
@@ -317,7 +317,7 @@ def run_on_disk(
         If the method does not work block by block.
     """
     folder = find_folder(ref)
-    with on_disk(folder, out, overwrite=overwrite) as model:
+    with offloaded(folder, out, overwrite=overwrite) as model:
         result = Workbench(OpenedModel(model, load_tokenizer(folder), folder=folder), data, seed).call(
             signature, values
         )

@@ -8,7 +8,7 @@ from torch import nn
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.data import call
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.core.models import along_line, lerp, put_on_line
+from weightsmith.core.models import along_line, interpolate_, lerp
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -151,10 +151,10 @@ def test_what_does_not_fit_is_refused_before_anything_changes():
 def test_a_model_can_stay_on_the_line():
     model = tiny("gpt2")[0]
     start, end = {key: value.clone() for key, value in model.state_dict().items()}, moved(model)
-    put_on_line(model, model.state_dict(), end, 0.3)
+    interpolate_(model, model.state_dict(), end, 0.3)
     for key, value in model.state_dict().items():
         assert torch.equal(value, torch.lerp(start[key], end[key], 0.3))
-    put_on_line(model, start, model.state_dict(), 0.0)
+    interpolate_(model, start, model.state_dict(), 0.0)
     assert all(torch.equal(value, start[key]) for key, value in model.state_dict().items())
     with pytest.raises(HyperparameterError, match="finite"):
-        put_on_line(model, start, end, float("inf"))
+        interpolate_(model, start, end, float("inf"))

@@ -8,7 +8,7 @@ from torch import nn
 
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.io import load_model, on_disk, save_model
+from weightsmith.core.io import load_model, offloaded, save_model
 from weightsmith.core.models import find_blocks, find_layers, observe, rewriting, stream
 
 
@@ -185,7 +185,7 @@ def test_on_disk_equals_in_memory(name, tmp_path):
             for layer in block.layers:
                 layer.weight_OI.mul_(0.5)
 
-    with on_disk(tmp_path / "dense", tmp_path / "out") as streamed:
+    with offloaded(tmp_path / "dense", tmp_path / "out") as streamed:
         halve(streamed, [batch])
         assert all(parameter.is_meta for parameter in streamed.parameters())
     halve(model, [batch])
@@ -197,21 +197,21 @@ def test_on_disk_equals_in_memory(name, tmp_path):
 def test_on_disk_without_batches_and_with_an_error(tmp_path):
     model, _ = tiny("llama")
     save_model(model, tmp_path / "dense")
-    with on_disk(tmp_path / "dense", tmp_path / "out") as streamed:
+    with offloaded(tmp_path / "dense", tmp_path / "out") as streamed:
         for block in stream(streamed, None, include="*mlp*"):
             block.layers[0].weight_OI.zero_()
     assert int(load_model(tmp_path / "out").model.layers[1].mlp.gate_proj.weight.count_nonzero()) == 0
 
     def fail():
-        with on_disk(tmp_path / "dense", tmp_path / "failed") as streamed:
+        with offloaded(tmp_path / "dense", tmp_path / "failed") as streamed:
             for _ in stream(streamed, None):
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    with pytest.raises(CheckpointError, match="out exists"), on_disk(tmp_path / "dense", tmp_path / "out"):
+    with pytest.raises(CheckpointError, match="out exists"), offloaded(tmp_path / "dense", tmp_path / "out"):
         pass
-    with pytest.raises(UnsupportedModelError, match="block by block"), on_disk(tmp_path / "dense", tmp_path / "idle"):
+    with pytest.raises(UnsupportedModelError, match="block by block"), offloaded(tmp_path / "dense", tmp_path / "idle"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
 
@@ -220,7 +220,7 @@ LIMITED = """
     import resource, sys, accelerate, torch
     torch.set_num_threads(1)
     from transformers import LlamaForCausalLM
-    from weightsmith.core.io._offloaded import on_disk
+    from weightsmith.core.io._offloaded import offloaded
     from weightsmith.sparsify import wanda
 
     source, out, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -233,7 +233,7 @@ LIMITED = """
     except RuntimeError:
         pass
     batches = [{"input_ids": torch.randint(99, (1, 32))} for _ in range(4)]
-    with on_disk(source, out) as model:
+    with offloaded(source, out) as model:
         print(wanda(model, batches, sparsity="2:4").totals["sparsity"])
 """
 

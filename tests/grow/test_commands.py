@@ -14,7 +14,7 @@ from models import tiny, write_tiny_llama
 from processes import two_processes
 from weightsmith.cli.adaptor import make_command
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.io import load_model, on_disk
+from weightsmith.core.io import load_model, offloaded
 from weightsmith.grow import (
     Learngene,
     LinearExpansion,
@@ -48,7 +48,7 @@ def test_a_model_on_disk_is_refused(tmp_path):
     folder = write_tiny_llama(tmp_path, rows=2, tokens=12)
     with (
         pytest.raises(UnsupportedModelError, match="without --stream"),
-        on_disk(folder / "tiny", folder / "out") as model,
+        offloaded(folder / "tiny", folder / "out") as model,
     ):
         expand(model, depth=5)
     assert not (folder / "out").exists()

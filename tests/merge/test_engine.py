@@ -20,7 +20,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import _map, load_model, load_state_dict, merge_state_dicts
+from weightsmith.core.io import _map_checkpoints, load_model, load_state_dict
 from weightsmith.merge import (
     add_tasks,
     average,
@@ -33,6 +33,7 @@ from weightsmith.merge import (
     task_arithmetic,
     wise_ft,
 )
+from weightsmith.merge._shared.merging import merge_state_dicts
 
 
 def draw(seed, dtype=torch.float32):
@@ -45,7 +46,7 @@ def draw(seed, dtype=torch.float32):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Tensors of the tests span several chunks."""
-    monkeypatch.setattr(_map, "CHUNK", 400)
+    monkeypatch.setattr(_map_checkpoints, "CHUNK", 400)
 
 
 def save(folder, states):
@@ -69,7 +70,7 @@ def test_folders_and_state_dicts_give_the_same(tmp_path, small_chunks, dtype):
             task_arithmetic(paths, tmp_path / "tasks", scale=(0.3, -0.2)),
             add_tasks(states[0], states[1:], (0.3, -0.2)),
         ),
-        "slerp": (slerp(paths[:2], tmp_path / "slerp", t=0.3), slerp_average(*states[:2], 0.3)),
+        "slerp": (slerp(paths[:2], tmp_path / "slerp", alpha=0.3), slerp_average(*states[:2], 0.3)),
         "fisher": (fisher(paths[:2], tmp_path / "fisher", fishers=scales), fisher_average(*states[:2], *fishers)),
     }
     for name, (result, expected) in cases.items():
@@ -167,11 +168,13 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, small_chunk
         with pytest.raises(kind, match=words):
             wise_ft([path, tmp_path / "good.safetensors"], tmp_path / "out")
         with pytest.raises(kind):
-            merge_state_dicts([state, good], lambda chunks: lambda parts, out: out.copy_((parts[0] + parts[1]) / 2))
+            merge_state_dicts(
+                [state, good], lambda name, chunks: lambda parts, out: out.copy_((parts[0] + parts[1]) / 2)
+            )
         assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.safetensors" for n in [*bad, "good"])
     quantised = [{"q": torch.ones(4, 4, dtype=torch.uint8), "scale": torch.ones(4)}] * 2
-    with pytest.raises(UnsupportedModelError, match="quantised"):
+    with pytest.raises(UnsupportedModelError, match="quantized"):
         average(quantised)
     with pytest.raises(HyperparameterError, match="two"):
         wise_ft([tmp_path / "good.safetensors"] * 3, tmp_path / "out")

@@ -21,7 +21,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import StoredState, load_model, load_state_dict, skeleton
+from weightsmith.core.io import StoredState, load_model, load_state_dict, meta_model
 from weightsmith.core.symmetry import find_symmetry
 from weightsmith.merge import match_weights, rebasin
 from weightsmith.merge._weight_matching import weight_pair
@@ -171,9 +171,9 @@ def test_tensors_that_cannot_be_permuted_are_checked_while_writing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_skeleton_has_the_names_ties_and_no_weights(tmp_path):
+def test_a_meta_model_has_the_names_ties_and_no_weights(tmp_path):
     pair("gpt2", tmp_path)
-    model = skeleton(tmp_path / "a")
+    model = meta_model(tmp_path / "a")
     assert all(parameter.is_meta for parameter in model.parameters())
     assert model.lm_head.weight is model.transformer.wte.weight
     stored = StoredState(tmp_path / "a", model)

@@ -15,6 +15,7 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeEr
 
 __all__ = [
     "COLUMN_BLOCK",
+    "inner_product",
     "inverse_cholesky",
     "is_finite",
     "largest_k",
@@ -31,6 +32,9 @@ __all__ = [
 COLUMN_BLOCK = 128
 """Columns that :func:`replace_columns` updates at once; the columns after them follow when the block is done."""
 
+PIECE = 1 << 16
+"""Elements that :func:`inner_product` multiplies at a time."""
+
 SAMPLE = 1 << 14
 """Values that :func:`largest_k` uses to estimate its threshold."""
 
@@ -39,14 +43,26 @@ SQUARED_PRECISION = 1e-4
 
 
 def upcast(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return a tensor of half precision in float32, any other unchanged.
+    """Return a tensor of half precision or eight-bit floats in float32, any other unchanged.
 
     Examples
     --------
     >>> upcast(torch.zeros(1, dtype=torch.bfloat16)).dtype, upcast(torch.zeros(1, dtype=torch.float64)).dtype
     (torch.float32, torch.float64)
     """
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+
+
+def inner_product(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"]) -> float:
+    """Return the sum of the products of two tensors: pieces in float32, their sum in float64, without copies of either.
+
+    Examples
+    --------
+    >>> inner_product(torch.ones(2, 3, dtype=torch.bfloat16), torch.full((2, 3), 0.5))
+    3.0
+    """
+    pieces = zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True)
+    return sum(float(torch.dot(upcast(x), upcast(y).to(upcast(x)))) for x, y in pieces)
 
 
 def lowest_k_mask(score_OI: Float[Tensor, "out in"], k: int) -> Bool[Tensor, "out in"]:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.io import disk_of
+from weightsmith.core.io import offloaded_of
 from weightsmith.core.models import find_layers, get_module
 from weightsmith.core.results import Result, record
 
@@ -106,7 +106,7 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
     >>> stack.path, len(stack)
     ('body', 2)
     """
-    if disk_of(model) is not None:
+    if offloaded_of(model) is not None:
         raise UnsupportedModelError(
             "a model on disk cannot change its number of blocks", do="Load it whole, without --stream."
         )

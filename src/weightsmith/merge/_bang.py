@@ -31,7 +31,7 @@ from torch.utils.data import default_collate
 
 from weightsmith.core.data import Samples, call, split_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.models import lerp, put_on_line
+from weightsmith.core.models import interpolate_, lerp
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -43,7 +43,7 @@ from weightsmith.core.training import (
     soft_cross_entropy,
     training_method,
 )
-from weightsmith.merge._wise_ft import check_alpha
+from weightsmith.merge._shared.arithmetic import check_alpha
 
 __all__ = [
     "MixupCollator",
@@ -275,7 +275,7 @@ def bang(
     Lin et al. "Spurious Feature Diversification Improves Out-of-distribution Generalization". ICLR 2024.
     arXiv:2309.17230.
     """
-    check_alpha("alpha", alpha)
+    check_alpha(alpha)
     hyper: dict[str, Any] = {"alpha": alpha, "mixup_alpha": mixup_alpha, "label_smoothing": label_smoothing}
     seed = draw_seed(generator)
     with record("bang", seed=seed, **hyper, **options) as result:
@@ -288,7 +288,7 @@ def bang(
             moved = ((parameter.detach().float() - old).norm() / old.norm().clamp_min(1e-12)).item()
             if moved:
                 result.layer(name, weights=parameter.numel(), moved=moved)
-        put_on_line(model, start, model.state_dict(), alpha)
+        interpolate_(model, start, model.state_dict(), alpha)
         result.curves["training loss"] = run.losses
         result.totals = {"trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):

@@ -1,4 +1,4 @@
-r"""The Fisher-weighted average: of each weight, the network whose predictions depend more on it has more to say.
+r"""The Fisher-weighted average: each weight is averaged by how much each network's predictions depend on it.
 
 .. math::
     \theta = \frac{c_0 \theta_0 + c_1 \theta_1}{c_0 + c_1}, \qquad
@@ -22,11 +22,12 @@ from torch.func import functional_call, grad, vmap
 
 from weightsmith.core.data import Batch, Batches
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
-from weightsmith.core.io import Rule, StateDict, merge_folders, merge_state_dicts
+from weightsmith.core.io import CheckpointReader, StateDict, TensorMap, TensorSpec
+from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result
 from weightsmith.core.training import logits_of
-from weightsmith.merge._soup import check_two, wide
+from weightsmith.merge._shared.merging import check_two, merge_checkpoints, merge_state_dicts
 
 __all__ = ["diagonal_fisher", "fisher", "fisher_average"]
 
@@ -37,7 +38,7 @@ def diagonal_fisher(
 ) -> dict[str, Tensor]:
     """Estimate how much a classifier's predictions depend on each weight.
 
-    One gradient a sample, of the log-probability of a label drawn from the model itself, squared and averaged.
+    One gradient per sample, of the log-probability of a label drawn from the model itself, squared and averaged.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def diagonal_fisher(
     CalibrationError
         If there are no batches.
     UnsupportedModelError
-        If the output is not one row of logits a sample.
+        If the output is not one row of logits per sample.
 
     Examples
     --------
@@ -88,7 +89,7 @@ def diagonal_fisher(
         except RuntimeError as error:
             if "vmap" not in str(error):
                 raise
-        # models that look at their inputs' values, as Hugging Face's do at masks, take one backward pass a sample
+        # models that read their inputs' values, as Hugging Face's do with masks, take one backward pass per sample
         total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in weights.items()}
         for row, label in enumerate(labels):
             sample = _map(batch, lambda x, row=row: x[row])
@@ -130,7 +131,7 @@ def fisher_average(
         Diagonals of their Fisher information (:func:`diagonal_fisher`); a tensor that one lacks
         counts as ones.
     alpha : float, default: 0.5
-        In [0, 1]: the share of ``end`` before its Fisher information is looked at.
+        In [0, 1]: the share of ``end`` where the Fisher informations are equal.
     floor : float, default: 1e-8
         Positive: the least information.
 
@@ -152,8 +153,11 @@ def fisher_average(
     >>> fisher_average(first, second, {"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])})
     {'w': tensor([1.5000])}
     """
-    rule = _fisher(alpha, floor)
-    return merge_state_dicts([start, end], rule, weights=[start_fisher, end_fisher])
+    ones = torch.ones(())
+    fishers = [
+        {name: one.get(name, ones.expand(w.shape)) for name, w in end.items()} for one in (start_fisher, end_fisher)
+    ]
+    return merge_state_dicts([start, end], _fisher(alpha, floor), weights=fishers)
 
 
 def fisher(
@@ -177,7 +181,7 @@ def fisher(
         Two checkpoints with the diagonals of their Fisher information, in the same order; a tensor that one lacks
         counts as ones.
     alpha : float, default: 0.5
-        In [0, 1]: the share of the second network before its information is looked at.
+        In [0, 1]: the share of the second network where the informations are equal.
     floor : float, default: 1e-8
         Positive: the least information.
     overwrite : bool, default: False
@@ -199,27 +203,43 @@ def fisher(
     """
     check_two(checkpoints)
     if len(fishers) != 2:
-        raise HyperparameterError("fishers", found=len(fishers), expected="two files, one a checkpoint")
-    with record("fisher", alpha=alpha, floor=floor) as result:
-        merged = merge_folders(checkpoints, out, _fisher(alpha, floor), weights=fishers, overwrite=overwrite)
-        result.totals = merged.totals
-    return result
+        raise HyperparameterError("fishers", found=len(fishers), expected="two files, one per checkpoint")
+    specs = CheckpointReader(checkpoints[1]).specs
+    weights = [_OnesElsewhere(path, specs) for path in fishers]
+    hyper = {"alpha": alpha, "floor": floor}
+    return merge_checkpoints(
+        "fisher", checkpoints, out, _fisher(alpha, floor), weights=weights, overwrite=overwrite, hyper=hyper
+    )
 
 
-def _fisher(alpha: float, floor: float) -> Rule:
+class _OnesElsewhere(CheckpointReader):
+    """A checkpoint of weights that are one where it lacks a tensor of the networks."""
+
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+        super().__init__(path)
+        self._missing = specs.keys() - self.specs.keys()
+        self.specs |= {name: TensorSpec(torch.float32, specs[name].shape) for name in self._missing}
+
+    def read(self, key: str, begin: int = 0, end: int | None = None, *, out: Tensor | None = None) -> Tensor:
+        if key not in self._missing:
+            return super().read(key, begin, end, out=out)
+        return torch.ones(self.specs[key].numel)[begin:end] if out is None else out.fill_(1)
+
+
+def _fisher(alpha: float, floor: float) -> TensorMap:
     if not 0 <= alpha <= 1:
         raise HyperparameterError("alpha", found=alpha, expected="in [0, 1]")
     if not 0 < floor < math.inf:
         raise HyperparameterError("floor", found=floor, expected="a positive number")
 
-    def combine(parts: Sequence[Tensor], out: Tensor) -> None:
-        start, end, start_fisher, end_fisher = map(wide, parts)
+    def chunk_map(parts: Sequence[Tensor], out: Tensor) -> Tensor:
+        start_fisher, end_fisher, start, end = map(upcast, parts)
         # NaN passes through clamp_min, so a broken Fisher is found in the result
         first, second = (1 - alpha) * start_fisher.clamp_min(floor), alpha * end_fisher.clamp_min(floor)
         # the share of the second, not the quotient of the sums: exact at both ends, and no overflow
-        out.copy_(torch.lerp(start, end, (second / (first + second)).to(start.dtype)))
+        return out.copy_(torch.lerp(start, end, (second / (first + second)).to(start.dtype)))
 
-    return lambda chunks: combine
+    return lambda name, chunks: chunk_map
 
 
 def _arguments(batch: Batch) -> tuple[Any, ...]:

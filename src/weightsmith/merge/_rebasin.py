@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.io import CheckpointWriter, StoredState, check_output, skeleton
-from weightsmith.core.io._map import QUANTISED
-from weightsmith.core.linalg import is_finite
+from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.io import (
+    QUANTIZED,
+    ChunkMap,
+    Chunks,
+    StoredState,
+    TensorSpec,
+    check_output,
+    map_checkpoints,
+    meta_model,
+)
+from weightsmith.core.linalg import inner_product, upcast
 from weightsmith.core.results import Result, record
 from weightsmith.core.symmetry import Permutations, Symmetry, find_symmetry
-from weightsmith.merge._soup import check_two
+from weightsmith.merge._shared.merging import check_two
 from weightsmith.merge._weight_matching.matching import Normalize, match_weights
-from weightsmith.merge._weight_matching.weight_pair import STALE, check_same_architecture, row_ranges, rows
+from weightsmith.merge._weight_matching.weight_pair import STALE, check_same_architecture, row_ranges
 
 __all__ = ["rebasin"]
 
 SIDE = 224
-"""Of the image that convolutional networks are traced with whose configuration names no size."""
+"""Image size for tracing convolutional networks whose configuration names none."""
 
 
 def rebasin(
@@ -38,25 +45,25 @@ def rebasin(
     overwrite: bool = False,
     generator: torch.Generator | None = None,
 ) -> Result:
-    """Put one checkpoint's units in another's order and average the two on disk (Git Re-Basin).
+    """Match one checkpoint's units to another's and average the two on disk (Git Re-Basin).
 
-    The checkpoints stay on disk: weights are read when they are needed, and large ones in pieces.
+    The checkpoints stay on disk: weights are read when they are needed, large ones in pieces.
 
     Parameters
     ----------
     checkpoints : sequence of path
         FIRST SECOND: Hugging Face folders of one architecture, trained separately.
     out : path
-        Folder for the average, in the order of FIRST; element types, config, tokenizer and other small files come from
-        SECOND.
+        Folder for the average, whose units are in the order of FIRST; element types, config, tokenizer and other small
+        files come from SECOND.
     alpha : float, default: 0.5
-        How far the average lies from FIRST towards SECOND, in [0, 1]; at 1 it is SECOND, permuted and not changed else.
+        Share of SECOND in the average, in [0, 1]; at 1 the result is SECOND, permuted and otherwise unchanged.
     restarts : int, default: 1
         Starts of the search, of which the best is kept.
     normalize : {"none", "layer"}, default: "none"
-        Whether every tensor counts by its size, or all alike.
+        Whether each tensor counts by the product of its norms, or all tensors equally.
     symmetry : Symmetry, optional
-        What may be permuted; by default it is traced on the architecture that FIRST's configuration names.
+        The groups that may be permuted; by default traced on the architecture that FIRST's configuration names.
     overwrite : bool, default: False
         Replace what is at ``out``.
     generator : torch.Generator, optional
@@ -72,7 +79,7 @@ def rebasin(
     HyperparameterError
         If there are not two checkpoints, or a number is out of range.
     CheckpointError, NonFiniteError, ShapeError, UnsupportedModelError
-        If a checkpoint cannot be read, holds NaN or infinity, is quantised, or the two do not fit; nothing is written.
+        If a checkpoint cannot be read, holds NaN or infinity, is quantized, or the two do not fit; nothing is written.
 
     References
     ----------
@@ -83,19 +90,21 @@ def rebasin(
         raise HyperparameterError("alpha", found=alpha, expected="0 <= alpha <= 1")
     check_output(out, overwrite=overwrite)
     with record("rebasin", alpha=alpha, restarts=restarts, normalize=normalize) as result:
-        model = skeleton(checkpoints[0]) if symmetry is None else None
+        model = meta_model(checkpoints[0]) if symmetry is None else None
         first, second = (StoredState(path, model) for path in checkpoints)
         for path, state in zip(checkpoints, (first, second), strict=True):
             _check_kind(path, state)
         if model is not None:
             symmetry = find_symmetry(model, _example(model))
-            result.notes.append("What may be permuted was traced without weights, and not tried on any.")
+            result.notes.append("The groups of axes were traced without weights, and not verified.")
         assert symmetry is not None
         check_same_architecture(first.specs, second.specs, "the checkpoints")
         found = match_weights(first, second, symmetry, restarts=restarts, normalize=normalize, generator=generator)
-        like = checkpoints[1] if Path(checkpoints[1]).is_dir() else None
-        with CheckpointWriter(out, second.reader.specs, like=like, overwrite=overwrite) as writer:
-            _write(writer, first, second, symmetry, found.perms, alpha, result)
+        average = _Average(first, second, symmetry, found.perms, alpha)
+        sources = [first.reader.renamed(average.first_keys), second.reader]
+        # one worker: each would hold whole tensors where their rows are permuted
+        map_checkpoints(sources, out, average, ranges=average.ranges, workers=1, overwrite=overwrite)
+        average.add_to_result(result)
         if symmetry.has_statistics and 0 < alpha < 1:
             warnings.warn(STALE, stacklevel=2)
             result.notes.append(STALE)
@@ -103,56 +112,72 @@ def rebasin(
     return result
 
 
-def _write(
-    writer: CheckpointWriter,
-    first: StoredState,
-    second: StoredState,
-    symmetry: Symmetry,
-    perms: Permutations,
-    alpha: float,
-    result: Result,
-) -> None:
-    """Permute, average and write tensor by tensor, what is not of floating point as it is."""
-    names = {key: name for name, key in reversed(second.keys_of.items())}
-    for key, kind in writer.specs.items():
-        name = names.get(key, key)
-        own = symmetry.aliases.get(name, name)
-        if name not in first or not kind.dtype.is_floating_point:
-            writer.write(key, second.reader.tensor(key))
-            continue
-        squares = torch.zeros(3, dtype=torch.float64)
-        each = kind.numel // max(kind.shape[0], 1) if kind.shape else 1
-        for begin, end in (
-            row_ranges(symmetry, own) if own in symmetry.shapes else [(0, kind.shape[0] if kind.shape else 1)]
-        ):
-            a, b = (rows(state, name, begin, end) for state in (first, second))
-            moved = symmetry.permute_tensor(own, b, perms)
-            wide = a.float() if a.dtype != torch.float64 else a
-            merged = moved if alpha == 1 else torch.lerp(wide, moved.to(wide), alpha).to(kind.dtype)
-            if not is_finite(merged if merged.element_size() > 1 else merged.float()):
-                raise NonFiniteError(f"tensor {name!r}", found="NaN or infinity", do="Repair the checkpoints.")
-            writer.write_range(key, begin * each, merged.reshape(-1))
-            squares += torch.stack([_squares(wide), _squares(wide - b.to(wide)), _squares(wide - moved.to(wide))])
-        if own in symmetry.axes and own not in symmetry.buffers and len(kind.shape) > 1:
-            size, before, after = (math.sqrt(value) for value in squares.tolist())
-            size = max(size, torch.finfo(torch.float32).tiny)
-            result.layer(name, distance_before=before / size, distance_after=after / size)
+class _Average:
+    """The map from two checkpoints to the average of the first and the permuted second, and its distances."""
 
+    def __init__(
+        self, first: StoredState, second: StoredState, symmetry: Symmetry, perms: Permutations, alpha: float
+    ) -> None:
+        self.specs, self.symmetry, self.perms, self.alpha = second.reader.specs, symmetry, perms, alpha
+        names = {key: name for name, key in reversed(second.keys_of.items())}
+        self.names = {key: names.get(key, key) for key in self.specs}
+        self.first_keys = {key: first.keys_of[name] for key, name in self.names.items() if name in first}
+        self.squares: dict[str, Tensor] = {}
 
-def _squares(tensor: Tensor) -> Tensor:
-    return tensor.double().square().sum()
+    def __call__(self, key: str, chunks: Chunks) -> ChunkMap | None:
+        spec, own = self.specs[key], self._own(key)
+        if key not in self.first_keys or not spec.dtype.is_floating_point:
+            return None
+        squares = self.squares[key] = torch.zeros(3, dtype=torch.float64)
+
+        def chunk_map(parts: Sequence[Tensor], out: Tensor) -> Tensor:
+            a, b = (part.view(-1, *spec.shape[1:]) if spec.shape else part.view(()) for part in parts)
+            moved = self.symmetry.permute_tensor(own, b, self.perms)
+            start = upcast(a)
+            squares[0] += inner_product(start, start)
+            for i, other in ((1, b), (2, moved)):
+                difference = start - other.to(start)
+                squares[i] += inner_product(difference, difference)
+            if self.alpha == 1:
+                return moved.reshape(-1)
+            return out.copy_(torch.lerp(start, moved.to(start), self.alpha).view(-1))
+
+        return chunk_map
+
+    def ranges(self, key: str, spec: TensorSpec) -> Iterator[tuple[int, int]]:
+        """Iterate over the first and last element of each piece: rows, or the whole where they are permuted."""
+        own = self._own(key)
+        if own not in self.symmetry.shapes or not spec.shape:
+            yield 0, spec.numel
+            return
+        each = spec.numel // max(spec.shape[0], 1)
+        for begin, end in row_ranges(self.symmetry, own):
+            yield begin * each, end * each
+
+    def add_to_result(self, result: Result) -> None:
+        """Add the relative distance of every permuted matrix before and after."""
+        for key, squares in self.squares.items():
+            own = self._own(key)
+            if own in self.symmetry.axes and own not in self.symmetry.buffers and len(self.specs[key].shape) > 1:
+                size, before, after = squares.sqrt().tolist()
+                size = max(size, torch.finfo(torch.float32).tiny)
+                result.layer(self.names[key], distance_before=before / size, distance_after=after / size)
+
+    def _own(self, key: str) -> str:
+        """The name under which the symmetry knows a stored tensor."""
+        return self.symmetry.aliases.get(self.names[key], self.names[key])
 
 
 def _check_kind(path: Path, state: StoredState) -> None:
     for key, kind in state.reader.specs.items():
-        if kind.dtype in QUANTISED and len(kind.shape) > 1:
+        if kind.dtype in QUANTIZED and len(kind.shape) > 1:
             raise UnsupportedModelError(
-                f"tensor {key!r} of {path} is quantised", found=kind.dtype, do="Dequantise the checkpoint first."
+                f"tensor {key!r} of {path} is quantized", found=kind.dtype, do="Dequantize the checkpoint first."
             )
 
 
 def _example(model: nn.Module) -> dict[str, Tensor]:
-    """A batch that a transformers model can be called with."""
+    """A batch for any transformers model."""
     if getattr(model, "main_input_name", "") == "pixel_values":
         config: Any = model.config
         size, channels = getattr(config, "image_size", SIDE), config.num_channels

@@ -13,12 +13,13 @@ from torch.nn import functional
 from weightsmith.core.data import Batch, Samples, batched, call, split_labels, to_device
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.io import StateDict
-from weightsmith.core.models import along_line, evaluation_mode, put_on_line
+from weightsmith.core.models import along_line, evaluation_mode, interpolate_
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import logits_of, shift_for_causal_lm
+from weightsmith.merge._shared.arithmetic import check_alpha
 from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
-from weightsmith.merge._wise_ft import check_alpha, interpolate
+from weightsmith.merge._wise_ft import interpolate
 
 __all__ = ["logits_along_line", "sweep"]
 
@@ -85,7 +86,7 @@ def sweep(
     if not alphas:
         raise HyperparameterError("alphas", found="none", expected="at least one")
     for value in (*alphas, alpha):
-        check_alpha("alpha", value)
+        check_alpha(value)
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
     batches = {"in_domain": batched(in_domain, batch_size), "shifted": batched(shifted, batch_size)}
@@ -120,7 +121,7 @@ def sweep(
             result.layer(who, **row)
         for measure in [name for name in result.layers[0] if name != "layer"]:
             result.curves[measure] = [row[measure] for row in result.layers[: len(alphas)]]
-        put_on_line(model, model.state_dict(), end, alpha)
+        interpolate_(model, model.state_dict(), end, alpha)
         ratio = result.totals.get("shifted_confidence_ratio", 1.0)
         if ratio > UNBALANCED:
             result.notes.append(

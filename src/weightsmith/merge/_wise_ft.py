@@ -3,41 +3,29 @@ r"""WiSE-FT: average a pretrained and a fine-tuned network, for robustness at no
 .. math::
     \theta(\alpha) = (1 - \alpha)\,\theta_0 + \alpha\,\theta_1
 
-Fine-tuned networks gain on data like their own and lose on data that drifted; the average with the network they
-started from keeps most of the gain and often beats both on the drifted data. The blind choice is ``alpha = 0.5``:
-an alpha that was chosen on the drifted test data is leakage.
+Fine-tuning raises the accuracy on data like the training data and lowers it out of distribution. The average with the
+pretrained network keeps most of the gain and is often better than both networks out of distribution. ``alpha = 0.5``
+needs no data; an alpha that was chosen on the out-of-distribution test data is leakage.
 
-Wortsman et al. 2022, arXiv 2109.01903. How to fine-tune so that the average is better still: see
-:mod:`weightsmith.merge._bang`.
+Wortsman et al. 2022, arXiv 2109.01903. :func:`weightsmith.merge.bang` fine-tunes such that the average is better.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from weightsmith.core.errors import CheckpointError, HyperparameterError, LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.io import (
-    CheckpointReader,
-    StateDict,
-    atomic_output,
-    carry_companions,
-    load_state_dict,
-    merge_folders,
-    merge_state_dicts,
-)
-from weightsmith.core.results import Result, record
-from weightsmith.merge._soup import check_two, interpolation, wide
+from weightsmith.core.errors import LayerNotFoundError
+from weightsmith.core.io import CheckpointReader, StateDict
+from weightsmith.core.results import Result
+from weightsmith.merge._shared.arithmetic import check_alpha, interpolation
+from weightsmith.merge._shared.merging import check_two, merge_checkpoints, merge_state_dicts
 
-__all__ = ["HEADS", "Head", "check_alpha", "head_patterns", "interpolate", "scale_adapter", "wise_ft"]
+__all__ = ["HEADS", "Head", "head_patterns", "interpolate", "wise_ft"]
 
 Head: TypeAlias = Literal["average", "finetuned"]
 
@@ -58,22 +46,22 @@ HEADS = (
 def interpolate(
     start: StateDict,
     end: StateDict,
-    t: float = 0.5,
+    alpha: float = 0.5,
     *,
     skip: Sequence[str] = (),
     head: Head = "average",
     head_names: Sequence[str] = HEADS,
 ) -> dict[str, Tensor]:
-    """Average two state dicts, ``(1 - t) * start + t * end``.
+    """Average two state dicts, ``(1 - alpha) * start + alpha * end``.
 
     Parameters
     ----------
     start, end : state dict
         The pretrained and the fine-tuned network.
-    t : float, default: 0.5
+    alpha : float, default: 0.5
         0 is ``start``, 1 is ``end``, bit by bit. Outside [0, 1] the line is extrapolated, with a warning.
     skip : sequence of str
-        Shell patterns on names that are taken from ``end`` as they are.
+        Shell patterns of names that are taken from ``end`` unchanged.
     head : {"average", "finetuned"}, default: "average"
         "finetuned" takes the head from ``end``: for a start whose head is random, missing or of another size.
     head_names : sequence of str
@@ -93,7 +81,7 @@ def interpolate(
     NonFiniteError
         If a tensor holds NaN or infinity.
     HyperparameterError
-        If ``t`` is not finite.
+        If ``alpha`` is not finite.
     LayerNotFoundError
         If ``head="finetuned"`` finds no head.
 
@@ -107,9 +95,8 @@ def interpolate(
     >>> interpolate({"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}, 0.25)
     {'w': tensor([1.5000])}
     """
-    check_alpha("t", t)
     keep = [*skip, *head_patterns(head, head_names, end)]
-    return merge_state_dicts([start, end], interpolation(t), keep=keep)
+    return merge_state_dicts([start, end], interpolation(check_alpha(alpha)), keep=keep)
 
 
 def wise_ft(
@@ -123,7 +110,7 @@ def wise_ft(
 ) -> Result:
     """Average a pretrained and a fine-tuned checkpoint on disk.
 
-    Memory does not depend on the size of the checkpoints: they are read and written in pieces.
+    Memory does not depend on the size of the checkpoints: they are read and written in chunks.
 
     Parameters
     ----------
@@ -132,7 +119,7 @@ def wise_ft(
     out : path
         Folder for the average; config, tokenizer and other small files come from TUNED.
     alpha : float, default: 0.5
-        0 is BASE, 1 is TUNED. Do not choose it on the test data whose drift you want to withstand.
+        0 is BASE, 1 is TUNED. Do not choose it on the out-of-distribution test data.
     head : {"average", "finetuned"}, default: "average"
         "finetuned" takes the head from TUNED: for a BASE whose head is random, missing or of another size.
     head_names : sequence of str
@@ -165,97 +152,23 @@ def wise_ft(
     ...     for path, value in zip(paths, (1.0, 3.0)):
     ...         save_file({"w": torch.tensor([value])}, path)
     ...     result = wise_ft(paths[:2], paths[2])
-    ...     print(load_state_dict(paths[2]), result.totals["weights"])
-    {'w': tensor([2.])} 1
+    ...     print(CheckpointReader(paths[2]).tensor("w"), result.totals["weights"])
+    tensor([2.]) 1
     """
     check_two(checkpoints)
-    check_alpha("alpha", alpha)
-    with record("wise-ft", alpha=alpha, head=head) as result:
-        keep = head_patterns(head, head_names, CheckpointReader(checkpoints[1]).specs)
-        merged = merge_folders(checkpoints, out, interpolation(alpha), keep=keep, overwrite=overwrite)
-        result.totals = merged.totals
-        if merged.kept:
-            few = ", ".join(merged.kept[:5]) + (", ..." if len(merged.kept) > 5 else "")
-            result.notes.append(f"Taken from the fine-tuned network as they are: {few}")
-    return result
-
-
-def scale_adapter(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5, overwrite: bool = False) -> Result:
-    """Average a LoRA-tuned network with its base: the adapter alone, scaled by alpha.
-
-    The base is frozen, so ``(1 - alpha) W + alpha (W + B A) = W + (alpha B) A``, exactly.
-
-    Parameters
-    ----------
-    checkpoints : sequence of path
-        One folder of a LoRA adapter, as ``save_pretrained`` of PEFT writes it.
-    out : path
-        Folder for the scaled adapter.
-    alpha : float, default: 0.5
-        0 is the base, 1 is the tuned network.
-    overwrite : bool, default: False
-        Replace what is at ``out``.
-
-    Returns
-    -------
-    Result
-        One row a scaled matrix, with its norm.
-
-    Raises
-    ------
-    HyperparameterError
-        If there is not one folder, or ``alpha`` is not finite.
-    CheckpointError
-        If it is not the folder of an adapter.
-    UnsupportedModelError
-        If the adapter is not LoRA, is DoRA, or holds weights that are no update (biases, whole modules): those have
-        to be averaged with the base, by :func:`wise_ft` on the merged networks.
-
-    References
-    ----------
-    Wortsman et al. "Robust fine-tuning of zero-shot models". CVPR 2022. arXiv:2109.01903.
-    """
-    if len(checkpoints) != 1:
-        raise HyperparameterError("checkpoints", found=len(checkpoints), expected="one adapter folder")
-    check_alpha("alpha", alpha)
-    folder = Path(checkpoints[0])
-    with record("scale-adapter", alpha=alpha) as result:
-        tensors = load_state_dict(folder)
-        _check_lora(folder, tensors)
-        scaled = {}
-        for name, tensor in tensors.items():
-            scaled[name] = tensor
-            if "lora_B" in name or "lora_embedding_B" in name:
-                scaled[name] = (wide(tensor) * alpha).to(tensor.dtype)
-                result.layer(name, weights=tensor.numel(), norm=wide(scaled[name]).norm().item())
-        with atomic_output(out, overwrite=overwrite) as target:
-            save_file(scaled, target / "adapter_model.safetensors", metadata={"format": "pt"})
-            carry_companions(folder, target)
-        result.totals = {"tensors": len(result.layers), "weights": sum(row["weights"] for row in result.layers)}
-    return result
-
-
-def check_alpha(name: str, value: float) -> None:
-    """Refuse what is no number; warn of extrapolation.
-
-    Raises
-    ------
-    HyperparameterError
-        If the value is not finite.
-    """
-    if not math.isfinite(value):
-        raise HyperparameterError(name, found=value, expected="a number, usually in [0, 1]")
-    if not 0 <= value <= 1:
-        warnings.warn(f"{name} = {value} lies outside [0, 1]: the line is extrapolated", stacklevel=3)
+    tensor_map = interpolation(check_alpha(alpha))
+    keep = head_patterns(head, head_names, CheckpointReader(checkpoints[1]).specs)
+    hyper = {"alpha": alpha, "head": head}
+    return merge_checkpoints("wise-ft", checkpoints, out, tensor_map, keep=keep, overwrite=overwrite, hyper=hyper)
 
 
 def head_patterns(head: Head, names: Sequence[str], tensors: Iterable[str]) -> list[str]:
-    """The name patterns of what is taken from the fine-tuned network as it is.
+    """Return the name patterns of what is taken from the fine-tuned network unchanged.
 
     Raises
     ------
     LayerNotFoundError
-        If no tensor is a head's.
+        If no tensor belongs to a head.
 
     Examples
     --------
@@ -265,20 +178,5 @@ def head_patterns(head: Head, names: Sequence[str], tensors: Iterable[str]) -> l
     if head == "average":
         return []
     if not any(fnmatchcase(name, pattern) for name in tensors for pattern in names):
-        raise LayerNotFoundError("no tensor is a head's", found=list(names), do="Name the head with head_names.")
+        raise LayerNotFoundError("no tensor belongs to a head", found=list(names), do="Name the head with head_names.")
     return list(names)
-
-
-def _check_lora(folder: Path, tensors: StateDict) -> None:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no adapter_config.json in {folder}", do="Give the folder of a PEFT adapter.") from error
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
-        raise UnsupportedModelError(f"adapter {folder}", found=kind, expected="LORA", do="Merge it, then use wise-ft.")
-    whole = [name for name in tensors if "lora_" not in name]
-    if whole:
-        raise UnsupportedModelError(
-            f"adapter {folder} holds weights that are no update", found=whole[:5], do="Merge it, then use wise-ft."
-        )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.core.errors import CheckpointError
-from weightsmith.core.io import CheckpointReader, CheckpointWriter, TensorSpec, carry_companions, load_model, save_model
+from weightsmith.core.io import CheckpointReader, CheckpointWriter, TensorSpec, copy_aux_files, load_model, save_model
 from weightsmith.core.progress import track
 
 __all__ = ["compress_checkpoint", "decompress_checkpoint", "load_compressed", "save_compressed"]
@@ -162,7 +162,7 @@ def _decompress(reader: CheckpointReader, key: str) -> Tensor:
 def _edit_config(writer: CheckpointWriter, sparsity: float | None) -> None:
     """Copy the other files and record in ``config.json`` how the weights are stored (None: uncompressed)."""
     assert writer.like is not None
-    carry_companions(Path(writer.like), writer.target)
+    copy_aux_files(Path(writer.like), writer.target)
     path = writer.target / "config.json"
     if not path.is_file():
         return

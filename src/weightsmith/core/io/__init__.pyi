@@ -1,4 +1,4 @@
-from ._atomic import atomic_output as atomic_output, carry_companions as carry_companions, check_output as check_output
+from ._atomic import atomic_output as atomic_output, check_output as check_output, copy_aux_files as copy_aux_files
 from ._checkpoint import (
     CheckpointReader as CheckpointReader,
     CheckpointWriter as CheckpointWriter,
@@ -6,19 +6,19 @@ from ._checkpoint import (
     TensorSpec as TensorSpec,
     load_state_dict as load_state_dict,
 )
-from ._map import (
-    Combine as Combine,
-    Merged as Merged,
-    Pass as Pass,
-    Rule as Rule,
-    merge_folders as merge_folders,
-    merge_state_dicts as merge_state_dicts,
+from ._map_checkpoints import (
+    QUANTIZED as QUANTIZED,
+    ChunkMap as ChunkMap,
+    Chunks as Chunks,
+    TensorMap as TensorMap,
+    map_checkpoints as map_checkpoints,
+    map_state_dicts as map_state_dicts,
 )
 from ._offloaded import (
-    Disk as Disk,
+    OffloadedModel as OffloadedModel,
     StoredState as StoredState,
-    disk_of as disk_of,
-    on_disk as on_disk,
-    skeleton as skeleton,
+    meta_model as meta_model,
+    offloaded as offloaded,
+    offloaded_of as offloaded_of,
 )
 from ._pretrained import load_model as load_model, model_class as model_class, save_model as save_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weightsmith.core.errors import CheckpointError
 
-__all__ = ["atomic_output", "carry_companions", "check_output"]
+__all__ = ["atomic_output", "check_output", "copy_aux_files"]
 
 WEIGHT_SUFFIXES = {
     ".safetensors",
@@ -92,7 +92,7 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
 
 
-def carry_companions(source: Path, target: Path) -> None:
+def copy_aux_files(source: Path, target: Path) -> None:
     """Copy what belongs to a model beside its weights: config, tokenizer, generation settings, model card."""
     if not source.is_dir():
         return

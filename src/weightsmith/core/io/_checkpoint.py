@@ -6,6 +6,7 @@ Writing is all or nothing: everything goes to a temporary sibling that is rename
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import CheckpointError, ShapeError
-from weightsmith.core.io._atomic import atomic_output, carry_companions
+from weightsmith.core.io._atomic import atomic_output, copy_aux_files
 
 __all__ = ["CheckpointReader", "CheckpointWriter", "StateDict", "TensorSpec", "load_state_dict"]
 
@@ -142,6 +143,20 @@ class CheckpointReader:
     def nbytes(self) -> int:
         """Size of all tensors in bytes."""
         return sum(spec.nbytes for spec in self.specs.values())
+
+    def renamed(self, keys: Mapping[str, str]) -> CheckpointReader:
+        """Return a reader of some tensors under other names.
+
+        Parameters
+        ----------
+        keys : mapping of str to str
+            From each new name to the stored one.
+        """
+        reader = copy.copy(self)
+        reader.specs = {new: self.specs[old] for new, old in keys.items()}
+        reader._places = {new: self._places[old] for new, old in keys.items() if old in self._places}
+        reader._pickled = {new: self._pickled[old] for new, old in keys.items() if old in self._pickled}
+        return reader
 
     def tensor(self, key: str) -> Tensor:
         """Read one tensor.
@@ -409,7 +424,7 @@ class CheckpointWriter:
             self._output.__exit__(type(error), error, None)
             raise error
         if error is None and self.like is not None and self.target.is_dir():
-            carry_companions(Path(self.like), self.target)
+            copy_aux_files(Path(self.like), self.target)
         self._output.__exit__(kind, error, trace)
 
     def _close(self) -> None:

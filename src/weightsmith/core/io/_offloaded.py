@@ -16,16 +16,16 @@ from weightsmith.core.errors import CheckpointError, UnsupportedModelError
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
 from weightsmith.core.io._pretrained import model_class
 
-__all__ = ["Disk", "StoredState", "disk_of", "on_disk", "skeleton"]
+__all__ = ["OffloadedModel", "StoredState", "meta_model", "offloaded", "offloaded_of"]
 
 
-def disk_of(model: nn.Module) -> Disk | None:
-    """Return where the model's weights are, if it was opened with :func:`on_disk`."""
-    return _disks.get(model)
+def offloaded_of(model: nn.Module) -> OffloadedModel | None:
+    """Return where the model's weights are, if it was opened with :func:`offloaded`."""
+    return _MODELS.get(model)
 
 
 @contextmanager
-def on_disk(
+def offloaded(
     path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Iterator[nn.Module]:
     """Open a Hugging Face checkpoint larger than memory, to be changed block by block by a transform.
@@ -53,21 +53,21 @@ def on_disk(
         If no block was visited.
     """
     reader = CheckpointReader(path)
-    model = skeleton(path)
+    model = meta_model(path)
     with CheckpointWriter(out, reader.specs, like=path, overwrite=overwrite) as writer:
-        disk = Disk(model, reader, writer)
-        _disks[model] = disk
+        stored = OffloadedModel(model, reader, writer)
+        _MODELS[model] = stored
         yield model
-        if not disk.written:
+        if not stored.written:
             raise UnsupportedModelError(
                 f"nothing of {path} was changed block by block",
                 expected="a method that goes through its model's blocks",
                 do="Load the model into memory for this method.",
             )
-        disk.copy_rest()
+        stored.copy_rest()
 
 
-def skeleton(path: str | os.PathLike[str]) -> nn.Module:
+def meta_model(path: str | os.PathLike[str]) -> nn.Module:
     """Build a Hugging Face checkpoint's architecture: its weights on the meta device, tied where it ties them.
 
     Raises
@@ -162,7 +162,7 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Disk:
+class OffloadedModel:
     """Where the weights of a model on the meta device are read from and written to."""
 
     def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
@@ -238,4 +238,4 @@ def _checkpoint_keys(model: nn.Module, reader: CheckpointReader) -> dict[str, st
     return keys
 
 
-_disks: WeakKeyDictionary[nn.Module, Disk] = WeakKeyDictionary()
+_MODELS: WeakKeyDictionary[nn.Module, OffloadedModel] = WeakKeyDictionary()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import CheckpointError
-from weightsmith.core.io._atomic import atomic_output, carry_companions
+from weightsmith.core.io._atomic import atomic_output, copy_aux_files
 from weightsmith.core.io._checkpoint import CheckpointReader
 
 __all__ = ["load_model", "model_class", "save_model"]
@@ -123,6 +123,6 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
         if like is not None:
-            carry_companions(Path(like), target)
+            copy_aux_files(Path(like), target)
         for name, text in (files or {}).items():
             (target / name).write_text(text, "utf-8")

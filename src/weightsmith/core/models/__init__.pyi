@@ -13,7 +13,7 @@ from ._blocks import (
     stream as stream,
 )
 from ._folding import fold_parametrizations as fold_parametrizations
-from ._interpolation import along_line as along_line, lerp as lerp, put_on_line as put_on_line
+from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp
 from ._layers import (
     Layer as Layer,
     evaluation_mode as evaluation_mode,

@@ -4,7 +4,7 @@ The forward pass of every batch runs as a coroutine (a greenlet) that pauses whe
 So each block is met with exactly the arguments the model gives it (hidden states, masks, position embeddings, shared
 biases, encoder outputs), and no model needs code of its own. One batch holds one hidden state, nothing else.
 
-A model opened with :func:`~weightsmith.core.io.on_disk` has no weights in memory: each block's are read when the
+A model opened with :func:`~weightsmith.core.io.offloaded` has no weights in memory: each block's are read when the
 stream reaches it and written when it leaves.
 """
 
@@ -31,7 +31,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
     WeightsmithError,
 )
-from weightsmith.core.io import Disk, disk_of
+from weightsmith.core.io import OffloadedModel, offloaded_of
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_layers
 from weightsmith.core.progress import track
 
@@ -163,7 +163,7 @@ def stream(
     Parameters
     ----------
     model : nn.Module
-        Any model, or one opened with :func:`~weightsmith.core.io.on_disk`.
+        Any model, or one opened with :func:`~weightsmith.core.io.offloaded`.
     batches : sequence of Batch or None
         Calibration data. None visits the blocks in module order, without inputs.
     include, exclude : str or sequence of str
@@ -194,7 +194,7 @@ def stream(
     [('0', 4), ('2', 4)]
     """
     blocks = _blocks_with_layers(model, include, exclude)
-    disk = disk_of(model)
+    disk = offloaded_of(model)
     if batches is None:
         for block in blocks.values():
             if block.layers:
@@ -243,7 +243,7 @@ def rewriting(
         def remembered() -> Iterator[Block]:
             total = sum(bool(block.layers) for block in _blocks_with_layers(model, include, exclude).values())
             for block in track(blocks, "blocks", total=total):
-                if disk_of(model) is None:
+                if offloaded_of(model) is None:
                     path = Path(folder) / f"{len(saved)}.safetensors"
                     save_file({n: p.detach().contiguous() for n, p in block.module.named_parameters()}, path)
                     saved.append((block.module, path))
@@ -300,7 +300,7 @@ class _Walks:
     """The forward passes of all batches, each paused where its model calls a block not yet visited."""
 
     def __init__(
-        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Sequence[Batch], disk: Disk | None
+        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Sequence[Batch], disk: OffloadedModel | None
     ) -> None:
         self.model, self.disk = model, disk
         self.pending = dict(blocks)
@@ -381,7 +381,7 @@ class _Walks:
         warnings.warn(f"no calibration batch reached blocks {names[:4]}: they stay as they are", stacklevel=4)
 
 
-def _visit(block: Block, disk: Disk | None) -> Iterator[Block]:
+def _visit(block: Block, disk: OffloadedModel | None) -> Iterator[Block]:
     """Hand out a block; of a disk-backed model, read it before and write it after."""
     if disk is not None:
         disk.load(block.module)

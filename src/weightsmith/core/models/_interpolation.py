@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.io import StateDict
 
-__all__ = ["along_line", "lerp", "put_on_line"]
+__all__ = ["along_line", "interpolate_", "lerp"]
 
 
 def lerp(
@@ -102,7 +102,7 @@ def along_line(model: nn.Module, start: StateDict, end: StateDict, fractions: It
     return _walk(own, backup, triples, fractions)
 
 
-def put_on_line(model: nn.Module, start: StateDict, end: StateDict, t: float) -> None:
+def interpolate_(model: nn.Module, start: StateDict, end: StateDict, t: float) -> None:
     """Put the model at a point of the line between two sets of weights, in place, to stay.
 
     Parameters
@@ -120,7 +120,7 @@ def put_on_line(model: nn.Module, start: StateDict, end: StateDict, t: float) ->
     Examples
     --------
     >>> model = nn.Linear(1, 1, bias=False)
-    >>> put_on_line(model, {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}, 0.5)
+    >>> interpolate_(model, {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}, 0.5)
     >>> model.weight.item()
     2.0
     """

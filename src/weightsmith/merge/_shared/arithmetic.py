@@ -1,20 +1,77 @@
-"""Arithmetic on weights that the merging rules share."""
+"""Arithmetic on weights that the merging methods share, and the checks of their numbers."""
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Shaped
+import math
+import warnings
+from collections.abc import Sequence
+
 from torch import Tensor
 
-__all__ = ["upcast"]
+from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.io import TensorMap
+from weightsmith.core.linalg import upcast
+from weightsmith.core.models import lerp
+
+__all__ = ["check_alpha", "check_density", "check_finite", "interpolation", "weighted_sum"]
 
 
-def upcast(part: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the numbers in float32, or in float64 where they are.
+def interpolation(alpha: float) -> TensorMap:
+    """Return the map of the straight line between two networks; exact at both ends."""
+    return lambda name, chunks: lambda parts, out: lerp(parts[0], parts[1], alpha, out)
+
+
+def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum tensors with weights, in float32 at least.
 
     Examples
     --------
-    >>> upcast(torch.ones(1, dtype=torch.bfloat16)).dtype
-    torch.float32
+    >>> import torch
+    >>> weighted_sum([torch.tensor([1.0]), torch.tensor([3.0])], [0.5, 1.0])
+    tensor([3.5000])
     """
-    return part.to(torch.promote_types(part.dtype, torch.float32) if part.element_size() > 1 else torch.float32)
+    total = upcast(parts[0]) * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(upcast(part), alpha=weight)
+    return total
+
+
+def check_finite(name: str, value: float) -> float:
+    """Return a number; refuse one that is not finite.
+
+    Raises
+    ------
+    HyperparameterError
+        If it is not finite.
+    """
+    if not math.isfinite(value):
+        raise HyperparameterError(name, found=value, expected="a finite number")
+    return value
+
+
+def check_alpha(alpha: float, *, stacklevel: int = 3) -> float:
+    """Return a share of the second network; warn of extrapolation.
+
+    Raises
+    ------
+    HyperparameterError
+        If it is not finite.
+    """
+    if not math.isfinite(alpha):
+        raise HyperparameterError("alpha", found=alpha, expected="a number, usually in [0, 1]")
+    if not 0 <= alpha <= 1:
+        warnings.warn(f"alpha = {alpha} lies outside [0, 1]: the line is extrapolated", stacklevel=stacklevel)
+    return alpha
+
+
+def check_density(density: float) -> float:
+    """Return a share of the weights of a task vector.
+
+    Raises
+    ------
+    HyperparameterError
+        If it is not in (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise HyperparameterError("density", found=density, expected="in (0, 1]")
+    return density

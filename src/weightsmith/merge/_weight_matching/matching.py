@@ -61,7 +61,7 @@ class Matching:
     distance_before, distance_after : float
         Euclidean distance between all permutable weights.
     starts : tuple of float
-        Final objective of each start; the first start is the identity.
+        Final objective of each start.
     """
 
     perms: Permutations
@@ -120,15 +120,15 @@ def match_weights(
     symmetry : Symmetry
         The groups that may be permuted (:func:`~weightsmith.core.symmetry.find_symmetry`).
     restarts : int, default: 1
-        Number of starts: the first from ``start``, the others from random permutations; the best is kept.
+        Number of starts, of which the best is kept: the first after a pass from the inputs to the outputs, the second
+        at the identity (as the reference), the others at random permutations.
     sweeps : int, default: 100
         Bound on sweeps over all permutations; it is seldom reached.
     normalize : {"none", "layer"}, default: "none"
         Whether each tensor counts by the product of its norms, or all tensors equally.
     start : dict of str to Tensor, optional
-        Permutations to sweep from. By default one pass goes from the inputs to the outputs first, in which each
-        permutation is matched by the weights whose other axes are in order already; the reference has no such pass and
-        starts at the identity.
+        Permutations to start at; further starts are random. By default one pass goes from the inputs to the outputs
+        first, in which each permutation is matched by the weights whose other axes are matched already.
     generator : torch.Generator, optional
         Draws the order of the permutations in a sweep and the random starts; seed 0 by default.
 
@@ -172,7 +172,8 @@ def match_weights(
     best: _Descent | None = None
     objectives = []
     for number in track(range(restarts), "matching weights"):
-        begin = symmetry.random(generator) if number else start or symmetry.identity()
+        planned = number < (1 if start else 2)
+        begin = start or symmetry.identity() if planned else symmetry.random(generator)
         descent = _Descent(symmetry, pair.permuted(begin), survey.norms, begin, normalize)
         if not number and start is None:
             descent = descent.warm_start()

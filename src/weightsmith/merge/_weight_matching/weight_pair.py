@@ -10,8 +10,8 @@ from torch import Tensor
 
 from weightsmith.core.errors import ShapeError
 from weightsmith.core.io import StoredState, TensorSpec
+from weightsmith.core.linalg import upcast
 from weightsmith.core.symmetry import Permutations, Symmetry
-from weightsmith.merge._shared.arithmetic import upcast
 
 __all__ = ["STALE", "InMemoryPair", "OffloadedPair", "WeightPair", "check_same_architecture", "row_ranges", "rows"]
 

@@ -1,0 +1,90 @@
+r"""WiSE-FT of a LoRA adapter: the average with the base is the adapter scaled by alpha.
+
+.. math:: (1 - \alpha) W + \alpha (W + B A) = W + (\alpha B) A
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from weightsmith.core.errors import CheckpointError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.io import StateDict, atomic_output, copy_aux_files, load_state_dict
+from weightsmith.core.linalg import upcast
+from weightsmith.core.results import Result, record
+from weightsmith.merge._shared.arithmetic import check_alpha
+
+__all__ = ["scale_adapter"]
+
+
+def scale_adapter(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5, overwrite: bool = False) -> Result:
+    """Average a LoRA-tuned network with its base, by scaling the adapter by alpha.
+
+    The base is frozen, so ``(1 - alpha) W + alpha (W + B A) = W + (alpha B) A``, exactly.
+
+    Parameters
+    ----------
+    checkpoints : sequence of path
+        One folder of a LoRA adapter, as ``save_pretrained`` of PEFT writes it.
+    out : path
+        Folder for the scaled adapter.
+    alpha : float, default: 0.5
+        0 is the base, 1 is the tuned network.
+    overwrite : bool, default: False
+        Replace what is at ``out``.
+
+    Returns
+    -------
+    Result
+        One row per scaled matrix, with its norm.
+
+    Raises
+    ------
+    HyperparameterError
+        If there is not one folder, or ``alpha`` is not finite.
+    CheckpointError
+        If it is not the folder of an adapter.
+    UnsupportedModelError
+        If the adapter is not LoRA, is DoRA, or holds weights that are not updates (biases, whole modules): average the
+        merged network with the base by :func:`weightsmith.merge.wise_ft`.
+
+    References
+    ----------
+    Wortsman et al. "Robust fine-tuning of zero-shot models". CVPR 2022. arXiv:2109.01903.
+    """
+    if len(checkpoints) != 1:
+        raise HyperparameterError("checkpoints", found=len(checkpoints), expected="one adapter folder")
+    check_alpha(alpha)
+    folder = Path(checkpoints[0])
+    with record("scale-adapter", alpha=alpha) as result:
+        tensors = load_state_dict(folder)
+        _check_lora(folder, tensors)
+        scaled = {}
+        for name, tensor in tensors.items():
+            scaled[name] = tensor
+            if "lora_B" in name or "lora_embedding_B" in name:
+                scaled[name] = (upcast(tensor) * alpha).to(tensor.dtype)
+                result.layer(name, weights=tensor.numel(), norm=upcast(scaled[name]).norm().item())
+        with atomic_output(out, overwrite=overwrite) as target:
+            save_file(scaled, target / "adapter_model.safetensors", metadata={"format": "pt"})
+            copy_aux_files(folder, target)
+        result.totals = {"tensors": len(result.layers), "weights": sum(row["weights"] for row in result.layers)}
+    return result
+
+
+def _check_lora(folder: Path, tensors: StateDict) -> None:
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no adapter_config.json in {folder}", do="Give the folder of a PEFT adapter.") from error
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+        raise UnsupportedModelError(f"adapter {folder}", found=kind, expected="LORA", do="Merge it, then use wise-ft.")
+    whole = [name for name in tensors if "lora_" not in name]
+    if whole:
+        raise UnsupportedModelError(
+            f"adapter {folder} holds weights that are not updates", found=whole[:5], do="Merge it, then use wise-ft."
+        )

@@ -1,0 +1,242 @@
+"""Merge state dicts in memory, or checkpoints of any size on disk, by one map of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
+from weightsmith.core.io import (
+    QUANTIZED,
+    CheckpointReader,
+    StateDict,
+    TensorMap,
+    TensorSpec,
+    map_checkpoints,
+    map_state_dicts,
+)
+from weightsmith.core.results import Result, record
+
+__all__ = ["MergePlan", "check_two", "merge_checkpoints", "merge_state_dicts", "plan_of"]
+
+
+@dataclass
+class MergePlan:
+    """Which tensors are merged.
+
+    Attributes
+    ----------
+    merged : dict of str to int
+        Tensors that are merged, and their number of weights.
+    kept : list of str
+        Tensors copied from the last network: integers, and those that match ``keep``.
+    """
+
+    merged: dict[str, int] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+
+    def only_merged(self, tensor_map: TensorMap) -> TensorMap:
+        """Restrict a map to the tensors that are merged."""
+        return lambda name, chunks: tensor_map(name, chunks) if name in self.merged else None
+
+
+def merge_state_dicts(
+    states: Sequence[StateDict],
+    tensor_map: TensorMap,
+    *,
+    keep: Sequence[str] = (),
+    weights: Sequence[StateDict] = (),
+) -> dict[str, Tensor]:
+    """Merge state dicts into a new one, tied tensors once.
+
+    Parameters
+    ----------
+    states : sequence of state dict
+        With the same names and shapes. The result has the element types of the last.
+    tensor_map : callable
+        How the tensors are merged.
+    keep : sequence of str
+        Shell patterns of names: these are the last state dict's, and the others need not have them.
+    weights : sequence of state dict
+        Element-wise weights, one mapping per network; the map gets their chunks before those of the networks.
+
+    Returns
+    -------
+    dict of str to Tensor
+        In the order of the last. What was not merged is the tensor of the last itself.
+
+    Raises
+    ------
+    ShapeError
+        If names or shapes differ.
+    NonFiniteError
+        If a tensor holds NaN or infinity.
+    UnsupportedModelError
+        If weights are quantized.
+
+    Examples
+    --------
+    >>> import torch
+    >>> largest = lambda name, chunks: lambda parts, out: torch.maximum(*parts, out=out)
+    >>> merge_state_dicts([{"w": torch.tensor([1.0, 4.0])}, {"w": torch.tensor([2.0, 3.0])}], largest)
+    {'w': tensor([2., 4.])}
+    """
+    specs, scales = (
+        [{name: TensorSpec.of(tensor) for name, tensor in state.items()} for state in group]
+        for group in (states, weights)
+    )
+    names = [f"state dict {index}" for index in range(len(states))]
+    plan = plan_of(specs, names, keep)
+    _check_weights(scales, specs)
+    whose = [*(f"weights {index}" for index in range(len(weights))), *names]
+    return map_state_dicts([*weights, *states], plan.only_merged(tensor_map), whose)
+
+
+def merge_checkpoints(
+    method: str,
+    checkpoints: Sequence[Path],
+    out: Path,
+    tensor_map: TensorMap,
+    *,
+    keep: Sequence[str] = (),
+    weights: Sequence[CheckpointReader] = (),
+    whole: bool = False,
+    overwrite: bool = False,
+    hyper: Mapping[str, Any],
+) -> Result:
+    """Merge checkpoints on disk into a new one, all or nothing, in memory that does not depend on their size.
+
+    Parameters
+    ----------
+    method : str
+        Name of the command.
+    checkpoints : sequence of path
+        Folders or files. The result has the names, element types and small files of the last.
+    out : path
+        Folder, or a ``.safetensors`` file.
+    tensor_map, keep
+        As in :func:`merge_state_dicts`.
+    weights : sequence of CheckpointReader
+        Element-wise weights, one checkpoint per network; the map gets their chunks before those of the networks.
+    whole : bool, default: False
+        Whether a chunk is a whole tensor.
+    overwrite : bool, default: False
+        Replace what is at ``out``.
+    hyper : mapping of str to object
+        The command's hyper-parameters, for its result.
+
+    Returns
+    -------
+    Result
+        Counts of tensors and weights; a note names what was not merged by choice.
+
+    Raises
+    ------
+    CheckpointError
+        If a checkpoint cannot be read or ``out`` cannot be written.
+    ShapeError, NonFiniteError, UnsupportedModelError
+        As :func:`merge_state_dicts`; nothing is written.
+    """
+    with record(method, **hyper) as result:
+        readers = [CheckpointReader(path) for path in checkpoints]
+        plan = plan_of([reader.specs for reader in readers], [str(path) for path in checkpoints], keep)
+        _check_weights([reader.specs for reader in weights], [reader.specs for reader in readers])
+        map_checkpoints(
+            [*weights, *readers],
+            out,
+            plan.only_merged(tensor_map),
+            ranges=(lambda name, spec: [(0, spec.numel)]) if whole else None,
+            overwrite=overwrite,
+        )
+        result.totals = {
+            "tensors": len(plan.merged),
+            "weights": sum(plan.merged.values()),
+            "kept_tensors": len(plan.kept),
+        }
+        if plan.kept:
+            few = ", ".join(plan.kept[:5]) + (", ..." if len(plan.kept) > 5 else "")
+            result.notes.append(f"Copied from the last network: {few}")
+    return result
+
+
+def _check_weights(weights: Sequence[Mapping[str, TensorSpec]], specs: Sequence[Mapping[str, TensorSpec]]) -> None:
+    if len(weights) not in (0, len(specs)):
+        raise ShapeError("element-wise weights", found=len(weights), expected=f"one per network ({len(specs)})")
+    for scale in weights:
+        for name in scale.keys() & specs[-1].keys():
+            if scale[name].shape != specs[-1][name].shape:
+                raise ShapeError(f"weights of {name!r}", found=scale[name].shape, expected=specs[-1][name].shape)
+
+
+def check_two(checkpoints: Sequence[Path]) -> None:
+    """Refuse anything but two checkpoints.
+
+    Raises
+    ------
+    HyperparameterError
+        If there are not two.
+    """
+    if len(checkpoints) != 2:
+        raise HyperparameterError("checkpoints", found=len(checkpoints), expected="two: BASE TUNED")
+
+
+def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], keep: Sequence[str] = ()) -> MergePlan:
+    """Compare networks and decide of each tensor whether it is merged.
+
+    Parameters
+    ----------
+    specs : sequence of mapping of str to TensorSpec
+        The tensors of each network.
+    names : sequence of str
+        What the networks are called in errors.
+    keep : sequence of str
+        Shell patterns of names that are the last network's.
+
+    Raises
+    ------
+    HyperparameterError
+        If there are fewer than two networks.
+    ShapeError
+        If names or shapes differ.
+    UnsupportedModelError
+        If weights are quantized.
+    """
+    if len(specs) < 2:
+        raise HyperparameterError("networks to merge", found=len(specs), expected="at least two")
+    last = specs[-1]
+    plan = MergePlan()
+    for name, spec in last.items():
+        if any(fnmatchcase(name, pattern) for pattern in keep) or not spec.dtype.is_floating_point:
+            plan.kept.append(name)
+        else:
+            plan.merged[name] = spec.numel
+        if spec.dtype in QUANTIZED and len(spec.shape) > 1:
+            raise UnsupportedModelError(
+                f"tensor {name!r} of {names[-1]} is quantized", found=spec.dtype, do="Dequantize the checkpoint first."
+            )
+    kept = set(plan.kept)
+    for other, who in zip(specs[:-1], names, strict=False):
+        loose = [name for name in other if name not in last and any(fnmatchcase(name, each) for each in keep)]
+        odd = sorted((plan.merged.keys() - other.keys()) | (other.keys() - last.keys() - kept - set(loose)))
+        if odd:
+            raise ShapeError(
+                f"{who} and {names[-1]} differ in {len(odd)} names",
+                found=odd[:5],
+                expected="the same",
+                do='Where only one has a head, pass head="finetuned".',
+            )
+        bad = [name for name in plan.merged if other[name].shape != last[name].shape]
+        if bad:
+            shapes = [(name, other[name].shape, last[name].shape) for name in bad[:5]]
+            raise ShapeError(
+                f"{who} and {names[-1]} differ in {len(bad)} shapes",
+                found=shapes,
+                expected="the same",
+                do='Where the heads differ in size, pass head="finetuned".',
+            )
+    return plan
