@@ -31,6 +31,7 @@ from weightsmith.core.data import Batch, Batches, Samples, call
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode, fold_parametrizations, get_module, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
+from weightsmith.core.tied import parameter_names
 from weightsmith.core.training import FitOptions, Loss, default_loss, draw_seed, fit, logits_of, training_method
 from weightsmith.grow._shared.templates import LAYOUTS, Growth, TemplateMix, coefficients, grow_coefficients
 from weightsmith.grow._widen_net2net import is_matrix, match_widths
@@ -481,8 +482,7 @@ def _mix(module: nn.Module, mix: TemplateMix, templates: list[nn.Parameter]) -> 
 
 def _aliases(model: nn.Module, name: str) -> list[str]:
     """All names of a parameter."""
-    wanted = model.get_parameter(name)
-    return [other for other, parameter in model.named_parameters(remove_duplicate=False) if parameter is wanted]
+    return parameter_names(model)[model.get_parameter(name)]
 
 
 def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from weightsmith.core.errors import (
     ShapeError,
 )
 from weightsmith.core.io import atomic_output
+from weightsmith.core.tied import tensor_owners
 from weightsmith.predict._shared.members import (
     ACCURACY,
     SUPPORT,
@@ -313,17 +314,15 @@ def _layout(state: Mapping[str, Tensor], include: Sequence[str] | None) -> _Layo
     slots: list[Slot] = []
     template: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    seen: dict[Any, str] = {}
+    owners = tensor_owners({name: state[name] for name in include or state})
     start = 0
-    for name in include or state:
+    for name, owner in owners.items():
         tensor = state[name]
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if not tensor.is_floating_point() or name.endswith(RUNNING):
             template[name] = tensor.detach().clone()
-        elif tensor.numel() and place in seen:
-            aliases[name] = seen[place]
+        elif owner != name:
+            aliases[name] = owner
         else:
-            seen[place] = name
             slots.append(Slot(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), start))
             start += slots[-1].size
     return _Layout(tuple(slots), template, aliases)

@@ -20,7 +20,8 @@ purely additive update Bone, then MiSS (``variant="miss"``, PEFT's ``init_weight
 or, in one call, :func:`bone`.
 """
 
+from weightsmith.adapt._bone.config import BoneConfig
 from weightsmith.adapt._bone.method import bone
-from weightsmith.adapt._bone.tuner import BoneConfig, BoneLinear, BoneModel
+from weightsmith.adapt._bone.tuner import BoneLinear, BoneModel
 
 __all__ = ["BoneConfig", "BoneLinear", "BoneModel", "bone"]

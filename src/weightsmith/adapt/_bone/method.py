@@ -9,7 +9,8 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from weightsmith.adapt._bone.tuner import BoneConfig, BoneLinear
+from weightsmith.adapt._bone.config import BoneConfig
+from weightsmith.adapt._bone.tuner import BoneLinear
 from weightsmith.core.data import Samples
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, fit, requires_grad_restored, training_method

@@ -12,9 +12,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
+from weightsmith.core.tied import parameter_names
 
 if TYPE_CHECKING:
-    from weightsmith.adapt._bone.tuner import BoneConfig
+    from weightsmith.adapt._bone.config import BoneConfig
 
 __all__ = ["CONVOLUTIONS", "check_targets", "has_weight", "matrix_shape"]
 
@@ -104,18 +105,19 @@ def _check_kind(name: str, module: nn.Module, config: BoneConfig) -> None:
 
 
 def _check_tied(targets: Mapping[str, nn.Module], model: nn.Module) -> None:
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            owners.setdefault(id(weight), []).append(name.removesuffix(".base_layer"))
+    owners = {weight: [_layer_of(name) for name in names] for weight, names in parameter_names(model).items()}
     for name, module in targets.items():
-        others = [other for other in owners.get(id(module._parameters.get("weight")), []) if other != name]
+        weight = module._parameters.get("weight")
+        others = [other for other in (owners.get(weight, []) if weight is not None else []) if other != name]
         if others:
             raise UnsupportedModelError(
                 f"layer {name!r} shares its weight with {others[0]!r}, which would not be adapted with it",
                 do="Leave it out with exclude_modules, or untie the weights.",
             )
+
+
+def _layer_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0].removesuffix(".base_layer")
 
 
 def _check_shape(name: str, shape: Shape, config: BoneConfig, shapes: Sequence[Shape]) -> None:

@@ -1,4 +1,4 @@
-"""Bone as a PEFT method: configuration, layer and model, on top of PEFT's own MiSS classes.
+"""Bone as a PEFT method: layer and model, on top of PEFT's own MiSS classes.
 
 PEFT's MiSS has the variants ``"bat"``, ``"miss"`` and ``"mini"``. Here they need less memory and time to train, can
 be taken out of merged weights exactly, and work on Hugging Face's ``Conv1D`` and on convolutions; ``"bat-row"`` and
@@ -7,15 +7,12 @@ be taken out of merged weights exactly, and work on Hugging Face's ``Conv1D`` an
 
 from __future__ import annotations
 
-import enum
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
-from peft import MissConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
@@ -29,117 +26,18 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.adapt._bone import blocks
+from weightsmith.adapt._bone.config import PEFT_NAMES, BoneConfig, BoneType
 from weightsmith.adapt._bone.targets import CONVOLUTIONS, check_targets, has_weight, matrix_shape
 from weightsmith.core.errors import (
-    HyperparameterError,
     LayerNotFoundError,
     NonFiniteError,
     UnsupportedModelError,
 )
 
-__all__ = ["BoneConfig", "BoneLinear", "BoneModel", "Variant"]
+__all__ = ["BoneLinear", "BoneModel"]
 
-Variant: TypeAlias = Literal["bat", "bat-row", "miss", "mini"]
-
-PEFT_NAMES: dict[str, str | bool] = {"bat": "bat", "bat-row": "bat", "miss": True, "mini": "mini"}
 LOST_IN_ROUNDING = 0.01
 """Share of an update that may be lost when it is merged into half precision before the user is warned."""
-
-
-class _Type(enum.StrEnum):
-    """The name under which PEFT finds the classes of this module; PEFT's own enum cannot be extended."""
-
-    BONE = "BONE"
-
-
-@dataclass
-class BoneConfig(MissConfig):
-    """Configuration of a Bone adapter, for ``peft.get_peft_model``.
-
-    Takes all of ``peft.MissConfig``'s fields; by default all linear layers but the output layer are adapted.
-
-    Parameters
-    ----------
-    r : int, default: 64
-        Side of a block. ``"bat"`` and ``"bat-row"`` need it to divide both dimensions of every layer, unless ``pad``.
-    variant : {"bat", "bat-row", "miss", "mini"}, default: "bat"
-        How the blocks change a weight, see :mod:`weightsmith.adapt._bone.blocks`. ``"bat"`` is the paper's method,
-        ``"bat-row"`` its form that never reads the weight, ``"miss"`` the additive successor, ``"mini"`` the
-        latter with ``mini_r`` columns. Without it, PEFT's ``init_weights`` says which.
-    pad : bool, default: False
-        Let the last blocks of ``"bat"`` and ``"bat-row"`` hang over the edge.
-    keep_base : bool, default: False
-        Keep a copy of every weight that is merged, so that unmerging gives it back bit by bit; without, it is
-        solved for in float64.
-    init_weights : bool or str, default: "bat"
-        ``False`` starts from random blocks, for tests; otherwise PEFT's name of the variant.
-
-    Raises
-    ------
-    HyperparameterError
-        If a number is out of range or the variant is unknown.
-
-    References
-    ----------
-    Kang, arXiv 2409.15371 (v1-v3: ``"bat"``; from v4 on: ``"miss"``).
-
-    Examples
-    --------
-    >>> from peft import get_peft_model
-    >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), BoneConfig(r=4, target_modules=["0"]))
-    >>> model.print_trainable_parameters()
-    trainable params: 16 || all params: 52 || trainable%: 30.7692
-    """
-
-    target_modules: list[str] | str | None = field(default="all-linear")
-    init_weights: bool | Literal["bat", "mini"] = field(default="bat")
-    variant: Variant | None = field(default=None)
-    pad: bool = field(default=False)
-    keep_base: bool = field(default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = _Type.BONE
-        if self.variant is None:
-            self.variant = self.init_weights if self.init_weights in ("bat", "mini") else "miss"
-        if self.variant not in PEFT_NAMES:
-            raise HyperparameterError("variant", found=repr(self.variant), expected=f"one of {list(PEFT_NAMES)}")
-        if self.init_weights is not False:
-            self.init_weights = PEFT_NAMES[self.variant]  # type: ignore[assignment]
-        for name in ("r", "mini_r"):
-            if getattr(self, name) < 1:
-                raise HyperparameterError(name, found=getattr(self, name), expected=">= 1")
-        if not 0 <= self.miss_dropout < 1:
-            raise HyperparameterError("miss_dropout", found=self.miss_dropout, expected="in [0, 1)")
-        if self.miss_dropout and self.variant.startswith("bat"):
-            raise HyperparameterError(
-                f"miss_dropout with variant {self.variant!r}", found=self.miss_dropout, expected="0"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is saved: PEFT's own ``MISS`` wherever PEFT can read it, else the type ``BONE``."""
-        stored = super().to_dict()
-        assert self.variant is not None
-        if self.variant != "bat-row" and not self.pad:
-            stored |= {"peft_type": "MISS", "init_weights": PEFT_NAMES[self.variant]}
-            for name in ("variant", "pad", "keep_base"):
-                del stored[name]
-        return stored
-
-    @classmethod
-    def from_peft_type(cls, **stored: Any) -> BoneConfig:
-        """Build the configuration from what :meth:`to_dict`, PEFT's MiSS or PEFT's former Bone have saved.
-
-        Raises
-        ------
-        HyperparameterError
-            If it is another method's.
-        """
-        kind = stored.pop("peft_type", "BONE")
-        if kind not in ("BONE", "MISS"):
-            raise HyperparameterError("peft_type of the adapter", found=str(kind), expected="BONE or MISS")
-        config: BoneConfig = super().from_peft_type(**stored)
-        return config
 
 
 class BoneLinear(MissLinear):
@@ -445,6 +343,6 @@ _APPLY = {
 _UNDO = {"bat": blocks.undo_bat, "bat-row": blocks.undo_bat_row, "miss": blocks.undo_miss, "mini": blocks.undo_miss}
 
 # register_peft_method only takes names of PEFT's own enum; these are the tables it fills
-PEFT_TYPE_TO_CONFIG_MAPPING[_Type.BONE] = BoneConfig
-PEFT_TYPE_TO_TUNER_MAPPING[_Type.BONE] = BoneModel
-PEFT_TYPE_TO_PREFIX_MAPPING[_Type.BONE] = BoneModel.prefix
+PEFT_TYPE_TO_CONFIG_MAPPING[BoneType.BONE] = BoneConfig
+PEFT_TYPE_TO_TUNER_MAPPING[BoneType.BONE] = BoneModel
+PEFT_TYPE_TO_PREFIX_MAPPING[BoneType.BONE] = BoneModel.prefix

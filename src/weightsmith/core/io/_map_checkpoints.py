@@ -24,6 +24,7 @@ from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, StateDict, TensorSpec
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.progress import track
+from weightsmith.core.tied import tensor_owners
 
 __all__ = ["QUANTIZED", "ChunkMap", "Chunks", "TensorMap", "map_checkpoints", "map_state_dicts"]
 
@@ -77,23 +78,22 @@ def map_state_dicts(
     {'w': tensor([2., 4.])}
     """
     result: dict[str, Tensor] = {}
-    done: dict[tuple[object, ...], Tensor] = {}
+    owners = tensor_owners(states[-1])
     names = whose or [f"state dict {index}" for index in range(len(states))]
     for name, last in states[-1].items():
-        place = (last.data_ptr(), last.dtype, tuple(last.shape), last.stride()) if last.numel() else (name,)
-        if place not in done:
+        if owners[name] not in result:
 
             def chunks(name: str = name, last: Tensor = last) -> Iterator[list[Tensor]]:
                 yield [state[name].detach().to(last.device).reshape(-1) for state in states]
 
             chunk_map = tensor_map(name, chunks)
-            done[place] = last
+            result[name] = last
             if chunk_map is not None:
                 (parts,) = chunks()
                 mapped = chunk_map(parts, torch.empty_like(parts[-1]))
                 _check_finite(name, mapped, parts, names)
-                done[place] = mapped.view(last.shape)
-        result[name] = done[place]
+                result[name] = mapped.view(last.shape)
+        result[name] = result[owners[name]]
     return result
 
 

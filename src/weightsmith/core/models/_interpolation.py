@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.io import StateDict
+from weightsmith.core.tied import tensor_owners
 
 __all__ = ["along_line", "interpolate_", "lerp"]
 
@@ -133,12 +134,13 @@ def _line(
 ) -> tuple[StateDict, StateDict, list[tuple[Tensor, Tensor, Tensor]]]:
     """The model's tensors, copies of them, and of each what to write to and the two ends."""
     own = model.state_dict()
+    owners = tensor_owners(own)
     for side, ends in (("start", start), ("end", end)):
-        _check_same(f"{side} of the line", ends, own)
-    backup = {name: tensor.clone() for name, tensor in _once(own).items()}
+        _check_same(f"{side} of the line", ends, own, owners)
+    backup = {name: own[name].clone() for name in dict.fromkeys(owners.values())}
     # an end that is the model's own storage would move with the model
-    alias = {tensor.data_ptr(): backup[name] for name, tensor in _once(own).items() if tensor.numel()}
-    triples = [(own[name], *(_stay(_find(ends, own, name), alias) for ends in (start, end))) for name in backup]
+    alias = {own[name].data_ptr(): copy for name, copy in backup.items() if copy.numel()}
+    triples = [(own[name], *(_stay(_find(ends, owners, name), alias) for ends in (start, end))) for name in backup]
     return own, backup, triples
 
 
@@ -163,27 +165,9 @@ def _walk(
                 own[name].copy_(tensor)
 
 
-def _once(state: StateDict) -> dict[str, Tensor]:
-    """The tensors without the further names of tied ones.
-
-    >>> shared = torch.zeros(2)
-    >>> list(_once({"embedding": shared, "head": shared, "bias": torch.zeros(2)}))
-    ['embedding', 'bias']
-    """
-    first: dict[object, str] = {}
-    for name, tensor in state.items():
-        first.setdefault(_place(tensor) if tensor.numel() else name, name)
-    return {name: state[name] for name in first.values()}
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-
-
-def _find(ends: StateDict, own: StateDict, name: str) -> Tensor:
+def _find(ends: StateDict, owners: Mapping[str, str], name: str) -> Tensor:
     """The tensor of ``name``, or of a weight that the model ties to it."""
-    names = [other for other, tensor in own.items() if _place(tensor) == _place(own[name])] if name not in ends else []
-    return ends[name] if name in ends else next(ends[other] for other in names if other in ends)
+    return next(ends[other] for other in (name, *owners) if other in ends and owners[other] == owners[name])
 
 
 def _stay(tensor: Tensor, alias: Mapping[int, Tensor]) -> Tensor:
@@ -192,10 +176,10 @@ def _stay(tensor: Tensor, alias: Mapping[int, Tensor]) -> Tensor:
     return tensor.detach() if copy is None or copy.shape != tensor.shape else copy
 
 
-def _check_same(what: str, state: StateDict, own: StateDict) -> None:
-    given = {_place(own[name]) for name in state if name in own}
-    missing = [name for name, tensor in own.items() if name not in state and _place(tensor) not in given]
-    odd = missing + [name for name in state if name not in own]
+def _check_same(what: str, state: StateDict, own: StateDict, owners: Mapping[str, str]) -> None:
+    given = {owners[name] for name in state if name in owners}
+    missing = [name for name, owner in owners.items() if name not in state and owner not in given]
+    odd = missing + [name for name in state if name not in owners]
     if odd:
         raise ShapeError(f"{what}: {len(odd)} names", found=odd[:5], expected="the names of model.state_dict()")
     for name, tensor in state.items():

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from safetensors.torch import load
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TensorSpec
+from weightsmith.core.tied import tensor_owners
 from weightsmith.predict._know.elementwise import ElementwiseRule
 from weightsmith.predict._know.network import HistoryNet, load_keras_h5
 from weightsmith.predict._know.retrodiction import Retrodiction, Rule
@@ -144,9 +145,8 @@ class KnowPredictor:
             If nothing was forgotten, the network has no normalization layers, weights lie outside the predictor's
             range, or layers shrink below 0.3 of their norm.
         """
-        owners: dict[tuple[Any, ...], str] = {}
         trained = trajectory[-1] if len(trajectory) else {}
-        aliases = {key: owners.setdefault(_place(key, tensor), key) for key, tensor in trained.items()}
+        aliases = tensor_owners(trained)
         once = set(aliases.values())
         sources = [
             _InMemory({key: tensor for key, tensor in snapshot.items() if key in once or key not in aliases})
@@ -176,11 +176,6 @@ class _InMemory:
 
     def tensor(self, key: str) -> Tensor:
         return self._state[key].detach().clone(memory_format=torch.contiguous_format)
-
-
-def _place(key: str, tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lives: equal for tied weights."""
-    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (key,)
 
 
 def _package_data(name: str) -> dict[str, Tensor]:

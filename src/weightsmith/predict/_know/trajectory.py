@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
 from weightsmith.core.io import atomic_output
 from weightsmith.core.progress import track
+from weightsmith.core.tied import tensor_owners
 from weightsmith.predict._know.network import STAGES
 
 __all__ = ["ForgettingTrajectory", "Trajectory", "nested_sizes"]
@@ -213,11 +214,7 @@ def nested_sizes(count: int, ratio: float = 0.5, stages: int = STAGES) -> list[i
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     """Copy the state dict; tied weights stay one tensor."""
-    copies: dict[tuple[Any, ...], Tensor] = {}
-    snapshot = {}
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,)
-        if place not in copies:
-            copies[place] = tensor.detach().clone()
-        snapshot[name] = copies[place]
-    return snapshot
+    state = model.state_dict()
+    owners = tensor_owners(state)
+    copies = {owner: state[owner].detach().clone() for owner in dict.fromkeys(owners.values())}
+    return {name: copies[owner] for name, owner in owners.items()}
