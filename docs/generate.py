@@ -16,7 +16,7 @@ from weightsmith import catalog, claims
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 WRITTEN = "<!-- written by docs/generate.py -->\n\n"
-COLOURS = {"method": "#c8501e", "baseline": "#2f6db3", "control": "#8a8178"}
+COLORS = {"method": "#c8501e", "baseline": "#2f6db3", "control": "#8a8178"}
 
 
 def pages() -> dict[Path, str]:
@@ -205,8 +205,8 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
     middle = sum(row["target"] for row in told["rows"]) / len(told["rows"])
     for number, row in enumerate(sorted(told["rows"], key=lambda row: row["target"])):
         ours = row["method"].split(",")[0].split(" (")[0] in {m.slug for m in catalog.METHODS}
-        colour = COLOURS["method" if ours else "baseline"]
-        axes.scatter(row["target"], row["control"], s=row["stored"] / 2500 + 8, color=colour, alpha=0.55, linewidth=0)
+        color = COLORS["method" if ours else "baseline"]
+        axes.scatter(row["target"], row["control"], s=row["stored"] / 2500 + 8, color=color, alpha=0.55, linewidth=0)
         left = not ours and row["target"] > middle  # keeps the crowd on the right half readable
         axes.annotate(
             row["method"],
@@ -216,7 +216,7 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
             ha="right" if left else "left",
             size=8,
         )
-    axes.axhline(told["start"]["control"], color=COLOURS["control"], lw=1, ls=":")
+    axes.axhline(told["start"]["control"], color=COLORS["control"], lw=1, ls=":")
     axes.text(
         1,
         told["start"]["control"],
@@ -225,7 +225,7 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
         ha="right",
         va="bottom",
         size=8,
-        color=COLOURS["control"],
+        color=COLORS["control"],
     )
     axes.set_xlabel("loss on the target, nats a byte (lower is better)")
     axes.set_ylabel("loss on the old text, nats a byte (lower is better)")
@@ -257,10 +257,10 @@ def _draw(claim: Mapping[str, Any], path: Path) -> None:
     arms = claim["arms"]
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.42 * len(arms)), layout="constrained")
     for row, arm in enumerate(arms):
-        colour, (low, high) = COLOURS[arm["role"]], arm["ci95"]
-        axes.plot([low, high], [row, row], color=colour, linewidth=2.5, alpha=0.6, solid_capstyle="round")
-        axes.scatter(arm["values"], [row] * len(arm["values"]), color=colour, s=14, alpha=0.45, linewidth=0)
-        axes.scatter(arm["mean"], row, color=colour, s=52, zorder=3)
+        color, (low, high) = COLORS[arm["role"]], arm["ci95"]
+        axes.plot([low, high], [row, row], color=color, linewidth=2.5, alpha=0.6, solid_capstyle="round")
+        axes.scatter(arm["values"], [row] * len(arm["values"]), color=color, s=14, alpha=0.45, linewidth=0)
+        axes.scatter(arm["mean"], row, color=color, s=52, zorder=3)
     axes.set_yticks(range(len(arms)), [f"{arm['name']}  ({arm['role']})" for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel(f"{claim['metric']} ({'higher' if claim['higher_is_better'] else 'lower'} is better)")

@@ -31,7 +31,7 @@ for name, config in configs.items():
     torch.manual_seed(0)
     model = get_peft_model(copy.deepcopy(base), config)
     curves[name] = fit(model, samples, learning_rate=1e-3, scheduler="cosine", batch_size=BATCH).losses
-    print(f"{name}: {sum(curves[name][-30:]) / 30:.3f} nats a byte")
+    print(f"{name}: {sum(curves[name][-30:]) / 30:.3f} nats per byte")
 
 # %%
 # The learning-rate sweep is stored with the claim.
@@ -48,16 +48,16 @@ for note in tuned["notes"]:
 # Draw both.
 import matplotlib.pyplot as plt  # noqa: E402
 
-colours = {"bat": "tab:orange", "miss": "tab:red", "pissa": "tab:green", "lora": "tab:blue"}
+colors = {"bat": "tab:orange", "miss": "tab:red", "pissa": "tab:green", "lora": "tab:blue"}
 labels = {"bat": "Bone (bat)", "miss": "MiSS", "pissa": "PiSSA", "lora": "LoRA"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 smooth = torch.ones(1, 1, 10) / 10
 for name, losses in curves.items():
     line = torch.nn.functional.conv1d(torch.tensor(losses).view(1, 1, -1), smooth).flatten()
-    style = {"color": colours[name], "lw": 2, "ls": "--" if name == "miss" else "-", "label": labels[name]}
+    style = {"color": colors[name], "lw": 2, "ls": "--" if name == "miss" else "-", "label": labels[name]}
     left.plot(range(10, 121), line, **style)
     right.plot(*zip(*sweep[name], strict=True), marker="o", ms=4, **style)
-left.set(xlabel="step", ylabel="training loss, nats a byte (mean of 10 steps)", title="learning rate 1e-3")
+left.set(xlabel="step", ylabel="training loss, nats per byte (mean of 10 steps)", title="learning rate 1e-3")
 right.set(
     xscale="log", xlabel="learning rate", ylabel="training loss of the last 30 steps", title="120 steps at each rate"
 )

@@ -3,8 +3,8 @@ Weights drawn for a task
 ========================
 
 A diffusion model learns what linear heads on digits look like, given a few labelled images of their five classes. For
-combinations of classes it has not seen it draws heads that work at once. Told of another task it draws heads for that
-one, which is the proof that it listens; a plain regression of the weights listens as well.
+combinations of classes it has not seen it draws heads that work at once. Given examples of another task it draws
+heads for that task, so it does use the examples; a plain regression of the weights uses them as well.
 """
 
 # %%
@@ -51,8 +51,8 @@ drawn = {
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", width_ratios=(1, 1.5))
 rows = torch.from_numpy(zoo.weights_NP.copy())
 left.scatter(rows[:, 0], rows[:, 1], s=5, color="#cfc9c1", label="the zoo")
-for (angle, heads_drawn), colour in zip(drawn.items(), ("#c8501e", "#2f6db3", "#3d8f5f"), strict=True):
-    left.scatter(heads_drawn[:, 0], heads_drawn[:, 1], s=8, color=colour, label=f"drawn, task at {angle:.1f} rad")
+for (angle, heads_drawn), color in zip(drawn.items(), ("#c8501e", "#2f6db3", "#3d8f5f"), strict=True):
+    left.scatter(heads_drawn[:, 0], heads_drawn[:, 1], s=8, color=color, label=f"drawn, task at {angle:.1f} rad")
 left.set(
     title="weights of the first class, two features", xlabel="first weight", ylabel="second weight", aspect="equal"
 )
@@ -68,7 +68,7 @@ order = [
     "drawn, fine-tuned",
     "drawn",
 ]
-for offset, (name, title, colour) in zip(
+for offset, (name, title, color) in zip(
     (0.2, -0.2),
     (
         ("combinations", "new combinations of known classes", "#c8501e"),
@@ -79,7 +79,7 @@ for offset, (name, title, colour) in zip(
     values = [arms[name][arm]["mean"] for arm in order]
     errors = [[v - arms[name][arm]["ci95"][0] for arm, v in zip(order, values, strict=True)]] * 2
     places = [number + offset for number in range(len(order))]
-    right.barh(places, values, height=0.38, xerr=errors, color=colour, label=title, error_kw={"lw": 1})
+    right.barh(places, values, height=0.38, xerr=errors, color=color, label=title, error_kw={"lw": 1})
 right.axvline(arms["combinations"]["40-shot head"]["mean"], color="black", ls=":", lw=1)
 right.text(
     arms["combinations"]["40-shot head"]["mean"] - 0.01,

@@ -2,7 +2,7 @@
 Dictionaries of a language model's activations and weights
 ==========================================================
 
-The values that attention passes on inside SmolLM2-135M, 64 numbers a head, learn an orthonormal dictionary while the
+The values that attention passes on inside SmolLM2-135M, 64 numbers per head, learn an orthonormal dictionary while the
 model runs: one for every value head of a block. Being orthogonal, it can be folded into the value and the output
 projection; the model then computes the same with sparser values. The rows of a weight matrix are the second example,
 and show what happens where there is little to find.
@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 BLOCK, HEADS, WIDTH = 12, 3, 64
 model, tokenizer = load("smollm2")
 model.float()
-windows = token_windows(token_ids(tokenizer, text("calibration")), length=256, count=24, batch_size=4)
+windows = token_windows(token_ids(tokenizer, text("calibration")), length=256, count=12, batch_size=4)
 held_out = token_windows(token_ids(tokenizer, text("evaluation")), length=256, count=4, batch_size=4)
 
 paths = {name: f"model.layers.{BLOCK}.self_attn.{name}" for name in ("v_proj", "o_proj")}
@@ -54,8 +54,8 @@ seen = observe(model, held_out, [output], Rows)[output.name].rows
 per_head = [part.reshape(-1, WIDTH) for part in seen.chunk(HEADS, dim=1)]
 
 # %%
-# How sparse are the values, and how much is lost with the eight largest of 64 entries? Compared are the coordinates as
-# they are, the principal axes of each head, and the dictionaries. Unit directions: -1 is dense, -0.8 is Gaussian.
+# How sparse are the values, and how much is lost with the eight largest of 64 entries? Compared are the unchanged
+# coordinates, the principal axes of each head, and the dictionaries. Unit directions: -1 is dense, -0.8 is Gaussian.
 TOP = (1, 2, 4, 8, 16, 32)
 
 
@@ -78,7 +78,7 @@ def measure(rows, components):
 
 
 bases = {
-    "as they are": [torch.eye(WIDTH)] * HEADS,
+    "unchanged": [torch.eye(WIDTH)] * HEADS,
     "principal axes": [axes_of(head) for head in range(HEADS)],
     "dictionary": [torch.from_numpy(learner.components_) for learner in learners],
 }
@@ -90,7 +90,7 @@ for name, components in bases.items():
     print(f"values, {name}: score {score:.3f}, 8 of 64 lose {activations[name][3]:.1%}")
 
 # %%
-# Fold the dictionaries into the two projections. The logits stay what they were.
+# Fold the dictionaries into the two projections. The logits do not change.
 with torch.no_grad():
     before = model(**held_out[0]).logits
     fold_rotation(values, output, torch.stack([component.T for component in bases["dictionary"]]))
@@ -100,16 +100,16 @@ print(f"largest change of a logit: {difference:.1e} of logits up to {float(befor
 assert difference < 1e-3
 
 # %%
-# The same for the rows of weight matrices: what the gates of all blocks read from the residual stream, learned on two
-# thirds of the blocks' rows and measured on the others.
-gates = [layer.mlp.gate_proj.weight.detach() for layer in model.model.layers]
+# The same for the rows of the gate projections of every third block: learned on two thirds of their rows and measured
+# on the others.
+gates = [layer.mlp.gate_proj.weight.detach() for layer in model.model.layers[::3]]
 learned = [gate for number, gate in enumerate(gates) if number % 3]
 others = torch.cat(gates[::3])
 learner = OnlineOrthogonalDictionary(init="pca", batch_size=2048, random_state=0).fit(torch.cat(learned))
 axes = torch.linalg.eigh(sum(gate.T @ gate for gate in learned))[1].T
 weights = {}
 for name, component in (
-    ("as they are", torch.eye(576)),
+    ("unchanged", torch.eye(576)),
     ("principal axes", axes),
     ("dictionary", torch.from_numpy(learner.components_)),
 ):
@@ -121,7 +121,7 @@ for name, component in (
 import matplotlib.pyplot as plt  # noqa: E402
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-colours = {"as they are": "#8a8178", "principal axes": "#2f6db3", "dictionary": "#c8501e"}
+colors = {"unchanged": "#8a8178", "principal axes": "#2f6db3", "dictionary": "#c8501e"}
 for panel, (title, curves) in zip(
     axes,
     {
@@ -131,7 +131,7 @@ for panel, (title, curves) in zip(
     strict=True,
 ):
     for name, curve in curves.items():
-        panel.plot(TOP, curve, marker="o", ms=4, color=colours[name], label=name)
+        panel.plot(TOP, curve, marker="o", ms=4, color=colors[name], label=name)
     panel.set(xscale="log", xlabel="entries kept", title=title, xticks=TOP, xticklabels=TOP, ylim=(0, 1))
     panel.minorticks_off()
     panel.spines[["top", "right"]].set_visible(False)

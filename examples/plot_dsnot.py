@@ -1,9 +1,9 @@
 """
-Mending a pruning mask with DSnoT
-=================================
+Improving a pruning mask with DSnoT
+===================================
 
 Magnitude pruning removes half the weights of every row of SmolLM2-135M without looking at any data, and shifts the
-mean output of its layers. DSnoT swaps a few weights a row until the shift is gone. The picture shows the shift of
+mean output of its layers. DSnoT swaps a few weights per row until the shift is gone. The picture shows the shift of
 every layer before and after, and how many swaps it took.
 """
 
@@ -16,7 +16,7 @@ from weightsmith.sparsify import dsnot
 model, tokenizer = load("smollm2")
 windows = token_windows(token_ids(tokenizer, text("calibration")), length=256, count=8, batch_size=4)
 result = dsnot(model, windows, sparsity=0.5, start="magnitude")
-print(f"{result.totals['sparsity']:.0%} zeros, {result.totals['swaps']:.1f} swaps a row")
+print(f"{result.totals['sparsity']:.0%} zeros, {result.totals['swaps']:.1f} swaps per row")
 
 # %%
 # Draw the layers in the order of the network.
@@ -29,10 +29,10 @@ for kind in kinds:
     (line,) = left.plot([row["row_error_before"] for row in rows], lw=1, ls=":")
     left.plot([row["row_error_after"] for row in rows], lw=1.5, color=line.get_color(), label=kind)
     right.plot([row["swaps"] for row in rows], lw=1.5, color=line.get_color())
-left.set(yscale="log", xlabel="block", ylabel="mean |expected output error| a token")
+left.set(yscale="log", xlabel="block", ylabel="mean |expected output error| per token")
 left.set_title("dotted: magnitude mask, solid: refined")
 left.legend(frameon=False, fontsize=8, ncols=2)
-right.set(xlabel="block", ylabel="swaps a row", title="one swap: one weight back, one weight out")
+right.set(xlabel="block", ylabel="swaps per row", title="one swap: one weight back, one weight out")
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
 plt.show()

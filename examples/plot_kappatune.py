@@ -16,21 +16,21 @@ print({kind: sum(name.endswith(kind) for name in chosen) for kind in ("v_proj", 
 
 # %%
 # Draw the condition numbers, with those of random matrices of the same shapes as dashes, then the ratio of the two, and
-# what adapters on the chosen matrices forgot while they learnt as much as the other arms.
+# what adapters on the chosen matrices forgot while they learned as much as the other arms.
 import matplotlib.pyplot as plt  # noqa: E402
 
 from weightsmith.claims import stored  # noqa: E402
 
 kinds = ("v_proj", "k_proj", "up_proj", "down_proj", "gate_proj", "o_proj", "q_proj")
-colours = dict(zip(kinds, plt.get_cmap("tab10").colors, strict=False))
+colors = dict(zip(kinds, plt.get_cmap("tab10").colors, strict=False))
 figure, (left, middle, right) = plt.subplots(
     1, 3, figsize=(13, 4.2), layout="constrained", gridspec_kw={"width_ratios": (1, 1, 1.1)}
 )
 for kind in kinds:
     rows = [row for row in report.rows if row.name.endswith(kind)]
     rows.sort(key=lambda row: int(row.name.split(".")[2]))  # files have them in the order of their names
-    left.plot([row.kappa for row in rows], lw=1.5, color=colours[kind], label=kind)
-    middle.plot([row.kappa_over_mp for row in rows], lw=1.5, color=colours[kind])
+    left.plot([row.kappa for row in rows], lw=1.5, color=colors[kind], label=kind)
+    middle.plot([row.kappa_over_mp for row in rows], lw=1.5, color=colors[kind])
     left.axhline(rows[0].reference, color="0.6", lw=0.8, ls="--", zorder=0)
 left.set(yscale="log", xlabel="block", ylabel="condition number", title="dashes: random matrices of the shapes")
 left.legend(frameon=False, fontsize=8, ncols=2, loc="center", bbox_to_anchor=(0.55, 0.39))

@@ -4,11 +4,11 @@ Predicting weights with KNOW
 
 A small network learns the digits 0 to 4 and is made to forget on ever smaller subsets. Its weights are predicted one,
 two and three steps in the other direction and fine-tuned on 50 images of the digits 5 to 9. The picture shows what
-that is worth, next to the control that must be there: the trained weights, merely shrunk to the predicted norms.
+that is worth, beside the control: the trained weights, shrunk to the norms of the predicted ones.
 """
 
 # %%
-# Train, forget, predict, transfer: three networks, each with three draws of the 50 images.
+# Train, forget, predict, transfer: one network, three draws of the 50 images. The claim has ten networks.
 import warnings
 
 import torch
@@ -17,7 +17,7 @@ from weightsmith.claims.know import DigitsTask
 from weightsmith.predict import KnowPredictor, matched_shrink
 
 warnings.simplefilter("ignore", UserWarning)  # that layers shrink is what we look at
-tasks = [DigitsTask.make(seed) for seed in (100, 101, 102)]
+tasks = [DigitsTask.make(seed) for seed in (100,)]
 steps = (0, 1, 2, 3)
 accuracy = {}
 for name in ("paper", "ours"):

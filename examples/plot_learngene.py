@@ -56,22 +56,22 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 depths = range(4, 17)
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-colours = {"shared stages": "#c8501e", "plain expansion": "#2f6db3", "stages out of order": "#8a8178"}
+colors = {"shared stages": "#c8501e", "plain expansion": "#2f6db3", "stages out of order": "#8a8178"}
 for name, gene in genes.items():
     scores = [row["score"] for row in retention(gene, lambda model: accuracy(model, test), depths).layers]
-    left.plot(depths, scores, "o-", ms=4, color=colours[name], label=name)
+    left.plot(depths, scores, "o-", ms=4, color=colors[name], label=name)
 shuffled = [
     accuracy(genes["shared stages"].expand(depth, assignment=order, strict_order=False), test)
     for depth in depths
     for order in [[(2, 0, 3, 1)[4 * block // depth] for block in range(depth)]]
 ]
-left.plot(depths, shuffled, "o-", ms=4, color=colours["stages out of order"], label="stages out of order")
+left.plot(depths, shuffled, "o-", ms=4, color=colors["stages out of order"], label="stages out of order")
 left.axhline(accuracy(teacher, test), color="#111111", lw=1, ls=":", label="teacher, 10 blocks")
 left.set(xlabel="blocks", ylabel="test accuracy, no training", title="digits", ylim=(0, 1))
 left.legend(frameon=False, fontsize=8)
 claim = next(stored for stored in claims.stored("learngene") if stored["experiment"] == "initial")
 mean = {arm["name"]: arm["mean"] for arm in claim["arms"]}
-for arm, colour in (
+for arm, color in (
     ("sws", "#c8501e"),
     ("share all", "#e8a33d"),
     ("TLEG", "#4a9c6d"),
@@ -79,9 +79,7 @@ for arm, colour in (
     ("selection", "#7a5ba6"),
     ("stages shuffled", "#8a8178"),
 ):
-    right.plot(
-        (4, 6, 10), [mean[f"{arm}, {depth} blocks"] for depth in (4, 6, 10)], "o-", ms=4, color=colour, label=arm
-    )
+    right.plot((4, 6, 10), [mean[f"{arm}, {depth} blocks"] for depth in (4, 6, 10)], "o-", ms=4, color=color, label=arm)
 right.axhline(mean["teacher"], color="#111111", lw=1, ls=":")
 right.set(xlabel="blocks", ylabel="test accuracy, no training", title="the stored claim's synthetic task")
 right.legend(frameon=False, fontsize=8)

@@ -37,9 +37,9 @@ figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", width
 for panel, (name, mask) in zip(axes, masks.items(), strict=False):
     panel.hist(mask.nonzero()[:, 1], bins=64, range=(0, 512), color="#c8501e" if "principal" in name else "#2f6db3")
     panel.set(xlabel="input", ylabel="weights chosen", title=name, ylim=(0, 900))
-colours = {"lift": "#c8501e", "magnitude": "#2f6db3", "random": "#8a8178", "all weights": "#111111"}
+colors = {"lift": "#c8501e", "magnitude": "#2f6db3", "random": "#8a8178", "all weights": "#111111"}
 for name, curve in errors.items():
-    axes[2].plot(range(0, 25 * len(curve), 25), curve, label=name, color=colours[name])
+    axes[2].plot(range(0, 25 * len(curve), 25), curve, label=name, color=colors[name])
 axes[2].set(yscale="log", xlabel="step", ylabel="validation mean square error", title="fine-tuned on 100 samples")
 axes[2].legend(frameon=False, fontsize=8)
 for panel in axes:

@@ -30,10 +30,10 @@ left.set(xlabel="loss of the sample", ylabel="weight, in shares of an equal one"
 left.legend(frameon=False)
 (claim,) = (claim for claim in claims.stored("loss-reweighting") if claim["experiment"] == "language")
 arms = sorted((arm for arm in claim["arms"] if "best" not in arm["name"]), key=lambda arm: -arm["mean"])
-colours = ["tab:orange" if arm["role"] == "method" else "tab:blue" for arm in arms]
-right.barh([arm["name"] for arm in arms], [arm["mean"] for arm in arms], color=colours)
+colors = ["tab:orange" if arm["role"] == "method" else "tab:blue" for arm in arms]
+right.barh([arm["name"] for arm in arms], [arm["mean"] for arm in arms], color=colors)
 low = min(arm["mean"] for arm in arms)
-right.set(xlabel="loss on unseen source, nats a byte", xlim=(low - 0.1, None))
+right.set(xlabel="loss on unseen source, nats per byte", xlim=(low - 0.1, None))
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
 plt.show()

@@ -2,8 +2,8 @@
 Weights that find wrong labels
 ==============================
 
-A network learns 1200 handwritten digits of which three in ten carry a wrong class. Every sample's weight is learned on
-the way, from the same noisy data. The picture follows the weights of clean and of flipped samples.
+A network learns 1200 handwritten digits of which three in ten carry a wrong class. Every sample's weight is learned
+during training, from the same noisy data. The picture follows the weights of clean and of flipped samples.
 """
 
 # %%

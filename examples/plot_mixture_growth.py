@@ -65,9 +65,9 @@ for place, (name, weight) in enumerate(pictures.items()):
     panel.set_title(name, fontsize=10)
     panel.set(xticks=[0, 32], yticks=[0, 32])
 axes = figure.add_subplot(grid[:, 3])
-colours = ["#c8501e" if name.startswith("mixture") else "#2f6db3" for name in names]
-axes.hlines(range(len(names)), *zip(*(arms[name]["ci95"] for name in names), strict=True), color=colours, lw=1.5)
-axes.scatter([arms[name]["mean"] for name in names], range(len(names)), color=colours, zorder=3)
+colors = ["#c8501e" if name.startswith("mixture") else "#2f6db3" for name in names]
+axes.hlines(range(len(names)), *zip(*(arms[name]["ci95"] for name in names), strict=True), color=colors, lw=1.5)
+axes.scatter([arms[name]["mean"] for name in names], range(len(names)), color=colors, zorder=3)
 axes.set_yticks(range(len(names)), labels=names)
 axes.set(xlabel="test accuracy, mean and 95 % interval", title="the stored claim: a network of 128 units")
 axes.spines[["top", "right"]].set_visible(False)

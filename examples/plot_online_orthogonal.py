@@ -2,9 +2,9 @@
 A basis that follows its stream
 ===============================
 
-Sparse vectors arrive in batches of twenty, made with an orthonormal basis that nobody knows and that is replaced by
-another one halfway. Steps that keep a least length find the new basis, steps that decay to nothing do not. On image
-patches the learnt basis keeps more in a few coefficients than the principal axes and the cosine basis.
+Sparse vectors arrive in batches of twenty. They are made with an unknown orthonormal basis that is replaced by another
+one halfway. Steps with a minimum length find the new basis; steps that decay to zero do not. On image
+patches the learned basis keeps more in a few coefficients than the principal axes and the cosine basis.
 """
 
 # %%
@@ -36,7 +36,7 @@ for name, curve in errors.items():
     print(f"{name}: error {curve[CHANGE - 1]:.4f} before the change, {curve[-1]:.4f} at the end")
 
 # %%
-# Patches of two photographs, learnt in four passes from the principal axes of the first ones.
+# Patches of two photographs, learned in four passes from the principal axes of the first ones.
 grey = [image.mean(axis=2) / 255 for image in load_sample_images().images]
 patches = np.concatenate([extract_patches_2d(image, (8, 8), max_patches=8000, random_state=0) for image in grey])
 patches = patches.reshape(-1, 64) - patches.reshape(-1, 64).mean(axis=1, keepdims=True)
@@ -48,8 +48,8 @@ atoms = learner.components_[np.argsort(-learner.energies_)]
 import matplotlib.pyplot as plt  # noqa: E402
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(1.5, 1))
-for (name, curve), colour in zip(errors.items(), ("#c8501e", "#2f6db3", "#8a8178"), strict=True):
-    left.semilogy(np.arange(1, BATCHES + 1), curve, color=colour, label=name)
+for (name, curve), color in zip(errors.items(), ("#c8501e", "#2f6db3", "#8a8178"), strict=True):
+    left.semilogy(np.arange(1, BATCHES + 1), curve, color=color, label=name)
 left.axvline(CHANGE, color="black", ls=":", lw=1)
 left.set(
     xlabel="batches of 20 vectors", ylabel="error of the atoms", title="the basis changes at batch 600", ylim=(5e-5, 1)

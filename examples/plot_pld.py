@@ -7,7 +7,7 @@ temperature decides how much of the weight is on the label: all of it is cross-e
 """
 
 # %%
-# A teacher on digits, sure of everything it was trained on.
+# A teacher on digits, overconfident on its training data.
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset

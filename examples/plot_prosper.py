@@ -8,7 +8,7 @@ dictionary. The picture shows both, and the temperature and log-likelihood on th
 """
 
 # %%
-# Bars of either sign: what ten of the images look like, and what is learnt.
+# Bars of either sign: what ten of the images look like, and what is learned.
 import numpy as np
 from sklearn.datasets import load_sample_image
 from sklearn.feature_extraction.image import extract_patches_2d
@@ -50,19 +50,19 @@ def tiles(images: np.ndarray, side: int, columns: int) -> np.ndarray:
 
 figure = plt.figure(figsize=(10, 5.4), layout="constrained")
 places = figure.subplot_mosaic(
-    [["points", "patches"], ["learnt", "patches"], ["curve", "patches"]],
+    [["points", "patches"], ["learned", "patches"], ["curve", "patches"]],
     width_ratios=(1.6, 1),
     height_ratios=(1, 1, 3),
 )
 for name, images, title in (
     ("points", points[:10], "ten of 500 images"),
-    ("learnt", model.components_, f"learnt atoms; pi {model.pi_:.2f}, sigma {model.sigma_:.2f} (truth 0.2 and 2)"),
+    ("learned", model.components_, f"learned atoms; pi {model.pi_:.2f}, sigma {model.sigma_:.2f} (truth 0.2 and 2)"),
 ):
     places[name].imshow(tiles(images, 5, 10), cmap="RdBu", vmin=-1, vmax=1)
     places[name].set_title(title, fontsize=9)
 places["patches"].imshow(tiles(atoms, 8, 4), cmap="gray", vmin=-1, vmax=1)
 places["patches"].set_title("spike-and-slab atoms of a photograph", fontsize=9)
-for name in ("points", "learnt", "patches"):
+for name in ("points", "learned", "patches"):
     places[name].set_axis_off()
 curve = places["curve"]
 curve.plot(model.lower_bound_curve_, color="tab:blue")

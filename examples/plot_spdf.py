@@ -47,7 +47,7 @@ for name, told in (
 ):
     right.axhline(mean[name], lw=1, ls=":", color="grey")
     right.text(0, mean[name], told, va="bottom", fontsize=8, color="grey")
-right.set(xlabel="sparsity in pre-training, %", ylabel="loss on unseen source, nats a byte")
+right.set(xlabel="sparsity in pre-training, %", ylabel="loss on unseen source, nats per byte")
 right.legend(frameon=False)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,8 @@
 """
-Two atoms that see the labels
-=============================
+Two atoms learned with the labels
+=================================
 
-Handwritten threes and eights, two atoms: what separates the digits is not what varies most. Atoms learnt together with
+Handwritten threes and eights, two atoms: what separates the digits is not what varies most. Atoms learned together with
 the labels separate them and still reconstruct nearly as well; one weight moves between the two aims.
 """
 
@@ -61,8 +61,8 @@ for name, codes, accuracy in (
     ("svd", svd.transform(X_new), plain_accuracy),
     ("sdl", ours.transform(X_new), accuracies[4]),
 ):
-    for digit, colour in ((3, "#2f6db3"), (8, "#c8501e")):
-        places[name].scatter(*codes[y_new == digit].T, s=6, color=colour, label=f"{digit}")
+    for digit, color in ((3, "#2f6db3"), (8, "#c8501e")):
+        places[name].scatter(*codes[y_new == digit].T, s=6, color=color, label=f"{digit}")
     title = {"svd": "SVD", "sdl": "supervised, xi = 0.1"}[name]
     places[name].set_title(f"{title}: {accuracy:.1%}", fontsize=10)
     places[name].set(xticks=[], yticks=[], xlabel="first atom", ylabel="second atom")

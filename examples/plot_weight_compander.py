@@ -1,9 +1,9 @@
 """
-Weights that can be spared
-==========================
+Networks that survive the loss of weights
+=========================================
 
 Two networks learn 150 handwritten digits, one with plain weights and one whose weights pass through a bounded odd
-function while it trains. Then the largest weights of every layer are taken away, more and more of them.
+function while it trains. Then more and more of the largest weights of every layer are set to zero.
 """
 
 # %%

@@ -2,8 +2,8 @@
 Averaging two networks that were trained apart
 ==============================================
 
-Two perceptrons learn the handwritten digits from different random weights. Halfway between them there is no network
-worth having, until the hidden units of one are put in the order of the other's. The pictures show the loss on the way,
+Two perceptrons learn the handwritten digits from different random weights. Their average is useless
+until the hidden units of one are put in the order of the other's. The pictures show the loss on the way,
 the plane through the three sets of weights, and what lines up: the directions of the large singular values, while the
 distance falls by a third only.
 """
@@ -39,7 +39,7 @@ def trained(seed):
     layers = [part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.ReLU())]
     model = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3)
-    fit(model, TensorDataset(*train), loss=cross_entropy, optimizer=optimizer, epochs=40, batch_size=64, seed=seed)
+    fit(model, TensorDataset(*train), loss=cross_entropy, optimizer=optimizer, epochs=20, batch_size=64, seed=seed)
     return model
 
 
