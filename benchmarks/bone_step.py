@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from weightsmith.adapt import BoneConfig
 
-R, RANK = 64, 32  # 331 776 numbers a block with bat and miss, 325 632 with LoRA
+R, RANK = 64, 32  # 331 776 numbers per block with bat and miss, 325 632 with LoRA
 CONFIGS = {
     "bat": lambda: BoneConfig(r=R, variant="bat"),
     "PEFT bat": lambda: MissConfig(r=R, init_weights="bat", target_modules="all-linear"),
@@ -39,7 +39,7 @@ PAIRS = (
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--blocks", type=int, default=4)
-    options.add_argument("--tokens", type=int, default=512, help="tokens a step, in sequences of 256")
+    options.add_argument("--tokens", type=int, default=512, help="tokens per step, in sequences of 256")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

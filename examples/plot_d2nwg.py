@@ -84,7 +84,7 @@ right.axvline(arms["combinations"]["40-shot head"]["mean"], color="black", ls=":
 right.text(
     arms["combinations"]["40-shot head"]["mean"] - 0.01,
     len(order) - 0.5,
-    "trained on 40 examples a class, all known",
+    "trained on 40 examples per class, all known",
     ha="right",
     fontsize=8,
 )

@@ -197,7 +197,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     Returns
     -------
     list of Result
-        One a step, in order; those of steps that an earlier, interrupted run finished are read back.
+        One per step, in order; those of steps that an earlier, interrupted run finished are read back.
 
     Raises
     ------

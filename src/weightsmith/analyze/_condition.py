@@ -252,7 +252,7 @@ def condition_report(
     Returns
     -------
     ConditionReport
-        One row a matrix: linear layers, Hugging Face's ``Conv1D``, ungrouped convolutions (outputs by the rest),
+        One row per matrix: linear layers, Hugging Face's ``Conv1D``, ungrouped convolutions (outputs by the rest),
         fused experts.
 
     Raises
@@ -320,7 +320,7 @@ def condition(
     Returns
     -------
     Result
-        One row a matrix, in the order of the score; what was left out in the notes.
+        One row per matrix, in the order of the score; what was left out in the notes.
 
     Raises
     ------

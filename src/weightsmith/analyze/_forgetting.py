@@ -203,7 +203,7 @@ def compare_forgetting(
     Parameters
     ----------
     curves : mapping of str to sequence of ForgettingCurve
-        Of every arm, one a seed, in the same order of seeds. Never without arms that choose at random: a method that
+        Of every arm, one per seed, in the same order of seeds. Never without arms that choose at random: a method that
         does not beat these has no merit of its own.
     method : str
         The arm in question.

@@ -87,7 +87,7 @@ def run(
 
 def _language_table(results: list[Result]) -> Table:
     table = Table("SmolLM2-135M", title="Half the weights, or half the activations, of a language model")
-    for column in ("perplexity", "zero weights", "tokens a second", "seconds to make"):
+    for column in ("perplexity", "zero weights", "tokens per second", "seconds to make"):
         table.add_column(column, justify="right")
     states = [("dense", results[-1].before, ""), *((r.title, r.after, f"{r.seconds:.0f}") for r in results)]
     for name, state, seconds in states:

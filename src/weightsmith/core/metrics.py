@@ -25,7 +25,7 @@ __all__ = ["accuracy", "decode_speed", "measure", "perplexity", "sample_text", "
 def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 512, stride: int | None = None) -> float:
     """Perplexity of a causal language model on a token stream.
 
-    Windows of ``window`` tokens start every ``stride`` tokens; only the tokens a window adds to those before it are
+    Windows of ``window`` tokens start every ``stride`` tokens; only the tokens that a window adds to those before it are
     scored, each with all earlier tokens of its window as context. ``stride = window`` gives the usual disjoint
     windows, whose first token is not scored.
 
@@ -102,7 +102,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
 
 
 def decode_speed(model: nn.Module, ids: Int[Tensor, "tokens"], *, new_tokens: int = 32, repeats: int = 3) -> float:
-    """Greedy decode speed of ``model.generate`` at batch one, in tokens a second (median; prompt time taken out)."""
+    """Greedy decode speed of ``model.generate`` at batch one, in tokens per second (median; prompt time taken out)."""
     prompt = ids.unsqueeze(0).to(next(model.parameters()).device)
     seconds = [
         _generate_seconds(model, prompt, new_tokens + 1) - _generate_seconds(model, prompt, 1)

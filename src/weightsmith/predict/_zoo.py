@@ -162,7 +162,7 @@ class WeightZoo:
         Parameters
         ----------
         states : iterable of mapping of str to Tensor
-            One a member, with the same names and shapes.
+            One per member, with the same names and shapes.
         include : sequence of str, optional
             Names of the tensors to take, a classifier's head for instance; else all.
         support_NCSF : array of shape (members, classes, examples, features), optional

@@ -73,7 +73,7 @@ class Block:
     layers : list of Layer
         Its weight matrices, named as in the whole model.
     inputs : list of (args, kwargs, mask)
-        What the model passes to the block, one entry a batch; ``mask`` marks real tokens (or is None).
+        What the model passes to the block, one entry per batch; ``mask`` marks real tokens (or is None).
     """
 
     name: str
@@ -194,19 +194,19 @@ def stream(
     [('0', 4), ('2', 4)]
     """
     blocks = _blocks_with_layers(model, include, exclude)
-    disk = offloaded_of(model)
+    offloaded = offloaded_of(model)
     if batches is None:
         for block in blocks.values():
             if block.layers:
-                yield from _visit(block, disk)
-                if disk is not None:
-                    disk.free()
+                yield from _visit(block, offloaded)
+                if offloaded is not None:
+                    offloaded.free()
         return
     batches = as_batches(batches)
-    with _quiet(model), _Walks(model, blocks, batches, disk) as walks:
-        while (met := walks.next_block()) is not None:
+    with _quiet(model), _BatchForwards(model, blocks, batches, offloaded) as forwards:
+        while (met := forwards.next_block()) is not None:
             if met.layers:
-                yield from _visit(met, disk)
+                yield from _visit(met, offloaded)
 
 
 @contextmanager
@@ -296,25 +296,29 @@ def observe(model: nn.Module, batches: Batches, layers: Sequence[Layer], make: C
         return _observe(layers, make, [(run(batch, i), _token_mask(batch)) for i, batch in enumerate(batches)])
 
 
-class _Walks:
+class _BatchForwards:
     """The forward passes of all batches, each paused where its model calls a block not yet visited."""
 
     def __init__(
-        self, model: nn.Module, blocks: Mapping[nn.Module, Block], batches: Sequence[Batch], disk: OffloadedModel | None
+        self,
+        model: nn.Module,
+        blocks: Mapping[nn.Module, Block],
+        batches: Sequence[Batch],
+        offloaded: OffloadedModel | None,
     ) -> None:
-        self.model, self.disk = model, disk
+        self.model, self.offloaded = model, offloaded
         self.pending = dict(blocks)
-        self.device = _device(model) if disk is None else torch.device("cpu")
+        self.device = _device(model) if offloaded is None else torch.device("cpu")
         self.main = getcurrent()
-        self.walks = [greenlet(self._walker(batch, index)) for index, batch in enumerate(batches)]
+        self.forwards = [greenlet(self._start(batch, index)) for index, batch in enumerate(batches)]
         self.masks = [mask if mask is None else mask.to(self.device) for mask in map(_token_mask, batches)]
         self.paused_at: dict[greenlet, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
 
-    def __enter__(self) -> _Walks:
+    def __enter__(self) -> _BatchForwards:
         self.hooks = [
             module.register_forward_pre_hook(self._pause, with_kwargs=True, prepend=True) for module in self.pending
         ]
-        if self.disk is not None:
+        if self.offloaded is not None:
             inside = {child for module in self.pending for child in module.modules()}
             self.hooks += [
                 module.register_forward_pre_hook(self._load, prepend=True)
@@ -326,68 +330,68 @@ class _Walks:
     def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
-        for walk in self.walks:
-            if walk:
-                walk.throw(GreenletExit)
-        if self.disk is not None:
-            self.disk.free()
+        for forward in self.forwards:
+            if forward:
+                forward.throw(GreenletExit)
+        if self.offloaded is not None:
+            self.offloaded.free()
 
     def next_block(self) -> Block | None:
         """Let every batch go on to its next block and return the first one met, or None when all were visited."""
         if not any(block.layers for block in self.pending.values()):
             return None
-        for walk in self.walks:
-            if not walk.dead and self.paused_at.get(walk, (None,))[0] not in self.pending:
+        for forward in self.forwards:
+            if not forward.dead and self.paused_at.get(forward, (None,))[0] not in self.pending:
                 with torch.no_grad():
-                    self._resume(walk)
-        if self.disk is not None:
-            self.disk.free()
-        waiting = [walk for walk in self.walks if not walk.dead]
+                    self._resume(forward)
+        if self.offloaded is not None:
+            self.offloaded.free()
+        waiting = [forward for forward in self.forwards if not forward.dead]
         if not waiting:
             self._report_unreached()
             return None
         module = self.paused_at[waiting[0]][0]
         block = self.pending.pop(module)
         block.inputs = [
-            (*self.paused_at[walk][1:], mask)
-            for walk, mask in zip(self.walks, self.masks, strict=True)
-            if not walk.dead and self.paused_at[walk][0] is module
+            (*self.paused_at[forward][1:], mask)
+            for forward, mask in zip(self.forwards, self.masks, strict=True)
+            if not forward.dead and self.paused_at[forward][0] is module
         ]
         return block
 
-    def _resume(self, walk: greenlet) -> None:
-        arrival = walk.switch()
+    def _resume(self, forward: greenlet) -> None:
+        arrival = forward.switch()
         if isinstance(arrival, tuple):
-            self.paused_at[walk] = arrival
+            self.paused_at[forward] = arrival
         else:
-            self.paused_at.pop(walk, None)
+            self.paused_at.pop(forward, None)
 
-    def _walker(self, batch: Batch, index: int) -> Callable[[], None]:
-        def walk() -> None:
+    def _start(self, batch: Batch, index: int) -> Callable[[], None]:
+        def forward() -> None:
             _call_checked(self.model, to_device(batch, self.device), index)
 
-        return walk
+        return forward
 
     def _pause(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if getcurrent() is not self.main and module in self.pending:
             self.main.switch((module, args, kwargs))
 
     def _load(self, module: nn.Module, args: object) -> None:
-        assert self.disk is not None
-        self.disk.load(module)
+        assert self.offloaded is not None
+        self.offloaded.load(module)
 
     def _report_unreached(self) -> None:
         names = [block.name for block in self.pending.values()]
         warnings.warn(f"no calibration batch reached blocks {names[:4]}: they stay as they are", stacklevel=4)
 
 
-def _visit(block: Block, disk: OffloadedModel | None) -> Iterator[Block]:
-    """Hand out a block; of a disk-backed model, read it before and write it after."""
-    if disk is not None:
-        disk.load(block.module)
+def _visit(block: Block, offloaded: OffloadedModel | None) -> Iterator[Block]:
+    """Hand out a block; of an offloaded model, read it before and write it after."""
+    if offloaded is not None:
+        offloaded.load(block.module)
     yield block
-    if disk is not None:
-        disk.store(block.module)
+    if offloaded is not None:
+        offloaded.store(block.module)
     block.inputs = []
 
 

@@ -104,7 +104,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
     Attributes
     ----------
     components_ : ndarray of shape (n_features, n_features)
-        Atoms, one a row; orthonormal unless ``whiten``.
+        Atoms, one per row; orthonormal unless ``whiten``.
     gap_ : float
         Frank-Wolfe gap of the last step, :math:`\langle M_t, D_{t-1} - S_t\rangle \ge 0`; 0 at a stationary point.
     relative_gap_ : float
@@ -294,7 +294,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         codes : array-like or Tensor of shape (n_samples, n_features)
             Codes.
         top_k : int
-            Entries to keep a row, 0 to the number of features.
+            Entries to keep per row, 0 to the number of features.
 
         Returns
         -------
@@ -330,7 +330,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     @property
     def components_(self) -> np.ndarray:
-        """Atoms, one a row."""
+        """Atoms, one per row."""
         return self._fitted().decoder().cpu().numpy()
 
     @property

@@ -314,7 +314,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         likelihood = total(likelihood) / n_all + float(self._log_constant(parameters))
         new = self._floored(self._maximise(sums, float(n_used), parameters, states), sigma_floor)
         dead = (sums["usage"] < DEAD).nonzero()
-        if len(dead):  # one a step: two put on the same point would stay alike
+        if len(dead):  # one per step: two put on the same point would stay alike
             new = self._revived(new, int(dead[0]), worst_row(worst, worst_D.to(new.components_HD.device)))
             new = self._floored(new, sigma_floor)
         return new, likelihood

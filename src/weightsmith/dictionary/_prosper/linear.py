@@ -7,7 +7,7 @@ Reconstructions of points by states are never formed. With :math:`G = W W^\top` 
 
 .. math:: \lVert r - W^\top s \rVert^2 = \lVert r \rVert^2 - 2\, s^\top W r + s^\top G s
 
-is one matrix product a chunk: the candidates' entries of :math:`W r` and :math:`G` times a table of the states and
+is one matrix product per chunk: the candidates' entries of :math:`W r` and :math:`G` times a table of the states and
 their products of pairs. The second moments come back through the same table.
 
 Legend: ``N`` points, ``D`` features, ``H`` components, ``C`` candidates, ``K`` states, ``S`` states of several

@@ -64,7 +64,7 @@ def majorise_filter(problem: Problem, rank: int, *, max_iter: int = 1000, tol: f
     max_iter : int, default: 1000
         Steps at most.
     tol : float, default: 1e-7
-        Relative decrease a step, taken over ten steps, below which to stop.
+        Relative decrease per step, taken over ten steps, below which to stop.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def majorise_feature(problem: Problem, rank: int, *, max_iter: int = 1000, tol: 
     max_iter : int, default: 1000
         Steps at most.
     tol : float, default: 1e-7
-        Relative decrease a step, taken over ten steps, below which to stop.
+        Relative decrease per step, taken over ten steps, below which to stop.
 
     Returns
     -------

@@ -80,7 +80,7 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
     max_iter : int, default: 1000
         Steps at most.
     tol : float, default: 1e-7
-        Relative decrease a step below which to stop.
+        Relative decrease per step below which to stop.
     random_state : int, RandomState or None, default: None
         Of the start of ``solver="bcd"``; the others draw nothing.
     device : str, default: "cpu"

@@ -38,7 +38,7 @@ class StraightThrough:
     perms : dict of str to Tensor
         The permutations with the lowest loss of a batch at the midpoint.
     losses : tuple of float
-        Loss at the midpoint, one a step, each on its own batch.
+        Loss at the midpoint, one per step, each on its own batch.
     """
 
     perms: Permutations

@@ -1,6 +1,6 @@
 r"""The predictor network of KNOW: 9,425 parameters that map a weight's history to its next change.
 
-For a batch of histories ``h`` (five values a weight, smallest training set first) and their differences ``dh``
+For a batch of histories ``h`` (five values per weight, smallest training set first) and their differences ``dh``
 
 .. math::
     f &= x A_0 + a_0, \qquad z = \mathrm{relu}(f A_1 + a_1) \\
