@@ -1,12 +1,15 @@
-"""Write the pages that come from data: the table of methods, the measured claims with pictures, the benchmarks.
+"""Write the pages that come from data: the methods, the measured claims with pictures, the benchmarks.
 
-Run by ``make docs``. The text between ``<!-- methods -->`` marks in the README is written too.
+Run by ``make docs``. So is the text between ``<!-- methods -->`` marks in the README and on the first page.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +24,20 @@ COLORS = {"method": "#c8501e", "baseline": "#2f6db3", "control": "#8a8178"}
 
 def pages() -> dict[Path, str]:
     """Return every generated page: its path and its text."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    table = f"<!-- methods -->\n{_ready_table('docs/methods/')}<!-- /methods -->"
     return {
         DOCS / "methods" / "index.md": _methods_page(),
         DOCS / "claims.md": _claims_page(),
         DOCS / "benchmarks.md": _benchmarks_page(),
         DOCS / "which-one.md": _which_page(_which()),
-        ROOT / "README.md": re.sub(r"<!-- methods -->.*<!-- /methods -->", lambda _: table, readme, flags=re.DOTALL),
+        DOCS / "index.md": _between_marks(DOCS / "index.md", _verbs()),
+        ROOT / "README.md": _between_marks(ROOT / "README.md", _ready_table("docs/methods/")),
     }
+
+
+def _between_marks(path: Path, text: str) -> str:
+    """A page with what stands between its ``<!-- methods -->`` marks replaced."""
+    marks = r"(<!-- methods -->\n).*(<!-- /methods -->)"
+    return re.sub(marks, lambda found: found[1] + text + found[2], path.read_text("utf-8"), flags=re.DOTALL)
 
 
 def write() -> None:
@@ -42,10 +50,31 @@ def write() -> None:
     _draw_which(_which(), DOCS / "pictures" / "which-one.png")
 
 
-def _ready_table(folder: str) -> str:
+def _by_verb(*, planned: bool) -> dict[str, list[catalog.Method]]:
+    """The methods of each verb that has any."""
+    rows = {verb: [m for m in catalog.METHODS if m.verb == verb and m.planned == planned] for verb in catalog.VERBS}
+    return {verb: methods for verb, methods in rows.items() if methods}
+
+
+def _meaning(verb: str) -> str:
+    meaning = catalog.VERBS[verb]
+    return f"{verb}: {meaning[0].lower()}{meaning[1:]}"
+
+
+def _verbs() -> str:
+    """One row per verb, with the methods that are ready."""
+    rows = ["| verb | what you want | methods |", "| --- | --- | --- |"]
+    for verb, methods in _by_verb(planned=False).items():
+        links = ", ".join(f"[{method.slug}](methods/{method.slug}.md)" for method in methods)
+        rows.append(f"| `{verb}` | {catalog.VERBS[verb]} | {links} |")
+    return "\n".join(rows) + "\n"
+
+
+def _ready_table(folder: str, verb: str | None = None) -> str:
+    """One row per method that is ready, of one verb or of all."""
     rows = ["| method | what it does | paper | claim |", "| --- | --- | --- | --- |"]
     for method in catalog.METHODS:
-        if method.planned:
+        if method.planned or verb not in (None, method.verb):
             continue
         also = [f"`{name}`" for name in method.commands if name != method.slug]
         names = f"[{method.slug}]({folder}{method.slug}.md)" + (f" with {', '.join(also)}" if also else "")
@@ -57,21 +86,23 @@ def _ready_table(folder: str) -> str:
 
 
 def _methods_page() -> str:
-    ready = [method.slug for method in catalog.METHODS if not method.planned]
+    ready, planned = _by_verb(planned=False), _by_verb(planned=True)
+    count = sum(map(len, ready.values()))
     lines = [
+        WRITTEN.strip(),
+        "",
         "# Methods\n",
-        f"{len(ready)} of {len(catalog.METHODS)} are ready; the rest are planned and listed so that you know.\n",
-        _ready_table(""),
-        "```{toctree}\n:hidden:\n\n" + "\n".join(ready) + "\n```\n",
-        "## Planned\n",
+        f"{count} of {len(catalog.METHODS)} methods are ready; the planned ones are listed below.\n",
     ]
-    for verb, meaning in catalog.VERBS.items():
-        planned = [method for method in catalog.METHODS if method.verb == verb and method.planned]
-        if planned:
-            lines.append(f"### {verb}: {meaning[0].lower()}{meaning[1:]}\n")
-            lines += [f"- **{m.slug}**: {m.summary} ([{m.paper}]({m.url}), {m.year})" for m in planned]
-            lines.append("")
-    return "\n".join([WRITTEN.strip(), "", *lines])
+    for verb, methods in ready.items():
+        lines += [f"## {_meaning(verb)}\n", _ready_table("", verb)]
+        lines += [f"```{{toctree}}\n:hidden:\n:caption: {verb}\n", *[method.slug for method in methods], "```\n"]
+    lines.append("## Planned\n")
+    for verb, methods in planned.items():
+        lines += [f"### {_meaning(verb)}\n"]
+        lines += [f"- **{m.slug}**: {m.summary} ([{m.paper}]({m.url}), {m.year})" for m in methods]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _claims_page() -> str:
@@ -79,7 +110,7 @@ def _claims_page() -> str:
         WRITTEN.strip(),
         "",
         "# Claims\n",
-        "Each claim was declared before it was measured: which arm should beat which, and by how much. Arms share",
+        "Each claim was declared before it was measured: which arm should beat which other, and by how much. Arms share",
         "their seeds, differences are paired by seed, and an ordering holds when the 95 % interval of the paired",
         "difference lies on its right side. The verdict is computed, never written by hand; what does not hold is",
         "shown as such.",
@@ -119,30 +150,56 @@ def _claim_section(claim: Mapping[str, Any]) -> list[str]:
 
 
 def _benchmarks_page() -> str:
+    about = tomllib.loads((DOCS / "benchmarks.toml").read_text("utf-8"))
     lines = [
         WRITTEN.strip(),
         "",
         "# Benchmarks\n",
-        "Both arms run in turn in one process. The ratio says how many times better ours is than the peer; the limit",
-        "is what bandwidth or arithmetic allow, measured in the same run. `make bench` runs them.\n",
-        "| question | ratio | goal | limit | ours | peer |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "Each row is one script of `benchmarks/`; `make bench` runs them all. Ours and the peer run in turn in one",
+        "process. The ratio says how many times better ours is; the limit is the ratio that memory bandwidth, the",
+        "matrix-multiply rate or the unavoidable work would allow, measured in the same run. Both machines are virtual",
+        "ones with two cores that other programs shared, so small differences mean nothing.",
     ]
-    for path in sorted((DOCS / "benchmarks").glob("*.json")):
-        row = json.loads(path.read_text("utf-8"))
-        cells = [_number(row.get(name)) for name in ("ratio", "goal", "limit", "ours", "peer")]
-        cells[3:] = [f"{cell} {row['unit']}" if cell else "" for cell in cells[3:]]
-        lines.append(f"| {row['benchmark']} | {' | '.join(cells)} |")
+    for verb in catalog.VERBS:
+        rows = [
+            _benchmark_row(path, about[path.stem])
+            for path in sorted((DOCS / "benchmarks").glob("*.json"))
+            if catalog.find(about[path.stem]["method"]).verb == verb
+        ]
+        if rows:
+            lines += [f"\n## {_meaning(verb)}\n"]
+            lines += [
+                "| question | ours | peer | ratio | limit | machine |",
+                "| --- | --- | --- | --- | --- | --- |",
+                *rows,
+            ]
     return "\n".join(lines) + "\n"
 
 
+def _benchmark_row(path: Path, about: Mapping[str, Any]) -> str:
+    row = json.loads(path.read_text("utf-8"))
+    question = about.get("question") or _question(path.stem)
+    ours, peer = (f"{about[arm]}: {_number(row[arm])} {about['unit']}" for arm in ("ours", "peer"))
+    goal = f", goal {'at most' if about.get('lower') else 'at least'} {row['goal']:g}" if row["goal"] else ""
+    limit = f"{_number(row['limit'])} {about['unit'] if about.get('limit_is_measure') else ''}" if row["limit"] else ""
+    machine = f"{row['machine']['device']}, {row['machine']['threads']} thread{'s'[: row['machine']['threads'] - 1]}"
+    method = f"[{about['method']}](methods/{about['method']}.md)"
+    return f"| {question} ({method}) | {ours} | {peer} | {_number(row['ratio'])}{goal} | {limit.strip()} | {machine} |"
+
+
+def _question(name: str) -> str:
+    """The first line of the benchmark script's docstring."""
+    script = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text("utf-8"))
+    return (ast.get_docstring(script) or "").split("\n\n")[0].replace("\n", " ")
+
+
 def _which() -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((DOCS / "comparisons" / "which-one.json").read_text("utf-8"))
-    return told
+    stored: dict[str, Any] = json.loads((DOCS / "comparisons" / "which-one.json").read_text("utf-8"))
+    return stored
 
 
-def _which_page(told: Mapping[str, Any]) -> str:
-    start = told["start"]
+def _which_page(stored: Mapping[str, Any]) -> str:
+    start = stored["start"]
     lines = [
         WRITTEN.strip(),
         "",
@@ -165,9 +222,9 @@ def _which_page(told: Mapping[str, Any]) -> str:
         "",
         "## All on one task\n",
         "A byte-level GPT of 170 thousand parameters that knows documentation learns Python source in",
-        f"{told['steps']} steps of 16 windows of 64 bytes, each method at the best of three learning rates, mean of",
-        f"{told['seeds']} seeds. Target is the loss on source not seen, old text the loss on documentation not seen,",
-        "in nats a byte. Memory is optimizer state, gradients, and what a forward pass keeps for the backward pass;",
+        f"{stored['steps']} steps of 16 windows of 64 bytes, each method at the best of three learning rates, mean of",
+        f"{stored['seeds']} seeds. Target is the loss on source not seen, old text the loss on documentation not seen,",
+        "in nats per byte. Memory is optimizer state, gradients, and what a forward pass keeps for the backward pass;",
         "most of it here are activations. Stored is the smallest file beside the base model, seconds are of one core.",
         "",
         "![Loss on the target against loss on the old text for every method](pictures/which-one.png)\n",
@@ -175,7 +232,7 @@ def _which_page(told: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         f"| *start* | | | {start['target']:.3f} | {start['control']:.3f} | | | |",
     ]
-    for row in told["rows"]:
+    for row in stored["rows"]:
         lines.append(
             f"| {row['method']} | {row['rate']:.2g} | {row['trainable']:,.0f} | {row['target']:.3f} | "
             f"{row['control']:.3f} | {row['seconds']:.1f} | {row['memory'] / 1e6:.1f} MB | "
@@ -184,17 +241,17 @@ def _which_page(told: Mapping[str, Any]) -> str:
     lines += [
         "",
         "The teacher of pld is the same model trained four times as long on the same text. Weight compander is made",
-        "for SGD, so SGD without it stands beside it. Meta rescaling needs one class a sample and spdf starts at",
+        "for SGD, so SGD without it stands beside it. Meta rescaling needs one class per sample and spdf starts at",
         "pre-training, so neither is here; their pages compare them on tasks of their own.",
         "",
         "`python benchmarks/which_one.py --store` measures the table; `weightsmith run examples/adapters.yaml`",
         "compares the methods of adapt on SmolLM2 under equal trainable parameters.",
-        f"\n<small>{told['machine']['device']}, torch {told['machine']['torch']}.</small>",
+        f"\n<small>{stored['machine']['device']}, torch {stored['machine']['torch']}.</small>",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _draw_which(told: Mapping[str, Any], path: Path) -> None:
+def _draw_which(stored: Mapping[str, Any], path: Path) -> None:
     """Target against old text; the area of a dot is the stored bytes."""
     import matplotlib
 
@@ -202,8 +259,8 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    middle = sum(row["target"] for row in told["rows"]) / len(told["rows"])
-    for number, row in enumerate(sorted(told["rows"], key=lambda row: row["target"])):
+    middle = sum(row["target"] for row in stored["rows"]) / len(stored["rows"])
+    for number, row in enumerate(sorted(stored["rows"], key=lambda row: row["target"])):
         ours = row["method"].split(",")[0].split(" (")[0] in {m.slug for m in catalog.METHODS}
         color = COLORS["method" if ours else "baseline"]
         axes.scatter(row["target"], row["control"], s=row["stored"] / 2500 + 8, color=color, alpha=0.55, linewidth=0)
@@ -216,10 +273,10 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
             ha="right" if left else "left",
             size=8,
         )
-    axes.axhline(told["start"]["control"], color=COLORS["control"], lw=1, ls=":")
+    axes.axhline(stored["start"]["control"], color=COLORS["control"], lw=1, ls=":")
     axes.text(
         1,
-        told["start"]["control"],
+        stored["start"]["control"],
         "old text at the start",
         transform=axes.get_yaxis_transform(),
         ha="right",
@@ -227,16 +284,23 @@ def _draw_which(told: Mapping[str, Any], path: Path) -> None:
         size=8,
         color=COLORS["control"],
     )
-    axes.set_xlabel("loss on the target, nats a byte (lower is better)")
-    axes.set_ylabel("loss on the old text, nats a byte (lower is better)")
+    axes.set_xlabel("loss on the target, nats per byte (lower is better)")
+    axes.set_ylabel("loss on the old text, nats per byte (lower is better)")
     axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, (int, float)) else str(value or "")
+def _number(value: float) -> str:
+    """Three significant digits, without an exponent.
+
+    Examples
+    --------
+    >>> _number(1448.0), _number(0.067261)
+    ('1,448', '0.0673')
+    """
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def _measured() -> list[dict[str, Any]]:
@@ -248,7 +312,7 @@ def _name(claim: Mapping[str, Any]) -> str:
 
 
 def _draw(claim: Mapping[str, Any], path: Path) -> None:
-    """One row an arm: every seed as a dot, the mean with its 95 % interval as a bar."""
+    """One row per arm: every seed as a dot, the mean with its 95 % interval as a bar."""
     import matplotlib
 
     matplotlib.use("agg")
