@@ -275,9 +275,9 @@ class TestRefused:
 
     def test_parametrised_and_quantised_networks(self):
         model = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 1, 3))
-        with pytest.raises(UnsupportedModelError, match="parametrised"):
+        with pytest.raises(UnsupportedModelError, match="parametrized"):
             elementwise().retrodict([model.state_dict()] * 5)
-        with pytest.raises(UnsupportedModelError, match="quantised"):
+        with pytest.raises(UnsupportedModelError, match="quantized"):
             elementwise().retrodict([{"fc.weight": torch.zeros(2, 2, dtype=torch.int8)}] * 5)
 
 
@@ -290,7 +290,7 @@ class TestNotes:
 
     def test_identical_snapshots(self):
         last = trajectory()[-1]
-        assert "carries no forgetting" in self.notes([last] * 5)
+        assert "nothing was forgotten" in self.notes([last] * 5)
         predicted = elementwise().retrodict([last] * 5)
         assert all(torch.equal(predicted[key], last[key]) for key in last)
 
@@ -305,7 +305,7 @@ class TestNotes:
 
     def test_no_normalisation_and_no_convolution(self):
         text = self.notes(trajectory(model=nn.Linear(3, 3)))
-        assert "no normalisation layers" in text
+        assert "no normalization layers" in text
         assert "no convolutions" in text
 
     def test_weights_outside_the_range(self):

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.io import CheckpointReader, CheckpointWriter
-from weightsmith.core.progress import track
+from weightsmith.core.io import CheckpointReader, map_checkpoints
 from weightsmith.core.results import Result, record
 from weightsmith.predict._know.predictor import KnowPredictor
 from weightsmith.predict._know.retrodiction import Retrodiction
@@ -27,7 +26,7 @@ def know(
     chunk: int | None = None,
     overwrite: bool = False,
 ) -> Result:
-    """Predict the weights that more data would have given, from five checkpoints of measured forgetting.
+    """Predict the weights that a larger training set would have given, from five checkpoints of measured forgetting.
 
     Parameters
     ----------
@@ -35,8 +34,8 @@ def know(
         Folders or files, **smallest training set first**, the trained network last (see
         :class:`ForgettingTrajectory`, which makes them).
     out : path
-        Folder for the predicted network (or a ``.safetensors`` file): an initialisation for transfer learning.
-        Config and other small files are carried over from the last checkpoint.
+        Folder for the predicted network (or a ``.safetensors`` file): an initialization for transfer learning.
+        Config and other small files come from the last checkpoint.
     steps : int >= 0, default: 3
         Steps of the recursion; each stands for 1 / ratio times the data: 3 is "8 times" at ratio 0.5.
     predictor : str, default: "ours"
@@ -53,7 +52,7 @@ def know(
     Returns
     -------
     Result
-        One row a predicted tensor: its kind, weights, ratio of norms and cosine to the trained one.
+        One row per predicted tensor: its kind, weights, ratio of norms and cosine to the trained one.
 
     Raises
     ------
@@ -64,8 +63,8 @@ def know(
 
     Notes
     -----
-    Peak memory is six times the largest tensor. Running statistics of batch normalisation are carried over; they no
-    longer fit, so call :func:`recalibrate_batchnorm` before using the network without training it.
+    Peak memory is six times the largest tensor. Running statistics of batch normalization are copied and do not
+    fit: call :func:`recalibrate_batchnorm` before using the network without training it.
 
     References
     ----------
@@ -92,7 +91,7 @@ def know(
     ) as result:
         readers = [CheckpointReader(path) for path in checkpoints]
         _check_order(readers)
-        walk = Retrodiction(
+        predict = Retrodiction(
             KnowPredictor.from_pretrained(predictor, chunk=chunk).rules,
             readers,
             steps=steps,
@@ -100,17 +99,17 @@ def know(
             skip=NOT_PREDICTED,
             routing=routing,
             predict_frozen=predict_frozen,
+            overwrite_history=True,
         )
-        with CheckpointWriter(out, walk.specs, like=checkpoints[-1], overwrite=overwrite) as writer:
-            for key in track(list(walk.specs), "retrodiction"):
-                prediction = walk.predict(key)
-                writer.write(key, prediction.tensor)
-                if prediction.measures:
-                    result.layer(key, **prediction.measures)
-                del prediction  # the next tensor's history needs the room
-        result.notes += walk.notes
+        # one worker: each would hold five whole tensors, and a prediction is computed by all threads
+        map_checkpoints(
+            readers, out, predict, ranges=lambda key, spec: [(0, spec.numel)], workers=1, overwrite=overwrite
+        )
+        for key, measures in predict.measures.items():
+            result.layer(key, **measures)
+        result.notes += predict.notes
         result.totals = {
-            "tensors": len(walk.specs),
+            "tensors": len(readers[-1]),
             "predicted_tensors": len(result.layers),
             "predicted_weights": sum(row["weights"] for row in result.layers),
         }

@@ -14,16 +14,15 @@ from importlib import resources
 from pathlib import Path
 from typing import get_args
 
-import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.io import TensorSpec
+from weightsmith.core.io import TensorSpec, map_state_dicts
 from weightsmith.core.tied import tensor_owners
 from weightsmith.predict._know.elementwise import ElementwiseRule
 from weightsmith.predict._know.network import HistoryNet, load_keras_h5
-from weightsmith.predict._know.retrodiction import Retrodiction, Rule
+from weightsmith.predict._know.retrodiction import Retrodiction, TensorPredictor
 from weightsmith.predict._know.routing import NOT_PREDICTED, Kind, Routing
 from weightsmith.predict._know.smooth import SmoothRule
 
@@ -38,11 +37,12 @@ class KnowPredictor:
     ----------
     name : str
         Where it comes from.
-    rules : mapping of {"conv", "fc", "bias"} to Rule
+    rules : mapping of {"conv", "fc", "bias"} to TensorPredictor
         Kinds without a rule keep the trained weights.
 
     Examples
     --------
+    >>> import torch
     >>> from weightsmith.predict import Trajectory
     >>> zero = HistoryNet()
     >>> for p in zero.head.parameters():
@@ -54,7 +54,7 @@ class KnowPredictor:
     """
 
     name: str
-    rules: Mapping[Kind, Rule]
+    rules: Mapping[Kind, TensorPredictor]
 
     @classmethod
     def from_pretrained(cls, name: str = "ours", *, chunk: int | None = None) -> KnowPredictor:
@@ -148,21 +148,24 @@ class KnowPredictor:
         trained = trajectory[-1] if len(trajectory) else {}
         aliases = tensor_owners(trained)
         once = set(aliases.values())
-        sources = [
-            _InMemory({key: tensor for key, tensor in snapshot.items() if key in once or key not in aliases})
+        states = [
+            {key: tensor for key, tensor in snapshot.items() if key in once or key not in aliases}
             for snapshot in trajectory
         ]
-        walk = Retrodiction(
+        predict = Retrodiction(
             self.rules,
-            sources,
+            [_InMemory(state) for state in states],
             steps=steps,
             model=model,
             skip=skip,
             routing=routing,
             predict_frozen=predict_frozen,
+            overwrite_history=False,
         )
-        predicted = {key: walk.predict(key).tensor for key in walk.specs}
-        for note in walk.notes:
+        predicted = map_state_dicts(states, predict)
+        kept = {key: tensor.detach().clone() for key, tensor in predicted.items() if key not in predict.measures}
+        predicted |= kept
+        for note in predict.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
         return {key: predicted[owner] for key, owner in aliases.items()}
 
@@ -175,7 +178,7 @@ class _InMemory:
         self.specs = {key: TensorSpec.of(tensor) for key, tensor in state.items()}
 
     def tensor(self, key: str) -> Tensor:
-        return self._state[key].detach().clone(memory_format=torch.contiguous_format)
+        return self._state[key]
 
 
 def _package_data(name: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Decide which tensors of a checkpoint are predicted, and by which of the three predictors.
 
-Convolution kernels, matrices and biases have a predictor each. Everything else stays as in the trained network:
-normalisation layers, running statistics, embeddings, integer buffers, loose parameters such as class tokens.
+Convolution kernels, matrices and biases have a predictor each. Everything else keeps the trained weights:
+normalization layers, running statistics, embeddings, integer buffers, loose parameters such as class tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.io import TensorSpec
 
-__all__ = ["NOT_PREDICTED", "Kind", "has_normalisation", "route"]
+__all__ = ["NOT_PREDICTED", "Kind", "has_normalization", "route"]
 
 Kind: TypeAlias = Literal["conv", "fc", "bias"]
 Routing: TypeAlias = Literal["rank", "kernel_size"]
@@ -27,7 +27,7 @@ NOT_PREDICTED: tuple[type[nn.Module], ...] = (
     nn.RMSNorm,
     nn.Embedding,
 )
-"""Modules whose tensors stay, when the model is at hand to tell them."""
+"""Modules whose tensors are kept, where the model is given."""
 
 _PREDICTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -47,25 +47,25 @@ def route(
         Type and shape of every tensor of the checkpoint.
     model : nn.Module, optional
         The model, to skip modules by type. Without it a module with running statistics or a one-dimensional
-        ``weight`` counts as normalisation, and one with "embed" in its name as an embedding.
+        ``weight`` counts as normalization, and one with "embed" in its name as an embedding.
     skip : tuple of types
-        Modules of ``model`` whose tensors stay.
+        Modules of ``model`` whose tensors are kept.
     routing : {"rank", "kernel_size"}, default: "rank"
-        "rank" as the authors' prediction script: every tensor of three or more dimensions goes to the convolution
-        predictor. "kernel_size" as their training data were sorted: 3x3 kernels to the convolution predictor,
+        "rank", as in the authors' prediction script: every tensor of three or more dimensions goes to the convolution
+        predictor. "kernel_size", as their training data were sorted: 3x3 kernels to the convolution predictor,
         others (1x1, patch embeddings) to the matrix predictor.
 
     Returns
     -------
     dict of str to {"conv", "fc", "bias"}
-        Only tensors that are to be predicted, in the order of ``specs``.
+        Only the tensors to predict, in the order of ``specs``.
 
     Raises
     ------
     HyperparameterError
         If ``routing`` is unknown.
     UnsupportedModelError
-        If the checkpoint is quantised or holds parametrised modules.
+        If the checkpoint is quantized or holds parametrized modules.
 
     Examples
     --------
@@ -88,12 +88,12 @@ def route(
     return kinds
 
 
-def has_normalisation(specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the checkpoint has a module with a one-dimensional ``weight``: batch, layer or group normalisation.
+def has_normalization(specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether the checkpoint has a module with a one-dimensional ``weight``: batch, layer or group normalization.
 
     Examples
     --------
-    >>> has_normalisation({"norm.weight": TensorSpec(torch.float32, (8,))})
+    >>> has_normalization({"norm.weight": TensorSpec(torch.float32, (8,))})
     True
     """
     return any(len(spec.shape) == 1 and key.rpartition(".")[2] == "weight" for key, spec in specs.items())
@@ -102,12 +102,12 @@ def has_normalisation(specs: Mapping[str, TensorSpec]) -> bool:
 def _refuse_unsupported(key: str, spec: TensorSpec) -> None:
     if ".parametrizations." in f".{key}":
         raise UnsupportedModelError(
-            f"tensor {key!r} belongs to a parametrised module",
+            f"tensor {key!r} belongs to a parametrized module",
             do="Merge it first with torch.nn.utils.parametrize.remove_parametrizations.",
         )
     if key.endswith("weight") and len(spec.shape) >= 2 and spec.dtype not in _PREDICTABLE:
         raise UnsupportedModelError(
-            f"weight {key!r} is quantised", found=spec.dtype, expected="floating point", do="Dequantise it first."
+            f"weight {key!r} is quantized", found=spec.dtype, expected="floating point", do="Dequantize it first."
         )
 
 
@@ -122,8 +122,8 @@ def _skipped(
         except AttributeError:
             return True
     weight = specs.get(prefix + "weight")
-    normalises = prefix + "running_mean" in specs or (weight is not None and len(weight.shape) == 1)
-    return normalises or "embed" in module.lower()
+    normalizes = prefix + "running_mean" in specs or (weight is not None and len(weight.shape) == 1)
+    return normalizes or "embed" in module.lower()
 
 
 def _kind(key: str, shape: tuple[int, ...], routing: Routing) -> Kind | None:
