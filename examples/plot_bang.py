@@ -60,10 +60,10 @@ def samples(inputs, targets):
     return list(zip(inputs, targets, strict=True))
 
 
-at_home, drifted = samples(clean, y), samples(damaged, y.repeat(6))
+id_data, ood_data = samples(clean, y), samples(damaged, y.repeat(6))
 
 # %%
-# Train the start, fine-tune it twice, and walk the line of averages.
+# Pretrain a network, fine-tune it twice, and measure the averages.
 torch.manual_seed(0)
 base = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
 fit(base, start, loss=broad_loss, epochs=20)
@@ -72,29 +72,29 @@ results = {}
 for name, loss in losses.items():
     tuned = copy.deepcopy(base)
     fit(tuned, home, loss=loss, epochs=100)
-    results[name] = sweep(copy.deepcopy(base), at_home, drifted, tuned=tuned, batch_size=600)
-    ratio = results[name].totals["shifted_confidence_ratio"]
-    print(f"{name}: logits {ratio:.1f} times those of the start on damaged digits")
+    results[name] = sweep(copy.deepcopy(base), id_data, ood_data, tuned=tuned, batch_size=600)
+    ratio = results[name].totals["ood_confidence_ratio"]
+    print(f"{name}: logits {ratio:.1f} times those of the pretrained network on damaged digits")
 
 # %%
-# Left: each dot is an average, from the start (square) to the fine-tuned network (cross); the ring is alpha = 0.5.
-# Right: the paper's vote model, two networks of which one counts for more.
+# Left: each dot is an average, from the pretrained (square) to the fine-tuned network (cross); the ring is alpha = 0.5.
+# Right: the paper's vote model, two networks with different weights of their votes.
 import matplotlib.pyplot as plt  # noqa: E402
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for name, result in results.items():
-    home_curve, away_curve = (result.curves[f"{data} accuracy"] for data in ("in_domain", "shifted"))
-    (line,) = left.plot(home_curve, away_curve, marker=".", lw=1.5, label=name)
-    left.plot(home_curve[5], away_curve[5], "o", ms=11, mfc="none", color=line.get_color())
-    left.plot(home_curve[-1], away_curve[-1], "x", ms=9, mew=2, color=line.get_color())
-left.plot(home_curve[0], away_curve[0], "ks", ms=7)
+    id_curve, ood_curve = (result.curves[f"{data} accuracy"] for data in ("id", "ood"))
+    (line,) = left.plot(id_curve, ood_curve, marker=".", lw=1.5, label=name)
+    left.plot(id_curve[5], ood_curve[5], "o", ms=11, mfc="none", color=line.get_color())
+    left.plot(id_curve[-1], ood_curve[-1], "x", ms=9, mew=2, color=line.get_color())
+left.plot(id_curve[0], ood_curve[0], "ks", ms=7)
 left.set(xlabel="accuracy on clean digits", ylabel="accuracy on damaged digits", title="averages of two networks")
 left.legend(frameon=False, fontsize=8, loc="lower left")
 
 scales = [1 + step / 50 for step in range(451)]
 right.plot(scales, [vote_accuracy(0.9, networks=2, scale=scale) for scale in scales], lw=1.5, label="both together")
 right.axhline(vote_accuracy(0.9), color="grey", ls="--", lw=1, label="one alone")
-right.set(xlabel="how many times the second one's votes count", ylabel="accuracy", title="vote model, p = 0.9")
+right.set(xlabel="weight of the second network's votes", ylabel="accuracy", title="vote model, p = 0.9")
 right.legend(frameon=False, fontsize=8)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)

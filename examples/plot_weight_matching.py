@@ -76,8 +76,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
 curves, surface, heat, threshold = axes.flat
-curves.plot(plain.fractions, plain.losses, color="tab:grey", label="as trained")
-curves.plot(matched.fractions, matched.losses, color="tab:blue", label="matched")
+curves.plot(plain.alphas, plain.losses, color="tab:grey", label="as trained")
+curves.plot(matched.alphas, matched.losses, color="tab:blue", label="matched")
 curves.set(xlabel="from one network (0) to the other (1)", ylabel="test loss", title="Loss on the way")
 curves.legend(frameon=False)
 

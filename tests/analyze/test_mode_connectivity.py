@@ -59,7 +59,7 @@ def test_the_barrier_does_not_care_for_the_direction():
 
 def test_barriers_by_hand():
     assert barrier([0.0, 3.0, 2.0, 3.0]) == 2.0
-    assert barrier([0.0, 1.0, 1.0], fractions=[0.0, 0.9, 1.0]) == pytest.approx(0.1)
+    assert barrier([0.0, 1.0, 1.0], alphas=[0.0, 0.9, 1.0]) == pytest.approx(0.1)
     with pytest.raises(HyperparameterError, match="losses along a line"):
         barrier([1.0, 2.0])
     with pytest.raises(HyperparameterError, match="from 0 to 1"):
@@ -80,11 +80,11 @@ def test_batch_normalisation_needs_data():
         for _ in range(30):
             model(DATA)
     ends = a.state_dict(), copy.deepcopy(b.state_dict())
-    with pytest.warns(UserWarning, match="running statistics are wrong"):
-        plain = barrier_curve(a, *ends, loss, fractions=(0, 0.5, 1))
+    with pytest.warns(UserWarning, match="running statistics do not fit"):
+        plain = barrier_curve(a, *ends, loss, alphas=(0, 0.5, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mended = barrier_curve(a, *ends, loss, fractions=(0, 0.5, 1), calibration=[DATA])
+        mended = barrier_curve(a, *ends, loss, alphas=(0, 0.5, 1), calibration=[DATA])
     assert plain.losses[0] == mended.losses[0]
     assert plain.losses[2] == mended.losses[2]
     middle = copy.deepcopy(a)
@@ -97,7 +97,7 @@ def test_batch_normalisation_needs_data():
     assert mended.losses[1] == pytest.approx(loss(middle.eval()), rel=1e-4)
     assert mended.losses[1] != plain.losses[1]
     corners = *ends, {key: 2 * tensor for key, tensor in ends[1].items()}
-    with pytest.warns(UserWarning, match="running statistics are wrong"):
+    with pytest.warns(UserWarning, match="running statistics do not fit"):
         wrong = loss_slice(a, corners, loss, steps=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -226,7 +226,7 @@ def test_the_second_order_prediction_is_exact_for_a_quadratic():
     def squares(m):
         return (m(x) - y).square().mean()
 
-    curve = barrier_curve(model, *ends, lambda m: squares(m).item(), fractions=(0.0, 0.5, 1.0))
+    curve = barrier_curve(model, *ends, lambda m: squares(m).item(), alphas=(0.0, 0.5, 1.0))
     assert second_order_barrier(model, *ends, squares) == pytest.approx(curve.barrier, rel=1e-9)
 
 
@@ -236,7 +236,7 @@ def test_the_second_order_prediction_of_a_short_line_is_near():
     end = {key: tensor + 0.01 * torch.randn(tensor.shape, dtype=tensor.dtype) for key, tensor in start.items()}
     x = DATA.double()
     predicted = second_order_barrier(model, start, end, lambda m: functional.cross_entropy(m(x), CLASSES))
-    curve = barrier_curve(model, start, end, loss, fractions=(0.0, 0.5, 1.0))
+    curve = barrier_curve(model, start, end, loss, alphas=(0.0, 0.5, 1.0))
     assert predicted == pytest.approx(curve.barrier, rel=0.05)
 
 

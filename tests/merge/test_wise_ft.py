@@ -223,7 +223,7 @@ def test_the_sweep_measures_each_average_and_leaves_the_model_at_alpha():
     start = {name: value.clone() for name, value in model.state_dict().items()}
     y, alphas = torch.randint(4, (300,), generator=torch.Generator().manual_seed(0)), (0.0, 0.25, 1.0)
     result = sweep(model, samples_of(x, y), samples_of(x + 1, y), tuned=tuned, alphas=alphas, alpha=0.25, batch_size=64)
-    for name, inputs in (("in_domain", x), ("shifted", x + 1)):
+    for name, inputs in (("id", x), ("ood", x + 1)):
         logits = logits_along_line(tiny("mlp")[0], start, tuned.state_dict(), (*alphas, 0.25), inputs)
         for row, each in zip(result.layers[:3], logits[:3], strict=True):
             assert row[f"{name} accuracy"] == pytest.approx((each.argmax(1) == y).double().mean().item())
@@ -238,7 +238,7 @@ def test_the_sweep_measures_each_average_and_leaves_the_model_at_alpha():
         )
     expected = interpolate(start, tuned.state_dict(), 0.25)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    assert result.curves["shifted accuracy"] == [row["shifted accuracy"] for row in result.layers[:3]]
+    assert result.curves["ood accuracy"] == [row["ood accuracy"] for row in result.layers[:3]]
 
 
 def test_all_averages_in_one_pass_give_the_outputs_of_each():
@@ -247,8 +247,8 @@ def test_all_averages_in_one_pass_give_the_outputs_of_each():
         start, end = model.state_dict(), near(model)
         found = logits_along_line(model, start, end, (0.0, 0.3, 1.0), x)
         other = tiny(name)[0]
-        for logits, fraction in zip(found, (0.0, 0.3, 1.0), strict=True):
-            other.load_state_dict(interpolate(start, end, fraction))
+        for logits, alpha in zip(found, (0.0, 0.3, 1.0), strict=True):
+            other.load_state_dict(interpolate(start, end, alpha))
             torch.testing.assert_close(logits, other(x), rtol=1e-4, atol=1e-5)
 
 
@@ -258,7 +258,7 @@ def test_the_sweep_tells_of_a_fine_tuned_network_that_is_too_loud():
     tuned.load_state_dict({name: 4 * value for name, value in model.state_dict().items()})
     data = samples_of(x, torch.zeros(50, dtype=torch.long))
     result = sweep(model, data, data, tuned=tuned)
-    assert result.totals["shifted_confidence_ratio"] == pytest.approx(4, rel=1e-5)
+    assert result.totals["ood_confidence_ratio"] == pytest.approx(4, rel=1e-5)
     assert "4.0 times" in result.notes[0]
 
 
@@ -273,7 +273,7 @@ def test_the_sweep_of_a_language_model_measures_loss():
     with torch.no_grad():
         expected = [net(input_ids=ids, labels=ids).loss.item() for net in (model, tuned)]
     result = sweep(model, data, data, tuned=tuned, alphas=(0.0, 1.0), alpha=1.0, batch_size=4)
-    assert result.curves["shifted loss"] == pytest.approx(expected, rel=1e-5)
+    assert result.curves["ood loss"] == pytest.approx(expected, rel=1e-5)
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model.lm_head.weight, tuned.lm_head.weight)
 

@@ -1,12 +1,12 @@
-r"""Are two trained networks joined by a path of low loss, and if so, why.
+r"""Whether two trained networks are connected by a line of low loss, and why.
 
 .. math::
-    B = \max_t \big[ L(\theta(t)) - (1 - t)\,L(\theta_a) - t\,L(\theta_b) \big],
-    \qquad \theta(t) = (1 - t)\,\theta_a + t\,\theta_b
+    B = \max_\alpha \big[ L(\theta(\alpha)) - (1 - \alpha)\,L(\theta_a) - \alpha\,L(\theta_b) \big],
+    \qquad \theta(\alpha) = (1 - \alpha)\,\theta_a + \alpha\,\theta_b
 
-is the barrier between two sets of weights. What lets it vanish, says Ito, Yamada, Kumagai, "Analysis of Linear Mode
-Connectivity via Permutation-Based Weight Matching" (ICLR 2025), arXiv 2402.04051, is that the directions of the largest
-singular values line up, :func:`~weightsmith.analyze.alignment.alignment`, while the distance hardly falls.
+is the barrier between two sets of weights. Ito, Yamada, Kumagai, "Analysis of Linear Mode Connectivity via
+Permutation-Based Weight Matching" (ICLR 2025), arXiv 2402.04051, explain why matching removes it: it aligns the
+directions of the largest singular values (:func:`weightsmith.analyze.alignment`), while the distance falls little.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ __all__ = [
 ]
 
 Measure = Callable[[nn.Module], float]
-"""The loss of a model as it is, over data of the caller's choice."""
+"""The loss of a model, over data of the caller's choice."""
 
 
 POINTS = tuple(step / 24 for step in range(25))
-"""Where the paper measures the loss along the line."""
+"""The points of the line at which the paper measures the loss."""
 
 
 @dataclass(frozen=True)
 class BarrierCurve:
-    """The loss along a line.
+    """The loss along a line between two sets of weights.
 
     Attributes
     ----------
-    fractions : tuple of float
+    alphas : tuple of float
         From 0, the first network, to 1, the second.
     losses : tuple of float
-        At each fraction.
+        At each point.
     """
 
-    fractions: tuple[float, ...]
+    alphas: tuple[float, ...]
     losses: tuple[float, ...]
 
     @property
     def barrier(self) -> float:
         """See :func:`barrier`."""
-        return barrier(self.losses, self.fractions)
+        return barrier(self.losses, self.alphas)
 
 
 @dataclass(frozen=True)
@@ -89,39 +89,39 @@ class LossSlice:
     points: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
 
-def barrier(losses: Sequence[float], fractions: Sequence[float] | None = None) -> float:
-    """How far the loss on the way rises above the straight line between those at the ends.
+def barrier(losses: Sequence[float], alphas: Sequence[float] | None = None) -> float:
+    """Return by how much the loss along a line exceeds the linear interpolation of the losses at its ends.
 
     Parameters
     ----------
     losses : sequence of float
         The first and the last are those of the ends.
-    fractions : sequence of float, optional
-        Where they were measured, from 0 to 1; evenly by default.
+    alphas : sequence of float, optional
+        Where they were measured, from 0 to 1; evenly spaced by default.
 
     Returns
     -------
     float
-        Over the points between the ends; negative where the loss is below the line at all of them.
+        The maximum over the points between the ends; negative where the loss is lower at all of them.
 
     Raises
     ------
     HyperparameterError
-        If there are fewer than three losses, or the fractions do not run from 0 to 1.
+        If there are fewer than three losses, or the points do not run from 0 to 1.
 
     Examples
     --------
     >>> barrier([1.0, 5.0, 3.0]), barrier([1.0, 0.5, 2.0])
     (3.0, -1.0)
     """
-    fractions = [i / (len(losses) - 1) for i in range(len(losses))] if fractions is None else fractions
-    if len(losses) < 3 or len(losses) != len(fractions):
-        raise HyperparameterError("losses along a line", found=len(losses), expected="three or more, one a fraction")
-    if fractions[0] != 0 or fractions[-1] != 1:
-        raise HyperparameterError("fractions of a line", found=(fractions[0], fractions[-1]), expected="from 0 to 1")
+    alphas = [i / (len(losses) - 1) for i in range(len(losses))] if alphas is None else alphas
+    if len(losses) < 3 or len(losses) != len(alphas):
+        raise HyperparameterError("losses along a line", found=len(losses), expected="three or more, one per point")
+    if alphas[0] != 0 or alphas[-1] != 1:
+        raise HyperparameterError("points of a line", found=(alphas[0], alphas[-1]), expected="from 0 to 1")
     ends = losses[0], losses[-1]
-    between = list(zip(losses, fractions, strict=True))[1:-1]
-    return max(loss - (1 - t) * ends[0] - t * ends[1] for loss, t in between)
+    between = list(zip(losses, alphas, strict=True))[1:-1]
+    return max(loss - (1 - alpha) * ends[0] - alpha * ends[1] for loss, alpha in between)
 
 
 def barrier_curve(
@@ -130,7 +130,7 @@ def barrier_curve(
     end: StateDict,
     loss: Measure,
     *,
-    fractions: Sequence[float] = POINTS,
+    alphas: Sequence[float] = POINTS,
     calibration: Batches | None = None,
 ) -> BarrierCurve:
     """Measure the loss along the line between two sets of weights.
@@ -138,16 +138,16 @@ def barrier_curve(
     Parameters
     ----------
     model : nn.Module
-        Of their architecture; it has its own weights again afterwards.
+        Of their architecture; its own weights are restored afterwards.
     start, end : state dict
         The ends.
     loss : callable
         ``loss(model)`` as a number.
-    fractions : sequence of float
-        Where to measure; 25 points as the paper has it.
+    alphas : sequence of float
+        Where to measure; 25 points, as in the paper.
     calibration : Batches, optional
-        Training inputs from which the running statistics of batch normalisation are estimated anew at every point
-        between the ends. Without them a barrier of a network with batch normalisation says nothing, and a warning
+        Training inputs from which the running statistics of batch normalization are re-estimated at every point
+        between the ends. Without them the barrier of a network with batch normalization has no meaning, and a warning
         says so.
 
     Raises
@@ -161,24 +161,24 @@ def barrier_curve(
     --------
     >>> model = nn.Linear(1, 1, bias=False)
     >>> ends = [{"weight": torch.tensor([[w]])} for w in (-1.0, 1.0)]
-    >>> curve = barrier_curve(model, *ends, lambda m: (1 - m.weight.item() ** 2) ** 2, fractions=(0.0, 0.5, 1.0))
+    >>> curve = barrier_curve(model, *ends, lambda m: (1 - m.weight.item() ** 2) ** 2, alphas=(0.0, 0.5, 1.0))
     >>> curve.losses, curve.barrier
     ((0.0, 1.0, 0.0), 1.0)
     """
     batches = _for_statistics(model, calibration)
     losses = []
     with evaluation_mode(model):
-        for t in along_line(model, start, end, track(list(fractions), "loss along the line")):
-            if batches is not None and t not in (0, 1):
+        for alpha in along_line(model, start, end, track(list(alphas), "loss along the line")):
+            if batches is not None and alpha not in (0, 1):
                 recalibrate_batchnorm(model, batches)
             losses.append(float(loss(model)))
-            if t in (0, 1) and not math.isfinite(losses[-1]):
-                raise NonFiniteError(f"the loss at end {t:g} of the line", found=losses[-1])
-    return BarrierCurve(tuple(float(t) for t in fractions), tuple(losses))
+            if alpha in (0, 1) and not math.isfinite(losses[-1]):
+                raise NonFiniteError(f"the loss at end {alpha:g} of the line", found=losses[-1])
+    return BarrierCurve(tuple(map(float, alphas)), tuple(losses))
 
 
 def distance(start: StateDict, end: StateDict, names: Sequence[str] | None = None) -> float:
-    """Euclidean distance of two sets of weights, over all floating tensors or those named.
+    """Return the Euclidean distance of two sets of weights, over all floating tensors or those named.
 
     Examples
     --------
@@ -204,7 +204,7 @@ def loss_slice(
     Parameters
     ----------
     model : nn.Module
-        Of their architecture; it has its own weights again afterwards.
+        Of their architecture; its own weights are restored afterwards.
     corners : tuple of three state dicts
         The first is the origin, the second lies on the first axis.
     loss : callable
@@ -212,9 +212,9 @@ def loss_slice(
     steps : int, default: 15
         Points in each direction.
     margin : float, default: 0.25
-        How far the slice goes beyond the three, as a share of its size.
+        How far the slice extends beyond the three, as a share of its size.
     calibration : Batches, optional
-        Re-estimates batch normalisation at every point, as for :func:`barrier_curve`.
+        Re-estimates batch normalization at every point, as for :func:`barrier_curve`.
 
     Raises
     ------
@@ -268,19 +268,19 @@ def loss_slice(
 def second_order_barrier(
     model: nn.Module, start: StateDict, end: StateDict, loss: Callable[[nn.Module], Tensor]
 ) -> float:
-    r"""What the gradients and curvatures at the ends predict for the loss at the midpoint, above that of the ends.
+    r"""Predict the barrier at the midpoint from the gradients and curvatures at the ends.
 
     .. math::
         \tfrac12 (g_a - g_b)^\top \delta + \tfrac14 \delta^\top (H_a + H_b)\, \delta, \qquad
         \delta = \tfrac12 (\theta_b - \theta_a)
 
-    Exact for a quadratic loss. Networks that weight matching lines up are not that close: there it is far off, which is
-    the paper's argument that they are not joined because they are near.
+    Exact for a quadratic loss. For networks after weight matching it is far from the measured barrier, which is the
+    paper's argument that they are not connected because they are close.
 
     Parameters
     ----------
     model : nn.Module
-        Of their architecture; it has its own weights again afterwards.
+        Of their architecture; its own weights are restored afterwards.
     start, end : state dict
         The ends.
     loss : callable
@@ -321,9 +321,9 @@ def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3)
     Parameters
     ----------
     model : nn.Module or str
-        One network, or where it lies: a folder, a hub id, or ``embedded:NAME``.
+        One network, or its location: a folder, a hub id, or ``embedded:NAME``.
     other : str
-        Where the other lies.
+        Location of the other.
     gamma : float, default: 0.3
         Singular directions below this share of the largest are left out of the alignment, in [0, 1].
 
@@ -368,13 +368,13 @@ def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3)
 
 
 def _for_statistics(model: nn.Module, calibration: Batches | None) -> Batches | None:
-    """The batches to estimate batch normalisation from, if there is any; a warning where they are missing."""
+    """The batches to estimate batch normalization from, if there is any; a warning where they are missing."""
     if not has_batchnorm(model):
         return None
     if calibration is None:
         warnings.warn(
-            "The model has batch normalisation, whose running statistics are wrong between the ends: pass calibration "
-            "batches to estimate them.",
+            "The model has batch normalization, whose running statistics do not fit between the ends: pass "
+            "calibration batches to estimate them.",
             stacklevel=3,
         )
     return calibration

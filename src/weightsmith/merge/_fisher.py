@@ -36,7 +36,7 @@ __all__ = ["diagonal_fisher", "fisher", "fisher_average"]
 def diagonal_fisher(
     model: nn.Module, batches: Batches, *, chunk: int = 16, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Estimate how much a classifier's predictions depend on each weight.
+    """Estimate the diagonal Fisher information: how much a classifier's predictions depend on each weight.
 
     One gradient per sample, of the log-probability of a label drawn from the model itself, squared and averaged.
 

@@ -1,4 +1,4 @@
-"""Walk from a pretrained to a fine-tuned network and measure every average on the way, at home and on drifted data."""
+"""Measure averages of a pretrained and a fine-tuned network, in distribution and out of distribution."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ ALPHAS = tuple(step / 10 for step in range(11))
 
 def sweep(
     model: nn.Module,
-    in_domain: Samples,
-    shifted: Samples,
+    id_data: Samples,
+    ood_data: Samples,
     *,
     tuned: nn.Module,
     alphas: Sequence[float] = ALPHAS,
     alpha: float = 0.5,
     batch_size: int = 32,
 ) -> Result:
-    """Measure the averages of a pretrained and a fine-tuned network, at home and on drifted data.
+    """Measure the averages of a pretrained and a fine-tuned network, in distribution and out of distribution.
 
-    Each step of the way is one pass over the weights, in place. Classifiers (one label a sample) are measured by
-    accuracy and diagnosed: which errors the average repairs, how sure each parent is, how well calibrated. Other
-    models are measured by their loss a token.
+    Each average is one pass over the weights, in place. Classifiers (one label per sample) are measured by accuracy
+    and diagnosed: which errors the average repairs, confidence and calibration of both networks. Other models are
+    measured by their loss per token.
 
     Parameters
     ----------
     model : nn.Module
         The pretrained network; left as the average at ``alpha``.
-    in_domain, shifted : sequence of mapping
-        Held-out samples with ``labels``: like the fine-tuning data, and drifted. Their other names are the model's
-        arguments; a single one named ``x`` is its only argument.
+    id_data, ood_data : sequence of samples
+        Held-out samples with labels: from the distribution of the fine-tuning data (in distribution), and from another
+        one (out of distribution).
     tuned : nn.Module
         The network fine-tuned from ``model``, of the same architecture.
     alphas : sequence of float, default: 0, 0.1, ..., 1
         Shares of the fine-tuned network to measure.
     alpha : float, default: 0.5
-        The share at which ``model`` is left. It is not chosen by looking at ``shifted``, which would be leakage.
+        The share at which ``model`` is left. It is not chosen on ``ood_data``, which would be leakage.
     batch_size : int, default: 32
-        Samples a forward pass.
+        Samples per forward pass.
 
     Returns
     -------
     Result
-        A row for each alpha and for the means of the two networks' outputs, the rows' curves over alpha, and of each
-        set of data the shares of errors that the average at ``alpha`` repairs (both parents are wrong) and makes
-        (both are right), and how many times louder the fine-tuned network votes.
+        A row for each alpha and for the means of the two networks' outputs; the rows' curves over alpha; for each data
+        set the shares of samples that only the average classifies correctly or wrongly, and the ratio of the two
+        networks' logit scales.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def sweep(
         check_alpha(value)
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
-    batches = {"in_domain": batched(in_domain, batch_size), "shifted": batched(shifted, batch_size)}
+    batches = {"id": batched(id_data, batch_size), "ood": batched(ood_data, batch_size)}
     end = tuned.state_dict()
     walk = along_line(model, model.state_dict(), end, list(dict.fromkeys([0.0, 1.0, alpha, *alphas])))
     seen: dict[float, dict[str, Tensor]] = {}
@@ -103,7 +103,7 @@ def sweep(
                     row[f"{name} loss"] = seen[value][name].item()
                 continue
             labels = torch.cat([split_labels(batch)[1] for batch in parts])
-            told = diagnose(seen[0.0][name], seen[1.0][name], seen[alpha][name], labels)
+            diagnosis = diagnose(seen[0.0][name], seen[1.0][name], seen[alpha][name], labels)
             for row, value in zip(rows.values(), alphas, strict=False):
                 logits = seen[value][name]
                 row[f"{name} accuracy"] = (logits.argmax(1) == labels).double().mean().item()
@@ -111,22 +111,22 @@ def sweep(
             for kind in ("probabilities", "logits"):
                 row = rows.setdefault(f"mean of {kind}", {})
                 for measure in ("accuracy", "calibration error"):
-                    row[f"{name} {measure}"] = told[f"{measure.replace(' ', '_')}_ensemble_of_{kind}"]
+                    row[f"{name} {measure}"] = diagnosis[f"{measure.replace(' ', '_')}_ensemble_of_{kind}"]
             result.totals |= {
-                f"{name}_repaired": told["repaired_FFT"],
-                f"{name}_broken": told["broken_TTF"],
-                f"{name}_confidence_ratio": told["confidence_ratio"],
+                f"{name}_repaired": diagnosis["repaired_FFT"],
+                f"{name}_broken": diagnosis["broken_TTF"],
+                f"{name}_confidence_ratio": diagnosis["confidence_ratio"],
             }
         for who, row in rows.items():
             result.layer(who, **row)
         for measure in [name for name in result.layers[0] if name != "layer"]:
             result.curves[measure] = [row[measure] for row in result.layers[: len(alphas)]]
         interpolate_(model, model.state_dict(), end, alpha)
-        ratio = result.totals.get("shifted_confidence_ratio", 1.0)
+        ratio = result.totals.get("ood_confidence_ratio", 1.0)
         if ratio > UNBALANCED:
             result.notes.append(
-                f"On the shifted data the fine-tuned network's logits are {ratio:.1f} times its start's, so its "
-                "mistakes outvote the start's right answers. Fine-tune with bang (mixup, label smoothing) instead."
+                f"Out of distribution the fine-tuned network's logits are {ratio:.1f} times the pretrained network's, so "
+                "its errors dominate the average. Fine-tune with bang (mixup, label smoothing) instead."
             )
     return result
 
@@ -136,12 +136,12 @@ def logits_along_line(
     model: nn.Module,
     start: StateDict,
     end: StateDict,
-    fractions: Sequence[float],
+    alphas: Sequence[float],
     x: Shaped[Tensor, "N ..."],
-) -> Float[Tensor, "fractions N K"]:
+) -> Float[Tensor, "alphas N K"]:
     """Evaluate all averages of two small networks in one pass over the data.
 
-    Takes the memory of as many networks as there are fractions; :func:`sweep` takes that of two.
+    Takes the memory of as many networks as there are alphas; :func:`sweep` takes that of two.
 
     Parameters
     ----------
@@ -149,20 +149,20 @@ def logits_along_line(
         Any of the architecture; not changed. Its only argument is a tensor, and its output.
     start, end : state dict
         The ends of the line.
-    fractions : sequence of float
+    alphas : sequence of float
         Shares of ``end``.
     x : Tensor of shape (N, ...)
         Inputs.
 
     Returns
     -------
-    Tensor of shape (fractions, N, K)
+    Tensor of shape (alphas, N, K)
         The output of each average.
 
     Raises
     ------
     HyperparameterError
-        If a fraction is not finite.
+        If an alpha is not finite.
     ShapeError
         If the ends do not fit each other.
 
@@ -173,7 +173,7 @@ def logits_along_line(
     >>> logits_along_line(model, *ends, (0.0, 0.5, 1.0), torch.ones(1, 1)).flatten()
     tensor([1., 2., 3.])
     """
-    averages = [interpolate(start, end, fraction) for fraction in fractions]
+    averages = [interpolate(start, end, alpha) for alpha in alphas]
     stacked = {name: torch.stack([average[name] for average in averages]) for name in averages[0]}
     with evaluation_mode(model):
         outputs: Tensor = vmap(lambda weights: functional_call(model, weights, (x,)))(stacked)

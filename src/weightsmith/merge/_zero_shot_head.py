@@ -1,4 +1,4 @@
-r"""A classification head made of text: the start that lets an image-text network be averaged, head included.
+r"""A classification head from text embeddings, so that an image-text network is averaged with its head.
 
 .. math::
     w_k = e^{s} \frac{\sum_j u_{kj}}{\lVert \sum_j u_{kj} \rVert}, \qquad
@@ -23,7 +23,7 @@ __all__ = ["ZeroShotHead"]
 
 
 class ZeroShotHead(nn.Linear):
-    """A linear head over normalised features whose weights are the mean embeddings of each class's descriptions.
+    """A linear head over normalized features whose weights are the mean embeddings of each class's descriptions.
 
     Parameters
     ----------
@@ -54,5 +54,5 @@ class ZeroShotHead(nn.Linear):
             self.bias.zero_()
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
-        """Logits of features, which are normalised first."""
+        """Return the logits of features, which are normalized first."""
         return super().forward(functional.normalize(x, dim=-1))

@@ -1,9 +1,9 @@
-r"""Walk a model along the straight line between two sets of weights.
+r"""Interpolate a model's weights on the straight line between two sets of weights.
 
 .. math::
-    \theta(t) = (1 - t)\,\theta_0 + t\,\theta_1
+    \theta(\alpha) = (1 - \alpha)\,\theta_0 + \alpha\,\theta_1
 
-Barrier curves, the accuracy curve of weight averaging and slices of the loss are all measured on such a walk.
+Barrier curves, accuracy curves of weight averaging and slices of the loss are measured at points of such a line.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["along_line", "interpolate_", "lerp"]
 def lerp(
     start: Shaped[Tensor, "*shape"],
     end: Shaped[Tensor, "*shape"],
-    t: float,
+    alpha: float,
     out: Shaped[Tensor, "*shape"] | None = None,
 ) -> Shaped[Tensor, "*shape"]:
-    """Return ``(1 - t) * start + t * end``, computed in float32 at least and rounded once.
+    """Return ``(1 - alpha) * start + alpha * end``, computed in float32 at least and rounded once.
 
-    At ``t = 0`` and ``t = 1`` the finite values are those of ``start`` and ``end`` bit by bit. Integers and booleans
-    are never averaged: they are those of ``end``.
+    At ``alpha = 0`` and ``alpha = 1`` the finite values are those of ``start`` and ``end`` bit by bit. Integers and
+    booleans are not averaged: they are those of ``end``.
 
     Parameters
     ----------
     start, end : Tensor
         Of one shape.
-    t : float
+    alpha : float
         Any number; outside [0, 1] the line is extrapolated.
     out : Tensor, optional
         Where to write; also gives the element type and the device, which are otherwise those of ``end``.
@@ -59,16 +59,16 @@ def lerp(
         return out.copy_(end)
     alike = start.dtype == end.dtype == out.dtype and start.device == end.device == out.device
     if alike and end.dtype.itemsize > 1:  # torch has no arithmetic on eight-bit floats; on two bytes it uses float32
-        return torch.lerp(start, end, t, out=out)
+        return torch.lerp(start, end, alpha, out=out)
     wide = torch.promote_types(out.dtype, torch.float32) if out.dtype.itemsize > 1 else torch.float32
-    return out.copy_(torch.lerp(start.to(out.device, wide), end.to(out.device, wide), t))
+    return out.copy_(torch.lerp(start.to(out.device, wide), end.to(out.device, wide), alpha))
 
 
-def along_line(model: nn.Module, start: StateDict, end: StateDict, fractions: Iterable[float]) -> Iterator[float]:
-    """Put the model at points of the line between two sets of weights, one after the other, in place.
+def along_line(model: nn.Module, start: StateDict, end: StateDict, alphas: Iterable[float]) -> Iterator[float]:
+    """Set the model to points of the line between two sets of weights, one after the other, in place.
 
-    A step reads both ends and writes the weights once, so any number of steps in any order leave no rounding error
-    behind. The model gets its own weights back when the loop ends, breaks or raises.
+    A step reads both ends and writes the weights once, so rounding errors do not accumulate. The model's weights are
+    restored when the loop ends, breaks or raises.
 
     Parameters
     ----------
@@ -77,40 +77,40 @@ def along_line(model: nn.Module, start: StateDict, end: StateDict, fractions: It
     start, end : state dict
         The ends of the line, with the names of ``model.state_dict()`` (which they may be); of tied weights one name
         is enough. Integer buffers are those of ``end`` throughout.
-    fractions : iterable of float
+    alphas : iterable of float
         The points: 0 is ``start``, 1 is ``end``, outside of [0, 1] the line is extrapolated.
 
     Yields
     ------
     float
-        The fraction the model is at.
+        The point that the model is at.
 
     Raises
     ------
     ShapeError
         If the ends lack weights of the model, have others, or differ in shape; the model is not touched.
     HyperparameterError
-        If a fraction is not finite.
+        If a point is not finite.
 
     Examples
     --------
     >>> model = nn.Linear(1, 1, bias=False)
     >>> start, end = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
-    >>> [model.weight.item() for t in along_line(model, start, end, (0.0, 0.5, 1.0))]
+    >>> [model.weight.item() for alpha in along_line(model, start, end, (0.0, 0.5, 1.0))]
     [1.0, 2.0, 3.0]
     """
     own, backup, triples = _line(model, start, end)
-    return _walk(own, backup, triples, fractions)
+    return _walk(own, backup, triples, alphas)
 
 
-def interpolate_(model: nn.Module, start: StateDict, end: StateDict, t: float) -> None:
-    """Put the model at a point of the line between two sets of weights, in place, to stay.
+def interpolate_(model: nn.Module, start: StateDict, end: StateDict, alpha: float) -> None:
+    """Set the model to a point of the line between two sets of weights, in place.
 
     Parameters
     ----------
     model, start, end
         As for :func:`along_line`.
-    t : float
+    alpha : float
         The point.
 
     Raises
@@ -126,7 +126,7 @@ def interpolate_(model: nn.Module, start: StateDict, end: StateDict, t: float) -
     2.0
     """
     _, _, triples = _line(model, start, end)
-    _put(triples, t)
+    _put(triples, alpha)
 
 
 def _line(
@@ -145,20 +145,20 @@ def _line(
 
 
 @torch.no_grad()
-def _put(triples: Iterable[tuple[Tensor, Tensor, Tensor]], t: float) -> None:
-    if not math.isfinite(t):
-        raise HyperparameterError("fraction of the line", found=t, expected="a finite number")
+def _put(triples: Iterable[tuple[Tensor, Tensor, Tensor]], alpha: float) -> None:
+    if not math.isfinite(alpha):
+        raise HyperparameterError("alpha", found=alpha, expected="a finite number")
     for target, start, end in triples:
-        lerp(start, end, t, out=target)
+        lerp(start, end, alpha, out=target)
 
 
 def _walk(
-    own: StateDict, backup: StateDict, triples: list[tuple[Tensor, Tensor, Tensor]], fractions: Iterable[float]
+    own: StateDict, backup: StateDict, triples: list[tuple[Tensor, Tensor, Tensor]], alphas: Iterable[float]
 ) -> Iterator[float]:
     try:
-        for t in fractions:
-            _put(triples, t)
-            yield t
+        for alpha in alphas:
+            _put(triples, alpha)
+            yield alpha
     finally:
         with torch.no_grad():
             for name, tensor in backup.items():

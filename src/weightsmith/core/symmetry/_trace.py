@@ -16,6 +16,7 @@ from weightsmith.core.data import Batch, call
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.symmetry._axes import Axis, TensorAxes, fixed, tensors_in
 from weightsmith.core.symmetry._rules import arguments_of, rule_of
+from weightsmith.core.tied import tensor_owners
 
 __all__ = ["Trace", "leaves_of", "outputs_of", "trace"]
 
@@ -145,18 +146,13 @@ def _observed(seen: Trace, name: str, module: nn.Module) -> Iterator[None]:
 
 def leaves_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the parameters and saved floating buffers under their first names, and the first names of aliases."""
-    first: dict[Any, str] = {}
-    leaves, aliases = {}, {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
-            continue
-        key = (tensor.untyped_storage().data_ptr(), _layout(tensor)) if tensor.numel() else id(tensor)
-        if key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-            leaves[name] = tensor
-    return leaves, aliases
+    state = model.state_dict(keep_vars=True)
+    state = {
+        name: x for name, x in state.items() if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+    }
+    owners = tensor_owners(state)
+    leaves = {name: tensor for name, tensor in state.items() if owners[name] == name}
+    return leaves, {name: owner for name, owner in owners.items() if owner != name}
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

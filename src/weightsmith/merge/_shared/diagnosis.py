@@ -1,4 +1,4 @@
-r"""Why an average of two networks is better or worse than they are: repaired errors, confidence, calibration.
+r"""Diagnose an average of two networks: errors it repairs and makes, confidence, calibration.
 
 Lin, Tan, Hao, Wong, Dong, Zhang, Yang, Zhang 2024, arXiv 2309.17230. Legend: ``N`` samples, ``K`` classes.
 """
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 UNBALANCED = 1.5
-"""A fine-tuned network whose logits are this many times those of its start outvotes it in the average."""
+"""From this ratio of logit scales on, the fine-tuned network's errors dominate the average."""
 
 
 def transitions(
     pre: Float[Tensor, "..."], tuned: Float[Tensor, "..."], averaged: Float[Tensor, "..."], labels: Int[Tensor, "N"]
 ) -> dict[str, float]:
-    """Count which errors an average repairs and which it makes.
+    """Count the errors that an average repairs and makes.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ def transitions(
     -------
     dict of str to float
         Shares of all samples by three letters, T(rue) or F(alse), of pre, tuned and averaged. ``"FFT"`` is the share
-        that both parents get wrong and the average right; ``"TTF"`` is its opposite.
+        that both networks classify wrongly and the average correctly; ``"TTF"`` is the opposite.
 
     Raises
     ------
     ShapeError
-        If there is not one label and one row of each network a sample.
+        If there is not one label and one row of each network per sample.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def transitions(
 
 
 def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *, bins: int = 15) -> float:
-    """Expected calibration error: how far confidence is from accuracy.
+    """Return the expected calibration error: the mean distance of confidence and accuracy.
 
     Samples are put in ``bins`` equal bins of their largest probability.
 
@@ -81,7 +81,7 @@ def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *,
     Raises
     ------
     ShapeError
-        If there is not one label a sample.
+        If there is not one label per sample.
 
     References
     ----------
@@ -94,23 +94,23 @@ def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *,
     True
     """
     _check(labels, logits)
-    sure, choice = logits.double().softmax(1).max(1)
-    place = (sure * bins).ceil().long().clamp(1, bins) - 1
+    probability, choice = logits.double().softmax(1).max(1)
+    place = (probability * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64, device=logits.device)
-    gap.index_add_(0, place, (choice == labels).double() - sure)
+    gap.index_add_(0, place, (choice == labels).double() - probability)
     return gap.abs().sum().item() / len(labels)
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """How sure a network is of its answers.
+    """The confidence of a network.
 
     Attributes
     ----------
     probability : float
         Mean of the largest probability.
     spread : float
-        Root mean square of the logits about their mean over the classes: the scale with which a network votes.
+        Root mean square of the logits about their mean over the classes: the logit scale.
     """
 
     probability: float
@@ -118,7 +118,7 @@ class Confidence:
 
 
 def confidence(logits: Float[Tensor, "..."]) -> Confidence:
-    """Measure how sure a network is; needs no labels.
+    """Measure the confidence of a network; needs no labels.
 
     Examples
     --------
@@ -127,23 +127,23 @@ def confidence(logits: Float[Tensor, "..."]) -> Confidence:
     """
     if logits.ndim != 2 or not len(logits):
         raise ShapeError("logits", found=tuple(logits.shape), expected="(N, K), N at least 1")
-    wide = logits.float()
-    spread = (wide - wide.mean(1, keepdim=True)).square().mean().sqrt()
-    return Confidence(wide.softmax(1).max(1).values.mean().item(), spread.item())
+    scores = logits.float()
+    spread = (scores - scores.mean(1, keepdim=True)).square().mean().sqrt()
+    return Confidence(scores.softmax(1).max(1).values.mean().item(), spread.item())
 
 
 def confidence_ratio(pre: Float[Tensor, "..."], tuned: Float[Tensor, "..."]) -> float:
-    """How many times louder the fine-tuned network votes than the one it started from.
+    """Return the ratio of the logit scales of the fine-tuned and the pretrained network.
 
-    Above 1.5 its mistakes dominate an average; fine-tune with :func:`weightsmith.merge.bang` then.
+    Above 1.5 the fine-tuned network's errors dominate an average: fine-tune with :func:`weightsmith.merge.bang`.
 
     Examples
     --------
     >>> confidence_ratio(torch.tensor([[1.0, -1.0]]), torch.tensor([[3.0, -3.0]]))
     3.0
     """
-    quiet = confidence(pre).spread
-    return confidence(tuned).spread / quiet if quiet > 0 else math.inf
+    scale = confidence(pre).spread
+    return confidence(tuned).spread / scale if scale > 0 else math.inf
 
 
 def output_ensemble(
@@ -197,7 +197,7 @@ def diagnose(
     CalibrationError
         If there are no samples.
     ShapeError
-        If there is not one label and one row of each network a sample.
+        If there is not one label and one row of each network per sample.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-r"""Temperatures: how much too sure of itself a network is, and the direct remedy before it is averaged.
+r"""Temperature scaling: calibrate an overconfident network before it is averaged.
 
 .. math:: T = \arg\min_T -\sum_i \log \mathrm{softmax}(z_i / T)_{y_i}
 
@@ -36,7 +36,7 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> f
     Returns
     -------
     float
-        Between 0.05 and 20; above one for a network that is too sure of itself.
+        Between 0.05 and 20; above one for an overconfident network.
 
     References
     ----------
@@ -60,17 +60,17 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> f
 
 @torch.no_grad()
 def balance_logit_scale(model: nn.Module, batches: Sequence[tuple[Any, Tensor]]) -> float:
-    """Divide a network's last linear layer by the temperature that suits held-out data, before it is averaged.
+    """Divide a network's last linear layer by the temperature that calibrates it on held-out data.
 
-    The direct remedy against a fine-tuned network that is too sure of itself. It rescales one layer, while an average
-    mixes all of them, so it is no substitute for :func:`weightsmith.merge.bang`.
+    Reduces the weight of an overconfident fine-tuned network in an average. It rescales one layer, while an average
+    mixes all of them, so it does not replace :func:`weightsmith.merge.bang`.
 
     Parameters
     ----------
     model : nn.Module
         A classifier; its last ``nn.Linear`` makes the logits. Changed in place.
     batches : sequence of (inputs, class indices)
-        Held-out data like the training data.
+        Held-out data from the distribution of the training data.
 
     Returns
     -------

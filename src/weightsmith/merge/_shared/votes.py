@@ -1,9 +1,9 @@
-r"""The vote model: why the average of two networks that lean on different spurious features is right more often.
+r"""The vote model: why the average of two networks with different spurious features is more accurate.
 
-Each feature of a network votes for one of ``K`` classes. Invariant features vote for the true class. Off the training
-distribution each spurious feature, with probability ``p``, votes for a class drawn uniformly instead. Two networks
-that use different spurious features err differently, so their votes together are more often right, as long as
-neither's count for more than the other's.
+Each feature of a network votes for one of ``K`` classes. Invariant features vote for the true class. Out of
+distribution each spurious feature votes, with probability ``p``, for a class drawn uniformly. Two networks that use
+different spurious features make different errors, so the sum of their votes is more often correct, as long as neither
+network's votes have a larger weight than the other's.
 
 Lin, Tan, Hao, Wong, Dong, Zhang, Yang, Zhang 2024, arXiv 2309.17230.
 """
@@ -23,7 +23,7 @@ __all__ = ["output_signal", "single_signal", "vote_accuracy", "weight_signal"]
 def vote_accuracy(
     p: float, *, classes: int = 3, invariant: int = 2, spurious: int = 3, networks: int = 1, scale: float = 1.0
 ) -> float:
-    """Exact accuracy of one network, or of two with disjoint features that vote together; ties are broken evenly.
+    """Return the exact accuracy of one network, or of two with disjoint features and summed votes; ties count evenly.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def vote_accuracy(
     networks : {1, 2}
         How many vote.
     scale : float, default: 1.0
-        How many times a vote of the second network counts.
+        Weight of a vote of the second network.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def vote_accuracy(
 
 
 def single_signal(p: float, *, invariant: float, spurious: float) -> float:
-    r"""Mean margin over its spread, of one network: its accuracy rises with it.
+    r"""Return the mean margin over its standard deviation, of one network; the accuracy increases with it.
 
     .. math:: \frac{n_v + (1 - p)\, n_s}{\sqrt{n_s}}
 
@@ -94,7 +94,7 @@ def output_signal(
     spurious: tuple[float, float],
     shared_spurious: float = 0.0,
 ) -> float:
-    r"""As :func:`single_signal`, of the average of two networks' outputs.
+    r"""Return the same as :func:`single_signal` for the average of two networks' outputs.
 
     .. math:: \frac{(n_v + n_v') + (1 - p)(n_s + n_s')}{\sqrt{n_s + n_s' + 2 n_{so}}}
 
@@ -128,7 +128,7 @@ def weight_signal(
     shared_invariant: float = 0.0,
     shared_spurious: float = 0.0,
 ) -> float:
-    r"""As :func:`output_signal`, of the average of two networks' weights, in which shared features count four times.
+    r"""Return the same as :func:`output_signal` for the average of two networks' weights: shared features count four times.
 
     .. math::
         \frac{(n_v + n_v' + 2 n_{vo}) + (1 - p)(n_s + n_s' + 2 n_{so})}{\sqrt{n_s + n_s' + 14 n_{so}}}

@@ -108,7 +108,7 @@ def weight_matching(
                     start,
                     state,
                     lambda m: mean_loss(m, batches),
-                    fractions=POINTS[::2],
+                    alphas=POINTS[::2],
                     calibration=batches if statistics else None,
                 )
                 result.curves[f"loss along the line, {name}"] = list(curve.losses)
