@@ -22,5 +22,5 @@ def _visit_inline(translator: Any, node: nodes.math) -> None:
 
 
 def _visit_block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>\n')
+    translator.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>\n')
     raise nodes.SkipNode

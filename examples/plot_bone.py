@@ -18,7 +18,7 @@ from weightsmith.adapt import BoneConfig
 from weightsmith.claims.byte_lm import BATCH, LAYERS, byte_text, pretrained, windows
 from weightsmith.core.training import fit
 
-base = pretrained(seed=0)
+base = pretrained(seed=0, steps=200)
 samples = windows(byte_text("source"), 120, seed=0)
 configs = {
     "bat": BoneConfig(r=8, variant="bat", target_modules=list(LAYERS)),

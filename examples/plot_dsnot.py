@@ -8,13 +8,13 @@ every layer before and after, and how many swaps it took.
 """
 
 # %%
-# Prune and refine: two thousand tokens are enough for a picture.
+# Prune and refine: one thousand tokens are enough for a picture.
 from weightsmith.core.data import token_ids, token_windows
 from weightsmith.embedded import load, text
 from weightsmith.sparsify import dsnot
 
 model, tokenizer = load("smollm2")
-windows = token_windows(token_ids(tokenizer, text("calibration")), length=256, count=8, batch_size=4)
+windows = token_windows(token_ids(tokenizer, text("calibration")), length=256, count=4, batch_size=4)
 result = dsnot(model, windows, sparsity=0.5, start="magnitude")
 print(f"{result.totals['sparsity']:.0%} zeros, {result.totals['swaps']:.1f} swaps per row")
 
