@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from latex2mathml.converter import convert
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
@@ -28,7 +30,7 @@ _spec.loader.exec_module(generate)
 
 
 def _blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def _with(language):
@@ -62,9 +64,10 @@ def test_command_lines_parse(line, monkeypatch):
         context = command.make_context(name, words[:1], parent=context)
         name, command, _ = command.resolve_command(context, words[:1])
         words = words[1:]
-    made = command.make_context(name, words, parent=context)
-    if context.parent is not None:  # a method
-        made.command.invoke(made)
+    with suppress(typer.Exit):  # --help
+        made = command.make_context(name, words, parent=context)
+        if context.parent is not None:  # a method
+            made.command.invoke(made)
 
 
 @_with("yaml")
