@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from models import tiny
@@ -277,9 +278,9 @@ def test_both_members_at_once():
 def test_net2net_keeps_the_function_and_then_breaks_the_symmetry():
     for make, x in ((mlp, torch.randn(5, 6)), (ResNet, torch.randn(5, 3, 4, 4))):
         narrow, wide = trained_statistics(make(8)), make(16).eval()
-        widen_net2net(narrow, wide, noise=0.0)
+        widen_net2net(narrow, wide, x, noise=0.0)
         assert (narrow(x) - wide(x)).abs().max() < 1e-6 * narrow(x).abs().max() + 1e-6
-        widen_net2net(narrow, wide, generator=generator())
+        widen_net2net(narrow, wide, x, generator=generator())
         assert not torch.allclose(narrow(x), wide(x))
     half = get(wide, "conv")[:8, :8]
     assert torch.equal(half, get(narrow, "conv") / 2)
@@ -294,8 +295,61 @@ def test_net2net_on_a_transformer():
         else:
             config.intermediate_size *= 2
         wide = type(narrow)(config).eval()
-        widen_net2net(narrow, wide, noise=0.0)
+        widen_net2net(narrow, wide, batch, noise=0.0)
         torch.testing.assert_close(narrow(**batch).logits, wide(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "change"), [("llama", "heads"), ("gpt2", "n_inner")])
+def test_net2net_doubles_heads_as_blocks(name, change):
+    narrow, batch = tiny(name)
+    config = copy.deepcopy(narrow.config)
+    if change == "heads":
+        config.head_dim = config.hidden_size // config.num_attention_heads
+        config.num_attention_heads *= 2
+        config.num_key_value_heads *= 2
+    else:
+        config.n_inner = 256
+    wide = type(narrow)(config).eval()
+    widen_net2net(narrow, wide, batch, noise=0.0)
+    torch.testing.assert_close(narrow(**batch).logits, wide(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+class Fused(nn.Module):
+    """Queries, keys and values in one matrix."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(8, 12 * heads), nn.Linear(4 * heads, 3)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.heads, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_net2net_on_fused_projections():
+    torch.manual_seed(0)
+    narrow, wide, x = Fused(2), Fused(4), torch.randn(2, 5, 8)
+    widen_net2net(narrow, wide, x, noise=0.0)
+    torch.testing.assert_close(wide(x), narrow(x))
+
+
+def test_net2net_refuses_what_it_cannot_follow():
+    with pytest.raises(UnsupportedModelError, match="different architectures"):
+        widen_net2net(mlp(8), nn.Linear(6, 6), torch.ones(1, 6))
+    with pytest.raises(UnsupportedModelError, match="tied weight 'a.weight' grows"):
+        widen_net2net(Tied(4), Tied(8), torch.tensor([[1]]))
+    with pytest.raises(ShapeError, match="axis 0 of '0.weight'"):
+        widen_net2net(nn.Sequential(nn.Linear(6, 4)), nn.Sequential(nn.Linear(6, 8)), torch.ones(1, 6))
+
+
+class Tied(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b = nn.Embedding(10, width), nn.Linear(width, 10, bias=False)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x))
 
 
 def test_random_growth_keeps_the_corner():
@@ -403,7 +457,7 @@ def test_bad_calls():
     with pytest.raises(UnsupportedModelError, match="has grown already"):
         growth.grow()
     with pytest.raises(HyperparameterError, match="noise"):
-        widen_net2net(mlp(8), mlp(16), noise=-1.0)
+        widen_net2net(mlp(8), mlp(16), torch.ones(1, 6), noise=-1.0)
     with pytest.raises(UnsupportedModelError, match="no inner width"):
         mixture_growth(mlp(8), [])
 

@@ -99,7 +99,7 @@ def _experiment(seed: int) -> Mapping[str, float]:
         values[name] = _tuned(grown(init), data, GROWN_EPOCHS, seed)
         values[f"{name}, not trained on"] = accuracy(grown(init), data.test)
     noisy = torch.Generator().manual_seed(seed)
-    net2net = widened(lambda small, large: widen_net2net(small, large, generator=noisy))
+    net2net = widened(lambda small, large: widen_net2net(small, large, data.test[0][0][:1], generator=noisy))
     values["net2net"] = _tuned(net2net, data, GROWN_EPOCHS, seed)
     values["random growth"] = _tuned(widened(grow_randomly), data, GROWN_EPOCHS, seed)
     values["member for twice as long"] = accuracy(narrow, data.test)

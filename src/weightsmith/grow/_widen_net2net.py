@@ -1,11 +1,12 @@
-r"""Twice the width: which axes of which weights double, and the plain ways to fill them.
+r"""Widen a network: which axes of which weights double, and baselines that fill them.
 
-A narrow model and one of twice its width are compared tensor by tensor. An axis either stays or doubles; a weight
-matrix whose two axes double is a grid of 2 x 2 blocks, each of the narrow shape. The plain ways:
+A narrow model and one of twice its width are compared tensor by tensor. An axis keeps its size or
+doubles; a weight matrix whose two axes double is a grid of 2 x 2 blocks, each of the narrow shape. The baselines:
 
-* Net2Net (Chen, Goodfellow, Shlens 2016, arXiv 1511.05641): every unit twice, what leaves it halved; the function stays
+* Net2Net (Chen, Goodfellow, Shlens 2016, arXiv 1511.05641): every unit twice, its outgoing weights halved;
+  the function is unchanged.
 * random growth: the narrow weight in one corner, :math:`\begin{pmatrix} W & R \\ R & R \end{pmatrix}`.
-* the sum of two members' logits, without growing anything.
+* the sum of two members' logits, without a larger network.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import warnings
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.core.data import call
+from weightsmith.core.data import Batch, call
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.models import get_module
+from weightsmith.core.symmetry import Symmetry, find_symmetry
 from weightsmith.core.training import logits_of
 
 __all__ = ["LogitSum", "grow_randomly", "is_matrix", "match_widths", "widen_net2net"]
 
 FUSED = ("c_attn", "qkv", "query_key_value", "qkv_proj", "wqkv", "gate_up_proj")
-"""Layers whose outputs are several parts side by side: their halves are not the members' units."""
+"""Layers with several parts in one output axis: its halves are not the members' units."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -56,11 +59,8 @@ def match_widths(narrow: nn.Module, wide: nn.Module) -> dict[str, tuple[int, ...
     >>> match_widths(nn.Linear(3, 4), nn.Linear(3, 8))
     {'weight': (0,), 'bias': (0,)}
     """
+    _check_same_names(narrow, wide)
     ours, theirs = (dict(model.state_dict(keep_vars=True)) for model in (narrow, wide))
-    if odd := sorted({*ours} ^ {*theirs}):
-        raise UnsupportedModelError(
-            "narrow and wide model are of different architectures", found=f"{odd[0]!r} in one only"
-        )
     axes: dict[str, tuple[int, ...]] = {}
     for name, tensor in ours.items():
         sizes = list(zip(tensor.shape, theirs[name].shape, strict=False))
@@ -83,25 +83,38 @@ def match_widths(narrow: nn.Module, wide: nn.Module) -> dict[str, tuple[int, ...
 
 @torch.no_grad()
 def widen_net2net(
-    narrow: nn.Module, wide: nn.Module, *, noise: float = 0.05, generator: torch.Generator | None = None
+    narrow: nn.Module,
+    wide: nn.Module,
+    batch: Batch,
+    *,
+    noise: float = 0.05,
+    generator: torch.Generator | None = None,
 ) -> None:
-    """Fill a wide model with every unit of the narrow one twice, so that it computes the same.
+    """Fill a wide model with every unit of the narrow one twice, so that it computes the same function.
+
+    Which axes hold the same units is found by running both models (:func:`~weightsmith.core.symmetry.find_symmetry`),
+    so attention heads double as blocks, and queries, keys and values in one matrix each by themselves.
 
     Parameters
     ----------
     narrow, wide : nn.Module
         One architecture in two widths; ``wide`` is changed.
+    batch : Batch
+        A batch of both models.
     noise : float, default: 0.05
-        Standard deviation of what is added to a copy's weights, over theirs; without it the two stay alike for ever.
+        Standard deviation of what is added to a copy's weights, over theirs; without it the copies stay equal in
+        training.
     generator : torch.Generator, optional
-        Draws it.
+        Draws the noise.
 
     Raises
     ------
     HyperparameterError
         If ``noise`` is negative.
-    ShapeError, UnsupportedModelError
-        As :func:`match_widths`.
+    ShapeError
+        If the models have other tensors than one another, or an axis grows that does not hold the same units in both.
+    UnsupportedModelError
+        If tied weights grow.
 
     References
     ----------
@@ -110,31 +123,71 @@ def widen_net2net(
     Examples
     --------
     >>> narrow, wide = (nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2)) for n in (4, 8))
-    >>> widen_net2net(narrow, wide, noise=0.0)
+    >>> widen_net2net(narrow, wide, torch.ones(1, 3), noise=0.0)
     >>> torch.allclose(narrow(torch.ones(1, 3)), wide(torch.ones(1, 3)), atol=1e-6)
     True
     """
     if noise < 0:
         raise HyperparameterError("noise", found=noise, expected="at least 0")
-    target = wide.state_dict()
-    for name, axes in match_widths(narrow, wide).items():
-        value = narrow.state_dict()[name]
+    _check_same_names(narrow, wide)
+    small, large = (find_symmetry(model, batch) for model in (narrow, wide))
+    values, target = {}, wide.state_dict()
+    for name, value in narrow.state_dict().items():
         module, attribute = _owner(narrow, name)
-        for axis in axes:
-            value = torch.cat([value, value], axis)
-        if attribute == "weight" and is_matrix(module):
-            inputs = _inputs_axis(module)
-            if inputs in axes:
-                value = value / 2
-            if 1 - inputs in axes:
-                copies = value.chunk(2, 1 - inputs)[1]
-                copies += noise * value.std() * torch.randn(copies.shape, generator=generator).to(value)
+        matrix, copies = attribute == "weight" and is_matrix(module), None
+        for axis in range(value.ndim):
+            if value.shape[axis] == target[name].shape[axis]:
+                continue
+            if name in small.aliases or name in small.aliases.values():
+                raise UnsupportedModelError(f"tied weight {name!r} grows", do="Keep its width, or untie it.")
+            origin = _origin(small, large, name, axis)
+            value = value.index_select(axis, origin.to(value.device))
+            if matrix and axis == _inputs_axis(module):  # what leaves a unit is shared by its copies
+                shares = origin.bincount()[origin].to(value)
+                value = value / shares.view(-1, *[1] * (value.ndim - axis - 1))
+            elif matrix:
+                copies = axis, _repeated(origin).to(value.device)
+        if copies is not None:
+            drawn = torch.randn(value.index_select(*copies).shape, generator=generator)
+            value = value.index_add(*copies, (noise * value.std() * drawn).to(value))
+        values[name] = value
+    for name, value in values.items():
         target[name].copy_(value)
+
+
+def _repeated(origin: Int[Tensor, "size"]) -> Int[Tensor, "copies"]:
+    """The places that copy what an earlier place copies."""
+    first: dict[int, int] = {}
+    return torch.tensor(
+        [place for place, index in enumerate(origin.tolist()) if first.setdefault(index, place) != place]
+    )
+
+
+def _origin(small: Symmetry, large: Symmetry, key: str, axis: int) -> Int[Tensor, "size"]:
+    """The narrow index that each wide index of an axis copies: in each group the index, modulo the narrow size."""
+    blocks, ours = (symmetry.axes[key][axis] if key in symmetry.axes else () for symmetry in (large, small))
+    sizes = large.shapes[key][axis], small.shapes[key][axis]
+    if not blocks or [block.groups for block in blocks] != [block.groups for block in ours]:
+        reason = small.left_out.get(key) or large.left_out.get(key) or "holds other units in the two models"
+        raise ShapeError(f"axis {axis} of {key!r}, which {reason}", found=f"{sizes[1]} and {sizes[0]} indices")
+    origin = torch.full((sizes[0],), -1)
+    rest = torch.ones(sizes[1], dtype=torch.bool)
+    for block, own in zip(blocks, ours, strict=True):
+        places = torch.tensor(own.offset)
+        for size, old, stride in zip(block.sizes, own.sizes, own.strides, strict=True):
+            places = places.unsqueeze(-1) + stride * (torch.arange(size) % old)
+        origin[block.places()] = places
+        rest[own.places()] = False
+    fixed = rest.nonzero().flatten()
+    if int((origin < 0).sum()) != len(fixed):
+        raise ShapeError(f"fixed places on axis {axis} of {key!r}", found=int((origin < 0).sum()), expected=len(fixed))
+    origin[origin < 0] = fixed
+    return origin
 
 
 @torch.no_grad()
 def grow_randomly(narrow: nn.Module, wide: nn.Module) -> None:
-    """Write the narrow model's weights into the first halves of a wide one, whose other halves stay as they are.
+    """Write the narrow model's weights into the first halves of a wide one, whose other halves are unchanged.
 
     Parameters
     ----------
@@ -160,7 +213,7 @@ def grow_randomly(narrow: nn.Module, wide: nn.Module) -> None:
 
 
 class LogitSum(nn.Module):
-    """The plain ensemble: the sum of the members' logits.
+    """The ensemble: the sum of the members' logits.
 
     Parameters
     ----------
@@ -178,13 +231,20 @@ class LogitSum(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Add up what the members say."""
+        """Return the sum of the members' logits."""
         return torch.stack([logits_of(call(member, kwargs or args)) for member in self.members]).sum(0)
 
 
 def is_matrix(module: nn.Module) -> bool:
-    """Whether a module's weight is a matrix of outputs by inputs (for a grouped convolution: by a group's inputs)."""
+    """Whether a module's weight is a matrix of outputs by inputs (of a grouped convolution: the inputs per group)."""
     return isinstance(module, (nn.Linear, Conv1D, *CONVOLUTIONS))
+
+
+def _check_same_names(narrow: nn.Module, wide: nn.Module) -> None:
+    if odd := sorted({*narrow.state_dict()} ^ {*wide.state_dict()}):
+        raise UnsupportedModelError(
+            "narrow and wide model are of different architectures", found=f"{odd[0]!r} in one only"
+        )
 
 
 def _inputs_axis(module: nn.Module) -> int:
