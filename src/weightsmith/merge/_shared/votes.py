@@ -128,7 +128,7 @@ def weight_signal(
     shared_invariant: float = 0.0,
     shared_spurious: float = 0.0,
 ) -> float:
-    r"""Return the same as :func:`output_signal` for the average of two networks' weights: shared features count four times.
+    r"""Return the same as :func:`output_signal` for averaged weights, in which shared features count four times.
 
     .. math::
         \frac{(n_v + n_v' + 2 n_{vo}) + (1 - p)(n_s + n_s' + 2 n_{so})}{\sqrt{n_s + n_s' + 14 n_{so}}}
