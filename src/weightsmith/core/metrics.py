@@ -25,7 +25,7 @@ __all__ = ["accuracy", "decode_speed", "measure", "perplexity", "sample_text", "
 def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 512, stride: int | None = None) -> float:
     """Perplexity of a causal language model on a token stream.
 
-    Windows of ``window`` tokens start every ``stride`` tokens; only the tokens that a window adds to those before it are
+    Windows of ``window`` tokens start every ``stride`` tokens; only the tokens that a window adds to earlier ones are
     scored, each with all earlier tokens of its window as context. ``stride = window`` gives the usual disjoint
     windows, whose first token is not scored.
 
