@@ -125,8 +125,8 @@ def sweep(
         ratio = result.totals.get("ood_confidence_ratio", 1.0)
         if ratio > UNBALANCED:
             result.notes.append(
-                f"Out of distribution the fine-tuned network's logits are {ratio:.1f} times the pretrained network's, so "
-                "its errors dominate the average. Fine-tune with bang (mixup, label smoothing) instead."
+                f"Out of distribution the fine-tuned network's logits are {ratio:.1f} times the pretrained "
+                "network's, so its errors dominate the average. Fine-tune with bang (mixup, label smoothing) instead."
             )
     return result
 

@@ -1,4 +1,4 @@
-"""Outputs that are whole or not there: everything goes to a temporary sibling, renamed when it is complete."""
+"""Atomic outputs: written to a temporary sibling, which is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHT_SUFFIXES = {
 
 @contextmanager
 def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbytes: int = 0) -> Iterator[Path]:
-    """Give a temporary sibling to write to; rename it to ``out`` on success, remove it on failure.
+    """Yield a temporary sibling to write to; rename it to ``out`` on success, remove it on failure.
 
     Parameters
     ----------
@@ -80,12 +80,12 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse an output that exists, before the work and not after it.
+    """Refuse an output that exists, before any work is done.
 
     Raises
     ------
     CheckpointError
-        If ``out`` exists, is no empty folder, and ``overwrite`` is off.
+        If ``out`` exists, is not an empty folder, and ``overwrite`` is off.
     """
     out = Path(out)
     if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -93,7 +93,7 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
 
 
 def copy_aux_files(source: Path, target: Path) -> None:
-    """Copy what belongs to a model beside its weights: config, tokenizer, generation settings, model card."""
+    """Copy the files of a model other than weights: config, tokenizer, generation settings, model card."""
     if not source.is_dir():
         return
     for file in source.iterdir():
@@ -103,7 +103,7 @@ def copy_aux_files(source: Path, target: Path) -> None:
 
 
 def _replace(target: Path, out: Path) -> None:
-    """Rename ``target`` to ``out``; what was at ``out`` leaves only once the new one stands."""
+    """Rename ``target`` to ``out``; what was at ``out`` is deleted only after that."""
     if not out.is_dir():
         os.replace(target, out)
         return

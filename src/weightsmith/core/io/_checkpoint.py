@@ -96,7 +96,7 @@ class CheckpointReader:
     specs : dict of str to TensorSpec
         Every tensor's element type and shape, known without reading the tensors.
     metadata : dict of str to str
-        What the files' headers say beside the tensors.
+        Metadata of the files' headers.
 
     Raises
     ------
@@ -323,7 +323,7 @@ class CheckpointWriter:
     specs : mapping of str to TensorSpec
         Every tensor that will be written.
     like : path-like, optional
-        A checkpoint folder whose other files (config, tokenizer, generation settings) are carried over.
+        A checkpoint folder whose other files (config, tokenizer, generation settings) are copied.
     overwrite : bool, default: False
         Replace what is at ``out``.
     max_shard_bytes : int, default: 5e9
@@ -491,7 +491,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _read_into(tensor: Tensor, shard: Path, at: int, key: str) -> None:
-    """Fill a tensor from the place ``at`` of a file; opened here, as a file object of Python's costs more than that."""
+    """Fill a tensor from the offset ``at`` of a file, by system calls: Python's file objects are slower."""
     if tensor.numel() == 0:
         return
     view, done = _bytes(tensor), 0

@@ -1,4 +1,4 @@
-"""Models larger than memory: their weights stay on disk, and a block's are in memory while it is worked on."""
+"""Models larger than memory: the weights stay on disk, and one block's are in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["OffloadedModel", "StoredState", "meta_model", "offloaded", "offloade
 
 
 def offloaded_of(model: nn.Module) -> OffloadedModel | None:
-    """Return where the model's weights are, if it was opened with :func:`offloaded`."""
+    """Return the storage of a model's weights, if it was opened with :func:`offloaded`."""
     return _MODELS.get(model)
 
 
@@ -33,7 +33,7 @@ def offloaded(
     Parameters
     ----------
     path : path-like
-        The checkpoint's folder, which stays as it is.
+        The checkpoint's folder; only read.
     out : path-like
         The folder for the changed checkpoint; it appears complete at the end, or not at all.
     overwrite : bool, default: False
@@ -68,7 +68,7 @@ def offloaded(
 
 
 def meta_model(path: str | os.PathLike[str]) -> nn.Module:
-    """Build a Hugging Face checkpoint's architecture: its weights on the meta device, tied where it ties them.
+    """Build the architecture of a Hugging Face checkpoint with its weights on the meta device, tied as configured.
 
     Raises
     ------
@@ -91,14 +91,14 @@ def meta_model(path: str | os.PathLike[str]) -> nn.Module:
 
 
 class StoredState(Mapping[str, Tensor]):
-    """A state dict that stays on disk: each tensor is read when it is asked for, and not kept.
+    """A state dict on disk: each tensor is read on access, and not kept in memory.
 
     Parameters
     ----------
     path : path-like
         A checkpoint.
     model : nn.Module, optional
-        Its architecture, whose names the tensors get; by default they keep those of the files.
+        Its architecture, which names the tensors; by default the names are those of the files.
 
     Attributes
     ----------
@@ -150,9 +150,9 @@ class StoredState(Mapping[str, Tensor]):
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Uninitialised tensors are made on the meta device; buffers that hold something stay real.
+    """Uninitialized tensors are made on the meta device; buffers with values stay in memory.
 
-    Accelerate alone makes each parameter in memory before it moves it away, and the allocator keeps the room.
+    Accelerate alone makes each parameter in memory before it moves it, and the allocator keeps that memory.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -163,7 +163,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 class OffloadedModel:
-    """Where the weights of a model on the meta device are read from and written to."""
+    """The storage of a model on the meta device: reads, writes and frees the weights of its modules."""
 
     def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
         self.model, self.reader, self.writer = model, reader, writer
@@ -173,7 +173,7 @@ class OffloadedModel:
         self.loaded: set[nn.Module] = set()
 
     def load(self, module: nn.Module) -> None:
-        """Read what a module lacks."""
+        """Read the weights of a module that are not in memory."""
         from accelerate.utils import set_module_tensor_to_device
 
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -191,7 +191,7 @@ class OffloadedModel:
                 self.written.add(key)
 
     def free(self) -> None:
-        """Let go of everything that was read."""
+        """Free everything that was read."""
         from accelerate.utils import set_module_tensor_to_device
 
         for module in self.loaded:
@@ -200,7 +200,7 @@ class OffloadedModel:
         self.loaded.clear()
 
     def copy_rest(self) -> None:
-        """Copy the tensors that no module wrote."""
+        """Copy the tensors that were not written."""
         for key in self.reader:
             if key not in self.written:
                 self.writer.write(key, self.reader.tensor(key))
@@ -222,7 +222,7 @@ class OffloadedModel:
 
 
 def _checkpoint_keys(model: nn.Module, reader: CheckpointReader) -> dict[str, str]:
-    """The checkpoint's name of each parameter, by the renaming rules transformers itself loads by."""
+    """The checkpoint's name of each parameter, by the renaming rules of transformers."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 

@@ -1,4 +1,4 @@
-"""Models as folders: Hugging Face checkpoints loaded and any model written, whole or not at all."""
+"""Models as folders: load Hugging Face checkpoints, and write any model all or nothing."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def save_model(
     out : path-like
         The folder to create.
     like : path-like, optional
-        Folder whose tokenizer, generation and other small files are carried over.
+        Folder whose tokenizer, generation and other small files are copied.
     tokenizer : optional
         Saved beside the model.
     files : mapping of str to str, optional
