@@ -1,13 +1,12 @@
-"""A mean and how sure it is."""
+"""A mean with its confidence interval."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy import stats
 
 __all__ = ["Interval"]
 
@@ -30,8 +29,8 @@ class Interval:
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
         """Compute the interval of at least two values."""
-        count, mean = len(values), float(np.mean(values))
-        half = float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count))
+        mean = float(np.mean(values))
+        half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
         return cls(mean, mean - half, mean + half)
 
     def __str__(self) -> str:
