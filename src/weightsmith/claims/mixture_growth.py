@@ -54,7 +54,7 @@ FEATURES, CLASSES, WIDTH = 24, 10, 64
 TRAIN, VALIDATION, TEST = 16_000, 4_000, 6_000
 MEMBER_EPOCHS, GROWN_EPOCHS, EQUAL_COST_EPOCHS = 16, 4, 12
 BATCH, RATE, GROWN_RATES = 100, 3e-3, (5e-4, 1.5e-3, 3e-3)
-INITS: tuple[Growth, ...] = ("orthogonal", "zero", "copy", "random", "reference")
+INITS: tuple[Growth | Literal["reference"], ...] = ("orthogonal", "zero", "copy", "random", "reference")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 19))) -> ClaimResult:
@@ -86,8 +86,9 @@ def _experiment(seed: int) -> Mapping[str, float]:
         "ensemble of the members": accuracy(LogitSum(*members), data.test),
     }
 
-    def grown(init: Growth) -> nn.Module:
-        return copy.deepcopy(growth).grow(init, generator=torch.Generator().manual_seed(seed))
+    def grown(init: Growth | Literal["reference"]) -> nn.Module:
+        twin, generator = copy.deepcopy(growth), torch.Generator().manual_seed(seed)
+        return _grown_as_the_code_does(twin) if init == "reference" else twin.grow(init, generator=generator)
 
     def widened(fill: Callable[[nn.Module, nn.Module], None]) -> nn.Module:
         wide = _network(2 * WIDTH)
@@ -112,6 +113,25 @@ def _experiment(seed: int) -> Mapping[str, float]:
         _train(longer, data, RATE, epochs, seed)
         values[f"wide from scratch, {epochs} epochs"] = accuracy(longer, data.test)
     return values
+
+
+@torch.no_grad()
+def _grown_as_the_code_does(growth: MixtureGrowth) -> nn.Module:
+    """Grow as the paper's code does: block 2 as it was drawn, block 3 the direction the other three cover least."""
+    square = [layer for layer in growth.layers.values() if all(layer.grows)]
+    drawn = [layer.alphas[2].clone() for layer in square]
+    wide = growth.grow("zero")
+    for layer, block in zip(square, drawn, strict=True):
+        layer.alphas[2].copy_(block)
+        _cover_least(layer.alphas)
+    return wide
+
+
+@torch.no_grad()
+def _cover_least(alphas: Sequence[nn.Parameter]) -> None:
+    """Set the coefficients of block 3 to the direction that those of the other blocks cover least."""
+    three = torch.stack([alphas[m].detach().float() for m in (0, 1, 2)])
+    alphas[3].copy_(torch.linalg.svd(three).Vh[-1])
 
 
 def _network(width: int) -> nn.Module:

@@ -20,7 +20,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +65,8 @@ class MixtureGrowth:
         Of each weight and member. With 2, all templates are as large as the grown weight.
     groups : callable, optional
         From a layer's name to the name of a group; layers of a group and of one shape share their templates.
-    initialization : {"mixed", "reference"}, default: "mixed"
-        Draw the templates so that the mixed weight has variance 2 / fan-in; or as the paper's code, which counts the
-        templates as outputs and starts with far smaller weights.
     generator : torch.Generator, optional
-        Draws templates and coefficients.
+        Draws coefficients, and templates such that each mixed weight has variance 2 / fan-in.
 
     Raises
     ------
@@ -100,7 +97,6 @@ class MixtureGrowth:
         width: int,
         templates: int = 2,
         groups: Callable[[str], str] | None = None,
-        initialization: Literal["mixed", "reference"] = "mixed",
         generator: torch.Generator | None = None,
     ) -> None:
         for name, value in (("width", width), ("templates", templates)):
@@ -124,7 +120,7 @@ class MixtureGrowth:
             alphas = [nn.Parameter(alpha.detach().to(weight)) for alpha in alphas]
             key = (name if groups is None else groups(path), weight.shape)
             if key not in banks:
-                banks[key] = [_draw(weight, alphas[s], initialization, generator) for s in (0, 1)]
+                banks[key] = [_draw(weight, alphas[s], generator) for s in (0, 1)]
             self.layers[path] = _Mixed(path, grows, transposed, banks[key], alphas)
         for number, member in enumerate(self._members):
             for layer in self.layers.values():
@@ -199,7 +195,7 @@ class MixtureGrowth:
 
         Parameters
         ----------
-        init : {"orthogonal", "zero", "copy", "random", "reference"}, default: "orthogonal"
+        init : {"orthogonal", "zero", "copy", "random"}, default: "orthogonal"
             The new blocks' coefficients, see :func:`weightsmith.grow._shared.templates.grow_coefficients`. With
             ``"zero"`` it computes the members' sum (their mean, where something is fixed).
         scale : float, default: 1.0
@@ -385,7 +381,7 @@ def mixture_growth(
         A Hugging Face model, trained; the first member. Changed in place, its configuration too.
     training : sequence of mapping
         Samples with the model's inputs and ``labels``.
-    init : {"orthogonal", "zero", "copy", "random", "reference"}, default: "orthogonal"
+    init : {"orthogonal", "zero", "copy", "random"}, default: "orthogonal"
         The new blocks' coefficients; they matter only where both sides of a matrix grow.
     scale : float, default: 1.0
         Of the new coefficients.
@@ -456,17 +452,11 @@ def mixture_growth(
     return result
 
 
-def _draw(
-    weight: Tensor, alpha: Tensor, initialization: Literal["mixed", "reference"], generator: torch.Generator | None
-) -> nn.Parameter:
+def _draw(weight: Tensor, alpha: Tensor, generator: torch.Generator | None) -> nn.Parameter:
     """The templates of one set: each a weight's shape."""
     shape = (len(alpha), *weight.shape)
-    fan_in = math.prod(weight.shape[1:])
-    if initialization == "reference":
-        fan_in = math.prod(weight.shape)
-        std = math.sqrt(2 / fan_in)
-    else:
-        std = math.sqrt(2 / fan_in) / alpha.float().norm().item()
+    # the paper's code takes the whole template for the fan-in, and starts with far smaller weights
+    std = math.sqrt(2 / math.prod(weight.shape[1:])) / alpha.float().norm().item()
     return nn.Parameter((std * torch.randn(shape, generator=generator)).to(weight))
 
 

@@ -24,7 +24,7 @@ from weightsmith.core.linalg import upcast
 
 __all__ = ["LAYOUTS", "Growth", "TemplateMix", "coefficients", "grow_coefficients"]
 
-Growth: TypeAlias = Literal["orthogonal", "zero", "copy", "random", "reference"]
+Growth: TypeAlias = Literal["orthogonal", "zero", "copy", "random"]
 Layout: TypeAlias = tuple[tuple[int, ...], ...]
 
 MEMBER: Layout = ((0,),)
@@ -175,10 +175,9 @@ def grow_coefficients(
     ----------
     alphas : sequence of nn.Parameter
         Those of blocks 0 to 3; 2 and 3 are changed.
-    init : {"orthogonal", "zero", "copy", "random", "reference"}
+    init : {"orthogonal", "zero", "copy", "random"}
         Orthogonal to the member's own coefficients in the same set, and as long; none; the member's plus a random unit
-        vector; uniform; or as the paper's code has it: block 2 stays, block 3 is the direction that the other three
-        cover least.
+        vector; or uniform.
     scale : float, default: 1.0
         Factor of what is added.
     generator : torch.Generator, optional
@@ -217,9 +216,6 @@ def grow_coefficients(
         added = torch.rand(n, generator=generator).to(alphas[0])
         for member, new in ((alphas[0], alphas[2]), (alphas[1], alphas[3])):
             new.copy_(member + scale * added / added.norm())
-    elif init == "random":
+    else:
         for new in alphas[2:]:
             new.copy_(scale * torch.rand(n, generator=generator))
-    else:
-        three = torch.stack([alphas[m].detach().float() for m in (0, 1, 2)])
-        alphas[3].copy_(scale * torch.linalg.svd(three).Vh[-1])
