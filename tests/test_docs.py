@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -81,6 +82,14 @@ def test_recipes_are_valid(page, tmp_path):
 @pytest.mark.parametrize("path", generate.pages(), ids=lambda path: path.name)
 def test_generated_pages_are_up_to_date(path):
     assert path.read_text("utf-8") == generate.pages()[path], "run `python docs/generate.py` and commit what it wrote"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_references_name_public_objects(page):
+    for kind, name in re.findall(r"\{py:(\w+)\}`~?([^`]+)`", page.read_text("utf-8")):
+        assert "._" not in name, f"{name} is private: the API pages do not have it"
+        module, _, attribute = (name, "", "") if kind == "mod" else name.rpartition(".")
+        assert not attribute or hasattr(importlib.import_module(module), attribute), f"{name} does not exist"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
