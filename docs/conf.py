@@ -50,6 +50,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "plot_gallery": "True",
     "show_memory": False,
+    "write_computation_times": False,  # its page loads scripts from a CDN
 }
 
 html_math_renderer = "mathml"

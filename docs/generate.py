@@ -72,16 +72,15 @@ def _verbs() -> str:
 
 def _ready_table(folder: str, verb: str | None = None) -> str:
     """One row per method that is ready, of one verb or of all."""
-    rows = ["| method | what it does | paper | claim |", "| --- | --- | --- | --- |"]
+    rows = ["| method | what it does | claim |", "| --- | --- | --- |"]
     for method in catalog.METHODS:
         if method.planned or verb not in (None, method.verb):
             continue
         also = [f"`{name}`" for name in method.commands if name != method.slug]
         names = f"[{method.slug}]({folder}{method.slug}.md)" + (f" with {', '.join(also)}" if also else "")
         paper = f"[{method.reference}]({method.url})"
-        rows.append(
-            f"| {names} | {method.summary} | {paper} | {method.claim}: {claims.verdict(claims.stored(method.slug))} |"
-        )
+        verdict = claims.verdict(claims.stored(method.slug))
+        rows.append(f"| {names} | {method.summary} ({paper}) | {method.claim}: {verdict} |")
     return "\n".join(rows) + "\n"
 
 
@@ -241,7 +240,7 @@ def _which_page(stored: Mapping[str, Any]) -> str:
     lines += [
         "",
         "The teacher of pld is the same model trained four times as long on the same text. Weight compander is made",
-        "for SGD, so SGD without it stands beside it. Meta rescaling needs one class per sample and spdf starts at",
+        "for SGD, so SGD without it is shown too. Meta rescaling needs one class per sample and spdf starts at",
         "pre-training, so neither is here; their pages compare them on tasks of their own.",
         "",
         "`python benchmarks/which_one.py --store` measures the table; `weightsmith run examples/adapters.yaml`",

@@ -1,6 +1,6 @@
 """
-Averaging two networks that were trained apart
-==============================================
+Averaging two networks that were trained independently
+======================================================
 
 Two perceptrons learn the handwritten digits from different random weights. Their average is useless
 until the hidden units of one are put in the order of the other's. The pictures show the loss on the way,
