@@ -79,7 +79,7 @@ for name, loss in losses.items():
 # %%
 # Left: each dot is an average, from the pretrained (square) to the fine-tuned network (cross); the ring is alpha = 0.5.
 # Right: the paper's vote model, two networks with different weights of their votes.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for name, result in results.items():

@@ -35,7 +35,7 @@ for name, config in configs.items():
 
 # %%
 # The learning-rate sweep is stored with the claim.
-from weightsmith.claims import stored  # noqa: E402
+from weightsmith.claims import stored
 
 (tuned,) = (claim for claim in stored("bone") if claim["experiment"] == "tuned")
 sweep = {}
@@ -46,7 +46,7 @@ for note in tuned["notes"]:
 
 # %%
 # Draw both.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 colors = {"bat": "tab:orange", "miss": "tab:red", "pissa": "tab:green", "lora": "tab:blue"}
 labels = {"bat": "Bone (bat)", "miss": "MiSS", "pissa": "PiSSA", "lora": "LoRA"}

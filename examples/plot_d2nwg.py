@@ -18,13 +18,13 @@ arms = {claim["experiment"]: {arm["name"]: arm for arm in claim["arms"]} for cla
 # %%
 # A small zoo to draw from: 400 heads for tasks of two classes on two features. What is drawn for one task lies around
 # the members that were trained for it, somewhat wider than they do.
-from functools import partial  # noqa: E402
+from functools import partial
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-from weightsmith.core.training import Task, train_many  # noqa: E402
-from weightsmith.predict import OrderedEncoder, WeightDiffusion, WeightVAE, WeightZoo  # noqa: E402
+from weightsmith.core.training import Task, train_many
+from weightsmith.predict import OrderedEncoder, WeightDiffusion, WeightVAE, WeightZoo
 
 torch.manual_seed(0)
 angles = 6.283 * torch.rand(400)

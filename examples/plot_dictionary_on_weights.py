@@ -118,7 +118,7 @@ for name, component in (
 
 # %%
 # Draw what is lost by keeping a few entries.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 colors = {"unchanged": "#8a8178", "principal axes": "#2f6db3", "dictionary": "#c8501e"}

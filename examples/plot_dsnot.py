@@ -20,7 +20,7 @@ print(f"{result.totals['sparsity']:.0%} zeros, {result.totals['swaps']:.1f} swap
 
 # %%
 # Draw the layers in the order of the network.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -17,9 +17,9 @@ print({kind: sum(name.endswith(kind) for name in chosen) for kind in ("v_proj", 
 # %%
 # Draw the condition numbers, with those of random matrices of the same shapes as dashes, then the ratio of the two, and
 # what adapters on the chosen matrices forgot while they learned as much as the other arms.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from weightsmith.claims import stored  # noqa: E402
+from weightsmith.claims import stored
 
 kinds = ("v_proj", "k_proj", "up_proj", "down_proj", "gate_proj", "o_proj", "q_proj")
 colors = dict(zip(kinds, plt.get_cmap("tab10").colors, strict=False))

@@ -36,7 +36,7 @@ for name, mean in means.items():
 
 # %%
 # What the predictors do to kernels: twelve of the last layer, each scaled to its own range.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 layer = "6.weight"
 trajectory = tasks[0].trajectory

@@ -52,7 +52,7 @@ for name, depth, stages in (("shared stages", 8, (2, 2, 2, 2)), ("plain expansio
 
 # %%
 # Retention of each depth, here and in the stored claim.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 depths = range(4, 17)
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

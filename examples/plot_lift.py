@@ -31,7 +31,7 @@ errors = {name: finetune_toy(network, ways[name], seed=0) for name in ("lift", "
 
 # %%
 # Draw both.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", width_ratios=(1, 1, 1.2))
 for panel, (name, mask) in zip(axes, masks.items(), strict=False):

@@ -21,7 +21,7 @@ for name, each in weights.items():
 
 # %%
 # Draw them beside the stored claim.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
 for name, each in weights.items():

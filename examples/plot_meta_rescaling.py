@@ -37,7 +37,7 @@ fit(model, data, loss=loss, epochs=15, learning_rate=3e-3, evaluate=note)
 
 # %%
 # Draw the means, and the last epoch's weights of all samples.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for name, who in (("clean", ~flipped), ("flipped", flipped)):

@@ -51,7 +51,7 @@ for init in ("zero", "orthogonal"):
 
 # %%
 # The hidden weight of the grown network, and what the stored claim measured.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 (claim,) = claims.stored("mixture-growth")
 arms = {arm["name"]: arm for arm in claim["arms"] if "not trained on" not in arm["name"]}

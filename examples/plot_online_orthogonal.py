@@ -45,7 +45,7 @@ atoms = learner.components_[np.argsort(-learner.energies_)]
 
 # %%
 # Draw the errors and the atoms, the strongest first.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(1.5, 1))
 for (name, curve), color in zip(errors.items(), ("#c8501e", "#2f6db3", "#8a8178"), strict=True):

@@ -28,7 +28,7 @@ print(f"labels weigh 0.4 at temperature {suggest_temperature(logits, classes[:12
 
 # %%
 # The weights of the ranks, and the accuracy of students in the stored claim.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
 for tau in (1, 2, 4, 8):

@@ -35,7 +35,7 @@ print(f"{active:.1f} of 32 units active in a patch, log-likelihood {slab.lower_b
 
 # %%
 # Atoms of the patches are shown as they look in the photograph.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 atoms = slab.components_ @ np.linalg.pinv(whitener)
 atoms = atoms[np.argsort(-slab.pi_)]
@@ -67,7 +67,7 @@ for name in ("points", "learned", "patches"):
 curve = places["curve"]
 curve.plot(model.lower_bound_curve_, color="tab:blue")
 curve.set_xlabel("EM step")
-curve.set_ylabel("log-likelihood a point", color="tab:blue")
+curve.set_ylabel("log-likelihood per point", color="tab:blue")
 heat = curve.twinx()
 heat.plot([now.temperature for now in settings_of(BSC._schedule, 60)], color="tab:red", ls=":")
 heat.set_ylabel("temperature", color="tab:red")

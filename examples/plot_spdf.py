@@ -28,7 +28,7 @@ for name, size in sizes.items():
 
 # %%
 # Draw both.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 claim = claims.stored("spdf")[0]
 mean = {arm["name"]: arm["mean"] for arm in claim["arms"]}

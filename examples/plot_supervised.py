@@ -46,7 +46,7 @@ print(f"SVD and logistic regression: accuracy {plain_accuracy:.3f}, lost {plain_
 
 # %%
 # The atoms, the codes of new digits, and the trade between the two aims.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure = plt.figure(figsize=(11, 4), layout="constrained")
 places = figure.subplot_mosaic(

@@ -50,7 +50,7 @@ def without_largest(model: nn.Module, share: float) -> nn.Module:
 
 
 shares = [0.0, 0.02, 0.05, 0.1, 0.15, 0.2]
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for name, model in networks.items():

@@ -72,7 +72,7 @@ print(f"barrier {plain.barrier:.2f} -> {matched.barrier:.3f}")
 
 # %%
 # Draw.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
 curves, surface, heat, threshold = axes.flat

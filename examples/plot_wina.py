@@ -36,9 +36,9 @@ curves = {
 
 # %%
 # Thresholds for SmolLM2 from one text, and what they skip on another.
-from weightsmith.core.data import token_ids, token_windows  # noqa: E402
-from weightsmith.embedded import load, text  # noqa: E402
-from weightsmith.sparsify import plan_report, wina  # noqa: E402
+from weightsmith.core.data import token_ids, token_windows
+from weightsmith.embedded import load, text
+from weightsmith.sparsify import plan_report, wina
 
 model, tokenizer = load("smollm2")
 windows = token_windows(token_ids(tokenizer, text("calibration")), length=128, count=4, batch_size=4)
@@ -50,7 +50,7 @@ print(f"planned {report['sparsity']:.1%}, skipped {report['realized']:.1%} of th
 
 # %%
 # Draw both.
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for (name, errors), style in zip(curves.items(), ("0.6", "tab:blue", "tab:orange"), strict=True):
