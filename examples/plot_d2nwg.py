@@ -28,8 +28,8 @@ from weightsmith.predict import OrderedEncoder, WeightDiffusion, WeightVAE, Weig
 
 torch.manual_seed(0)
 angles = 6.283 * torch.rand(400)
-centres = torch.stack([angles.cos(), angles.sin()], dim=1)
-points = torch.stack([centres, -centres], dim=1)[:, :, None] + 0.7 * torch.randn(400, 2, 20, 2)
+centers = torch.stack([angles.cos(), angles.sin()], dim=1)
+points = torch.stack([centers, -centers], dim=1)[:, :, None] + 0.7 * torch.randn(400, 2, 20, 2)
 labels = torch.arange(2).repeat_interleave(20).expand(400, -1)
 descent = partial(torch.optim.SGD, lr=0.5)
 tasks_of_zoo = Task(points.flatten(1, 2), labels)

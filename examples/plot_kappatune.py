@@ -43,7 +43,7 @@ for place, arm in enumerate(arms):
     right.plot(arm["values"], [place] * len(arm["values"]), "o", color="0.6", ms=4)
     right.plot(arm["mean"], place, "D", color="#c8501e" if arm["role"] == "method" else "#2f6db3", ms=7)
 right.set_yticks(range(len(arms)), [arm["name"].replace(" over that", "\nover that") for arm in arms])
-right.set(xlabel="rise of control loss, nats a token", title="forgotten at equal loss on the new text")
+right.set(xlabel="rise of control loss, nats per token", title="forgotten at equal loss on the new text")
 for axes in (left, middle, right):
     axes.spines[["top", "right"]].set_visible(False)
 plt.show()

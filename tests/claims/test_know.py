@@ -16,7 +16,7 @@ def task():
     return claim.DigitsTask.make(0)
 
 
-def test_stages_halve_and_the_old_classes_are_learnt(task):
+def test_stages_halve_and_the_old_classes_are_learned(task):
     sizes = task.trajectory.sizes
     assert all(small == large // 2 for small, large in pairwise(sizes))
     assert sizes[0] >= claim.BATCH

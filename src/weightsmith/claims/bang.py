@@ -1,8 +1,8 @@
 """BANG: balanced fine-tuning makes weight averages more robust, unless the fine-tuning data give the classes away.
 
 Four experiments on scikit-learn's digits: accuracy on six corruptions that were not trained on and accuracy at home of
-the same networks; two networks that lean on different colours, together; and the negative control, fine-tuning with
-colours that give the class away.
+the same networks; two networks that lean on different colors, together; and the negative control, fine-tuning with
+colors that give the class away.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ SHARES = (0.7, 0.8, 0.9)
 ENSEMBLE = Claim(
     slug="bang",
     experiment="ensemble",
-    title="Two networks on digits with 32 colours",
+    title="Two networks on digits with 32 colors",
     statement="Two networks that differ in their seed are together better than the better of them, however many "
-    "colours mislead.",
+    "colors mislead.",
     metric="accuracy",
     higher_is_better=True,
     expected=tuple(Ordering(better=f"both, p={p}", worse=f"better one, p={p}") for p in SHARES),
@@ -70,11 +70,11 @@ ENSEMBLE = Claim(
 
 COLOURS = Claim(
     slug="bang",
-    experiment="colours",
-    title="Fine-tuning with colours that give the class away",
-    statement="WiSE-FT beats both of its parents where nine colours in ten mislead; mixup with smoothing makes the "
+    experiment="colors",
+    title="Fine-tuning with colors that give the class away",
+    statement="WiSE-FT beats both of its parents where nine colors in ten mislead; mixup with smoothing makes the "
     "average worse there, so BANG is no improvement everywhere.",
-    metric="accuracy, nine colours in ten re-drawn",
+    metric="accuracy, nine colors in ten re-drawn",
     higher_is_better=True,
     expected=(
         Ordering(better="wise-ft", worse="pretrained"),
@@ -90,8 +90,8 @@ COLOURS_NOTES = (
     "fewer to train on: alpha and temperature are chosen on those.",
 )
 
-COLOUR_PATCHES = 32
-REPAINTS = 8  # times the test digits are painted, each time with other colours re-drawn
+COLOR_PATCHES = 32
+REPAINTS = 8  # times the test digits are painted, each time with other colors re-drawn
 SMOOTHING, MIXUP = 0.1, 0.5
 ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -100,7 +100,7 @@ Role = Literal["method", "baseline", "control"]
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[ClaimResult]:
-    """Run all experiments; a seed draws the split, the weights, the corruptions and the colours."""
+    """Run all experiments; a seed draws the split, the weights, the corruptions and the colors."""
     results = _on_corruptions(scale, seeds)
     results.append(_judged(ENSEMBLE, _two_networks, scale, seeds))
     results.append(_judged(COLOURS, _given_away, scale, seeds, COLOURS_NOTES))
@@ -227,9 +227,9 @@ def _scores(net: nn.Module, arms: Mapping[str, StateDict], validation: _Data, te
 
 
 def _two_networks(seed: int) -> dict[str, float]:
-    """Accuracy of two networks and of their mean output where a share of the colours is re-drawn."""
-    data, colours = _Split(seed), _Colours(seed)
-    x = colours.paint(data.train, 0.0)
+    """Accuracy of two networks and of their mean output where a share of the colors is re-drawn."""
+    data, colors = _Split(seed), _Colors(seed)
+    x = colors.paint(data.train, 0.0)
     nets = []
     for member in (2 * seed, 2 * seed + 1):
         net = _network(1000 + member, x.shape[1], 64)
@@ -237,7 +237,7 @@ def _two_networks(seed: int) -> dict[str, float]:
         nets.append(net)
     values = {}
     for p in SHARES:
-        shifted = colours.paint(data.many, p)
+        shifted = colors.paint(data.many, p)
         with torch.no_grad():
             logits = [net(shifted) for net in nets]
         values[f"better one, p={p}"] = max(_accuracy(each, data.many.y) for each in logits)
@@ -246,14 +246,14 @@ def _two_networks(seed: int) -> dict[str, float]:
 
 
 def _given_away(seed: int) -> dict[str, float]:
-    """Start without help from colours, fine-tune where they tell all, test where nine in ten mislead."""
-    data, colours = _Split(seed), _Colours(seed)
-    net = _network(seed, 64 + 3 * COLOUR_PATCHES, 64)
+    """Start without help from colors, fine-tune where they tell all, test where nine in ten mislead."""
+    data, colors = _Split(seed), _Colors(seed)
+    net = _network(seed, 64 + 3 * COLOR_PATCHES, 64)
     train = data.train[:1200]
-    _train(net, _Data(colours.paint(train, 1.0), train.y), default_loss, 30, seed)
-    predictive, validation = (_Data(colours.paint(part, 0.0), part.y) for part in (train, data.validation))
+    _train(net, _Data(colors.paint(train, 1.0), train.y), default_loss, 30, seed)
+    predictive, validation = (_Data(colors.paint(part, 0.0), part.y) for part in (train, data.validation))
     arms = _arms(net, predictive, validation, 30, seed)
-    return _scores(net, arms, validation, _Data(colours.paint(data.many, 0.9), data.many.y))
+    return _scores(net, arms, validation, _Data(colors.paint(data.many, 0.9), data.many.y))
 
 
 class _Data:
@@ -337,20 +337,20 @@ def _broad(x: Tensor, draws: torch.Generator) -> Tensor:
     return ways[torch.randint(4, (len(x),), generator=draws), torch.arange(len(x))]
 
 
-class _Colours:
-    """32 patches beside the digit, each with a random colour for every class."""
+class _Colors:
+    """32 patches beside the digit, each with a random color for every class."""
 
     def __init__(self, seed: int) -> None:
         self.draws = torch.Generator().manual_seed(seed)
-        self.palette = torch.rand(COLOUR_PATCHES, 10, 3, generator=self.draws)
+        self.palette = torch.rand(COLOR_PATCHES, 10, 3, generator=self.draws)
 
     def paint(self, data: _Data, p: float) -> Tensor:
-        """The digits with each patch in the colour of the class, or, with probability ``p``, of a random class."""
-        shape = (len(data), COLOUR_PATCHES)
+        """The digits with each patch in the color of the class, or, with probability ``p``, of a random class."""
+        shape = (len(data), COLOR_PATCHES)
         redrawn = torch.rand(shape, generator=self.draws) < p
         classes = torch.where(redrawn, torch.randint(10, shape, generator=self.draws), data.y[:, None])
-        colours = self.palette[torch.arange(COLOUR_PATCHES), classes]
-        return torch.cat([data.x, colours.flatten(1)], 1)
+        colors = self.palette[torch.arange(COLOR_PATCHES), classes]
+        return torch.cat([data.x, colors.flatten(1)], 1)
 
 
 def _network(seed: int, *widths: int) -> nn.Sequential:

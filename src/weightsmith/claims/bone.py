@@ -39,7 +39,7 @@ FIXED = Claim(
     experiment="fixed-rate",
     title="Bone at learning rates of 1e-3 and 4e-3: what it learns in 120 steps",
     statement="At equal learning rate and size bat trains faster than PiSSA, PiSSA than LoRA, and bat than bat-row.",
-    metric="training loss of the last 30 of 120 steps, nats a byte",
+    metric="training loss of the last 30 of 120 steps, nats per byte",
     higher_is_better=False,
     expected=_orders(("bat", "pissa"), ("pissa", "lora"), ("bat", "bat-row")),
     paper="Bone converges faster than LoRA and its variants, and reaches a lower loss.",
@@ -50,10 +50,10 @@ HELD_OUT = Claim(
     experiment="held-out",
     title="The same runs on held-out source",
     statement="The order of the training losses is that of the losses on source files that were not trained on.",
-    metric="held-out loss, nats a byte",
+    metric="held-out loss, nats per byte",
     higher_is_better=False,
     expected=_orders(("bat", "pissa"), ("pissa", "lora"), ("bat", "bat-row")),
-    paper="Bone generalises better than LoRA and its variants.",
+    paper="Bone generalizes better than LoRA and its variants.",
 )
 
 TUNED = Claim(
@@ -61,7 +61,7 @@ TUNED = Claim(
     experiment="tuned",
     title="Every method at the learning rate that suits it",
     statement="With a learning rate chosen for each method on another seed, LoRA trains faster than bat and miss.",
-    metric="training loss of the last 30 of 120 steps, nats a byte",
+    metric="training loss of the last 30 of 120 steps, nats per byte",
     higher_is_better=False,
     expected=(Ordering(better="lora", worse="bat"), Ordering(better="lora", worse="miss")),
     paper="The paper compares at one learning rate only, 2e-5 for all methods.",

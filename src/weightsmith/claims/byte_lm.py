@@ -89,7 +89,7 @@ def windows(ids: Int[Tensor, "bytes"], steps: int, seed: int) -> list[dict[str, 
 
 @torch.no_grad()
 def nll(model: nn.Module, ids: Int[Tensor, "bytes"]) -> float:
-    """Mean negative log-likelihood of a text in nats a byte, in windows that share no byte."""
+    """Mean negative log-likelihood of a text in nats per byte, in windows that share no byte."""
     rows = ids[: len(ids) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
     total = 0.0
     with evaluation_mode(model):

@@ -86,9 +86,9 @@ LAYERS = Claim(
     title="Layers of a language model drawn anew",
     statement=(
         "On text that did not choose, layers drawn anew and kept only if they lower the loss do no harm beyond 0.002 "
-        "nats a byte, and noise of the same size, kept by the same rule, does as well within 0.001."
+        "nats per byte, and noise of the same size, kept by the same rule, does as well within 0.001."
     ),
-    metric="held-out loss in nats a byte",
+    metric="held-out loss in nats per byte",
     higher_is_better=False,
     expected=(
         Ordering(better="drawn", worse="untouched", margin=-0.002),

@@ -1,7 +1,7 @@
 """KappaTune: what is fine-tuned when the condition number chooses, and whether less is forgotten.
 
 Two experiments on SmolLM2-135M: the shapes of the chosen matrices, and what adapters on them forget while they learn,
-at equal trainable parameters and equal loss on what is learnt.
+at equal trainable parameters and equal loss on what is learned.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FORGETTING = Claim(
         "At equal trainable parameters and equal loss on the new text, LoRA on the matrices of lowest condition number "
         "forgets more than LoRA on all matrices, and more than on as many drawn at random."
     ),
-    metric="rise of control loss, nats a token",
+    metric="rise of control loss, nats per token",
     higher_is_better=False,
     expected=(
         Ordering(better="all linear", worse="low kappa"),
@@ -93,8 +93,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (1, 2, 3, 4, 5, 6)) -> list[C
     comparison = compare_forgetting({arm: [curves[arm] for curves in runs] for arm in runs[0]}, method="low kappa")
     rises = {arm: [float(rise) for rise in values if rise is not None] for arm, values in comparison.rises.items()}
     notes = (
-        f"Compared at a loss on the new text of {statistics.mean(comparison.levels):.2f} nats a token, the lowest that "
-        "all arms reached (mean over seeds).",
+        f"Compared at a loss on the new text of {statistics.mean(comparison.levels):.2f} nats per token, the lowest "
+        "that all arms reached (mean over seeds).",
         f"The report says: {comparison.verdict}.",
         "Declared after three seeds of a first version of this experiment, on a licence text, and seed 0 of this one; "
         "judged on other seeds. The six seeds were fixed beforehand; a first look was taken after four.",

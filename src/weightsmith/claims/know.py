@@ -84,7 +84,7 @@ OURS = Claim(
 )
 PLAIN = Claim(
     slug="know",
-    experiment="without-normalisation",
+    experiment="without-normalization",
     title="KNOW without normalization layers",
     statement="Without normalization behind them, predicted (shrunk) weights transfer worse than the trained ones",
     metric=METRIC,
@@ -106,7 +106,7 @@ CLAIMS = (PAPER, OURS, PLAIN, NOISY)
 NOTES = {
     PAPER: [
         "The predictor is the paper's, the weights are ours: meta-trained on 150 trajectories of small networks, it "
-        "learnt to continue a trajectory (its derivative at zero is 1.3 times the last difference) and does not "
+        "learned to continue a trajectory (its derivative at zero is 1.3 times the last difference) and does not "
         "shrink weights, as the authors' files do. Trajectories of networks trained longer beforehand gave no gain "
         "either."
     ],

@@ -45,7 +45,7 @@ INITIAL = Claim(
         Ordering(better="sws, 10 blocks", worse="teacher", margin=-0.02),
         *(Ordering(better=f"sws, {n} blocks", worse=f"stages shuffled, {n} blocks", margin=0.03) for n in DEPTHS),
     ),
-    paper="Stage-wise shared blocks initialise models of any depth better than other ways at a fraction of the cost.",
+    paper="Stage-wise shared blocks initialize models of any depth better than other ways at a fraction of the cost.",
 )
 
 TUNED = Claim(
@@ -182,7 +182,7 @@ def _train(model: nn.Module, data: TensorDataset, rate: float, epochs: int, seed
 
 
 def _task(seed: int) -> tuple[TensorDataset, list[tuple[Tensor, Tensor]]]:
-    """Ten classes: the largest output of a random network of two hidden layers, centred a class."""
+    """Ten classes: the largest output of a random network of two hidden layers, centered a class."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(TRAIN + TEST, FEATURES, generator=generator)
     h = x

@@ -42,7 +42,7 @@ TOY = Claim(
         Ordering(better="lift", worse="gradient", margin=math.log(4)),
         Ordering(better="lift", worse="least principal", margin=math.log(4)),
     ),
-    paper="Fine-tuning the principal weights generalises from few samples, other choices of as many weights do not.",
+    paper="Fine-tuning the principal weights generalizes from few samples, other choices of as many weights do not.",
 )
 
 TARGET = Claim(
@@ -53,7 +53,7 @@ TARGET = Claim(
         "On 20 kB of source code it makes no difference which 5 % of the weights are trained: principal, largest and "
         "random ones tie within 0.02 nats. All weights, taken half of the way, are better."
     ),
-    metric="nats a byte on source held out",
+    metric="nats per byte on source held out",
     higher_is_better=False,
     expected=(
         Ordering(better="lift", worse="magnitude", margin=-0.02),
@@ -73,7 +73,7 @@ FORGETTING = Claim(
         "Sparse fine-tuning forgets less of the documentation than that of all weights, whichever weights it trains; "
         "all weights, taken half of the way, forget less still."
     ),
-    metric="nats a byte on documentation held out",
+    metric="nats per byte on documentation held out",
     higher_is_better=False,
     expected=(
         Ordering(better="lift", worse="all weights"),

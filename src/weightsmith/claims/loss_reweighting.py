@@ -52,7 +52,7 @@ LANGUAGE = Claim(
         "With half of every batch one copyright notice, linupper ends .02 nats lower than equal weights at one rate, "
         "and .01 lower with each at its best of three; without the notice the two are within .03."
     ),
-    metric="negative log-likelihood of unseen source, nats a byte",
+    metric="negative log-likelihood of unseen source, nats per byte",
     higher_is_better=False,
     expected=(
         Ordering(better="linupper", worse="uniform", margin=0.02),
@@ -161,7 +161,7 @@ def _language(seed: int) -> dict[str, float]:
         "uniform, four times the rate": learn(None, 8e-3),
         "extremes": learn(strategy("extremes")),
         "KL-DRO": learn(lambda losses: (losses / R).softmax(0)),
-        "inverse (favours easy samples)": learn(lambda losses: loss_weights(-losses, "linupper", r=R)),
+        "inverse (favors easy samples)": learn(lambda losses: loss_weights(-losses, "linupper", r=R)),
         "no notice: uniform": learn(None, repeated=False),
         "no notice: linupper": learn(strategy("linupper"), repeated=False),
     }

@@ -1,7 +1,7 @@
 """Meta rescaling: under 30 % flipped labels accuracy at the last epoch rises, and the weights find the flipped samples.
 
 A fully connected network with dropout learns 600 digits, three of ten with a wrong class. Beside it: equal weights,
-the generalised cross-entropy, trimming of large losses, and three controls: each of the two gradient paths alone, and
+the generalized cross-entropy, trimming of large losses, and three controls: each of the two gradient paths alone, and
 the method's own weights dealt out at random within each batch.
 """
 
@@ -51,13 +51,13 @@ DETECTION = Claim(
     title="Digits with 30 % flipped labels: finding them",
     statement=(
         "The weights of the last epoch rank clean samples above flipped ones; the losses of a network trained with the "
-        "generalised cross-entropy do so, too."
+        "generalized cross-entropy do so, too."
     ),
     metric="area under the ROC curve, clean against flipped",
     higher_is_better=True,
     expected=(
         Ordering(better="meta rescaling", worse="chance", margin=0.35),
-        Ordering(better="generalised cross-entropy", worse="meta rescaling", margin=-0.02),
+        Ordering(better="generalized cross-entropy", worse="meta rescaling", margin=-0.02),
     ),
     paper="Mean weights of clean samples rise over the epochs and those of flipped ones fall.",
 )
@@ -134,7 +134,7 @@ def _experiment(seed: int) -> dict[str, float]:
     values["its weights, shuffled: accuracy"] = accuracy(learn(_Shuffled(rescaler())), test)
     for name, criterion in (
         ("equal weights", _mean),
-        ("generalised cross-entropy", _generalised),
+        ("generalized cross-entropy", _generalized),
         ("trimmed", _trimmed),
     ):
         model = learn(criterion)
@@ -163,7 +163,7 @@ def _mean(model: nn.Module, batch: Any) -> Tensor:
     return functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def _generalised(model: nn.Module, batch: Any, q: float = 0.7) -> Tensor:
+def _generalized(model: nn.Module, batch: Any, q: float = 0.7) -> Tensor:
     """Between cross-entropy and absolute error (Zhang, Sabuncu 2018, arXiv 1805.07836)."""
     p = model(batch[0]).softmax(1).gather(1, batch[1][:, None])
     return ((1 - p**q) / q).mean()

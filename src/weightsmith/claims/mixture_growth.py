@@ -160,7 +160,7 @@ def _train(model: nn.Module, data: _Data, rate: float, epochs: int, seed: int) -
 
 
 class _Data:
-    """Ten classes: the largest output of a random network of two hidden layers, centred a class."""
+    """Ten classes: the largest output of a random network of two hidden layers, centered a class."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(1000 + seed)

@@ -99,10 +99,10 @@ def _hundred(seed: int) -> dict[str, float]:
     """Ten groups of ten classes, bent by a random layer; the teacher sees 20 000 samples, the student 4 000."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randn, generator=generator)
-    centres = draw(10, 64).repeat_interleave(10, 0) + 0.6 * draw(100, 64)
+    centers = draw(10, 64).repeat_interleave(10, 0) + 0.6 * draw(100, 64)
     a, b = draw(64, 64) / 8, draw(64, 64) / 8
     y = torch.randint(100, (24_000,), generator=generator)
-    x = torch.tanh((centres[y] + draw(len(y), 64)) @ a) @ b + 0.09 * draw(len(y), 64)
+    x = torch.tanh((centers[y] + draw(len(y), 64)) @ a) @ b + 0.09 * draw(len(y), 64)
     train, test = (x[:20_000], y[:20_000]), [(x[20_000:], y[20_000:])]
     teacher = _network(seed, 64, 512, 512, 100)
     _train(teacher, train, _cross_entropy, seed, lr=2e-3, weight_decay=0.5, epochs=8, batch_size=128)

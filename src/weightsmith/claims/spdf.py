@@ -30,7 +30,7 @@ FINE_TUNING = Claim(
         "After sparse pre-training, dense fine-tuning ends lower than sparse fine-tuning at every sparsity. At 75 % "
         "over 40 % of what pre-training is worth is kept; the dense model is better by a tenth of a nat."
     ),
-    metric="negative log-likelihood of unseen source, nats a byte",
+    metric="negative log-likelihood of unseen source, nats per byte",
     higher_is_better=False,
     expected=(
         Ordering(better="50 %, dense fine-tuning", worse="50 %, sparse fine-tuning", margin=0.01),
@@ -47,7 +47,7 @@ EQUAL_COST = Claim(
     experiment="equal-cost",
     title="SPDF against a smaller dense model of as many operations",
     statement="A dense model of 40 units in place of 64, for as many operations, ends lower than SPDF at 75 %.",
-    metric="negative log-likelihood of unseen source, nats a byte",
+    metric="negative log-likelihood of unseen source, nats per byte",
     higher_is_better=False,
     expected=(Ordering(better="dense of equal operations", worse="75 %, dense fine-tuning"),),
     paper="Not compared.",

@@ -1,8 +1,8 @@
-"""SDL: two atoms learnt for data and labels together classify as well as all features, and still reconstruct.
+"""SDL: two atoms learned for data and labels together classify as well as all features, and still reconstruct.
 
-On two pairs of handwritten digits and the breast-cancer measurements, against the same number of atoms learnt without
+On two pairs of handwritten digits and the breast-cancer measurements, against the same number of atoms learned without
 the labels, with a tuned logistic regression on top; on simulated data whose labels also depend on covariates; and the
-price in reconstruction. Controls: a dictionary learnt for shuffled labels, shuffled covariates, and a weight of the
+price in reconstruction. Controls: a dictionary learned for shuffled labels, shuffled covariates, and a weight of the
 reconstruction so large that nothing but the truncated SVD is left.
 """
 

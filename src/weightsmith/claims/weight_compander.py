@@ -26,7 +26,7 @@ from weightsmith.train import compand, compander_parameter_groups, fold_compande
 
 __all__ = ["INTACT", "LARGEST", "RANDOM", "run"]
 
-ABSTRACT = "Companding, on top of standard regularisation, improves the performance of neural networks (abstract only)."
+ABSTRACT = "Companding, on top of standard regularization, improves the performance of neural networks (abstract only)."
 
 LARGEST = Claim(
     slug="weight-compander",

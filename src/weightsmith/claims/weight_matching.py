@@ -2,7 +2,7 @@
 
 Six experiments on the handwritten digits. Perceptrons of three layers of 256: the barrier, the accuracy halfway, the
 singular directions, three networks matched to one, widths without weight decay; and small convolutional networks with
-batch normalisation. A seventh on byte-level language models. Controls: random permutations, the distance (which
+batch normalization. A seventh on byte-level language models. Controls: random permutations, the distance (which
 explains little), averaged running statistics.
 """
 
@@ -117,7 +117,7 @@ WIDTH = Claim(
 BATCH_NORM = Claim(
     slug="weight-matching",
     experiment="batch-norm",
-    title="Weight matching: convolutional networks with batch normalisation",
+    title="Weight matching: convolutional networks with batch normalization",
     statement="Averages need matching first of all, and the running statistics estimated anew.",
     metric="test accuracy of the average",
     higher_is_better=True,
@@ -125,7 +125,7 @@ BATCH_NORM = Claim(
         Ordering(better="matched, re-estimated", worse="plain, re-estimated", margin=0.05),
         Ordering(better="matched, re-estimated", worse="matched, averaged statistics"),
     ),
-    paper="With batch normalisation the statistics must be re-estimated before a barrier is measured.",
+    paper="With batch normalization the statistics must be re-estimated before a barrier is measured.",
 )
 
 TRANSFORMER = Claim(
@@ -133,7 +133,7 @@ TRANSFORMER = Claim(
     experiment="transformer",
     title="Weight matching: two byte-level language models",
     statement="Matching lowers the loss halfway by a quarter of a nat or more, and leaves it well above the ends'.",
-    metric="held-out loss halfway, nats a byte",
+    metric="held-out loss halfway, nats per byte",
     higher_is_better=False,
     expected=(
         Ordering(better="weight matching", worse="plain averaging", margin=0.25),
