@@ -1,5 +1,23 @@
-"""Doctests of the Triton kernels need Triton, which only Linux has."""
+"""Every test and doctest runs offline, on one thread, and draws the same numbers whatever ran before it."""
 
+import os
 from importlib.util import find_spec
 
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it once, when it is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Doctests of the Triton kernels need Triton, which only Linux has.
 collect_ignore = [] if find_spec("triton") else ["src/weightsmith/sparsify/_wina/kernels/cuda.py"]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Seed the global generators."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from models import tiny
-from processes import two_processes
+from processes import apart, torchrun, two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.training import default_loss, fit, logits_of
 
@@ -168,10 +165,10 @@ SCRIPT = """
 """
 
 
-def test_two_processes_follow_one_with_twice_the_batch(tmp_path, pytestconfig):
+@pytest.mark.parametrize("start", [two_processes, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_two_processes_follow_one_with_twice_the_batch(tmp_path, pytestconfig, start):
     tests = str(pytestconfig.rootpath / "tests")
-    together = json.loads(two_processes(SCRIPT, tmp_path, tests, "8").splitlines()[-1])
-    alone = [sys.executable, "-c", textwrap.dedent(SCRIPT), tests, "16"]
-    curve = json.loads(subprocess.run(alone, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    together = json.loads(start(SCRIPT, tmp_path, tests, "8").splitlines()[-1])
+    curve = json.loads(apart(SCRIPT, tmp_path, tests, "16").splitlines()[-1])
     assert len(together) == 16
     assert together == pytest.approx(curve, rel=1e-4)

@@ -1,12 +1,11 @@
-import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
 from torch import nn
 
 from models import PLAIN, TRANSFORMERS, tiny
+from processes import apart
 from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import load_model, offloaded, save_model
 from weightsmith.core.models import find_blocks, find_layers, observe, rewriting, stream
@@ -259,14 +258,6 @@ def test_a_checkpoint_larger_than_the_address_space(tmp_path):
     size = sum(p.numel() * 4 for p in model.parameters())
     save_model(model, tmp_path / "dense")
     del model
-    script = textwrap.dedent(LIMITED)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "dense"), str(tmp_path / "out"), str(size)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "0.5"
+    assert apart(LIMITED, tmp_path, tmp_path / "dense", tmp_path / "out", size).strip() == "0.5"
     weight = load_model(tmp_path / "out").model.layers[23].mlp.down_proj.weight
     assert bool(((weight.reshape(-1, 4) == 0).sum(1) == 2).all())

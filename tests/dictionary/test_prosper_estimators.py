@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from processes import apart, two_processes
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.dictionary import BSC, DSC, GSC, MCA, MMCA, TSC
 from weightsmith.dictionary._prosper import base, start
@@ -62,10 +61,9 @@ for name in sys.argv[1:]:
 """
 
 
-def test_check_estimator():
+def test_check_estimator(tmp_path):
     # In a process without the tests' type checker: some checks pass arguments of wrong types on purpose.
-    command = [sys.executable, "-c", CHECK, *(kind.__name__ for kind in ALL)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = apart(CHECK, tmp_path, *(kind.__name__ for kind in ALL)).splitlines()
     passed = {name: int(count) for name, count in map(str.split, lines)}
     assert passed == dict.fromkeys((kind.__name__ for kind in ALL), 46) | {"MCA": 47}
 
@@ -358,16 +356,16 @@ import numpy as np
 import torch
 from weightsmith import dictionary as prosper
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
+folder = sys.argv[1]
 torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
 points = np.load(f"{folder}/points.npy")
 shard = points[:50] if rank == 0 else points[50:]
-for name in sys.argv[3:]:
+for name in sys.argv[2:]:
     kind = getattr(prosper, name)
     model = kind(5, n_candidates=4, max_active=2, max_iter=12, random_state=0 if rank == 0 else 99).fit(shard)
     np.savez(f"{folder}/{name}-{rank}.npz", w=model.components_, curve=model.lower_bound_curve_)
-torch.distributed.destroy_process_group()
 """
 
 
@@ -376,9 +374,7 @@ def test_two_processes_are_one(tmp_path):
     points = np.abs(np.concatenate([points, points[:10]]))  # ties at the cut
     np.save(tmp_path / "points.npy", points)
     names = [kind.__name__ for kind in ALL]
-    lines = [[sys.executable, "-c", SHARD, str(rank), str(tmp_path), *names] for rank in (0, 1)]
-    workers = [subprocess.Popen(line) for line in lines]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    two_processes(SHARD, tmp_path, tmp_path, *names)
     for kind in ALL:
         model = kind(5, n_candidates=4, max_active=2, max_iter=12, random_state=0).fit(points)
         for rank in (0, 1):

@@ -1,9 +1,6 @@
 """The commands from the shell, and grown models in other people's training loops."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -11,7 +8,7 @@ import transformers
 from typer.testing import CliRunner
 
 from models import tiny, write_tiny_llama
-from processes import two_processes
+from processes import apart, two_processes
 from weightsmith.cli.adaptor import make_command
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.io import load_model, offloaded
@@ -127,7 +124,6 @@ WORKER = """
 
 def test_shared_stages_train_in_two_processes_as_in_one(tmp_path):
     together, shared = json.loads(two_processes(WORKER, tmp_path).splitlines()[-1])
-    alone = subprocess.run([sys.executable, "-c", textwrap.dedent(WORKER)], capture_output=True, text=True, check=True)
-    losses, _ = json.loads(alone.stdout.splitlines()[-1])
+    losses, _ = json.loads(apart(WORKER, tmp_path).splitlines()[-1])
     assert shared
     assert together == pytest.approx(losses, rel=1e-4)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from models import tiny
+from processes import apart
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -233,9 +231,6 @@ def test_memory_does_not_depend_on_the_size(tmp_path):
         out = CheckpointReader(folder / "out.safetensors").tensor("w")
         print(grown, bool((out == 2.0).all()))
     """
-    run = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    grown, right = done.stdout.split()
+    grown, right = apart(script, tmp_path, tmp_path).split()
     assert int(grown) < 60
     assert right == "True"

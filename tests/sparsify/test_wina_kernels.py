@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -28,6 +27,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from columns import expected, group_case
+from processes import apart
 from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
 from weightsmith.sparsify import ActivationPlan, apply_plan, calibrate_wina, plan_report, remove_plan, wina
 from weightsmith.sparsify._wina.kernels import BITS
@@ -367,10 +367,9 @@ assert sum("sparse_columns" in str(node.target) for node in graph.graph.nodes) =
 """
 
 
-def test_compiled_models_keep_the_operator():
+def test_compiled_models_keep_the_operator(tmp_path):
     """In a process of its own: torch.compile cannot trace through the tests' type checks."""
-    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    apart(COMPILED, tmp_path)
 
 
 def test_the_operator_passes_torchs_own_checks():
@@ -380,7 +379,7 @@ def test_the_operator_passes_torchs_own_checks():
     torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_the_kernels_leave_torchs_threads_alone():
+def test_the_kernels_leave_torchs_threads_alone(tmp_path):
     code = """
 import torch
 torch.set_num_threads(1)
@@ -395,5 +394,4 @@ with torch.no_grad():
     model(torch.randn(1, 8))
 assert torch.get_num_threads() == 2
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    apart(code, tmp_path)

@@ -147,7 +147,7 @@ def bars_data(
         images[line, line], images[SIZE + line, :, line] = AMPLITUDE, AMPLITUDE
     bars = images.reshape(COUNT, -1)
     if signed:
-        bars *= generator.choice([-1.0, 1.0], (COUNT, 1))
+        bars = bars * generator.choice([-1.0, 1.0], (COUNT, 1)) + 0.0  # no -0.0
     codes = generator.random((points, COUNT)) < ACTIVITY
     clean = (codes[:, :, None] * bars).max(1) if maximum else codes @ bars
     return clean + generator.normal(0, SIGMA, clean.shape), bars
