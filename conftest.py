@@ -15,9 +15,9 @@ collect_ignore = [] if find_spec("triton") else ["src/weightsmith/sparsify/_wina
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Seed the global generators."""
+    """Seed the global generators, with a seed that no test gives to one of its own."""
     import numpy as np
     import torch
 
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(6174)
+    np.random.seed(6174)  # noqa: NPY002

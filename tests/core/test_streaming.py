@@ -239,12 +239,12 @@ LIMITED = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
 def test_a_checkpoint_larger_than_the_address_space(tmp_path):
-    """24 blocks of 25 MB go through a process that may allocate a third of their size."""
+    """24 blocks of 12 MB go through a process that may allocate a third of their size."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         hidden_size=512,
-        intermediate_size=3584,
+        intermediate_size=1536,
         num_hidden_layers=24,
         num_attention_heads=8,
         vocab_size=100,

@@ -147,7 +147,7 @@ def test_huge_logits_and_half_precision():
     torch.testing.assert_close(pld_loss(s, t, y), by_hand(s, t, y).mean())
     ours, theirs = (torch.autograd.grad(f(s, t, y).sum(), s)[0] for f in (pld_loss, by_hand))
     torch.testing.assert_close(ours, theirs)
-    s, t, y = draw(4, 5000, dtype=torch.float32)
+    s, t, y = draw(4, 1000, dtype=torch.float32)
     exact = pld_loss(s.bfloat16().double(), t.bfloat16().double(), y)
     half = pld_loss(s.bfloat16(), t.bfloat16(), y)
     assert half.dtype == torch.float32
