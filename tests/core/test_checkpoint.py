@@ -57,8 +57,9 @@ def test_streamed_files_are_what_safetensors_reads(tmp_path_factory, dtype, shap
     ours = load_state_dict(path)
     for key, value in tensors.items():
         assert theirs[key].dtype == ours[key].dtype == dtype
-        assert torch.equal(theirs[key].float(), value.float())
-        assert torch.equal(ours[key].float(), value.float())
+        wide = value.dtype if value.is_complex() else torch.float32  # some types have no equality of their own
+        assert torch.equal(theirs[key].to(wide), value.to(wide))
+        assert torch.equal(ours[key].to(wide), value.to(wide))
 
 
 def test_reading_in_place_of_any_layout(folder, tmp_path):

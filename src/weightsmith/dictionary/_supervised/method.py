@@ -457,6 +457,7 @@ def _tensor(features: Any) -> Tensor:
             torch.from_numpy(features.indices.astype(np.int64)),
             torch.from_numpy(features.data),
             size=features.shape,
+            check_invariants=False,
         )
 
 
