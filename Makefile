@@ -23,7 +23,8 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 # The fast tests run a second time as on an older processor, with two threads: none may depend on either.
-OLDER := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"
+OLDER := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+	NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"
 test-all: .venv/installed
 	$(BIN)/pytest -n 2 --dist worksteal
 	$(OLDER) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not gpu"
