@@ -79,6 +79,10 @@ def test_recipes_are_valid(page, tmp_path):
         load_recipe(path)
 
 
+def test_the_example_recipe_is_valid():
+    load_recipe(ROOT / "examples/adapters.yaml")
+
+
 @pytest.mark.parametrize("path", generate.pages(), ids=lambda path: path.name)
 def test_generated_pages_are_up_to_date(path):
     assert path.read_text("utf-8") == generate.pages()[path], "run `python docs/generate.py` and commit what it wrote"
