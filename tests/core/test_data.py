@@ -108,8 +108,20 @@ def test_labels_are_the_models_classes(tmp_path):
     assert samples[1]["attention_mask"].tolist() == [1, 1, 1, 0]
     with pytest.raises(CalibrationError, match=r"labels of .*: found \[10, 19\], expected 0 to 1"):
         reader.samples(rows_of(tmp_path, [{"text": "a", "label": n} for n in (19, 10)]), count=9, length=9)
+    for odd in (0.5, [1]):
+        with pytest.raises(CalibrationError, match=r"labels of .* expected class indices 0, 1, 2, ... or class names"):
+            reader.samples(rows_of(tmp_path, [{"text": "a", "label": odd}]), count=9, length=9)
+    with pytest.raises(CalibrationError, match=r"found \['Spam'\], expected class indices .* \['ham', 'spam'\]"):
+        reader.samples(rows_of(tmp_path, [{"text": "a", "label": n} for n in ("ham", "Spam")]), count=9, length=9)
+    unlabeled = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["ham", "spam"]))
+    datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features=unlabeled).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(CalibrationError, match=r"labels of .*: found \[-1\]"):
+        reader.samples(tmp_path / "x.parquet", count=9, length=9)
     with pytest.raises(CalibrationError, match=r"found \['eggs'\], expected class indices .* \['ham', 'spam'\]"):
         reader.samples(rows_of(tmp_path, [{"text": "a", "label": "eggs"}]), count=9, length=9)
+    tokenizer.pad_token = None
+    with pytest.raises(CalibrationError, match="tokenizer has no padding token"):
+        reader.samples(path, count=9, length=9)
 
 
 def test_a_folder_of_images_with_the_models_own_processor(tmp_path):
@@ -138,12 +150,60 @@ def test_a_folder_of_images_with_the_models_own_processor(tmp_path):
         ("a.csv", "text,label\n", "holds no rows|cannot read"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "x"}]}', "no turn of the assistant"),
         ("a.txt", " \n", "is empty"),
+        ("a.jsonl", "", "holds no rows"),
+        ("a.jsonl", '{"text": ""}', "found no tokens"),
+        ("a.jsonl", '{"text": 1}', "column 'text' of .*: found 1, expected text"),
+        ("a.jsonl", '{"text": ["x"]}', r"column 'text' of .*: found \['x'\]"),
+        ("a.jsonl", '{"messages": "hello"}', "a chat of .*: found 'hello', expected a list of messages"),
+        ("a.jsonl", '{"messages": []}', r"a chat of .*: found \[\]"),
+        ("a.jsonl", '{"messages": [{"from": "human", "value": "x"}]}', "a message of .* expected 'role' and 'content'"),
+        ("a.jsonl", '{"messages": [{"role": "assistant", "content": null}]}', "expected 'role' and 'content'"),
+        ("a.jsonl", '{"prompt": "x", "completion": 1}', "a prompt of type str, a completion of type int"),
     ],
 )
 def test_bad_data_is_named(chat, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(CalibrationError, match=message):
         chat.samples(tmp_path / name, count=4, length=8)
+
+
+def test_a_template_that_refuses_a_chat_is_told(chat, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(CalibrationError, match="refuses a chat of .*: found roles must alternate"):
+        chat.samples(rows_of(tmp_path, [{"messages": MESSAGES}]), count=1, length=9)
+
+
+def test_rows_without_an_answer_within_the_length_are_left_out(chat, tmp_path):
+    rows = [{"prompt": "word " * 500, "completion": "x"}, {"prompt": "a", "completion": " b"}]
+    path = rows_of(tmp_path, rows)
+    with pytest.warns(UserWarning, match="1 of 2 rows of .* are left out"):
+        (sample,) = chat.samples(path, count=2, length=99)
+    assert answer(chat, sample) == " b<|im_end|>"
+    assert len(chat.batches(path, count=2, length=99)[0]["input_ids"]) == 2, "a model runs on prompts too"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV"])
+def test_words_and_numbers_of_a_csv_are_text(chat, tmp_path, name):
+    (tmp_path / name).write_text("text\n007\nNone\nNA\n")
+    (batch,) = chat.batches(tmp_path / name, count=9, length=9)
+    rows = zip(batch["input_ids"], batch["attention_mask"] != 0, strict=True)
+    assert [chat.tokenizer.decode(ids[real]) for ids, real in rows] == ["007", "None", "NA"]
+
+
+def test_an_encoder_reads_the_prompt_and_its_decoder_the_completion(chat, tmp_path):
+    reader = Reader(tiny("t5")[0], chat.tokenizer)
+    path = rows_of(tmp_path, [{"prompt": "The sky is", "completion": " blue, or so."}])
+    (sample,) = reader.samples(path, count=1, length=99)
+    assert chat.tokenizer.decode(sample["input_ids"]) == "The sky is"
+    assert answer(reader, sample) == " blue, or so."
+    with pytest.raises(CalibrationError, match="holds chats and the model is an encoder-decoder"):
+        reader.samples(rows_of(tmp_path, [{"messages": MESSAGES}]), count=1, length=9)
+
+
+def test_the_tokenizers_own_limit_counts(chat, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat.tokenizer, "model_max_length", 62)  # as RoBERTa, whose positions start at two
+    (sample,) = chat.samples(rows_of(tmp_path, [{"text": "word " * 500}]), count=1, length=99)
+    assert len(sample["input_ids"]) == 62
 
 
 def test_what_is_not_there_is_named(chat, tmp_path):

@@ -14,6 +14,7 @@ Chats go through the model's chat template, and only the answers have labels; af
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Reader:
             A file, a folder of images, or a hub id; ``ID:SPLIT`` names a split other than ``train``.
         count : int
             Samples; fewer if there are fewer. Of a file with more rows they are drawn at random among the first
-            10,000.
+            10,000. Rows without a token that counts in the loss are left out, with a warning.
         length : int
             Tokens per sample at most; also bounded by the model's context.
         generator : torch.Generator, optional
@@ -90,13 +91,19 @@ class Reader:
             If there is no such data, it has none of the known forms, the model cannot read it, or a label is not one
             of its classes.
         """
-        path = Path(source)
-        if path.suffix == ".safetensors":
-            return self._tensors(path, count)
-        if path.is_file() and path.suffix not in BUILDERS:
-            return self.text_samples(read_text(path), count=count, length=length, generator=generator)
-        rows, names = _read_rows(str(source), count, generator)
-        return self._encode(rows, names, self._bounded(length), str(source))
+        samples = self._read(source, count, length, generator)
+        first = 0 if self._is_encoder_decoder else 1  # nothing predicts the first token of a text
+        counting = [sample for sample in samples if _counts(sample, first)]
+        if not counting:
+            raise CalibrationError(
+                "no position has a label", found="answers beyond the length", do="Give a larger length."
+            )
+        if left_out := len(samples) - len(counting):
+            warnings.warn(
+                f"{left_out} of {len(samples)} rows of {source} are left out: no answer within the length",
+                stacklevel=2,
+            )
+        return counting
 
     def batches(
         self, source: str | Path, *, count: int, length: int, generator: torch.Generator | None = None
@@ -105,13 +112,13 @@ class Reader:
 
         An encoder-decoder keeps the labels: its decoder reads them.
         """
-        samples = self.samples(source, count=count, length=length, generator=generator)
+        samples = self._read(source, count, length, generator)
         return [self._inputs(samples[start : start + BATCH_SIZE]) for start in range(0, len(samples), BATCH_SIZE)]
 
     def text(self, source: str | Path, *, rows: int = 1000) -> str:
         """Read running text: a text file, or the first rows of the column ``text`` of a table, a blank line between."""
         path = Path(source)
-        if path.is_file() and path.suffix not in BUILDERS:
+        if path.is_file() and path.suffix.lower() not in BUILDERS:
             return read_text(path)
         table, _ = _read_rows(str(source), rows, None)
         if "text" not in table[0]:
@@ -133,9 +140,23 @@ class Reader:
         samples = self.text_samples(text, count=count, length=length, generator=generator)
         return [self._inputs(samples[start : start + BATCH_SIZE]) for start in range(0, len(samples), BATCH_SIZE)]
 
+    def _read(self, source: str | Path, count: int, length: int, generator: torch.Generator | None) -> list[Sample]:
+        path = Path(source)
+        if path.suffix.lower() == ".safetensors":
+            return self._tensors(path, count)
+        if path.is_file() and path.suffix.lower() not in BUILDERS:
+            return self.text_samples(read_text(path), count=count, length=length, generator=generator)
+        rows, names = _read_rows(str(source), count, generator)
+        return self._encode(rows, names, self._bounded(length), str(source))
+
+    @property
+    def _is_encoder_decoder(self) -> bool:
+        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+
     def _bounded(self, length: int) -> int:
-        most = context_length(self.model)
-        return length if most is None else min(length, most)
+        # a tokenizer may know better: RoBERTa's position embeddings have two more rows than it can read tokens
+        limits = (context_length(self.model), getattr(self.tokenizer, "model_max_length", None))
+        return min([length, *(limit for limit in limits if limit is not None)])
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -170,27 +191,30 @@ class Reader:
     def _inputs(self, samples: Sequence[Sample]) -> Batch:
         if not isinstance(samples[0], Mapping):
             return torch.stack([sample[0] for sample in samples])  # type: ignore[index]
-        keeps = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        names = [name for name in samples[0] if name != "labels" or keeps]
+        names = [name for name in samples[0] if name != "labels" or self._is_encoder_decoder]
         return {name: torch.stack([sample[name] for sample in samples]) for name in names}  # type: ignore[call-overload]
 
     def _encode(self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str) -> list[Sample]:
         have = rows[0].keys()
         if "messages" in have:
-            return self._padded([self._chat(row["messages"], length, source) for row in rows])
+            return self._padded([self._chat(row["messages"], length, source) for row in rows], source)
         if {"prompt", "completion"} <= have:
-            return self._padded([self._completion(row, length, source) for row in rows])
+            return self._padded([self._completion(row, length, source) for row in rows], source)
         if "image" in have:
             return self._arranged(self._images(rows, names, source))
         if {"text", "label"} <= have:
             return self._classified(rows, names, length, source)
         if "text" in have:
-            return self._padded([_whole(self._need_tokenizer(), row["text"], length) for row in rows])
+            return self._padded([_whole(self._need_tokenizer(), row["text"], length) for row in rows], source)
         raise CalibrationError(f"columns of {source}", found=sorted(have), expected=FORMS)
 
-    def _chat(self, messages: Sequence[Row], length: int, source: str) -> tuple[list[int], list[int]]:
+    def _chat(self, messages: Any, length: int, source: str) -> tuple[list[int], list[int]]:
         """Token ids of a conversation, and labels on the assistant's turns."""
         tokenizer = self._need_tokenizer()
+        if self._is_encoder_decoder:
+            raise CalibrationError(
+                f"{source} holds chats and the model is an encoder-decoder", do="Give rows with prompt and completion."
+            )
         if not getattr(tokenizer, "chat_template", None):
             raise CalibrationError(
                 f"{source} holds chats and the model's tokenizer has no chat template",
@@ -198,8 +222,12 @@ class Reader:
             )
 
         def rendered(turns: Sequence[Row], ask: bool = False) -> str:
-            return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
+            try:
+                return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
+            except Exception as error:  # a template raises what its author chose
+                raise CalibrationError(f"the chat template refuses a chat of {source}", found=str(error)) from error
 
+        _check_messages(messages, source)
         text = rendered(messages)
         spans = []
         for number, message in enumerate(messages):
@@ -217,25 +245,33 @@ class Reader:
 
     def _completion(self, row: Row, length: int, source: str) -> tuple[list[int], list[int]]:
         prompt, completion = row["prompt"], row["completion"]
-        if not isinstance(prompt, str):
+        if isinstance(prompt, list) and isinstance(completion, list):
             return self._chat([*prompt, *completion], length, source)
+        if not (isinstance(prompt, str) and isinstance(completion, str)):
+            raise CalibrationError(
+                f"a row of {source}",
+                found=f"a prompt of type {type(prompt).__name__}, a completion of type {type(completion).__name__}",
+                expected="two texts, or two lists of messages",
+            )
         tokenizer = self._need_tokenizer()
+        if self._is_encoder_decoder:
+            options = {"truncation": True, "max_length": length}
+            return tokenizer(prompt, **options)["input_ids"], tokenizer(text_target=completion, **options)["input_ids"]
         end = tokenizer.eos_token or ""
         return _labeled(tokenizer, prompt + completion + end, [(len(prompt), len(prompt + completion + end))], length)
 
-    def _padded(self, encoded: Sequence[tuple[list[int], list[int]]]) -> list[Sample]:
-        """Samples of one length; padding is masked and has no label."""
-        if all(label == IGNORED for _, labels in encoded for label in labels):
-            raise CalibrationError(
-                "no position has a label", found="answers beyond the length", do="Give a larger length."
-            )
-        width = max(len(ids) for ids, _ in encoded)
+    def _padded(self, encoded: Sequence[tuple[list[int], list[int]]], source: str) -> list[Sample]:
+        """Samples of one length; padding is masked and has no label. Rows without tokens are left out."""
+        encoded = [(ids, labels) for ids, labels in encoded if ids]
+        if not encoded:
+            raise CalibrationError(f"rows of {source}", found="no tokens", expected="text")
+        width, widest = (max(map(len, column)) for column in zip(*encoded, strict=True))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         return [
             {
                 "input_ids": torch.tensor(ids + [pad or 0] * (width - len(ids))),
                 "attention_mask": torch.tensor([1] * len(ids) + [0] * (width - len(ids))),
-                "labels": torch.tensor(labels + [IGNORED] * (width - len(ids))),
+                "labels": torch.tensor(labels + [IGNORED] * (widest - len(labels))),
             }
             for ids, labels in encoded
         ]
@@ -243,6 +279,11 @@ class Reader:
     def _classified(self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str) -> list[Sample]:
         words = [row["text"] for row in rows]
         tokenizer = self._need_tokenizer()
+        if tokenizer.pad_token_id is None:
+            raise CalibrationError(
+                "the model's tokenizer has no padding token, so it cannot batch texts",
+                do="Set pad_token of the tokenizer and pad_token_id of the model's configuration, and save both.",
+            )
         columns = tokenizer(words, truncation=True, padding=True, max_length=length, return_tensors="pt")
         return self._arranged({**columns, "labels": self._classes([row["label"] for row in rows], names, source)})
 
@@ -261,24 +302,27 @@ class Reader:
     def _classes(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Int[Tensor, "rows"]:
         """Labels as the model's class indices: by name where both have names, else as the numbers they are."""
         config = getattr(self.model, "config", None)
+        expected = "class indices 0, 1, 2, ..."
+        wrong = [label for label in labels if not _is_class(label, names)]
+        if wrong:
+            raise CalibrationError(f"labels of {source}", found=wrong[:3], expected=f"{expected} or class names")
         if names is not None:
             labels = [names[label] if isinstance(label, int) else label for label in labels]
         if any(isinstance(label, str) and not label.isdecimal() for label in labels):
             known = {str(name): int(index) for index, name in (getattr(config, "id2label", None) or {}).items()}
-            order = known if set(labels) <= known.keys() else {name: index for index, name in enumerate(names or ())}
-            if not set(labels) <= order.keys():
+            order = known if known.keys() & set(labels) else {name: index for index, name in enumerate(names or ())}
+            if unknown := set(labels) - order.keys():
                 raise CalibrationError(
                     f"labels of {source}",
-                    found=sorted(map(str, set(labels)))[:3],
-                    expected=f"class indices 0, 1, 2, ... or the model's class names {sorted(known)[:5]}",
+                    found=sorted(map(str, unknown))[:3],
+                    expected=f"{expected} or the model's class names {sorted(known)[:5]}",
                 )
             labels = [order[label] for label in labels]
         indices = torch.tensor([int(label) for label in labels])
         width = getattr(config, "num_labels", None)
         if bool((indices < 0).any()) or (width is not None and int(indices.max()) >= width):
-            raise CalibrationError(
-                f"labels of {source}", found=sorted(set(indices.tolist()))[-3:], expected=f"0 to {(width or 0) - 1}"
-            )
+            expected = expected if width is None else f"0 to {width - 1}"
+            raise CalibrationError(f"labels of {source}", found=sorted(set(indices.tolist()))[-3:], expected=expected)
         return indices
 
 
@@ -308,6 +352,8 @@ def _read_rows(source: str, count: int, generator: torch.Generator | None) -> tu
         rows = list(table.take(max(AHEAD, count)))
     except CalibrationError:
         raise
+    except StopIteration:  # what an empty .jsonl file raises
+        rows, names = [], None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise CalibrationError(
             f"cannot read {source}", found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -320,9 +366,21 @@ def _read_rows(source: str, count: int, generator: torch.Generator | None) -> tu
     missing = sorted({name for row in rows for name, value in row.items() if value is None} & {*FORMS_COLUMNS})
     if missing:
         raise CalibrationError(f"rows of {source}", found=f"empty {missing}", expected="a value in every row")
+    for row in rows:
+        if not isinstance(row.get("text", ""), str):
+            raise CalibrationError(f"column 'text' of {source}", found=repr(row["text"])[:60], expected="text")
     return rows, names
 
 
+def _cell(text: str) -> str | None:
+    return text or None
+
+
+CSV: dict[str, Any] = {
+    "keep_default_na": False,  # "None" and "NA" are words
+    "na_values": [""],
+    "converters": dict.fromkeys(("text", "prompt", "completion"), _cell),  # "007" is text
+}
 FORMS_COLUMNS = ("messages", "prompt", "completion", "text", "label", "image")
 
 
@@ -331,15 +389,14 @@ def _open(source: str) -> Any:
 
     path = Path(source)
     if path.is_file():
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return datasets.load_dataset(
-            BUILDERS[path.suffix], data_files=str(path), split="train", streaming=True, **options
-        )
+        suffix = path.suffix.lower()
+        options = CSV | ({"sep": "\t"} if suffix == ".tsv" else {}) if BUILDERS[suffix] == "csv" else {}
+        return datasets.load_dataset(BUILDERS[suffix], data_files=str(path), split="train", streaming=True, **options)
     if path.is_dir():
         if any(file.suffix.lower() in IMAGES for file in path.rglob("*")):
             return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", streaming=True)
         raise CalibrationError(f"folder {source}", found="no images", expected=f"files ending in {sorted(IMAGES)}")
-    if path.suffix in BUILDERS or path.suffix == ".txt":
+    if path.suffix.lower() in {*BUILDERS, ".txt"}:
         raise CalibrationError(f"no file {source}")
     name, _, split = source.partition(":")
     return datasets.load_dataset(name, split=split or "train", streaming=True)
@@ -350,8 +407,38 @@ def _whole(tokenizer: Any, text: str, length: int) -> tuple[list[int], list[int]
     return ids, list(ids)
 
 
+def _counts(sample: Sample, first: int) -> bool:
+    """Whether the loss counts any of a sample's tokens; samples with one label or none do."""
+    labels = sample.get("labels") if isinstance(sample, Mapping) else None
+    return labels is None or labels.ndim == 0 or bool((labels[first:] != IGNORED).any())
+
+
+def _check_messages(messages: Any, source: str) -> None:
+    listed = isinstance(messages, list) and messages and all(isinstance(message, Mapping) for message in messages)
+    if not listed:
+        raise CalibrationError(f"a chat of {source}", found=repr(messages)[:60], expected="a list of messages")
+    for message in messages:
+        says = message.get("content") is not None or message.get("tool_calls")
+        if not isinstance(message.get("role"), str) or not says:
+            raise CalibrationError(
+                f"a message of {source}", found=repr(dict(message))[:99], expected="'role' and 'content'"
+            )
+
+
+def _is_class(label: Any, names: Sequence[str] | None) -> bool:
+    """Whether a label can be a class: a word, or a whole number that has a name where there are names."""
+    if isinstance(label, int) and names is not None:
+        return 0 <= label < len(names)
+    return isinstance(label, (int, str)) or (isinstance(label, float) and label.is_integer())
+
+
 def _labeled(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], length: int) -> tuple[list[int], list[int]]:
     """Token ids of a text, and labels on the tokens that begin inside one of the spans of characters."""
+    if not tokenizer.is_fast:
+        raise CalibrationError(
+            f"{type(tokenizer).__name__} does not say where its tokens begin",
+            expected="a fast tokenizer (tokenizer.json), to tell answers from prompts",
+        )
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = encoded["input_ids"][:length]
     starts = [begin for begin, _ in encoded["offset_mapping"][:length]]
