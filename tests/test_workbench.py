@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from models import tiny
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, folder, load_tokenizer, text
@@ -108,6 +110,19 @@ def test_a_language_model_is_calibrated_and_measured_on_text(tmp_path):
     assert len(samples) == 5
     assert all(torch.equal(sample["input_ids"], sample["labels"]) for sample in samples)
     assert bytes(samples[0]["labels"].tolist()) in text("source").encode()
+
+
+def test_models_of_short_context_and_encoder_decoders_are_measured():
+    """GPT-2 cannot read more positions than it has; T5 does not write on from a text."""
+    tokenizer = load_tokenizer(folder("smollm2"))
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 1, "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+    for positions, writes in ((16, False), (64, True)):
+        ours = Workbench(OpenedModel(GPT2LMHeadModel(GPT2Config(**sizes, n_positions=positions)).eval(), tokenizer))
+        assert ours.measure()["perplexity"] > 1
+        assert bool(ours.sample()) <= writes
+    ours = Workbench(OpenedModel(tiny("t5")[0], tokenizer))
+    assert set(ours.measure()) == {"parameters", "nonzero", "bytes"}
+    assert ours.sample() == ""
 
 
 def test_labelled_text_trains_a_classifier(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from weightsmith.core.data import Batches, Reader, Samples, batched, split_labels, token_ids
+from weightsmith.core.data import Batches, Reader, Samples, batched, context_length, split_labels, token_ids
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import offloaded, save_model
 from weightsmith.core.metrics import measure, perplexity, sample_text
@@ -27,6 +27,8 @@ __all__ = ["CURRENT", "Data", "Evaluation", "Workbench", "run_on_disk", "to_devi
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
+WINDOW = 512
+"""Tokens that perplexity is measured on at once, or as many as the model can read."""
 DEFAULT_SAMPLES = {"batches": 16, "samples": 128}
 CURRENT = "$model"
 """Among the checkpoints of a method on files: the model as it is now."""
@@ -192,10 +194,12 @@ class Workbench:
         evaluation = self.data.evaluation
         if not self._writes and evaluation.file is not None:
             return measure(self.model, labelled=self._labeled(evaluation))
-        measures = measure(self.model, ids=self._evaluation_ids(evaluation.file), speed=evaluation.speed)
+        window = min(WINDOW, context_length(self.model) or WINDOW)
+        ids = self._evaluation_ids(evaluation.file)
+        measures = measure(self.model, ids=ids, window=window, speed=evaluation.speed)
         if evaluation.control is not None and self._writes:
             ids = self._evaluation_ids(evaluation.control)
-            measures = {"control_perplexity": perplexity(self.model, ids), **measures}
+            measures = {"control_perplexity": perplexity(self.model, ids, window=window), **measures}
         return measures
 
     def sample(self) -> str:
@@ -262,8 +266,11 @@ class Workbench:
 
     @property
     def _writes(self) -> bool:
+        """Whether it is a causal language model; an encoder-decoder writes too, but not on from a text."""
         can_generate = getattr(self.model, "can_generate", None)
-        return self._opened.tokenizer is not None and can_generate is not None and can_generate()
+        if self._opened.tokenizer is None or can_generate is None or not can_generate():
+            return False
+        return not getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
 
     def _look(self) -> tuple[dict[str, float], str]:
         return self.measure(), self.sample()

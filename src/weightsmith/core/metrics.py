@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import call
+from weightsmith.core.data import call, context_length
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import logits_of
@@ -128,12 +129,18 @@ def size(model: nn.Module) -> dict[str, float]:
 
 
 def sample_text(model: nn.Module, tokenizer: Any, prompt: str, *, new_tokens: int = 48) -> str:
-    """Return the model's own greedy continuation of a prompt (through its chat template where it has one)."""
+    """Return the model's own greedy continuation of a prompt (through its chat template where it has one).
+
+    It is shorter where the model's context ends, and empty where the prompt fills it.
+    """
     if getattr(tokenizer, "chat_template", None):
         messages = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    new_tokens = min(new_tokens, (context_length(model) or sys.maxsize) - inputs["input_ids"].shape[1])
+    if new_tokens < 1:
+        return ""
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)  # type: ignore[operator]
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
