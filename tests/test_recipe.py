@@ -181,6 +181,12 @@ def test_settings(write, setting, path, value):
         ("  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}", "  - 3", "step 2: found 3, expected one method"),
         ("  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}", "  - know", r"step 2 .*: .checkpoints. is missing"),
         ("model:", "[model", "is not YAML"),
+        ("steps:", "seed: 1\nseed: 2\nsteps:", "'seed' occurs twice"),
+        ("out: ", "out: # ", "out: field required"),
+        ("out: ", "out: '' # ", "out: found .*expected the folder to write"),
+        ("sparsity: 0.25", "1: 2", r"step 1 \(magnitude\): found {1: 2, .*expected a mapping of fields"),
+        ("  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}", "  - lift: {{epochs: 0}}", "step 2 .*: epochs: found 0"),
+        ("  - wanda: {{sparsity: 2:4, exclude: [lm_head]}}", "  - lift: {{warmup: 3}}", "warmup: found 3.0, expected"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_runs(write, old, new, message):
@@ -194,6 +200,8 @@ def test_what_is_wrong_is_said_before_anything_runs(write, old, new, message):
         ("seed", "expected key=value"),
         ("nothing.here=1", "0 steps named 'nothing'"),
         ("steps.9.wanda.sparsity=1", "leads nowhere"),
+        ("steps.0.wanda.sparsity=1", "leads nowhere"),
+        ("steps.-1.wanda.sparsity=1", "leads nowhere"),
         ("seed=[", "is not YAML"),
     ],
 )
@@ -278,6 +286,7 @@ def test_finished_alternatives_are_not_run_again(write, tmp_path):
     [
         ("[wanda]", "compare: found .*, expected a mapping from a name to a list of steps"),
         ("{{../up: [wanda]}}", "compare: found .*, expected a mapping from a name"),
+        ("{{report.html: [wanda]}}", "compare: found .*, expected a mapping from a name"),
         ("{{a: wanda}}", "compare.a: found wanda, expected a list of methods"),
         ("{{a: [wandaa: {{}}]}}", "a, step 1: no method 'wandaa'. Did you mean 'wanda'"),
     ],

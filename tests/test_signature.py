@@ -136,6 +136,12 @@ def test_yaml_has_no_sexagesimal_numbers_and_no_norwegian_booleans():
     }  # fmt: skip
 
 
+def test_yaml_keys_without_value_are_null_and_occur_once():
+    assert yaml.load("a:\nb: ''", YamlLoader) == {"a": None, "b": ""}
+    with pytest.raises(yaml.YAMLError, match="'a' occurs twice"):
+        yaml.load("{a: 1, b: 2, a: 3}", YamlLoader)
+
+
 def test_yaml_makes_no_objects():
     with pytest.raises(yaml.YAMLError):
         yaml.load("!!python/object/apply:os.getcwd []", YamlLoader)

@@ -65,7 +65,7 @@ from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, to_devic
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
-RECORD, FINISHED = "weightsmith.json", "finished.json"
+RECORD, REPORT, FINISHED = "weightsmith.json", "report.html", "finished.json"
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {path}", found=type(raw).__name__, expected="a mapping with model, out and steps")
     for setting in settings:
         _apply_setting(raw, setting)
+    raw = {key: value for key, value in raw.items() if value is not None}  # `seed:` alone is no seed
     _check_names(raw, Recipe, "recipe")
     _check_parts(raw)
     data = raw.get("data") or {}
@@ -172,6 +173,8 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         "steps": _steps(raw.get("steps"), "steps", "step ", data) if "steps" in raw or not compare else [],
         "compare": {name: _steps(steps, f"compare.{name}", f"{name}, step ", data) for name, steps in compare.items()},
     }
+    if raw.get("out") == "":
+        raise RecipeError("out", found=raw["out"], expected="the folder to write")
     _check_data(data, parsed)
     _check_model(raw, parsed)
     try:
@@ -219,7 +222,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     else:
         _save(recipe, bench, recipe.out, results, {})
         title = f"{recipe.out.name}: {len(results)} steps"
-    write_report(results, recipe.report or recipe.out / "report.html", title)
+    write_report(results, recipe.report or recipe.out / REPORT, title)
     shutil.rmtree(work, ignore_errors=True)
     return results
 
@@ -305,8 +308,8 @@ def _steps(raw: Any, where: str, each: str, data: Mapping[str, Any]) -> list[Ste
 
 
 def _is_name(name: Any) -> bool:
-    """Whether an alternative may have this name: it names a folder."""
-    return isinstance(name, str) and bool(re.fullmatch(r"\w[\w. -]*", name))
+    """Whether an alternative may have this name: it names a folder beside the record and the report."""
+    return isinstance(name, str) and bool(re.fullmatch(r"\w[\w. -]*", name)) and name not in (RECORD, REPORT)
 
 
 def _step(raw: Any, where: str, data: Mapping[str, Any]) -> Step:
@@ -325,7 +328,7 @@ def _step(raw: Any, where: str, data: Mapping[str, Any]) -> Step:
     signature = read(catalog.load(rows[name].commands[name].entry))
     if signature.model is None and [role.kind for role in signature.paths][-1:] != ["path"]:
         raise RecipeError(f"{where}: {name!r} makes no model, so it cannot be a step")
-    if values is not None and not isinstance(values, dict):
+    if values is not None and not (isinstance(values, dict) and all(isinstance(key, str) for key in values)):
         raise RecipeError(f"{where} ({name})", found=values, expected="a mapping of fields")
     try:
         return Step(name, signature.check(values or {}, f"{where} ({name})", data), signature)
@@ -408,6 +411,8 @@ def _apply_setting(raw: dict[str, Any], setting: str) -> None:
         for key in keys[:-1]:
             if isinstance(place, list):
                 index = int(key) - 1
+                if index < 0:
+                    raise IndexError(key)
                 if isinstance(place[index], str):
                     place[index] = {place[index]: {}}
                 place = place[index]

@@ -23,7 +23,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args, get_origin
@@ -36,6 +36,7 @@ from torch import nn
 from weightsmith.catalog import plain
 from weightsmith.core.data import Batches, Samples
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
+from weightsmith.core.training import check_options
 
 __all__ = ["REQUIRED", "Field", "Kind", "Role", "Signature", "Source", "YamlLoader", "read"]
 
@@ -53,11 +54,14 @@ REQUIRED = Required()
 Kind = Literal["network", "measured", "batches", "samples", "path", "paths", "generator"]
 """What a parameter is, as its type says."""
 
+TRAINING = "Training"
+"""The group of the options of training."""
+
 ATOMS = (int, float, bool, str, Path, type(None))
 
 
 class YamlLoader(yaml.SafeLoader):
-    """YAML as version 1.2 has it: ``2:4`` and ``on`` are words, ``1e-3`` is a number.
+    """YAML as version 1.2 has it: ``2:4`` and ``on`` are words, ``1e-3`` is a number, a key occurs once.
 
     Examples
     --------
@@ -65,11 +69,19 @@ class YamlLoader(yaml.SafeLoader):
     ['2:4', 'on', 0.001, 16, True]
     """
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuse a key that occurs twice, where PyYAML keeps the last value."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
 
 YamlLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"null|Null|NULL|~|", "nN~\0"),
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)", "-+.0123456789"),
     ("merge", r"<<", "<"),
@@ -289,7 +301,8 @@ class Signature:
         Raises
         ------
         HyperparameterError
-            If a name is unknown (the nearest is named), a value has the wrong type, or a required one is missing.
+            If a name is unknown (the nearest is named), a value has the wrong type, a required one is missing, or an
+            option of training is out of range.
         """
         known = {**self.fields, **{role.name: _as_field(role) for role in self._from_outside()}}
         for name in values:
@@ -304,7 +317,9 @@ class Signature:
             if field.default is REQUIRED and field.name not in (*values, *data, defaulted):
                 raise HyperparameterError(f"{where}: {field.name!r} is missing", expected=field.expects)
         try:
-            return {name: known[name].validate(value) for name, value in values.items()}
+            checked = {name: known[name].validate(value) for name, value in values.items()}
+            check_options({name: value for name, value in checked.items() if known[name].group == TRAINING})
+            return checked
         except HyperparameterError as error:
             raise HyperparameterError(f"{where}: {error}") from error.__cause__
 
@@ -392,7 +407,7 @@ def _options(annotation: Any, defaults: Mapping[str, Any]) -> dict[str, Field]:
     helps = _parameter_helps(inspect.getdoc(table) or "")
     hints = typing.get_type_hints(table)
     return {
-        name: Field(name, hint, defaults.get(name, REQUIRED), helps.get(name, ""), "Training")
+        name: Field(name, hint, defaults.get(name, REQUIRED), helps.get(name, ""), TRAINING)
         for name, hint in hints.items()
     }
 

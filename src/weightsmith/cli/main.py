@@ -114,7 +114,7 @@ def run(
         console.print(f"{name}: {', then '.join(map(str, steps))}", markup=False)
     if dry_run:
         console.print(
-            f"{loaded.model or 'no model'} -> {loaded.out}: the recipe is sound; nothing was run.", markup=False
+            f"{loaded.model or 'no model'} -> {loaded.out}: names and types are right; nothing was run.", markup=False
         )
         return
     for result in run_recipe(loaded, overwrite=overwrite):

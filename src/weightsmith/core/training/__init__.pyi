@@ -14,5 +14,10 @@ from ._losses import (
     soft_target_loss as soft_target_loss,
 )
 from ._many import Task as Task, train_many as train_many
-from ._options import FIT_DEFAULTS as FIT_DEFAULTS, FitOptions as FitOptions, training_method as training_method
+from ._options import (
+    FIT_DEFAULTS as FIT_DEFAULTS,
+    FitOptions as FitOptions,
+    check_options as check_options,
+    training_method as training_method,
+)
 from ._restore import requires_grad_restored as requires_grad_restored, restored_on_error as restored_on_error

@@ -15,7 +15,7 @@ from torch import nn
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.training._restore import restored_on_error
 
-__all__ = ["FIT_DEFAULTS", "FitOptions", "training_method"]
+__all__ = ["FIT_DEFAULTS", "FitOptions", "check_options", "training_method"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,14 +160,30 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
     return decorate
 
 
-def _check(options: Mapping[str, Any], model: nn.Module, known: tuple[str, ...]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the range of training options.
+
+    Raises
+    ------
+    HyperparameterError
+        If one is out of range.
+
+    Examples
+    --------
+    >>> check_options({"epochs": 3, "warmup": 0.1})
+    """
     for name, value in options.items():
-        if name not in _ALLOWED:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise HyperparameterError(f"unknown option {name!r}", do=f"Did you mean {near[0]!r}?" if near else None)
         allowed, expected = _ALLOWED[name]
         if not allowed(value):
             raise HyperparameterError(name, found=repr(value), expected=expected)
+
+
+def _check(options: Mapping[str, Any], model: nn.Module, known: tuple[str, ...]) -> None:
+    for name in options:
+        if name not in _ALLOWED:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise HyperparameterError(f"unknown option {name!r}", do=f"Did you mean {near[0]!r}?" if near else None)
+    check_options(options)
     if options["precision"] == "fp16" and all(parameter.device.type == "cpu" for parameter in model.parameters()):
         raise HyperparameterError("precision", found="'fp16' for a model on the CPU", expected="'bf16' or 'no'")
     if options["gradient_checkpointing"] and not getattr(model, "supports_gradient_checkpointing", False):
