@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from processes import two_processes
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import Layer
 from weightsmith.core.statistics import Gram, InputStatistics
@@ -57,17 +58,17 @@ def test_bad_statistics():
         gathered(torch.full((1, 3, 5), float("nan")))
 
 
-def _half(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def half(folder):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     x = torch.load(f"{folder}/x.pt")[rank::2]
     torch.save(gathered(x, make=Gram).__dict__ | {"name": ""}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_add_up(tmp_path):
     x = torch.randn(6, 20, 5)
     torch.save(x, tmp_path / "x.pt")
-    torch.multiprocessing.start_processes(_half, (str(tmp_path),), nprocs=2, start_method="fork")
+    two_processes("import sys, core.test_statistics as tests; tests.half(sys.argv[1])", tmp_path, tmp_path)
     whole = gathered(x, make=Gram)
     for rank in (0, 1):
         part = torch.load(tmp_path / f"{rank}.pt")

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from processes import apart
+from processes import apart, two_processes
 from weightsmith.dictionary import OnlineOrthogonalDictionary
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, Settings
 
@@ -388,8 +388,9 @@ def test_wide_decompositions_warn(monkeypatch):
         OnlineOrthogonalDictionary(polar="svd").fit(problem(samples=20)[0])
 
 
-def _share(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def learn_half(folder):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     rows = np.load(f"{folder}/rows.npy")
     found = {}
     for name, settings in SHARED.items():
@@ -401,7 +402,6 @@ def _share(rank, folder):
     found["fit"] = whole.components_
     found["steps"] = np.array(whole.n_steps_)
     np.savez(f"{folder}/{rank}.npz", **found)
-    torch.distributed.destroy_process_group()
 
 
 SHARED = {"plain": {}, "whiten": {"whiten": True}, "pca": {"init": "pca"}, "normalise": {"normalise": True}}
@@ -410,7 +410,8 @@ SHARED = {"plain": {}, "whiten": {"whiten": True}, "pca": {"init": "pca"}, "norm
 def test_two_processes_learn_like_one(tmp_path):
     rows, _ = problem(samples=400)
     np.save(tmp_path / "rows.npy", rows)
-    torch.multiprocessing.start_processes(_share, (str(tmp_path),), nprocs=2, start_method="fork")
+    script = "import sys, dictionary.test_online_orthogonal as tests; tests.learn_half(sys.argv[1])"
+    two_processes(script, tmp_path, tmp_path)
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
     for name, settings in SHARED.items():
         one = streamed(rows, 20, **settings).components_

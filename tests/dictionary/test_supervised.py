@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from torch import distributed
 
+from processes import two_processes
 from weightsmith.dictionary import SupervisedDictionaryClassifier
 
 pytestmark = [
@@ -274,18 +276,19 @@ def test_joint_prediction_agrees_where_features_decide():
     assert code.score(x[test], y[test]) > 0.5
 
 
-def _fit_half(rank, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def fit_half(folder):
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     x, y = drawn(61, 12, 3)
     model = small(aux_features=[0], class_weight="balanced").fit(x[rank::2], np.array(["a", "b", "c"])[y[rank::2]])
-    (folder / f"{rank}.pkl").write_bytes(pickle.dumps(model))
+    Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(model))
     with pytest.raises(ValueError, match="several processes"):
         small(model="feature").fit(x, y)
-    distributed.destroy_process_group()
 
 
 def test_two_processes_fit_as_one(tmp_path):
-    torch.multiprocessing.start_processes(_fit_half, (tmp_path,), nprocs=2, start_method="fork")
+    script = "import sys, dictionary.test_supervised as tests; tests.fit_half(sys.argv[1])"
+    two_processes(script, tmp_path, tmp_path)
     x, y = drawn(61, 12, 3)
     whole = small(aux_features=[0], class_weight="balanced").fit(x, np.array(["a", "b", "c"])[y])
     for rank in (0, 1):
