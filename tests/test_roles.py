@@ -109,7 +109,7 @@ def test_its_recipe_step(method, folder, tmp_path):
 
 def test_its_page(method, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    tables.print_method(catalog.find("erase"))
+    tables.print_method(catalog.find("erase"), "erase")
     text = " ".join(capsys.readouterr().out.split())
     assert "MODEL OUT" in text
     assert "--to-forget samples What it must not know." in text

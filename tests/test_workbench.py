@@ -165,6 +165,7 @@ def test_a_teacher_is_opened_by_name():
 
     result = bench().call(read(distil), {"teacher": "embedded:efficientnet-lite0"})
     assert result.totals["teacher"] == 4652008
+    assert bench().call(read(distil), {"teacher": "$model"}).totals["teacher"] == 8
 
 
 def test_save_writes_the_files_beside_the_model(tmp_path):

@@ -31,7 +31,7 @@ WINDOW = 512
 """Tokens that perplexity is measured on at once, or as many as the model can read."""
 DEFAULT_SAMPLES = {"batches": 16, "samples": 128}
 CURRENT = "$model"
-"""Among the checkpoints of a method on files: the model as it is now."""
+"""Among the checkpoints of a method on files, or as another network: the model as it is now."""
 
 
 class Evaluation(BaseModel):
@@ -147,7 +147,7 @@ class Workbench:
             arguments[signature.model.name] = self.model
             for role in signature.networks:
                 if role.name in values:
-                    arguments[role.name] = open_model(values[role.name]).model.to(self._model_device)
+                    arguments[role.name] = self._network(values[role.name])
             for role in signature.data:
                 if role.required or role.name in values or role.name in self.data.sources:
                     arguments[role.name] = self.read(role, values, alone=len(signature.data) == 1)
@@ -243,6 +243,10 @@ class Workbench:
     @property
     def _model_device(self) -> torch.device | str:
         return next((parameter.device for parameter in self.model.parameters()), "cpu")
+
+    def _network(self, ref: str) -> nn.Module:
+        """Another network by name; ``$model`` is a copy of the model as it is now."""
+        return deepcopy(self.model) if ref == CURRENT else open_model(ref).model.to(self._model_device)
 
     def _call_on_files(self, signature: Signature, values: Mapping[str, Any], arguments: dict[str, Any]) -> Result:
         """Run a method that reads checkpoints and writes one, and open what it wrote."""

@@ -83,6 +83,13 @@ def test_show_a_ready_method_tells_its_defaults():
     assert "--sparsity 0.5" in text
 
 
+def test_show_of_one_command_among_several_tells_only_that_one():
+    text = words("show", "ties")
+    assert "weightsmith merge ties CHECKPOINTS... OUT" in text
+    assert "weightsmith merge dare" not in text
+    assert "weightsmith merge dare" in words("show", "bang")
+
+
 def test_show_tells_the_measured_claims():
     text = words("show", "dsnot")
     for claim in claims.stored("dsnot"):

@@ -90,7 +90,7 @@ def show(slug: Annotated[str, typer.Argument(help="A method or command, as `weig
     """Show one method: what it does, its commands and defaults, its paper, its claim."""
     from weightsmith.cli import tables
 
-    tables.print_method(catalog.find(slug))
+    tables.print_method(catalog.find(slug), slug)
 
 
 @app.command(rich_help_panel=WORK)

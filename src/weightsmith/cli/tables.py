@@ -39,8 +39,12 @@ def print_methods(methods: Sequence[Method], *, as_json: bool) -> None:
     Console().print(f"\n{ready} of {len(methods)} methods are ready. `weightsmith show METHOD` tells more about one.")
 
 
-def print_method(method: Method) -> None:
-    """Print one row of the catalog in full, with the defaults of its commands and its measured claims."""
+def print_method(method: Method, name: str) -> None:
+    """Print one row of the catalog, with the defaults of its commands and its measured claims.
+
+    Found by the name of one of several commands, only that command is told.
+    """
+    commands = method.commands if name not in method.commands or name == method.slug else [name]
     console = Console()
     console.print(f"[bold]{method.slug}[/]  {method.summary}\n")
     console.print(f"[dim]paper  [/]{escape(method.paper)} ({method.year}), {method.url}", highlight=False)
@@ -48,8 +52,8 @@ def print_method(method: Method) -> None:
     for entry in method.classes:
         module, _, name = entry.partition(":")
         console.print(f"[dim]python [/]from {module} import {name}", highlight=False)
-    for name, command in method.commands.items():
-        _print_command(console, command.verb, name, command)
+    for each in commands:
+        _print_command(console, method.commands[each].verb, each, method.commands[each])
     for claim in claims.stored(method.slug):
         _print_claim(console, claim)
 

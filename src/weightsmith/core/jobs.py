@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from joblib import Parallel, delayed
 
@@ -35,7 +35,7 @@ def run_jobs(
     Raises
     ------
     HyperparameterError
-        If there is no worker.
+        If there is no worker, or no such backend.
     WeightsmithError
         If Ray is asked for and not installed.
 
@@ -46,6 +46,8 @@ def run_jobs(
     """
     if workers < 1:
         raise HyperparameterError("workers", found=workers, expected=">= 1")
+    if backend not in get_args(Backend):
+        raise HyperparameterError("backend", found=repr(backend), expected=f"one of {list(get_args(Backend))}")
     if backend == "ray":
         return _on_ray(function, jobs)
     if workers == 1 or len(jobs) < 2:
