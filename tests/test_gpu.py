@@ -25,18 +25,20 @@ SMALL = {
     "expand": {"depth": 3},
     "learngene": {"stages": 1},
 }
+COMMANDS = [
+    name for name, s in SIGNATURES.items() if s.model is not None and not s.measures and name != "meta-rescaling"
+]
+"""All that change a language model; meta-rescaling trains classifiers only."""
 RANDOM = ("d2nwg-layers", "mixture-growth", "kappatune", "bone", "lift", "spdf", "learngene", "bang")
 """Drawn on the model's own device, or trained for many steps: compared by what is finite and changed only."""
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [n for n, s in SIGNATURES.items() if s.model is not None and not s.measures])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_cpu_and_the_gpu_agree(name, precision):
     signature = SIGNATURES[name]
     model, batch = tiny("llama")
     model = model.to(getattr(torch, precision))
-    if name == "meta-rescaling":
-        pytest.skip("trains classifiers only")
     if precision == "bfloat16" and name in ("d2nwg-layers", "weight-matching"):
         pytest.skip("compared in float32")
     samples = [{key: value[row] for key, value in batch.items()} for row in range(8)]

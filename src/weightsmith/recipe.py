@@ -61,7 +61,7 @@ from weightsmith.core.report import write_report
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, open_model
 from weightsmith.signature import Signature, Source, YamlLoader, read
-from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, to_device
+from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, move_to_device
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
@@ -235,7 +235,7 @@ def _run_steps(recipe: Recipe, work: Path) -> tuple[Workbench, list[Result]]:
     """
     results = _finished(recipe, work, recipe.steps)
     opened = _kept(recipe, work) if results else None if recipe.model is None else open_model(recipe.model)
-    bench = recipe.bench(None if opened is None else to_device(opened, recipe.device))
+    bench = recipe.bench(None if opened is None else move_to_device(opened, recipe.device))
     for number in track(range(len(results) + 1, len(recipe.steps) + 1), "recipe"):
         step = recipe.steps[number - 1]
         results.append(bench.apply(step.signature, step.values))

@@ -23,7 +23,7 @@ from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_
 from weightsmith.signature import Role, Signature, Source
 from weightsmith.sparsify import save_compressed
 
-__all__ = ["CURRENT", "Data", "Evaluation", "Workbench", "run_on_disk", "to_device"]
+__all__ = ["CURRENT", "Data", "Evaluation", "Workbench", "move_to_device", "run_on_disk"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
@@ -265,7 +265,7 @@ class Workbench:
             arguments[role.name] = [located(ref) for ref in value] if role.kind == "paths" else located(value)
         arguments[written.name] = Path(folder.name) / "out"
         result: Result = signature.function(**arguments)
-        self.opened = to_device(open_model(arguments[written.name]), self.device)
+        self.opened = move_to_device(open_model(arguments[written.name]), self.device)
         return result
 
     @property
@@ -337,7 +337,7 @@ def run_on_disk(
     return result
 
 
-def to_device(opened: OpenedModel, device: str) -> OpenedModel:
+def move_to_device(opened: OpenedModel, device: str) -> OpenedModel:
     """Move the model to a device.
 
     Raises

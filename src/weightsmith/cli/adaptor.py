@@ -18,7 +18,7 @@ from weightsmith.core.io import check_output
 from weightsmith.core.results import Result
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
-from weightsmith.workbench import DEFAULT_SAMPLES, Data, Evaluation, Workbench, run_on_disk, to_device
+from weightsmith.workbench import DEFAULT_SAMPLES, Data, Evaluation, Workbench, move_to_device, run_on_disk
 
 __all__ = ["make_command"]
 
@@ -166,7 +166,7 @@ def _transform(
         if compressed or device != "cpu":
             raise typer.BadParameter("goes with neither --compressed nor --device", param_hint="'--stream'")
         return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite)
-    bench = Workbench(to_device(open_model(model), device), data, seed, device)
+    bench = Workbench(move_to_device(open_model(model), device), data, seed, device)
     result = bench.apply(signature, values)
     files = {**result.files, "weightsmith.json": result.to_json() + "\n"}
     bench.save(out, files, overwrite=overwrite, compressed=compressed)

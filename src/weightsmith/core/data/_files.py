@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jinja2
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
@@ -113,7 +114,7 @@ class Reader:
         An encoder-decoder keeps the labels: its decoder reads them.
         """
         samples = self._read(source, count, length, generator)
-        return [self._inputs(samples[start : start + BATCH_SIZE]) for start in range(0, len(samples), BATCH_SIZE)]
+        return self._batched(samples)
 
     def text(self, source: str | Path, *, rows: int = 1000) -> str:
         """Read running text: a text file, or the first rows of the column ``text`` of a table, a blank line between."""
@@ -138,7 +139,7 @@ class Reader:
     ) -> list[Batch]:
         """As :meth:`batches`, of a text."""
         samples = self.text_samples(text, count=count, length=length, generator=generator)
-        return [self._inputs(samples[start : start + BATCH_SIZE]) for start in range(0, len(samples), BATCH_SIZE)]
+        return self._batched(samples)
 
     def _read(self, source: str | Path, count: int, length: int, generator: torch.Generator | None) -> list[Sample]:
         path = Path(source)
@@ -188,6 +189,9 @@ class Reader:
             return [tuple(row) for row in zip(*(columns[name] for name in order), strict=True)]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
+    def _batched(self, samples: Sequence[Sample]) -> list[Batch]:
+        return [self._inputs(samples[start : start + BATCH_SIZE]) for start in range(0, len(samples), BATCH_SIZE)]
+
     def _inputs(self, samples: Sequence[Sample]) -> Batch:
         if not isinstance(samples[0], Mapping):
             return torch.stack([sample[0] for sample in samples])  # type: ignore[index]
@@ -224,7 +228,7 @@ class Reader:
         def rendered(turns: Sequence[Row], ask: bool = False) -> str:
             try:
                 return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
-            except Exception as error:  # a template raises what its author chose
+            except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
                 raise CalibrationError(f"the chat template refuses a chat of {source}", found=str(error)) from error
 
         _check_messages(messages, source)
