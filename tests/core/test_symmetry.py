@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -15,10 +16,16 @@ from weightsmith.core.symmetry._axes import Axis, join, product, unify
 TINY = {"mlp": 1, "cnn": 2, "llama": 9, "qwen3": 9, "gemma3": 9, "gpt2": 9, "opt": 9, "bert": 10, "vit": 9, "t5": 20}
 
 
+@functools.cache
+def _traced(name):
+    model, batch, count = make(name) if name in NETS else (*tiny(name), TINY[name])
+    return model, batch, find_symmetry(model, batch, verify=False), count
+
+
 def network(name):
-    if name in NETS:
-        return make(name)
-    return *tiny(name), TINY[name]
+    """A copy of a model, a batch of it, its symmetry (not verified), and the number of groups that it must have."""
+    model, *rest = _traced(name)
+    return copy.deepcopy(model), *rest
 
 
 def outputs(model, batch):
@@ -34,10 +41,9 @@ def outputs(model, batch):
 
 @pytest.mark.parametrize("name", [*TINY, *NETS])
 def test_random_permutations_leave_the_function_unchanged(name):
-    model, batch, count = network(name)
-    symmetry = find_symmetry(model, batch, verify=False)
+    model, batch, symmetry, count = network(name)
     assert len(symmetry.groups) == count
-    model = roughen(copy.deepcopy(model).double())
+    model = roughen(model.double())
     before = outputs(model, batch)
     assert before.std(0).max() > 1e-3  # the outputs depend on the inputs, so a wrong order would show
     # some models compute in float32 inside
@@ -50,8 +56,7 @@ def test_random_permutations_leave_the_function_unchanged(name):
 
 @pytest.mark.parametrize("name", [*TINY, *NETS])
 def test_every_weight_with_an_axis_moves(name):
-    model, batch, _ = network(name)
-    symmetry = find_symmetry(model, batch, verify=False)
+    model, _, symmetry, _ = network(name)
     state = roughen(model.double()).state_dict()
     moved = symmetry.permute(state, {name: perm.roll(1, -1) for name, perm in symmetry.identity().items()})
     changed = {key for key, tensor in state.items() if not tensor.equal(moved[key])}
@@ -60,9 +65,8 @@ def test_every_weight_with_an_axis_moves(name):
 
 @pytest.mark.parametrize("name", ["resnet, batch norm", "gpt2", "bert", "llama", "dense"])
 def test_an_order_on_one_weight_alone_changes_the_function(name):
-    model, batch, _ = network(name)
-    symmetry = find_symmetry(model, batch, verify=False)
-    model = roughen(copy.deepcopy(model).double())
+    model, batch, symmetry, _ = network(name)
+    model = roughen(model.double())
     before = outputs(model, batch)
     perms = symmetry.random(torch.Generator().manual_seed(0))
     matrices = [key for key in symmetry.axes if len(symmetry.shapes[key]) > 1 and key not in symmetry.buffers]
@@ -74,12 +78,12 @@ def test_an_order_on_one_weight_alone_changes_the_function(name):
 
 def test_a_verified_spec_is_the_traced_one():
     for name in ("vgg", "gated", "llama"):
-        model, batch, _ = network(name)
-        assert find_symmetry(model, batch) == find_symmetry(model, batch, verify=False)
+        model, batch, symmetry, _ = network(name)
+        assert find_symmetry(model, batch) == symmetry
 
 
 def test_what_is_permuted_in_a_resnet():
-    model, batch, _ = network("resnet, batch norm")
+    model, batch, *_ = network("resnet, batch norm")
     symmetry = find_symmetry(model, batch)
     stream, inner = "stem.weight[0]", "c1.weight[0]"
 
@@ -96,7 +100,7 @@ def test_what_is_permuted_in_a_resnet():
 
 
 def test_heads_are_blocks_with_channels_of_their_own():
-    model, batch, _ = network("llama")
+    model, batch, *_ = network("llama")
     symmetry = find_symmetry(model, batch)
     groups, queries, channels = (
         symmetry.groups[f"model.layers.0.self_attn.{name}"]
@@ -112,7 +116,7 @@ def test_heads_are_blocks_with_channels_of_their_own():
 
 
 def test_tied_weights_are_permuted_once_and_stay_tied():
-    model, batch, _ = network("tied bf16 llama")
+    model, batch, *_ = network("tied bf16 llama")
     symmetry = find_symmetry(model, batch)
     assert symmetry.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
     symmetry.permute_(model, symmetry.random(torch.Generator().manual_seed(0)))
@@ -177,8 +181,7 @@ def test_verification_leaves_out_what_changes_the_outputs(monkeypatch):
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), name=st.sampled_from(["gpt2", "llama", "resnet, group norm", "grouped", "dense"]))
 def test_inverse_and_composition(seed, name):
-    model, batch, _ = network(name)
-    symmetry = find_symmetry(model, batch, verify=False)
+    model, _, symmetry, _ = network(name)
     generator = torch.Generator().manual_seed(seed)
     first, then = symmetry.random(generator), symmetry.random(generator)
     state = roughen(model).state_dict()
@@ -193,7 +196,7 @@ def test_inverse_and_composition(seed, name):
 
 
 def test_bad_states_and_permutations_are_refused():
-    model, batch, _ = network("mlp")
+    model, batch, *_ = network("mlp")
     symmetry = find_symmetry(model, batch)
     (name,) = symmetry.groups
     state = model.state_dict()
@@ -226,7 +229,7 @@ def test_one_unit_is_nothing_to_permute():
 
 
 def test_the_model_is_left_as_it_was():
-    model, batch, _ = network("vgg")
+    model, batch, *_ = network("vgg")
     model.train()
     before = copy.deepcopy(model.state_dict())
     find_symmetry(model, batch)
@@ -256,10 +259,9 @@ def test_terms_that_do_not_line_up_are_fixed():
 
 @pytest.mark.parametrize("name", [*TINY, *NETS])
 def test_a_model_without_weights_has_the_same_permutations(name):
-    model, batch, _ = network(name)
-    hollow = copy.deepcopy(model).to("meta")
+    model, batch, symmetry, _ = network(name)
+    hollow = model.to("meta")
     if hasattr(hollow, "tie_weights"):
         hollow.tie_weights()
-    found = find_symmetry(hollow, batch)
-    assert found == find_symmetry(model, batch, verify=False)
+    assert find_symmetry(hollow, batch) == symmetry
     assert all(parameter.is_meta for parameter in hollow.parameters())

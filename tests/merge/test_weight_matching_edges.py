@@ -142,7 +142,7 @@ def test_a_warm_start_without_gain_changes_nothing():
     model = mlp(6, 8, 8, 3)
     symmetry = find_symmetry(model, torch.rand(1, 6))
     pair = matching._pair_of(model, model, symmetry)
-    norms = matching._survey(pair, symmetry).norms
+    norms, _ = matching._survey(pair, symmetry)
     descent = matching._Descent(symmetry, pair, norms, symmetry.identity(), "none")
     assert descent.warm_start() is descent
     assert not descent.duals

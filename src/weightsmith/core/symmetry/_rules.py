@@ -2,7 +2,8 @@
 
 A rule is called as ``rule(axes, out, **arguments)`` with the operation's arguments under the names of its schema. It
 unifies or fixes axes of its inputs and sets those of its results. It returns ``NotImplemented`` for a case it does not
-know; then every axis involved is fixed, as for an operation without a rule.
+know; then every axis involved is fixed, as for an operation without a rule. Operations that torch can decompose into
+those of the table, such as layer and batch normalization or embeddings, need no rule.
 """
 
 from __future__ import annotations
@@ -137,79 +138,35 @@ def _argument(t: TensorAxes, out: Tensor, /, *, self: Tensor, dim: int | None = 
 
 
 def _convolution(
-    t: TensorAxes,
-    out: Tensor,
-    /,
-    *,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    transposed: bool,
-    groups: int,
-    **_: Any,
+    t: TensorAxes, out: Tensor, /, *, input: Tensor, weight: Tensor, bias: Any, transposed: bool, groups: int, **_: Any
 ) -> Any:
     """Channels in groups; positions are fixed."""
     batch, channels, *space = t.dims(input)
     first, second, *kernel = t.dims(weight)
     for axis in (*space, *kernel):
         axis.fix()
-    if transposed:
-        unify(channels, first)
-    halves_in = channels.split_product(groups)
-    halves_out = None if transposed else first.split_product(groups)
-    if halves_in is None or (halves_out is None and not transposed):
+    halves = channels.split_product(groups)
+    if halves is None:
         return NotImplemented
-    if transposed:
-        made = product([halves_in[0], second])
-    else:
-        assert halves_out is not None
-        unify(halves_in[0], halves_out[0])
-        unify(halves_in[1], second)
-        made = first
+    if transposed:  # the weight is [in, out of a group]
+        unify(channels, first)
+        made, summed = product([halves[0], second]), halves[1]
+    else:  # [out, in of a group]
+        outer = first.split_product(groups)
+        if outer is None:
+            return NotImplemented
+        unify(halves[0], outer[0])
+        unify(halves[1], second)
+        made, summed = first, second
     if bias is not None:
         unify(t.dims(bias)[0], made)
-    t.record(batch, made, halves_in[1] if transposed else second)
+    t.record(batch, made, summed)
     t.give(out, [batch, made, *map(fixed, out.shape[2:])])
     return None
 
 
-# --- normalization
-
-
-def _layer_norm(
-    t: TensorAxes,
-    out: Any,
-    /,
-    *,
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None = None,
-    **_: Any,
-) -> None:
-    """LayerNorm and RMSNorm over the last axes, whose order scale and shift share."""
-    dims = t.dims(input)
-    t.in_step(dims, [weight, bias])
-    result, *statistics = tensors_in(out)
-    t.give(result, dims)
-    for statistic in statistics:
-        t.give(statistic, [*dims[: len(dims) - len(normalized_shape)], *(Axis(1) for _ in normalized_shape)])
-
-
-def _batch_norm(t: TensorAxes, out: Any, /, **named: Any) -> None:
-    """Scale, shift, means and variances share the order of the channels."""
-    x, *rest = tensors_in(named)
-    dims = t.dims(x)
-    for tensor in rest:
-        unify(t.dims(tensor)[0], dims[1])
-    result, *statistics = tensors_in(out)
-    t.give(result, dims)
-    for tensor in statistics:
-        t.give(tensor, dims[1:2] if tensor.shape == x.shape[1:2] else [*map(Axis, tensor.shape)])
-
-
 def _group_norm(t: TensorAxes, out: Any, /, *, input: Tensor, weight: Any, bias: Any, group: int, **_: Any) -> Any:
-    """Channels are permuted within their group, and groups as blocks."""
+    """Channels are permuted within their group, and groups as blocks; torch's decomposition uses strides."""
     dims = t.dims(input)
     halves = dims[1].split_product(group)
     if halves is None:
@@ -239,9 +196,6 @@ TABLE: dict[AxisRule, str] = {
     _extremum: "max min",
     _argument: "argmax argmin",
     _convolution: "convolution",
-    _layer_norm: "native_layer_norm _fused_rms_norm",
-    _batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-    "cudnn_batch_norm _batch_norm_with_update",
     _group_norm: "native_group_norm",
     shapes.view: "view _unsafe_view reshape _reshape_alias",
     shapes.permute: "permute",
@@ -258,12 +212,8 @@ TABLE: dict[AxisRule, str] = {
     shapes.stack: "stack",
     shapes.pad: "constant_pad_nd",
     shapes.as_strided: "as_strided",
-    shapes.channel_shuffle: "channel_shuffle native_channel_shuffle",
     shapes.ordered: "cumsum cumprod logcumsumexp sort argsort flip roll topk",
-    shapes.triangle: "tril triu",
-    shapes.embedding: "embedding",
     shapes.index: "index",
-    shapes.index_select: "index_select",
     shapes.gather: "gather",
     shapes.unfold: "unfold",
 }

@@ -167,17 +167,6 @@ def pad(t: TensorAxes, out: Tensor, /, *, self: Tensor, pad: Sequence[int], **_:
     return None
 
 
-def channel_shuffle(t: TensorAxes, out: Tensor, /, *, self: Tensor, groups: int) -> Any:
-    """Channels ``[groups, each]`` become ``[each, groups]``."""
-    axes = [*t.dims(self)]
-    halves = axes[1].split_product(groups)
-    if halves is None:
-        return NotImplemented
-    axes[1] = product([halves[1], halves[0]])
-    t.give(out, axes)
-    return None
-
-
 # --- places that have a meaning
 
 
@@ -203,20 +192,6 @@ def ordered(t: TensorAxes, out: Any, /, *, self: Tensor, dim: Any = None, dims: 
         t.give(result, [fixed(result.shape[i]) if i in along else axis for i, axis in enumerate(axes)])
 
 
-def triangle(t: TensorAxes, out: Tensor, /, *, self: Tensor, **_: Any) -> None:
-    """Upper or lower triangles."""
-    for axis in t.dims(self)[-2:]:
-        axis.fix()
-    t.give(out, t.dims(self))
-
-
-def embedding(t: TensorAxes, out: Tensor, /, *, weight: Tensor, indices: Tensor, **_: Any) -> None:
-    """Rows by number: their order is that of the tokens."""
-    rows, columns = t.dims(weight)
-    rows.fix()
-    t.give(out, [*t.dims(indices), columns])
-
-
 def index(t: TensorAxes, out: Tensor, /, *, self: Tensor, indices: Sequence[Tensor | None]) -> Any:
     """Places by number; axes that are not indexed keep their order."""
     axes = t.dims(self)
@@ -231,14 +206,6 @@ def index(t: TensorAxes, out: Tensor, /, *, self: Tensor, indices: Sequence[Tens
     place = chosen[0] if chosen[-1] - chosen[0] == len(chosen) - 1 else 0
     t.give(out, [*kept[:place], *new, *kept[place:]])
     return None
-
-
-def index_select(t: TensorAxes, out: Tensor, /, *, self: Tensor, dim: int, **_: Any) -> None:
-    """Places of one axis by number."""
-    axes = [*t.dims(self)]
-    axes[dim].fix()
-    axes[dim] = fixed(out.shape[dim])
-    t.give(out, axes)
 
 
 def gather(t: TensorAxes, out: Tensor, /, *, self: Tensor, dim: int, index: Tensor, **_: Any) -> None:

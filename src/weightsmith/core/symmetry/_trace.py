@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -75,15 +76,21 @@ class Trace(TensorAxes):
 
 
 class _Tracer(TorchDispatchMode):
-    """Shows every operation to a trace."""
+    """Shows every operation to a trace; one without a rule as the operations that torch decomposes it into."""
 
     def __init__(self, seen: Trace) -> None:
         super().__init__()
         self.seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        out = _run(func, args, kwargs or {})
-        self.seen.follow(func, out, args, kwargs or {})
+        kwargs = kwargs or {}
+        if rule_of(func) is None and next(tensors_in([args, kwargs]), None) is not None:
+            with self:
+                out = decomposition_table.get(func, func.decompose)(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = _run(func, args, kwargs)
+        self.seen.follow(func, out, args, kwargs)
         return out
 
 

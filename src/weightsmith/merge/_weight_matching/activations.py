@@ -7,7 +7,8 @@ Every layer's activations are one matrix on which one permutation acts, so this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -144,17 +145,10 @@ def _activations(
 def _prepare(values: Float[Tensor, "..."], dims: AxisBlocks, similarity: Similarity) -> Float[Tensor, "..."]:
     """Divide by the number of samples, or standardise along all axes that are not permuted."""
     others = [axis for axis in range(values.ndim) if axis >= len(dims) or not dims[axis]]
-    count = _product(values.shape[axis] for axis in others)
+    count = math.prod(values.shape[axis] for axis in others)
     if similarity == "product":
         return values / count**0.5
     values = values - values.mean(others, keepdim=True)
     norm = values.square().sum(others, keepdim=True).sqrt()
     dead = norm <= norm.max() * 1e-6
     return torch.where(dead, 0.0, values / norm.masked_fill(dead, 1.0))
-
-
-def _product(numbers: Iterable[int]) -> int:
-    total = 1
-    for number in numbers:
-        total *= number
-    return total

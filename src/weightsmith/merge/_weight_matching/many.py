@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from weightsmith.analyze import distance
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.progress import track
 from weightsmith.core.symmetry import Permutations, Symmetry
@@ -99,6 +100,7 @@ def merge_many(
         check_same_architecture(states[0], state, f"model 1 and model {number}")
     if symmetry.has_statistics:
         warnings.warn(STALE, stacklevel=2)
+    weights = [key for key in symmetry.axes if key not in symmetry.buffers]
     moved = list(states)
     perms = [symmetry.identity() for _ in states]
     done = 0
@@ -110,8 +112,7 @@ def merge_many(
             found = match_weights(
                 others, states[number], symmetry, start=perms[number] if done > 1 else None, generator=generator
             )
-            was = _distance(others, moved[number], symmetry)
-            if found.distance_after < was * (1 - TOLERANCE):
+            if found.distance_after < distance(others, moved[number], weights) * (1 - TOLERANCE):
                 closer = True
                 perms[number] = found.perms
                 moved[number] = symmetry.permute(states[number], found.perms)
@@ -139,8 +140,3 @@ def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             total += state[key].to(total)
         out[key] = (total / len(states)).to(first.dtype)
     return out
-
-
-def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], symmetry: Symmetry) -> float:
-    keys = [key for key in symmetry.axes if key not in symmetry.buffers]
-    return sum(float((a[key].double() - b[key].double()).square().sum()) for key in keys) ** 0.5

@@ -168,13 +168,13 @@ def match_weights(
     pair = _pair_of(first, second, symmetry)
     if start is not None:
         symmetry.check_permutations(start)
-    survey = _survey(pair, symmetry)
+    norms, before = _survey(pair, symmetry)
     best: _Descent | None = None
     objectives = []
     for number in track(range(restarts), "matching weights"):
         planned = number < (1 if start else 2)
         begin = start or symmetry.identity() if planned else symmetry.random(generator)
-        descent = _Descent(symmetry, pair.permuted(begin), survey.norms, begin, normalize)
+        descent = _Descent(symmetry, pair.permuted(begin), norms, begin, normalize)
         if not number and start is None:
             descent = descent.warm_start()
         descent.run(sweeps, generator)
@@ -182,8 +182,8 @@ def match_weights(
         if best is None or descent.objective > best.objective + best.scale * TOLERANCE:
             best = descent
     assert best is not None
-    after = math.sqrt(sum(_squared(a, b) for key in survey.norms for a, b in best.pair.pairs(key)))
-    return Matching(best.perms, best.objective, tuple(best.history), survey.distance, after, tuple(objectives))
+    after = math.sqrt(sum(_squared(a, b) for key in norms for a, b in best.pair.pairs(key)))
+    return Matching(best.perms, best.objective, tuple(best.history), before, after, tuple(objectives))
 
 
 def _pair_of(
@@ -199,16 +199,8 @@ def _pair_of(
     return OffloadedPair(symmetry, a, b) if offloaded else InMemoryPair.of(symmetry, a, b)
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """The product of each weight's two norms, and the distance of the networks, from one pass over all weights."""
-
-    norms: dict[str, float]
-    distance: float
-
-
-def _survey(pair: WeightPair, symmetry: Symmetry) -> _Survey:
-    """Measure all permutable weights before any is permuted, and refuse what is not finite."""
+def _survey(pair: WeightPair, symmetry: Symmetry) -> tuple[dict[str, float], float]:
+    """The product of each permutable weight's two norms, and the networks' distance; refuse what is not finite."""
     norms, squares = {}, 0.0
     for key in symmetry.axes:
         if key in symmetry.buffers:
@@ -225,7 +217,7 @@ def _survey(pair: WeightPair, symmetry: Symmetry) -> _Survey:
         norms[key] = math.sqrt(sizes[0]) * math.sqrt(sizes[1])
     if not sum(norms.values()) <= torch.finfo(pair.dtype).max:  # which bounds every sum of products
         raise NonFiniteError("products of the weights overflow", do="Give the weights in float64.")
-    return _Survey(norms, math.sqrt(squares))
+    return norms, math.sqrt(squares)
 
 
 def _squared(a: Tensor, b: Tensor) -> float:

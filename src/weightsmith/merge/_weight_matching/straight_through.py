@@ -130,8 +130,8 @@ def match_straight_through(
     for module in midpoint.modules():
         module.train(isinstance(module, nn.modules.batchnorm._BatchNorm))
     target = {key: tensor.detach().clone() for key, tensor in a.items()}
-    trained = {key: target[key] for key, _ in midpoint.named_parameters() if target[key].is_floating_point()}
-    velocity = {key: torch.zeros_like(tensor) for key, tensor in trained.items()}
+    trained = [(target[key], parameter) for key, parameter in midpoint.named_parameters()]
+    optimizer = torch.optim.SGD([weight for weight, _ in trained], lr=learning_rate, momentum=momentum)
     perms, losses, best = None, [], None
     for number in track(range(epochs * len(batches)), "straight-through matching"):
         if number % len(batches) == 0:
@@ -147,9 +147,8 @@ def match_straight_through(
         losses.append(float(value.detach()))
         if best is None or losses[-1] < best[0]:
             best = losses[-1], perms
-        for key, parameter in midpoint.named_parameters():
-            if key in velocity and parameter.grad is not None:
-                velocity[key].mul_(momentum).add_(parameter.grad, alpha=0.5)
-                trained[key].sub_(velocity[key], alpha=learning_rate)
+        for weight, parameter in trained:
+            weight.grad = None if parameter.grad is None else 0.5 * parameter.grad
+        optimizer.step()
     assert best is not None
     return StraightThrough(best[1], tuple(losses))
