@@ -42,7 +42,7 @@ tasks = {
     for angle in torch.tensor([0.5, 2.6, 4.7])
 }
 drawn = {
-    float(angle): generator.sample_rows(means[:, None] + 0.3 * torch.randn(2, 5, 2), 60)
+    float(angle): generator.sample_rows(means[None, :, None] + 0.3 * torch.randn(1, 2, 5, 2), 60)
     for angle, means in tasks.items()
 }
 

@@ -90,11 +90,12 @@ def test_folders_and_state_dicts_give_the_same(tmp_path, small_chunks, dtype):
 def test_rules_against_their_formulas(seed, t):
     a, b, c = (draw(seed + 1000 * index, torch.float64) for index in range(3))
     w = {key: value for key, value in a.items() if value.is_floating_point()}
+    plain, weighted, added = average([a, b, c]), average([a, b, c], (0.5, t, -1.0)), add_tasks(a, [b, c], t)
     for key in w:
         x, y, z = a[key], b[key], c[key]
-        torch.testing.assert_close(average([a, b, c])[key], (x + y + z) / 3)
-        torch.testing.assert_close(average([a, b, c], (0.5, t, -1.0))[key], 0.5 * x + t * y - z)
-        torch.testing.assert_close(add_tasks(a, [b, c], t)[key], x + t * (y - x) + t * (z - x))
+        torch.testing.assert_close(plain[key], (x + y + z) / 3)
+        torch.testing.assert_close(weighted[key], 0.5 * x + t * y - z)
+        torch.testing.assert_close(added[key], x + t * (y - x) + t * (z - x))
     flat = [state["embed"].flatten() for state in (a, b)]
     angle = torch.arccos(flat[0] @ flat[1] / flat[0].norm() / flat[1].norm())
     arc = (torch.sin((1 - t) * angle) * flat[0] + torch.sin(t * angle) * flat[1]) / torch.sin(angle)

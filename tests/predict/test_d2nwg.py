@@ -13,20 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from weightsmith.claims._d2nwg_baselines import PrincipalGaussian, nearest, zoo_mean
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, ShapeError, WeightsmithError
 from weightsmith.core.training import Task, train_many
 from weightsmith.predict import (
     Hypernetwork,
     OrderedEncoder,
-    PrincipalGaussian,
     SetEncoder,
     WeightDiffusion,
     WeightVAE,
     WeightZoo,
     d2nwg,
-    nearest,
     select,
-    zoo_mean,
 )
 from weightsmith.predict._d2nwg import ConvolutionalVAE, VAELoss, alignment_loss, ema_decay, memorisation
 from weightsmith.predict._d2nwg.autoencoder import Encoded
@@ -224,7 +222,7 @@ def test_drawn_heads_follow_their_task(learnt):
     model, zoo, _ = learnt
     fresh = torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(9))
     shots = fresh[:, :, None].expand(-1, -1, 5, -1)
-    heads = model.sample_each(shots, generator=torch.Generator().manual_seed(0)).unflatten(1, (2, 3))
+    heads = model.sample_rows(shots, generator=torch.Generator().manual_seed(0)).unflatten(1, (2, 3))
     pairs = ((heads, fresh), (heads, fresh.roll(-1, 0)), (zoo_mean(zoo)["weight"], fresh))
     own, other, mean = ((one - goal).norm(dim=(1, 2)).mean() for one, goal in pairs)
     assert own < 0.4 * other
@@ -241,9 +239,9 @@ def test_latents_are_scaled_to_variance_one_and_the_scale_is_saved(learnt):
     again = WeightDiffusion(zoo, OrderedEncoder(3, 2), vae=WeightVAE(6, latent=6, width=64))
     again.load_state_dict(model.state_dict())
     support = torch.randn(2, 5, 3)
-    draw = partial(model.sample_rows, support, 3, generator=torch.Generator().manual_seed(0))
+    draw = partial(model.sample_rows, support[None], 3, generator=torch.Generator().manual_seed(0))
     expected = draw()
-    found = again.sample_rows(support, 3, generator=torch.Generator().manual_seed(0))
+    found = again.sample_rows(support[None], 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found, expected)
 
 
@@ -263,7 +261,9 @@ def test_very_large_latents_are_scaled_down(learnt):
         one._encode(None)
     torch.testing.assert_close(large.latent_scale * 1000, model.latent_scale, rtol=1e-4, atol=0)
     support = torch.randn(2, 5, 3)
-    mine, its = (one.sample_rows(support, 4, generator=torch.Generator().manual_seed(0)) for one in (model, large))
+    mine, its = (
+        one.sample_rows(support[None], 4, generator=torch.Generator().manual_seed(0)) for one in (model, large)
+    )
     torch.testing.assert_close(its, mine, rtol=1e-3, atol=1e-3)
 
 
@@ -279,7 +279,7 @@ def test_permuted_classes_permute_heads_only_if_the_zoo_has_them_in_all_orders(m
     noise, accuracies = torch.randn(2, 50, 3, generator=generator), []
     for tasks in (fresh, fresh.flip(1)):
         shots = tasks[:, :, None].expand(-1, -1, 5, -1)
-        heads = model.sample_each(shots, generator=torch.Generator().manual_seed(1)).unflatten(1, (2, 3))
+        heads = model.sample_rows(shots, generator=torch.Generator().manual_seed(1)).unflatten(1, (2, 3))
         logits = torch.einsum("tcsf,tkf->tcsk", tasks[:, :, None] + noise, heads)
         accuracies.append((logits.argmax(3) == torch.arange(2)[:, None]).float().mean().item())
     in_order, permuted = accuracies
@@ -295,7 +295,7 @@ def test_draws_do_not_depend_on_each_other(learnt, sampler):
     model, _, _ = learnt
     support = torch.randn(2, 5, 3)
     few, many = (
-        model.sample_rows(support, count, sampler=sampler, steps=20, generator=torch.Generator().manual_seed(3))
+        model.sample_rows(support[None], count, sampler=sampler, steps=20, generator=torch.Generator().manual_seed(3))
         for count in (2, 5)
     )
     torch.testing.assert_close(few, many[:2], atol=1e-5, rtol=1e-5)

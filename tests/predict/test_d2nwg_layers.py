@@ -200,13 +200,13 @@ def test_each_task_gets_its_own_draw():
     )
     model = WeightDiffusion(zoo, OrderedEncoder(3, 1), vae=WeightVAE(4, latent=2), shots=1)
     support = torch.randn(3, 1, 1, 3)
-    together = model.sample_each(support, steps=5, generator=torch.Generator().manual_seed(1))
-    alone = model.sample_rows(support[0], 1, steps=5, generator=torch.Generator().manual_seed(1))
+    together = model.sample_rows(support, steps=5, generator=torch.Generator().manual_seed(1))
+    alone = model.sample_rows(support[:1], steps=5, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
     with pytest.raises(HyperparameterError):
-        model.sample_each(support, steps=0)
+        model.sample_rows(support, steps=0)
     with pytest.raises(ShapeError):
-        WeightDiffusion(zoo).sample_each(support)
+        WeightDiffusion(zoo).sample_rows(support)
 
 
 def test_descriptions_tell_tasks_apart():

@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegressionCV
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.claims._d2nwg_baselines import PrincipalGaussian, nearest, zoo_mean
 from weightsmith.claims.byte_lm import byte_text, nll, pretrained
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.data import token_windows
@@ -33,12 +34,9 @@ from weightsmith.embedded import digits
 from weightsmith.predict import (
     Hypernetwork,
     OrderedEncoder,
-    PrincipalGaussian,
     WeightDiffusion,
     WeightZoo,
     draw_layer,
-    nearest,
-    zoo_mean,
 )
 from weightsmith.predict._d2nwg_layers import highest, keep_best
 
@@ -255,7 +253,7 @@ def _experiment(seed: int, left_out: tuple[int, ...]) -> dict[str, float]:
         classes, support = data.task(data.tested)
         few = support[:, :SHOTS]
         other = data.task(data.tested)[1][:, :SHOTS]
-        rows = model.sample_rows(few, 10, generator=generator)
+        rows = model.sample_rows(few[None], 10, generator=generator)
         drawn, near = zoo.state_dict(rows[0]), nearest(zoo, few)
         heads = {
             "drawn": drawn,

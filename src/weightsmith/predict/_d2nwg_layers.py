@@ -241,7 +241,7 @@ def draw_layer(
         generator = torch.Generator().manual_seed(seed)
         own = WeightDiffusion(zoo, OrderedEncoder(PLACE_FEATURES, 1), vae=WeightVAE(chunk, latent=latent), shots=1)
         own.fit(vae_steps=vae_steps, steps=steps, batch_size=batch_size, average=0.999, generator=generator)
-        drawn = [own.sample_each(places_NCSF, steps=sampler_steps, generator=generator) for _ in range(candidates)]
+        drawn = [own.sample_rows(places_NCSF, steps=sampler_steps, generator=generator) for _ in range(candidates)]
         decoded_NP = own.decoded(torch.arange(rows_MNP.shape[1]))
     return Draws(whole(torch.stack(drawn)), whole(decoded_NP)[0], own.reconstruction_error)
 

@@ -21,9 +21,9 @@ arXiv:2402.18153.
 """
 
 from weightsmith.predict._d2nwg.autoencoder import ConvolutionalVAE, VAELoss, WeightVAE
-from weightsmith.predict._d2nwg.baselines import Hypernetwork, PrincipalGaussian, nearest, zoo_mean
 from weightsmith.predict._d2nwg.conditions import OrderedEncoder, SetEncoder, alignment_loss, describe
 from weightsmith.predict._d2nwg.diffusion import WeightDiffusion, ema_decay
+from weightsmith.predict._d2nwg.hypernetwork import Hypernetwork
 from weightsmith.predict._d2nwg.method import d2nwg
 from weightsmith.predict._d2nwg.selection import Candidate, memorisation, select
 
@@ -32,7 +32,6 @@ __all__ = [
     "ConvolutionalVAE",
     "Hypernetwork",
     "OrderedEncoder",
-    "PrincipalGaussian",
     "SetEncoder",
     "VAELoss",
     "WeightDiffusion",
@@ -42,7 +41,5 @@ __all__ = [
     "describe",
     "ema_decay",
     "memorisation",
-    "nearest",
     "select",
-    "zoo_mean",
 ]

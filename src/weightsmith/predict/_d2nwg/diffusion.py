@@ -238,81 +238,65 @@ class WeightDiffusion(nn.Module):
         HyperparameterError
             If ``count`` or ``steps`` is out of range.
         """
-        rows = self.sample_rows(support_CSF, count, sampler=sampler, steps=steps, generator=generator)
+        support_BCSF = None if support_CSF is None else support_CSF[None]
+        rows = self.sample_rows(support_BCSF, count, sampler=sampler, steps=steps, generator=generator)
         return [self.zoo.state_dict(row) for row in rows.cpu()]
 
     @torch.no_grad()
     def sample_rows(
         self,
-        support_CSF: Float[Tensor, "C S F"] | None = None,
+        support_BCSF: Float[Tensor, "B C S F"] | None = None,
         count: int = 1,
         *,
         sampler: Literal["ddim", "ddpm"] = "ddim",
         steps: int = 50,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "count P"]:
-        """As :meth:`sample`, as rows of the zoo's matrix."""
+    ) -> Float[Tensor, "draws P"]:
+        """Draw rows of the zoo's matrix for many tasks together: ``count`` for the first, then for the next one.
+
+        Parameters and errors as for :meth:`sample`.
+        """
         scheduler = self._scheduler(sampler)
         if count < 0 or not 1 <= steps <= scheduler.config.num_train_timesteps:
-            found = f"{count}, {steps}"
-            raise HyperparameterError("count, steps", found=found, expected="count >= 0, steps within the diffusion's")
-        if (support_CSF is None) != (self.denoiser.encoder is None):
+            raise HyperparameterError(
+                "count, steps", found=f"{count}, {steps}", expected="count >= 0, steps within the diffusion's"
+            )
+        if (support_BCSF is None) != (self.denoiser.encoder is None):
             expected = "none" if self.denoiser.encoder is None else "(classes, examples, features)"
-            raise ShapeError("support", found="none" if support_CSF is None else support_CSF.shape, expected=expected)
+            found = "none" if support_BCSF is None else tuple(support_BCSF.shape[1:])
+            raise ShapeError("support", found=found, expected=expected)
         if count == 0:
             return self.mean_P.new_zeros(0, len(self.mean_P))
-        support = None if support_CSF is None else support_CSF.to(self.mean_P)[None]
-        condition_BE = self.averaged.condition(support, 1, self.mean_P).expand(count, -1)
-        return self._draw(condition_BE, scheduler, steps, generator)
-
-    @torch.no_grad()
-    def sample_each(
-        self, support_BCSF: Float[Tensor, "B C S F"], *, steps: int = 50, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B P"]:
-        """Draw one row for each of many tasks, together.
-
-        Raises
-        ------
-        ShapeError
-            If the examples are not what the encoder was made for, or not asked for.
-        HyperparameterError
-            If ``steps`` is out of range.
-        """
-        scheduler = self._scheduler("ddim")
-        if not 1 <= steps <= scheduler.config.num_train_timesteps:
-            raise HyperparameterError("steps", found=steps, expected="within the diffusion's")
-        if self.denoiser.encoder is None:
-            raise ShapeError("support", found=tuple(support_BCSF.shape), expected="none")
-        condition_BE = self.averaged.condition(support_BCSF.to(self.mean_P), len(support_BCSF), self.mean_P)
-        return self._draw(condition_BE, scheduler, steps, generator)
-
-    @torch.no_grad()
-    def decoded(self, index_B: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
-        """Members encoded and decoded, nothing drawn."""
-        return self.vae.decode(self.vae.encode(self._rows(index_B)).mean) * self.spread_P + self.mean_P
-
-    def _draw(
-        self, condition_BE: Tensor, scheduler: Any, steps: int, generator: torch.Generator | None
-    ) -> Float[Tensor, "B P"]:
-        """One row a condition; each has its own noise."""
-        device, count = self.mean_P.device, len(condition_BE)
-        seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+        support = None if support_BCSF is None else support_BCSF.to(self.mean_P)
+        tasks = 1 if support is None else len(support)
+        condition_BE = self.averaged.condition(support, tasks, self.mean_P).repeat_interleave(count, 0)
+        # each draw has its own noise
+        device, draws = self.mean_P.device, len(condition_BE)
+        seeds = torch.randint(2**62, (draws,), generator=generator).tolist()
         own = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         z_BZ = torch.stack([torch.randn(self.vae.latent, generator=one, device=device) for one in own])
         scheduler.set_timesteps(steps, device=device)
         for time in scheduler.timesteps:
-            noise_BZ = self.averaged.network(z_BZ, time.expand(count), condition_BE)
+            noise_BZ = self.averaged.network(z_BZ, time.expand(draws), condition_BE)
             z_BZ = scheduler.step(noise_BZ, time, z_BZ, generator=own, return_dict=False)[0]
-        return self.vae.decode(z_BZ / self.latent_scale) * self.spread_P + self.mean_P
+        return self._decode(z_BZ / self.latent_scale)
+
+    @torch.no_grad()
+    def decoded(self, index_B: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Members encoded and decoded, nothing drawn."""
+        return self._decode(self.vae.encode(self._rows(index_B)).mean)
+
+    def _decode(self, z_BZ: Float[Tensor, "B Z"]) -> Float[Tensor, "B P"]:
+        """Weights of latents, in the zoo's scale."""
+        return self.vae.decode(z_BZ) * self.spread_P + self.mean_P
 
     def _scheduler(self, sampler: str) -> Any:
         from diffusers import DDIMScheduler, DDPMScheduler
 
-        if sampler == "ddim":
-            return DDIMScheduler(**self.betas, clip_sample=False, timestep_spacing="trailing")
-        if sampler == "ddpm":
-            return DDPMScheduler(**self.betas, clip_sample=False, timestep_spacing="trailing")
-        raise HyperparameterError("sampler", found=sampler, expected="'ddim' or 'ddpm'")
+        kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+        if sampler not in kinds:
+            raise HyperparameterError("sampler", found=sampler, expected="'ddim' or 'ddpm'")
+        return kinds[sampler](**self.betas, clip_sample=False, timestep_spacing="trailing")
 
     def _rows(self, index_B: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Members, centred and scaled."""
@@ -355,7 +339,7 @@ class WeightDiffusion(nn.Module):
         return codes
 
     def _gate(self, codes: Encoded, evaluate: Callable[[dict[str, Tensor]], float]) -> None:
-        decoded = self.vae.decode(codes.mean[:GATED]) * self.spread_P + self.mean_P
+        decoded = self._decode(codes.mean[:GATED])
         after = sum(evaluate(self.zoo.state_dict(row)) for row in decoded.cpu())
         before = sum(evaluate(self.zoo.state_dict(row)) for row in self.zoo.weights_NP[:GATED])
         if after < KEPT * before:

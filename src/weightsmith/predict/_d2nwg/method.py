@@ -123,7 +123,8 @@ def d2nwg(
         )
         with atomic_output(out, overwrite=overwrite) as folder:
             model.fit(vae_steps=vae_steps, steps=steps, batch_size=batch_size, generator=generator)
-            rows = model.sample_rows(task, count, sampler=sampler, steps=sampler_steps, generator=generator)
+            tasks = None if task is None else task[None]
+            rows = model.sample_rows(tasks, count, sampler=sampler, steps=sampler_steps, generator=generator)
             folder.mkdir(exist_ok=True)
             for name, row in [*enumerate(rows), ("mean", rows.mean(0))]:
                 state = {key: tensor.contiguous() for key, tensor in zoo.state_dict(row).items()}
