@@ -1,8 +1,8 @@
 """How long does supervised dictionary learning take to the objective that the reference's update scheme ends at?
 
 The reference's scheme is written out below as it is: data divided by ten, a constant step of .01, factors drawn at
-random, a randomised truncated SVD of the whole lifted matrix in every step, no penalty (its code drops the one it is
-given), 200 steps. Ours minimises the same objective on the same data and stops at the reference's final value. Beside
+random, a randomized truncated SVD of the whole lifted matrix in every step, no penalty (its code drops the one it is
+given), 200 steps. Ours minimizes the same objective on the same data and stops at the reference's final value. Beside
 them: the paper's step at its best constant length 1/L, to the same value, and scikit-learn's unsupervised
 dictionaries with a logistic regression, with the objective they reach.
 
@@ -22,7 +22,7 @@ from sklearn.decomposition import NMF, DictionaryLearning, TruncatedSVD
 from sklearn.linear_model import LogisticRegression
 
 from weightsmith.dictionary._supervised.gradient import projected_gradient
-from weightsmith.dictionary._supervised.majorise import majorise_filter
+from weightsmith.dictionary._supervised.majorize import majorize
 from weightsmith.dictionary._supervised.problem import Problem, Rows
 
 XI, STEPS, STEP = 0.1, 200, 0.01
@@ -60,16 +60,16 @@ def main() -> None:
     for name, (x_NP, y_N, rank) in cases.items():
         problem = _problem(x_NP, y_N)
         target = reference(x_NP.T, y_N, rank)
-        steps = _steps_to(target, majorise_filter(problem, rank, tol=0).values)
+        steps = _steps_to(target, majorize(problem, rank, tol=0).values)
         arms = {
             "reference, 200 steps": lambda x=x_NP, y=y_N, r=rank: reference(x.T, y, r),
-            "ours, to its objective": lambda x=x_NP, y=y_N, r=rank, s=steps: majorise_filter(
+            "ours, to its objective": lambda x=x_NP, y=y_N, r=rank, s=steps: majorize(
                 _problem(x, y), r, max_iter=s, tol=0
             ),
-            "ours, to a decrease of 1e-7": lambda x=x_NP, y=y_N, r=rank: majorise_filter(_problem(x, y), r),
+            "ours, to a decrease of 1e-7": lambda x=x_NP, y=y_N, r=rank: majorize(_problem(x, y), r),
         }
         timings = alternate(arms, rounds=options.rounds)
-        final = majorise_filter(problem, rank)
+        final = majorize(problem, rank)
         start = time.perf_counter()
         plain = projected_gradient(problem, rank, max_iter=STEPS, tol=0)
         plain_seconds = time.perf_counter() - start

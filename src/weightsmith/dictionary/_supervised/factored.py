@@ -1,12 +1,16 @@
 r"""The solver for constrained factors: block coordinate descent on dictionary, codes and classifier.
 
-For dictionaries and codes that must not be negative (topics, parts) the lift to one low-rank matrix is no longer
-possible. Each block is minimised, or moved by projected gradient steps of length 1/L, with the others held: the
-objective never rises. Both models penalise :math:`\nu(\lVert A \rVert^2 + \lVert \Gamma \rVert^2)` as the other solvers
-do, with :math:`A = W\beta` (filter) or :math:`A = H\beta` (feature; codes as rows, each weighted as its sample).
+Dictionaries and codes that must not be negative (topics, parts) are no single low-rank matrix, so the lifted problem of
+:mod:`~weightsmith.dictionary._supervised.lift` is solved in its factors,
 
-Legend: see :mod:`weightsmith.dictionary._supervised.problem`. ``F`` inputs of a logistic regression, ``E`` its
-coefficients in a row.
+.. math:: A = U \beta, \qquad B = U V^\top
+
+where the filter model has the dictionary on the left and the codes on the right, and the feature model the reverse. The
+left factor takes projected gradient steps of length :math:`1/L`, the right one solves a least-squares problem, and the
+classifier a logistic regression. The objective never rises.
+
+Legend: see :mod:`weightsmith.dictionary._supervised.lift`. ``F`` inputs of a logistic regression, ``E`` all its
+coefficients (or any number of rows).
 """
 
 from __future__ import annotations
@@ -15,12 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.dictionary._supervised.problem import Problem, Solution, coordinates, probabilities
+from weightsmith.dictionary._supervised.lift import lift_and_start, lift_of
+from weightsmith.dictionary._supervised.problem import Model, Problem, Solution, probabilities, probability_slopes
 
-__all__ = ["descend_feature", "descend_filter", "least_squares_codes", "logistic_regression"]
+__all__ = ["descend", "least_squares_codes", "logistic_regression"]
 
 INNER_STEPS = 5
-"""Projected gradient steps on a block before the next block."""
+"""Projected gradient steps on the left factor before the right one."""
 
 SWEEPS = 2
 """Rounds over the atoms with which non-negative least squares goes on from the round before."""
@@ -32,16 +37,17 @@ TINY = 1e-300
 """Keeps a quotient of zeros from being NaN."""
 
 
-def descend_filter(
+def descend(
     problem: Problem,
     rank: int,
     *,
+    model: Model = "filter",
     nonnegative: bool = False,
     max_iter: int = 1000,
     tol: float = 1e-7,
     generator: torch.Generator | None = None,
 ) -> Solution:
-    """Solve the filter model, in which the label is a function of the atoms' inner products with the features.
+    """Solve either model by block coordinate descent.
 
     Parameters
     ----------
@@ -49,6 +55,8 @@ def descend_filter(
         Data and hyper-parameters.
     rank : int
         Atoms, >= 1.
+    model : {"filter", "feature"}, default: "filter"
+        What the label is a function of.
     nonnegative : bool, default: False
         Whether dictionary and codes must not be negative.
     max_iter : int, default: 1000
@@ -63,116 +71,63 @@ def descend_filter(
     Solution
         With a dictionary of Frobenius norm 1.
     """
-    rows, z_NZ, weight_N1 = problem.rows, problem.z_NZ, problem.weight_N[:, None]
-    atoms_PR, codes_NR = _start(problem, rank, nonnegative, generator)
-    total = problem.weight_N @ rows.squares()
-    curvature = 2 * problem.nu + (
-        problem.curvature * problem.largest_class_weight * coordinates(rows, problem.weight_N, 1).norm
-    )
+    lift, z_NZ, xi, nu = lift_of(problem, model), problem.z_NZ, problem.xi, problem.nu
+    total = problem.weight_N @ problem.rows.squares()
+    curvature = 2 * nu + problem.curvature * problem.largest_class_weight * lift_and_start(problem, 1, model)[2]
 
-    def classify(atoms_PR: Tensor, coefficients_FK: Tensor) -> tuple[Tensor, float]:
-        inputs_NF = torch.cat([rows.times(atoms_PR), z_NZ], dim=1)
-        penalty_FF = torch.block_diag(atoms_PR.T @ atoms_PR, torch.eye(z_NZ.shape[1]).to(z_NZ))
+    def fit(target_ER: Tensor, other_ER: Tensor, start_ER: Tensor) -> Tensor:
+        return least_squares_codes(target_ER, other_ER.T @ other_ER, start_NR=start_ER if nonnegative else None)
+
+    def classify(left_MR: Tensor, coefficients_FK: Tensor) -> tuple[Tensor, float]:
+        inputs_NF = torch.cat([lift.times(left_MR), z_NZ], dim=1)
+        penalty_FF = torch.block_diag(left_MR.T @ left_MR, torch.eye(z_NZ.shape[1]).to(z_NZ))
         coefficients_FK = logistic_regression(problem, inputs_NF, penalty_FF, coefficients_FK)
-        error = _squared_error(problem, atoms_PR, codes_NR, total)
-        return coefficients_FK, _classifier_value(problem, inputs_NF, penalty_FF, coefficients_FK) + problem.xi * error
+        return coefficients_FK, _classifier_value(problem, inputs_NF, penalty_FF, coefficients_FK)
 
+    def squared_error(left_MR: Tensor, right_CR: Tensor, pull_MR: Tensor) -> float:
+        square = ((right_CR.T @ right_CR) * (left_MR.T @ left_MR)).sum()
+        return (total - 2 * (pull_MR * left_MR).sum() + square).clamp(min=0).item()
+
+    atoms_PR = torch.rand(problem.rows.shape[1], rank, dtype=torch.float64, generator=generator)
+    atoms_PR = (atoms_PR / atoms_PR.norm()).to(problem.rows.device)
+    to_codes = lift.transposed_target_times if model == "filter" else lift.target_times
+    target_ER = to_codes(atoms_PR)
+    codes_ER = fit(target_ER, atoms_PR, torch.zeros_like(target_ER))
+    left_MR, right_CR = (atoms_PR, codes_ER) if model == "filter" else (codes_ER, atoms_PR)
+    pull_MR = lift.target_times(right_CR)
     coefficients_FK = torch.cat([problem.start().new_zeros(rank, problem.y_NK.shape[1]), problem.start()])
-    coefficients_FK, value = classify(atoms_PR, coefficients_FK)
-    values, converged = [value], False
+    coefficients_FK, value = classify(left_MR, coefficients_FK)
+    values, converged = [value + xi * squared_error(left_MR, right_CR, pull_MR)], False
     for _ in range(max_iter):
         beta_RK, offset_NK = coefficients_FK[:rank], z_NZ @ coefficients_FK[rank:]
-        gram_RR, target_PR = codes_NR.T @ (weight_N1 * codes_NR), rows.transposed_times(weight_N1 * codes_NR)
-        slope = 2 * problem.xi * _norm(gram_RR) + curvature * _norm(beta_RK) ** 2
+        gram_RR = right_CR.T @ right_CR
+        slope = 2 * xi * _norm(gram_RR) + curvature * _norm(beta_RK) ** 2
         for _ in range(INNER_STEPS):
-            residual_NK = problem.residual(rows.times(atoms_PR) @ beta_RK + offset_NK)
-            label_PK = rows.transposed_times(residual_NK) + 2 * problem.nu * atoms_PR @ beta_RK
-            gradient_PR = 2 * problem.xi * (atoms_PR @ gram_RR - target_PR) + label_PK @ beta_RK.T
-            atoms_PR = _allowed(atoms_PR - gradient_PR / max(slope, TINY), nonnegative)
-        scale = max(atoms_PR.norm().item(), TINY)
-        atoms_PR, codes_NR = atoms_PR / scale, codes_NR * scale
+            residual_NK = problem.residual(lift.times(left_MR) @ beta_RK + offset_NK)
+            label_MK = lift.transposed_times(residual_NK) + 2 * nu * left_MR @ beta_RK
+            gradient_MR = 2 * xi * (left_MR @ gram_RR - pull_MR) + label_MK @ beta_RK.T
+            left_MR = left_MR - gradient_MR / max(slope, TINY)
+            if nonnegative:
+                left_MR = left_MR.clamp(min=0)
+        right_CR = fit(lift.transposed_target_times(left_MR), left_MR, right_CR)
+        # the dictionary gets norm 1, with the same reconstruction and the same logits
+        scale = left_MR.norm().clamp(min=TINY) if model == "filter" else 1 / right_CR.norm().clamp(min=TINY)
+        left_MR, right_CR = left_MR / scale, right_CR * scale
         coefficients_FK = torch.cat([coefficients_FK[:rank] * scale, coefficients_FK[rank:]])
-        codes_NR = least_squares_codes(
-            rows.times(atoms_PR), atoms_PR.T @ atoms_PR, start_NR=codes_NR if nonnegative else None
-        )
-        coefficients_FK, value = classify(atoms_PR, coefficients_FK)
-        values.append(value)
-        converged = values[-2] - value <= tol * abs(value)
+        pull_MR = lift.target_times(right_CR)
+        coefficients_FK, value = classify(left_MR, coefficients_FK)
+        values.append(value + xi * squared_error(left_MR, right_CR, pull_MR))
+        converged = values[-2] - values[-1] <= tol * abs(values[-1])
         if converged:
             break
-    error = _squared_error(problem, atoms_PR, codes_NR, total)
-    return Solution(atoms_PR, coefficients_FK[:rank], coefficients_FK[rank:], error, values, converged)
-
-
-def descend_feature(
-    problem: Problem,
-    rank: int,
-    *,
-    nonnegative: bool = False,
-    max_iter: int = 1000,
-    tol: float = 1e-7,
-    generator: torch.Generator | None = None,
-) -> Solution:
-    """Solve the feature model, in which the label is a function of the codes.
-
-    Parameters
-    ----------
-    problem : Problem
-        Data and hyper-parameters.
-    rank : int
-        Atoms, >= 1.
-    nonnegative : bool, default: False
-        Whether dictionary and codes must not be negative.
-    max_iter : int, default: 1000
-        Rounds over the blocks at most.
-    tol : float, default: 1e-7
-        Relative decrease of a round below which to stop.
-    generator : torch.Generator, optional
-        Of the first dictionary.
-
-    Returns
-    -------
-    Solution
-        With a dictionary of Frobenius norm 1.
-    """
-    rows, z_NZ, weight_N1 = problem.rows, problem.z_NZ, problem.weight_N[:, None]
-    atoms_PR, codes_NR = _start(problem, rank, nonnegative, generator)
-    total = problem.weight_N @ rows.squares()
-    curvature = 2 * problem.nu + problem.curvature * problem.largest_class_weight
-
-    def classify(codes_NR: Tensor, coefficients_FK: Tensor) -> tuple[Tensor, float]:
-        inputs_NF = torch.cat([codes_NR, z_NZ], dim=1)
-        penalty_FF = torch.block_diag(codes_NR.T @ (weight_N1 * codes_NR), torch.eye(z_NZ.shape[1]).to(z_NZ))
-        coefficients_FK = logistic_regression(problem, inputs_NF, penalty_FF, coefficients_FK)
-        error = _squared_error(problem, atoms_PR, codes_NR, total)
-        return coefficients_FK, _classifier_value(problem, inputs_NF, penalty_FF, coefficients_FK) + problem.xi * error
-
-    coefficients_FK = torch.cat([problem.start().new_zeros(rank, problem.y_NK.shape[1]), problem.start()])
-    coefficients_FK, value = classify(codes_NR, coefficients_FK)
-    values, converged = [value], False
-    for _ in range(max_iter):
-        beta_RK, offset_NK = coefficients_FK[:rank], z_NZ @ coefficients_FK[rank:]
-        gram_RR, target_NR = atoms_PR.T @ atoms_PR, rows.times(atoms_PR)
-        slope = 2 * problem.xi * _norm(gram_RR) + curvature * _norm(beta_RK) ** 2
-        for _ in range(INNER_STEPS):
-            logit_NK = codes_NR @ beta_RK
-            label_NK = problem.residual(logit_NK + offset_NK) / weight_N1.where(weight_N1 > 0, 1)
-            label_NK += 2 * problem.nu * logit_NK
-            gradient_NR = 2 * problem.xi * (codes_NR @ gram_RR - target_NR) + label_NK @ beta_RK.T
-            codes_NR = _allowed(codes_NR - gradient_NR / max(slope, TINY), nonnegative)
-        # with codes and samples in each other's place, the dictionary too is a least-squares problem
-        gram_RR, target_PR = codes_NR.T @ (weight_N1 * codes_NR), rows.transposed_times(weight_N1 * codes_NR)
-        atoms_PR = least_squares_codes(target_PR, gram_RR, start_NR=atoms_PR if nonnegative else None)
-        scale = max(atoms_PR.norm().item(), TINY)
-        atoms_PR, codes_NR = atoms_PR / scale, codes_NR * scale
-        coefficients_FK = torch.cat([coefficients_FK[:rank] / scale, coefficients_FK[rank:]])
-        coefficients_FK, value = classify(codes_NR, coefficients_FK)
-        values.append(value)
-        converged = values[-2] - value <= tol * abs(value)
-        if converged:
-            break
-    error = _squared_error(problem, atoms_PR, codes_NR, total)
-    return Solution(atoms_PR, coefficients_FK[:rank], coefficients_FK[rank:], error, values, converged)
+    return Solution(
+        atoms_PR=left_MR if model == "filter" else right_CR,
+        beta_RK=coefficients_FK[:rank],
+        gamma_ZK=coefficients_FK[rank:],
+        squared_error=squared_error(left_MR, right_CR, pull_MR),
+        values=values,
+        converged=converged,
+    )
 
 
 def least_squares_codes(
@@ -220,12 +175,12 @@ def logistic_regression(
     penalty_FF: Float[Tensor, "F F"],
     start_FK: Float[Tensor, "F K"],
 ) -> Float[Tensor, "F K"]:
-    r"""Minimise the labels' loss plus :math:`\nu \operatorname{tr}(C^\top P C)` by Newton's method, from a start.
+    r"""Minimize the loss of the labels plus :math:`\nu \operatorname{tr}(C^\top P C)` by Newton's method, from a start.
 
     Parameters
     ----------
     problem : Problem
-        Labels, their weights, and the penalty's weight.
+        Labels, their weights, and the weight of the penalty.
     inputs_NF : Tensor of shape (samples, inputs)
         What the logits are linear in.
     penalty_FF : Tensor of shape (inputs, inputs)
@@ -235,17 +190,14 @@ def logistic_regression(
     """
     now_FK, value = start_FK, _classifier_value(problem, inputs_NF, penalty_FF, start_FK)
     size, classes = start_FK.shape
+    curvature_EE = 2 * problem.nu * torch.block_diag(*[penalty_FF] * classes)
     for _ in range(NEWTON_STEPS):
         p_NK = probabilities(inputs_NF @ now_FK)
         residual_NK = problem.label_weight_N[:, None] * (p_NK - problem.y_NK)
         gradient_FK = inputs_NF.T @ residual_NK + 2 * problem.nu * penalty_FF @ now_FK
-        hessian = inputs_NF.new_zeros(classes, size, classes, size)
-        for one in range(classes):
-            for other in range(classes):
-                slope_N = problem.label_weight_N * p_NK[:, one] * (float(one == other) - p_NK[:, other])
-                hessian[one, :, other] = inputs_NF.T @ (slope_N[:, None] * inputs_NF)
-            hessian[one, :, one] += 2 * problem.nu * penalty_FF
-        hessian_EE = hessian.reshape(classes * size, classes * size)
+        slope_NKK = problem.label_weight_N[:, None, None] * probability_slopes(p_NK)
+        hessian = torch.einsum("nf,nkl,ng->kflg", inputs_NF, slope_NKK, inputs_NF)
+        hessian_EE = hessian.reshape(classes * size, classes * size) + curvature_EE
         # separable classes with nu = 0 leave directions without curvature
         hessian_EE.diagonal().add_(1e-10 * hessian_EE.diagonal().max() + TINY)
         move_FK = torch.linalg.solve(hessian_EE, gradient_FK.T.flatten()).reshape(classes, size).T
@@ -266,28 +218,6 @@ def logistic_regression(
 def _classifier_value(problem: Problem, inputs_NF: Tensor, penalty_FF: Tensor, coefficients_FK: Tensor) -> float:
     penalty = (coefficients_FK * (penalty_FF @ coefficients_FK)).sum()
     return (problem.loss(inputs_NF @ coefficients_FK) + problem.nu * penalty).item()
-
-
-def _squared_error(problem: Problem, atoms_PR: Tensor, codes_NR: Tensor, total: Tensor) -> float:
-    weighted_NR = problem.weight_N[:, None] * codes_NR
-    cross = (problem.rows.transposed_times(weighted_NR) * atoms_PR).sum()
-    square = ((codes_NR.T @ weighted_NR) * (atoms_PR.T @ atoms_PR)).sum()
-    return (total - 2 * cross + square).clamp(min=0).item()
-
-
-def _start(
-    problem: Problem, rank: int, nonnegative: bool, generator: torch.Generator | None
-) -> tuple[Float[Tensor, "P R"], Float[Tensor, "N R"]]:
-    """A random dictionary and the codes that fit it."""
-    atoms_PR = torch.rand(problem.rows.shape[1], rank, dtype=torch.float64, generator=generator)
-    atoms_PR = (atoms_PR / atoms_PR.norm()).to(problem.rows.device)
-    target_NR = problem.rows.times(atoms_PR)
-    start_NR = torch.zeros_like(target_NR) if nonnegative else None
-    return atoms_PR, least_squares_codes(target_NR, atoms_PR.T @ atoms_PR, start_NR=start_NR)
-
-
-def _allowed(values: Tensor, nonnegative: bool) -> Tensor:
-    return values.clamp(min=0) if nonnegative else values
 
 
 def _norm(matrix: Tensor) -> float:

@@ -1,48 +1,33 @@
-r"""The paper's solver: gradient steps of one length on the convex lift, each projected onto the matrices of rank r.
+r"""The paper's solver: gradient steps of one length on the lifted problem, each projected onto the matrices of rank r.
 
 .. math:: \Theta \leftarrow \Pi_r(\Theta - \tau \nabla_\Theta F), \qquad \Gamma \leftarrow \Gamma - \tau \nabla_\Gamma F
 
-with :math:`\Theta = [A, B]` (filter model, features as rows) or :math:`\Theta = [A; B]` (feature model, samples as
-columns). With :math:`\tau \le 1/L` no step raises the objective. It is kept as the yardstick of
-:mod:`weightsmith.dictionary._supervised.majorise`, which has the same objective and takes far fewer and cheaper steps.
+with :math:`\Theta = [A, B]`. With :math:`\tau \le 1/L` no step raises the objective. The same problem is solved in far
+fewer and cheaper steps by :mod:`~weightsmith.dictionary._supervised.majorize`.
 
-Columns of :math:`B`, and the feature model's of :math:`A`, are held times the root of their sample's weight: then a
-weight of two acts as the sample twice, and a sample's weight does not shorten the step.
-
-Legend: see :mod:`weightsmith.dictionary._supervised.problem`. ``T`` rows of the lifted matrix, ``C`` its columns.
+Legend: see :mod:`weightsmith.dictionary._supervised.lift`.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.dictionary._supervised.problem import Problem, Solution
+from weightsmith.dictionary._supervised.lift import Lift, lift_of
+from weightsmith.dictionary._supervised.problem import Model, Problem, Solution
 
-__all__ = ["Lifted", "balanced_factors", "lifted_gradient", "lifted_objective", "projected_gradient", "smoothness"]
-
-Model = Literal["filter", "feature"]
+__all__ = ["Point", "balanced_factors", "gradient", "objective", "project_rank", "projected_gradient", "smoothness"]
 
 
-class Lifted(NamedTuple):
-    """A point of the lifted problem, or its gradient.
+class Point(NamedTuple):
+    """A point of the lifted problem, or its gradient: the classifier's block, the reconstruction, the covariates'."""
 
-    Attributes
-    ----------
-    a : Tensor of shape (features, classes - 1) or (samples, classes - 1)
-        The filter model's or the feature model's block of the classifier.
-    b_PN : Tensor of shape (features, samples)
-        The reconstruction.
-    gamma_ZK : Tensor of shape (1 + covariates, classes - 1)
-        Coefficients of the covariates.
-    """
-
-    a: Tensor
-    b_PN: Tensor
-    gamma_ZK: Tensor
+    a_MK: Float[Tensor, "M K"]
+    b_MC: Float[Tensor, "M C"]
+    gamma_ZK: Float[Tensor, "Z K"]
 
 
 def projected_gradient(
@@ -68,42 +53,44 @@ def projected_gradient(
     Solution
         With balanced factors, see :func:`balanced_factors`.
     """
-    x_PN = _samples(problem)
-    gamma_ZK = problem.start()
-    blocks = (len(x_PN) if model == "filter" else x_PN.shape[1], gamma_ZK.shape[1])
-    point = Lifted(gamma_ZK.new_zeros(blocks), torch.zeros_like(x_PN), gamma_ZK)
-    point = project_rank(Lifted(point.a, x_PN, gamma_ZK), rank, model)
-    step = 1 / smoothness(problem, model)
-    values = [lifted_objective(problem, point, model)]
+    lift, target_MC, gamma_ZK = lift_of(problem, model), target(problem, model), problem.start()
+    point = project_rank(Point(gamma_ZK.new_zeros(lift.size, gamma_ZK.shape[1]), target_MC, gamma_ZK), rank)
+    length = 1 / smoothness(problem, model)
+    values = [objective(problem, lift, target_MC, point)]
     converged = False
     for _ in range(max_iter):
-        slope = lifted_gradient(problem, point, model)
-        moved = Lifted(*(value - step * change for value, change in zip(point, slope, strict=True)))
-        point = project_rank(moved, rank, model)
-        values.append(lifted_objective(problem, point, model))
+        slope = gradient(problem, lift, target_MC, point)
+        moved = Point(*(value - length * change for value, change in zip(point, slope, strict=True)))
+        point = project_rank(moved, rank)
+        values.append(objective(problem, lift, target_MC, point))
         converged = values[-2] - values[-1] <= tol * abs(values[-1])
         if converged:
             break
     atoms_PR, beta_RK, _ = balanced_factors(point, rank, model)
-    squared_error = (x_PN - point.b_PN).square().sum().item()
+    squared_error = (target_MC - point.b_MC).square().sum().item()
     return Solution(atoms_PR, beta_RK, point.gamma_ZK, squared_error, values, converged)
 
 
-def lifted_objective(problem: Problem, point: Lifted, model: Model) -> float:
+def target(problem: Problem, model: Model) -> Float[Tensor, "M C"]:
+    """Return :math:`T` of dense data."""
+    weighted_NP = problem.weight_N.sqrt()[:, None] * problem.rows.matrix_NP.double()
+    return weighted_NP.T if model == "filter" else weighted_NP
+
+
+def objective(problem: Problem, lift: Lift, target_MC: Float[Tensor, "M C"], point: Point) -> float:
     """Return the objective at a point."""
-    error = (_samples(problem) - point.b_PN).square().sum()
-    penalty = point.a.square().sum() + point.gamma_ZK.square().sum()
-    loss = problem.loss(_logits(problem, point, model))
+    error = (target_MC - point.b_MC).square().sum()
+    penalty = point.a_MK.square().sum() + point.gamma_ZK.square().sum()
+    loss = problem.loss(lift.times(point.a_MK) + problem.z_NZ @ point.gamma_ZK)
     return (loss + problem.xi * error + problem.nu * penalty).item()
 
 
-def lifted_gradient(problem: Problem, point: Lifted, model: Model) -> Lifted:
+def gradient(problem: Problem, lift: Lift, target_MC: Float[Tensor, "M C"], point: Point) -> Point:
     """Return the gradient of the objective at a point, before any projection."""
-    residual_NK = problem.residual(_logits(problem, point, model))
-    own = problem.rows.transposed_times(residual_NK) if model == "filter" else residual_NK / _positive_roots(problem)
-    return Lifted(
-        own + 2 * problem.nu * point.a,
-        2 * problem.xi * (point.b_PN - _samples(problem)),
+    residual_NK = problem.residual(lift.times(point.a_MK) + problem.z_NZ @ point.gamma_ZK)
+    return Point(
+        lift.transposed_times(residual_NK) + 2 * problem.nu * point.a_MK,
+        2 * problem.xi * (point.b_MC - target_MC),
         problem.z_NZ.T @ residual_NK + 2 * problem.nu * point.gamma_ZK,
     )
 
@@ -120,7 +107,15 @@ def smoothness(problem: Problem, model: Model) -> float:
     return max(2 * problem.xi, 2 * problem.nu + problem.curvature * slope)
 
 
-def balanced_factors(point: Lifted, rank: int, model: Model) -> tuple[Tensor, Tensor, Tensor]:
+def project_rank(point: Point, rank: int) -> Point:
+    """Return the nearest point of rank r."""
+    left_MR, right_RC = _factors(point, rank)
+    best_MC = left_MR @ right_RC
+    classes = point.a_MK.shape[1]
+    return Point(best_MC[:, :classes], best_MC[:, classes:], point.gamma_ZK)
+
+
+def balanced_factors(point: Point, rank: int, model: Model) -> tuple[Tensor, Tensor, Tensor]:
     """Split a point of rank r into dictionary, classifier and codes, the dictionary with Frobenius norm 1.
 
     Returns
@@ -131,48 +126,25 @@ def balanced_factors(point: Lifted, rank: int, model: Model) -> tuple[Tensor, Te
 
     Examples
     --------
-    >>> point = Lifted(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(1, 1))
+    >>> point = Point(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(1, 1))
     >>> atoms, beta, codes = balanced_factors(point, 1, "filter")
     >>> atoms @ beta
     tensor([[2.0000],
             [0.0000]])
     """
-    left_TS, size_S, right_SC = torch.linalg.svd(_stack(point, model), full_matrices=False)
-    root_R = size_S[:rank].sqrt()
-    left_TR, right_RC = left_TS[:, :rank] * root_R, root_R[:, None] * right_SC[:rank]
-    classes = point.a.shape[1]
+    left_MR, right_RC = _factors(point, rank)
+    classes = point.a_MK.shape[1]
+    beta_RK, right_RC = right_RC[:, :classes], right_RC[:, classes:]
     if model == "filter":
-        norm = left_TR.norm()
-        return left_TR / norm, norm * right_RC[:, :classes], norm * right_RC[:, classes:]
-    atoms_PR, beta_KR = left_TR[classes:], left_TR[:classes]
+        norm = left_MR.norm()
+        return left_MR / norm, norm * beta_RK, norm * right_RC
     # no reconstruction at all leaves nothing to scale by
-    norm = atoms_PR.norm() if bool(atoms_PR.any()) else atoms_PR.new_ones(())
-    return atoms_PR / norm, beta_KR.T / norm, norm * right_RC
+    norm = right_RC.norm() if bool(right_RC.any()) else right_RC.new_ones(())
+    return right_RC.T / norm, beta_RK / norm, norm * left_MR.T
 
 
-def project_rank(point: Lifted, rank: int, model: Model) -> Lifted:
-    """Return the nearest point of rank r."""
-    left_TS, size_S, right_SC = torch.linalg.svd(_stack(point, model), full_matrices=False)
-    best_TC = (left_TS[:, :rank] * size_S[:rank]) @ right_SC[:rank]
-    classes = point.a.shape[1]
-    if model == "filter":
-        return Lifted(best_TC[:, :classes], best_TC[:, classes:], point.gamma_ZK)
-    return Lifted(best_TC[:classes].T, best_TC[classes:], point.gamma_ZK)
-
-
-def _stack(point: Lifted, model: Model) -> Float[Tensor, "T C"]:
-    return torch.cat([point.a, point.b_PN], dim=1) if model == "filter" else torch.cat([point.a.T, point.b_PN])
-
-
-def _logits(problem: Problem, point: Lifted, model: Model) -> Float[Tensor, "N K"]:
-    own = problem.rows.times(point.a) if model == "filter" else point.a / _positive_roots(problem)
-    return own + problem.z_NZ @ point.gamma_ZK
-
-
-def _samples(problem: Problem) -> Float[Tensor, "P N"]:
-    return problem.rows.matrix_NP.double().T * problem.weight_N.sqrt()
-
-
-def _positive_roots(problem: Problem) -> Float[Tensor, "N 1"]:
-    """Roots of the weights as a column, 1 for samples that count for nothing."""
-    return problem.weight_N.where(problem.weight_N > 0, 1).sqrt()[:, None]
+def _factors(point: Point, rank: int) -> tuple[Float[Tensor, "M R"], Float[Tensor, "R _"]]:
+    """Balanced factors of the best matrix of rank r."""
+    left_MS, size_S, right_SC = torch.linalg.svd(torch.cat([point.a_MK, point.b_MC], dim=1), full_matrices=False)
+    root_R = size_S[:rank].sqrt()
+    return left_MS[:, :rank] * root_R, root_R[:, None] * right_SC[:rank]

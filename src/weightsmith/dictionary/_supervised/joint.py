@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from weightsmith.dictionary._supervised.problem import label_loss, probabilities
+from weightsmith.dictionary._supervised.problem import label_loss, probabilities, probability_slopes
 
 __all__ = ["label_energies"]
 
@@ -78,8 +78,7 @@ def _best_cost(
     for _ in range(NEWTON_STEPS):
         p_NK = probabilities(codes_NR @ beta_RK + offset_NK)
         gradient_NR = 2 * xi * (codes_NR @ gram_RR - target_NR) + (p_NK - y_NK) @ beta_RK.T
-        slope_NKK = torch.diag_embed(p_NK) - p_NK[:, :, None] * p_NK[:, None, :]
-        hessian_NRR = 2 * xi * gram_RR + beta_RK @ slope_NKK @ beta_RK.T
+        hessian_NRR = 2 * xi * gram_RR + beta_RK @ probability_slopes(p_NK) @ beta_RK.T
         move_NR = torch.linalg.solve(hessian_NRR, gradient_NR)
         length_N = torch.ones_like(value_N)
         for _ in range(HALVINGS):

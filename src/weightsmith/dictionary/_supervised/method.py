@@ -8,12 +8,13 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
@@ -27,21 +28,26 @@ from sklearn.utils.validation import (
 from torch import Tensor, distributed
 
 from weightsmith.core.statistics import all_reduce_sum
-from weightsmith.dictionary._supervised.factored import descend_feature, descend_filter, least_squares_codes
+from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
+from weightsmith.dictionary._shared.processes import is_shared
+from weightsmith.dictionary._supervised.factored import descend, least_squares_codes
 from weightsmith.dictionary._supervised.gradient import projected_gradient
 from weightsmith.dictionary._supervised.joint import label_energies
-from weightsmith.dictionary._supervised.majorise import majorise_feature, majorise_filter
-from weightsmith.dictionary._supervised.problem import Problem, Rows, Solution
+from weightsmith.dictionary._supervised.majorize import majorize
+from weightsmith.dictionary._supervised.problem import Model, Problem, Rows, Solution
 
 __all__ = ["SupervisedDictionaryClassifier"]
 
 CODE_SWEEPS = 200
 """Rounds over the atoms in which a new sample's non-negative code is found."""
 
+Solver = Literal["mm", "bcd", "lpgd"]
+Prediction = Literal["code", "joint"]
 Selector = Sequence[int] | Sequence[str] | Sequence[bool] | Callable[[Any], Any]
 
 
-class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
+@dataclass(eq=False, repr=False)
+class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
     r"""Learn one low-rank dictionary that both reconstructs the features and predicts the label.
 
     Between PCA or NMF with logistic regression, where the dictionary does not know the labels, and logistic
@@ -136,36 +142,20 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
     True
     """
 
-    def __init__(
-        self,
-        n_components: int = 8,
-        *,
-        xi: float = 0.1,
-        alpha: float = 1e-3,
-        model: Literal["filter", "feature"] = "filter",
-        solver: Literal["mm", "bcd", "lpgd"] = "mm",
-        nonnegative: bool = False,
-        aux_features: Selector | None = None,
-        prediction: Literal["code", "joint"] = "code",
-        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
-        max_iter: int = 1000,
-        tol: float = 1e-7,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        self.n_components = n_components
-        self.xi = xi
-        self.alpha = alpha
-        self.model = model
-        self.solver = solver
-        self.nonnegative = nonnegative
-        self.aux_features = aux_features
-        self.prediction = prediction
-        self.class_weight = class_weight
-        self.max_iter = max_iter
-        self.tol = tol
-        self.random_state = random_state
-        self.device = device
+    n_components: int = 8
+    _: KW_ONLY
+    xi: float = 0.1
+    alpha: float = 1e-3
+    model: Model = "filter"
+    solver: Solver = "mm"
+    nonnegative: bool = False
+    aux_features: Selector | None = None
+    prediction: Prediction = "code"
+    class_weight: Mapping[Any, float] | Literal["balanced"] | None = None
+    max_iter: int = 1000
+    tol: float = 1e-7
+    random_state: int | np.random.RandomState | None = None
+    device: str = "cpu"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SupervisedDictionaryClassifier:
         """Learn the dictionary and the classifier.
@@ -190,7 +180,7 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
             If a parameter is outside its range, or the data are not what the parameters need.
         """
         self._check_parameters()
-        shared = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        shared = is_shared()
         if shared and (self.model, self.solver) != ("filter", "mm"):
             raise ValueError(
                 f"several processes fit together: model={self.model!r}, solver={self.solver!r} cannot. "
@@ -199,14 +189,14 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
         aux = self.aux_features(X) if callable(self.aux_features) else self.aux_features
         X, y = validate_data(
             self,
-            _as_numpy(X),
-            _as_numpy(y),
+            as_numpy(X),
+            as_numpy(y),
             accept_sparse="csr",
             dtype=[np.float64, np.float32],
             ensure_min_samples=1 if shared else 2,
         )
         check_classification_targets(y)
-        weight = _check_sample_weight(_as_numpy(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+        weight = _check_sample_weight(as_numpy(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         self.classes_ = _all_labels(y[weight > 0], shared)
         if len(self.classes_) < 2:
             raise ValueError(f"y needs two classes at least; it has one class: {self.classes_.tolist()}")
@@ -291,12 +281,7 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = self.solver != "lpgd"
         tags.input_tags.positive_only = self.nonnegative
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.components_)
 
     def _check_parameters(self) -> None:
         counts = {"n_components": self.n_components, "max_iter": self.max_iter}
@@ -308,10 +293,9 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
                 raise ValueError(f"{name} must be a number >= 0, got {value!r}")
         if self.xi == 0:
             raise ValueError("xi must be > 0; use LogisticRegression for xi=0")
-        choices = {"model": ("filter", "feature"), "solver": ("mm", "bcd", "lpgd"), "prediction": ("code", "joint")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name, choices in {"model": Model, "solver": Solver, "prediction": Prediction}.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
         if self.nonnegative and self.solver != "bcd":
             raise ValueError(f"nonnegative=True needs solver='bcd', got solver={self.solver!r}")
         if self.prediction == "joint" and (self.model != "feature" or self.nonnegative):
@@ -356,7 +340,7 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
     def _checked(self, X: Any) -> tuple[Any, np.ndarray]:
         check_is_fitted(self)
         return self._split(
-            validate_data(self, _as_numpy(X), reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
+            validate_data(self, as_numpy(X), reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
         )
 
     def _problem(
@@ -395,16 +379,14 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
         return problem, mean_Q, scale_Q
 
     def _solve(self, problem: Problem, rank: int) -> Solution:
-        stop: dict[str, Any] = {"max_iter": int(self.max_iter), "tol": float(self.tol)}
+        options: dict[str, Any] = {"model": self.model, "max_iter": int(self.max_iter), "tol": float(self.tol)}
         if self.solver == "mm":
-            majorise = majorise_filter if self.model == "filter" else majorise_feature
-            return majorise(problem, rank, **stop)
+            return majorize(problem, rank, **options)
         if self.solver == "lpgd":
-            return projected_gradient(problem, rank, model=self.model, **stop)
+            return projected_gradient(problem, rank, **options)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        descend = descend_filter if self.model == "filter" else descend_feature
         generator = torch.Generator().manual_seed(seed)
-        return descend(problem, rank, nonnegative=self.nonnegative, generator=generator, **stop)
+        return descend(problem, rank, nonnegative=self.nonnegative, generator=generator, **options)
 
     def _keep(self, solution: Solution, mean_Q: Tensor, scale_Q: Tensor, dtype: Any) -> None:
         """Fix the signs, fold the covariates' scale into their coefficients, and store all as arrays."""
@@ -442,14 +424,10 @@ class SupervisedDictionaryClassifier(ClassNamePrefixFeaturesOutMixin, Transforme
         return (energy_NC[:, :1] - energy_NC[:, 1:]).numpy().astype(self.components_.dtype)
 
 
-def _as_numpy(values: Any) -> Any:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-
-
 def _tensor(features: Any) -> Tensor:
-    """An array as it is, a sparse matrix in torch's own form."""
+    """An array or a sparse matrix as a tensor."""
     if not scipy.sparse.issparse(features):
-        return torch.from_numpy(np.require(features, requirements=["C", "W"]))
+        return as_tensor(features)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(

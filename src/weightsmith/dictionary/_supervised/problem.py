@@ -1,4 +1,4 @@
-r"""The objective of supervised dictionary learning, its data, and the basis in which its Gram matrix is diagonal.
+r"""The objective of supervised dictionary learning, and its data.
 
 .. math::
 
@@ -10,13 +10,14 @@ with the logits of a sample :math:`a_i = A^\top x_i + \Gamma^\top z_i`, :math:`A
 :math:`a_i = A_i + \Gamma^\top z_i`, :math:`A_i = \beta^\top h_i` (feature model). Class 0 has the logit 0.
 
 Legend: ``N`` samples, ``P`` features, ``K`` classes less one, ``Z`` covariates with the constant first, ``R`` atoms,
-``D`` coordinates of the features' span, ``M`` any number of columns.
+``M`` any number of columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -24,16 +25,13 @@ from torch import Tensor
 
 from weightsmith.core.statistics import all_reduce_sum
 
-__all__ = ["Coordinates", "Problem", "Rows", "Solution", "coordinates", "label_loss", "probabilities"]
+__all__ = ["Model", "Problem", "Rows", "Solution", "label_loss", "probabilities", "probability_slopes"]
+
+Model = Literal["filter", "feature"]
+"""What the label is a function of: the inner products of atoms and features, or the codes."""
 
 CHUNK = 1 << 24
 """Numbers that are held in double precision beside single-precision data at the same time."""
-
-LARGEST_GRAM = 5000
-"""Up to this size of its shorter side the Gram matrix of the data is formed and diagonalised."""
-
-SUBSPACE_ITERATIONS = 30
-"""Power iterations that find the leading singular vectors of data too large for a Gram matrix."""
 
 
 class Rows:
@@ -129,115 +127,6 @@ class Rows:
             block = torch.zeros(size, width, dtype=torch.float64, device=self.device)
             block[start : start + width] = torch.eye(width, dtype=torch.float64, device=self.device)
             yield block
-
-
-@dataclass
-class Coordinates:
-    """The features in an orthonormal basis of their span, in which the weighted Gram matrix is diagonal.
-
-    Data too large for a Gram matrix keep their own coordinates, and products with the Gram matrix go through the data.
-
-    Attributes
-    ----------
-    rows : Rows
-        What is multiplied, with ``basis``.
-    weight_N : Tensor of shape (samples,)
-        Weights of the Gram matrix.
-    basis_PD : Tensor of shape (features of ``rows``, coordinates) or None
-        None: ``rows`` already are in these coordinates.
-    square_D : Tensor of shape (coordinates,) or None
-        Eigenvalues of the Gram matrix, falling; None: it was not diagonalised.
-    lift : callable
-        Takes columns in these coordinates to the features.
-    leading_DR : Tensor of shape (coordinates, rank)
-        The leading eigenvectors of the Gram matrix.
-    norm : float
-        Its largest eigenvalue.
-    """
-
-    rows: Rows
-    weight_N: Tensor
-    basis_PD: Tensor | None
-    square_D: Tensor | None
-    lift: Callable[[Tensor], Tensor]
-    leading_DR: Tensor
-    norm: float
-
-    @property
-    def size(self) -> int:
-        """Number of coordinates."""
-        return self.rows.shape[1] if self.basis_PD is None else self.basis_PD.shape[1]
-
-    def times(self, right_DM: Float[Tensor, "D M"]) -> Float[Tensor, "N M"]:
-        """Return the samples' products with columns in these coordinates."""
-        return self.rows.times(right_DM if self.basis_PD is None else self.basis_PD @ right_DM)
-
-    def transposed_times(self, right_NM: Float[Tensor, "N M"]) -> Float[Tensor, "D M"]:
-        """Return the transposed product, added up over processes."""
-        product = self.rows.transposed_times(right_NM)
-        all_reduce_sum(product)
-        return product if self.basis_PD is None else self.basis_PD.T @ product
-
-    def gram_times(self, right_DM: Float[Tensor, "D M"]) -> Float[Tensor, "D M"]:
-        """Return the weighted Gram matrix's product."""
-        if self.square_D is not None:
-            return self.square_D[:, None] * right_DM
-        return self.transposed_times(self.weight_N[:, None] * self.times(right_DM))
-
-
-def coordinates(rows: Rows, weight_N: Float[Tensor, "N"], rank: int, *, shared: bool = False) -> Coordinates:
-    """Find the coordinates: by the smaller Gram matrix where it fits, else by subspace iteration.
-
-    Parameters
-    ----------
-    rows : Rows
-        The features.
-    weight_N : Tensor of shape (samples,)
-        Weights of the samples, >= 0.
-    rank : int
-        Leading directions wanted; fewer where the data have fewer.
-    shared : bool, default: False
-        Other processes hold more samples: only the features' side can be used.
-    """
-    n, p = rows.shape
-    if min(n, p) > LARGEST_GRAM or (shared and p > LARGEST_GRAM):
-        return _by_iteration(rows, weight_N, rank)
-    if n < p and not shared:
-        gram_NN, root_N = rows.row_gram(), weight_N.sqrt()
-        square_D, vector_ND = _spectrum(gram_NN * root_N * root_N[:, None])
-        back_ND = vector_ND * root_N[:, None] / square_D.sqrt()
-        rotated = Rows(gram_NN @ back_ND)
-        basis, lift = None, lambda columns: rows.transposed_times(back_ND @ columns)
-    else:
-        gram_PP = rows.gram(weight_N)
-        all_reduce_sum(gram_PP)
-        square_D, basis = _spectrum(gram_PP)
-        rotated, lift = rows, lambda columns: basis @ columns
-    leading_DR = torch.eye(len(square_D), min(rank, len(square_D)), dtype=torch.float64, device=rows.device)
-    return Coordinates(rotated, weight_N, basis, square_D, lift, leading_DR, square_D[0].item())
-
-
-def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, falling, and eigenvectors of what is not noise; one at least, be it zero."""
-    values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values.flip(0), vectors.flip(1)
-    count = max(1, int((values > len(values) * torch.finfo(torch.float64).eps * values[0]).sum()))
-    return values[:count].clamp(min=torch.finfo(torch.float64).tiny), vectors[:, :count]
-
-
-def _by_iteration(rows: Rows, weight_N: Tensor, rank: int) -> Coordinates:
-    generator = torch.Generator(rows.device).manual_seed(0)
-    basis = torch.randn(rows.shape[1], rank + 10, generator=generator, dtype=torch.float64, device=rows.device)
-    found = Coordinates(rows, weight_N, None, None, lambda columns: columns, basis, 0.0)
-    for _ in range(SUBSPACE_ITERATIONS):
-        basis = torch.linalg.qr(found.gram_times(basis)).Q
-    product = found.gram_times(basis)
-    values, rotation = torch.linalg.eigh(basis.T @ product)
-    # a Ritz value may lie below the eigenvalue it stands for, by its residual at most
-    residual = product @ rotation[:, -1] - values[-1] * (basis @ rotation[:, -1])
-    found.leading_DR = (basis @ rotation).flip(1)[:, :rank]
-    found.norm = (values[-1] + residual.norm()).item()
-    return found
 
 
 @dataclass
@@ -343,6 +232,17 @@ def probabilities(logit_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     if logit_NK.shape[1] == 1:
         return logit_NK.sigmoid()
     return torch.cat([torch.zeros_like(logit_NK[:, :1]), logit_NK], dim=1).softmax(1)[:, 1:]
+
+
+def probability_slopes(p_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K K"]:
+    """Return the derivatives of the probabilities in the logits.
+
+    Examples
+    --------
+    >>> probability_slopes(torch.tensor([[0.5]]))
+    tensor([[[0.2500]]])
+    """
+    return torch.diag_embed(p_NK) - p_NK[:, :, None] * p_NK[:, None, :]
 
 
 def label_loss(logit_NK: Float[Tensor, "N K"], y_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N"]:

@@ -1,0 +1,1 @@
+"""What the dictionary estimators share: scikit-learn's contract, and sums over several processes."""
