@@ -110,7 +110,7 @@ def test_step_of_mca():
     parameters = Parameters(tensor(W.T), tensor(0.3), tensor(0.7))
     model, states = MCA(**EXACT), States(3, 3, 3)
     (block,) = model._expect(tensor(Y), parameters, states, Settings())
-    before_floor = model._maximise(model._sums(block, parameters, states, 1.0), 4.0, parameters, states)
+    before_floor = model._maximize(model._sums(block, parameters, states, 1.0), 4.0, parameters, states)
     expected = np.array(
         [
             [1.4240872, 0.50355935, 1.14236288],

@@ -1,4 +1,4 @@
-"""Probabilistic sparse coding: dictionary, prior, noise and posterior learnt together by truncated EM."""
+"""Probabilistic sparse coding: dictionary, prior, noise and posterior learned together by truncated EM."""
 
 from __future__ import annotations
 

@@ -22,14 +22,13 @@ with Non-Standard Priors and Superpositions", arXiv 1908.06843. Expectation trun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -37,10 +36,12 @@ from torch import Tensor
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.dictionary._prosper.model import Expectation, Model, P, Sums
-from weightsmith.dictionary._prosper.schedule import Points, Settings, settings_of
-from weightsmith.dictionary._prosper.shards import keep_largest, shared_seed, total, worst_row
-from weightsmith.dictionary._prosper.start import CHUNK_BYTES, Moments, Start, given, inside, integer, positive
+from weightsmith.dictionary._prosper.schedule import Settings, settings_of
+from weightsmith.dictionary._prosper.shards import keep_largest, shared_seed, worst_row
+from weightsmith.dictionary._prosper.start import CHUNK_BYTES, Moments, integer
 from weightsmith.dictionary._prosper.states import States, truncated_prior
+from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
+from weightsmith.dictionary._shared.processes import total
 
 __all__ = ["Posterior", "TruncatedEM"]
 
@@ -69,41 +70,13 @@ class Posterior(NamedTuple):
     marginals: np.ndarray
 
 
-class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, Model[P]):
+@dataclass(eq=False, repr=False)
+class TruncatedEM(Model[P], DictionaryEstimator):
     """Base of the models: restarts, annealing, data cut, chunks, processes, and scikit-learn's contract.
 
     A model adds its parameters' start, its candidates, its log-joint, its M-step and a generator. Under ``torchrun``
     each process passes its own rows to ``fit`` and all end with the same parameters.
     """
-
-    def __init__(
-        self,
-        n_components: int = 10,
-        *,
-        n_candidates: int | Literal["auto"] = "auto",
-        max_active: int | Literal["auto"] = "auto",
-        schedule: Mapping[str, Points] | Literal["auto"] | None = "auto",
-        max_iter: int = 100,
-        tol: float = 0.0,
-        n_init: int = 1,
-        components_init: Start | None = None,
-        pi_init: Start | None = None,
-        sigma_init: Start | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        self.n_components = n_components
-        self.n_candidates = n_candidates
-        self.max_active = max_active
-        self.schedule = schedule
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_init = n_init
-        self.components_init = components_init
-        self.pi_init = pi_init
-        self.sigma_init = sigma_init
-        self.random_state = random_state
-        self.device = device
 
     def fit(self, X: Any, y: object = None) -> TruncatedEM[P]:
         """Learn the parameters.
@@ -133,12 +106,12 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         own = torch.Generator().manual_seed(seed + 1 + rank)
         best: tuple[P, list[float]] | None = None
         for _ in range(self.n_init):
-            start = self._placed(self._start(moments, generator))
+            start = _moved(self._start(moments, generator), self.device)
             parameters, curve = self._em(data_ND, start, states, settings, moments.sigma_floor, generator, own)
             if best is None or curve[-1] > best[1][-1]:
                 best = parameters, curve
         assert best is not None
-        self._parameters, self.lower_bound_curve_ = _to_cpu(best[0]), np.array(best[1])
+        self._parameters, self.lower_bound_curve_ = _moved(best[0], "cpu"), np.array(best[1])
         self.n_iter_ = len(best[1]) - 1
         self.lower_bound_ = best[1][-1]
         self._publish(self._parameters, data_ND.numpy().dtype)
@@ -227,7 +200,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         codes_NH = self._draw(self._parameters, n_samples, generator)
         data_ND = self._superpose(codes_NH, self._parameters)
         noise_ND = torch.randn(data_ND.shape, dtype=torch.float64, generator=generator)
-        return (data_ND + self._coloured(noise_ND, self._parameters)).numpy(), codes_NH.numpy()
+        return (data_ND + self._colored(noise_ND, self._parameters)).numpy(), codes_NH.numpy()
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Return the noiseless points that codes stand for, an array of shape (n_samples, n_features)."""
@@ -238,15 +211,6 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "codes", found=tuple(codes_NH.shape), expected=f"(n_samples, {len(self._parameters.components_HD)})"
             )
         return self._superpose(codes_NH, self._parameters).numpy().astype(self.components_.dtype)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.components_)
 
     # The algorithm ----------------------------------------------------------------------------------------------------
 
@@ -312,7 +276,7 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 sums[name] = sums[name] + value if name in sums else value
         all_reduce_sum(*sums.values())
         likelihood = total(likelihood) / n_all + float(self._log_constant(parameters))
-        new = self._floored(self._maximise(sums, float(n_used), parameters, states), sigma_floor)
+        new = self._floored(self._maximize(sums, float(n_used), parameters, states), sigma_floor)
         dead = (sums["usage"] < DEAD).nonzero()
         if len(dead):  # one per step: two put on the same point would stay alike
             new = self._revived(new, int(dead[0]), worst_row(worst, worst_D.to(new.components_HD.device)))
@@ -342,10 +306,10 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 chunk_ND = chunk_ND + now.data_noise * noise_ND.to(chunk_ND)
             candidates_NC, joint_NK = self._joint(chunk_ND, parameters, states, now.temperature)
             if now.temperature == 1:
-                evidence_N = likelihood_N = _normalise(joint_NK)
+                evidence_N = likelihood_N = _normalize(joint_NK)
             else:
                 likelihood_N = joint_NK.logsumexp(1)
-                evidence_N = _normalise(self._temper(joint_NK, now, parameters, states))
+                evidence_N = _normalize(self._temper(joint_NK, now, parameters, states))
             yield Expectation(chunk_ND, candidates_NC, joint_NK, evidence_N, likelihood_N)
 
     def _posterior(self, data_ND: Tensor, parameters: P, states: States, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -361,27 +325,26 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _rows(self, X: Any, *, reset: bool, ensure_min_samples: int = 1) -> Tensor:
         """The data checked, as a tensor in their own precision; float64 where they had another."""
-        if isinstance(X, Tensor):
-            X = X.detach().cpu()
-            X = (X if X.dtype == torch.float64 else X.float()).numpy()
-        checked = validate_data(
-            self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=ensure_min_samples
+        dtypes = [np.float64, np.float32]
+        return as_tensor(
+            validate_data(self, as_numpy(X), reset=reset, dtype=dtypes, ensure_min_samples=ensure_min_samples)
         )
-        return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
     def _fitted(self, X: Any) -> tuple[Tensor, States, P]:
         check_is_fitted(self)
-        return self._rows(X, reset=False), self._states(), self._placed(self._parameters)
+        return self._rows(X, reset=False), self._states(), _moved(self._parameters, self.device)
 
     def _states(self) -> States:
         """The truncation, with the defaults filled in."""
-        limit = integer("n_components", self.n_components, 1, None)
-        n_candidates = (
-            min(limit, 8) if self.n_candidates == "auto" else integer("n_candidates", self.n_candidates, 1, limit)
-        )
-        if self.max_active == "auto":
-            return self._truncation(n_candidates, min(n_candidates, 4))
-        return self._truncation(n_candidates, integer("max_active", self.max_active, 1, n_candidates))
+        count = integer("n_components", self.n_components, 1, None)
+        automatic = self.n_candidates == "auto"
+        candidates = min(count, 8) if automatic else integer("n_candidates", self.n_candidates, 1, count)
+        automatic = self.max_active == "auto"
+        active = min(candidates, 4) if automatic else integer("max_active", self.max_active, 1, candidates)
+        return self._truncation(candidates, active)
+
+    def _truncation(self, n_candidates: int, max_active: int) -> States:
+        return States(self.n_components, n_candidates, max_active, self._unit_values(), self.device)
 
     def _settings(self) -> list[Settings]:
         integer("max_iter", self.max_iter, 1, None)
@@ -393,31 +356,11 @@ class TruncatedEM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise HyperparameterError("schedule", found=schedule, expected='"auto", None or a mapping')
         return settings_of(schedule, self.max_iter)
 
-    def _components_start(self, moments: Moments, generator: torch.Generator) -> Float[Tensor, "components features"]:
-        shape = (self.n_components, len(moments.mean_D))
-        if self.components_init is not None:
-            return given("components_init", self.components_init, shape)
-        # The reference's start; the mean alone would leave all components alike.
-        return moments.mean_D + moments.scale / 4 * torch.randn(shape, dtype=torch.float64, generator=generator)
-
-    def _pi_start(self) -> Tensor:
-        if self.pi_init is None:
-            return torch.tensor(1 / max(self.n_components, 2), dtype=torch.float64)
-        return inside("pi_init", given("pi_init", self.pi_init, ()))
-
-    def _sigma_start(self, moments: Moments) -> Tensor:
-        if self.sigma_init is None:
-            return torch.tensor(moments.scale, dtype=torch.float64)
-        return positive("sigma_init", given("sigma_init", self.sigma_init, ()))
-
-    def _placed(self, parameters: P) -> P:
-        return _map(parameters, lambda tensor: tensor.to(self.device))
-
     def _array(self, tensor: Tensor, like: Tensor) -> np.ndarray:
         return tensor.to(device="cpu", dtype=like.dtype).numpy()
 
 
-def _normalise(joint_NK: Float[Tensor, "points states"]) -> Float[Tensor, "points"]:
+def _normalize(joint_NK: Float[Tensor, "points states"]) -> Float[Tensor, "points"]:
     """Turn log-joints into probabilities, in place, and return the logarithms of their sums."""
     top_N1 = joint_NK.amax(1, keepdim=True)
     sum_N1 = joint_NK.sub_(top_N1).exp_().sum(1, keepdim=True)
@@ -436,11 +379,6 @@ def _noisy(parameters: P, now: Settings, generator: torch.Generator) -> P:
     return replace(parameters, **changed) if changed else parameters
 
 
-def _map(parameters: P, function: Callable[[Tensor], Tensor]) -> P:
-    return replace(
-        parameters, **{field.name: function(getattr(parameters, field.name)) for field in fields(parameters)}
-    )
-
-
-def _to_cpu(parameters: P) -> P:
-    return _map(parameters, Tensor.cpu)
+def _moved(parameters: P, device: str) -> P:
+    tensors = {field.name: getattr(parameters, field.name).to(device) for field in fields(parameters)}
+    return replace(parameters, **tensors)

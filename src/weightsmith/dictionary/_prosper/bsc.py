@@ -11,19 +11,20 @@ Henniges, Puertas, Bornschein, Eggert, Lücke, "Binary Sparse Coding", LVA/ICA 2
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters, largest_candidates
+from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters
+from weightsmith.dictionary._prosper.model import largest_candidates
 from weightsmith.dictionary._prosper.schedule import Points, annealed
-from weightsmith.dictionary._prosper.states import States, truncated_prior
 
-__all__ = ["BSC", "rescaled_pi"]
+__all__ = ["BSC"]
 
 
+@dataclass(eq=False, repr=False)
 class BSC(LinearEM):
     r"""Dictionary, sparsity and noise for data that add up components that are on or off.
 
@@ -100,33 +101,3 @@ class BSC(LinearEM):
         # The point's own length does not change the order of the cosines, so an all-zero point needs no care.
         length_H = parameters.components_HD.norm(dim=1).clamp(min=1e-300)
         return largest_candidates(match_NH / length_H, n_candidates)
-
-    def _log_odds(self, parameters: LinearParameters) -> Float[Tensor, "values"]:
-        return parameters.pi.logit()[None]
-
-    def _new_pi(
-        self, counts_V: Float[Tensor, "values"], n_used: float, parameters: LinearParameters, states: States
-    ) -> Tensor:
-        return rescaled_pi(counts_V.sum(), n_used, float(parameters.pi), states)
-
-    def _draw(
-        self, parameters: LinearParameters, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "points components"]:
-        return self._draw_values(torch.stack([1 - parameters.pi, parameters.pi]), n_samples, generator)
-
-
-def rescaled_pi(active: Tensor, n_used: float, pi: float, states: States) -> Tensor:
-    r"""The activity that explains the mean activity of points with at most ``max_active`` units active.
-
-    .. math:: \pi' = \frac{\pi H A}{B} \cdot \frac{1}{H N} \sum_n \langle |s| \rangle_n
-
-    with the truncated prior's mass :math:`A` and mean activity :math:`B` at the old :math:`\pi`. The factor is 1 where
-    all sizes of state are kept.
-
-    Examples
-    --------
-    >>> round(float(rescaled_pi(torch.tensor(30.0), 10, 0.3, States(4, 4, 4))), 6)
-    0.75
-    """
-    mass, mean_active = truncated_prior(states.n_components, states.max_active, pi)
-    return active * pi * mass / (mean_active * n_used)

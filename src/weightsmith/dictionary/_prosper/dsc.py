@@ -10,20 +10,19 @@ Exarchakis and Lücke, "Discrete Sparse Coding", Neural Computation 29, 2017; in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters, largest_candidates
+from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters
 from weightsmith.dictionary._prosper.schedule import Points, annealed
-from weightsmith.dictionary._prosper.start import Start, given, inside
+from weightsmith.dictionary._prosper.start import given
 from weightsmith.dictionary._prosper.states import States
-from weightsmith.dictionary._prosper.tsc import best_single_values
 
 __all__ = ["DSC"]
 
@@ -31,6 +30,7 @@ LEAST_PROBABILITY = 1e-6
 """Of any value of a unit."""
 
 
+@dataclass(eq=False, repr=False)
 class DSC(LinearEM):
     """Dictionary, the probability of every value, and noise, for units with a few given values.
 
@@ -77,42 +77,9 @@ class DSC(LinearEM):
 
     _schedule: ClassVar[Mapping[str, Points]] = annealed(2.0, 0.7)
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        *,
-        values: Sequence[float] = (-1.0, 0.0, 1.0),
-        n_candidates: int | Literal["auto"] = "auto",
-        max_active: int | Literal["auto"] = "auto",
-        schedule: Mapping[str, Points] | Literal["auto"] | None = "auto",
-        max_iter: int = 100,
-        tol: float = 0.0,
-        n_init: int = 1,
-        fit_offset: bool = False,
-        min_pi_zero: float = 0.0,
-        components_init: Start | None = None,
-        pi_init: Start | None = None,
-        sigma_init: Start | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            n_components,
-            n_candidates=n_candidates,
-            max_active=max_active,
-            schedule=schedule,
-            max_iter=max_iter,
-            tol=tol,
-            n_init=n_init,
-            fit_offset=fit_offset,
-            components_init=components_init,
-            pi_init=pi_init,
-            sigma_init=sigma_init,
-            random_state=random_state,
-            device=device,
-        )
-        self.values = values
-        self.min_pi_zero = min_pi_zero
+    _: KW_ONLY
+    values: Sequence[float] = (-1.0, 0.0, 1.0)
+    min_pi_zero: float = 0.0
 
     def _unit_values(self) -> tuple[float, ...]:
         values = [float(value) for value in self.values]
@@ -125,11 +92,11 @@ class DSC(LinearEM):
         zero = [float(value) for value in self.values].index(0.0)
         return [zero, *(number for number in range(len(self.values)) if number != zero)]
 
-    def _pi_drawn(self, generator: torch.Generator) -> Tensor:
+    def _pi_start(self, generator: torch.Generator) -> Tensor:
         if not 0 <= self.min_pi_zero < 1:
             raise HyperparameterError("min_pi_zero", found=self.min_pi_zero, expected="0 to 1, 1 excluded")
         if self.pi_init is not None:
-            pi = inside("pi_init", given("pi_init", self.pi_init, (len(self.values),)))[self._zero_first()]
+            pi = given("pi_init", self.pi_init, (len(self.values),), 0, 1)[self._zero_first()]
             if abs(float(pi.sum()) - 1) > 1e-6:
                 raise HyperparameterError("pi_init", found=f"a sum of {float(pi.sum()):g}", expected="a sum of 1")
             return pi
@@ -137,17 +104,8 @@ class DSC(LinearEM):
         share_V = torch.rand(len(self.values) - 1, dtype=torch.float64, generator=generator).clamp(min=1e-3)
         return torch.cat([torch.tensor([1 - active], dtype=torch.float64), active * share_V / share_V.sum()])
 
-    def _activity(self, parameters: LinearParameters) -> float:
-        return float(1 - parameters.pi[0])
-
-    def _candidates(
-        self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
-    ) -> Int[Tensor, "points candidates"]:
-        odds_V = self._log_odds(parameters)
-        return largest_candidates(best_single_values(match_NH, parameters, self._unit_values(), odds_V), n_candidates)
-
-    def _log_odds(self, parameters: LinearParameters) -> Float[Tensor, "values"]:
-        return (parameters.pi[1:] / parameters.pi[0]).log()
+    def _value_probabilities(self, parameters: LinearParameters) -> Float[Tensor, "1+values"]:
+        return parameters.pi
 
     def _new_pi(
         self, counts_V: Float[Tensor, "values"], n_used: float, parameters: LinearParameters, states: States
@@ -156,21 +114,10 @@ class DSC(LinearEM):
         pi_V = pi_V * ((1 - self.min_pi_zero) / pi_V.sum().clamp(min=1e-300)).clamp(max=1.0)
         return torch.cat([1 - pi_V.sum(0, keepdim=True), pi_V])
 
-    def _floored(self, parameters: LinearParameters, sigma_floor: float) -> LinearParameters:
-        low = parameters.pi.clamp(min=LEAST_PROBABILITY)
-        return replace(
-            parameters,
-            pi=low / low.sum() if bool((low != parameters.pi).any()) else parameters.pi,
-            sigma=parameters.sigma.abs().clamp(min=sigma_floor),
-        )
-
-    def _draw(
-        self, parameters: LinearParameters, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "points components"]:
-        return self._draw_values(parameters.pi, n_samples, generator)
+    def _pi_in_range(self, pi: Tensor) -> Tensor:
+        low = pi.clamp(min=LEAST_PROBABILITY)
+        return low / low.sum() if bool((low != pi).any()) else pi
 
     def _publish(self, parameters: LinearParameters, dtype: np.dtype[Any]) -> None:
-        self.components_ = parameters.components_HD.numpy().astype(dtype)
-        self.offset_ = parameters.offset_D.numpy().astype(dtype)
-        self.sigma_ = float(parameters.sigma)
-        self.pi_ = parameters.pi.numpy()[np.argsort(self._zero_first())]
+        super()._publish(parameters, dtype)
+        self.pi_ = self.pi_[np.argsort(self._zero_first())]

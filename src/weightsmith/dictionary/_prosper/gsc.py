@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,11 +25,11 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.dictionary._prosper.base import TruncatedEM
-from weightsmith.dictionary._prosper.linear import largest_candidates, solve_components
-from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums
+from weightsmith.dictionary._prosper.linear import solve_components
+from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums, largest_candidates, plain
 from weightsmith.dictionary._prosper.schedule import Points, annealed
 from weightsmith.dictionary._prosper.slab import Lower, SlabStates, product, slab_states
-from weightsmith.dictionary._prosper.start import Moments, Start, given, inside, positive
+from weightsmith.dictionary._prosper.start import Moments, Start
 from weightsmith.dictionary._prosper.states import States
 
 __all__ = ["GSC", "SlabParameters"]
@@ -57,6 +57,7 @@ class SlabParameters(Parameters):
     covariance_HH: Float[Tensor, "components components"]
 
 
+@dataclass(eq=False, repr=False)
 class GSC(TruncatedEM[SlabParameters]):
     """Dictionary, sparsity, amplitudes and noise for data that add up components of any strength.
 
@@ -114,71 +115,32 @@ class GSC(TruncatedEM[SlabParameters]):
 
     _schedule: ClassVar[Mapping[str, Points]] = annealed(4.0, 0.8)
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        *,
-        n_candidates: int | Literal["auto"] = "auto",
-        max_active: int | Literal["auto"] = "auto",
-        schedule: Mapping[str, Points] | Literal["auto"] | None = "auto",
-        max_iter: int = 100,
-        tol: float = 0.0,
-        n_init: int = 1,
-        slab: Literal["diagonal", "full"] = "diagonal",
-        noise: Literal["scalar", "diagonal", "full"] = "scalar",
-        components_init: Start | None = None,
-        pi_init: Start | None = None,
-        sigma_init: Start | None = None,
-        slab_mean_init: Start | None = None,
-        slab_variance_init: Start | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            n_components,
-            n_candidates=n_candidates,
-            max_active=max_active,
-            schedule=schedule,
-            max_iter=max_iter,
-            tol=tol,
-            n_init=n_init,
-            components_init=components_init,
-            pi_init=pi_init,
-            sigma_init=sigma_init,
-            random_state=random_state,
-            device=device,
-        )
-        self.slab = slab
-        self.noise = noise
-        self.slab_mean_init = slab_mean_init
-        self.slab_variance_init = slab_variance_init
+    _: KW_ONLY
+    slab: Literal["diagonal", "full"] = "diagonal"
+    noise: Literal["scalar", "diagonal", "full"] = "scalar"
+    slab_mean_init: Start | None = None
+    slab_variance_init: Start | None = None
 
     def _start(self, moments: Moments, generator: torch.Generator) -> SlabParameters:
-        for name, value, known in (
-            ("slab", self.slab, ("diagonal", "full")),
-            ("noise", self.noise, ("scalar", "diagonal", "full")),
-        ):
-            if value not in known:
-                raise HyperparameterError(name, found=repr(value), expected=f"one of {known}")
+        for name, known in (("slab", ("diagonal", "full")), ("noise", ("scalar", "diagonal", "full"))):
+            if getattr(self, name) not in known:
+                raise HyperparameterError(name, found=repr(getattr(self, name)), expected=f"one of {known}")
         count, features = self.n_components, len(moments.mean_D)
         components_HD = self._components_start(moments, generator)
         draw_2H = torch.rand(2, count, dtype=torch.float64, generator=generator)
-        pi_H, variance_H = (0.95 * draw_2H[0]).clamp(min=0.05), (2 * draw_2H[1]).clamp(min=0.05)
         mean_H = torch.randn(count, dtype=torch.float64, generator=generator)
-        sigma = (moments.variance_D.mean() + 1e-3).sqrt()
-        if self.pi_init is not None:
-            pi_H = inside("pi_init", given("pi_init", self.pi_init, (count,)))
-        if self.slab_mean_init is not None:
-            mean_H = given("slab_mean_init", self.slab_mean_init, (count,))
-        if self.slab_variance_init is not None:
-            variance_H = positive("slab_variance_init", given("slab_variance_init", self.slab_variance_init, (count,)))
-        if self.sigma_init is not None:
-            sigma = positive("sigma_init", given("sigma_init", self.sigma_init, ()))
+        sigma = self._given("sigma_init", (moments.variance_D.mean() + 1e-3).sqrt(), 0)
         if self.noise != "scalar":
             sigma = sigma.expand(features).clone()
         if self.noise == "full":
             sigma = sigma.diag()
-        return SlabParameters(components_HD, pi_H, sigma, mean_H, variance_H.diag())
+        return SlabParameters(
+            components_HD,
+            pi=self._given("pi_init", (0.95 * draw_2H[0]).clamp(min=0.05), 0, 1),
+            sigma=sigma,
+            mean_H=self._given("slab_mean_init", mean_H),
+            covariance_HH=self._given("slab_variance_init", (2 * draw_2H[1]).clamp(min=0.05), 0).diag(),
+        )
 
     def _floored(self, parameters: SlabParameters, sigma_floor: float) -> SlabParameters:
         sigma = parameters.sigma
@@ -213,7 +175,7 @@ class GSC(TruncatedEM[SlabParameters]):
             return torch.linalg.solve_triangular(parameters.sigma, rows_ND.T, upper=False).T
         return rows_ND / parameters.sigma
 
-    def _coloured(
+    def _colored(
         self, noise_ND: Float[Tensor, "points features"], parameters: SlabParameters
     ) -> Float[Tensor, "points features"]:
         return noise_ND @ parameters.sigma.T if self.noise == "full" else noise_ND * parameters.sigma
@@ -302,7 +264,7 @@ class GSC(TruncatedEM[SlabParameters]):
             return sums | {"square": (used_N[:, None] * block.data_ND).T @ block.data_ND}
         return sums | {"square": used_N @ block.data_ND.square()}
 
-    def _maximise(self, sums: Sums, n_used: float, parameters: SlabParameters, states: States) -> SlabParameters:
+    def _maximize(self, sums: Sums, n_used: float, parameters: SlabParameters, states: States) -> SlabParameters:
         components_HD = solve_components(parameters.components_HD, sums["cross_HD"], sums["moment_HH"])
         mean_H, covariance_HH = self._new_slab(sums, n_used, parameters)
         return replace(
@@ -353,18 +315,13 @@ class GSC(TruncatedEM[SlabParameters]):
         return codes_NH @ parameters.components_HD
 
     def _publish(self, parameters: SlabParameters, dtype: np.dtype[Any]) -> None:
-        self.components_ = parameters.components_HD.numpy().astype(dtype)
-        self.pi_ = parameters.pi.numpy()
+        super()._publish(parameters, dtype)
         self.slab_mean_ = parameters.mean_H.numpy()
         self.slab_covariance_ = parameters.covariance_HH.numpy()
         sigma = parameters.sigma
-        self.noise_covariance_: Any
+        self.noise_covariance_: Any = plain(sigma.square())
         if self.noise == "full":
             self.sigma_, self.noise_covariance_ = sigma.norm(dim=1).numpy(), (sigma @ sigma.T).numpy()
-        elif self.noise == "diagonal":
-            self.sigma_, self.noise_covariance_ = sigma.numpy(), sigma.square().numpy()
-        else:
-            self.sigma_, self.noise_covariance_ = float(sigma), float(sigma.square())
 
 
 def _plus_outer(lower: Lower, vector: list[Tensor]) -> Lower:

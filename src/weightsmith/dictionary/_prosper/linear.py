@@ -16,11 +16,8 @@ candidates, ``V`` non-zero values, ``P`` pairs of candidates.
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +25,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightsmith.dictionary._prosper.base import TruncatedEM
-from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums
-from weightsmith.dictionary._prosper.schedule import Points, Settings
-from weightsmith.dictionary._prosper.start import Moments, Start
+from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums, largest_candidates, rescaled_pi
+from weightsmith.dictionary._prosper.schedule import Settings
+from weightsmith.dictionary._prosper.start import Moments
 from weightsmith.dictionary._prosper.states import States
 
-__all__ = ["LinearEM", "LinearParameters", "largest_candidates", "solve_components"]
+__all__ = ["LinearEM", "LinearParameters", "solve_components"]
 
 
 @dataclass(frozen=True)
@@ -43,80 +40,46 @@ class LinearParameters(Parameters):
     Attributes
     ----------
     offset_D : Tensor of shape (features,)
-        Added to every point; zero unless it is learnt.
+        Added to every point; zero unless it is learned.
     """
 
     offset_D: Float[Tensor, "features"]
 
 
+@dataclass(eq=False, repr=False)
 class LinearEM(TruncatedEM[LinearParameters]):
-    """Base of the linear models; a model adds its units' values, prior and candidates."""
+    """Base of the linear models; a model adds the values of its units and their prior."""
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        *,
-        n_candidates: int | Literal["auto"] = "auto",
-        max_active: int | Literal["auto"] = "auto",
-        schedule: Mapping[str, Points] | Literal["auto"] | None = "auto",
-        max_iter: int = 100,
-        tol: float = 0.0,
-        n_init: int = 1,
-        fit_offset: bool = False,
-        components_init: Start | None = None,
-        pi_init: Start | None = None,
-        sigma_init: Start | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            n_components,
-            n_candidates=n_candidates,
-            max_active=max_active,
-            schedule=schedule,
-            max_iter=max_iter,
-            tol=tol,
-            n_init=n_init,
-            components_init=components_init,
-            pi_init=pi_init,
-            sigma_init=sigma_init,
-            random_state=random_state,
-            device=device,
-        )
-        self.fit_offset = fit_offset
+    fit_offset: bool = field(default=False, kw_only=True)
 
-    @abstractmethod
-    def _log_odds(self, parameters: LinearParameters) -> Float[Tensor, "values"]:
-        """Log of a value's prior probability over that of zero."""
-
-    @abstractmethod
     def _candidates(
         self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
     ) -> Int[Tensor, "points candidates"]:
-        """The components that fit best, from the products of points and components."""
+        """The components that fit best, from the products of points and components.
 
-    @abstractmethod
+        Those whose best value adds most to the log-joint if no other unit is active; each is listed once.
+        """
+        precision = 1 / (2 * parameters.sigma.square())
+        square_H = parameters.components_HD.square().sum(1)
+        scores = [
+            odds + precision * (2 * value * match_NH - value**2 * square_H)
+            for value, odds in zip(self._unit_values(), self._log_odds(parameters), strict=True)
+        ]
+        return largest_candidates(torch.stack(scores).amax(0), n_candidates)
+
     def _new_pi(
         self, counts_V: Float[Tensor, "values"], n_used: float, parameters: LinearParameters, states: States
     ) -> Tensor:
         """The prior that explains how often each value was taken."""
+        return rescaled_pi(counts_V.sum(), n_used, float(parameters.pi), states)
 
     def _start(self, moments: Moments, generator: torch.Generator) -> LinearParameters:
         components_HD = self._components_start(moments, generator)
-        pi = self._pi_drawn(generator)
+        pi = self._pi_start(generator)
         offset_D = moments.mean_D if self.fit_offset else torch.zeros_like(moments.mean_D)
         if self.fit_offset and self.components_init is None:
             components_HD = components_HD - offset_D
         return LinearParameters(components_HD, pi, self._sigma_start(moments), offset_D)
-
-    def _pi_drawn(self, generator: torch.Generator) -> Tensor:
-        return self._pi_start()
-
-    def _activity(self, parameters: LinearParameters) -> float:
-        return float(parameters.pi)
-
-    def _log_prior(self, parameters: LinearParameters, states: States) -> Float[Tensor, "states"]:
-        return states.counts_KV @ self._log_odds(parameters)
 
     def _temper(
         self,
@@ -129,13 +92,6 @@ class LinearEM(TruncatedEM[LinearParameters]):
         if not now.anneal_prior:
             joint_NK += (1 - 1 / now.temperature) * self._log_prior(parameters, states)
         return joint_NK
-
-    def _log_constant(self, parameters: LinearParameters) -> Tensor:
-        components, features = parameters.components_HD.shape
-        return (
-            components * math.log(1 - self._activity(parameters))
-            - features / 2 * (2 * math.pi * parameters.sigma.square()).log()
-        )
 
     def _joint(
         self,
@@ -200,7 +156,7 @@ class LinearEM(TruncatedEM[LinearParameters]):
             "square": (used_N * residual_ND.square().sum(1)).sum(),
         }
 
-    def _maximise(self, sums: Sums, n_used: float, parameters: LinearParameters, states: States) -> LinearParameters:
+    def _maximize(self, sums: Sums, n_used: float, parameters: LinearParameters, states: States) -> LinearParameters:
         components_HD, features = parameters.components_HD, parameters.components_HD.shape[1]
         gram_HH = components_HD @ components_HD.T
         # The error of the components before the step, as in the reference: with the new ones it is smaller.
@@ -221,10 +177,10 @@ class LinearEM(TruncatedEM[LinearParameters]):
     ) -> LinearParameters:
         return super()._revived(parameters, component, row_D - parameters.offset_D)
 
-    def _draw_values(
-        self, probabilities: Float[Tensor, "values"], n_samples: int, generator: torch.Generator
+    def _draw(
+        self, parameters: LinearParameters, n_samples: int, generator: torch.Generator
     ) -> Float[Tensor, "points components"]:
-        """Codes whose units take zero and the non-zero values with these probabilities, zero first."""
+        probabilities = self._value_probabilities(parameters)
         drawn = torch.multinomial(probabilities, n_samples * self.n_components, replacement=True, generator=generator)
         values = torch.tensor((0.0, *self._unit_values()), dtype=torch.float64)
         return values[drawn].view(n_samples, self.n_components)
@@ -265,10 +221,3 @@ def solve_components(
     scaled_HH = scale_H1 * moment_HH * scale_H1.T
     missing_HD = scale_H1 * (cross_HD - moment_HH @ components_HD)
     return components_HD + scale_H1 * (torch.linalg.pinv(scaled_HH, rtol=1e-12, hermitian=True) @ missing_HD)
-
-
-def largest_candidates(
-    score_NH: Float[Tensor, "points components"], n_candidates: int
-) -> Int[Tensor, "points candidates"]:
-    """The components with the largest scores, by number."""
-    return score_NH.topk(n_candidates, 1, sorted=False).indices.sort(1).values

@@ -19,10 +19,9 @@ candidates, ``M`` memberships: pairs of such a state and one of its candidates.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -30,8 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightsmith.dictionary._prosper.base import TruncatedEM
-from weightsmith.dictionary._prosper.bsc import rescaled_pi
-from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums
+from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums, rescaled_pi
 from weightsmith.dictionary._prosper.start import Moments
 from weightsmith.dictionary._prosper.states import States
 
@@ -53,6 +51,7 @@ class _Group(NamedTuple):
     share_MD: Float[Tensor, "members features"]
 
 
+@dataclass(eq=False, repr=False)
 class MaximumEM(TruncatedEM[Parameters]):
     """Base of the models that superpose by the largest magnitude; a model adds its sharpness and its candidates."""
 
@@ -76,23 +75,15 @@ class MaximumEM(TruncatedEM[Parameters]):
         """The components from the sums of weighted points and of weights."""
 
     def _start(self, moments: Moments, generator: torch.Generator) -> Parameters:
-        return Parameters(self._components_start(moments, generator), self._pi_start(), self._sigma_start(moments))
+        return Parameters(
+            self._components_start(moments, generator), self._pi_start(generator), self._sigma_start(moments)
+        )
 
     def _floored(self, parameters: Parameters, sigma_floor: float) -> Parameters:
         parameters = super()._floored(parameters, sigma_floor)
         components_HD = parameters.components_HD
         sign_HD = torch.where(components_HD < 0, -1.0, 1.0).double()
         return replace(parameters, components_HD=sign_HD * components_HD.abs().clamp(min=LEAST_WEIGHT))
-
-    def _activity(self, parameters: Parameters) -> float:
-        return float(parameters.pi)
-
-    def _log_prior(self, parameters: Parameters, states: States) -> Float[Tensor, "states"]:
-        return states.counts_KV[:, 0] * parameters.pi.logit()
-
-    def _log_constant(self, parameters: Parameters) -> Tensor:
-        components, features = parameters.components_HD.shape
-        return components * (1 - parameters.pi).log() - features / 2 * (2 * math.pi * parameters.sigma.square()).log()
 
     def _joint(
         self, data_ND: Float[Tensor, "points features"], parameters: Parameters, states: States, temperature: float
@@ -134,7 +125,7 @@ class MaximumEM(TruncatedEM[Parameters]):
             "error": error,
         }
 
-    def _maximise(self, sums: Sums, n_used: float, parameters: Parameters, states: States) -> Parameters:
+    def _maximize(self, sums: Sums, n_used: float, parameters: Parameters, states: States) -> Parameters:
         features = parameters.components_HD.shape[1]
         return replace(
             parameters,

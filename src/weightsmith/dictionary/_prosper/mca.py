@@ -12,7 +12,7 @@ arXiv 1908.06843.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,14 +20,14 @@ from jaxtyping import Float, Int
 from sklearn.utils.validation import check_non_negative
 from torch import Tensor
 
-from weightsmith.dictionary._prosper.linear import largest_candidates
 from weightsmith.dictionary._prosper.maxima import MaximumEM
-from weightsmith.dictionary._prosper.model import Parameters
+from weightsmith.dictionary._prosper.model import Parameters, largest_candidates
 from weightsmith.dictionary._prosper.schedule import Points, annealed
 
 __all__ = ["MCA"]
 
 
+@dataclass(eq=False, repr=False)
 class MCA(MaximumEM):
     """Dictionary, sparsity and noise for non-negative data whose components combine by maximum.
 

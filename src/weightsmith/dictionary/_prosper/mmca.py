@@ -12,17 +12,15 @@ in the library of arXiv 1908.06843.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from weightsmith.dictionary._prosper.linear import largest_candidates
 from weightsmith.dictionary._prosper.maxima import MaximumEM
-from weightsmith.dictionary._prosper.model import Parameters
+from weightsmith.dictionary._prosper.model import Parameters, largest_candidates
 from weightsmith.dictionary._prosper.schedule import Points, annealed
-from weightsmith.dictionary._prosper.start import Start
 
 __all__ = ["MMCA"]
 
@@ -30,6 +28,7 @@ HALF_LIFE, LEAST_STEP = 2.5, 0.2
 """Inertia: weight of a feature at which a component has moved by 1 - 1/e, and the least share it moves by."""
 
 
+@dataclass(eq=False, repr=False)
 class MMCA(MaximumEM):
     """Dictionary, sparsity and noise for signed data whose components combine by the largest magnitude.
 
@@ -66,38 +65,7 @@ class MMCA(MaximumEM):
 
     _schedule: ClassVar[Mapping[str, Points]] = annealed(4.0, 0.8)
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        *,
-        n_candidates: int | Literal["auto"] = "auto",
-        max_active: int | Literal["auto"] = "auto",
-        schedule: Mapping[str, Points] | Literal["auto"] | None = "auto",
-        max_iter: int = 100,
-        tol: float = 0.0,
-        n_init: int = 1,
-        inertia: bool = True,
-        components_init: Start | None = None,
-        pi_init: Start | None = None,
-        sigma_init: Start | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        super().__init__(
-            n_components,
-            n_candidates=n_candidates,
-            max_active=max_active,
-            schedule=schedule,
-            max_iter=max_iter,
-            tol=tol,
-            n_init=n_init,
-            components_init=components_init,
-            pi_init=pi_init,
-            sigma_init=sigma_init,
-            random_state=random_state,
-            device=device,
-        )
-        self.inertia = inertia
+    inertia: bool = field(default=True, kw_only=True)
 
     def _sharpness(self, temperature: float) -> float:
         return min(1 / (1 - 1 / max(temperature, 1.2)), 35.0)

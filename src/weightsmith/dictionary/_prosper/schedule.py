@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from weightsmith.core.errors import HyperparameterError
 
 __all__ = ["Points", "Settings", "annealed", "settings_of"]
@@ -81,11 +83,8 @@ def settings_of(schedule: Mapping[str, Points], steps: int) -> list[Settings]:
             raise HyperparameterError(
                 f"schedule of {name}", found=points, expected=f"(position, value) pairs, values {low:g} to {high:g}"
             )
-    placed = {
-        name: sorted((_step(position, steps), float(value)) for position, value in points)
-        for name, points in schedule.items()
-    }
-    return [Settings(**{name: _value(points, step) for name, points in placed.items()}) for step in range(steps)]
+    values = {name: _values(points, steps) for name, points in schedule.items()}
+    return [Settings(**{name: value[step] for name, value in values.items()}) for step in range(steps)]
 
 
 def annealed(temperature: float, end: float) -> dict[str, Points]:
@@ -106,16 +105,11 @@ def annealed(temperature: float, end: float) -> dict[str, Points]:
     }
 
 
-def _step(position: float, steps: int) -> int:
-    if isinstance(position, float):
-        return int(position * steps)
-    return steps + position if position < 0 else position
+def _values(points: Sequence[tuple[float, float]], steps: int) -> list[float]:
+    def step(position: float) -> int:
+        if isinstance(position, float):
+            return int(position * steps)
+        return steps + position if position < 0 else position
 
-
-def _value(points: Sequence[tuple[int, float]], step: int) -> float:
-    before = [point for point in points if point[0] <= step]
-    after = [point for point in points if point[0] > step]
-    if not before or not after:
-        return (before[-1:] or after[:1])[0][1]
-    (start, low), (end, high) = before[-1], after[0]
-    return low + (high - low) * (step - start) / (end - start)
+    positions, values = zip(*sorted((step(position), value) for position, value in points), strict=True)
+    return np.interp(range(steps), positions, values).tolist()

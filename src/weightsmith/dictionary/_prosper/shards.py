@@ -1,4 +1,4 @@
-"""One fit over the rows of several processes: sums, seeds, and which points the data cut keeps."""
+"""One fit over the rows of several processes: seeds, and which points the data cut keeps."""
 
 from __future__ import annotations
 
@@ -6,47 +6,15 @@ import math
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, distributed
+from torch import Tensor
 
 from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.dictionary._shared.processes import gather, rank, total
 
-__all__ = ["gather", "is_shared", "keep_largest", "shared_seed", "total", "worst_row"]
+__all__ = ["keep_largest", "shared_seed", "worst_row"]
 
 BISECTIONS = 200
 """Halvings after which an interval of float64 numbers holds none in between, from any start."""
-
-
-def is_shared() -> bool:
-    """Whether several processes fit together, under ``torchrun`` for instance."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def total(value: float) -> float:
-    """The sum of one number of every process.
-
-    Examples
-    --------
-    >>> total(2.0)
-    2.0
-    """
-    return math.fsum(gather(value))
-
-
-def gather(value: float) -> list[float]:
-    """One number of every process, by rank.
-
-    Examples
-    --------
-    >>> gather(2.0)
-    [2.0]
-    """
-    if not is_shared():
-        return [value]
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    rows = torch.zeros(distributed.get_world_size(), dtype=torch.float64, device=device)
-    rows[distributed.get_rank()] = value
-    all_reduce_sum(rows)
-    return rows.tolist()
 
 
 def shared_seed(seed: int) -> tuple[int, int]:
@@ -57,7 +25,7 @@ def shared_seed(seed: int) -> tuple[int, int]:
     >>> shared_seed(7)
     (7, 0)
     """
-    return int(gather(float(seed))[0]), distributed.get_rank() if is_shared() else 0
+    return int(gather(float(seed))[0]), rank()
 
 
 def keep_largest(values_N: Float[Tensor, "points"], count: int) -> Bool[Tensor, "points"]:
@@ -94,8 +62,7 @@ def keep_largest(values_N: Float[Tensor, "points"], count: int) -> Bool[Tensor, 
             high = middle
     above_N = values_N >= high
     tied_N = (values_N >= low) & ~above_N
-    rank = distributed.get_rank() if is_shared() else 0
-    before = sum(gather(float(tied_N.sum()))[:rank])
+    before = sum(gather(float(tied_N.sum()))[: rank()])
     room = count - total(float(above_N.sum())) - before
     return above_N | (tied_N & (tied_N.cumsum(0) <= room))
 
@@ -109,7 +76,6 @@ def worst_row(value: float, row_D: Float[Tensor, "features"]) -> Float[Tensor, "
     tensor([1., 1.])
     """
     values = gather(value)
-    worst = values.index(min(values))
-    row = row_D.clone() if not is_shared() or distributed.get_rank() == worst else torch.zeros_like(row_D)
+    row = row_D.clone() if values.index(min(values)) == rank() else torch.zeros_like(row_D)
     all_reduce_sum(row)
     return row

@@ -1,10 +1,11 @@
-"""What a fit starts from: moments of the data and start values, checked.
+"""What a fit starts from: moments of the data, and checked start values.
 
 Legend: ``N`` points, ``D`` features.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.statistics import all_reduce_sum
-from weightsmith.dictionary._prosper.shards import total
+from weightsmith.dictionary._shared.processes import total
 
-__all__ = ["CHUNK_BYTES", "Moments", "Start", "given", "inside", "integer", "positive"]
+__all__ = ["CHUNK_BYTES", "Moments", "Start", "given", "integer"]
 
 CHUNK_BYTES = 8 << 20
 """Size of the states' probabilities of the points that are worked on together."""
@@ -69,25 +70,14 @@ def integer(name: str, value: Any, low: int, high: int | None) -> int:
     return int(value)
 
 
-def given(name: str, value: Start, shape: tuple[int, ...]) -> Tensor:
-    """A start value checked."""
+def given(name: str, value: Start, shape: tuple[int, ...], low: float = -math.inf, high: float = math.inf) -> Tensor:
+    """A checked start value, with all numbers above ``low`` and below ``high``."""
     tensor = torch.tensor(np.asarray(value), dtype=torch.float64)
     if tuple(tensor.shape) != shape:
         raise ShapeError(name, found=tuple(tensor.shape), expected=shape)
     if not bool(tensor.isfinite().all()):
         raise HyperparameterError(name, found="NaN or infinity", expected="finite numbers")
+    if not bool(((tensor > low) & (tensor < high)).all()):
+        expected = f"> {low:g}" if high == math.inf else f"between {low:g} and {high:g}, both excluded"
+        raise HyperparameterError(name, found=tensor.tolist(), expected=expected)
     return tensor
-
-
-def inside(name: str, value: Tensor) -> Tensor:
-    """Probabilities, checked."""
-    if not bool(((value > 0) & (value < 1)).all()):
-        raise HyperparameterError(name, found=value.tolist(), expected="between 0 and 1, both excluded")
-    return value
-
-
-def positive(name: str, value: Tensor) -> Tensor:
-    """Positive numbers, checked."""
-    if not bool((value > 0).all()):
-        raise HyperparameterError(name, found=value.tolist(), expected="> 0")
-    return value

@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations, product
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import binom
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
 
-__all__ = ["MAX_STATES", "States", "scatter_candidates", "truncated_prior"]
+__all__ = ["MAX_STATES", "States", "truncated_prior"]
 
 MAX_STATES = 200_000
 """States a point that are still computed; beyond it memory and time of one point get out of hand."""
@@ -121,7 +123,7 @@ class States:
         values_V = self.values_V**power
         mean_NH = torch.einsum("nvh,v->nh", single_NVH, values_V) if len(values_V) > 1 else values_V * single_NVH[:, 0]
         sets_SC = self.sets_SC if power else (self.sets_SC != 0).double()
-        return scatter_candidates(q_NK[:, self.first_set :] @ sets_SC, candidates_NC, mean_NH)
+        return mean_NH.scatter_add(1, candidates_NC, q_NK[:, self.first_set :] @ sets_SC)
 
     def codes(
         self, numbers_NT: Int[Tensor, "points top"], candidates_NC: Int[Tensor, "points candidates"]
@@ -138,15 +140,6 @@ class States:
         return codes_NTH
 
 
-def scatter_candidates(
-    values_NC: Float[Tensor, "points candidates"],
-    candidates_NC: Int[Tensor, "points candidates"],
-    onto_NH: Float[Tensor, "points components"],
-) -> Float[Tensor, "points components"]:
-    """Add values of the candidates to values of all components."""
-    return onto_NH.scatter_add(1, candidates_NC, values_NC)
-
-
 def truncated_prior(n_components: int, max_active: int, pi: float) -> tuple[float, float]:
     r"""Prior mass of the states with at most ``max_active`` of ``n_components`` units active, and their mean activity.
 
@@ -159,8 +152,6 @@ def truncated_prior(n_components: int, max_active: int, pi: float) -> tuple[floa
     >>> round(mass, 6), round(active, 6)
     (0.879126, 1.476395)
     """
-    g = torch.arange(max_active + 1, dtype=torch.float64)
-    total = torch.tensor(float(n_components), dtype=torch.float64)
-    log_binomial = (total + 1).lgamma() - (g + 1).lgamma() - (total - g + 1).lgamma()
-    mass_g = (log_binomial + g * math.log(pi) + (total - g) * math.log1p(-pi)).exp()
-    return float(mass_g.sum()), float((g * mass_g).sum())
+    sizes = np.arange(max_active + 1)
+    masses = binom.pmf(sizes, n_components, pi)
+    return float(masses.sum()), float(sizes @ masses)

@@ -10,20 +10,20 @@ Exarchakis, Henniges, Eggert, Lücke, "Ternary Sparse Coding", LVA/ICA 2012; in 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.dictionary._prosper.bsc import rescaled_pi
-from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters, largest_candidates
+from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters
 from weightsmith.dictionary._prosper.schedule import Points, annealed
-from weightsmith.dictionary._prosper.states import States
 
-__all__ = ["TSC", "best_single_values"]
+__all__ = ["TSC"]
 
 
+@dataclass(eq=False, repr=False)
 class TSC(LinearEM):
     """Dictionary, sparsity and noise for data that add and subtract components.
 
@@ -68,38 +68,6 @@ class TSC(LinearEM):
     def _unit_values(self) -> tuple[float, ...]:
         return (-1.0, 1.0)
 
-    def _candidates(
-        self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
-    ) -> Int[Tensor, "points candidates"]:
-        odds_V = self._log_odds(parameters)
-        return largest_candidates(best_single_values(match_NH, parameters, (-1.0, 1.0), odds_V), n_candidates)
-
-    def _log_odds(self, parameters: LinearParameters) -> Float[Tensor, "values"]:
-        return (parameters.pi / 2 / (1 - parameters.pi)).log().expand(2)
-
-    def _new_pi(
-        self, counts_V: Float[Tensor, "values"], n_used: float, parameters: LinearParameters, states: States
-    ) -> Tensor:
-        return rescaled_pi(counts_V.sum(), n_used, float(parameters.pi), states)
-
-    def _draw(
-        self, parameters: LinearParameters, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "points components"]:
+    def _value_probabilities(self, parameters: LinearParameters) -> Float[Tensor, "1+values"]:
         half = parameters.pi / 2
-        return self._draw_values(torch.stack([1 - parameters.pi, half, half]), n_samples, generator)
-
-
-def best_single_values(
-    match_NH: Float[Tensor, "points components"],
-    parameters: LinearParameters,
-    values: tuple[float, ...],
-    odds_V: Float[Tensor, "values"],
-) -> Float[Tensor, "points components"]:
-    """How much the best value of a unit alone adds to the log-joint."""
-    precision = 1 / (2 * parameters.sigma.square())
-    square_H = parameters.components_HD.square().sum(1)
-    scores = [
-        odds + precision * (2 * value * match_NH - value**2 * square_H)
-        for value, odds in zip(values, odds_V, strict=True)
-    ]
-    return torch.stack(scores).amax(0)
+        return torch.stack([1 - parameters.pi, half, half])

@@ -22,6 +22,9 @@ NEWTON_STEPS = 50
 HALVINGS = 30
 """Times at most that a step is halved."""
 
+ROUNDING = 1e-12
+"""Relative change of a cost below which it is rounding."""
+
 
 def label_energies(
     target_NR: Float[Tensor, "N R"],
@@ -83,13 +86,13 @@ def _best_cost(
         length_N = torch.ones_like(value_N)
         for _ in range(HALVINGS):
             trial_N = cost(codes_NR - length_N[:, None] * move_NR)
-            worse_N = trial_N > value_N
+            worse_N = trial_N > value_N + ROUNDING * (1 + value_N.abs())
             if not bool(worse_N.any()):
                 break
             length_N = length_N.where(~worse_N, length_N / 2)
         length_N = length_N.where(~worse_N, 0.0)
         codes_NR = codes_NR - length_N[:, None] * move_NR
         before_N, value_N = value_N, torch.minimum(value_N, trial_N)
-        if bool((before_N - value_N <= 1e-12 * (1 + value_N.abs())).all()):
+        if bool((before_N - value_N <= ROUNDING * (1 + value_N.abs())).all()):
             break
     return value_N
