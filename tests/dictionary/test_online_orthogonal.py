@@ -50,7 +50,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from weightsmith.dictionary import OnlineOrthogonalDictionary
 
 warnings.simplefilter("ignore")
-for settings in ({}, {"whiten": True, "normalise": True}, {"init": "pca", "polar": "newton-schulz"}):
+for settings in ({}, {"whiten": True, "normalize": True}, {"init": "pca", "polar": "newton-schulz"}):
     checks = check_estimator(OnlineOrthogonalDictionary(random_state=0, **settings))
     print(sum(check["status"] == "passed" for check in checks), *{check["status"] for check in checks})
 """
@@ -125,7 +125,7 @@ def test_directions_alone_withstand_huge_samples():
     rng = np.random.default_rng(1)
     hit = rng.random(len(rows)) < 0.01
     rows[hit] = 1000 * rng.standard_normal((hit.sum(), 10))
-    assert error(streamed(rows, 20, normalise=True), basis) < 0.01
+    assert error(streamed(rows, 20, normalize=True), basis) < 0.01
     assert error(streamed(rows, 20), basis) > 0.1
 
 
@@ -404,7 +404,7 @@ def learn_half(folder):
     np.savez(f"{folder}/{rank}.npz", **found)
 
 
-SHARED = {"plain": {}, "whiten": {"whiten": True}, "pca": {"init": "pca"}, "normalise": {"normalise": True}}
+SHARED = {"plain": {}, "whiten": {"whiten": True}, "pca": {"init": "pca"}, "normalize": {"normalize": True}}
 
 
 def test_two_processes_learn_like_one(tmp_path):

@@ -117,8 +117,8 @@ def test_scale_of_the_stream_does_not_matter_but_that_of_single_batches_does():
     scales = [1.0, 5.0] * 5
     uneven = [scale * batch for scale, batch in zip(scales, batches, strict=True)]
     assert float((run(start, uneven).dictionary_NN - plain.dictionary_NN).abs().max()) > 1e-3
-    directions = run(start, batches, normalise=True)
-    close(run(start, uneven, normalise=True).dictionary_NN, directions.dictionary_NN, 1e-12)
+    directions = run(start, batches, normalize=True)
+    close(run(start, uneven, normalize=True).dictionary_NN, directions.dictionary_NN, 1e-12)
 
 
 @given(n=st.integers(2, 6), seed=st.integers(0, 99))

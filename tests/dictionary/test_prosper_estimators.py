@@ -189,7 +189,7 @@ def test_sample_and_reconstruct(kind):
     assert (drawn - model.inverse_transform(codes)).std() == pytest.approx(model.sigma_, rel=0.05)
 
 
-def test_posterior_is_sorted_normalised_and_dense():
+def test_posterior_is_sorted_normalized_and_dense():
     points, _, _ = bars(points=80)
     model = BSC(6, n_candidates=4, max_active=4, max_iter=20, random_state=0).fit(points)
     everything = model.posterior(points, top_k=model._states().size)

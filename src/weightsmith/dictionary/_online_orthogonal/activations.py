@@ -1,7 +1,7 @@
-r"""Dictionaries of a layer's inputs, learned while the model runs, and orthogonal ones folded into its layers.
+r"""Dictionaries of a layer's inputs, learned while the model runs; orthogonal ones can be folded into its layers.
 
-Where one layer's output reaches another without a nonlinearity between them, as the values of attention reach its
-output projection, an orthogonal basis D of that output changes nothing but the coordinates:
+If no nonlinearity lies between the output of one layer and the input of another, as between the values of attention
+and its output projection, an orthogonal basis D of that output changes only the coordinates:
 
 .. math:: W_{out}\, y = (W_{out} D)\,(D^\top y), \qquad D^\top (W_{in} x + b) = (D^\top W_{in})\, x + D^\top b
 
@@ -32,25 +32,25 @@ ORTHOGONAL_WITHIN = 1e-4
 
 
 class InputDictionaries:
-    """Learn from a layer's inputs as they come: what :meth:`~weightsmith.core.models.Block.observe` feeds.
+    """Learn from a layer's inputs batch by batch: a statistic for :meth:`~weightsmith.core.models.Block.observe`.
 
-    The input is cut into equal groups of features, one learner each, and a group into pieces of ``width`` features;
+    The input is split into equal groups of features, one learner each, and a group into pieces of ``width`` features;
     the heads of attention that share a value projection are such a group. Every ``batch_size`` rows of a learner are
     one step. Under ``torchrun`` all processes take the same steps together, so each needs equally many rows.
 
     Parameters
     ----------
     layer : Layer
-        Whose inputs.
+        The layer whose inputs are learned from.
     learners : sequence of OnlineOrthogonalDictionary
-        One a group.
+        One per group.
     width : int
         Features of a dictionary; the number of inputs is a multiple of ``len(learners) * width``.
 
     Raises
     ------
     ShapeError
-        If the inputs cannot be cut like that.
+        If the inputs cannot be split that way.
 
     Examples
     --------
@@ -77,15 +77,15 @@ class InputDictionaries:
                 learner.partial_fit(batch)
 
     def all_reduce(self) -> None:
-        """Nothing is left to add up: every step was taken by all processes together."""
+        """Do nothing: all processes took every step together."""
 
 
 @torch.no_grad()
 def fold_rotation(writer: Layer, reader: Layer, bases_GNN: Float[Tensor, "groups features atoms"]) -> None:
-    """Give a vector that one layer writes and another reads new coordinates, those of an orthonormal basis.
+    """Express a vector that one layer writes and another reads in an orthonormal basis.
 
-    The function of the model stays what it was if all the vector's readers and writers are given and nothing nonlinear
-    acts on it in between; attention may mix the tokens of a head. Nothing is changed when something is refused.
+    The function of the model does not change if the vector has no other readers and writers and nothing nonlinear acts
+    on it in between; attention may mix the tokens of a head. An exception leaves the layers unchanged.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def fold_rotation(writer: Layer, reader: Layer, bases_GNN: Float[Tensor, "groups
     HyperparameterError
         If a basis is not orthogonal.
     ShapeError
-        If the layers cannot be cut into such pieces.
+        If the layers cannot be split into such pieces.
     UnsupportedModelError
         If a layer is a convolution, or other layers share its weight.
     NonFiniteError
@@ -117,18 +117,18 @@ def fold_rotation(writer: Layer, reader: Layer, bases_GNN: Float[Tensor, "groups
     True
     """
     _check(writer, reader, bases_GNN)
-    turned_OI = _blocks(writer, 0, bases_GNN).mT @ _pieces(writer, 0, bases_GNN)
+    written_OI = _blocks(writer, 0, bases_GNN).mT @ _pieces(writer, 0, bases_GNN)
     read_OI = _pieces(reader, 1, bases_GNN) @ _blocks(reader, 1, bases_GNN)
     bias = writer.module.bias
     if isinstance(bias, Tensor):
         pieces = bias.double().reshape(-1, bases_GNN.shape[1], 1)
         bias.copy_((_blocks(writer, 0, bases_GNN).mT @ pieces).flatten())
-    writer.weight_OI.copy_(turned_OI.reshape(writer.weight_OI.shape))
+    writer.weight_OI.copy_(written_OI.reshape(writer.weight_OI.shape))
     reader.weight_OI.copy_(read_OI.transpose(0, 1).reshape(reader.weight_OI.shape))
 
 
 def _pieces(layer: Layer, side: int, bases_GNN: Tensor) -> Float[Tensor, "pieces rows columns"]:
-    """The weight cut along its outputs (``side`` 0) or inputs (1), in float64."""
+    """The weight split along its outputs (``side`` 0) or inputs (1), in float64."""
     weight_OI = layer.weight_OI.double()
     width = bases_GNN.shape[1]
     if side == 0:

@@ -19,10 +19,11 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed
+from torch import Tensor
 
 from weightsmith.core.errors import ShapeError
 from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.dictionary._shared.processes import total
 
 __all__ = ["FrankWolfe", "PolarMethod", "Settings", "polar"]
 
@@ -36,13 +37,13 @@ NEWTON_SCHULZ_STEPS = 60
 """Enough for singular values down to 1e-9 of the largest: each step multiplies small ones by 1.5."""
 
 WARM_UP = 5
-"""Samples a feature that the principal axes are taken from."""
+"""Samples per feature that the principal axes are computed from."""
 
 REWHITEN_EVERY = 10
-"""Steps between two updates of the whitening, after as many first steps that each update it."""
+"""Steps between two updates of the whitening, after as many first steps that all update it."""
 
 EIGENVALUE_FLOOR = 1e-6
-"""Share of the largest eigenvalue below which whitening takes a direction for constant."""
+"""Share of the largest eigenvalue below which whitening treats a direction as constant."""
 
 MEMORY = 0.9
 """Of the moving average of the gap."""
@@ -56,7 +57,7 @@ class Settings(NamedTuple):
     step_power: float = 0.5
     step_floor: float = 0.0
     whiten: bool = False
-    normalise: bool = False
+    normalize: bool = False
     principal_start: bool = False
     polar: PolarMethod = "auto"
 
@@ -114,7 +115,7 @@ class FrankWolfe:
         if settings.whiten and (self.steps < REWHITEN_EVERY or self.steps % REWHITEN_EVERY == 0):
             self._update_roots()
         if warming:
-            # every batch of the warm-up starts over from the principal axes of all rows so far
+            # every batch of the warm-up restarts from the principal axes of all rows so far
             assert self.moment_NN is not None
             self.dictionary_NN, self.steps = torch.linalg.eigh(self.moment_NN)[1].flip(1), 0
         gradient_NN, energy_N, count = self._sums(chunks, settings)
@@ -127,14 +128,14 @@ class FrankWolfe:
         gamma = max(self.steps**-settings.step_power, settings.step_floor)
         self.gradient_NN.mul_(1 - rho).add_(gradient_NN, alpha=rho / count)
         self.energy_N.mul_(1 - rho).add_(energy_N, alpha=rho / count)
-        towards_NN = polar(-self.gradient_NN, settings.polar)
-        norm = -_inner(self.gradient_NN, towards_NN)
+        vertex_NN = polar(-self.gradient_NN, settings.polar)
+        norm = -_inner(self.gradient_NN, vertex_NN)
         if not norm > 0:  # gradients that cancel give no direction
             return
         self.gap = max(norm + _inner(self.gradient_NN, self.dictionary_NN), 0.0)
         relative = self.gap / norm
         self.relative_gap = relative if self.steps == 1 else MEMORY * self.relative_gap + (1 - MEMORY) * relative
-        self.dictionary_NN.lerp_(towards_NN, gamma)
+        self.dictionary_NN.lerp_(vertex_NN, gamma)
 
     def orthogonal(self) -> Float[Tensor, "features atoms"]:
         """The dictionary: the orthogonal matrix nearest to the iterate."""
@@ -143,12 +144,12 @@ class FrankWolfe:
         return self._orthogonal_NN
 
     def encoder(self) -> Float[Tensor, "features atoms"]:
-        """What rows are multiplied with to give codes."""
+        """The matrix that turns rows into codes."""
         basis_NN = self.orthogonal()
         return basis_NN if self.inverse_root_NN is None else self.inverse_root_NN @ basis_NN
 
     def decoder(self) -> Float[Tensor, "atoms features"]:
-        """What codes are multiplied with to give rows: one atom a row."""
+        """The matrix that turns codes into rows: one atom per row."""
         basis_NN = self.orthogonal()
         return (basis_NN if self.root_NN is None else self.root_NN @ basis_NN).T
 
@@ -168,7 +169,7 @@ class FrankWolfe:
             rows_BN = rows_BN.to(self.dictionary_NN)
             if self.inverse_root_NN is not None:
                 rows_BN = rows_BN @ self.inverse_root_NN
-            if settings.normalise:
+            if settings.normalize:
                 rows_BN = torch.nn.functional.normalize(rows_BN)
             codes_BN = rows_BN @ self.dictionary_NN
             size_BN = codes_BN.abs()
@@ -204,11 +205,8 @@ def _inner(a_NN: Float[Tensor, "n n"], b_NN: Float[Tensor, "n n"]) -> float:
 
 def _reduced(count: int, *sums: Tensor) -> int:
     """Add up ``sums`` over all processes, in place, and return the sum of their numbers of rows."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return count
-    total = torch.tensor(count, dtype=torch.float64, device=sums[0].device)
-    all_reduce_sum(*sums, total)
-    return int(total)
+    all_reduce_sum(*sums)
+    return int(total(count))
 
 
 def polar(matrix_NN: Float[Tensor, "n columns"], method: PolarMethod = "auto") -> Float[Tensor, "n n"]:

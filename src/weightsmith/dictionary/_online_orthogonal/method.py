@@ -1,4 +1,4 @@
-r"""Learn an orthonormal basis in which vectors are sparse, from a stream, with one small decomposition a mini-batch.
+r"""Learn an orthonormal basis in which vectors are sparse, from a stream, with one small decomposition per mini-batch.
 
 Vectors :math:`y = D^\star x` with sparse x and orthogonal :math:`D^\star` have their sparse directions where a norm of
 higher order than 2 is largest. The search runs over the convex hull of the orthogonal matrices, the unit ball of the
@@ -13,7 +13,7 @@ Stochastic Frank-Wolfe steps stay in the ball; for a mini-batch Y of B rows with
     S_t = \operatorname{polar}(-M_t), \qquad
     D_t = D_{t-1} + \gamma_t\,(S_t - D_{t-1})
 
-The dictionary handed out is :math:`\operatorname{polar}(D_t)`, the nearest orthogonal matrix.
+The dictionary is reported as :math:`\operatorname{polar}(D_t)`, the nearest orthogonal matrix.
 
 Legend: ``B`` samples of a batch, ``N`` features, as many as atoms. Inside, atoms are columns, as in the equations; in
 ``components_`` they are rows, as scikit-learn has it.
@@ -30,7 +30,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -38,7 +38,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, distributed
@@ -46,6 +45,8 @@ from torch import Tensor, distributed
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite, lowest_k_mask
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
+from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor
+from weightsmith.dictionary._shared.processes import gather, is_shared
 
 __all__ = ["OnlineOrthogonalDictionary"]
 
@@ -59,7 +60,8 @@ CHUNK = 8192
 """Rows of a batch on the device at a time."""
 
 
-class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+@dataclass(eq=False, repr=False)
+class OnlineOrthogonalDictionary(DictionaryEstimator):
     r"""An orthonormal sparsifying basis, learned batch by batch; encoding is one matrix product.
 
     Memory is two matrices of features x features, whatever the length of the stream. Under ``torchrun`` every process
@@ -78,22 +80,22 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         Lower bound of both, 0 to 1. Above 0 (0.05, say) the dictionary follows a stream that changes.
     batch_size : int, default: 64
         Rows of a step of :meth:`fit`; at least the number of features makes good use of a step.
-        :meth:`partial_fit` takes what it is given as one batch.
+        Each call of :meth:`partial_fit` is one batch.
     max_epochs : int, default: 1
         Passes of :meth:`fit` over the data.
     tol : float, default: 0.0
         :meth:`fit` stops when ``relative_gap_`` falls below it; 0 makes all passes.
     shuffle : bool, default: True
-        Whether :meth:`fit` draws the order of the rows anew in every pass.
+        Whether :meth:`fit` draws a new order of the rows for every pass.
     whiten : bool, default: False
         Multiply the data with the inverse root of their running second moment first. Finds complete dictionaries that
         are not orthogonal; ``components_`` are then the atoms in the space of the data.
-    normalise : bool, default: False
+    normalize : bool, default: False
         Learn from the samples' directions only: a few huge samples otherwise dominate a gradient that grows with the
         cube of their size.
     init : {"random", "pca"} or array-like of shape (n_features, n_features), default: "random"
-        Where to start: a random rotation, the principal axes of the first samples (five a feature; better for images
-        and activations), or rows to make orthonormal.
+        Where to start: a random rotation, the principal axes of the first samples (five per feature; better for
+        images and activations), or rows to make orthonormal.
     polar : {"auto", "svd", "newton-schulz"}, default: "auto"
         How to compute polar factors, see :func:`~weightsmith.dictionary._online_orthogonal.frank_wolfe.polar`.
     random_state : int, RandomState or None, default: None
@@ -111,7 +113,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         Moving average of the gap over the nuclear norm of :math:`M_t`.
     energies_ : ndarray of shape (n_features,)
         Running mean square of every atom's code. ``components_[np.argsort(-energies_)]`` has the strongest first;
-        the atoms themselves keep their order, so that learning can go on.
+        the atoms themselves keep their order, so that learning can continue.
     n_steps_ : int
         Steps taken.
     n_samples_seen_ : int
@@ -126,9 +128,9 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     Notes
     -----
-    Data without sparse directions (Gaussian noise) have no preferred basis: one comes out all the same, and
-    :meth:`score` shows no gain. A common positive factor on all batches changes nothing; factors that differ from batch
-    to batch do, unless ``normalise``. The data are not centred.
+    Data without sparse directions (Gaussian noise) have no preferred basis: any basis is returned, and :meth:`score`
+    shows no gain. A common positive factor on all batches changes nothing; factors that differ from batch
+    to batch do, unless ``normalize``. The data are not centered.
 
     References
     ----------
@@ -144,43 +146,24 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
     True
     """
 
-    n_features_in_: int
-
-    def __init__(
-        self,
-        *,
-        power: float = 3.0,
-        rho_power: float = 0.5,
-        step_power: float = 0.5,
-        step_floor: float = 0.0,
-        batch_size: int = 64,
-        max_epochs: int = 1,
-        tol: float = 0.0,
-        shuffle: bool = True,
-        whiten: bool = False,
-        normalise: bool = False,
-        init: Literal["random", "pca"] | ArrayLike = "random",
-        polar: PolarMethod = "auto",
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        self.power = power
-        self.rho_power = rho_power
-        self.step_power = step_power
-        self.step_floor = step_floor
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.tol = tol
-        self.shuffle = shuffle
-        self.whiten = whiten
-        self.normalise = normalise
-        self.init = init
-        self.polar = polar
-        self.random_state = random_state
-        self.device = device
+    _: KW_ONLY
+    power: float = 3.0
+    rho_power: float = 0.5
+    step_power: float = 0.5
+    step_floor: float = 0.0
+    batch_size: int = 64
+    max_epochs: int = 1
+    tol: float = 0.0
+    shuffle: bool = True
+    whiten: bool = False
+    normalize: bool = False
+    init: Literal["random", "pca"] | ArrayLike = "random"
+    polar: PolarMethod = "auto"
+    random_state: int | np.random.RandomState | None = None
+    device: str = "cpu"
 
     def fit(self, X: Rows, y: object = None) -> OnlineOrthogonalDictionary:
-        """Learn anew from all rows, in batches.
+        """Learn from all rows, in batches; forgets what was learned before.
 
         Parameters
         ----------
@@ -188,7 +171,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
             Finite; float32 and float64 are kept, half precision is computed in float32. A memory-mapped array is read
             batch by batch. Under ``torchrun`` this process's rows.
         y : ignored
-            For scikit-learn's sake.
+            Present for API consistency.
 
         Returns
         -------
@@ -202,28 +185,22 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         rows = self._rows(X, reset=True)
         random = check_random_state(self.random_state)
         state, settings = self._start(rows, random), self._settings()
-        steps = _most(math.ceil(rows.shape[0] / self.batch_size))
-        for _ in range(self.max_epochs):
-            order = random.permutation(rows.shape[0]) if self.shuffle else np.arange(rows.shape[0])
-            for step in range(steps):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                state.step(_Chunks(rows, batch), settings)
-                if state.relative_gap < self.tol:
-                    break
+        for batch in self._batches(rows.shape[0], random):
+            state.step(_Chunks(rows, batch), settings)
             if state.relative_gap < self.tol:
                 break
         self._state = state
         return self
 
     def partial_fit(self, X: Rows, y: object = None) -> OnlineOrthogonalDictionary:
-        """Take one step on a batch; the first call starts.
+        """Take one step on a batch; the first call draws the start.
 
         Parameters
         ----------
         X : array-like, sparse matrix or Tensor of shape (n_samples, n_features)
             One batch, as for :meth:`fit`. Without any signal (all zeros) nothing is learned.
         y : ignored
-            For scikit-learn's sake.
+            Present for API consistency.
 
         Returns
         -------
@@ -358,16 +335,11 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         """Rows seen."""
         return self._fitted().samples
 
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_features_in_
-
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_state")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.sparse = True
         return tags
 
@@ -388,6 +360,14 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self._state.to(torch.device(self.device))
         return self._state
 
+    def _batches(self, count: int, random: np.random.RandomState) -> Iterator[np.ndarray]:
+        """The numbers of the rows of every batch; all processes take equally many."""
+        steps = int(max(gather(math.ceil(count / self.batch_size))))
+        for _ in range(self.max_epochs):
+            order = random.permutation(count) if self.shuffle else np.arange(count)
+            for step in range(steps):
+                yield order[step * self.batch_size : (step + 1) * self.batch_size]
+
     def _start(self, rows: Any, random: np.random.RandomState) -> FrankWolfe:
         """The state before the first step."""
         dtype = rows.dtype if isinstance(rows, Tensor) else torch.from_numpy(np.empty(0, rows.dtype)).dtype
@@ -402,10 +382,10 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
             basis_NN, upper_NN = torch.linalg.qr(start_NN)
             start_NN = basis_NN * upper_NN.diagonal().sign()
         start_NN = start_NN.to(torch.device(self.device), dtype)
-        if distributed.is_available() and distributed.is_initialized():
+        if is_shared():
             distributed.broadcast(start_NN, 0)
         if width > SVD_LIMIT and self.polar == "svd":
-            warnings.warn(f"a decomposition of {width} x {width} a step is slow: try polar='auto'", stacklevel=3)
+            warnings.warn(f"a decomposition of {width} x {width} per step is slow: try polar='auto'", stacklevel=3)
         return FrankWolfe(start_NN)
 
     def _rows(self, X: Any, reset: bool) -> Any:
@@ -428,7 +408,7 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return rows
 
     def _is_plain(self, X: Any) -> bool:
-        """Whether rows are fine as they are: scikit-learn's own check takes longer than a step."""
+        """Whether rows need no conversion: scikit-learn's own check takes longer than a step."""
         return (
             type(X) is np.ndarray
             and X.dtype in (np.float64, np.float32)
@@ -443,16 +423,9 @@ class OnlineOrthogonalDictionary(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return codes if isinstance(codes, Tensor) else check_array(codes, dtype=[np.float64, np.float32])
 
     def _settings(self) -> Settings:
-        return Settings(
-            self.power,
-            self.rho_power,
-            self.step_power,
-            self.step_floor,
-            self.whiten,
-            self.normalise,
-            isinstance(self.init, str) and self.init == "pca",
-            self.polar,
-        )
+        principal_start = isinstance(self.init, str) and self.init == "pca"
+        named = {name: getattr(self, name) for name in Settings._fields if name != "principal_start"}
+        return Settings(**named, principal_start=principal_start)
 
     def _check_hyperparameters(self) -> None:
         for name, low, high in (("rho_power", 0, 1), ("step_power", 0, 1), ("step_floor", 0, 1), ("tol", 0, 1)):
@@ -489,14 +462,4 @@ def _tensor(rows: Any) -> Tensor:
     """Dense rows as a tensor, without a copy where they allow it."""
     if isinstance(rows, Tensor):
         return rows
-    dense = rows if isinstance(rows, np.ndarray) else rows.toarray()
-    return torch.from_numpy(np.require(dense, requirements=["C", "W"]))
-
-
-def _most(value: int) -> int:
-    """The largest over the processes, so that all take as many steps."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    largest = torch.tensor(value, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
-    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-    return int(largest)
+    return as_tensor(rows if isinstance(rows, np.ndarray) else rows.toarray())

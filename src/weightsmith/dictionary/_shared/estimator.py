@@ -21,6 +21,8 @@ __all__ = ["DictionaryEstimator", "as_numpy", "as_tensor"]
 class DictionaryEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A transformer with one output per atom that keeps float32 and float64."""
 
+    n_features_in_: int
+
     @property
     def _n_features_out(self) -> int:
         return len(self.components_)
