@@ -48,12 +48,12 @@ def fitted(zoo):
     torch.manual_seed(0)
     model = WeightDiffusion(zoo, OrderedEncoder(3, 2), vae=WeightVAE(6, latent=6, width=64))
     return model.fit(
-        vae_steps=250,
-        steps=400,
-        average=0.98,
-        learning_rate=2e-3,
-        vae_learning_rate=3e-3,
-        batch_size=64,
+        vae_steps=120,
+        steps=200,
+        average=0.97,
+        learning_rate=3e-3,
+        vae_learning_rate=5e-3,
+        batch_size=128,
         generator=torch.Generator().manual_seed(0),
     )
 

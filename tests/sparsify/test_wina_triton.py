@@ -62,7 +62,7 @@ class TestInterpreted:
             vocab_size=64,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=4,
             num_key_value_heads=2,
         )

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
 from weightsmith.core.io import atomic_output
 from weightsmith.core.progress import track
@@ -22,15 +23,6 @@ from weightsmith.core.tied import tensor_owners
 from weightsmith.predict._know.network import STAGES
 
 __all__ = ["ForgettingTrajectory", "Trajectory", "nested_sizes"]
-
-
-@runtime_checkable
-class Samples(Protocol):
-    """A data set: its length and its samples by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -94,8 +86,8 @@ class Trajectory(Sequence[Mapping[str, Tensor]]):
         names = [f"stage-{index + 1}-of-{count}.safetensors" for index in range(count)]
         with atomic_output(folder, overwrite=overwrite) as target:
             for name, snapshot, size in zip(names, self.snapshots, self.sizes, strict=True):
-                owners: dict[int, str] = {}
-                once = {k: v.contiguous() for k, v in snapshot.items() if owners.setdefault(id(v), k) == k}
+                owners = tensor_owners(snapshot)
+                once = {name: tensor.contiguous() for name, tensor in snapshot.items() if owners[name] == name}
                 save_file(once, target / name, metadata={"format": "pt", "samples": str(size)})
         return [folder / name for name in names]
 

@@ -107,6 +107,10 @@ class SharedInputGroup:
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         row = x.detach().reshape(-1)
         with lock:
+            if self._state != self._current():
+                self._refresh()
+            if self.members[0].select == "topk":
+                self._limits.copy_(torch.stack([member.limits(row) for member in self.members]))
             y = self._cpu(row) if self.backend == "cpu" else self._triton(row)
             self.seen += 1
         return self._parts(x, y)
@@ -123,13 +127,9 @@ class SharedInputGroup:
     def _cpu(self, x: Tensor) -> Tensor:
         from weightsmith.sparsify._wina.kernels.cpu import sparse_columns
 
-        if self._state != self._current():
-            self._refresh()
         threads = torch.get_num_threads()
         if len(self._arrays[-3]) != threads:
             self._arrays = (*self._arrays[:-3], np.empty((threads, sum(self.outs)), np.float32), *self._arrays[-2:])
-        if self.members[0].select == "topk":
-            self._limits.copy_(torch.stack([member.limits(x) for member in self.members]))
         y = torch.empty(sum(self.outs))
         sparse_columns(x.float().numpy(), y.numpy(), *self._arrays)
         return y
@@ -137,10 +137,6 @@ class SharedInputGroup:
     def _triton(self, x: Tensor) -> Tensor:
         from weightsmith.sparsify._wina.kernels.cuda import sparse_columns
 
-        if self._state != self._current():
-            self._refresh()
-        if self.members[0].select == "topk":
-            self._limits.copy_(torch.stack([member.limits(x) for member in self.members]))
         return sparse_columns(x, self._weights, self._limits, self.outs, self._bias, self.total)
 
     def _current(self) -> tuple[Any, ...]:

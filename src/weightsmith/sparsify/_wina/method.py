@@ -16,9 +16,11 @@ and :func:`remove_plan` restores the dense model bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
@@ -28,7 +30,7 @@ from weightsmith.core.errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
-from weightsmith.core.models import Layer, find_blocks, find_layers, get_module, stream, swap_module
+from weightsmith.core.models import Block, Layer, find_blocks, find_layers, get_module, stream, swap_module
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.sparsify._wina.allocation import greedy
@@ -224,26 +226,15 @@ def calibrate_wina(
         if not layers or not block.inputs:
             continue
         groups = find_input_groups(block, layers)
+        names = {name for group in groups for name in group}
+        layers = [layer for layer in layers if layer.name in names]
         norm = {layer.name: score_norm(layer, norms) for layer in layers}
-        followers = {group[0]: group for group in groups}
-
-        def make(leader: Layer, followers: Any = followers, norm: Any = norm) -> ScoreHistograms:
-            return ScoreHistograms([norm[name] for name in followers[leader.name]])
-
-        histograms = block.observe(layers, make)
-        places = {name: (histograms[name], place) for group in groups for place, name in enumerate(group)}
-
-        def threshold(name: str, share: float, places: Any = places) -> float:
-            histogram, place = places[name]
-            return float(histogram.threshold(place, share))
-
-        def limits(name: str, share: float, norm: Any = norm, threshold: Any = threshold) -> Tensor:
-            return threshold_limits(threshold(name, share), norm[name])
-
-        seen = [layer for layer in layers if layer.name in places]
-        shares = {layer.name: sparsity for layer in seen}
+        threshold = _thresholds(block, layers, groups, norm)
         if allocation == "greedy":
-            shares = greedy(block, seen, limits, sparsity=sparsity, step=step, prefill=prefill)
+            limits = partial(_limits, threshold, norm)
+            shares = greedy(block, layers, limits, sparsity=sparsity, step=step, prefill=prefill)
+        else:
+            shares = {layer.name: sparsity for layer in layers}
         for name, share in shares.items():
             chosen[name] = Projection(share, threshold(name, share), uses_norms(name, norms))
         input_groups += groups
@@ -399,6 +390,21 @@ def _transform(
         if hyper["norms"] == "reference" and not any(p.norms for p in plan.projections.values()):
             result.notes.append("No layer is named like a key or a gate: scores use no column norms, as in TEAL.")
     return result
+
+
+def _thresholds(
+    block: Block, layers: Sequence[Layer], groups: Sequence[tuple[str, ...]], norm: Mapping[str, Tensor]
+) -> Callable[[str, float], float]:
+    """Observe a block's inputs and return the threshold of a layer at a sparsity, as a function."""
+    group_of = {name: group for group in groups for name in group}
+    histograms = block.observe(layers, lambda layer: ScoreHistograms([norm[name] for name in group_of[layer.name]]))
+    return lambda name, share: histograms[name].threshold(group_of[name].index(name), share)
+
+
+def _limits(
+    threshold: Callable[[str, float], float], norm: Mapping[str, Tensor], name: str, share: float
+) -> Float[Tensor, " in"]:
+    return threshold_limits(threshold(name, share), norm[name])
 
 
 def _check(sparsity: float, step: float, prefill: float) -> None:
