@@ -60,6 +60,10 @@ TRAINING = "Training"
 ATOMS = (int, float, bool, str, Path, type(None))
 
 
+LARGEST, DEEPEST = 10_000, 20
+"""Values and levels of a YAML text; a recipe has tens of values on some six levels."""
+
+
 class YamlLoader(yaml.SafeLoader):
     """YAML as version 1.2 has it: ``2:4`` and ``on`` are words, ``1e-3`` is a number, a key occurs once.
 
@@ -68,6 +72,33 @@ class YamlLoader(yaml.SafeLoader):
     >>> yaml.load("[2:4, on, 1e-3, 16, true]", YamlLoader)
     ['2:4', 'on', 0.001, 16, True]
     """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = self._size = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse what a few lines spell and no memory holds: deep nesting, and aliases of aliases."""
+        alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark
+        begun, self._depth = self._size, self._depth + 1
+        if self._depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._size += self._sizes.get(id(node), LARGEST) if alias else 1  # one that holds itself has no size yet
+        self._sizes.setdefault(id(node), self._size - begun)
+        if self._size > LARGEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {LARGEST} values, aliases counted", mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Say where a value is that its type does not allow, such as ``!!int x``."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse a key that occurs twice, where PyYAML keeps the last value."""

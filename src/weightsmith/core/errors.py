@@ -18,6 +18,10 @@ __all__ = [
 ]
 
 
+LONGEST = 500
+"""Characters of what was found, in a message."""
+
+
 class WeightsmithError(Exception):
     """Base of everything weightsmith raises on bad input.
 
@@ -39,11 +43,19 @@ class WeightsmithError(Exception):
     """
 
     def __init__(self, what: str, *, found: Any = None, expected: Any = None, do: str | None = None) -> None:
-        facts = [f"{label} {value}" for label, value in (("found", found), ("expected", expected)) if value is not None]
+        facts = [
+            f"{label} {_shortened(str(value))}"
+            for label, value in (("found", found), ("expected", expected))
+            if value is not None
+        ]
         message = what + (": " + ", ".join(facts) if facts else "")
         if do:
             message = message.rstrip(".") + ". " + do
         super().__init__(message)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text):,} characters)"
 
 
 class LayerNotFoundError(WeightsmithError, LookupError):
