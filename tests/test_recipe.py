@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -249,7 +251,7 @@ def test_alternatives_start_from_the_same_model(write, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "gentle", "harsh in two", "report.html", "weightsmith.json"
     ]  # fmt: skip
-    assert not (tmp_path / "out" / "gentle" / "finished.json").exists()
+    assert not (tmp_path / "out" / "gentle" / recipe_module.FINISHED).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.yaml"], "the work folder is gone"
 
 
@@ -299,3 +301,99 @@ def test_bad_alternatives_are_told(write, compare, message):
 def test_a_setting_reaches_an_alternative(write):
     recipe = load_recipe(write(COMPARE), ["compare.gentle.1.magnitude.sparsity=0.4"])
     assert recipe.compare["gentle"][0].values["sparsity"] == 0.4
+
+
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a0: &a0 [x, x]\n" + BOMB, "is not YAML: found more than 10000 values, aliases counted"),
+        ("steps: &a [*a]", "is not YAML: found more than 10000 values"),
+        ("steps: " + "[" * 3000, "is not YAML: found more than 20 levels"),
+        ("steps:\n" + "".join(" " * n + "- a:\n" for n in range(1, 500, 2)), "is not YAML: found more than 20 levels"),
+        ("seed: !!int x", "is not YAML: found invalid literal"),
+        ("seed: " + "1" * 5000, "is not YAML: found Exceeds the limit"),
+        ("seed: [" + "x, " * 3000 + "]\nout: x\nsteps: [wanda]\nmodel: x", r"seed: .* \.\.\. \(15,000 characters\)"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML: found could not determine a constructor"),
+        ("\0", "is not YAML: found unacceptable character"),
+    ],
+)
+def test_a_few_lines_do_not_fill_the_memory(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_recipe_without_an_end_is_not_read_to_it():
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe("/dev/zero")
+
+
+def test_aliases_are_allowed(tmp_path):
+    text = "model: m\nout: o\nsteps:\n  - wanda: &same {sparsity: 0.5}\n  - magnitude: {<<: *same, include: [a]}"
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert load_recipe(tmp_path / "recipe.yaml").steps[1].values == {"sparsity": 0.5, "include": ["a"]}
+
+
+def interrupted(recipe, calls):
+    """Run a recipe whose second step fails, after its first."""
+
+    def counted(*args, **kwargs):
+        calls.append("first")
+        return magnitude(*args, **kwargs)
+
+    replace(recipe, 0, counted)
+    return recipe
+
+
+@pytest.mark.parametrize("changed", ["nothing", "model", "inputs.safetensors", "evaluation"])
+def test_it_does_not_go_on_from_a_model_of_other_files(folder, tmp_path, changed):
+    for name in ("tiny", "inputs.safetensors"):
+        copy = shutil.copytree if name == "tiny" else shutil.copy2
+        copy(folder / name, tmp_path / name)
+    (tmp_path / "evaluation.safetensors").write_bytes((tmp_path / "inputs.safetensors").read_bytes())
+    text = GOOD.format(folder=tmp_path, out=tmp_path / "out")
+    (tmp_path / "recipe.yaml").write_text(f"{text}evaluation: {{file: {tmp_path}/evaluation.safetensors}}")
+    calls = []
+    recipe = interrupted(load_recipe(tmp_path / "recipe.yaml"), calls)
+    replace(recipe, 1, lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe)
+    weights = {"model": tmp_path / "tiny" / "model.safetensors", "evaluation": tmp_path / "evaluation.safetensors"}
+    file = weights.get(changed, tmp_path / changed)
+    if changed != "nothing":
+        times, data = (file.stat().st_atime, file.stat().st_mtime), file.read_bytes()
+        file.write_bytes(data[:-8] + bytes([data[-8] ^ 1]) + data[-7:])
+        os.utime(file, times)  # neither its name nor its size nor its time tells
+    run_recipe(interrupted(load_recipe(tmp_path / "recipe.yaml"), calls))
+    assert len(calls) == (1 if changed == "nothing" else 2)
+
+
+@pytest.mark.parametrize("note", ["", "[]", "3", "{}", '{"steps": 1}', '{"steps": "x", "fingerprint": 1}', "\0"])
+def test_a_damaged_note_starts_from_the_beginning(write, tmp_path, note):
+    calls = []
+    recipe = interrupted(load_recipe(write(GOOD)), calls)
+    replace(recipe, 1, lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe)
+    (tmp_path / ".out.steps" / "steps" / recipe_module.FINISHED).write_text(note)
+    run_recipe(interrupted(load_recipe(write(GOOD)), calls))
+    assert calls == ["first", "first"]
+
+
+def test_an_unwritable_report_is_told_before_any_work(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_module, "open_model", lambda *_: pytest.fail("the model was loaded"))
+    for report, message in ((tmp_path, "found a folder"), (tmp_path / "recipe.yaml" / "r.html", "is not a folder")):
+        with pytest.raises(CheckpointError, match=message):
+            run_recipe(load_recipe(write(GOOD), [f"report={report}"]))
+
+
+@pytest.mark.parametrize("report", ["{tmp}/elsewhere/r.html", "{out}/deep/r.html"])
+def test_the_report_may_be_anywhere(write, tmp_path, report):
+    place = report.format(tmp=tmp_path, out=tmp_path / "out")
+    run_recipe(load_recipe(write(GOOD), [f"report={place}"]))
+    assert "At a glance" in Path(place).read_text()
+    assert not (tmp_path / "out" / "report.html").exists()

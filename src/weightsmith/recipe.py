@@ -43,6 +43,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -53,11 +54,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from weightsmith import catalog
+from weightsmith import __version__, catalog
 from weightsmith.core.errors import HyperparameterError, RecipeError
-from weightsmith.core.io import atomic_output, check_output, load_state_dict
+from weightsmith.core.io import atomic_output, check_file, check_output, kept_folder, load_state_dict, write_file
 from weightsmith.core.progress import track
-from weightsmith.core.report import write_report
+from weightsmith.core.report import report_page
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, open_model
 from weightsmith.signature import Signature, Source, YamlLoader, read
@@ -65,7 +66,9 @@ from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, move_to_
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
-RECORD, REPORT, FINISHED = "weightsmith.json", "report.html", "finished.json"
+RECORD, REPORT, FINISHED = "weightsmith.json", "report.html", ".finished.json"
+LONGEST = 2**20
+"""Bytes of a recipe that are read."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,36 @@ class Recipe(BaseModel):
     compressed: bool = False
     report: Path | None = None
 
-    def fingerprint(self, steps: Sequence[Step]) -> str:
-        """Return a digest of everything that the model after these steps depends on."""
-        parts = [self.model, self.seed, self.data, self.evaluation, [(s.command, dict(s.values)) for s in steps]]
+    def sources(self, steps: Sequence[Step]) -> list[str]:
+        """Return the names of the models and data that these steps and the measures read."""
+        values = [self.model, *self.data.values(), self.evaluation.file, self.evaluation.control]
+        for step in steps:
+            read = {role.name for role in step.signature.roles.values()}
+            values += [value for name, value in step.values.items() if name in read or isinstance(value, Path)]
+        values = [each for value in values for each in (value if isinstance(value, list) else [value])]
+        files = [value.file if isinstance(value, Source) else value for value in values]
+        return sorted({str(file) for file in files if file is not None})
+
+    def fingerprint(self, steps: Sequence[Step], contents: Mapping[str, str]) -> str:
+        """Return a digest of everything that the model after these steps depends on.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            The first steps of the recipe.
+        contents : mapping of str to str
+            Digests of the files and folders among :meth:`sources`, by their names.
+        """
+        parts = [
+            __version__,
+            self.model,
+            self.seed,
+            self.compressed,
+            self.data,
+            self.evaluation,
+            [(step.command, dict(step.values)) for step in steps],
+            [contents.get(name, name) for name in self.sources(steps)],
+        ]
         return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
 
     def bench(self, opened: OpenedModel | None) -> Workbench:
@@ -153,7 +183,8 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         If the file is no YAML mapping, a field is unknown, missing or of a wrong type, or a step is no method.
     """
     try:
-        raw = yaml.load(Path(path).read_text("utf-8"), YamlLoader)
+        with open(path, "rb") as file:
+            raw = yaml.load(file.read(LONGEST).decode(), YamlLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read recipe {path}", found=str(error)) from error
     except yaml.YAMLError as error:
@@ -208,32 +239,76 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
         If ``out`` exists and ``overwrite`` is off.
     """
     check_output(recipe.out, overwrite=overwrite)  # before anything runs
-    work = recipe.out.with_name(f".{recipe.out.name}.steps")
-    bench, results = _run_steps(recipe, work / "steps")
-    if recipe.compare:
-        arms = [_run_arm(recipe, name, bench, work / "compare" / name) for name in track(recipe.compare, "compare")]
-        results = [*results, *(result for arm in arms for result in arm)]
-        with atomic_output(recipe.out, overwrite=overwrite) as out:
-            for path in (work / "compare" / name for name in recipe.compare):
-                (path / FINISHED).unlink()
-                shutil.move(path, out)
-            (out / RECORD).write_text(_as_json(results), "utf-8")
-        title = f"{recipe.out.name}: {len(arms)} alternatives"
-    else:
-        _save(recipe, bench, recipe.out, results, {})
-        title = f"{recipe.out.name}: {len(results)} steps"
-    write_report(results, recipe.report or recipe.out / REPORT, title)
-    shutil.rmtree(work, ignore_errors=True)
-    return results
+    if recipe.report is not None:
+        check_file(recipe.report)
+    with kept_folder(recipe.out) as work:
+        contents = _contents(recipe)
+        bench, results = _run_steps(recipe, work / "steps", contents)
+        arms = [
+            _run_arm(recipe, name, bench, work / "compare" / name, contents)
+            for name in track(recipe.compare, "compare")
+        ]
+        every = [*results, *(result for arm in arms for result in arm)]
+        title = f"{recipe.out.name}: {len(arms)} alternatives" if arms else f"{recipe.out.name}: {len(results)} steps"
+        files = {RECORD: _as_json(every), **_report(recipe, every, title)}
+        if arms:
+            with atomic_output(recipe.out, overwrite=overwrite) as out:
+                for name in recipe.compare:
+                    _link(work / "compare" / name, out / name)
+                for name, text in files.items():
+                    write_file(out / name, text)
+        else:
+            bench.save(recipe.out, {**_files(results), **files}, overwrite=overwrite, compressed=recipe.compressed)
+    return every
 
 
-def _run_steps(recipe: Recipe, work: Path) -> tuple[Workbench, list[Result]]:
+def _report(recipe: Recipe, results: Sequence[Result], title: str) -> dict[str, str]:
+    """The report where it belongs into ``out``; elsewhere it is written, before ``out`` says that all is done."""
+    page = report_page(results, title)
+    place = Path(os.path.abspath(recipe.report or recipe.out / REPORT))
+    out = Path(os.path.abspath(recipe.out))
+    if place.is_relative_to(out):
+        return {str(place.relative_to(out)): page}
+    write_file(place, page)
+    return {}
+
+
+def _contents(recipe: Recipe) -> dict[str, str]:
+    """Digests of what the recipe reads, where a later run may go on from a model that this one keeps."""
+    whole = [*recipe.steps, *(step for steps in recipe.compare.values() for step in steps)]
+    if len(whole) < 2:
+        return {}
+    paths = {name: Path(name) for name in recipe.sources(whole)}
+    return {name: _digest(path) for name, path in paths.items() if path.exists()}
+
+
+def _digest(path: Path) -> str:
+    """A digest of a file, or of all files in a folder."""
+    total = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in track(files, f"reading {path.name}"):
+        total.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+        with open(file, "rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
+
+
+def _link(arm: Path, target: Path) -> None:
+    """Put a finished alternative into ``out``; it stays where it is until ``out`` is complete."""
+    try:
+        shutil.copytree(arm, target, copy_function=os.link, ignore=shutil.ignore_patterns(FINISHED))
+    except OSError:  # a file system without hard links
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(arm, target, ignore=shutil.ignore_patterns(FINISHED))
+
+
+def _run_steps(recipe: Recipe, work: Path, contents: Mapping[str, str]) -> tuple[Workbench, list[Result]]:
     """Run the steps, from the last one that an interrupted run of this very recipe finished.
 
     The model is kept after each step that is not the last, and not after a step that brought files of its own: the
     weights alone are not all that it did.
     """
-    results = _finished(recipe, work, recipe.steps)
+    results = _finished(recipe, work, recipe.steps, contents)
     opened = _kept(recipe, work) if results else None if recipe.model is None else open_model(recipe.model)
     bench = recipe.bench(None if opened is None else move_to_device(opened, recipe.device))
     for number in track(range(len(results) + 1, len(recipe.steps) + 1), "recipe"):
@@ -241,43 +316,37 @@ def _run_steps(recipe: Recipe, work: Path) -> tuple[Workbench, list[Result]]:
         results.append(bench.apply(step.signature, step.values))
         results[-1].title = f"{number}. {step.command}"
         if (number < len(recipe.steps) or recipe.compare) and not _files(results):
-            _keep(recipe, bench, work, results, recipe.steps[:number])
+            note = _note(recipe, results, recipe.steps[:number], contents)
+            bench.save(work, {FINISHED: note}, overwrite=True)
     return bench, results
 
 
-def _run_arm(recipe: Recipe, name: str, start: Workbench, work: Path) -> list[Result]:
+def _run_arm(recipe: Recipe, name: str, start: Workbench, work: Path, contents: Mapping[str, str]) -> list[Result]:
     """Run one of the alternatives on a copy of the model and save it, unless an interrupted run did."""
     steps = recipe.compare[name]
     whole = [*recipe.steps, *steps]
-    if results := _finished(recipe, work, whole):
+    if results := _finished(recipe, work, whole, contents):
         return results
     bench = start.copy()
     for number, step in enumerate(steps, 1):
         results.append(bench.apply(step.signature, step.values))
         results[-1].title = name if len(steps) == 1 else f"{name}: {number}. {step.command}"
-    _save(recipe, bench, work, results, {FINISHED: _note(recipe, results, whole)})
+    note = _note(recipe, results, whole, contents)
+    files = {**_files(results), RECORD: _as_json(results), FINISHED: note}
+    bench.save(work, files, overwrite=True, compressed=recipe.compressed)
     return results
 
 
-def _save(recipe: Recipe, bench: Workbench, out: Path, results: list[Result], more: Mapping[str, str]) -> None:
-    """Write the model, replacing what is at ``out``, with the record and the steps' files."""
-    files = {**_files(results), RECORD: _as_json(results), **more}
-    bench.save(out, files, overwrite=True, compressed=recipe.compressed)
-
-
-def _keep(recipe: Recipe, bench: Workbench, work: Path, results: list[Result], steps: Sequence[Step]) -> None:
-    """Save the model after a step, in place of the one after the step before."""
-    work.parent.mkdir(exist_ok=True)
-    bench.save(work, {FINISHED: _note(recipe, results, steps)}, overwrite=True)
-
-
-def _finished(recipe: Recipe, work: Path, steps: Sequence[Step]) -> list[Result]:
+def _finished(recipe: Recipe, work: Path, steps: Sequence[Step], contents: Mapping[str, str]) -> list[Result]:
     """The results that an interrupted run kept in a folder, if it was a run of the first of these very steps."""
-    if not (work / FINISHED).is_file():
+    try:
+        note = json.loads((work / FINISHED).read_text("utf-8"))
+        done = steps[: note["steps"]]
+        if note["fingerprint"] != recipe.fingerprint(done, contents):
+            return []
+        return [Result.from_json(json.dumps(result)) for result in note["results"]]
+    except (OSError, ValueError, KeyError, TypeError):  # nothing was kept, or it is damaged
         return []
-    note = json.loads((work / FINISHED).read_text("utf-8"))
-    same = note["fingerprint"] == recipe.fingerprint(steps[: note["steps"]])
-    return [Result.from_json(json.dumps(result)) for result in note["results"]] if same else []
 
 
 def _kept(recipe: Recipe, work: Path) -> OpenedModel:
@@ -288,9 +357,9 @@ def _kept(recipe: Recipe, work: Path) -> OpenedModel:
     return opened
 
 
-def _note(recipe: Recipe, results: Sequence[Result], steps: Sequence[Step]) -> str:
-    note = {"fingerprint": recipe.fingerprint(steps), "steps": len(steps), "results": json.loads(_as_json(results))}
-    return json.dumps(note)
+def _note(recipe: Recipe, results: Sequence[Result], steps: Sequence[Step], contents: Mapping[str, str]) -> str:
+    fingerprint = recipe.fingerprint(steps, contents)
+    return json.dumps({"fingerprint": fingerprint, "steps": len(steps), "results": json.loads(_as_json(results))})
 
 
 def _files(results: Sequence[Result]) -> dict[str, str]:

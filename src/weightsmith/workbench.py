@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 
 from weightsmith.core.data import Batches, Reader, Samples, batched, context_length, split_labels, token_ids
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.io import offloaded, save_model
+from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, write_file
 from weightsmith.core.metrics import measure, perplexity, sample_text
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
@@ -103,7 +102,7 @@ class Workbench:
     seed: int = 0
     device: str = "cpu"
     _state: tuple[dict[str, float], str] | None = None
-    _folders: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
+    _folders: list[TemporaryFolder] = field(default_factory=list)
 
     def apply(self, signature: Signature, values: Mapping[str, Any]) -> Result:
         """Run a method and record the model's measures and its own text before and after.
@@ -250,7 +249,7 @@ class Workbench:
 
     def _call_on_files(self, signature: Signature, values: Mapping[str, Any], arguments: dict[str, Any]) -> Result:
         """Run a method that reads checkpoints and writes one, and open what it wrote."""
-        folder = tempfile.TemporaryDirectory(prefix="weightsmith-")
+        folder = TemporaryFolder()
         self._folders.append(folder)  # as long as the model: its tokenizer and other small files are copied from here
 
         def located(ref: Path) -> Path:
@@ -306,6 +305,7 @@ def run_on_disk(
     *,
     seed: int = 0,
     overwrite: bool = False,
+    publish: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """Run a method on a checkpoint block by block, with one block in memory; nothing is measured.
 
@@ -319,6 +319,8 @@ def run_on_disk(
         As for :class:`Workbench`.
     overwrite : bool, default: False
         Replace what is at ``out``.
+    publish : callable, optional
+        Called with the result before ``out`` appears, so that ``out`` says that all is done.
 
     Raises
     ------
@@ -329,11 +331,13 @@ def run_on_disk(
     """
     folder = find_folder(ref)
     with offloaded(folder, out, overwrite=overwrite) as model:
-        result = Workbench(OpenedModel(model, load_tokenizer(folder), folder=folder), data, seed).call(
-            signature, values
-        )
-    result.notes.append("Streamed from disk to disk: the model was never whole in memory, so it was not measured.")
-    (Path(out) / "weightsmith.json").write_text(result.to_json() + "\n", "utf-8")
+        opened = OpenedModel(model, load_tokenizer(folder), folder=folder)
+        result = Workbench(opened, data, seed).call(signature, values)
+        result.notes.append("Streamed from disk to disk: the model was never whole in memory, so it was not measured.")
+        stored = offloaded_of(model)
+        assert stored is not None
+        write_file(stored.writer.target / "weightsmith.json", result.to_json() + "\n")
+        publish(result)
     return result
 
 

@@ -1,7 +1,9 @@
 import json
 import os
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -14,14 +16,20 @@ from weightsmith.core.errors import CheckpointError, ShapeError
 from weightsmith.core.io import (
     CheckpointReader,
     CheckpointWriter,
+    TemporaryFolder,
     TensorSpec,
     _atomic as atomic,
     atomic_output,
+    check_file,
+    check_output,
     load_model,
     load_state_dict,
     save_model,
+    write_file,
 )
 from weightsmith.core.io._checkpoint import DTYPES
+
+FLOAT4 = DTYPES.get("F4")
 
 
 @pytest.fixture
@@ -46,7 +54,14 @@ def snapshot(folder):
 )
 def test_streamed_files_are_what_safetensors_reads(tmp_path_factory, dtype, shapes, limit):
     path = tmp_path_factory.mktemp("checkpoint") / "out"
-    tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, shape in enumerate(shapes)}
+    tensors = (
+        {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, shape in enumerate(shapes)}
+        if dtype != FLOAT4
+        else {
+            f"t{i}": torch.randint(0, 256, shape or [1], dtype=torch.uint8).view(dtype)
+            for i, shape in enumerate(shapes)
+        }
+    )
     specs = {key: TensorSpec.of(value) for key, value in tensors.items()}
     with CheckpointWriter(path, specs, max_shard_bytes=limit) as writer:
         for key in reversed(tensors):
@@ -57,9 +72,10 @@ def test_streamed_files_are_what_safetensors_reads(tmp_path_factory, dtype, shap
     ours = load_state_dict(path)
     for key, value in tensors.items():
         assert theirs[key].dtype == ours[key].dtype == dtype
-        wide = value.dtype if value.is_complex() else torch.float32  # some types have no equality of their own
-        assert torch.equal(theirs[key].to(wide), value.to(wide))
-        assert torch.equal(ours[key].to(wide), value.to(wide))
+        assert theirs[key].shape == ours[key].shape == value.shape
+        raw = value.reshape(-1).view(torch.uint8)  # some types have no equality of their own
+        assert torch.equal(theirs[key].reshape(-1).view(torch.uint8), raw)
+        assert torch.equal(ours[key].reshape(-1).view(torch.uint8), raw)
 
 
 def test_reading_in_place_of_any_layout(folder, tmp_path):
@@ -277,3 +293,159 @@ def test_overwriting_is_asked_for_and_whole(tmp_path):
     with pytest.raises(CheckpointError, match=r"out exists\. Choose another output"), atomic_output(tmp_path / "out"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_sub_folders_of_a_model_come_along(folder, tmp_path):
+    texts = {
+        "1_Pooling/config.json": "{}",
+        "additional_chat_templates/tool_use.jinja": "{{ messages }}",
+        "assets/deep/picture.svg": "<svg/>",
+        "modules.json": '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]',
+        "2_Dense/config.json": "{}",
+        "2_Dense/model.safetensors": "weights of a module",
+        "checkpoint-5/optimizer.pt": "old",
+        "checkpoint-5/config.json": "{}",
+        "onnx/model.onnx": "old",
+        ".git/config": "hidden",
+        "optimizer.pt": "old",
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "assets" / "loop").symlink_to(folder)
+    (folder / "linked").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    reader = CheckpointReader(folder)
+    with CheckpointWriter(tmp_path / "copy", reader.specs, like=folder) as writer:
+        for key in reader:
+            writer.write(key, reader.tensor(key))
+    save_model(load_model(folder), tmp_path / "saved", like=folder)
+    left_out = ("checkpoint-5", "onnx", ".git", "optimizer.pt")
+    for out in (tmp_path / "copy", tmp_path / "saved"):
+        assert {name for name in texts if (out / name).is_file()} == {n for n in texts if not n.startswith(left_out)}
+        assert not any((out / name).exists() for name in (*left_out, "linked", "pipe", "assets/loop"))
+
+
+@pytest.mark.parametrize("state", ["optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state_0.pth", "scaler.pt"])
+def test_what_a_trainer_keeps_is_no_state_dict(tmp_path, state):
+    torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    torch.save({"state": {0: {"step": 3}}, "param_groups": []}, tmp_path / state)
+    assert CheckpointReader(tmp_path).keys() == ["w"]
+
+
+def odd_shard(path, how):
+    if how == "folder":
+        path.mkdir()
+    elif how == "loop":
+        path.symlink_to(path)
+    elif how == "device":
+        path.symlink_to("/dev/zero")
+    elif how == "pipe":
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("how", ["folder", "loop", "device", "pipe"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_shard_is_a_file(tmp_path, name, how):
+    (tmp_path / "model").mkdir()
+    odd_shard(tmp_path / "model" / name, how)
+    with pytest.raises(CheckpointError, match=name):
+        CheckpointReader(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/dev/zero", "", "sub/model.safetensors", 3])
+def test_an_index_names_files_of_its_folder(folder, name):
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="index"):
+        CheckpointReader(folder)
+
+
+def test_another_run_on_the_same_output_is_refused(tmp_path):
+    with atomic_output(tmp_path / "out") as target:
+        (target / "mine").write_text("")
+        with pytest.raises(CheckpointError, match="another run is writing .*out. Wait for it"):
+            with atomic_output(tmp_path / "out"):
+                pass
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["mine"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("old", ["folder", "file", "link"])
+def test_whatever_is_there_is_replaced(tmp_path, monkeypatch, old, exchange):
+    """Also where the file system cannot swap two paths at once."""
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    out = tmp_path / "out"
+    if old == "folder":
+        (out / "deep").mkdir(parents=True)
+        (out / "deep" / "old").write_text("")
+    elif old == "file":
+        out.write_text("")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "old").write_text("")
+        out.symlink_to(tmp_path / "elsewhere")
+    with atomic_output(out, overwrite=True) as target:
+        (target / "new").write_text("")
+    assert os.listdir(out) == ["new"]
+    assert sorted(os.listdir(tmp_path)) == (["elsewhere", "out"] if old == "link" else ["out"])
+
+
+def test_an_old_output_moved_aside_by_a_killed_run_returns(tmp_path):
+    (tmp_path / ".out.part" / "out.old").mkdir(parents=True)
+    (tmp_path / ".out.part" / "out.old" / "precious").write_text("")
+    with pytest.raises(CheckpointError, match="out exists"), atomic_output(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["precious"]
+
+
+def test_folders_of_dead_runs_are_removed_and_those_of_living_ones_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "weightsmith-dead").mkdir()
+    (tmp_path / "weightsmith-dead" / "model.safetensors").write_text("")
+    (tmp_path / "other").mkdir()
+    with TemporaryFolder() as one, TemporaryFolder() as two:
+        assert {path.name for path in tmp_path.iterdir()} == {"other", Path(one).name, Path(two).name}
+    assert os.listdir(tmp_path) == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("{root}/file/out", "found .*/file is not a folder"),
+        ("{root}/file/deep/out", "found .*/file is not a folder"),
+        ("{root}/" + 300 * "x", "File name too long"),
+        ("{root}/" + 250 * "x", "File name too long"),
+        ("{root}/deep/" + 300 * "x" + "/out", "File name too long"),
+        ("/", "expected a path with a name"),
+        ("{root}/nul\0", "expected a path with a name"),
+    ],
+)
+def test_an_output_that_cannot_be_made_is_refused(tmp_path, place, message):
+    (tmp_path / "file").write_text("")
+    out = place.format(root=tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        check_output(out, overwrite=True)
+    with pytest.raises(CheckpointError, match=message):
+        check_file(out)
+    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(CheckpointError, match="cannot write /proc/out"), atomic_output("/proc/out"):
+        pass
+
+
+def test_text_files_are_written_whole(tmp_path):
+    write_file(tmp_path / "deep" / "r.json", "one")
+    write_file(tmp_path / "deep" / "r.json", "two")
+    assert (tmp_path / "deep" / "r.json").read_text() == "two"
+    with pytest.raises(CheckpointError, match="found a folder, expected the path of a file"):
+        write_file(tmp_path / "deep", "")
+    write_file("/dev/null", "gone")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(CheckpointError, match="cannot write /dev/full"):
+        write_file("/dev/full", "never")
+    assert os.listdir(tmp_path / "deep") == ["r.json"]

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import torch
 import typer
@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError
-from weightsmith.core.io import check_output
+from weightsmith.core.io import check_file, check_output
 from weightsmith.core.results import Result
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
 from weightsmith.workbench import DEFAULT_SAMPLES, Data, Evaluation, Workbench, move_to_device, run_on_disk
 
 __all__ = ["make_command"]
+
+Publish: TypeAlias = Callable[[Result], None]
+"""Writes the report and the record that were asked for."""
 
 DATA, OUTPUT = "Data", "Output"
 PLAIN = (int, float, str, bool, Path)
@@ -42,10 +45,14 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
 
     def command(**given: Any) -> None:
         hyper = {key: _parsed(field, given.pop(key)) for key, field in signature.fields.items()}
-        result = run(given, hyper)
+        title = f"{name} on {given['model']}" if "model" in given else name
+        files = {kind: given.pop(kind) for kind in ("report", "json") if kind in given}
+        for path in files.values():
+            if path is not None:
+                check_file(path)
+        result = run(given, hyper, lambda result: _publish(result, title, **files))
         if isinstance(result, Result):
-            title = f"{name} on {given['model']}" if "model" in given else name
-            _print(result, given["report"], given["json"], title)
+            _print(result, files["report"])
 
     parameters = [*arguments, *map(_option, signature.fields.values())]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -57,16 +64,21 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
 
 def _arguments(
     signature: Signature,
-) -> tuple[list[inspect.Parameter], Callable[[dict[str, Any], dict[str, Any]], Any]]:
-    """The arguments and options that the method's roles ask for, and how to run it with what was given."""
+) -> tuple[list[inspect.Parameter], Callable[[dict[str, Any], dict[str, Any], Publish], Any]]:
+    """The arguments and options that the method's roles ask for, and how to run it with what was given.
+
+    What runs it publishes the result before the model appears, where it writes the model itself.
+    """
     if signature.model is None:
         seed = [_SEED] if signature.generator is not None else []
         reports = _REPORTS if signature.paths else []
         files = [_file(role, written=role is signature.paths[-1]) for role in signature.paths]
-        return [*files, *seed, *reports], lambda given, hyper: _call(signature, given, hyper)
+        return [*files, *seed, *reports], lambda given, hyper, publish: _published(
+            _call(signature, given, hyper), publish
+        )
     if signature.measures:
-        return [_MODEL, *_REPORTS], lambda given, hyper: _measure(signature, given, hyper)
-    return _transform_arguments(signature), lambda given, hyper: _transform(signature, hyper, **given)
+        return [_MODEL, *_REPORTS], lambda given, hyper, publish: _published(_measure(signature, given, hyper), publish)
+    return _transform_arguments(signature), lambda given, hyper, publish: _transform(signature, hyper, publish, **given)
 
 
 def _file(role: Role, *, written: bool) -> inspect.Parameter:
@@ -136,6 +148,7 @@ def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any])
 def _transform(
     signature: Signature,
     hyper: dict[str, Any],
+    publish: Publish,
     *,
     model: str,
     out: Path,
@@ -145,8 +158,6 @@ def _transform(
     device: str,
     overwrite: bool,
     compressed: bool,
-    report: Path | None,
-    json: Path | None,
     stream: bool = False,
     control: str | None = None,
     **others: Any,
@@ -165,10 +176,11 @@ def _transform(
     if stream:
         if compressed or device != "cpu":
             raise typer.BadParameter("goes with neither --compressed nor --device", param_hint="'--stream'")
-        return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite)
+        return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite, publish=publish)
     bench = Workbench(move_to_device(open_model(model), device), data, seed, device)
     result = bench.apply(signature, values)
     files = {**result.files, "weightsmith.json": result.to_json() + "\n"}
+    publish(result)
     bench.save(out, files, overwrite=overwrite, compressed=compressed)
     return result
 
@@ -196,17 +208,27 @@ def _located(value: str | list[str], role: Role) -> Path | list[Path]:
     return path
 
 
-def _print(result: Result, report: Path | None, json: Path | None, title: str) -> None:
+def _published(result: Any, publish: Publish) -> Any:
+    if isinstance(result, Result):
+        publish(result)
+    return result
+
+
+def _publish(result: Result, title: str, report: Path | None, json: Path | None) -> None:
+    if json is not None:
+        result.to_json(json)
+    if report is not None:
+        result.report(report, title)
+
+
+def _print(result: Result, report: Path | None) -> None:
     console = Console()
     console.print(result.table())
     if result.before or result.after:
         console.print(result.comparison())
     for note in result.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
-    if json is not None:
-        result.to_json(json)
     if report is not None:
-        result.report(report, title)
         console.print(f"report: {report}")
 
 

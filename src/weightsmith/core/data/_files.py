@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jinja2
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
@@ -28,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from weightsmith.core.data._batches import Batch, Sample
-from weightsmith.core.data._text import read_text, token_ids, token_windows
+from weightsmith.core.data._text import read_text, render_chat, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
 
 __all__ = ["Reader", "context_length"]
@@ -227,9 +226,10 @@ class Reader:
 
         def rendered(turns: Sequence[Row], ask: bool = False) -> str:
             try:
-                return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
-            except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-                raise CalibrationError(f"the chat template refuses a chat of {source}", found=str(error)) from error
+                return render_chat(tokenizer, turns, ask=ask)
+            except CalibrationError as error:
+                found = str(error.__cause__)
+                raise CalibrationError(f"the chat template refuses a chat of {source}", found=found) from error
 
         _check_messages(messages, source)
         text = rendered(messages)

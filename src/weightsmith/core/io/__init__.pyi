@@ -1,4 +1,13 @@
-from ._atomic import atomic_output as atomic_output, check_output as check_output, copy_aux_files as copy_aux_files
+from ._atomic import (
+    TemporaryFolder as TemporaryFolder,
+    atomic_output as atomic_output,
+    check_file as check_file,
+    check_output as check_output,
+    copy_aux_files as copy_aux_files,
+    kept_folder as kept_folder,
+    scratch_folder as scratch_folder,
+    write_file as write_file,
+)
 from ._checkpoint import (
     CheckpointReader as CheckpointReader,
     CheckpointWriter as CheckpointWriter,
@@ -21,4 +30,10 @@ from ._offloaded import (
     offloaded as offloaded,
     offloaded_of as offloaded_of,
 )
-from ._pretrained import load_model as load_model, model_class as model_class, save_model as save_model
+from ._pretrained import (
+    from_pretrained as from_pretrained,
+    load_config as load_config,
+    load_model as load_model,
+    model_class as model_class,
+    save_model as save_model,
+)

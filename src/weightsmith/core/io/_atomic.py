@@ -1,17 +1,38 @@
-"""Atomic outputs: written to a temporary sibling, which is renamed when it is complete."""
+"""Outputs that appear whole or not at all, and scratch folders that do not outlive their process for long.
+
+Everything is written into a scratch folder beside the output and moved into place by one system call, so that a run
+may be killed at any moment. A process holds a lock on its scratch folders. The system releases it when the process
+dies, and the next run on the same output removes what it finds unlocked.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import json
 import os
 import shutil
+import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from weightsmith.core.errors import CheckpointError
 
-__all__ = ["atomic_output", "check_output", "copy_aux_files"]
+__all__ = [
+    "TemporaryFolder",
+    "atomic_output",
+    "check_file",
+    "check_output",
+    "copy_aux_files",
+    "kept_folder",
+    "scratch_folder",
+    "write_file",
+]
 
 WEIGHT_SUFFIXES = {
     ".safetensors",
@@ -21,22 +42,30 @@ WEIGHT_SUFFIXES = {
     ".h5",
     ".msgpack",
     ".onnx",
+    ".onnx_data",
     ".gguf",
     ".ckpt",
     ".npz",
+    ".tflite",
 }
+PART, KEPT, DENSE = "part", "steps", "dense"
+"""What stands beside an output ``OUT`` while it is written: ``.OUT.part``, and so on."""
+
+TEMPORARY = "weightsmith-"
+EXCHANGE = 2
+"""Linux's flag of ``renameat2`` that swaps two paths."""
 
 
 @contextmanager
 def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbytes: int = 0) -> Iterator[Path]:
-    """Yield a temporary sibling to write to; rename it to ``out`` on success, remove it on failure.
+    """Yield a place to write to; move it to ``out`` on success, remove it on failure.
 
     Parameters
     ----------
     out : path-like
         The final folder, or the final file when it has a suffix ``.safetensors``.
     overwrite : bool, default: False
-        Replace what is there.
+        Replace what is there. It stays complete until the new output takes its place.
     nbytes : int, default: 0
         Bytes that will be written, checked against the free space first.
 
@@ -48,7 +77,8 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
     Raises
     ------
     CheckpointError
-        If ``out`` exists and ``overwrite`` is off, or the disk is full.
+        If ``out`` exists and ``overwrite`` is off, another run is writing it, it cannot be written, or the disk is
+        full.
 
     Examples
     --------
@@ -59,60 +89,342 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
     ...     print(os.listdir(folder))
     ['new']
     """
-    out = Path(out)
     check_output(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if nbytes > free:
-        raise CheckpointError(f"not enough disk space for {out}", found=f"{free:,} bytes free", expected=f"{nbytes:,}")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    scratch.chmod(0o755)
-    target = scratch / out.name if out.suffix == ".safetensors" else scratch
-    try:
+    place = _place(out)
+    with _writing(out), scratch_folder(out) as scratch:
+        for kind in (KEPT, DENSE):
+            _remove_unused(_beside(place, kind), scratch)
+        check_output(out, overwrite=overwrite)  # a killed run's old output may have been restored
+        free = shutil.disk_usage(scratch).free
+        if nbytes > free:
+            message = f"not enough disk space for {out}"
+            raise CheckpointError(message, found=f"{free:,} bytes free", expected=f"{nbytes:,}")
+        target = scratch / place.name
+        if place.suffix != ".safetensors":
+            target.mkdir()
         yield target
-        _replace(target, out)
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"cannot write {out}", found=str(error), do="Nothing was changed.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _replace(target, place)
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse an output that exists, before any work is done.
+    """Refuse an output that exists or cannot be written, before any work is done.
 
     Raises
     ------
     CheckpointError
-        If ``out`` exists, is not an empty folder, and ``overwrite`` is off.
+        If ``out`` exists, is not an empty folder, and ``overwrite`` is off; or if it cannot be created.
     """
-    out = Path(out)
-    if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
+    with _writing(out):
+        place = _place(out)
+        if not overwrite and place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            _remove_left(place)
+            raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
+        _check_creatable(_beside(place, KEPT))
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that :func:`write_file` could not write, before any work is done.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be created or replaced.
+    """
+    with _writing(path):
+        place = _place(path)
+        if place.is_dir():
+            raise CheckpointError(f"cannot write {path}", found="a folder", expected="the path of a file")
+        if _is_device(place):
+            return
+        _check_creatable(_beside(place, PART))
+
+
+def write_file(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, whole or not at all; its folder is made, an older file is replaced.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_file(f"{folder}/new/record.json", "{}")
+    ...     print(os.listdir(f"{folder}/new"))
+    ['record.json']
+    """
+    check_file(path)
+    place = _place(path)
+    with _writing(path), _parents(place):
+        if _is_device(place):
+            place.write_text(text, "utf-8")
+            return
+        part = _beside(place, PART)
+        try:
+            part.write_text(text, "utf-8")
+            os.replace(part, place)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def scratch_folder(out: str | os.PathLike[str], kind: str = PART) -> Iterator[Path]:
+    """Yield an empty folder ``.OUT.kind`` beside an output, on the same disk, and remove it at the end.
+
+    What a killed run left in it is removed.
+
+    Raises
+    ------
+    CheckpointError
+        If another run is using it.
+    """
+    place = _place(out)
+    folder = _beside(place, kind)
+    with _parents(place):
+        with _writing(out):
+            lock = _lock(folder, out)
+        try:
+            old = folder / f"{place.name}.old"
+            if old.exists() and not place.exists():  # killed between the two renames of `_replace`
+                os.replace(old, place)
+            for left in folder.iterdir():
+                _remove(left)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+@contextmanager
+def kept_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a folder beside an output that keeps its content until the work is done.
+
+    It is removed on success. After a failure or a kill, the next run on the same output finds it as it was.
+
+    Raises
+    ------
+    CheckpointError
+        If another run is using it, or it cannot be made.
+    """
+    place = _place(out)
+    folder = _beside(place, KEPT)
+    with _parents(place):
+        with _writing(out):
+            lock = _lock(folder, out)
+        try:
+            yield folder
+            with scratch_folder(out) as scratch:
+                os.replace(folder, scratch / KEPT)  # at once: half of it must not pass for the whole
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # where nothing was kept
+            os.close(lock)
+
+
+class TemporaryFolder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder for weights. One that a killed process left behind is removed when the next is made.
+
+    Examples
+    --------
+    >>> with TemporaryFolder() as folder:
+    ...     print(Path(folder).is_dir())
+    True
+    """
+
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+            _remove_unused(left)
+        lock = None
+        while lock is None:  # another process may take the new folder for a dead one's, and remove it
+            super().__init__(prefix=TEMPORARY)
+            lock = _try_lock(Path(self.name))
+        weakref.finalize(self, os.close, lock)
 
 
 def copy_aux_files(source: Path, target: Path) -> None:
-    """Copy the files of a model other than weights: config, tokenizer, generation settings, model card."""
+    """Copy what belongs to a model other than its weights: config, tokenizer, generation settings, model card.
+
+    Sub-folders come along: modules of sentence-transformers, further chat templates. One that holds weights does not,
+    since it is a checkpoint or an export of the old weights, unless ``modules.json`` lists it. Nothing hidden does.
+    """
     if not source.is_dir():
         return
-    for file in source.iterdir():
-        weights = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not weights and not (target / file.name).exists():
-            shutil.copy2(file, target / file.name)
+    modules = _listed_modules(source / "modules.json")
+    for item in source.iterdir():
+        new = target / item.name
+        if new.exists() or item.name.startswith("."):
+            continue
+        if item.is_file() and not _is_weights(item):
+            shutil.copy2(item, new)
+        elif item.is_dir() and not item.is_symlink():
+            files = [file for file in item.rglob("*") if file.is_file()]
+            if files and (item.name in modules or not any(map(_is_weights, files))):
+                shutil.copytree(item, new, ignore=_not_files)
 
 
-def _replace(target: Path, out: Path) -> None:
-    """Rename ``target`` to ``out``; what was at ``out`` is deleted only after that."""
-    if not out.is_dir():
-        os.replace(target, out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    os.replace(out, old / "content")
+def _listed_modules(path: Path) -> set[str]:
+    """The sub-folders that a sentence-transformers model is made of."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return {str(module["path"]) for module in json.loads(path.read_text("utf-8"))}
+    return set()
+
+
+def _is_weights(file: Path) -> bool:
+    return file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+
+
+def _not_files(folder: str, names: list[str]) -> list[str]:
+    """What :func:`copytree` leaves out: links to folders, which may be loops, and what is no file or folder."""
+    paths = [(name, Path(folder, name)) for name in names]
+    return [name for name, path in paths if not path.is_file() and (path.is_symlink() or not path.is_dir())]
+
+
+@contextmanager
+def _writing(out: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which output it is that cannot be written."""
     try:
-        os.replace(target, out)
-    except OSError:
-        os.replace(old / "content", out)
+        yield
+    except CheckpointError:
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {out}", found=str(error), do="Nothing was changed.") from error
+
+
+def _place(out: str | os.PathLike[str]) -> Path:
+    """The absolute path of an output."""
+    place = Path(os.path.abspath(out))
+    if not place.name or "\0" in str(place):
+        raise CheckpointError(f"cannot write {str(out)!r}", expected="a path with a name")
+    return place
+
+
+def _beside(place: Path, kind: str) -> Path:
+    return place.with_name(f".{place.name}.{kind}")
+
+
+def _is_device(place: Path) -> bool:
+    """Whether a path is a device or a pipe, such as ``/dev/stdout``, which is written to and never replaced."""
+    return place.exists() and not place.is_file() and not place.is_dir()
+
+
+def _check_creatable(path: Path) -> None:
+    """Refuse a path that cannot be created, its folders included."""
+    missing = [path]
+    while not os.path.lexists(missing[-1].parent):
+        missing.append(missing[-1].parent)
+    folder = missing[-1].parent
+    if not folder.is_dir():
+        raise CheckpointError(f"cannot create {path.parent}", found=f"{folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(f"cannot create {missing[-1]}", found=f"no permission to write to {folder}")
+    for name in (part.name for part in missing):
+        with suppress(FileNotFoundError):
+            os.lstat(folder / name)  # says whether the name is too long
+
+
+@contextmanager
+def _parents(place: Path) -> Iterator[None]:
+    """Make the folders above an output; on failure remove those that were not there."""
+    made = []
+    try:
+        for parent in reversed(place.parents):
+            if not parent.exists():
+                parent.mkdir(exist_ok=True)
+                made.append(parent)
+        yield
+    except BaseException:
+        for parent in reversed(made):
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _lock(folder: Path, out: str | os.PathLike[str]) -> int:
+    """Make a folder and lock it; return the open folder, which holds the lock until it is closed."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        lock = _try_lock(folder)
+        if lock is not None:
+            return lock
+        if folder.exists():
+            raise CheckpointError(f"another run is writing {out}", do="Wait for it, or choose another output.")
+
+
+def _try_lock(folder: Path) -> int | None:
+    """Lock a folder; None if another process holds it, or it is removed meanwhile."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        return handle  # a file system without locks
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(handle), os.stat(folder)):
+            return handle
+    os.close(handle)
+    return None
+
+
+def _remove_unused(folder: Path, scratch: Path | None = None) -> None:
+    """Remove a folder of ours that no process uses any more, at once by way of a scratch folder where one is given."""
+    if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        return
+    lock = _try_lock(folder)
+    if lock is not None:
+        if scratch is not None:
+            folder = folder.replace(scratch / folder.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_left(place: Path) -> None:
+    """Remove what a run left that was killed after its output was complete."""
+    part, kept, dense = (_beside(place, kind) for kind in (PART, KEPT, DENSE))
+    left = [dense] if dense.is_dir() else []
+    if kept.is_dir() and kept.stat().st_mtime <= place.stat().st_mtime:  # what is newer waits for --overwrite
+        left.append(kept)
+    if left or part.is_dir():
+        with suppress(CheckpointError), scratch_folder(place) as scratch:
+            for folder in left:
+                _remove_unused(folder, scratch)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _replace(target: Path, place: Path) -> None:
+    """Move ``target`` to ``place``; what was there ends up in the scratch folder."""
+    free = not os.path.lexists(place)
+    empty = place.is_dir() and not place.is_symlink() and not any(place.iterdir())
+    if free or (empty if target.is_dir() else not place.is_dir()):
+        os.replace(target, place)
+    elif not _exchange(target, place):
+        old = target.with_name(f"{place.name}.old")
+        os.replace(place, old)
+        try:
+            os.replace(target, place)
+        except OSError:
+            os.replace(old, place)
+            raise
+        os.replace(old, old.with_name(KEPT))
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths by one system call, where the system and the file system have it."""
+    if not sys.platform.startswith("linux"):
+        return False
+    sys.audit("os.rename", str(one), str(other), -1, -1)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(-100, os.fsencode(one), -100, os.fsencode(other), EXCHANGE) == 0

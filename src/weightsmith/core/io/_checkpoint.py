@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
+import re
+import stat
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -28,27 +31,41 @@ __all__ = ["CheckpointReader", "CheckpointWriter", "StateDict", "TensorSpec", "l
 StateDict: TypeAlias = Mapping[str, Tensor]
 """Names and tensors, as ``model.state_dict()`` returns them."""
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
+TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
 }
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, known) for name, known in TYPES.items() if hasattr(torch, known)}
+"""By their names in files. Older releases of torch lack the smallest."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+TRAINING_STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)(_\d+)?")
+"""Names of pickles that trainers write beside a state dict."""
+
+PAIRED = "F4"
+"""Files count its elements; torch counts bytes, each of which holds two along the last axis."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses longer ones, too."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +258,10 @@ class CheckpointReader:
             raise CheckpointError(f"no checkpoint at {self.path}", do="Give a folder or a .safetensors file.")
         if (self.path / INDEX).is_file():
             return [self.path / name for name in sorted(set(self._index().values()))]
-        shards = sorted(self.path.glob("*.safetensors")) or sorted(
-            file for file in self.path.iterdir() if file.suffix in PICKLES
+        pickles = sorted(
+            file for file in self.path.iterdir() if file.suffix in PICKLES and not TRAINING_STATE.fullmatch(file.stem)
         )
+        shards = sorted(self.path.glob("*.safetensors")) or pickles
         if not shards:
             raise CheckpointError(
                 f"no weights in {self.path}",
@@ -255,8 +273,11 @@ class CheckpointReader:
     def _index(self) -> dict[str, str]:
         try:
             weight_map = json.loads((self.path / INDEX).read_text("utf-8"))["weight_map"]
-            return {str(key): str(shard) for key, shard in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            outside = [name for name in weight_map.values() if Path(name).name != name]
+            if outside:
+                raise ValueError(f"shard {outside[0]!r} is not in the folder")
+            return dict(weight_map)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"damaged index {self.path / INDEX}", found=repr(error)) from error
 
     def _check_index(self) -> None:
@@ -270,32 +291,19 @@ class CheckpointReader:
                 )
 
     def _read_header(self, shard: Path) -> None:
-        """Read a safetensors header: its length as u64, JSON, then the tensors' bytes without gaps."""
-        try:
-            with open(shard, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                (length,) = struct.unpack("<Q", file.read(8))
-                if length > size - 8:
-                    raise ValueError(f"header of {length} bytes in a file of {size} bytes")
-                header = json.loads(file.read(length))
-                self.metadata.update(header.pop("__metadata__", {}))
-                for key, entry in header.items():
-                    begin, end = entry["data_offsets"]
-                    spec = TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
-                    if end - begin != spec.nbytes:
-                        raise ValueError(f"tensor {key!r} has {end - begin} bytes, its shape needs {spec.nbytes}")
-                    if 8 + length + end > size:
-                        raise ValueError(f"file ends at byte {size}, tensor {key!r} at {8 + length + end}")
-                    self.specs[key] = spec
-                    self._places[key] = (shard, 8 + length + begin)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"shard {shard.name} of {self.path} is missing", do="Download it again.") from error
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise CheckpointError(
-                f"{shard} is truncated or damaged", found=str(error), do="Download or copy the file again."
-            ) from error
+        with _damage_of(self.path, shard), _open(shard) as file:
+            size = os.fstat(file.fileno()).st_size
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, LONGEST_HEADER):
+                raise ValueError(f"header of {length} bytes in a file of {size} bytes")
+            metadata, specs, begins = read_header(file.read(length), size - 8 - length)
+        self.metadata.update(metadata)
+        self.specs.update(specs)
+        self._places.update({key: (shard, 8 + length + begin) for key, begin in begins.items()})
 
     def _read_pickle(self, shard: Path) -> None:
+        with _damage_of(self.path, shard):
+            _open(shard).close()
         try:
             loaded = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch.load raises many types on damaged or unsafe pickles
@@ -361,7 +369,7 @@ class CheckpointWriter:
         try:
             self._lay_out()
         except BaseException as error:
-            self._close()
+            self._close(quietly=True)
             self._output.__exit__(type(error), error, error.__traceback__)
             raise
         return self
@@ -417,22 +425,30 @@ class CheckpointWriter:
             self._left[key] -= len(chunk)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._close()
-        missing = sorted(key for key, left in self._left.items() if left > 0)
-        if error is None and missing:
-            error = CheckpointError(f"{len(missing)} tensors of {self.out} were never written in full: {missing[:4]}")
-            self._output.__exit__(type(error), error, None)
-            raise error
-        if error is None and self.like is not None and self.target.is_dir():
-            copy_aux_files(Path(self.like), self.target)
+        try:
+            self._close(quietly=error is not None)
+            if error is None:
+                self._complete()
+        except BaseException as failure:
+            self._output.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         self._output.__exit__(kind, error, trace)
 
-    def _close(self) -> None:
+    def _complete(self) -> None:
+        missing = sorted(key for key, left in self._left.items() if left > 0)
+        if missing:
+            raise CheckpointError(f"{len(missing)} tensors of {self.out} were never written in full: {missing[:4]}")
+        if self.like is not None and self.target.is_dir():
+            copy_aux_files(Path(self.like), self.target)
+
+    def _close(self, *, quietly: bool) -> None:
+        """Close the files; a disk may say only now that it is full."""
         for file in self._files:
-            with suppress(OSError):
+            with suppress(OSError) if quietly else nullcontext():
                 file.flush()
                 os.fsync(file.fileno())
-            file.close()
+            with suppress(OSError):
+                file.close()
 
     def _lay_out(self) -> None:
         shards = self._split()
@@ -453,7 +469,7 @@ class CheckpointWriter:
                 spec = self.specs[key]
                 header[key] = {
                     "dtype": DTYPE_NAMES[spec.dtype],
-                    "shape": list(spec.shape),
+                    "shape": _stored_shape(spec),
                     "data_offsets": [offset, offset + spec.nbytes],
                 }
                 offset += spec.nbytes
@@ -484,6 +500,110 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint into memory."""
     reader = CheckpointReader(path)
     return {key: reader.tensor(key) for key in reader}
+
+
+def read_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, TensorSpec], dict[str, int]]:
+    """Read the header of a safetensors file and check all that the safetensors library checks.
+
+    Parameters
+    ----------
+    text : bytes
+        The header: JSON.
+    size : int
+        Bytes that follow it, all of which belong to a tensor.
+
+    Returns
+    -------
+    tuple
+        The metadata, every tensor's spec, and the place of its first byte after the header.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If the header is damaged.
+    CheckpointError
+        If a tensor has an element type that torch lacks.
+    """
+    if not text.startswith(b"{"):
+        raise ValueError("the header is not JSON")
+    header = json.loads(text.decode(), object_pairs_hook=_once, parse_int=_natural)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata that is not text")
+    specs: dict[str, TensorSpec] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for key, entry in header.items():
+        key.encode()  # a lone surrogate is not Unicode
+        name, shape, (begin, end) = entry.pop("dtype"), entry.pop("shape"), entry.pop("data_offsets")
+        if entry or not isinstance(shape, list) or any(type(number) is not int for number in (*shape, begin, end)):
+            raise ValueError(f"tensor {key!r} has shape {shape}, bytes {begin} to {end}, {entry}")
+        if name not in DTYPES:
+            raise CheckpointError(f"element type of tensor {key!r}", found=name, expected=f"one of {list(DTYPES)}")
+        if name == PAIRED:
+            if not shape or shape[-1] % 2:
+                raise ValueError(f"tensor {key!r} of {name} has shape {shape}: its last axis must be even")
+            shape = [*shape[:-1], shape[-1] // 2]
+        specs[key], spans[key] = TensorSpec(DTYPES[name], tuple(shape)), (begin, end)
+        for axes in range(1, len(shape) + 1):
+            if math.prod(shape[:axes]) * 64 >= 2**64:
+                raise ValueError(f"tensor {key!r} has shape {shape}")
+    place = 0
+    for key, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != place or end < begin:
+            raise ValueError(f"tensor {key!r} has bytes {begin} to {end}, the one before ends at {place}")
+        if end - begin != specs[key].nbytes:
+            raise ValueError(f"tensor {key!r} has {end - begin} bytes, its shape needs {specs[key].nbytes}")
+        place = end
+    if place != size:
+        raise ValueError(f"the tensors end at byte {place}, the file at {size}")
+    return metadata, specs, {key: begin for key, (begin, _) in spans.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no key may occur twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _natural(digits: str) -> int:
+    """A number of JSON as a header may have it: not even ``-0``."""
+    if digits.startswith("-") or int(digits) >= 2**63:
+        raise ValueError(f"number {digits}")
+    return int(digits)
+
+
+@contextmanager
+def _damage_of(path: Path, shard: Path) -> Iterator[None]:
+    """Say which file of a checkpoint it is that is missing or damaged."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{shard}: {error}") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"shard {shard.name} of {path} is missing", do="Download it again.") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {shard}", found=error.strerror) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise CheckpointError(
+            f"{shard} is truncated or damaged", found=str(error), do="Download or copy the file again."
+        ) from error
+
+
+def _open(shard: Path) -> BinaryIO:
+    """Open a file for reading, and nothing else: a pipe would wait forever, and a device may never end."""
+    file = open(shard, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CheckpointError("not a file", do="Download or copy the file again.")
+    return file
+
+
+def _stored_shape(spec: TensorSpec) -> list[int]:
+    shape = list(spec.shape)
+    return [*shape[:-1], 2 * shape[-1]] if DTYPE_NAMES[spec.dtype] == PAIRED else shape
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import NonFiniteError
-from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, StateDict, TensorSpec
+from weightsmith.core.io._checkpoint import DTYPES, CheckpointReader, CheckpointWriter, StateDict, TensorSpec
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.progress import track
 from weightsmith.core.tied import tensor_owners
@@ -40,7 +40,7 @@ TensorMap: TypeAlias = Callable[[str, Chunks], "ChunkMap | None"]
 CHUNK = 2**21
 """Bytes per chunk: larger ones exceed the processor's cache, smaller ones make the workers wait for each other."""
 
-QUANTIZED = {torch.uint8, torch.int8, torch.int32}
+QUANTIZED = {torch.uint8, torch.int8, torch.int32, DTYPES.get("F4"), DTYPES.get("F8_E8M0")} - {None}
 """Element types of packed or quantized weights, where a tensor has more than one axis."""
 
 WORKERS = max(2, min(4, os.cpu_count() or 1))

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from weightsmith.core.errors import CheckpointError, UnsupportedModelError
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
-from weightsmith.core.io._pretrained import model_class
+from weightsmith.core.io._pretrained import load_config, model_class
 
 __all__ = ["OffloadedModel", "StoredState", "meta_model", "offloaded", "offloaded_of"]
 
@@ -74,18 +74,14 @@ def meta_model(path: str | os.PathLike[str]) -> nn.Module:
     ------
     CheckpointError
         If the folder holds no configuration that transformers knows.
+    UnsupportedModelError
+        If it needs code of its own.
     """
-    import transformers
     from accelerate import init_empty_weights
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no configuration of a model in {path}", found=str(error).strip().splitlines()[0], expected="config.json"
-        ) from error
+    config = load_config(path)
     with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-        model = model_class(config)(config).eval()
+        model: nn.Module = model_class(config)(config).eval()
     model.tie_weights()  # type: ignore[operator]
     return model
 

@@ -1,20 +1,106 @@
-"""Models as folders: load Hugging Face checkpoints, and write any model all or nothing."""
+"""Models as folders: load Hugging Face checkpoints, and write any model all or nothing.
+
+Code that comes with a checkpoint never runs: :func:`from_pretrained` is the only call of transformers' loaders.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from weightsmith.core.errors import CheckpointError
-from weightsmith.core.io._atomic import atomic_output, copy_aux_files
+from weightsmith.core.errors import CheckpointError, UnsupportedModelError, WeightsmithError
+from weightsmith.core.io._atomic import atomic_output, copy_aux_files, write_file
 from weightsmith.core.io._checkpoint import CheckpointReader
 
-__all__ = ["load_model", "model_class", "save_model"]
+__all__ = ["from_pretrained", "load_config", "load_model", "model_class", "save_model"]
+
+LARGEST = 10**8
+"""Weights that a configuration may ask for whatever the size of its checkpoint; beyond, 16 for every byte."""
+
+
+def from_pretrained(loader: Any, path: str | os.PathLike[str], **options: Any) -> Any:
+    """Call ``loader.from_pretrained`` of a transformers class: configuration, weights, tokenizer or processor.
+
+    Parameters
+    ----------
+    loader : type
+        Such as ``transformers.AutoTokenizer``.
+    path : path-like
+        Folder or hub id.
+    **options
+        Passed on.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the checkpoint needs Python code of its own: it is neither run nor asked about.
+    CheckpointError
+        If a file is missing or damaged.
+    """
+    with _loading(path):
+        return loader.from_pretrained(path, trust_remote_code=False, **options)
+
+
+def load_config(path: str | os.PathLike[str]) -> Any:
+    """Load the configuration of a folder or hub id; in a folder its numbers must be possible.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none that transformers knows, or it describes another model than the weights beside it.
+    UnsupportedModelError
+        If it needs code of its own, or names a kernel that would be downloaded and run.
+    """
+    import transformers
+
+    config = from_pretrained(transformers.AutoConfig, path)
+    with _loading(path):
+        parts = [config, *(getattr(config, name) for name in config.sub_configs)]
+        kernels = [part._attn_implementation for part in parts if "/" in str(part._attn_implementation)]
+        if kernels:
+            raise UnsupportedModelError(f"{path} asks for the attention kernel {kernels[0]}", do="Take it out.")
+        if Path(path).is_dir():
+            _check_numbers(path, config, parts)
+    return config
+
+
+def _check_numbers(path: str | os.PathLike[str], config: Any, parts: list[Any]) -> None:
+    """Refuse a configuration of far more weights than the folder holds, before they fill the memory."""
+    reader = CheckpointReader(path)
+    for part in parts:
+        layers = getattr(part, "num_hidden_layers", None)
+        if isinstance(layers, int) and not 0 < layers <= len(reader):
+            expected = f"1 to {len(reader)}, as many as there are tensors"
+            raise CheckpointError(f"number of layers in config.json of {path}", found=layers, expected=expected)
+    with torch.device("meta"):
+        model = model_class(config)(config)
+    asked = sum(parameter.numel() for parameter in [*model.parameters(), *model.buffers()])
+    if asked > max(LARGEST, 16 * reader.nbytes):
+        found = f"{asked:,} weights in config.json, {reader.nbytes:,} bytes in the checkpoint"
+        raise CheckpointError(f"{path} is inconsistent", found=found, do="Repair config.json.")
+
+
+@contextmanager
+def _loading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which checkpoint it is that transformers cannot load; on damaged files it raises any type of error."""
+    try:
+        yield
+    except WeightsmithError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"{path} needs Python code of its own (auto_map), which is never run",
+                do="Take a model of a type that transformers knows, or load it yourself and pass the nn.Module.",
+            ) from error
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"cannot load {path}", found=found) from error
 
 
 def model_class(config: Any) -> type[nn.Module]:
@@ -28,7 +114,8 @@ def model_class(config: Any) -> type[nn.Module]:
     import transformers
 
     for name in config.architectures or ():
-        if isinstance(found := getattr(transformers, name, None), type):
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     raise CheckpointError(
         f"transformers has no class for model type {config.model_type!r}",
@@ -56,21 +143,20 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     ------
     CheckpointError
         If a file is missing or damaged, a weight is missing, or a shape does not fit.
+    UnsupportedModelError
+        If it needs code of its own.
     """
-    import transformers
-
     if Path(path).is_dir():
         CheckpointReader(path)
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-        cls: Any = model_class(config)
-        model, info = cls.from_pretrained(
-            path, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"cannot load {path}", found=str(error).strip().splitlines()[0]) from error
+    config = load_config(path)
+    model, info = from_pretrained(
+        model_class(config),
+        path,
+        config=config,
+        dtype=dtype or "auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
     if info["mismatched_keys"]:
         key, found, expected = next(iter(info["mismatched_keys"]))
         raise CheckpointError(f"tensor {key!r} in {path}", found=tuple(found), expected=tuple(expected))
@@ -125,4 +211,4 @@ def save_model(
         if like is not None:
             copy_aux_files(Path(like), target)
         for name, text in (files or {}).items():
-            (target / name).write_text(text, "utf-8")
+            write_file(target / name, text)

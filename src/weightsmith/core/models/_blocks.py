@@ -10,7 +10,6 @@ stream reaches it and written when it leaves.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
     WeightsmithError,
 )
-from weightsmith.core.io import OffloadedModel, offloaded_of
+from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_layers
 from weightsmith.core.progress import track
 
@@ -238,7 +237,7 @@ def rewriting(
     """
     blocks = stream(model, batches, include, exclude)
     saved: list[tuple[nn.Module, Path]] = []
-    with tempfile.TemporaryDirectory(prefix="weightsmith-") as folder:
+    with TemporaryFolder() as folder:
 
         def remembered() -> Iterator[Block]:
             total = sum(bool(block.layers) for block in _blocks_with_layers(model, include, exclude).values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from weightsmith.core.io import write_file
 from weightsmith.core.report import format, pictures
 from weightsmith.core.report.record import Record
 
-__all__ = ["Record", "write_report"]
+__all__ = ["Record", "report_page", "write_report"]
 
 
 def write_report(results: Sequence[Record], path: str | Path, title: str | None = None) -> Path:
@@ -42,9 +42,14 @@ def write_report(results: Sequence[Record], path: str | Path, title: str | None 
     >>> "21.5" in page and "<script src" not in page
     True
     """
-    path = Path(path)
+    write_file(path, report_page(results, title))
+    return Path(path)
+
+
+def report_page(results: Sequence[Record], title: str | None = None) -> str:
+    """Return the report of one or several results as HTML; parameters are those of :func:`write_report`."""
     sections = [_section(result) for result in results]
-    page = _template().render(
+    return _template().render(
         title=title or ", ".join(section["title"] for section in sections),
         sections=sections,
         overview=pictures.overview(results),
@@ -53,11 +58,6 @@ def write_report(results: Sequence[Record], path: str | Path, title: str | None 
         written=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
         plotly=get_plotlyjs() if any(section["figures"] or section["curves"] for section in sections) else "",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(page, encoding="utf-8")
-    os.replace(scratch, path)
-    return path
 
 
 def _section(result: Record) -> dict[str, Any]:
