@@ -6,6 +6,7 @@ from ._batches import (
     as_batches as as_batches,
     batched as batched,
     call as call,
+    map_tensors as map_tensors,
     split_labels as split_labels,
     take as take,
     to_device as to_device,

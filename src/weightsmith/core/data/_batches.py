@@ -7,7 +7,7 @@ list of these, a data set, or a ``DataLoader``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "as_batches",
     "batched",
     "call",
+    "map_tensors",
     "split_labels",
     "take",
     "to_device",
@@ -141,6 +142,23 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(batch[0]) if _is_labeled(model, batch) else model(*batch)
 
 
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return a batch with a function applied to each of its tensors; other values stay unchanged.
+
+    Examples
+    --------
+    >>> map_tensors(torch.neg, [torch.ones(1), {"x": torch.ones(1), "n": 3}])
+    [tensor([-1.]), {'x': tensor([-1.]), 'n': 3}]
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    return batch
+
+
 def to_device(batch: Any, device: torch.device | str) -> Any:
     """Return a batch with all of its tensors on a device.
 
@@ -149,13 +167,7 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     >>> to_device([torch.ones(1), {"x": torch.ones(1)}], "meta")[1]["x"].device
     device(type='meta')
     """
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
+    return map_tensors(lambda tensor: tensor.to(device), batch)
 
 
 def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:

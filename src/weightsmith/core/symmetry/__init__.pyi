@@ -1,4 +1,3 @@
-from ._axes import tensors_in as tensors_in
 from ._find import find_symmetry as find_symmetry
 from ._symmetry import (
     AxisBlock as AxisBlock,
@@ -8,3 +7,4 @@ from ._symmetry import (
     Side as Side,
     Symmetry as Symmetry,
 )
+from ._trace import activations_noted as activations_noted

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.data import Batch, call
+from weightsmith.core.data import Batch, call, map_tensors
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.symmetry._axes import Axis, Run
-from weightsmith.core.symmetry._symmetry import AxisBlock, AxisBlocks, Group, Permutations, Side, Symmetry
+from weightsmith.core.symmetry._symmetry import AxisBlock, AxisBlocks, Group, Permutations, Symmetry
 from weightsmith.core.symmetry._trace import Trace, leaves_of, outputs_of, trace
 
 __all__ = ["find_symmetry"]
@@ -133,9 +133,6 @@ def _read(
                 parent = within.get(each)
                 groups.setdefault(names[each], Group(names[each], each.size, names[parent] if parent else ""))
     axes = _blocks(runs, names)
-    sides: dict[tuple[str, Side], list[list[Run]]] = {}
-    sides |= {(name, "input"): [axis.runs() for axis in dims] for name, dims in seen.inputs.items()}
-    sides |= {(name, "output"): [axis.runs() for axis in dims] for name, dims in seen.outputs.items()}
     return Symmetry(
         groups,
         axes,
@@ -143,7 +140,7 @@ def _read(
         left_out,
         {alias: key for alias, key in aliases.items() if key in axes},
         frozenset(name for name in leaves if name not in parameters),
-        _blocks(sides, names),
+        _blocks({place: [axis.runs() for axis in dims] for place, dims in seen.activations.items()}, names),
     )
 
 
@@ -268,15 +265,6 @@ def _change(symmetry: Symmetry, probe: nn.Module, perms: Permutations, batch: Ba
 @torch.no_grad()
 def _run(model: nn.Module, batch: Batch) -> list[Tensor]:
     with evaluation_mode(model):
-        out = call(model, _to(batch, next(model.parameters()).dtype))
+        dtype = next(model.parameters()).dtype
+        out = call(model, map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, batch))
         return [tensor for tensor in outputs_of(out) if tensor.is_floating_point() and tensor.numel()]
-
-
-def _to(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: _to(item, dtype) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to(item, dtype) for item in value)
-    return value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,9 +18,10 @@ from weightsmith.core.data import Batch, call
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.symmetry._axes import Axis, TensorAxes, fixed, tensors_in
 from weightsmith.core.symmetry._rules import arguments_of, rule_of
+from weightsmith.core.symmetry._symmetry import Side
 from weightsmith.core.tied import tensor_owners
 
-__all__ = ["Trace", "leaves_of", "outputs_of", "trace"]
+__all__ = ["Trace", "activations_noted", "leaves_of", "outputs_of", "trace"]
 
 
 class Trace(TensorAxes):
@@ -34,15 +36,14 @@ class Trace(TensorAxes):
     ----------
     reached : set of str
         Names of the leaves that an operation read.
-    inputs, outputs : dict of str to tuple of Axis
+    activations : dict of tuple of (str, {"input", "output"}) to tuple of Axis
         By name of a module that holds leaves: the axes of its first call's input, and of its output.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.reached: set[str] = set()
-        self.inputs: dict[str, tuple[Axis, ...]] = {}
-        self.outputs: dict[str, tuple[Axis, ...]] = {}
+        self.activations: dict[tuple[str, Side], tuple[Axis, ...]] = {}
         self._names = {id(tensor): name for name, tensor in leaves.items()}
         self._storages: dict[int, list[Tensor]] = {}
         for tensor in leaves.values():
@@ -124,10 +125,12 @@ def trace(model: nn.Module, leaves: Mapping[str, Tensor], batch: Batch) -> Trace
     for tensor in tensors_in([batch]):
         seen.fix(tensor)
     holders = {leaf.rpartition(".")[0] for leaf in leaves}
-    with _plain_kernels(), evaluation_mode(model), torch.no_grad(), ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if name in holders:
-                hooks.enter_context(_observed(seen, name, module))
+
+    def note(name: str, side: Side, tensor: Tensor) -> None:
+        if (name, side) not in seen.activations:
+            seen.activations[name, side] = seen.dims(tensor)
+
+    with _plain_kernels(), evaluation_mode(model), torch.no_grad(), activations_noted(model, holders, note):
         with _Tracer(seen):
             out = call(model, batch)
         for tensor in outputs_of(out):
@@ -136,19 +139,36 @@ def trace(model: nn.Module, leaves: Mapping[str, Tensor], batch: Batch) -> Trace
 
 
 @contextmanager
-def _observed(seen: Trace, name: str, module: nn.Module) -> Iterator[None]:
-    """Note the axes of a module's input and output."""
+def activations_noted(
+    model: nn.Module, names: Container[str], note: Callable[[str, Side, Tensor], None]
+) -> Iterator[None]:
+    """While the context lasts, call ``note(name, side, tensor)`` with each input and output of the named modules.
 
-    def note(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        for noted, values in ((seen.inputs, [args, kwargs]), (seen.outputs, out)):
-            if name not in noted and (first := next(tensors_in(values), None)) is not None:
-                noted[name] = seen.dims(first)
+    Of several inputs or outputs it is the first tensor.
 
-    handle = module.register_forward_hook(note, with_kwargs=True)
-    try:
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    >>> with activations_noted(model, ["0"], lambda name, side, tensor: print(name, side, tuple(tensor.shape))):
+    ...     _ = model(torch.zeros(1, 3))
+    0 input (1, 3)
+    0 output (1, 2)
+    """
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            sides: tuple[tuple[Side, Any], ...] = (("input", [args, kwargs]), ("output", out))
+            for side, values in sides:
+                for tensor in itertools.islice(tensors_in(values), 1):
+                    note(name, side, tensor)
+
+        return look
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name in names:
+                hooks.callback(module.register_forward_hook(hook(name), with_kwargs=True).remove)
         yield
-    finally:
-        handle.remove()
 
 
 def leaves_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

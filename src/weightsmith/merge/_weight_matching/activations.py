@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, ShapeError
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.symmetry import AxisBlocks, Side, Symmetry, tensors_in
+from weightsmith.core.symmetry import AxisBlocks, Side, Symmetry, activations_noted
 from weightsmith.merge._weight_matching.matching import Matching, match_weights
 
 __all__ = ["Similarity", "match_activations"]
@@ -120,20 +119,12 @@ def _activations(
 ) -> dict[str, Tensor]:
     """One tensor a place, its first axis all samples, standardised for correlations."""
     parts: dict[tuple[str, Side], list[Tensor]] = {key: [] for key in chosen}
-    modules = dict(model.named_modules())
 
-    def watch(name: str) -> Any:
-        def look(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            sides: tuple[tuple[Side, Any], ...] = (("input", [args, kwargs]), ("output", out))
-            for side, values in sides:
-                if (name, side) in parts:
-                    parts[name, side].append(next(tensors_in(values)).detach().float().cpu())
+    def note(name: str, side: Side, tensor: Tensor) -> None:
+        if (name, side) in parts:
+            parts[name, side].append(tensor.detach().float().cpu())
 
-        return modules[name].register_forward_hook(look, with_kwargs=True)
-
-    with evaluation_mode(model), ExitStack() as hooks:
-        for name in {name for name, _ in chosen}:
-            hooks.callback(watch(name).remove)
+    with evaluation_mode(model), activations_noted(model, {name for name, _ in chosen}, note):
         for batch in calibration:
             call(model, batch)
     return {

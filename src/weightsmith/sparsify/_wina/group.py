@@ -79,7 +79,7 @@ class SharedInputGroup:
         self.seen = 0
         self.total = torch.zeros(len(members), dtype=torch.int64 if backend == "cpu" else torch.int32)
         self._state: tuple[Any, ...] = ()
-        self._arrays: tuple[Any, ...] = ()
+        self._arrays: list[Any] = []
         self._shared: tuple[Tensor, int, tuple[Tensor, ...]] | None = None
         for position, member in enumerate(members):
             member.kernel, member.position = self, position
@@ -129,7 +129,7 @@ class SharedInputGroup:
 
         threads = torch.get_num_threads()
         if len(self._arrays[-3]) != threads:
-            self._arrays = (*self._arrays[:-3], np.empty((threads, sum(self.outs)), np.float32), *self._arrays[-2:])
+            self._arrays[-3] = np.empty((threads, sum(self.outs)), np.float32)
         y = torch.empty(sum(self.outs))
         sparse_columns(x.float().numpy(), y.numpy(), *self._arrays)
         return y
@@ -179,19 +179,10 @@ class SharedInputGroup:
         self._bias = torch.cat(biases)
         self._limits = torch.stack([member.limits(row) for member in self.members])
         self.total = self.total.to(device)
-        if device.type == "cpu":
-            layers = len(self.members)
-            self._arrays = (
-                self._weights.view(BITS[self._weights.dtype]).numpy(),
-                self._limits.numpy(),
-                np.array(self.outs),
-                self._bias.numpy(),
-                np.empty((layers, self.inputs + 1), np.int64),
-                np.empty((layers, self.inputs + 1), np.float32),
-                np.empty((torch.get_num_threads(), sum(self.outs)), np.float32),
-                np.zeros(layers, np.int64),
-                self.total.numpy(),
-            )
+        if self.backend == "cpu":
+            from weightsmith.sparsify._wina.kernels.cpu import arguments
+
+            self._arrays = arguments(self._weights, self._limits, self.outs, self._bias, self.total)
         self._state = self._current()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,16 +9,20 @@ The ``fastmath`` flags do not include those that assume that there is no NaN: a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+from torch import Tensor
 
-from weightsmith.sparsify._wina.kernels import start_threads
+from weightsmith.sparsify._wina.kernels import BITS, start_threads
 
-__all__ = ["sparse_columns"]
+__all__ = ["arguments", "sparse_columns"]
 
 start_threads()
 
@@ -161,3 +165,19 @@ def sparse_columns(
     for part in range(1, parts):
         for o in range(y.size):
             y[o] += partial[part, o]
+
+
+def arguments(weights: Tensor, limits_LI: Tensor, outs: Sequence[int], bias_O: Tensor, total_L: Tensor) -> list[Any]:
+    """Return what :func:`sparse_columns` takes after ``x`` and ``y``: tensors as arrays, and new buffers."""
+    layers, inputs = limits_LI.shape
+    return [
+        weights.view(BITS[weights.dtype]).numpy(),
+        limits_LI.numpy(),
+        np.array(outs),
+        bias_O.numpy(),
+        np.empty((layers, inputs + 1), np.int64),
+        np.empty((layers, inputs + 1), np.float32),
+        np.empty((torch.get_num_threads(), sum(outs)), np.float32),
+        np.zeros(layers, np.int64),
+        total_L.numpy(),
+    ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from weightsmith.sparsify._wina.kernels import BITS, lock
+from weightsmith.sparsify._wina.kernels import lock
 
 __all__ = ["sparse_columns"]
 
@@ -37,7 +36,7 @@ def sparse_columns(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[i
     >>> sparse_columns(torch.tensor([0.5, 2.0]), torch.eye(2).flatten(), torch.ones(1, 2), [2], torch.zeros(2))
     tensor([0., 2.])
     """
-    layers, inputs = limits_LI.shape
+    layers = len(limits_LI)
     if x_I.device.type == "cuda":
         from weightsmith.sparsify._wina.kernels import cuda
 
@@ -47,19 +46,8 @@ def sparse_columns(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[i
 
     y = torch.empty(sum(outs))
     with lock:
-        cpu.sparse_columns(
-            x_I.float().numpy(),
-            y.numpy(),
-            weights.view(BITS[weights.dtype]).numpy(),
-            limits_LI.numpy(),
-            np.array(outs),
-            bias_O.numpy(),
-            np.empty((layers, inputs + 1), np.int64),
-            np.empty((layers, inputs + 1), np.float32),
-            np.empty((torch.get_num_threads(), sum(outs)), np.float32),
-            np.zeros(layers, np.int64),
-            np.zeros(layers, np.int64),
-        )
+        total_L = torch.zeros(layers, dtype=torch.int64)
+        cpu.sparse_columns(x_I.float().numpy(), y.numpy(), *cpu.arguments(weights, limits_LI, outs, bias_O, total_L))
     return y
 
 
