@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters
@@ -84,8 +83,8 @@ class BSC(LinearEM):
     --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> codes = rng.random((500, 3)) < 0.3
-    >>> X = codes @ np.array([[4.0, 0, 0, 4], [0, 4, 0, 0], [0, 0, 4, 4]]) + rng.normal(0, 0.5, (500, 4))
+    >>> codes = rng.random((200, 3)) < 0.3
+    >>> X = codes @ np.array([[4.0, 0, 0, 4], [0, 4, 0, 0], [0, 0, 4, 4]]) + rng.normal(0, 0.5, (200, 4))
     >>> model = BSC(3, n_init=3, random_state=0).fit(X)
     >>> round(model.pi_, 1), round(model.sigma_, 1)
     (0.3, 0.5)
@@ -95,9 +94,7 @@ class BSC(LinearEM):
 
     _schedule: ClassVar[Mapping[str, Points]] = annealed(5.0, 0.8)
 
-    def _candidates(
-        self, match_NH: Float[Tensor, "points components"], parameters: LinearParameters, n_candidates: int
-    ) -> Int[Tensor, "points candidates"]:
+    def _candidates(self, match_NH: Tensor, parameters: LinearParameters, n_candidates: int) -> Tensor:
         # The point's own length does not change the order of the cosines, so an all-zero point needs no care.
         length_H = parameters.components_HD.norm(dim=1).clamp(min=1e-300)
         return largest_candidates(match_NH / length_H, n_candidates)

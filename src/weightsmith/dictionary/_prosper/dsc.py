@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
@@ -104,12 +103,10 @@ class DSC(LinearEM):
         share_V = torch.rand(len(self.values) - 1, dtype=torch.float64, generator=generator).clamp(min=1e-3)
         return torch.cat([torch.tensor([1 - active], dtype=torch.float64), active * share_V / share_V.sum()])
 
-    def _value_probabilities(self, parameters: LinearParameters) -> Float[Tensor, "1+values"]:
+    def _value_probabilities(self, parameters: LinearParameters) -> Tensor:
         return parameters.pi
 
-    def _new_pi(
-        self, counts_V: Float[Tensor, "values"], n_used: float, parameters: LinearParameters, states: States
-    ) -> Tensor:
+    def _new_pi(self, counts_V: Tensor, n_used: float, parameters: LinearParameters, states: States) -> Tensor:
         pi_V = counts_V / (n_used * states.n_components)
         pi_V = pi_V * ((1 - self.min_pi_zero) / pi_V.sum().clamp(min=1e-300)).clamp(max=1.0)
         return torch.cat([1 - pi_V.sum(0, keepdim=True), pi_V])

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
@@ -106,9 +106,9 @@ class GSC(TruncatedEM[SlabParameters]):
     --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> codes = (rng.random((1000, 2)) < 0.3) * rng.normal(3, 1, (1000, 2))
-    >>> X = codes @ np.array([[1.0, 0, 1, 1], [0, 1, 1, -1]]) + rng.normal(0, 0.3, (1000, 4))
-    >>> model = GSC(2, n_init=3, random_state=0).fit(X)
+    >>> codes = (rng.random((500, 2)) < 0.3) * rng.normal(3, 1, (500, 2))
+    >>> X = codes @ np.array([[1.0, 0, 1, 1], [0, 1, 1, -1]]) + rng.normal(0, 0.3, (500, 4))
+    >>> model = GSC(2, max_iter=50, n_init=3, random_state=0).fit(X)
     >>> model.pi_.round(1).tolist(), round(model.sigma_, 1)
     ([0.3, 0.3], 0.3)
     """
@@ -152,7 +152,7 @@ class GSC(TruncatedEM[SlabParameters]):
             sigma = sigma.abs().clamp(min=sigma_floor)
         return replace(parameters, pi=parameters.pi.clamp(*PI_RANGE), sigma=sigma)
 
-    def _revived(self, parameters: SlabParameters, component: int, row_D: Float[Tensor, "features"]) -> SlabParameters:
+    def _revived(self, parameters: SlabParameters, component: int, row_D: Tensor) -> SlabParameters:
         mean_H, covariance_HH = parameters.mean_H.clone(), parameters.covariance_HH.clone()
         mean_H[component] = 1
         covariance_HH[component], covariance_HH[:, component] = 0, 0
@@ -168,24 +168,16 @@ class GSC(TruncatedEM[SlabParameters]):
         scale = parameters.sigma.diagonal() if self.noise == "full" else parameters.sigma.expand(features)
         return (1 - parameters.pi).log().sum() - features / 2 * math.log(2 * math.pi) - scale.log().sum()
 
-    def _white(
-        self, rows_ND: Float[Tensor, "rows features"], parameters: SlabParameters
-    ) -> Float[Tensor, "rows features"]:
+    def _white(self, rows_ND: Tensor, parameters: SlabParameters) -> Tensor:
         if self.noise == "full":
             return torch.linalg.solve_triangular(parameters.sigma, rows_ND.T, upper=False).T
         return rows_ND / parameters.sigma
 
-    def _colored(
-        self, noise_ND: Float[Tensor, "points features"], parameters: SlabParameters
-    ) -> Float[Tensor, "points features"]:
+    def _colored(self, noise_ND: Tensor, parameters: SlabParameters) -> Tensor:
         return noise_ND @ parameters.sigma.T if self.noise == "full" else noise_ND * parameters.sigma
 
     def _slab_states(
-        self,
-        data_ND: Float[Tensor, "points features"],
-        candidates_NC: Int[Tensor, "points candidates"],
-        parameters: SlabParameters,
-        states: States,
+        self, data_ND: Tensor, candidates_NC: Tensor, parameters: SlabParameters, states: States
     ) -> Iterator[SlabStates]:
         return slab_states(
             self._white(data_ND, parameters),
@@ -196,17 +188,15 @@ class GSC(TruncatedEM[SlabParameters]):
             states,
         )
 
-    def _candidates(
-        self, data_ND: Float[Tensor, "points features"], parameters: SlabParameters, n_candidates: int
-    ) -> Int[Tensor, "points candidates"]:
+    def _candidates(self, data_ND: Tensor, parameters: SlabParameters, n_candidates: int) -> Tensor:
         none = torch.empty(len(data_ND), 0, dtype=torch.long, device=data_ND.device)
         alone = States(len(parameters.mean_H), 1, 1, device=self.device)
         (single,) = self._slab_states(data_ND, none, parameters, alone)
         return largest_candidates(-single.quadratic_JN.T, n_candidates)
 
     def _joint(
-        self, data_ND: Float[Tensor, "points features"], parameters: SlabParameters, states: States, temperature: float
-    ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
+        self, data_ND: Tensor, parameters: SlabParameters, states: States, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         candidates_NC = self._candidates(data_ND, parameters, states.n_candidates)
         zero_1N = self._white(data_ND, parameters).square().sum(1)[None]
         groups = self._slab_states(data_ND, candidates_NC, parameters, states)
@@ -217,9 +207,7 @@ class GSC(TruncatedEM[SlabParameters]):
         joint_NK[:, states.first_set :] += odds_H[candidates_NC] @ states.sets_SC.T
         return candidates_NC, joint_NK
 
-    def _means(
-        self, block: Expectation, parameters: SlabParameters, states: States
-    ) -> Float[Tensor, "points components"]:
+    def _means(self, block: Expectation, parameters: SlabParameters, states: States) -> Tensor:
         code_HN = torch.zeros(len(parameters.mean_H), len(block.data_ND), dtype=torch.float64, device=self.device)
         for group, q_JN in self._weighted(block, parameters, states):
             for component, mean, shift in zip(group.active, group.mean, group.shift, strict=True):
@@ -276,7 +264,7 @@ class GSC(TruncatedEM[SlabParameters]):
             covariance_HH=covariance_HH,
         )
 
-    def _new_sigma(self, sums: Sums, n_used: float, components_HD: Float[Tensor, "components features"]) -> Tensor:
+    def _new_sigma(self, sums: Sums, n_used: float, components_HD: Tensor) -> Tensor:
         cross_HD, moment_HD = sums["cross_HD"], sums["moment_HH"] @ components_HD
         if self.noise == "full":
             cross_DD = components_HD.T @ cross_HD
@@ -301,17 +289,13 @@ class GSC(TruncatedEM[SlabParameters]):
         variance_H = sums["moment_HH"].diagonal() / usage_H.clamp(min=1e-6) - mean_H.square()
         return mean_H, torch.where(used, variance_H.clamp(min=LEAST_VARIANCE), old_HH.diagonal()).diag()
 
-    def _draw(
-        self, parameters: SlabParameters, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "points components"]:
+    def _draw(self, parameters: SlabParameters, n_samples: int, generator: torch.Generator) -> Tensor:
         shape = (n_samples, len(parameters.pi))
         on_NH = torch.rand(shape, dtype=torch.float64, generator=generator) < parameters.pi
         white_NH = torch.randn(shape, dtype=torch.float64, generator=generator)
         return on_NH * (parameters.mean_H + white_NH @ torch.linalg.cholesky(parameters.covariance_HH).T)
 
-    def _superpose(
-        self, codes_NH: Float[Tensor, "points components"], parameters: SlabParameters
-    ) -> Float[Tensor, "points features"]:
+    def _superpose(self, codes_NH: Tensor, parameters: SlabParameters) -> Tensor:
         return codes_NH @ parameters.components_HD
 
     def _publish(self, parameters: SlabParameters, dtype: np.dtype[Any]) -> None:

@@ -81,25 +81,15 @@ class LinearEM(TruncatedEM[LinearParameters]):
             components_HD = components_HD - offset_D
         return LinearParameters(components_HD, pi, self._sigma_start(moments), offset_D)
 
-    def _temper(
-        self,
-        joint_NK: Float[Tensor, "points states"],
-        now: Settings,
-        parameters: LinearParameters,
-        states: States,
-    ) -> Float[Tensor, "points states"]:
+    def _temper(self, joint_NK: Tensor, now: Settings, parameters: LinearParameters, states: States) -> Tensor:
         joint_NK.div_(now.temperature)
         if not now.anneal_prior:
             joint_NK += (1 - 1 / now.temperature) * self._log_prior(parameters, states)
         return joint_NK
 
     def _joint(
-        self,
-        data_ND: Float[Tensor, "points features"],
-        parameters: LinearParameters,
-        states: States,
-        temperature: float,
-    ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
+        self, data_ND: Tensor, parameters: LinearParameters, states: States, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         precision = float(1 / (2 * parameters.sigma.square()))
         residual_ND = self._residual(data_ND, parameters)
         match_NH = residual_ND @ parameters.components_HD.T
@@ -126,9 +116,7 @@ class LinearEM(TruncatedEM[LinearParameters]):
             torch.matmul(torch.cat(known, 1), torch.cat(table, 1).T, out=joint_NK[:, states.first_set :])
         return candidates_NC, joint_NK
 
-    def _residual(
-        self, data_ND: Float[Tensor, "points features"], parameters: LinearParameters
-    ) -> Float[Tensor, "points features"]:
+    def _residual(self, data_ND: Tensor, parameters: LinearParameters) -> Tensor:
         """The points without the offset."""
         return data_ND - parameters.offset_D if self.fit_offset else data_ND
 
@@ -172,22 +160,16 @@ class LinearEM(TruncatedEM[LinearParameters]):
             return new
         return replace(new, offset_D=parameters.offset_D + (sums["data_D"] - sums["code_H"] @ new_HD) / n_used)
 
-    def _revived(
-        self, parameters: LinearParameters, component: int, row_D: Float[Tensor, "features"]
-    ) -> LinearParameters:
+    def _revived(self, parameters: LinearParameters, component: int, row_D: Tensor) -> LinearParameters:
         return super()._revived(parameters, component, row_D - parameters.offset_D)
 
-    def _draw(
-        self, parameters: LinearParameters, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "points components"]:
+    def _draw(self, parameters: LinearParameters, n_samples: int, generator: torch.Generator) -> Tensor:
         probabilities = self._value_probabilities(parameters)
         drawn = torch.multinomial(probabilities, n_samples * self.n_components, replacement=True, generator=generator)
         values = torch.tensor((0.0, *self._unit_values()), dtype=torch.float64)
         return values[drawn].view(n_samples, self.n_components)
 
-    def _superpose(
-        self, codes_NH: Float[Tensor, "points components"], parameters: LinearParameters
-    ) -> Float[Tensor, "points features"]:
+    def _superpose(self, codes_NH: Tensor, parameters: LinearParameters) -> Tensor:
         return codes_NH @ parameters.components_HD + parameters.offset_D
 
     def _publish(self, parameters: LinearParameters, dtype: np.dtype[Any]) -> None:

@@ -86,8 +86,8 @@ class MaximumEM(TruncatedEM[Parameters]):
         return replace(parameters, components_HD=sign_HD * components_HD.abs().clamp(min=LEAST_WEIGHT))
 
     def _joint(
-        self, data_ND: Float[Tensor, "points features"], parameters: Parameters, states: States, temperature: float
-    ) -> tuple[Int[Tensor, "points candidates"], Float[Tensor, "points states"]]:
+        self, data_ND: Tensor, parameters: Parameters, states: States, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         candidates_NC = self._candidates(data_ND, parameters, states.n_candidates)
         components_HD = parameters.components_HD
         error_NK = torch.zeros(len(data_ND), states.size, dtype=torch.float64, device=data_ND.device)
@@ -135,13 +135,7 @@ class MaximumEM(TruncatedEM[Parameters]):
         )
 
     def _groups(
-        self,
-        candidates_NC: Int[Tensor, "points candidates"],
-        components_HD: Float[Tensor, "components features"],
-        states: States,
-        sharpness: float,
-        *,
-        shares: bool,
+        self, candidates_NC: Tensor, components_HD: Tensor, states: States, sharpness: float, *, shares: bool
     ) -> Iterator[_Group]:
         """The points by their set of candidates; how states share a feature only where it is asked for."""
         if not len(states.sets_SC):
@@ -162,15 +156,11 @@ class MaximumEM(TruncatedEM[Parameters]):
                 share_MD = (power_CD[candidate_M] / below_SD[state_M].clamp(min=1e-300)).clamp(max=1.0)
             yield _Group(of_set, candidates_C, unit_D * total_SD.sign() * root_SD, share_MD)
 
-    def _draw(
-        self, parameters: Parameters, n_samples: int, generator: torch.Generator
-    ) -> Float[Tensor, "points components"]:
+    def _draw(self, parameters: Parameters, n_samples: int, generator: torch.Generator) -> Tensor:
         shape = (n_samples, len(parameters.components_HD))
         return (torch.rand(shape, dtype=torch.float64, generator=generator) < parameters.pi).double()
 
-    def _superpose(
-        self, codes_NH: Float[Tensor, "points components"], parameters: Parameters
-    ) -> Float[Tensor, "points features"]:
+    def _superpose(self, codes_NH: Tensor, parameters: Parameters) -> Tensor:
         data_ND = torch.zeros(len(codes_NH), parameters.components_HD.shape[1], dtype=torch.float64)
         for code_N, component_D in zip(codes_NH.T, parameters.components_HD, strict=True):
             part_ND = code_N[:, None] * component_D

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
 from sklearn.utils.validation import check_non_negative
 from torch import Tensor
 
@@ -54,10 +53,10 @@ class MCA(MaximumEM):
     --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> codes = rng.random((500, 3, 1)) < 0.3
+    >>> codes = rng.random((200, 3, 1)) < 0.3
     >>> W = np.array([[4.0, 4, 0, 0, 4], [0, 0, 4, 4, 4], [4, 0, 4, 0, 0]])
-    >>> X = np.abs((codes * W).max(1) + rng.normal(0, 0.3, (500, 5)))
-    >>> model = MCA(3, n_init=3, random_state=0).fit(X)
+    >>> X = np.abs((codes * W).max(1) + rng.normal(0, 0.3, (200, 5)))
+    >>> model = MCA(3, max_iter=50, n_init=3, random_state=0).fit(X)
     >>> sorted((model.components_ > 2).astype(int).tolist())
     [[0, 0, 1, 1, 1], [1, 0, 1, 0, 0], [1, 1, 0, 0, 1]]
     """
@@ -81,17 +80,10 @@ class MCA(MaximumEM):
     def _sharpness(self, temperature: float) -> float:
         return 1 / (1 - 1 / max(temperature, 1.05))
 
-    def _candidates(
-        self, data_ND: Float[Tensor, "points features"], parameters: Parameters, n_candidates: int
-    ) -> Int[Tensor, "points candidates"]:
+    def _candidates(self, data_ND: Tensor, parameters: Parameters, n_candidates: int) -> Tensor:
         excess_HN = [(component_D - data_ND).clamp_(min=0).sum(1) for component_D in parameters.components_HD]
         return largest_candidates(-torch.stack(excess_HN, 1), n_candidates)
 
-    def _new_components(
-        self,
-        weighted_HD: Float[Tensor, "components features"],
-        weight_HD: Float[Tensor, "components features"],
-        parameters: Parameters,
-    ) -> Float[Tensor, "components features"]:
+    def _new_components(self, weighted_HD: Tensor, weight_HD: Tensor, parameters: Parameters) -> Tensor:
         explained = weight_HD > 1e-12  # what explains nothing stays
         return torch.where(explained, weighted_HD / weight_HD.clamp(min=1e-12), parameters.components_HD)

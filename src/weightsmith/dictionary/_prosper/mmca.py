@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightsmith.dictionary._prosper.maxima import MaximumEM
@@ -55,10 +54,10 @@ class MMCA(MaximumEM):
     --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> codes = rng.random((500, 3, 1)) < 0.3
+    >>> codes = rng.random((200, 3, 1)) < 0.3
     >>> parts = codes * np.array([[4.0, 4, 0, 0, 4], [0, 0, -4, -4, -3], [-3, 0, 3, 0, 0]])
-    >>> X = np.take_along_axis(parts, np.abs(parts).argmax(1, keepdims=True), 1)[:, 0] + rng.normal(0, 0.3, (500, 5))
-    >>> model = MMCA(3, n_init=3, random_state=0).fit(X)
+    >>> X = np.take_along_axis(parts, np.abs(parts).argmax(1, keepdims=True), 1)[:, 0] + rng.normal(0, 0.3, (200, 5))
+    >>> model = MMCA(3, max_iter=50, n_init=3, random_state=0).fit(X)
     >>> sorted(model.components_.round().astype(int).tolist())
     [[-3, 0, 3, 0, 0], [0, 0, -4, -4, -3], [4, 4, 0, 0, 4]]
     """
@@ -70,19 +69,12 @@ class MMCA(MaximumEM):
     def _sharpness(self, temperature: float) -> float:
         return min(1 / (1 - 1 / max(temperature, 1.2)), 35.0)
 
-    def _candidates(
-        self, data_ND: Float[Tensor, "points features"], parameters: Parameters, n_candidates: int
-    ) -> Int[Tensor, "points candidates"]:
+    def _candidates(self, data_ND: Tensor, parameters: Parameters, n_candidates: int) -> Tensor:
         components_HD = parameters.components_HD
         nearness_NH = 2 * (data_ND @ components_HD.T) - components_HD.square().sum(1)
         return largest_candidates(nearness_NH, n_candidates)
 
-    def _new_components(
-        self,
-        weighted_HD: Float[Tensor, "components features"],
-        weight_HD: Float[Tensor, "components features"],
-        parameters: Parameters,
-    ) -> Float[Tensor, "components features"]:
+    def _new_components(self, weighted_HD: Tensor, weight_HD: Tensor, parameters: Parameters) -> Tensor:
         new_HD: Tensor = weighted_HD / weight_HD.clamp(min=1e-4)
         if not self.inertia:
             return new_HD

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from weightsmith.dictionary._prosper.linear import LinearEM, LinearParameters
@@ -68,6 +67,6 @@ class TSC(LinearEM):
     def _unit_values(self) -> tuple[float, ...]:
         return (-1.0, 1.0)
 
-    def _value_probabilities(self, parameters: LinearParameters) -> Float[Tensor, "1+values"]:
+    def _value_probabilities(self, parameters: LinearParameters) -> Tensor:
         half = parameters.pi / 2
         return torch.stack([1 - parameters.pi, half, half])

@@ -99,23 +99,21 @@ class FilterLift(Lift):
         super().__init__(rows, weight_N)
         self.size = rows.shape[1]
 
-    def times(self, a_ME: Float[Tensor, "M E"]) -> Float[Tensor, "N E"]:
+    def times(self, a_ME: Tensor) -> Tensor:
         return self.rows.times(a_ME)
 
-    def transposed_times(self, right_NE: Float[Tensor, "N E"]) -> Float[Tensor, "M E"]:
+    def transposed_times(self, right_NE: Tensor) -> Tensor:
         product_ME = self.rows.transposed_times(right_NE)
         all_reduce_sum(product_ME)
         return product_ME
 
-    def target_times(self, right_CE: Float[Tensor, "C E"]) -> Float[Tensor, "M E"]:
+    def target_times(self, right_CE: Tensor) -> Tensor:
         return self.transposed_times(self.root_N1 * right_CE)
 
-    def transposed_target_times(self, left_ME: Float[Tensor, "M E"]) -> Float[Tensor, "C E"]:
+    def transposed_target_times(self, left_ME: Tensor) -> Tensor:
         return self.root_N1 * self.times(left_ME)
 
-    def factors(
-        self, basis_MR: Float[Tensor, "M R"], a_MK: Float[Tensor, "M K"]
-    ) -> tuple[Float[Tensor, "P R"], Float[Tensor, "R K"]]:
+    def factors(self, basis_MR: Tensor, a_MK: Tensor) -> tuple[Tensor, Tensor]:
         return basis_MR, basis_MR.T @ a_MK
 
 
@@ -148,19 +146,17 @@ class DiagonalLift(FilterLift):
         self.basis_PD, self.square_D, self.to_features = basis_PD, square_D, to_features
         self.size = len(square_D)
 
-    def times(self, a_ME: Float[Tensor, "D E"]) -> Float[Tensor, "N E"]:
+    def times(self, a_ME: Tensor) -> Tensor:
         return self.rows.times(a_ME if self.basis_PD is None else self.basis_PD @ a_ME)
 
-    def transposed_times(self, right_NE: Float[Tensor, "N E"]) -> Float[Tensor, "D E"]:
+    def transposed_times(self, right_NE: Tensor) -> Tensor:
         product = super().transposed_times(right_NE)
         return product if self.basis_PD is None else self.basis_PD.T @ product
 
-    def gram_times(self, columns_ME: Float[Tensor, "D E"]) -> Float[Tensor, "D E"]:
+    def gram_times(self, columns_ME: Tensor) -> Tensor:
         return self.square_D[:, None] * columns_ME
 
-    def factors(
-        self, basis_MR: Float[Tensor, "D R"], a_MK: Float[Tensor, "D K"]
-    ) -> tuple[Float[Tensor, "P R"], Float[Tensor, "R K"]]:
+    def factors(self, basis_MR: Tensor, a_MK: Tensor) -> tuple[Tensor, Tensor]:
         return self.to_features(basis_MR), basis_MR.T @ a_MK
 
 
@@ -172,24 +168,22 @@ class FeatureLift(Lift):
         self.size = rows.shape[0]
         self.inverse_root_N1 = 1 / self.root_N1.where(self.root_N1 > 0, 1)  # a sample of weight 0 counts for nothing
 
-    def times(self, a_ME: Float[Tensor, "M E"]) -> Float[Tensor, "N E"]:
+    def times(self, a_ME: Tensor) -> Tensor:
         return self.inverse_root_N1 * a_ME
 
-    def transposed_times(self, right_NE: Float[Tensor, "N E"]) -> Float[Tensor, "M E"]:
+    def transposed_times(self, right_NE: Tensor) -> Tensor:
         return self.inverse_root_N1 * right_NE
 
-    def target_times(self, right_CE: Float[Tensor, "C E"]) -> Float[Tensor, "M E"]:
+    def target_times(self, right_CE: Tensor) -> Tensor:
         return self.root_N1 * self.rows.times(right_CE)
 
-    def transposed_target_times(self, left_ME: Float[Tensor, "M E"]) -> Float[Tensor, "C E"]:
+    def transposed_target_times(self, left_ME: Tensor) -> Tensor:
         return self.rows.transposed_times(self.root_N1 * left_ME)
 
-    def energy(self, basis_MR: Float[Tensor, "M R"]) -> Float[Tensor, ""]:
+    def energy(self, basis_MR: Tensor) -> Tensor:
         return self.transposed_target_times(basis_MR).square().sum()
 
-    def factors(
-        self, basis_MR: Float[Tensor, "M R"], a_MK: Float[Tensor, "M K"]
-    ) -> tuple[Float[Tensor, "P R"], Float[Tensor, "R K"]]:
+    def factors(self, basis_MR: Tensor, a_MK: Tensor) -> tuple[Tensor, Tensor]:
         atoms_PR, size_R, turn_RR = torch.linalg.svd(self.transposed_target_times(basis_MR), full_matrices=False)
         inverse_R = (size_R > 1e-10 * size_R[0]) / size_R.clamp(min=TINY)
         return atoms_PR, inverse_R[:, None] * (turn_RR @ (basis_MR.T @ a_MK))
