@@ -155,7 +155,7 @@ def test_damage_and_wrong_use(tmp_path):
     with pytest.raises(CheckpointError, match="truncated"):
         rebasin(paths, tmp_path / "out")
     (tmp_path / "a" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="no configuration"):
+    with pytest.raises(CheckpointError, match=r"cannot load.*config\.json"):
         rebasin(paths, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
