@@ -10,7 +10,7 @@ from models import tiny
 from permutable import IDS, NETS, make, mixtral, roughen
 from weightsmith.core.data import call
 from weightsmith.core.errors import ShapeError, UnsupportedModelError
-from weightsmith.core.symmetry import find_symmetry
+from weightsmith.core.symmetry import _trace, find_symmetry
 from weightsmith.core.symmetry._axes import Axis, join, product, unify
 
 TINY = {"mlp": 1, "cnn": 2, "llama": 9, "qwen3": 9, "gemma3": 9, "gpt2": 9, "opt": 9, "bert": 10, "vit": 9, "t5": 20}
@@ -134,6 +134,20 @@ def test_experts_share_one_order_of_their_units():
         before = model(**IDS).logits
         symmetry.permute_(model, symmetry.random(torch.Generator().manual_seed(0)))
         torch.testing.assert_close(model(**IDS).logits, before, rtol=1e-4, atol=1e-5)
+
+
+def test_operations_without_a_rule_are_followed_as_torch_decomposes_them(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 12), nn.GLU(), nn.LayerNorm(6), nn.Linear(6, 2))
+    (group,) = find_symmetry(model, torch.rand(3, 4)).groups.values()
+    assert (group.name, group.size) == ("0.weight[0]", 6)
+
+    def fails(*args, **kwargs):
+        raise NotImplementedError
+
+    monkeypatch.setitem(_trace.decomposition_table, torch.ops.aten.native_layer_norm.default, fails)
+    symmetry = find_symmetry(model, torch.rand(3, 4))
+    assert not symmetry.groups
+    assert "native_layer_norm" in symmetry.left_out["2.weight"]
 
 
 class Odd(nn.Module):

@@ -86,8 +86,11 @@ class _Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if rule_of(func) is None and next(tensors_in([args, kwargs]), None) is not None:
-            with self:
-                out = decomposition_table.get(func, func.decompose)(*args, **kwargs)
+            try:
+                with self:
+                    out = decomposition_table.get(func, func.decompose)(*args, **kwargs)
+            except Exception:  # whatever the decomposition does not support, the operation itself may
+                out = NotImplemented
             if out is not NotImplemented:
                 return out
         out = _run(func, args, kwargs)
