@@ -190,7 +190,7 @@ def test_tolerance_stops_after_the_schedule():
     assert BSC(5, max_iter=100, tol=1e-4, schedule=None, random_state=0).fit(points).n_iter_ < 80
 
 
-def test_offset_is_learnt():
+def test_offset_is_learned():
     points, atoms, _ = bars(0, signed=True)
     model = BSC(10, n_candidates=5, max_active=3, fit_offset=True, max_iter=50, n_init=6, random_state=0).fit(
         points + 30
@@ -207,7 +207,7 @@ def test_offset_is_learnt():
     [
         ({"n_candidates": 3, "max_active": 4}, "max_active <= n_candidates <= n_components"),
         ({"n_candidates": 11}, "max_active <= n_candidates <= n_components"),
-        ({"n_components": 60, "n_candidates": 60, "max_active": 6}, "states a point: found"),
+        ({"n_components": 60, "n_candidates": 60, "max_active": 6}, "states per point: found"),
         ({"pi_init": 1.0}, "pi_init"),
         ({"pi_init": 0.0}, "pi_init"),
         ({"sigma_init": -1.0}, "sigma_init"),

@@ -376,7 +376,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         if not isinstance(self.init, str):
             given = check_array(self.init, dtype=np.float64)
             if given.shape != (width, width):
-                raise ShapeError("init", found=given.shape, expected=(width, width), do="Give one atom a row.")
+                raise ShapeError("init", found=given.shape, expected=(width, width), do="Give one atom per row.")
             start_NN = polar(torch.from_numpy(given).T)
         else:
             basis_NN, upper_NN = torch.linalg.qr(start_NN)

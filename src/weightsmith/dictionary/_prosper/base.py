@@ -46,10 +46,10 @@ from weightsmith.dictionary._shared.processes import total
 __all__ = ["Posterior", "TruncatedEM"]
 
 CACHE_BYTES = 512 << 20
-"""Up to this size the E-step's results are kept for the M-step; beyond it they are computed again."""
+"""Up to this size the E-step's results are kept for the M-step; beyond it they are computed twice."""
 
 DEAD = 1e-9
-"""Points that a component explains (expected number) below which it is taken for dead."""
+"""Expected number of points that a component explains below which it counts as dead."""
 
 
 class Posterior(NamedTuple):
@@ -79,14 +79,14 @@ class TruncatedEM(Model[P], DictionaryEstimator):
     """
 
     def fit(self, X: Any, y: object = None) -> TruncatedEM[P]:
-        """Learn the parameters.
+        """Learn the parameters by truncated EM.
 
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, n_features)
             At least two rows, finite. Under ``torchrun`` this process's rows.
         y : ignored
-            For scikit-learn's sake.
+            Present for API consistency.
 
         Returns
         -------
@@ -132,7 +132,7 @@ class TruncatedEM(Model[P], DictionaryEstimator):
         return (torch.cat(scores) + self._log_constant(parameters)).cpu().numpy()
 
     def score(self, X: Any, y: object = None) -> float:
-        """Return the mean log-likelihood of a point; to compare models and sizes."""
+        """Return the mean log-likelihood per point, to compare models and sizes."""
         return float(self.score_samples(X).mean())
 
     def posterior(self, X: Any, top_k: int = 1, *, adaptive: bool = False) -> Posterior:
@@ -146,7 +146,7 @@ class TruncatedEM(Model[P], DictionaryEstimator):
             How many states, 1 to the number of states kept.
         adaptive : bool, default: False
             Points whose likeliest state has ``max_active`` active units are inferred again with one more candidate and
-            one more active unit, until that ends or the number of states is over its limit.
+            one more active unit, until there are none left or the number of states exceeds its limit.
 
         Returns
         -------
@@ -186,7 +186,7 @@ class TruncatedEM(Model[P], DictionaryEstimator):
         n_samples : int, default: 1
             At least 1.
         random_state : int, RandomState or None
-            Of the draws.
+            Seed of the draws.
 
         Returns
         -------
@@ -246,7 +246,7 @@ class TruncatedEM(Model[P], DictionaryEstimator):
         generator: torch.Generator,
         sigma_floor: float,
     ) -> tuple[P, float]:
-        """One E-step and M-step; also the mean log-likelihood of a point under the parameters it began with."""
+        """One E-step and M-step; also the mean log-likelihood per point under the old parameters."""
         if now.partial:
             count = math.ceil(now.partial * len(data_ND))
             data_ND = data_ND[torch.randperm(len(data_ND), generator=generator)[:count]]
@@ -278,7 +278,7 @@ class TruncatedEM(Model[P], DictionaryEstimator):
         likelihood = total(likelihood) / n_all + float(self._log_constant(parameters))
         new = self._floored(self._maximize(sums, float(n_used), parameters, states), sigma_floor)
         dead = (sums["usage"] < DEAD).nonzero()
-        if len(dead):  # one per step: two put on the same point would stay alike
+        if len(dead):  # one per step: two on the same point would stay equal
             new = self._revived(new, int(dead[0]), worst_row(worst, worst_D.to(new.components_HD.device)))
             new = self._floored(new, sigma_floor)
         return new, likelihood
@@ -369,7 +369,7 @@ def _normalize(joint_NK: Float[Tensor, "points states"]) -> Float[Tensor, "point
 
 
 def _noisy(parameters: P, now: Settings, generator: torch.Generator) -> P:
-    """The parameters with the step's noise added."""
+    """The parameters with the noise of the step added."""
     scales = {"components_HD": now.components_noise, "pi": now.pi_noise, "sigma": now.sigma_noise}
     changed = {
         name: value + scale * torch.randn(value.shape, dtype=torch.float64, generator=generator).to(value)

@@ -32,38 +32,38 @@ class BSC(LinearEM):
     n_components : int, default: 10
         Number of components, ``H``.
     n_candidates : int or "auto", default: "auto"
-        Components a point's states are made of, 1 to ``n_components``; "auto" is the smaller of 8 and ``n_components``.
+        Components considered per point, 1 to ``n_components``; "auto" is the smaller of 8 and ``n_components``.
     max_active : int or "auto", default: "auto"
-        Most units of a state, 1 to ``n_candidates``; "auto" is the smaller of 4 and ``n_candidates``. With all three
-        equal and ``schedule=None`` this is exact EM.
+        Most active units per state, 1 to ``n_candidates``; "auto" is the smaller of 4 and ``n_candidates``. With all
+        three equal and ``schedule=None`` this is exact EM.
     schedule : mapping, "auto" or None, default: "auto"
         What changes from step to step, see :class:`~weightsmith.dictionary._prosper.schedule.Settings`: control points
         ``(position, value)`` by name, such as ``{"temperature": [(0, 5.0), (0.8, 1.0)]}``. "auto" lowers the
         temperature from 5 to 1 at 80 % of the steps and raises the data cut from 0 to 1 at two thirds, with a little
-        noise on the components until 60 %; None does nothing of it.
+        noise on the components until 60 %; None keeps all constant.
     max_iter : int, default: 100
-        EM steps, the whole length of the schedule.
+        EM steps; the schedule spans all of them.
     tol : float, default: 0.0
-        Once the schedule changes nothing any more, stop when the mean log-likelihood moves by less than this share.
+        Once the schedule is constant, stop when the mean log-likelihood changes by less than this share.
     n_init : int, default: 1
         Starts; the result with the best log-likelihood is kept.
     fit_offset : bool, default: False
         Also learn a vector that is added to every point.
     components_init : array-like of shape (n_components, n_features), optional
-        Where to start; by default the data's mean with noise.
+        The start; by default the mean of the data with noise.
     pi_init : float, optional
         Between 0 and 1; by default ``1 / n_components``.
     sigma_init : float, optional
         > 0; by default the mean of the features' standard deviations.
     random_state : int, RandomState or None, default: None
-        Of the start and of the schedule's noise.
+        Seed of the start and of the noise of the schedule.
     device : str, default: "cpu"
-        Where the arithmetic is done, in float64.
+        Where to compute, in float64.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        One atom a row.
+        One atom per row.
     pi_ : float
         Probability that a unit is on.
     sigma_ : float
@@ -71,7 +71,7 @@ class BSC(LinearEM):
     offset_ : ndarray of shape (n_features,)
         Zero unless ``fit_offset``.
     lower_bound_curve_ : ndarray of shape (n_iter + 1,)
-        Mean log-likelihood of a point before every step and after the last.
+        Mean log-likelihood per point before every step and after the last.
     lower_bound_ : float
         Its last value.
     n_iter_ : int

@@ -26,7 +26,7 @@ from weightsmith.dictionary._prosper.states import States
 __all__ = ["DSC"]
 
 LEAST_PROBABILITY = 1e-6
-"""Of any value of a unit."""
+"""Least prior probability of any value."""
 
 
 @dataclass(eq=False, repr=False)
@@ -38,12 +38,11 @@ class DSC(LinearEM):
     n_components : int, default: 10
         Number of components, ``H``.
     values : sequence of float, default: (-1.0, 0.0, 1.0)
-        What a unit can be; all different, 0 among them.
+        Values a unit can take; all different, 0 among them.
     n_candidates, max_active, max_iter, tol, n_init, fit_offset
         As for :class:`~weightsmith.dictionary.BSC`.
     schedule : mapping, "auto" or None, default: "auto"
-        "auto" lowers the temperature from 2 to 1 at 70 % of the steps and raises the data cut from 0 to 1 at two
-        thirds, with a little noise on the components until 60 %.
+        As for :class:`~weightsmith.dictionary.BSC`; "auto" lowers the temperature from 2 to 1 at 70 % of the steps.
     min_pi_zero : float, default: 0.0
         The least probability of the value 0; the others are scaled to fit.
     pi_init : array-like of shape (n_values,), optional
@@ -55,7 +54,7 @@ class DSC(LinearEM):
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        One atom a row.
+        One atom per row.
     pi_ : ndarray of shape (n_values,)
         Probabilities in the order of ``values``.
     sigma_ : float

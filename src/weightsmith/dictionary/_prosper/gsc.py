@@ -68,8 +68,7 @@ class GSC(TruncatedEM[SlabParameters]):
     n_components, n_candidates, max_active, max_iter, tol, n_init
         As for :class:`~weightsmith.dictionary.BSC`.
     schedule : mapping, "auto" or None, default: "auto"
-        "auto" lowers the temperature from 4 to 1 at 80 % of the steps and raises the data cut from 0 to 1 at two
-        thirds, with a little noise on the components until 60 %.
+        As for :class:`~weightsmith.dictionary.BSC`; "auto" lowers the temperature from 4 to 1 at 80 % of the steps.
     slab : {"diagonal", "full"}, default: "diagonal"
         Covariance of the amplitudes.
     noise : {"scalar", "diagonal", "full"}, default: "scalar"
@@ -88,7 +87,7 @@ class GSC(TruncatedEM[SlabParameters]):
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        One atom a row.
+        One atom per row.
     pi_ : ndarray of shape (n_components,)
         Probability that a unit is on.
     sigma_ : float, or ndarray of shape (n_features,)

@@ -10,8 +10,8 @@ feature by how much of it a component explains,
 .. math:: A_{hd}(s) = s_h \min\!\left(1, \bigl(|W_{hd}| / |\overline W_d(s)|\bigr)^{\varrho - 1}\right), \qquad
           W_{hd} = \frac{\sum_n \langle A_{hd} \rangle_n\, y_{nd}}{\sum_n \langle A_{hd} \rangle_n} .
 
-Both depend on a point only through its set of candidates, so points with the same candidates are worked on together,
-and powers are taken once for each set. Where every point has a set of its own, these powers are what the step costs.
+Both depend on a point only through its set of candidates. Points with the same candidates are therefore processed
+together, and the powers, which dominate the cost, are computed once per set.
 
 Legend: ``N`` points, ``D`` features, ``H`` components, ``C`` candidates, ``K`` states, ``S`` states of several
 candidates, ``M`` memberships: pairs of such a state and one of its candidates.

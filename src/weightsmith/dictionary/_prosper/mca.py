@@ -37,15 +37,15 @@ class MCA(MaximumEM):
     n_components, n_candidates, max_active, max_iter, tol, n_init
         As for :class:`~weightsmith.dictionary.BSC`.
     schedule : mapping, "auto" or None, default: "auto"
-        "auto" lowers the temperature from 4 to 1 at 80 % of the steps, with it the maximum's softness, and raises the
-        data cut from 0 to 1 at two thirds, with a little noise on the components until 60 %.
+        As for :class:`~weightsmith.dictionary.BSC`; "auto" lowers the temperature from 4 to 1 at 80 % of the steps.
+        A higher temperature also softens the maximum.
     components_init, pi_init, sigma_init, random_state, device
         As for :class:`~weightsmith.dictionary.BSC`; negative components become the smallest positive ones.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        One atom a row, positive.
+        One atom per row, positive.
     pi_, sigma_, lower_bound_curve_, lower_bound_, n_iter_, n_features_in_
         As for :class:`~weightsmith.dictionary.BSC`.
 

@@ -36,8 +36,8 @@ class MMCA(MaximumEM):
     n_components, n_candidates, max_active, max_iter, tol, n_init
         As for :class:`~weightsmith.dictionary.BSC`.
     schedule : mapping, "auto" or None, default: "auto"
-        "auto" lowers the temperature from 4 to 1 at 80 % of the steps, with it the maximum's softness, and raises the
-        data cut from 0 to 1 at two thirds, with a little noise on the components until 60 %.
+        As for :class:`~weightsmith.dictionary.BSC`; "auto" lowers the temperature from 4 to 1 at 80 % of the steps.
+        A higher temperature also softens the maximum.
     inertia : bool, default: True
         Move components that explain little only a part of the way.
     components_init, pi_init, sigma_init, random_state, device
@@ -46,7 +46,7 @@ class MMCA(MaximumEM):
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        One atom a row.
+        One atom per row.
     pi_, sigma_, lower_bound_curve_, lower_bound_, n_iter_, n_features_in_
         As for :class:`~weightsmith.dictionary.BSC`.
 

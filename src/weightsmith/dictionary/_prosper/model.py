@@ -64,7 +64,11 @@ class Expectation(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Model(Generic[P]):
-    """The steps of a model. Those that are not abstract are for units of one prior and noise of one variance."""
+    """The hyper-parameters and the steps of a model.
+
+    The shapes are declared here; overrides name them by the suffixes of their arguments. The steps that are not
+    abstract suit units that share one prior, and noise of one variance.
+    """
 
     n_components: int = 10
     _: KW_ONLY

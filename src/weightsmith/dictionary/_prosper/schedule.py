@@ -88,10 +88,10 @@ def settings_of(schedule: Mapping[str, Points], steps: int) -> list[Settings]:
 
 
 def annealed(temperature: float, end: float) -> dict[str, Points]:
-    """The models' own schedule: cool down to 1, then trust only what the truncation can explain.
+    """Return the default schedule: the temperature falls to 1, and the data cut rises.
 
-    Beside the paper's temperature and cut it shakes the components a little while they are hot: at a high temperature
-    components that start close run into each other, and without noise never part again.
+    Unlike the paper's it adds noise to the components at high temperature: components that start close become equal
+    there, and without noise stay equal.
 
     Examples
     --------

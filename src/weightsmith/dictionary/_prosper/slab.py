@@ -7,8 +7,8 @@ For a state with active units :math:`a`, whitened components and data :math:`W, 
 
 .. math:: -2 \log p(y \mid s) = \log|\Psi_{aa}| + \log|P| + \lVert y - W_a^\top \mu_a \rVert^2 - v^\top \Lambda v + c
 
-The matrices are no larger than ``max_active``, and there is one for every point and state: they are factorised entry by
-entry, each operation over all of them, which is far faster than a library call for each.
+There is one matrix per point and state, none larger than ``max_active``. They are factorized entry by entry, with every
+operation over all of them at once, which is far faster than a batched library call.
 
 Legend: ``N`` points, ``D`` features, ``H`` components, ``C`` candidates, ``J`` sets of one size.
 """

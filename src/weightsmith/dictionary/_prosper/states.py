@@ -26,7 +26,7 @@ from weightsmith.core.errors import HyperparameterError
 __all__ = ["MAX_STATES", "States", "truncated_prior"]
 
 MAX_STATES = 200_000
-"""States a point that are still computed; beyond it memory and time of one point get out of hand."""
+"""Most states per point: beyond it a single point takes too much memory and time."""
 
 
 class States:
@@ -76,7 +76,7 @@ class States:
         self.size = self.first_set + count
         if self.size > MAX_STATES:
             raise HyperparameterError(
-                "states a point",
+                "states per point",
                 found=self.size,
                 expected=f"at most {MAX_STATES}",
                 do=f"Take fewer than n_candidates={n_candidates} or max_active={max_active}.",

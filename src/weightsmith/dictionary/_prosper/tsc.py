@@ -35,15 +35,14 @@ class TSC(LinearEM):
     n_components, n_candidates, max_active, max_iter, tol, n_init, fit_offset
         As for :class:`~weightsmith.dictionary.BSC`.
     schedule : mapping, "auto" or None, default: "auto"
-        "auto" lowers the temperature from 2 to 1 at 70 % of the steps and raises the data cut from 0 to 1 at two
-        thirds, with a little noise on the components until 60 %.
+        As for :class:`~weightsmith.dictionary.BSC`; "auto" lowers the temperature from 2 to 1 at 70 % of the steps.
     components_init, pi_init, sigma_init, random_state, device
         As for :class:`~weightsmith.dictionary.BSC`.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        One atom a row.
+        One atom per row.
     pi_ : float
         Probability that a unit is on, with either sign.
     sigma_ : float

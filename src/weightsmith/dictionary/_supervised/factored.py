@@ -28,10 +28,10 @@ INNER_STEPS = 5
 """Projected gradient steps on the left factor before the right one."""
 
 SWEEPS = 2
-"""Rounds over the atoms with which non-negative least squares goes on from the round before."""
+"""Rounds over the atoms that continue non-negative least squares from the round before."""
 
 NEWTON_STEPS = 50
-"""Steps at most of a logistic regression."""
+"""Most steps of a logistic regression."""
 
 TINY = 1e-300
 """Keeps a quotient of zeros from being NaN."""
@@ -51,20 +51,12 @@ def descend(
 
     Parameters
     ----------
-    problem : Problem
-        Data and hyper-parameters.
-    rank : int
-        Atoms, >= 1.
-    model : {"filter", "feature"}, default: "filter"
-        What the label is a function of.
+    problem, rank, model, max_iter, tol
+        As for :func:`~weightsmith.dictionary._supervised.majorize.majorize`, with ``tol`` per round over the blocks.
     nonnegative : bool, default: False
         Whether dictionary and codes must not be negative.
-    max_iter : int, default: 1000
-        Rounds over the blocks at most.
-    tol : float, default: 1e-7
-        Relative decrease of a round below which to stop.
     generator : torch.Generator, optional
-        Of the first dictionary.
+        Seed of the first dictionary.
 
     Returns
     -------

@@ -37,16 +37,8 @@ def projected_gradient(
 
     Parameters
     ----------
-    problem : Problem
-        Data (dense) and hyper-parameters.
-    rank : int
-        Atoms, 1 to the shorter side of the data.
-    model : {"filter", "feature"}, default: "filter"
-        What the label is a function of.
-    max_iter : int, default: 1000
-        Steps at most.
-    tol : float, default: 1e-7
-        Relative decrease of a step below which to stop.
+    problem, rank, model, max_iter, tol
+        As for :func:`~weightsmith.dictionary._supervised.majorize.majorize`; the data are dense.
 
     Returns
     -------

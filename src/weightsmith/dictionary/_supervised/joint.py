@@ -17,10 +17,10 @@ from weightsmith.dictionary._supervised.problem import label_loss, probabilities
 __all__ = ["label_energies"]
 
 NEWTON_STEPS = 50
-"""Steps at most for a code."""
+"""Most steps for a code."""
 
 HALVINGS = 30
-"""Times at most that a step is halved."""
+"""Most halvings of a step."""
 
 ROUNDING = 1e-12
 """Relative change of a cost below which it is rounding."""

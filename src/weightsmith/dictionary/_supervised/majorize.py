@@ -36,10 +36,10 @@ SMALL = 32
 """Up to this size all eigenvectors are found as fast as a few are improved."""
 
 ROUNDING = 1e-9
-"""A direction of which less than this share is new adds nothing but rounding errors."""
+"""A direction of which less than this share is new adds only rounding errors."""
 
 DEPENDENT = 1e-5
-"""Singular value of directions of length one below which they are taken for linearly dependent."""
+"""Singular value of directions of length one below which they count as linearly dependent."""
 
 
 class _State(NamedTuple):
@@ -114,7 +114,7 @@ def majorize(
 def _accelerate(
     first: _State, step: Callable[[_State, _State, float], _State], max_iter: int, tol: float
 ) -> tuple[_State, list[float], bool]:
-    """Nesterov's extrapolation, begun anew by a plain step whenever the objective would rise."""
+    """Nesterov's extrapolation, restarted by a plain step whenever the objective would rise."""
     before = now = first
     values, age = [first.value], 1.0
     for _ in range(max_iter):

@@ -1,4 +1,4 @@
-r"""A scikit-learn classifier whose features are a dictionary learnt for both the data and the labels.
+r"""A scikit-learn classifier whose features are a dictionary learned for both the data and the labels.
 
 Legend: see :mod:`weightsmith.dictionary._supervised.problem`.
 """
@@ -50,20 +50,20 @@ Selector = Sequence[int] | Sequence[str] | Sequence[bool] | Callable[[Any], Any]
 class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
     r"""Learn one low-rank dictionary that both reconstructs the features and predicts the label.
 
-    Between PCA or NMF with logistic regression, where the dictionary does not know the labels, and logistic
-    regression without a dictionary. Covariates may bypass the dictionary and enter the classifier as they are.
+    Between PCA or NMF with logistic regression, whose dictionary ignores the labels, and logistic regression without a
+    dictionary. Covariates may bypass the dictionary and enter the classifier directly.
 
     .. math::
 
         \min \sum_i \ell(y_i, \beta^\top W^\top x_i + \Gamma^\top z_i) + \xi \lVert X - W H \rVert_F^2
             + \nu \left(\lVert W\beta \rVert_F^2 + \lVert \Gamma \rVert_F^2\right)
 
-    The features are not centred.
+    The features are not centered.
 
     Parameters
     ----------
     n_components : int, default: 8
-        Atoms; no more than the data have rows, columns or directions.
+        Atoms, >= 1; at most the rank of the data.
     xi : float, default: 0.1
         Weight of the reconstruction, > 0: small for the label, large for PCA's dictionary. Under Gaussian noise of
         variance :math:`\sigma^2` on the features the maximum-likelihood value is :math:`1/(2\sigma^2)`.
@@ -72,23 +72,23 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
     model : {"filter", "feature"}, default: "filter"
         Whether the label is a function of the atoms' inner products with the features, or of the codes.
     solver : {"mm", "bcd", "lpgd"}, default: "mm"
-        Majorise-minimise; block coordinate descent, for ``nonnegative``; the paper's projected gradient, slow.
+        Majorize-minimize; block coordinate descent, for ``nonnegative``; the paper's projected gradient, which is slow.
     nonnegative : bool, default: False
         Whether dictionary and codes must not be negative; needs ``solver="bcd"`` and features >= 0.
     aux_features : sequence of int, str or bool, or callable, optional
         The columns of ``X`` that bypass the dictionary: positions, names (of a data frame), a mask, or a function of
-        ``X`` that returns one of these. They are standardised inside, and their coefficients are for the raw columns.
+        ``X`` that returns one of these. They are standardized internally; their coefficients are for the raw columns.
     prediction : {"code", "joint"}, default: "code"
-        How the feature model predicts: from the least-squares code of a sample, or by the label whose best code
-        explains features and label at the smallest cost.
+        How the feature model predicts: from the least-squares code of a sample, or the label whose best code has the
+        smallest cost in features and label together.
     class_weight : dict or "balanced", optional
-        Weights of the classes in the label's loss; the reconstruction does not see them.
+        Weights of the classes in the loss of the labels; the reconstruction ignores them.
     max_iter : int, default: 1000
-        Steps at most.
+        Most steps.
     tol : float, default: 1e-7
         Relative decrease per step below which to stop.
     random_state : int, RandomState or None, default: None
-        Of the start of ``solver="bcd"``; the others draw nothing.
+        Seed of the start of ``solver="bcd"``; the other solvers draw nothing.
     device : str, default: "cpu"
         Where to compute, as torch names it.
 
@@ -199,7 +199,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         weight = _check_sample_weight(as_numpy(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         self.classes_ = _all_labels(y[weight > 0], shared)
         if len(self.classes_) < 2:
-            raise ValueError(f"y needs two classes at least; it has one class: {self.classes_.tolist()}")
+            raise ValueError(f"y needs at least two classes; it has one class: {self.classes_.tolist()}")
         self.aux_features_ = self._positions(aux)
         features, covariates = self._split(X)
         if self.nonnegative:
@@ -356,7 +356,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         elif self.class_weight is not None:
             class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_)
         weight_N = torch.as_tensor(weight, device=device)
-        # covariates of any scale would otherwise decide the step of all; centred and scaled they are the same model
+        # otherwise the scale of the covariates would limit the step of all blocks; standardized they are the same model
         z_NQ = torch.as_tensor(covariates, dtype=torch.float64, device=device)
         sums = torch.cat([weight_N.sum()[None], weight_N @ z_NQ])
         all_reduce_sum(sums)
