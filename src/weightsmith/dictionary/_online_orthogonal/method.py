@@ -27,7 +27,6 @@ and Learning Systems 2022, arXiv 2103.01484.
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -45,6 +44,7 @@ from torch import Tensor, distributed
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite, lowest_k_mask
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
+from weightsmith.dictionary._shared.checks import choice, integer, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor
 from weightsmith.dictionary._shared.processes import gather, is_shared
 
@@ -290,9 +290,8 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         """
         values_BN = torch.as_tensor(self._codes(codes))
         width = values_BN.shape[1]
-        if not isinstance(top_k, numbers.Integral) or not 0 <= top_k <= width:
-            raise HyperparameterError("top_k", found=top_k, expected=f"0 to {width}")
-        kept_BN = values_BN.masked_fill(lowest_k_mask(values_BN.abs(), width - int(top_k)), 0.0)
+        drop = width - integer("top_k", top_k, 0, width)
+        kept_BN = values_BN.masked_fill(lowest_k_mask(values_BN.abs(), drop), 0.0)
         return kept_BN if isinstance(codes, Tensor) else kept_BN.numpy()
 
     def score(self, X: Rows, y: object = None) -> float:
@@ -428,20 +427,17 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         return Settings(**named, principal_start=principal_start)
 
     def _check_hyperparameters(self) -> None:
-        for name, low, high in (("rho_power", 0, 1), ("step_power", 0, 1), ("step_floor", 0, 1), ("tol", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise HyperparameterError(name, found=getattr(self, name), expected=f"{low} to {high}")
+        for name in ("rho_power", "step_power", "step_floor", "tol"):
+            number(name, getattr(self, name), 0, 1)
+        for name in ("batch_size", "max_epochs"):
+            integer(name, getattr(self, name))
+        choice("polar", self.polar, get_args(PolarMethod))
         if not 2 < self.power < math.inf:
             raise HyperparameterError(
                 "power", found=self.power, expected="> 2, 3 or 4 recommended", do="At 2 all rotations are equally good."
             )
-        for name in ("batch_size", "max_epochs"):
-            if not isinstance(value := getattr(self, name), numbers.Integral) or value < 1:
-                raise HyperparameterError(name, found=value, expected="a whole number >= 1")
         if isinstance(self.init, str) and self.init not in ("random", "pca"):
             raise HyperparameterError("init", found=self.init, expected="'random', 'pca' or an array")
-        if self.polar not in get_args(PolarMethod):
-            raise HyperparameterError("polar", found=self.polar, expected=f"one of {get_args(PolarMethod)}")
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,9 @@ from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.dictionary._prosper.model import Expectation, Model, P, Sums
 from weightsmith.dictionary._prosper.schedule import Settings, settings_of
 from weightsmith.dictionary._prosper.shards import keep_largest, shared_seed, worst_row
-from weightsmith.dictionary._prosper.start import CHUNK_BYTES, Moments, integer
+from weightsmith.dictionary._prosper.start import CHUNK_BYTES, Moments
 from weightsmith.dictionary._prosper.states import States, truncated_prior
+from weightsmith.dictionary._shared.checks import integer, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._shared.processes import total
 
@@ -226,11 +227,11 @@ class TruncatedEM(Model[P], DictionaryEstimator):
     ) -> tuple[P, list[float]]:
         """Run the steps; the curve holds the mean log-likelihood before each of them and after the last."""
         curve: list[float] = []
-        for number, now in enumerate(settings):
+        for index, now in enumerate(settings):
             parameters = self._floored(_noisy(parameters, now, generator), sigma_floor)
             parameters, likelihood = self._step(data_ND, parameters, states, now, own, sigma_floor)
             curve.append(likelihood)
-            settled = all(later == now for later in settings[number:]) and now.temperature == 1
+            settled = all(later == now for later in settings[index:]) and now.temperature == 1
             if settled and len(curve) > 1 and abs(curve[-1] - curve[-2]) < self.tol * abs(curve[-1]):
                 break
         likelihoods = [block.likelihood_N.sum() for block in self._expect(data_ND, parameters, states, Settings())]
@@ -336,21 +337,21 @@ class TruncatedEM(Model[P], DictionaryEstimator):
 
     def _states(self) -> States:
         """The truncation, with the defaults filled in."""
-        count = integer("n_components", self.n_components, 1, None)
+        order = "Keep max_active <= n_candidates <= n_components."
+        count = integer("n_components", self.n_components)
         automatic = self.n_candidates == "auto"
-        candidates = min(count, 8) if automatic else integer("n_candidates", self.n_candidates, 1, count)
+        candidates = min(count, 8) if automatic else integer("n_candidates", self.n_candidates, 1, count, order)
         automatic = self.max_active == "auto"
-        active = min(candidates, 4) if automatic else integer("max_active", self.max_active, 1, candidates)
+        active = min(candidates, 4) if automatic else integer("max_active", self.max_active, 1, candidates, order)
         return self._truncation(candidates, active)
 
     def _truncation(self, n_candidates: int, max_active: int) -> States:
         return States(self.n_components, n_candidates, max_active, self._unit_values(), self.device)
 
     def _settings(self) -> list[Settings]:
-        integer("max_iter", self.max_iter, 1, None)
-        integer("n_init", self.n_init, 1, None)
-        if self.tol < 0:
-            raise HyperparameterError("tol", found=self.tol, expected=">= 0")
+        integer("max_iter", self.max_iter)
+        integer("n_init", self.n_init)
+        number("tol", self.tol)
         schedule = self._schedule if self.schedule == "auto" else self.schedule or {}
         if not isinstance(schedule, Mapping):
             raise HyperparameterError("schedule", found=schedule, expected='"auto", None or a mapping')

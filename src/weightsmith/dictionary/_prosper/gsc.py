@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.core.errors import HyperparameterError
 from weightsmith.dictionary._prosper.base import TruncatedEM
 from weightsmith.dictionary._prosper.linear import solve_components
 from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums, largest_candidates, plain
@@ -31,6 +30,7 @@ from weightsmith.dictionary._prosper.schedule import Points, annealed
 from weightsmith.dictionary._prosper.slab import Lower, SlabStates, product, slab_states
 from weightsmith.dictionary._prosper.start import Moments, Start
 from weightsmith.dictionary._prosper.states import States
+from weightsmith.dictionary._shared.checks import choice
 
 __all__ = ["GSC", "SlabParameters"]
 
@@ -121,9 +121,8 @@ class GSC(TruncatedEM[SlabParameters]):
     slab_variance_init: Start | None = None
 
     def _start(self, moments: Moments, generator: torch.Generator) -> SlabParameters:
-        for name, known in (("slab", ("diagonal", "full")), ("noise", ("scalar", "diagonal", "full"))):
-            if getattr(self, name) not in known:
-                raise HyperparameterError(name, found=repr(getattr(self, name)), expected=f"one of {known}")
+        choice("slab", self.slab, ("diagonal", "full"))
+        choice("noise", self.noise, ("scalar", "diagonal", "full"))
         count, features = self.n_components, len(moments.mean_D)
         components_HD = self._components_start(moments, generator)
         draw_2H = torch.rand(2, count, dtype=torch.float64, generator=generator)

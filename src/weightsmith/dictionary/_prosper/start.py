@@ -19,7 +19,7 @@ from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.dictionary._shared.processes import total
 
-__all__ = ["CHUNK_BYTES", "Moments", "Start", "given", "integer"]
+__all__ = ["CHUNK_BYTES", "Moments", "Start", "given"]
 
 CHUNK_BYTES = 8 << 20
 """Size of the states' probabilities of the points that are worked on together."""
@@ -60,14 +60,6 @@ class Moments:
         """The least noise."""
         share, absolute = SIGMA_FLOOR
         return share * self.scale + absolute
-
-
-def integer(name: str, value: Any, low: int, high: int | None) -> int:
-    """A checked whole number."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low or value > (high or value):
-        expected = f">= {low}" if high is None else f"{low} to {high}: max_active <= n_candidates <= n_components"
-        raise HyperparameterError(name, found=value, expected=f"an integer {expected}")
-    return int(value)
 
 
 def given(name: str, value: Start, shape: tuple[int, ...], low: float = -math.inf, high: float = math.inf) -> Tensor:

@@ -5,7 +5,6 @@ Legend: see :mod:`weightsmith.dictionary._supervised.problem`.
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -28,6 +27,7 @@ from sklearn.utils.validation import (
 from torch import Tensor, distributed
 
 from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.dictionary._shared.checks import choice, integer, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._shared.processes import is_shared
 from weightsmith.dictionary._supervised.factored import descend, least_squares_codes
@@ -284,18 +284,14 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         return tags
 
     def _check_parameters(self) -> None:
-        counts = {"n_components": self.n_components, "max_iter": self.max_iter}
-        for name, count in counts.items():
-            if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
-        for name, value in {"xi": self.xi, "alpha": self.alpha, "tol": self.tol}.items():
-            if not isinstance(value, numbers.Real) or not np.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be a number >= 0, got {value!r}")
+        integer("n_components", self.n_components)
+        integer("max_iter", self.max_iter)
+        for name in ("xi", "alpha", "tol"):
+            number(name, getattr(self, name))
         if self.xi == 0:
             raise ValueError("xi must be > 0; use LogisticRegression for xi=0")
         for name, choices in {"model": Model, "solver": Solver, "prediction": Prediction}.items():
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
+            choice(name, getattr(self, name), get_args(choices))
         if self.nonnegative and self.solver != "bcd":
             raise ValueError(f"nonnegative=True needs solver='bcd', got solver={self.solver!r}")
         if self.prediction == "joint" and (self.model != "feature" or self.nonnegative):
@@ -404,23 +400,21 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         self.objective_curve_ = solution.values
         self.n_iter_ = max(1, len(solution.values) - 1)
 
-    def _least_squares(self, features: Any) -> np.ndarray:
+    def _products(self, features: Any) -> tuple[Tensor, Tensor]:
+        """The inner products of the samples with the atoms, and of the atoms with each other."""
         atoms_RP = torch.from_numpy(self.components_).double()
         target_NR = torch.from_numpy(np.asarray(features @ self.components_.T)).double()
+        return target_NR, atoms_RP @ atoms_RP.T
+
+    def _least_squares(self, features: Any) -> np.ndarray:
+        target_NR, gram_RR = self._products(features)
         start_NR = torch.zeros_like(target_NR) if self.nonnegative else None
-        codes_NR = least_squares_codes(target_NR, atoms_RP @ atoms_RP.T, start_NR=start_NR, sweeps=CODE_SWEEPS)
+        codes_NR = least_squares_codes(target_NR, gram_RR, start_NR=start_NR, sweeps=CODE_SWEEPS)
         return codes_NR.numpy().astype(self.components_.dtype)
 
     def _joint(self, features: Any, offset: np.ndarray) -> np.ndarray:
-        atoms_RP = torch.from_numpy(self.components_).double()
-        target_NR = torch.from_numpy(np.asarray(features @ self.components_.T)).double()
-        energy_NC = label_energies(
-            target_NR,
-            atoms_RP @ atoms_RP.T,
-            torch.from_numpy(self.coef_.T).double(),
-            torch.from_numpy(offset).double(),
-            xi=float(self.xi),
-        )
+        beta_RK, offset_NK = torch.from_numpy(self.coef_.T).double(), torch.from_numpy(offset).double()
+        energy_NC = label_energies(*self._products(features), beta_RK, offset_NK, xi=float(self.xi))
         return (energy_NC[:, :1] - energy_NC[:, 1:]).numpy().astype(self.components_.dtype)
 
 
