@@ -12,14 +12,7 @@ __all__ = ["choice", "integer", "number"]
 
 
 def integer(name: str, value: Any, low: int = 1, high: int | None = None, do: str | None = None) -> int:
-    """Return a checked whole number.
-
-    Examples
-    --------
-    >>> integer("max_iter", 0)
-    Traceback (most recent call last):
-    weightsmith.core.errors.HyperparameterError: max_iter: found 0, expected an integer >= 1
-    """
+    """Return a checked whole number."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         expected = f"an integer >= {low}" if high is None else f"an integer, {low} to {high}"
@@ -28,27 +21,13 @@ def integer(name: str, value: Any, low: int = 1, high: int | None = None, do: st
 
 
 def number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
-    """Check a finite number between two bounds, both included.
-
-    Examples
-    --------
-    >>> number("tol", -1.0)
-    Traceback (most recent call last):
-    weightsmith.core.errors.HyperparameterError: tol: found -1.0, expected a number >= 0
-    """
+    """Check a finite number between two bounds, both included."""
     if not isinstance(value, numbers.Real) or not low <= float(value) <= high or math.isinf(value):
         expected = f"a number >= {low:g}" if high == math.inf else f"a number, {low:g} to {high:g}"
         raise HyperparameterError(name, found=repr(value), expected=expected)
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Check one of several words.
-
-    Examples
-    --------
-    >>> choice("solver", "adam", ("mm", "bcd"))
-    Traceback (most recent call last):
-    weightsmith.core.errors.HyperparameterError: solver: found adam, expected one of ('mm', 'bcd')
-    """
+    """Check one of several words."""
     if value not in allowed:
         raise HyperparameterError(name, found=value, expected=f"one of {allowed}")
