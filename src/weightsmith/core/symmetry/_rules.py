@@ -44,12 +44,12 @@ def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
 def rule_of(func: Any) -> AxisRule | None:
     """Return the rule of an ATen operation; None where there is none."""
     name = func.overloadpacket.__name__
-    if match := SPATIAL.match(name):
-        return shapes.spatial(int(match[1]))
-    rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
-    if rule is None and torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
+    if rule := RULES.get(name) or RULES.get(name.removesuffix("_")):
+        return rule
+    if torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
         return _pointwise
-    return rule
+    match = SPATIAL.match(name)
+    return shapes.spatial(int(match[1])) if match else None
 
 
 # --- pointwise operations, copies and constants

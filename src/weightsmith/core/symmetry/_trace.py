@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from weightsmith.core.data import Batch, call
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.symmetry._axes import Axis, TensorAxes, fixed, tensors_in
-from weightsmith.core.symmetry._rules import arguments_of, rule_of
+from weightsmith.core.symmetry._rules import AxisRule, arguments_of, rule_of
 from weightsmith.core.symmetry._symmetry import Side
 from weightsmith.core.tied import tensor_owners
 
@@ -63,9 +63,10 @@ class Trace(TensorAxes):
                 self.fix(leaf, "is read through a view that was made outside the forward pass")
         return super().dims(tensor)
 
-    def follow(self, func: Any, out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def follow(
+        self, func: Any, rule: AxisRule | None, out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         """Apply the rule of an operation that was run; where there is none, fix everything involved."""
-        rule = rule_of(func)
         if rule is None or rule(self, out, **arguments_of(func, args, kwargs)) is NotImplemented:
             for tensor in tensors_in([args, kwargs]):
                 self.fix(tensor, f"goes through {func.overloadpacket}, whose effect on axes is not known")
@@ -85,7 +86,8 @@ class _Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if rule_of(func) is None and next(tensors_in([args, kwargs]), None) is not None:
+        rule = rule_of(func)
+        if rule is None and next(tensors_in([args, kwargs]), None) is not None:
             try:
                 with self:
                     out = decomposition_table.get(func, func.decompose)(*args, **kwargs)
@@ -94,7 +96,7 @@ class _Tracer(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = _run(func, args, kwargs)
-        self.seen.follow(func, out, args, kwargs)
+        self.seen.follow(func, rule, out, args, kwargs)
         return out
 
 
