@@ -18,7 +18,7 @@ from itertools import combinations, product
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import binom
+from scipy.special import binom
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
@@ -153,5 +153,5 @@ def truncated_prior(n_components: int, max_active: int, pi: float) -> tuple[floa
     (0.879126, 1.476395)
     """
     sizes = np.arange(max_active + 1)
-    masses = binom.pmf(sizes, n_components, pi)
+    masses = binom(n_components, sizes) * pi**sizes * (1 - pi) ** (n_components - sizes)
     return float(masses.sum()), float(sizes @ masses)

@@ -140,7 +140,7 @@ def least_squares_codes(
     start_NR : Tensor of shape (samples, rank), optional
         Non-negative codes; without them the codes may be negative.
     sweeps : int, default: 2
-        Rounds over the atoms.
+        Most rounds over the atoms.
 
     Examples
     --------
@@ -154,10 +154,13 @@ def least_squares_codes(
         return target_NR @ torch.linalg.pinv(gram_RR, hermitian=True)
     codes_NR = start_NR.clone()
     for _ in range(sweeps):
+        before_NR = codes_NR.clone()
         for atom in range(len(gram_RR)):
             if gram_RR[atom, atom] > 0:
                 rest_N = target_NR[:, atom] - codes_NR @ gram_RR[atom] + codes_NR[:, atom] * gram_RR[atom, atom]
                 codes_NR[:, atom] = (rest_N / gram_RR[atom, atom]).clamp(min=0)
+        if torch.equal(codes_NR, before_NR):
+            break
     return codes_NR
 
 
