@@ -249,34 +249,50 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
             for name in track(recipe.compare, "compare")
         ]
         every = [*results, *(result for arm in arms for result in arm)]
-        title = f"{recipe.out.name}: {len(arms)} alternatives" if arms else f"{recipe.out.name}: {len(results)} steps"
-        files = {RECORD: _as_json(every), **_report(recipe, every, title)}
-        if arms:
-            with atomic_output(recipe.out, overwrite=overwrite) as out:
-                for name in recipe.compare:
-                    _link(work / "compare" / name, out / name)
-                for name, text in files.items():
-                    write_file(out / name, text)
-        else:
-            bench.save(recipe.out, {**_files(results), **files}, overwrite=overwrite, compressed=recipe.compressed)
+        _write(recipe, work, bench, every, overwrite=overwrite)
     return every
 
 
-def _report(recipe: Recipe, results: Sequence[Result], title: str) -> dict[str, str]:
-    """The report where it belongs into ``out``; elsewhere it is written, before ``out`` says that all is done."""
-    page = report_page(results, title)
-    place = Path(os.path.abspath(recipe.report or recipe.out / REPORT))
+def _write(recipe: Recipe, work: Path, bench: Workbench, results: list[Result], *, overwrite: bool) -> None:
+    """Write the model or the alternatives, with record and report; a report elsewhere just before ``out`` appears."""
     out = Path(os.path.abspath(recipe.out))
-    if place.is_relative_to(out):
-        return {str(place.relative_to(out)): page}
-    write_file(place, page)
-    return {}
+    place = Path(os.path.abspath(recipe.report or out / REPORT))
+    title = f"{out.name}: {f'{len(recipe.compare)} alternatives' if recipe.compare else f'{len(results)} steps'}"
+    page = report_page(results, title)
+    texts = {RECORD: _as_json(results)}
+    inside = place.is_relative_to(out)
+    if inside:
+        texts[str(place.relative_to(out))] = page
+
+    def publish() -> None:
+        if not inside:
+            write_file(place, page)
+
+    if not recipe.compare:
+        texts = {**_files(results), **texts}
+        bench.save(out, texts, overwrite=overwrite, compressed=recipe.compressed, publish=publish)
+        return
+    with atomic_output(out, overwrite=overwrite) as target:
+        for name in recipe.compare:
+            _link(work / "compare" / name, target / name)
+        for name, text in texts.items():
+            write_file(target / name, text)
+        publish()
+
+
+def _link(arm: Path, target: Path) -> None:
+    """Put a finished alternative into ``out``; it stays where it is until ``out`` is complete."""
+    try:
+        shutil.copytree(arm, target, copy_function=os.link, ignore=shutil.ignore_patterns(FINISHED))
+    except OSError:  # a file system without hard links
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(arm, target, ignore=shutil.ignore_patterns(FINISHED))
 
 
 def _contents(recipe: Recipe) -> dict[str, str]:
     """Digests of what the recipe reads, where a later run may go on from a model that this one keeps."""
     whole = [*recipe.steps, *(step for steps in recipe.compare.values() for step in steps)]
-    if len(whole) < 2:
+    if len(recipe.steps) < 2 and not recipe.compare:
         return {}
     paths = {name: Path(name) for name in recipe.sources(whole)}
     return {name: _digest(path) for name, path in paths.items() if path.exists()}
@@ -291,15 +307,6 @@ def _digest(path: Path) -> str:
         with open(file, "rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
     return total.hexdigest()
-
-
-def _link(arm: Path, target: Path) -> None:
-    """Put a finished alternative into ``out``; it stays where it is until ``out`` is complete."""
-    try:
-        shutil.copytree(arm, target, copy_function=os.link, ignore=shutil.ignore_patterns(FINISHED))
-    except OSError:  # a file system without hard links
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(arm, target, ignore=shutil.ignore_patterns(FINISHED))
 
 
 def _run_steps(recipe: Recipe, work: Path, contents: Mapping[str, str]) -> tuple[Workbench, list[Result]]:

@@ -30,7 +30,7 @@ from typing import Any, Literal, Unpack, get_args, get_origin
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field as PydanticField, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field as PydanticField, TypeAdapter
 from torch import nn
 
 from weightsmith.catalog import plain
@@ -187,9 +187,12 @@ class Field:
         0.6
         """
         try:
-            return TypeAdapter(self.annotation).validate_python(value)
-        except ValidationError as error:
+            checked = TypeAdapter(self.annotation).validate_python(value)
+            if any(isinstance(each, float) and each != each for each in _listed(checked)):
+                raise ValueError("not a number")
+        except ValueError as error:
             raise HyperparameterError(self.name, found=repr(value), expected=self.expects) from error
+        return checked
 
     def parse(self, text: str) -> Any:
         """Return the value that ``text`` spells, as the field's type.
@@ -453,6 +456,10 @@ def _parameter_helps(doc: str) -> dict[str, str]:
         for name in names.split(" : ")[0].split(","):
             helps[name.strip(" *")] = plain(text)
     return helps
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:

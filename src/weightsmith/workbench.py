@@ -214,8 +214,12 @@ class Workbench:
         *,
         overwrite: bool = False,
         compressed: bool = False,
+        publish: Callable[[], object] = lambda: None,
     ) -> None:
-        """Write the model as a folder, its tokenizer and other small files carried over."""
+        """Write the model as a folder, its tokenizer and other small files carried over.
+
+        ``publish`` is called when all is written, just before the folder appears.
+        """
         write = save_compressed if compressed else save_model
         write(
             self.model,
@@ -224,6 +228,7 @@ class Workbench:
             tokenizer=self._opened.tokenizer,
             files=dict(files),
             overwrite=overwrite,
+            publish=publish,
         )
 
     @property
@@ -320,7 +325,7 @@ def run_on_disk(
     overwrite : bool, default: False
         Replace what is at ``out``.
     publish : callable, optional
-        Called with the result before ``out`` appears, so that ``out`` says that all is done.
+        Called with the result when all is written, just before ``out`` appears.
 
     Raises
     ------
@@ -337,7 +342,7 @@ def run_on_disk(
         stored = offloaded_of(model)
         assert stored is not None
         write_file(stored.writer.target / "weightsmith.json", result.to_json() + "\n")
-        publish(result)
+        stored.writer.publish = lambda: publish(result)
     return result
 
 

@@ -438,6 +438,24 @@ def test_an_output_that_cannot_be_made_is_refused(tmp_path, place, message):
         pass
 
 
+def test_devices_and_the_current_folder_are_never_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine").write_text("")
+    monkeypatch.chdir(tmp_path / "here")
+    for out, found in (
+        (".", "the current folder"),
+        ("..", "the current folder or one above"),
+        ("/dev/null", "a device"),
+    ):
+        with pytest.raises(CheckpointError, match=f"cannot be replaced: found {found}"):
+            check_output(out, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with atomic_output(".") as target:
+        (target / "new").write_text("")
+    assert os.listdir(tmp_path / "empty") == ["new"]
+
+
 def test_text_files_are_written_whole(tmp_path):
     write_file(tmp_path / "deep" / "r.json", "one")
     write_file(tmp_path / "deep" / "r.json", "two")

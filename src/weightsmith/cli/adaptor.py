@@ -180,8 +180,7 @@ def _transform(
     bench = Workbench(move_to_device(open_model(model), device), data, seed, device)
     result = bench.apply(signature, values)
     files = {**result.files, "weightsmith.json": result.to_json() + "\n"}
-    publish(result)
-    bench.save(out, files, overwrite=overwrite, compressed=compressed)
+    bench.save(out, files, overwrite=overwrite, compressed=compressed, publish=lambda: publish(result))
     return result
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from safetensors import SafetensorError
 
 from weightsmith import __version__, catalog
 from weightsmith.cli.lazy import Root, Verb, hush_transformers
@@ -48,8 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        known = isinstance(error, WeightsmithError)
-        message = str(error) if known else f"{type(error).__name__}: {error} (a bug? --debug shows where)"
+        known = isinstance(error, (WeightsmithError, OSError, SafetensorError, MemoryError))
+        message = str(error) or type(error).__name__
+        message = message if known else f"{type(error).__name__}: {error} (a bug? --debug shows where)"
         print("error:", " ".join(message.split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, (HyperparameterError, RecipeError)) else 1)
 

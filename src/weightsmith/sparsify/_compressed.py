@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def save_compressed(
     tokenizer: Any = None,
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    publish: Callable[[], object] = lambda: None,
 ) -> None:
     """Write a model as :func:`~weightsmith.core.io.save_model` does, with its sparse weights compressed.
 
@@ -58,7 +59,7 @@ def save_compressed(
     with scratch_folder(out, "dense") as scratch:
         dense = scratch / "dense"
         save_model(model, dense, like=like, tokenizer=tokenizer, files=files)
-        compress_checkpoint(dense, out, overwrite=overwrite)
+        compress_checkpoint(dense, out, overwrite=overwrite, publish=publish)
 
 
 def load_compressed(folder: str | os.PathLike[str]) -> nn.Module:
@@ -75,7 +76,11 @@ def load_compressed(folder: str | os.PathLike[str]) -> nn.Module:
 
 
 def compress_checkpoint(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    publish: Callable[[], object] = lambda: None,
 ) -> None:
     """Compress the sparse matrices of a checkpoint folder, one tensor at a time.
 
@@ -87,6 +92,8 @@ def compress_checkpoint(
         The folder to create; a ``config.json`` gets a ``quantization_config`` that names the layout.
     overwrite : bool, default: False
         Replace what is at ``out``.
+    publish : callable, optional
+        Called when all is written, just before the folder appears.
 
     Raises
     ------
@@ -102,6 +109,7 @@ def compress_checkpoint(
         zeros += tensor.numel() - int(tensor.count_nonzero())
         weights += tensor.numel()
     with CheckpointWriter(out, specs, like=source, overwrite=overwrite) as writer:
+        writer.publish = publish
         for key, tensor in _tensors(reader, "compressing"):
             for name, part in _compress(key, tensor).items():
                 writer.write(name, part)

@@ -7,6 +7,7 @@ from ._atomic import (
     kept_folder as kept_folder,
     scratch_folder as scratch_folder,
     write_file as write_file,
+    writing as writing,
 )
 from ._checkpoint import (
     CheckpointReader as CheckpointReader,

@@ -32,6 +32,7 @@ __all__ = [
     "kept_folder",
     "scratch_folder",
     "write_file",
+    "writing",
 ]
 
 WEIGHT_SUFFIXES = {
@@ -91,7 +92,7 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
     """
     check_output(out, overwrite=overwrite)
     place = _place(out)
-    with _writing(out), scratch_folder(out) as scratch:
+    with writing(out), scratch_folder(out) as scratch:
         for kind in (KEPT, DENSE):
             _remove_unused(_beside(place, kind), scratch)
         check_output(out, overwrite=overwrite)  # a killed run's old output may have been restored
@@ -114,11 +115,15 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
     CheckpointError
         If ``out`` exists, is not an empty folder, and ``overwrite`` is off; or if it cannot be created.
     """
-    with _writing(out):
+    with writing(out):
         place = _place(out)
-        if not overwrite and place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        taken = place.exists() and not (place.is_dir() and not any(place.iterdir()))
+        if taken and not overwrite:
             _remove_left(place)
             raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
+        if _is_device(place) or (taken and Path.cwd().is_relative_to(place)):
+            found = "the current folder or one above it" if place.is_dir() else "a device"
+            raise CheckpointError(f"{out} cannot be replaced", found=found, do="Choose another output.")
         _check_creatable(_beside(place, KEPT))
 
 
@@ -130,7 +135,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
     CheckpointError
         If it cannot be created or replaced.
     """
-    with _writing(path):
+    with writing(path):
         place = _place(path)
         if place.is_dir():
             raise CheckpointError(f"cannot write {path}", found="a folder", expected="the path of a file")
@@ -157,7 +162,7 @@ def write_file(path: str | os.PathLike[str], text: str) -> None:
     """
     check_file(path)
     place = _place(path)
-    with _writing(path), _parents(place):
+    with writing(path), _parents(place):
         if _is_device(place):
             place.write_text(text, "utf-8")
             return
@@ -184,7 +189,7 @@ def scratch_folder(out: str | os.PathLike[str], kind: str = PART) -> Iterator[Pa
     place = _place(out)
     folder = _beside(place, kind)
     with _parents(place):
-        with _writing(out):
+        with writing(out):
             lock = _lock(folder, out)
         try:
             old = folder / f"{place.name}.old"
@@ -212,7 +217,7 @@ def kept_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     place = _place(out)
     folder = _beside(place, KEPT)
     with _parents(place):
-        with _writing(out):
+        with writing(out):
             lock = _lock(folder, out)
         try:
             yield folder
@@ -283,8 +288,14 @@ def _not_files(folder: str, names: list[str]) -> list[str]:
 
 
 @contextmanager
-def _writing(out: str | os.PathLike[str]) -> Iterator[None]:
-    """Say which output it is that cannot be written."""
+def writing(out: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which file or folder it is that cannot be written.
+
+    Raises
+    ------
+    CheckpointError
+        In place of what the system or the safetensors library raises.
+    """
     try:
         yield
     except CheckpointError:

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,6 +337,11 @@ class CheckpointWriter:
     max_shard_bytes : int, default: 5e9
         Shards larger than this are split (tensors never are).
 
+    Attributes
+    ----------
+    publish : callable
+        Called when all is written, just before the checkpoint appears.
+
     Raises
     ------
     CheckpointError
@@ -357,6 +362,7 @@ class CheckpointWriter:
         self.out = Path(out)
         self.specs = dict(specs)
         self.like = like
+        self.publish: Callable[[], object] = lambda: None
         self._max_shard_bytes = max_shard_bytes
         self._places: dict[str, tuple[BinaryIO, int]] = {}
         self._files: list[BinaryIO] = []
@@ -440,6 +446,7 @@ class CheckpointWriter:
             raise CheckpointError(f"{len(missing)} tensors of {self.out} were never written in full: {missing[:4]}")
         if self.like is not None and self.target.is_dir():
             copy_aux_files(Path(self.like), self.target)
+        self.publish()
 
     def _close(self, *, quietly: bool) -> None:
         """Close the files; a disk may say only now that it is full."""

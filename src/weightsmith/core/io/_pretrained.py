@@ -6,7 +6,7 @@ Code that comes with a checkpoint never runs: :func:`from_pretrained` is the onl
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def from_pretrained(loader: Any, path: str | os.PathLike[str], **options: Any) -
 
 
 def load_config(path: str | os.PathLike[str]) -> Any:
-    """Load the configuration of a folder or hub id; in a folder its numbers must be possible.
+    """Load the configuration of a folder or hub id; in a folder it must fit the weights, none of which are read.
 
     Raises
     ------
@@ -59,31 +59,33 @@ def load_config(path: str | os.PathLike[str]) -> Any:
     """
     import transformers
 
+    reader = CheckpointReader(path) if Path(path).is_dir() else None
     config = from_pretrained(transformers.AutoConfig, path)
     with _loading(path):
         parts = [config, *(getattr(config, name) for name in config.sub_configs)]
         kernels = [part._attn_implementation for part in parts if "/" in str(part._attn_implementation)]
         if kernels:
             raise UnsupportedModelError(f"{path} asks for the attention kernel {kernels[0]}", do="Take it out.")
-        if Path(path).is_dir():
-            _check_numbers(path, config, parts)
+        if reader is not None:
+            _check_numbers(reader, config, parts)
     return config
 
 
-def _check_numbers(path: str | os.PathLike[str], config: Any, parts: list[Any]) -> None:
+def _check_numbers(reader: CheckpointReader, config: Any, parts: list[Any]) -> None:
     """Refuse a configuration of far more weights than the folder holds, before they fill the memory."""
-    reader = CheckpointReader(path)
+    from transformers.initialization import no_init_weights
+
     for part in parts:
         layers = getattr(part, "num_hidden_layers", None)
         if isinstance(layers, int) and not 0 < layers <= len(reader):
             expected = f"1 to {len(reader)}, as many as there are tensors"
-            raise CheckpointError(f"number of layers in config.json of {path}", found=layers, expected=expected)
-    with torch.device("meta"):
+            raise CheckpointError(f"number of layers in config.json of {reader.path}", found=layers, expected=expected)
+    with torch.device("meta"), no_init_weights():
         model = model_class(config)(config)
-    asked = sum(parameter.numel() for parameter in [*model.parameters(), *model.buffers()])
+    asked = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])
     if asked > max(LARGEST, 16 * reader.nbytes):
         found = f"{asked:,} weights in config.json, {reader.nbytes:,} bytes in the checkpoint"
-        raise CheckpointError(f"{path} is inconsistent", found=found, do="Repair config.json.")
+        raise CheckpointError(f"{reader.path} is inconsistent", found=found, do="Repair config.json.")
 
 
 @contextmanager
@@ -146,8 +148,6 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     UnsupportedModelError
         If it needs code of its own.
     """
-    if Path(path).is_dir():
-        CheckpointReader(path)
     config = load_config(path)
     model, info = from_pretrained(
         model_class(config),
@@ -174,6 +174,7 @@ def save_model(
     tokenizer: Any = None,
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    publish: Callable[[], object] = lambda: None,
 ) -> None:
     """Write a model as a folder, all or nothing.
 
@@ -192,6 +193,8 @@ def save_model(
         More small files: name to text.
     overwrite : bool, default: False
         Replace what is at ``out``.
+    publish : callable, optional
+        Called when all is written, just before the folder appears.
 
     Raises
     ------
@@ -212,3 +215,4 @@ def save_model(
             copy_aux_files(Path(like), target)
         for name, text in (files or {}).items():
             write_file(target / name, text)
+        publish()

@@ -30,7 +30,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
     WeightsmithError,
 )
-from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of
+from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, writing
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_layers
 from weightsmith.core.progress import track
 
@@ -244,7 +244,8 @@ def rewriting(
             for block in track(blocks, "blocks", total=total):
                 if offloaded_of(model) is None:
                     path = Path(folder) / f"{len(saved)}.safetensors"
-                    save_file({n: p.detach().contiguous() for n, p in block.module.named_parameters()}, path)
+                    with writing(path):
+                        save_file({n: p.detach().contiguous() for n, p in block.module.named_parameters()}, path)
                     saved.append((block.module, path))
                 yield block
 
