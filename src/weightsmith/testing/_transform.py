@@ -1,0 +1,458 @@
+"""The contract of a method that changes a network in place."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from weightsmith.core.errors import WeightsmithError
+from weightsmith.signature import Signature, read
+from weightsmith.testing._interrupts import InterruptAt, count_operations, evenly
+from weightsmith.testing._models import ARCHITECTURES, MIXTURES, PLAIN, TRANSFORMERS, samples, tiny
+from weightsmith.testing._state import Snapshot, differences, outputs
+
+__all__ = ["check_transform", "transform_checks"]
+
+
+def check_transform(
+    function: Callable[..., Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    refuses: Sequence[str] = (),
+    models: Sequence[str] = ARCHITECTURES,
+) -> None:
+    """Check that a method which changes a network keeps the contract of all weightsmith methods.
+
+    On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
+    exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
+    transformers; padding does not count; values that are not finite, options out of range, computed weights and
+    adapters are handled or refused.
+
+    Parameters
+    ----------
+    function : callable
+        The method. What its parameters stand for is read from their types, see :mod:`weightsmith.signature`.
+    options : mapping, optional
+        Hyper-parameters to call it with, such as a number of steps that is small enough for a test.
+    refuses : sequence of str, default: ()
+        Architectures it does not support. It must refuse exactly these, with a
+        :class:`~weightsmith.core.errors.WeightsmithError`.
+    models : sequence of str, default: all
+        Architectures to try, names of :func:`~weightsmith.testing.tiny`.
+
+    Raises
+    ------
+    AssertionError
+        If a part of the contract does not hold; the message says which, on which model, and what was found.
+
+    See Also
+    --------
+    transform_checks : the same checks one by one, for ``pytest.mark.parametrize``.
+
+    Examples
+    --------
+    >>> from weightsmith.sparsify import magnitude
+    >>> check_transform(magnitude, models=["mlp", "llama"])
+    >>> def forgets(model: nn.Module) -> None:
+    ...     '''Do nothing.'''
+    >>> check_transform(forgets, models=["mlp"])
+    Traceback (most recent call last):
+    AssertionError: forgets on mlp: changed no weight and refused nothing
+    """
+    for _, check in transform_checks(function, options=options, refuses=refuses, models=models):
+        check()
+
+
+def transform_checks(
+    function: Callable[..., Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    refuses: Sequence[str] = (),
+    models: Sequence[str] = ARCHITECTURES,
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the checks of :func:`check_transform` one by one, each with its name.
+
+    Examples
+    --------
+    >>> from weightsmith.sparsify import magnitude
+    >>> [name for name, _ in transform_checks(magnitude, models=["mlp"])][:2]
+    ['changes_or_refuses-mlp', 'restores_when_interrupted-mlp']
+    """
+    signature = read(function)
+    for name in models:
+        case = Case(signature, name, options or {})
+        if name in refuses:
+            yield f"refuses-{name}", partial(_refuses, case)
+            continue
+        for check in CHECKS:
+            yield f"{check.__name__.strip('_')}-{name}", partial(check, case)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on one tiny model."""
+
+    signature: Signature
+    architecture: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What messages start with."""
+        return f"{self.signature.function.__name__} on {self.architecture}"
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it is a Hugging Face model."""
+        return self.architecture in TRANSFORMERS
+
+    def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A fresh model, part of it frozen, with gradients and in training mode as a user may have left it."""
+        model = tiny(self.architecture)[0].to(dtype).train()
+        next(model.children()).eval()
+        first = next(model.parameters())
+        first.requires_grad_(False)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.ones_like(parameter)
+        return model
+
+    def data(self) -> dict[str, Any]:
+        """Batches and samples for every data parameter."""
+        return {
+            role.name: [_labeled(self.architecture)] if role.kind == "batches" else samples(self.architecture)
+            for role in self.signature.data
+        }
+
+    def call(self, model: nn.Module, data: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Call the method with everything it needs; equal calls draw equal random numbers."""
+        others = {role.name: _scaled(tiny(self.architecture)[0]) for role in self.signature.networks}
+        generator = self.signature.generator
+        seed = {} if generator is None else {generator.name: torch.Generator().manual_seed(0)}
+        torch.manual_seed(0)
+        given = {**self.data(), **(data or {})}
+        return self.signature.function(model, **given, **others, **seed, **{**self.options, **options})
+
+    def works_or_refuses(
+        self,
+        model: nn.Module,
+        what: str,
+        *,
+        data: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        results: list[Any] | None = None,
+    ) -> bool:
+        """Call the method; anything but success, or a refusal that leaves the model unchanged, is an error."""
+        before = Snapshot(model)
+        try:
+            result = self.call(model, data, **(options or {}))
+        except WeightsmithError:
+            changed = before.changes(model)
+            assert not changed, f"{self.title}, {what}: refused, but left {_some(changed)}"
+            return False
+        except Exception as error:
+            raise AssertionError(f"{self.title}, {what}: {type(error).__name__}: {error}") from error
+        if results is not None:
+            results.append(result)
+        return True
+
+
+def _refuses(case: Case) -> None:
+    model = case.model()
+    assert not case.works_or_refuses(model, "a model it does not support"), f"{case.title}: expected a refusal"
+
+
+def _changes_or_refuses(case: Case) -> None:
+    model, before = case.model(), case.model()
+    modes = {name: module.training for name, module in model.named_modules()}
+    hooks = _hooks(model)
+    assert case.works_or_refuses(model, "a plain call"), f"{case.title}: refused, but is not listed among `refuses`"
+    assert differences(model, before), f"{case.title}: changed no weight and refused nothing"
+    wrong = [name for name, module in model.named_modules() if modes.get(name, module.training) != module.training]
+    assert not wrong, f"{case.title}: changed the training mode of {_some(wrong)}"
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), f"{case.title}: {name} holds NaN or infinity"
+    assert _hooks(model) <= hooks, f"{case.title}: left {_hooks(model) - hooks} hooks"
+    _, batch = tiny(case.architecture)
+    expected = outputs(model.eval(), batch)
+    assert expected.isfinite().all(), f"{case.title}: the outputs hold NaN or infinity"
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    for name, again in {
+        "deepcopy": copy.deepcopy(model),
+        "pickle": torch.load(stream, weights_only=False),
+    }.items():
+        assert torch.equal(outputs(again, batch), expected), f"{case.title}: {name} computes other outputs"
+
+
+def _restores_when_interrupted(case: Case) -> None:
+    finished = case.model()
+    _, total = count_operations(lambda: case.call(finished))
+    for operation in evenly(total, 4)[1:]:
+        model = case.model()
+        before = Snapshot(model)
+        try:
+            with InterruptAt(operation):
+                case.call(model)
+        except KeyboardInterrupt:
+            changed = before.changes(model)
+            assert not changed, f"{case.title}: stopped at operation {operation} of {total}, left {_some(changed)}"
+        else:
+            raise AssertionError(f"{case.title}: swallowed Ctrl-C at operation {operation} of {total}")
+        case.call(model)
+        other = differences(model, finished)
+        assert not other, (
+            f"{case.title}: after a stop at {operation} of {total}, the next call gave another {_some(other)}"
+        )
+
+
+def _is_repeatable(case: Case) -> None:
+    first, second = case.model(), case.model()
+    case.call(first)
+    case.call(second)
+    other = differences(first, second)
+    assert not other, f"{case.title}: equal seeds gave another {_some(other)}"
+
+
+def _keeps_the_dtype(case: Case) -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        model = case.model(dtype)
+        if dtype == torch.float64 and case.architecture in MIXTURES:
+            continue  # transformers' own experts do not run in it
+        data = {name: _cast(value, dtype) for name, value in case.data().items()}
+        if not case.works_or_refuses(model, str(dtype), data=data):
+            continue
+        wrong = [n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != dtype]
+        assert not wrong, f"{case.title}: no longer {dtype}: {_some(wrong)}"
+
+
+def _loads_in_transformers(case: Case) -> None:
+    if not case.is_transformer:
+        return
+    model: Any = case.model()
+    _, batch = tiny(case.architecture)
+    case.call(model)
+    expected = outputs(model.eval(), batch)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again, report = type(model).from_pretrained(folder, output_loading_info=True)
+    lost = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    assert not lost, f"{case.title}: saved and loaded, transformers reports {_some(lost)}"
+    gap = float((outputs(again.eval(), batch) - expected).abs().max())
+    assert gap <= 1e-5 * max(1.0, float(expected.abs().max())), (
+        f"{case.title}: saved and loaded, logits differ by {gap}"
+    )
+
+
+def _counts_what_it_reaches(case: Case) -> None:
+    model, before = case.model(), case.model().state_dict()
+    inner = dict(_inner_matrices(model))
+    said = _text(case.call(model))
+    after = model.state_dict()
+    for name, tensor in before.items():
+        if name in inner and name in after and torch.equal(after[name], tensor):
+            layer = name.removesuffix(".weight")
+            assert layer in said or layer.rpartition(".")[2] in said, (
+                f"{case.title}: {name} stayed unchanged, and the result does not name it"
+            )
+
+
+def _ignores_padding(case: Case) -> None:
+    if not case.is_transformer or case.architecture == "vit" or not case.signature.data:
+        return
+    first, second = case.model(), case.model()
+    case.call(first)
+    padded = {name: [_pad(item) for item in value] for name, value in case.data().items()}
+    case.call(second, data=padded)
+    ours, theirs = first.state_dict(), second.state_dict()
+    for name, tensor in ours.items():
+        far = ~torch.isclose(tensor, theirs[name], rtol=1e-3, atol=1e-5)
+        assert far.double().mean() <= 0.01, f"{case.title}: padding changed {far.double().mean():.1%} of {name}"
+
+
+def _takes_odd_batches(case: Case) -> None:
+    if not case.signature.data:
+        return
+    batch = _labeled(case.architecture)
+    for what, rows, width in (("one sample", 1, None), ("one token", 2, 1), ("ragged", None, None)):
+        if width and (not case.is_transformer or case.architecture == "vit"):
+            continue
+        data = {}
+        for role in case.signature.data:
+            if role.kind == "samples":
+                cut = [_first(sample, width, dim=0) for sample in samples(case.architecture)]
+                data[role.name] = cut[:rows] if rows else [*cut[:8], *[_first(sample, 7, dim=0) for sample in cut[8:]]]
+            elif rows:
+                data[role.name] = [_first(_rows(batch, rows), width, dim=1)]
+            else:
+                data[role.name] = [_rows(batch, 3), _first(_rows(batch, 1), 7, dim=1)]
+        case.works_or_refuses(case.model(), f"{what} data", data=data)
+
+
+def _refuses_what_is_not_finite(case: Case) -> None:
+    for value in (math.nan, math.inf):
+        model = case.model()
+        name, weight = _inner_matrices(model)[-2]
+        with torch.no_grad():
+            weight.view(-1)[0] = value
+        assert not case.works_or_refuses(model, f"{value} in {name}"), f"{case.title}: accepted {value} in {name}"
+
+
+def _refuses_options_out_of_range(case: Case) -> None:
+    for name, spec in case.signature.fields.items():
+        numbers = [part for part in (int, float) if part in _types(spec.annotation)]
+        if not numbers or bool in _types(spec.annotation):
+            continue
+        for value in (-1, math.nan, math.inf) if float in numbers else (-1,):
+            given = [value] if spec.many else value
+            case.works_or_refuses(case.model(), f"{name}={given}", options={name: given})
+
+
+def _handles_computed_weights(case: Case) -> None:
+    model = case.model()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    if len(layers) < 2:
+        return
+    name, layer = [*layers.items()][-2]
+    parametrizations.weight_norm(layer)
+    before = layer.weight.detach().clone()
+    results: list[Any] = []
+    if not case.works_or_refuses(model, f"{name} under weight_norm", results=results):
+        return
+    reached = any(name in row["layer"] for row in getattr(results[0], "layers", []))
+    now: Any = dict(model.named_modules()).get(name)
+    unchanged = now is not None and torch.equal(now.weight, before)
+    assert not (reached and unchanged), f"{case.title}: reports {name}, whose weight under weight_norm stayed the same"
+    assert reached or not unchanged or name in _text(results[0]), (
+        f"{case.title}: {name} under weight_norm is left out in silence"
+    )
+
+
+def _handles_adapters(case: Case) -> None:
+    if not case.is_transformer:
+        return
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny(case.architecture)[0], LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if case.works_or_refuses(model, "a model with LoRA adapters"):
+        now = dict(model.named_parameters())
+        changed = [name for name, value in before.items() if name not in now or not torch.equal(now[name], value)]
+        adapters = [name for name in changed if "lora_" in name]
+        base = len(changed) - len(adapters)
+        assert not (adapters and base), f"{case.title}: changed {base} weights and also the adapter's {_some(adapters)}"
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    _changes_or_refuses,
+    _restores_when_interrupted,
+    _is_repeatable,
+    _keeps_the_dtype,
+    _loads_in_transformers,
+    _counts_what_it_reaches,
+    _ignores_padding,
+    _takes_odd_batches,
+    _refuses_what_is_not_finite,
+    _refuses_options_out_of_range,
+    _handles_computed_weights,
+    _handles_adapters,
+)
+
+
+def _labeled(architecture: str) -> Any:
+    """The batch of :func:`tiny`, with labels where the model cannot take its inputs for them."""
+    batch = tiny(architecture)[1]
+    if architecture in PLAIN:
+        return batch, torch.arange(len(batch)) % 4
+    if architecture in ("bert", "vit"):
+        return batch | {"labels": torch.arange(8) % 2}
+    return batch | {"labels": batch["decoder_input_ids"].contiguous()} if architecture == "t5" else batch
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(name or "the model" for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
+
+
+def _inner_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The matrices, and stacks of them, in the repeated blocks; all of them in a plain model."""
+    return [(n, p) for n, p in model.named_parameters() if p.ndim >= 2 and any(x.isdigit() for x in n.split("."))]
+
+
+def _text(result: Any) -> str:
+    return json.dumps(result.to_json() if hasattr(result, "to_json") else str(result))
+
+
+def _hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def _scaled(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    return model
+
+
+def _types(annotation: Any) -> set[Any]:
+    from typing import get_args
+
+    return {annotation, *(inner for part in get_args(annotation) for inner in _types(part))}
+
+
+def _each(batch: Any, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: change(name, value) for name, value in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(change("", value) for value in batch)
+    return change("", batch)
+
+
+def _cast(items: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    return [_each(item, lambda _, value: value.to(dtype) if value.is_floating_point() else value) for item in items]
+
+
+def _rows(batch: Any, count: int) -> Any:
+    return _each(batch, lambda _, value: value[:count])
+
+
+def _first(batch: Any, width: int | None, dim: int) -> Any:
+    """The first positions of token sequences; images and labels of a class stay whole."""
+    return _each(
+        batch,
+        lambda _, value: (
+            value.narrow(dim, 0, min(width, value.shape[dim]))
+            if width and value.ndim == dim + 1 and not value.is_floating_point()
+            else value
+        ),
+    )
+
+
+def _pad(item: Any) -> Any:
+    """Four more positions on the right, masked; -100 in the labels of tokens."""
+    fill = {"attention_mask": 0, "labels": -100}
+    return _each(
+        item,
+        lambda name, value: (
+            value
+            if name == "decoder_input_ids"
+            or value.ndim == 0
+            or (name == "labels" and value.ndim < item["input_ids"].ndim)
+            else nn.functional.pad(value, (0, 4), value=fill.get(name, 5))
+        ),
+    )
