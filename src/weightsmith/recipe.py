@@ -424,7 +424,7 @@ def _shown(value: Any) -> str:
 def _check_parts(raw: Mapping[str, Any]) -> None:
     if isinstance(raw.get("evaluation"), dict):
         _check_names(raw["evaluation"], Evaluation, "evaluation")
-    if not isinstance(raw.get("data") or {}, dict):
+    if not isinstance(raw.get("data") or {}, dict) or not all(isinstance(name, str) for name in raw.get("data") or {}):
         raise RecipeError("data", found=raw["data"], expected="a mapping from a parameter to file, samples and length")
     for name, source in (raw.get("data") or {}).items():
         if isinstance(source, dict):
@@ -458,7 +458,7 @@ def _files_read(step: Step) -> list[Path]:
     return [path for value in values for path in (value if isinstance(value, list) else [value])]
 
 
-def _check_names(raw: Mapping[str, Any], cls: type[BaseModel], where: str) -> None:
+def _check_names(raw: Mapping[Any, Any], cls: type[BaseModel], where: str) -> None:
     for name in raw:
         if name not in cls.model_fields:
             near = difflib.get_close_matches(str(name), cls.model_fields, n=1)
