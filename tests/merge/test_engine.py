@@ -18,7 +18,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import _map_checkpoints, load_model, load_state_dict
+from weightsmith.core.io import _map_checkpoints, load_model, load_state_dict, save_model
 from weightsmith.merge import (
     add_tasks,
     average,
@@ -126,6 +126,24 @@ def test_models_that_share_weights_and_shards(tmp_path):
     with torch.no_grad():
         assert torch.equal(merged(**batch).logits, expected(**batch).logits)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "gpt2"
+
+
+@pytest.mark.parametrize("older", [[0], [1], [0, 1]])
+def test_buffers_that_models_compute_may_be_in_one_checkpoint_only(tmp_path, older):
+    """Releases of transformers before the fourth stored the frequencies of every layer."""
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    for number in range(2):
+        model = tiny("llama")[0]
+        state = {key: value + number for key, value in model.state_dict().items()}
+        save_model(model, tmp_path / str(number))
+        frequencies = {name: torch.arange(4.0)} if number in older else {}
+        save_file(state | frequencies, tmp_path / str(number) / "model.safetensors", metadata={"format": "pt"})
+    result = wise_ft([tmp_path / "0", tmp_path / "1"], tmp_path / "out")
+    assert (name in load_state_dict(tmp_path / "out")) == (1 in older)
+    assert result.totals["kept_tensors"] == (1 in older)
+    expected = {key: value + 0.5 for key, value in model.state_dict().items()}
+    merged = load_model(tmp_path / "out").state_dict()
+    assert all(torch.allclose(value, merged[key]) for key, value in expected.items())
 
 
 def test_tied_tensors_are_merged_once():

@@ -18,6 +18,7 @@ from ._checkpoint import (
 )
 from ._map_checkpoints import (
     QUANTIZED as QUANTIZED,
+    RECOMPUTED as RECOMPUTED,
     ChunkMap as ChunkMap,
     Chunks as Chunks,
     TensorMap as TensorMap,

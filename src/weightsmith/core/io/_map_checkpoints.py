@@ -26,7 +26,7 @@ from weightsmith.core.linalg import is_finite
 from weightsmith.core.progress import track
 from weightsmith.core.tied import tensor_owners
 
-__all__ = ["QUANTIZED", "ChunkMap", "Chunks", "TensorMap", "map_checkpoints", "map_state_dicts"]
+__all__ = ["QUANTIZED", "RECOMPUTED", "ChunkMap", "Chunks", "TensorMap", "map_checkpoints", "map_state_dicts"]
 
 ChunkMap: TypeAlias = Callable[[Sequence[Tensor], Tensor], Tensor]
 """From one chunk of a tensor of every source, and a buffer for the result, to the result: the buffer or another."""
@@ -42,6 +42,9 @@ CHUNK = 2**21
 
 QUANTIZED = {torch.uint8, torch.int8, torch.int32, DTYPES.get("F4"), DTYPES.get("F8_E8M0")} - {None}
 """Element types of packed or quantized weights, where a tensor has more than one axis."""
+
+RECOMPUTED = ("*rotary_emb.inv_freq", "*rotary_embeddings.inv_freq", "*position_ids", "*attn.masked_bias")
+"""Shell patterns of buffers that models compute when they are loaded; only older releases stored them."""
 
 WORKERS = max(2, min(4, os.cpu_count() or 1))
 """Each reads, computes and writes; more than the disk serves at a time bring nothing."""

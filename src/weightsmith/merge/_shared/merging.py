@@ -13,6 +13,7 @@ from torch import Tensor
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.io import (
     QUANTIZED,
+    RECOMPUTED,
     CheckpointReader,
     StateDict,
     TensorMap,
@@ -195,7 +196,7 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
     names : sequence of str
         What the networks are called in errors.
     keep : sequence of str
-        Shell patterns of names that are the last network's.
+        Shell patterns of names that are the last network's, as are buffers that models compute when they are loaded.
 
     Raises
     ------
@@ -208,6 +209,7 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
     """
     if len(specs) < 2:
         raise HyperparameterError("networks to merge", found=len(specs), expected="at least two")
+    keep = (*keep, *RECOMPUTED)
     last = specs[-1]
     plan = MergePlan()
     for name, spec in last.items():

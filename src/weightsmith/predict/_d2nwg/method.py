@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import atomic_output
 from weightsmith.core.results import Result, record
+from weightsmith.core.training import draw_seed
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
 from weightsmith.predict._d2nwg.conditions import OrderedEncoder
 from weightsmith.predict._d2nwg.diffusion import WeightDiffusion
@@ -115,12 +116,14 @@ def d2nwg(
         if zoo.support_NCSF is not None:
             _, classes, shots, features = zoo.support_NCSF.shape
             encoder = OrderedEncoder(features, classes)
-        model = WeightDiffusion(
-            zoo,
-            encoder,
-            vae=WeightVAE(zoo.weights_NP.shape[1], latent=latent),
-            shots=5 if encoder is None else min(5, shots),
-        )
+        with torch.random.fork_rng([]):
+            torch.manual_seed(draw_seed(generator))  # of the networks' initial weights
+            model = WeightDiffusion(
+                zoo,
+                encoder,
+                vae=WeightVAE(zoo.weights_NP.shape[1], latent=latent),
+                shots=5 if encoder is None else min(5, shots),
+            )
         with atomic_output(out, overwrite=overwrite) as folder:
             model.fit(vae_steps=vae_steps, steps=steps, batch_size=batch_size, generator=generator)
             tasks = None if task is None else task[None]
