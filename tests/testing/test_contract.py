@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
+from safetensors.torch import save_file
 
 from weightsmith import catalog
+from weightsmith.core.errors import WeightsmithError
+from weightsmith.core.io import load_state_dict
+from weightsmith.core.results import Result
+from weightsmith.merge import fisher
 from weightsmith.signature import read
-from weightsmith.testing import ARCHITECTURES, transform_checks
+from weightsmith.testing import ARCHITECTURES, merge_checks, transform_checks
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
 TRANSFORMS = {name: s for name, s in SIGNATURES.items() if s.model is not None and not s.measures}
@@ -48,4 +57,41 @@ def cases():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("check", cases())
 def test_transforms(check):
+    check()
+
+
+def fisher_of_parts(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5, overwrite: bool = False) -> Result:
+    """Merge by Fisher information, here the squares of the weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.safetensors" for number in range(len(checkpoints))]
+        for file, checkpoint in zip(files, checkpoints, strict=True):
+            try:
+                state = load_state_dict(checkpoint)
+            except WeightsmithError:
+                state = {}
+            squares = {name: value.float().square() for name, value in state.items() if value.float().isfinite().all()}
+            save_file(squares, file)
+        return fisher(checkpoints, out, fishers=files, alpha=alpha, overwrite=overwrite)
+
+
+WITH_BASE = ("ties", "dare", "task-arithmetic")
+MERGES = {
+    name: fisher_of_parts if name == "fisher" else signature.function
+    for name, signature in SIGNATURES.items()
+    if catalog.commands()[name].verb == "merge" and signature.paths and name != "scale-adapter"
+}
+"""The commands on several checkpoints; one scales an adapter."""
+
+
+def merge_cases():
+    for name, function in MERGES.items():
+        for model in ("llama", "bert", "mixtral"):
+            marks = [] if model == "llama" else [pytest.mark.slow]
+            for check, run in merge_checks(function, count=3 if name in WITH_BASE else 2, models=[model]):
+                yield pytest.param(run, id=f"{name}-{check}", marks=marks)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("check", merge_cases())
+def test_merges(check):
     check()

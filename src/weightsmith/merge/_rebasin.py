@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import (
-    QUANTIZED,
     ChunkMap,
     Chunks,
     StoredState,
     TensorSpec,
+    check_elementwise,
     check_output,
     map_checkpoints,
     meta_model,
@@ -93,7 +93,7 @@ def rebasin(
         model = meta_model(checkpoints[0]) if symmetry is None else None
         first, second = (StoredState(path, model) for path in checkpoints)
         for path, state in zip(checkpoints, (first, second), strict=True):
-            _check_kind(path, state)
+            check_elementwise(state.reader.specs, str(path))
         if model is not None:
             symmetry = find_symmetry(model, _example(model))
             result.notes.append("The groups of axes were traced without weights, and not verified.")
@@ -166,14 +166,6 @@ class _Average:
     def _own(self, key: str) -> str:
         """The name under which the symmetry knows a stored tensor."""
         return self.symmetry.aliases.get(self.names[key], self.names[key])
-
-
-def _check_kind(path: Path, state: StoredState) -> None:
-    for key, kind in state.reader.specs.items():
-        if kind.dtype in QUANTIZED and len(kind.shape) > 1:
-            raise UnsupportedModelError(
-                f"tensor {key!r} of {path} is quantized", found=kind.dtype, do="Dequantize the checkpoint first."
-            )
 
 
 def _example(model: nn.Module) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from ._checkpoint import (
     load_state_dict as load_state_dict,
 )
 from ._map_checkpoints import (
-    QUANTIZED as QUANTIZED,
     RECOMPUTED as RECOMPUTED,
     ChunkMap as ChunkMap,
     Chunks as Chunks,
     TensorMap as TensorMap,
+    check_elementwise as check_elementwise,
     map_checkpoints as map_checkpoints,
     map_state_dicts as map_state_dicts,
 )

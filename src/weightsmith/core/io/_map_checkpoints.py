@@ -8,9 +8,10 @@ the size of the checkpoint or of its largest tensor.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightsmith.core.errors import NonFiniteError
+from weightsmith.core.errors import NonFiniteError, UnsupportedModelError
 from weightsmith.core.io._checkpoint import DTYPES, CheckpointReader, CheckpointWriter, StateDict, TensorSpec
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.progress import track
 from weightsmith.core.tied import tensor_owners
 
-__all__ = ["QUANTIZED", "RECOMPUTED", "ChunkMap", "Chunks", "TensorMap", "map_checkpoints", "map_state_dicts"]
+__all__ = ["RECOMPUTED", "ChunkMap", "Chunks", "TensorMap", "check_elementwise", "map_checkpoints", "map_state_dicts"]
 
 ChunkMap: TypeAlias = Callable[[Sequence[Tensor], Tensor], Tensor]
 """From one chunk of a tensor of every source, and a buffer for the result, to the result: the buffer or another."""
@@ -40,14 +41,53 @@ TensorMap: TypeAlias = Callable[[str, Chunks], "ChunkMap | None"]
 CHUNK = 2**21
 """Bytes per chunk: larger ones exceed the processor's cache, smaller ones make the workers wait for each other."""
 
-QUANTIZED = {torch.uint8, torch.int8, torch.int32, DTYPES.get("F4"), DTYPES.get("F8_E8M0")} - {None}
+PACKED = {torch.uint8, torch.int8, torch.int32, DTYPES.get("F4"), DTYPES.get("F8_E8M0")} - {None}
 """Element types of packed or quantized weights, where a tensor has more than one axis."""
+
+ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|vera_lambda|hada_w|lokr_w)")
+"""Names of the factors of adapters."""
 
 RECOMPUTED = ("*rotary_emb.inv_freq", "*rotary_embeddings.inv_freq", "*position_ids", "*attn.masked_bias")
 """Shell patterns of buffers that models compute when they are loaded; only older releases stored them."""
 
 WORKERS = max(2, min(4, os.cpu_count() or 1))
 """Each reads, computes and writes; more than the disk serves at a time bring nothing."""
+
+
+def check_elementwise(specs: Mapping[str, TensorSpec], who: str) -> None:
+    """Refuse tensors whose elements are not weights, so that arithmetic on them gives other weights than meant.
+
+    Parameters
+    ----------
+    specs : mapping of str to TensorSpec
+        The tensors of a checkpoint or state dict.
+    who : str
+        What it is called in errors.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If weights are packed or have a scale beside them, or are the factors of an adapter, whose product is the
+        update.
+
+    Examples
+    --------
+    >>> check_elementwise({"q_proj.lora_A.weight": TensorSpec(torch.float32, (2, 8))}, "adapter")
+    Traceback (most recent call last):
+    weightsmith.core.errors.UnsupportedModelError: tensor 'q_proj.lora_A.weight' of adapter is a factor of an adapter: \
+    only the product of its factors is an update. Merge the adapter into its base first (PEFT's merge_and_unload).
+    """
+    scaled = {name.rpartition("_scale")[0] for name in specs if "_scale" in name.rpartition(".")[2]}
+    for name, spec in specs.items():
+        if ADAPTER.search(name):
+            raise UnsupportedModelError(
+                f"tensor {name!r} of {who} is a factor of an adapter: only the product of its factors is an update",
+                do="Merge the adapter into its base first (PEFT's merge_and_unload).",
+            )
+        if len(spec.shape) > 1 and (spec.dtype in PACKED or name in scaled):
+            raise UnsupportedModelError(
+                f"tensor {name!r} of {who} is quantized", found=spec.dtype, do="Dequantize the checkpoint first."
+            )
 
 
 def map_state_dicts(

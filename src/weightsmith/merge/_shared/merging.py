@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
+from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.io import (
-    QUANTIZED,
     RECOMPUTED,
     CheckpointReader,
     StateDict,
     TensorMap,
     TensorSpec,
+    check_elementwise,
     map_checkpoints,
     map_state_dicts,
 )
@@ -78,7 +78,7 @@ def merge_state_dicts(
     NonFiniteError
         If a tensor holds NaN or infinity.
     UnsupportedModelError
-        If weights are quantized.
+        If weights are quantized, or are factors of adapters.
 
     Examples
     --------
@@ -205,10 +205,12 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
     ShapeError
         If names or shapes differ.
     UnsupportedModelError
-        If weights are quantized.
+        If weights are quantized, or are factors of adapters.
     """
     if len(specs) < 2:
         raise HyperparameterError("networks to merge", found=len(specs), expected="at least two")
+    for tensors, who in zip(specs, names, strict=True):
+        check_elementwise(tensors, who)
     keep = (*keep, *RECOMPUTED)
     last = specs[-1]
     plan = MergePlan()
@@ -217,10 +219,6 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
             plan.kept.append(name)
         else:
             plan.merged[name] = spec.numel
-        if spec.dtype in QUANTIZED and len(spec.shape) > 1:
-            raise UnsupportedModelError(
-                f"tensor {name!r} of {names[-1]} is quantized", found=spec.dtype, do="Dequantize the checkpoint first."
-            )
     kept = set(plan.kept)
     for other, who in zip(specs[:-1], names, strict=False):
         loose = [name for name in other if name not in last and any(fnmatchcase(name, each) for each in keep)]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
-from weightsmith.core.io import TensorSpec
+from weightsmith.core.io import TensorSpec, check_elementwise
 
 __all__ = ["NOT_PREDICTED", "Kind", "has_normalization", "route"]
 
@@ -65,7 +65,7 @@ def route(
     HyperparameterError
         If ``routing`` is unknown.
     UnsupportedModelError
-        If the checkpoint is quantized or holds parametrized modules.
+        If the checkpoint is quantized, holds parametrized modules, or is an adapter.
 
     Examples
     --------
@@ -78,6 +78,7 @@ def route(
     """
     if routing not in ("rank", "kernel_size"):
         raise HyperparameterError("routing", found=routing, expected="'rank' or 'kernel_size'")
+    check_elementwise(specs, "the network")
     kinds: dict[str, Kind] = {}
     for key, spec in specs.items():
         _refuse_unsupported(key, spec)
