@@ -72,15 +72,19 @@ def _verbs() -> str:
 
 def _ready_table(folder: str, verb: str | None = None) -> str:
     """One row per method that is ready, of one verb or of all."""
-    rows = ["| method | what it does | claim |", "| --- | --- | --- |"]
+    rows = [
+        "| method | what it does | the paper's claim, at this scale | what we declared, and whether it held |",
+        "| --- | --- | --- | --- |",
+    ]
     for method in catalog.METHODS:
         if method.planned or verb not in (None, method.verb):
             continue
         also = [f"`{name}`" for name in method.commands if name != method.slug]
         names = f"[{method.slug}]({folder}{method.slug}.md)" + (f" with {', '.join(also)}" if also else "")
         paper = f"[{method.reference}]({method.url})"
-        verdict = claims.verdict(claims.stored(method.slug))
-        rows.append(f"| {names} | {method.summary} ({paper}) | {method.claim}: {verdict} |")
+        measured = claims.stored(method.slug)
+        verdict, confirmed = claims.verdict(measured), claims.paper_verdict(measured)
+        rows.append(f"| {names} | {method.summary} ({paper}) | {confirmed} | {method.claim}: {verdict} |")
     return "\n".join(rows) + "\n"
 
 
@@ -114,6 +118,10 @@ def _claims_page() -> str:
         "difference lies on its right side. The verdict is computed, never written by hand; what does not hold is",
         "shown as such.",
         "",
+        "There are two verdicts. *What we declared* is our own expectation, with its control arms; it may be that the",
+        "paper's method does not win. *The paper's claim, at this scale* is what the paper says, measured on the same",
+        "arms: confirmed, a tie, or not confirmed. The scale is that of a laptop; a larger one may differ.",
+        "",
         "Run them yourself with `weightsmith claims`.\n",
     ]
     for claim in _measured():
@@ -125,12 +133,13 @@ def _claim_section(claim: Mapping[str, Any]) -> list[str]:
     unit = f"{claim['metric']}, {'higher' if claim['higher_is_better'] else 'lower'} is better"
     lines = [
         f"## {claim['title']}\n",
-        f"**{claims.verdict([claim]).capitalize()}.** {claim['statement']} "
+        f"What we declared: **{claims.verdict([claim])}.** {claim['statement']} "
         f"([{claim['slug']}](methods/{claim['slug']}.md))\n",
         f"![{claim['title']}: {unit}](pictures/claim-{_name(claim)}.png)\n",
     ]
     if claim["paper"]:
-        lines.append(f"The paper: {claim['paper']}\n")
+        verdict = f" At this scale: **{claim['paper_verdict']}**." if claim["paper_verdict"] else ""
+        lines.append(f"The paper: {claim['paper'].rstrip('.')}.{verdict}\n")
     lines += ["| expected | by at least | measured, paired | |", "| --- | --- | --- | --- |"]
     for order in claim["expected"]:
         low, high = order["ci95"]

@@ -18,8 +18,8 @@ BAD = [0.80, 0.84, 0.80, 0.86]
 NOISY = [0.70, 0.99, 0.60, 0.99]
 
 
-def judge(*expected, higher_is_better=True, seeds=(0, 1, 2, 3), **arms):
-    claim = Claim("toy", "Toy", "good beats bad", "accuracy", higher_is_better, expected)
+def judge(*expected, claimed=(), higher_is_better=True, seeds=(0, 1, 2, 3), **arms):
+    claim = Claim("toy", "Toy", "good beats bad", "accuracy", higher_is_better, expected, claimed=claimed)
     roles = ("method", "baseline", "control")
     made = [Arm(name, role, values) for (name, values), role in zip(arms.items(), roles, strict=False)]
     return ClaimResult.judge(claim, made, scale="cpu", seeds=seeds, seconds=1.5)
@@ -53,6 +53,25 @@ def test_paired_difference_sees_what_separate_intervals_do_not():
 )
 def test_verdict(expected, holds):
     assert judge(*expected, good=GOOD, bad=BAD, noisy=NOISY).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("claimed", "verdict"),
+    [
+        ([], None),
+        ([Ordering("good", "bad")], "confirmed"),
+        ([Ordering("good", "noisy")], "tie"),
+        ([Ordering("good", "bad"), Ordering("good", "noisy")], "tie"),
+        ([Ordering("bad", "good")], "not confirmed"),
+        ([Ordering("good", "bad"), Ordering("bad", "good"), Ordering("good", "noisy")], "not confirmed"),
+        ([Ordering("good", "bad", margin=0.2)], "not confirmed"),
+    ],
+)
+def test_the_papers_claim_is_judged_beside_what_we_declared(claimed, verdict):
+    result = judge(Ordering("good", "bad"), claimed=claimed, good=GOOD, bad=BAD, noisy=NOISY)
+    assert result.holds
+    assert result.paper_verdict == verdict
+    assert result.to_dict()["paper_verdict"] == verdict
 
 
 def test_lower_is_better_turns_the_sign():
@@ -109,7 +128,7 @@ def test_table_shows_arms_and_verdict():
     result = judge(Ordering("good", "noisy"), good=GOOD, bad=BAD, noisy=NOISY)
     out = io.StringIO()
     Console(file=out, width=120).print(result.table())
-    assert "does not hold" in out.getvalue()
+    assert "what we declared: not held" in out.getvalue()
     assert "0.9225 ± 0.035" in out.getvalue()
     assert "good > noisy" in out.getvalue()
 

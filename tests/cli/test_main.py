@@ -62,7 +62,7 @@ def test_methods_json_has_every_row():
     rows = json.loads(runner.invoke(app, ["methods", "--json"]).output)
     assert [row["slug"] for row in rows] == [method.slug for method in catalog.METHODS]
     for row in rows:
-        assert re.fullmatch(r"planned|not measured|holds|does not hold|\d of \d hold", row["status"])
+        assert re.fullmatch(r"planned|not measured|held|not held|\d of \d held", row["status"])
 
 
 def test_methods_of_one_verb():
@@ -161,5 +161,5 @@ def test_claims_are_run_stored_and_shown(monkeypatch, tmp_path, value, code):
     assert stored["seeds"] == [0, 1, 2, 3]
     assert stored["holds"] is (code == 0)
     status = {row["slug"]: row["status"] for row in json.loads(runner.invoke(app, ["methods", "--json"]).output)}
-    assert status["wina"] == ("holds" if code == 0 else "does not hold")
+    assert status["wina"] == ("held" if code == 0 else "not held")
     assert status["know"] == "not measured"

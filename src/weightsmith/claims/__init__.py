@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["stored", "verdict"]
+__all__ = ["paper_verdict", "stored", "verdict"]
 
 FOLDERS = (Path(__file__).parent / "stored", Path(__file__).parents[3] / "docs" / "claims")
 """Where measured claims lie: in an installed package, and in a source tree."""
@@ -29,16 +29,35 @@ def stored(slug: str) -> list[dict[str, Any]]:
 
 
 def verdict(measured: Sequence[Mapping[str, Any]]) -> str:
-    """Return the verdict of a method's experiments in words.
+    """Say of how many of a method's experiments what we declared held.
 
     Examples
     --------
     >>> verdict([]), verdict([{"holds": True}]), verdict([{"holds": True}, {"holds": False}])
-    ('not measured', 'holds', '1 of 2 hold')
+    ('not measured', 'held', '1 of 2 held')
     """
     if not measured:
         return "not measured"
     holding = sum(bool(claim["holds"]) for claim in measured)
     if 0 < holding < len(measured):
-        return f"{holding} of {len(measured)} hold"
-    return "holds" if holding else "does not hold"
+        return f"{holding} of {len(measured)} held"
+    return "held" if holding else "not held"
+
+
+def paper_verdict(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a method's experiments found of its paper's claim, at this scale.
+
+    Examples
+    --------
+    >>> paper_verdict([{"paper_verdict": "confirmed"}, {"paper_verdict": None}])
+    'confirmed'
+    >>> paper_verdict([{"paper_verdict": "confirmed"}, {"paper_verdict": "tie"}, {"paper_verdict": "confirmed"}])
+    '2 confirmed, 1 tie'
+    >>> paper_verdict([{"paper_verdict": None}])
+    'not tested'
+    """
+    found = [claim["paper_verdict"] for claim in measured if claim.get("paper_verdict")]
+    counts = {kind: found.count(kind) for kind in ("confirmed", "tie", "not confirmed") if kind in found}
+    if len(counts) == 1:
+        return found[0]
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "not tested"

@@ -62,6 +62,7 @@ COMBINATIONS = Claim(
         Ordering(better="hypernetwork", worse="drawn", margin=-0.005),
     ),
     paper=PAPER,
+    claimed=(Ordering(better="drawn", worse="5-shot logistic"),),
 )
 
 LEFT_OUT = Claim(
@@ -76,6 +77,7 @@ LEFT_OUT = Claim(
         Ordering(better="5-shot logistic", worse="hypernetwork", margin=0.05),
     ),
     paper=PAPER,
+    claimed=(Ordering(better="drawn", worse="5-shot logistic"),),
 )
 
 LAYERS = Claim(
@@ -93,6 +95,7 @@ LAYERS = Claim(
         Ordering(better="noise of the draw's size", worse="drawn", margin=-0.001),
     ),
     paper="Layers of a language model that are drawn and kept on a validation score raise its accuracy.",
+    claimed=(Ordering(better="drawn", worse="untouched"),),
 )
 
 FEATURES, CLASSES, SHOTS, IMAGES = 32, 5, 5, 40

@@ -38,6 +38,7 @@ LAYER = Claim(
         Ordering(better="wanda", worse="random swaps"),
     ),
     paper="Swaps that shrink the expected output error improve a pruning mask.",
+    claimed=(Ordering(better="dsnot", worse="wanda"),),
 )
 
 PERPLEXITY = Claim(
@@ -56,6 +57,7 @@ PERPLEXITY = Claim(
         Ordering(better="sparsegpt", worse="wanda + dsnot"),
     ),
     paper="DSnoT improves Wanda and SparseGPT masks on models with rows of 4096 weights and more, at 60 % and above.",
+    claimed=(Ordering(better="wanda + dsnot", worse="wanda"),),
 )
 
 NOTES = (

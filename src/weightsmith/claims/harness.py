@@ -32,9 +32,11 @@ advantage of :math:`a` over :math:`b` is above :math:`m`:
 
     \bar d - t_{0.975,\,n-1} \, \frac{s_d}{\sqrt n} > m, \qquad d_i = \pm (a_i - b_i)
 
-with the sign that makes better positive. A claim holds when all its orderings do. A negative finding is declared
-the same way: ``Ordering(better="wanda", worse="wanda + dsnot")`` expects that the paper's method loses, and two
-orderings with a negative margin expect a tie (neither loses to the other by more than that).
+with the sign that makes better positive. What we declare holds when all its orderings do. A negative finding is
+declared the same way: ``Ordering(better="wanda", worse="wanda + dsnot")`` expects that the paper's method loses, and
+two orderings with a negative margin expect a tie (neither loses to the other by more than that). What the paper claims
+is declared beside it (``claimed``), as orderings of the same arms: both verdicts are shown, since what we expected of
+a method may be the opposite of what its paper says.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from rich.table import Table
@@ -54,7 +56,10 @@ from weightsmith.core.interval import Interval
 from weightsmith.core.progress import track
 from weightsmith.core.results import environment
 
-__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "each_seed"]
+__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "PaperVerdict", "each_seed"]
+
+PaperVerdict: TypeAlias = Literal["confirmed", "tie", "not confirmed"]
+"""What a measurement says of a paper's claim."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ class Claim:
     experiment : str, default: ""
         Tells several experiments of one slug apart (lower case, no spaces).
     paper : str, default: ""
-        What the paper claims, where ``statement`` expects something else.
+        What the paper claims.
+    claimed : sequence of Ordering, default: ()
+        The paper's claim as orderings of the same arms; empty where the paper has no such experiment.
     """
 
     slug: str
@@ -108,6 +115,7 @@ class Claim:
     expected: Sequence[Ordering]
     experiment: str = ""
     paper: str = ""
+    claimed: Sequence[Ordering] = ()
 
     @property
     def name(self) -> str:
@@ -211,7 +219,9 @@ class ClaimResult:
                 raise ShapeError(f"values of arm {arm.name!r}", found=len(arm.values), expected=f"{len(seeds)} seeds")
             if not all(map(math.isfinite, arm.values)):
                 raise NonFiniteError(f"values of arm {arm.name!r}", found=list(arm.values))
-        unknown = {name for order in claim.expected for name in (order.better, order.worse)} - set(names)
+        unknown = {name for order in (*claim.expected, *claim.claimed) for name in (order.better, order.worse)} - set(
+            names
+        )
         if unknown or not claim.expected:
             raise HyperparameterError(
                 f"orderings of claim {claim.name!r}",
@@ -222,8 +232,22 @@ class ClaimResult:
 
     @property
     def holds(self) -> bool:
-        """Whether every declared ordering holds."""
+        """Whether every ordering that we declared holds."""
         return all(self.confirms(order) for order in self.claim.expected)
+
+    @property
+    def paper_verdict(self) -> PaperVerdict | None:
+        """What this measurement says of the paper's own claim; None where the paper has no such experiment.
+
+        The claim is confirmed if all of its orderings hold. It is not if one of them is reversed: the interval of the
+        paired advantage lies below the margin. Otherwise the arms tie.
+        """
+        if not self.claim.claimed:
+            return None
+        if all(self.confirms(order) for order in self.claim.claimed):
+            return "confirmed"
+        reversed_ = any(self.advantage(order).high < order.margin for order in self.claim.claimed)
+        return "not confirmed" if reversed_ else "tie"
 
     def advantage(self, order: Ordering) -> Interval:
         """Return by how much ``order.better`` beats ``order.worse``, paired by seed; positive is better."""
@@ -238,10 +262,13 @@ class ClaimResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything, the computed verdict included, in JSON's types."""
         claim = asdict(self.claim)
-        expected = [
-            {**asdict(order), **_rounded("advantage", self.advantage(order)), "holds": self.confirms(order)}
-            for order in self.claim.expected
-        ]
+        expected, claimed = (
+            [
+                {**asdict(order), **_rounded("advantage", self.advantage(order)), "holds": self.confirms(order)}
+                for order in orders
+            ]
+            for orders in (self.claim.expected, self.claim.claimed)
+        )
         arms = [
             {
                 "name": arm.name,
@@ -256,6 +283,8 @@ class ClaimResult:
             "scale": self.scale,
             "holds": self.holds,
             "expected": expected,
+            "paper_verdict": self.paper_verdict,
+            "claimed": claimed,
             "seeds": [*self.seeds],
             "arms": arms,
             "seconds": round(self.seconds, 1),
@@ -273,10 +302,12 @@ class ClaimResult:
     def table(self) -> Table:
         """Return the arms, the paired differences and the verdict as a rich table."""
         direction = "higher is better" if self.claim.higher_is_better else "lower is better"
-        verdict = "[bold green]holds[/]" if self.holds else "[bold red]does not hold[/]"
+        verdict = "[bold green]held[/]" if self.holds else "[bold red]not held[/]"
+        paper = f"the paper's claim, at this scale: [bold]{self.paper_verdict}[/] · " if self.paper_verdict else ""
+        run = f"{len(self.seeds)} seeds · {self.seconds:.0f} s · mean ± 95 % interval"
         table = Table(
             title=f"{self.claim.name}: {self.claim.statement}",
-            caption=f"{verdict} · {len(self.seeds)} seeds · {self.seconds:.0f} s · mean ± 95 % interval",
+            caption=f"{paper}what we declared: {verdict}\n{run}",
             title_justify="left",
             caption_justify="left",
             title_style="bold",

@@ -51,6 +51,7 @@ FORGETTING = Claim(
         Ordering(better="random", worse="low kappa"),
     ),
     paper="Fine-tuning the matrices of lowest condition number forgets less than LoRA, up to six times.",
+    claimed=(Ordering(better="low kappa", worse="all linear"),),
 )
 
 SHAPES = Claim(

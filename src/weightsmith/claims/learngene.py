@@ -46,6 +46,11 @@ INITIAL = Claim(
         *(Ordering(better=f"sws, {n} blocks", worse=f"stages shuffled, {n} blocks", margin=0.03) for n in DEPTHS),
     ),
     paper="Stage-wise shared blocks initialize models of any depth better than other ways at a fraction of the cost.",
+    claimed=(
+        Ordering(better="sws, 10 blocks", worse="plain expansion, 10 blocks"),
+        Ordering(better="sws, 10 blocks", worse="TLEG, 10 blocks"),
+        Ordering(better="sws, 10 blocks", worse="random start, 10 blocks"),
+    ),
 )
 
 TUNED = Claim(
@@ -64,6 +69,7 @@ TUNED = Claim(
         Ordering(better="sws, 10 blocks", worse="random start, 15 epochs, 10 blocks", margin=-0.01),
     ),
     paper="After one epoch of tuning in some cases better than trained from scratch, 6.6 times cheaper for many depths",
+    claimed=(Ordering(better="sws, 10 blocks", worse="random start, 15 epochs, 10 blocks"),),
 )
 
 NOTES = (

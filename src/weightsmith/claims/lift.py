@@ -43,6 +43,12 @@ TOY = Claim(
         Ordering(better="lift", worse="least principal", margin=math.log(4)),
     ),
     paper="Fine-tuning the principal weights generalizes from few samples, other choices of as many weights do not.",
+    claimed=(
+        Ordering(better="lift", worse="all weights"),
+        Ordering(better="lift", worse="magnitude"),
+        Ordering(better="lift", worse="random"),
+        Ordering(better="lift", worse="gradient"),
+    ),
 )
 
 TARGET = Claim(
@@ -63,6 +69,11 @@ TARGET = Claim(
         Ordering(better="all weights, halfway", worse="lift"),
     ),
     paper="On models of 1 to 8 billion weights LIFT beats full fine-tuning, LoRA and other choices of sparse weights.",
+    claimed=(
+        Ordering(better="lift", worse="all weights"),
+        Ordering(better="lift", worse="magnitude"),
+        Ordering(better="lift", worse="random"),
+    ),
 )
 
 FORGETTING = Claim(
@@ -82,6 +93,7 @@ FORGETTING = Claim(
         Ordering(better="all weights, halfway", worse="lift"),
     ),
     paper="LIFT keeps up to 20 % more of the source domains' accuracy than full fine-tuning and LoRA.",
+    claimed=(Ordering(better="lift", worse="all weights"),),
 )
 
 Score = Callable[[Tensor, Tensor, int, torch.Generator | None], Tensor]

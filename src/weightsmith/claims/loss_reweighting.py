@@ -42,6 +42,10 @@ REGRESSION = Claim(
         Ordering(better="uniform, best rate", worse="linupper, best rate", margin=-0.5),
     ),
     paper="LinUpper is fastest, Quadratic second, equal weights third (toy regression, at one learning rate).",
+    claimed=(
+        Ordering(better="linupper", worse="quadratic"),
+        Ordering(better="quadratic", worse="uniform"),
+    ),
 )
 
 LANGUAGE = Claim(
@@ -62,6 +66,10 @@ LANGUAGE = Claim(
         Ordering(better="no notice: linupper", worse="no notice: uniform", margin=-0.03),
     ),
     paper=PAPER,
+    claimed=(
+        Ordering(better="linupper", worse="uniform"),
+        Ordering(better="linupper, best rate", worse="uniform, best rate"),
+    ),
 )
 
 R = 0.4

@@ -43,6 +43,7 @@ ACCURACY = Claim(
         Ordering(better="meta rescaling", worse="meta path only"),
     ),
     paper=PAPER,
+    claimed=(Ordering(better="meta rescaling", worse="equal weights"),),
 )
 
 DETECTION = Claim(
@@ -60,6 +61,7 @@ DETECTION = Claim(
         Ordering(better="generalized cross-entropy", worse="meta rescaling", margin=-0.02),
     ),
     paper="Mean weights of clean samples rise over the epochs and those of flipped ones fall.",
+    claimed=(Ordering(better="meta rescaling", worse="chance"),),
 )
 
 TRAIN, NOISE, EPOCHS, BATCH, RATE = 600, 0.3, 40, 32, 3e-3

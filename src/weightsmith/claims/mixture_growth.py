@@ -39,6 +39,10 @@ COST = Claim(
         Ordering(better="ensemble of the members", worse="mixture growth"),
     ),
     paper="2 to 2.5 points above the state of the art of growing, comparable to the wide network from scratch.",
+    claimed=(
+        Ordering(better="mixture growth", worse="net2net"),
+        Ordering(better="mixture growth", worse="random growth"),
+    ),
 )
 
 NOTES = (

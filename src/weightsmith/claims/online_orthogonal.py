@@ -40,6 +40,11 @@ STREAM = Claim(
         Ordering(better="ours", worse="ours without the running gradient"),
     ),
     paper="The method converges at a rate of O(ln t / t^(1/4)) and beats existing online schemes on such data.",
+    claimed=(
+        Ordering(better="ours", worse="MiniBatchDictionaryLearning, 0.1"),
+        Ordering(better="ours", worse="MiniBatchDictionaryLearning, 0.3"),
+        Ordering(better="ours", worse="MiniBatchDictionaryLearning, 1"),
+    ),
 )
 
 DRIFT = Claim(

@@ -46,6 +46,12 @@ HUNDRED = Claim(
         Ordering(better="PLD, uniform weights", worse="PLD, best tau", margin=-0.01),
     ),
     paper=PAPER,
+    claimed=(
+        Ordering(better="PLD, best tau", worse="cross-entropy"),
+        Ordering(better="PLD, best tau", worse="KD, best tau"),
+        Ordering(better="PLD, best tau", worse="DIST, tau 4"),
+        Ordering(better="PLD, best tau", worse="PLD, uniform weights"),
+    ),
 )
 
 DIGITS = Claim(
@@ -60,6 +66,11 @@ DIGITS = Claim(
         Ordering(better="PLD, tau 4", worse="KD, best tau", margin=-0.005),
     ),
     paper=PAPER,
+    claimed=(
+        Ordering(better="PLD, tau 4", worse="cross-entropy"),
+        Ordering(better="PLD, tau 4", worse="KD, best tau"),
+        Ordering(better="PLD, tau 4", worse="DIST, tau 4"),
+    ),
 )
 
 FIRST = {

@@ -40,6 +40,7 @@ FINE_TUNING = Claim(
         Ordering(better="dense", worse="75 %, dense fine-tuning", margin=0.1),
     ),
     paper="GPT-3 XL pre-trained at 75 % loses nothing significant downstream, for 2.5 times fewer operations.",
+    claimed=(Ordering(better="75 %, dense fine-tuning", worse="dense", margin=-0.01),),
 )
 
 EQUAL_COST = Claim(

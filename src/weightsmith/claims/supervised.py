@@ -49,6 +49,10 @@ def _accuracy_claim(experiment: str, data: str) -> Claim:
             Ordering(better="SVD + LR", worse="SDL, xi=10", margin=-0.01),
         ),
         paper=PAPER,
+        claimed=(
+            Ordering(better="SDL", worse="NMF + LR"),
+            Ordering(better="SDL", worse="LR, all features"),
+        ),
     )
 
 

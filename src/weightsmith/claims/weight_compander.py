@@ -45,6 +45,7 @@ LARGEST = Claim(
         Ordering(better="compander, raw start", worse="dropout 0.5"),
     ),
     paper=ABSTRACT,
+    claimed=(Ordering(better="compander", worse="plain"),),
 )
 
 RANDOM = Claim(
@@ -60,6 +61,7 @@ RANDOM = Claim(
         Ordering(better="dropout 0.5", worse="compander", margin=-0.02),
     ),
     paper=ABSTRACT,
+    claimed=(Ordering(better="compander", worse="plain"),),
 )
 
 INTACT = Claim(
@@ -74,6 +76,7 @@ INTACT = Claim(
         Ordering(better="dropout 0.5", worse="compander"),
     ),
     paper=ABSTRACT,
+    claimed=(Ordering(better="compander", worse="plain"),),
 )
 
 TRAINING, EPOCHS, BATCH, DRAWS = 150, 100, 32, 5

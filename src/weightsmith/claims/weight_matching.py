@@ -50,6 +50,7 @@ BARRIER = Claim(
         Ordering(better="weight matching", worse="distance after weight matching", margin=0.5),
     ),
     paper=PAPER,
+    claimed=(Ordering(better="weight matching", worse="plain averaging", margin=0.9),),
 )
 
 ACCURACY = Claim(
@@ -65,6 +66,7 @@ ACCURACY = Claim(
         Ordering(better="weight matching", worse="better of the two", margin=-0.03),
     ),
     paper=PAPER,
+    claimed=(Ordering(better="weight matching", worse="plain averaging"),),
 )
 
 ALIGNMENT = Claim(
@@ -80,6 +82,7 @@ ALIGNMENT = Claim(
         Ordering(better="gamma 0.5, matched", worse="gamma 0.5, unmatched", margin=0.3),
     ),
     paper=PAPER,
+    claimed=(Ordering(better="gamma 0.5, matched", worse="gamma 0, matched"),),
 )
 
 THREE = Claim(
@@ -98,6 +101,7 @@ THREE = Claim(
         Ordering(better="straight-through", worse="weight matching", margin=-0.1),
     ),
     paper="Weight matching makes them connected (barrier -0.10), the straight-through estimator does not (0.30).",
+    claimed=(Ordering(better="weight matching", worse="straight-through"),),
 )
 
 WIDTH = Claim(
@@ -112,6 +116,7 @@ WIDTH = Claim(
         Ordering(better="width 256, decay 1e-3", worse="width 256, no decay", margin=0.1),
     ),
     paper="Git Re-Basin needs wide networks: ResNet20 is without barrier at 32 times its width.",
+    claimed=(Ordering(better="width 512, no decay", worse="width 64, no decay"),),
 )
 
 BATCH_NORM = Claim(
@@ -126,6 +131,7 @@ BATCH_NORM = Claim(
         Ordering(better="matched, re-estimated", worse="matched, averaged statistics"),
     ),
     paper="With batch normalization the statistics must be re-estimated before a barrier is measured.",
+    claimed=(Ordering(better="matched, re-estimated", worse="matched, averaged statistics"),),
 )
 
 TRANSFORMER = Claim(

@@ -44,6 +44,12 @@ SYNTHETIC = Claim(
         Ordering(better="teal, 50 %", worse="random, 50 %"),
     ),
     paper="On random column-orthogonal layers WINA's error is 0.42, 0.51, 0.56, 0.63 of TEAL's.",
+    claimed=(
+        Ordering(better="wina, 25 %", worse="teal, 25 %"),
+        Ordering(better="wina, 40 %", worse="teal, 40 %"),
+        Ordering(better="wina, 50 %", worse="teal, 50 %"),
+        Ordering(better="wina, 65 %", worse="teal, 65 %"),
+    ),
 )
 
 SMOLLM2 = Claim(
@@ -63,6 +69,7 @@ SMOLLM2 = Claim(
         Ordering(better="teal", worse="random columns"),
     ),
     paper="Column norms, used everywhere, keep more of the accuracy of models of 7B and above than TEAL.",
+    claimed=(Ordering(better="norms everywhere", worse="teal"),),
 )
 
 ROTATED = Claim(
@@ -81,6 +88,7 @@ ROTATED = Claim(
         Ordering(better="norms at keys and gates", worse="rotated, norms everywhere"),
     ),
     paper="The rotation makes WINA better: about half of its advantage over TEAL comes from it.",
+    claimed=(Ordering(better="rotated, norms everywhere", worse="norms at keys and gates"),),
 )
 
 SHARES = (0.25, 0.40, 0.50, 0.65)

@@ -78,7 +78,7 @@ def methods(
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     verb: Annotated[str | None, typer.Option(help="Only this verb.")] = None,
 ) -> None:
-    """List all methods: verb, paper, what it does, whether its claim holds."""
+    """List all methods: verb, paper, what it does, what became of its claim."""
     from weightsmith.cli import tables
 
     if verb is not None and verb not in catalog.VERBS:

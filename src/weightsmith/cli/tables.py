@@ -22,8 +22,10 @@ def print_methods(methods: Sequence[Method], *, as_json: bool) -> None:
         print(json.dumps([_row(method) for method in methods], indent=2, ensure_ascii=False))
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("method", "what it does", "paper", "claim"):
-        table.add_column(column, no_wrap=column != "what it does")
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it does")
+    for column in ("paper's claim", "we declared"):
+        table.add_column(column, max_width=15)
     for verb, meaning in catalog.VERBS.items():
         rows = [method for method in methods if method.verb == verb]
         if not rows:
@@ -32,8 +34,7 @@ def print_methods(methods: Sequence[Method], *, as_json: bool) -> None:
         table.add_row(f"[bold]{verb}[/]", f"[italic]{meaning}[/]")
         for method in rows:
             style = "dim" if method.planned else ""
-            paper = method.reference.removeprefix("arXiv:")
-            table.add_row(f"  {method.slug}", method.summary, paper, _status(method), style=style)
+            table.add_row(f"  {method.slug}", method.summary, *_verdicts(method), style=style)
     Console().print(table)
     ready = sum(not method.planned for method in methods)
     Console().print(f"\n{ready} of {len(methods)} methods are ready. `weightsmith show METHOD` tells more about one.")
@@ -48,7 +49,9 @@ def print_method(method: Method, name: str) -> None:
     console = Console()
     console.print(f"[bold]{method.slug}[/]  {method.summary}\n")
     console.print(f"[dim]paper  [/]{escape(method.paper)} ({method.year}), {method.url}", highlight=False)
-    console.print(f"[dim]claim  [/]{escape(method.claim)}: {_status(method)}")
+    confirmed, declared = _verdicts(method)
+    console.print(f"[dim]claim  [/]{escape(method.claim)}: {declared}")
+    console.print(f"[dim]       [/]the paper's claim, at this scale: {confirmed or 'planned'}")
     for entry in method.classes:
         module, _, name = entry.partition(":")
         console.print(f"[dim]python [/]from {module} import {name}", highlight=False)
@@ -59,9 +62,11 @@ def print_method(method: Method, name: str) -> None:
 
 
 def _print_claim(console: Console, claim: Mapping[str, Any]) -> None:
-    verdict = "[green]holds[/]" if claim["holds"] else "[red]does not hold[/]"
+    verdict = "[green]held[/]" if claim["holds"] else "[red]not held[/]"
+    if claim["paper_verdict"]:
+        verdict += f", the paper's claim at this scale: {claim['paper_verdict']}"
     direction = "higher" if claim["higher_is_better"] else "lower"
-    console.print(f"\n[bold]{escape(claim['title'])}[/]: {escape(claim['statement'])} {verdict}", highlight=False)
+    console.print(f"\n[bold]{escape(claim['title'])}[/]: {escape(claim['statement'])} ({verdict})", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     table.add_column(f"{claim['metric']} ({direction} is better)")
@@ -100,10 +105,14 @@ def _row(method: Method) -> dict[str, object]:
         "commands": {name: command.entry for name, command in method.commands.items()},
         "classes": list(method.classes),
         "claim": method.claim,
-        "status": _status(method),
+        "paper_verdict": _verdicts(method)[0],
+        "status": _verdicts(method)[1],
     }
 
 
-def _status(method: Method) -> str:
-    """Planned, or what its stored claims say."""
-    return "planned" if method.planned else claims.verdict(claims.stored(method.slug))
+def _verdicts(method: Method) -> tuple[str, str]:
+    """What its stored experiments say of the paper's claim, and of what we declared; or that it is planned."""
+    if method.planned:
+        return "", "planned"
+    measured = claims.stored(method.slug)
+    return claims.paper_verdict(measured), claims.verdict(measured)
