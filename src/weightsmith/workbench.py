@@ -13,7 +13,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from weightsmith.core.data import Batches, Reader, Samples, batched, context_length, split_labels, token_ids
+from weightsmith.core.data import (
+    Batches,
+    Reader,
+    Samples,
+    batched,
+    context_length,
+    pad_token_id,
+    split_labels,
+    token_ids,
+    without_labels,
+)
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, write_file
 from weightsmith.core.metrics import measure, perplexity, sample_text
@@ -294,7 +304,8 @@ class Workbench:
         assert evaluation.file is not None
         generator = torch.Generator().manual_seed(self.seed)
         samples = self._reader.samples(evaluation.file, count=evaluation.samples, length=512, generator=generator)
-        return [split_labels(batch) for batch in batched(samples, BATCH_SIZE)]
+        batches = batched(samples, BATCH_SIZE, pad_token_id=pad_token_id(self.model))
+        return [(without_labels(self.model, batch), split_labels(batch)[1]) for batch in batches]
 
     @property
     def _reader(self) -> Reader:

@@ -15,7 +15,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from models import tiny
-from weightsmith.core.data import Reader, as_batches, batched, call, context_length, split_labels
+from weightsmith.core.data import (
+    Reader,
+    as_batches,
+    batched,
+    call,
+    collate,
+    context_length,
+    split_labels,
+    without_labels,
+)
 from weightsmith.core.errors import CalibrationError
 from weightsmith.embedded import load_tokenizer, open_model
 from weightsmith.sparsify import wanda
@@ -254,3 +263,39 @@ def test_labels_are_taken_off():
         split_labels({"x": torch.ones(1)})
     with pytest.raises(CalibrationError, match="no calibration batches"):
         as_batches([])
+
+
+def test_sequences_of_tokens_are_padded_and_masked():
+    ids = [torch.tensor([5, 6, 7]), torch.tensor([8])]
+    batch = collate([{"input_ids": x, "labels": x, "token_type_ids": x * 0} for x in ids], pad_token_id=3)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 3, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[5, 6, 7], [8, -100, -100]]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0]] * 2
+    mask = [torch.tensor([1, 1, 0]), torch.tensor([1])]
+    batch = collate([{"input_ids": x, "attention_mask": m} for x, m in zip(ids, mask, strict=True)])
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0]], "a mask of one's own stays"
+    assert "attention_mask" not in collate([{"input_ids": ids[0]}] * 2), "none is needed"
+    batch = collate([{"input_ids": x, "decoder_input_ids": x} for x in ids])
+    assert batch["decoder_attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert collate([{"input_ids": [1, 2]}, {"input_ids": [3]}])["input_ids"].tolist() == [[1, 2], [3, 0]]
+
+
+def test_samples_that_do_not_fit_together_are_refused_by_name():
+    with pytest.raises(CalibrationError, match=r"pixel_values of a batch: found \[\(2,\), \(3,\)\].*Pad or crop"):
+        collate([{"pixel_values": torch.zeros(2)}, {"pixel_values": torch.zeros(3)}])
+    with pytest.raises(CalibrationError, match=r"sample 1 of a batch: found \['y'\], expected \['x'\]"):
+        collate([{"x": torch.zeros(2)}, {"y": torch.zeros(2)}])
+    with pytest.raises(CalibrationError, match="tuples of unequal length"):
+        collate([(torch.zeros(2), 1), (torch.zeros(2),)])
+    with pytest.raises(CalibrationError, match="the inputs of a batch: found .*object"):
+        collate([(object(), 1)])
+
+
+def test_an_encoder_decoder_keeps_the_labels_it_makes_decoder_inputs_of():
+    model, batch = tiny("t5")
+    ids = batch["input_ids"][:, :12]
+    given = {"input_ids": ids, "labels": ids}
+    assert without_labels(model, given) is given
+    assert list(without_labels(model, given | {"decoder_input_ids": ids})) == ["input_ids", "decoder_input_ids"]
+    assert list(without_labels(tiny("llama")[0], given)) == ["input_ids"]

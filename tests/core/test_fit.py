@@ -37,7 +37,23 @@ def test_learns_and_repeats_bit_for_bit():
     assert runs[0].losses[-1] < 0.5 * runs[0].losses[0]
     assert runs[0].losses == runs[1].losses != runs[2].losses
     assert torch.equal(weights(models[0]), weights(models[1]))
-    assert not models[0].training
+    assert models[0].training
+
+
+def test_every_module_returns_to_its_own_mode():
+    model = network(dropout=0.3).eval()
+    model[2].train()
+    fit(model, problem(), evaluate=lambda model: 0.0)
+    assert [module.training for module in model] == [False, False, True, False]
+    assert not model.training
+    assert "_is_accelerate_prepared" not in vars(model)
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+    model = network()
+    model[3].weight.data[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="parameter '3.weight': found NaN or infinity"):
+        fit(model, problem())
 
 
 def test_accumulation_is_a_larger_batch():

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
-from weightsmith.core.metrics import accuracy, decode_speed, measure, perplexity, size
+from weightsmith.core.metrics import accuracy, decode_speed, measure, perplexity, sample_text, size
 
 
 def tiny():
@@ -65,3 +65,25 @@ def test_measure_gives_what_the_data_allow():
     assert got["tokens_per_second"] > 0
     assert got["parameters"] == sum(p.numel() for p in model.parameters())
     assert decode_speed(model, torch.arange(4), new_tokens=4, repeats=1) > 0
+
+
+def test_labels_that_are_ignored_count_neither_as_right_nor_as_wrong():
+    assert accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, -100, 2, 0]))]) == 2 / 3
+
+
+def test_a_prompt_written_by_a_chat_template_gets_no_second_start_token(monkeypatch):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<s>": 1, "hello": 3, "?": 0}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="?")
+    model, _ = tiny("llama")
+    seen = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: seen.append(inputs["input_ids"]) or generate(**inputs))
+    sample_text(model, tokenizer, "hello", new_tokens=1)
+    tokenizer.chat_template = "<s> {{ messages[0]['content'] }}"
+    sample_text(model, tokenizer, "hello", new_tokens=1)
+    assert [ids.tolist() for ids in seen] == [[[1, 3]], [[1, 3]]]

@@ -338,7 +338,8 @@ def test_bad_batches(batch, error, message):
         ({"passes": 0}, "passes: found 0"),
         ({"window": 0}, "window: found 0"),
         ({"min_weight": 1.0}, "min_weight: found 1.0"),
-        ({"inner_learning_rate": 0.0}, "learning rates"),
+        ({"inner_learning_rate": 0.0}, "inner_learning_rate: found 0.0"),
+        ({"rescaler_learning_rate": float("nan")}, "rescaler_learning_rate: found nan"),
     ],
 )
 def test_bad_hyperparameters(options, message):

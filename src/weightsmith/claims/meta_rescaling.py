@@ -109,7 +109,7 @@ def _experiment(seed: int) -> dict[str, float]:
         model = nn.Sequential(*body, nn.Linear(256, 10))
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
         fit(model, data, loss=loss, optimizer=optimizer, epochs=EPOCHS, batch_size=BATCH, drop_last=True, seed=seed)
-        return model
+        return model.eval()
 
     def rescaler(**options: Any) -> MetaRescaler:
         draws = torch.Generator().manual_seed(seed)

@@ -165,7 +165,7 @@ def _train(
     fit(model, data, optimizer=optimizer, after_step=clip if clipped else None, **settings)
     if companded:
         fold_companders(model)
-    return model
+    return model.eval()
 
 
 def _without(model: nn.Module, choose: Callable[[Tensor], Tensor]) -> nn.Module:

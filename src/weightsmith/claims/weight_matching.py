@@ -270,6 +270,7 @@ def _batch_norm(seed: int) -> dict[str, float]:
         model = _convolutional(number)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3)
         fit(model, TensorDataset(x, y), loss=_cross_entropy, optimizer=optimizer, epochs=20, batch_size=64, seed=number)
+        model.eval()
         states.append(copy.deepcopy(model.state_dict()))
     a, b = states
     symmetry = find_symmetry(model, x[:2])

@@ -85,6 +85,8 @@ def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 51
 def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     """Share of inputs whose largest logit is their class; ``batches`` yield (inputs, class indices).
 
+    Labels of -100 do not count.
+
     Examples
     --------
     >>> accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
@@ -96,7 +98,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
         for inputs, labels in batches:
             logits = logits_of(call(model, inputs.to(device) if isinstance(inputs, Tensor) else inputs))
             right += int((logits.argmax(-1).cpu() == labels.cpu()).sum())
-            total += labels.numel()
+            total += int((labels != -100).sum())
     if total == 0:
         raise CalibrationError("no labelled batches to measure accuracy on", expected="at least one")
     return right / total
@@ -133,9 +135,11 @@ def sample_text(model: nn.Module, tokenizer: Any, prompt: str, *, new_tokens: in
 
     It is shorter where the model's context ends, and empty where the prompt fills it.
     """
-    if getattr(tokenizer, "chat_template", None):
+    chats = bool(getattr(tokenizer, "chat_template", None))
+    if chats:
         prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}], ask=True)
-    inputs = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
+    # a template writes the special tokens itself
+    inputs = tokenizer(prompt, add_special_tokens=not chats, return_tensors="pt").to(next(model.parameters()).device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     new_tokens = min(new_tokens, (context_length(model) or sys.maxsize) - inputs["input_ids"].shape[1])
     if new_tokens < 1:

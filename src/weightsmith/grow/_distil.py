@@ -8,8 +8,9 @@ Legend: ``N`` rows (samples, tokens), ``C`` classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast
@@ -21,7 +22,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.data import Samples, batched, call, to_device
+from weightsmith.core.data import (
+    Samples,
+    batched,
+    call,
+    collate,
+    pad_token_id,
+    to_device,
+    to_model,
+    without_labels,
+)
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -95,9 +105,9 @@ def distil(
     def loss(model: nn.Module, batch: Any) -> Tensor:
         if isinstance(teacher, Tensor):
             batch, output = batch
-        inputs = _inputs(batch)
+        inputs = without_labels(model, batch)
         with torch.no_grad():
-            theirs = _rows(output if isinstance(teacher, Tensor) else call(teacher, inputs), inputs)
+            theirs = _rows(output if isinstance(teacher, Tensor) else call(teacher, to_model(inputs, teacher)), inputs)
         ours = _rows(call(model, inputs), inputs)
         value = alpha * soft_target_loss(ours, theirs, temperature=temperature, reduction=reduction)
         return value if alpha == 1 else value + (1 - alpha) * default_loss(model, batch)
@@ -155,7 +165,11 @@ def teacher_logits(
         raise CheckpointError(f"file of logits {str(path)!r}", expected="a name that ends in .safetensors")
     if batch_size < 1 or len(data) == 0:
         raise HyperparameterError("samples, batch_size", found=(len(data), batch_size), expected=">= 1 each")
-    loader: DataLoader[Any] = DataLoader(cast(Dataset[Any], data), batch_size=batch_size)
+    loader: DataLoader[Any] = DataLoader(
+        cast(Dataset[Any], data),
+        batch_size=batch_size,
+        collate_fn=partial(collate, pad_token_id=pad_token_id(teacher)),
+    )
     with evaluation_mode(teacher):
         parts = _parts(teacher, loader)
         if path is None:
@@ -175,7 +189,7 @@ def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
     """The logits of each batch, on the CPU."""
     device = next((parameter.device for parameter in teacher.parameters()), "cpu")
     for batch in track(loader, "teacher", total=len(loader)):
-        yield upcast(logits_of(call(teacher, _inputs(send_to_device(batch, device))))).cpu()
+        yield upcast(logits_of(call(teacher, without_labels(teacher, send_to_device(batch, device))))).cpu()
 
 
 @torch.no_grad()
@@ -191,8 +205,8 @@ def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size
     divergence = 0.0
     device = next(model.parameters()).device
     with evaluation_mode(model), evaluation_mode(teacher):
-        for batch in batched(samples, batch_size):
-            inputs = _inputs(to_device(batch, device))
+        for batch in batched(samples, batch_size, pad_token_id=pad_token_id(model)):
+            inputs = without_labels(model, to_device(batch, device))
             ours, theirs = (_rows(call(network, inputs), inputs) for network in (model, teacher))
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())
             divergence += soft_target_loss(ours, theirs).item() * len(ours)
@@ -210,19 +224,15 @@ def decaying_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
 
 
-def _inputs(batch: Any) -> Any:
-    """A batch without its labels."""
-    if isinstance(batch, Mapping):
-        return {name: value for name, value in batch.items() if name != "labels"}
-    return batch[0] if isinstance(batch, Sequence) and len(batch) == 2 else batch
-
-
 def _rows(output: Any, inputs: Any) -> Tensor:
-    """The logits of an output as rows; those of padding tokens are left out."""
+    """The logits of an output as rows; those of padding tokens, and of a decoder's unlabeled ones, are left out."""
     logits = logits_of(output)
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if mask is not None and mask.shape == logits.shape[:-1]:
-        return logits[mask != 0]
+    if isinstance(inputs, Mapping):
+        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+        if labels is not None and labels.shape == logits.shape[:-1]:
+            return logits[labels != -100]
+        if mask is not None and mask.shape == logits.shape[:-1]:
+            return logits[mask != 0]
     return logits.flatten(0, -2)
 
 

@@ -32,7 +32,16 @@ from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode, fold_parametrizations, get_module, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
 from weightsmith.core.tied import parameter_names
-from weightsmith.core.training import FitOptions, Loss, default_loss, draw_seed, fit, logits_of, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    Loss,
+    check_options,
+    default_loss,
+    draw_seed,
+    fit,
+    logits_of,
+    training_method,
+)
 from weightsmith.grow._shared.templates import LAYOUTS, Growth, TemplateMix, coefficients, grow_coefficients
 from weightsmith.grow._widen_net2net import is_matrix, match_widths
 
@@ -413,6 +422,7 @@ def mixture_growth(
     ----------
     Pham et al., arXiv 2311.04251.
     """
+    check_options({"learning_rate": member_learning_rate, "epochs": member_epochs}, prefix="member_")
     field, width = _inner_width(model)
     hyper: dict[str, Any] = {"init": init, "scale": scale, "templates": templates}
     member: FitOptions = {**options, "learning_rate": member_learning_rate, "epochs": member_epochs}

@@ -27,10 +27,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import default_collate
 
-from weightsmith.core.data import Samples, call, split_labels
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.data import Samples, call, collate, split_labels, without_labels
+from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import interpolate_, lerp
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
@@ -151,7 +150,7 @@ class MixupCollator:
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Collate mappings with ``labels``, or pairs of input and label."""
-        batch = default_collate(list(samples))
+        batch = collate(samples)
         pair = not isinstance(batch, Mapping)
         if pair and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise CalibrationError("samples", found=type(batch).__name__, expected="mappings or (input, label) pairs")
@@ -209,7 +208,7 @@ def bang_loss(
     _check(mixup_alpha, label_smoothing)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, labels = split_labels(batch)
+        inputs, labels = without_labels(model, batch), split_labels(batch)[1]
         if isinstance(inputs, Mapping) and inputs.keys() == {"x"}:
             inputs = inputs["x"]
         share, partner = 1.0, torch.arange(len(labels), device=labels.device)
@@ -358,13 +357,28 @@ def _mixed_inputs(model: nn.Module, inputs: Any, share: float, partner: Tensor) 
     if not isinstance(inputs, Mapping):
         raise CalibrationError("inputs to mix", found=type(inputs).__name__, expected="a tensor or a mapping")
     mixed = {key: _mix(x, share, partner) if x.is_floating_point() else x for key, x in inputs.items()}
-    if "input_ids" in mixed:
-        plain: Any = getattr(model, "module", model)  # under DistributedDataParallel
-        embeddings = plain.get_input_embeddings()(mixed.pop("input_ids"))
-        mixed["inputs_embeds"] = share * embeddings + (1 - share) * embeddings[partner]
-        if "attention_mask" in mixed:
-            mixed["attention_mask"] = torch.maximum(mixed["attention_mask"], mixed["attention_mask"][partner])
+    plain: Any = getattr(model, "module", model)  # under DistributedDataParallel
+    if "labels" in mixed:  # of which an encoder-decoder would make its decoder inputs: here they are to be mixed
+        mixed["decoder_input_ids"] = _decoder_input_ids(plain, mixed.pop("labels"))
+    for stream in ("", "decoder_"):
+        if f"{stream}input_ids" in mixed:
+            embedding = plain.get_decoder().get_input_embeddings() if stream else plain.get_input_embeddings()
+            embeddings = embedding(mixed.pop(f"{stream}input_ids"))
+            mixed[f"{stream}inputs_embeds"] = share * embeddings + (1 - share) * embeddings[partner]
+        if (mask := f"{stream}attention_mask") in mixed:
+            mixed[mask] = torch.maximum(mixed[mask], mixed[mask][partner])
     return mixed
+
+
+def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        raise UnsupportedModelError(
+            "mixup of an encoder-decoder that makes no decoder inputs of labels",
+            found=type(model).__name__,
+            do="Put decoder_input_ids beside the labels, or set mixup_alpha=0.",
+        )
+    ids: Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+    return ids
 
 
 def _smooth_cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

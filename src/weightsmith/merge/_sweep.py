@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from weightsmith.core.data import Batch, Samples, batched, call, split_labels, to_device
+from weightsmith.core.data import Batch, Samples, batched, pad_token_id, split_labels, to_device
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.io import StateDict
 from weightsmith.core.models import along_line, evaluation_mode, interpolate_
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import logits_of, shift_for_causal_lm
+from weightsmith.core.training import predict
 from weightsmith.merge._shared.arithmetic import check_alpha
 from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
 from weightsmith.merge._wise_ft import interpolate
@@ -89,7 +89,11 @@ def sweep(
         check_alpha(value)
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
-    batches = {"id": batched(id_data, batch_size), "ood": batched(ood_data, batch_size)}
+    pad = pad_token_id(model)
+    batches = {
+        "id": batched(id_data, batch_size, pad_token_id=pad),
+        "ood": batched(ood_data, batch_size, pad_token_id=pad),
+    }
     end = tuned.state_dict()
     walk = along_line(model, model.state_dict(), end, list(dict.fromkeys([0.0, 1.0, alpha, *alphas])))
     seen: dict[float, dict[str, Tensor]] = {}
@@ -185,12 +189,11 @@ def _outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     device = next(model.parameters()).device
     rows, loss, count = [], 0.0, 0
     for batch in batches:
-        inputs, labels = split_labels(batch)
-        logits = logits_of(call(model, to_device(inputs, device))).float().cpu()
+        logits, labels = (tensor.cpu() for tensor in predict(model, to_device(batch, device)))
+        logits = logits.float()
         if labels.ndim == 1:
             rows.append(logits)
             continue
-        logits, labels = shift_for_causal_lm(model, logits, labels)
         if labels.shape != logits.shape[:-1]:
             raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape[:-1]))
         loss += functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum").item()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Unpack
 
 import torch
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from weightsmith.core.data import Batch, Samples, batched, call, take, to_device
+from weightsmith.core.data import Batch, Samples, batched, call, take, to_device, without_labels
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import Layer, block_layers, evaluation_mode
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, training_method
+from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, training_method
 
 __all__ = ["StaticSparsity", "forward_flops", "spdf"]
 
@@ -325,9 +325,9 @@ def spdf(
     ----------
     Thangarasa et al. 2023, arXiv 2303.10464.
     """
-    if dense_epochs < 0 or dense_learning_rate < 0:
-        found = (dense_learning_rate, dense_epochs)
-        raise HyperparameterError("dense_learning_rate, dense_epochs", found=found, expected="numbers >= 0")
+    if dense_epochs < 0:
+        raise HyperparameterError("dense_epochs", found=dense_epochs, expected=">= 0")
+    check_options({"learning_rate": dense_learning_rate}, prefix="dense_")
     seed = draw_seed(generator)
     hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "include": include, "exclude": exclude}
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
@@ -364,7 +364,7 @@ def spdf(
 def _first_sample(training: Samples, model: nn.Module) -> Batch:
     """The first sample as a batch, without its labels."""
     batch = to_device(batched(take(training, 0, 1), 1)[0], next(model.parameters()).device)
-    return {name: value for name, value in batch.items() if name != "labels"} if isinstance(batch, Mapping) else batch
+    return without_labels(model, batch)
 
 
 def _first_mask(layer: Layer, sparsity: float, start: Start, generator: torch.Generator | None) -> Bool[Tensor, "..."]:

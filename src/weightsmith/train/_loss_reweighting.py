@@ -26,18 +26,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import Samples, call, split_labels
+from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import (
-    FitOptions,
-    Loss,
-    draw_seed,
-    fit,
-    logits_of,
-    shift_for_causal_lm,
-    training_method,
-)
+from weightsmith.core.training import FitOptions, Loss, draw_seed, fit, predict, training_method
 
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
 
@@ -348,8 +340,7 @@ def reweighted(reweighter: LossReweighter) -> Loss:
     """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, labels = split_labels(batch)
-        logits, labels = shift_for_causal_lm(model, logits_of(call(model, inputs)), labels)
+        logits, labels = predict(model, batch)
         if labels.ndim == 1:
             logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
         total: Tensor = reweighter(*per_sequence_loss(logits, labels))

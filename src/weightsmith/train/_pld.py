@@ -27,11 +27,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from weightsmith.core.data import Samples, batched, call, split_labels, take, to_device
+from weightsmith.core.data import Samples, batched, pad_token_id, take, to_model
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
+from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, logits_of, shift_for_causal_lm, training_method
+from weightsmith.core.training import FitOptions, draw_seed, fit, predict, training_method
 from weightsmith.train._shared.distillation import distillation
 
 __all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_temperature"]
@@ -332,8 +333,8 @@ def pld(
     Bassam, Zhu, Bian 2025, arXiv 2506.12542.
     """
     seed = draw_seed(generator)
-    with record("pld", seed=seed, top_k=top_k, **options) as result:
-        theirs, labels = _teacher_logits(teacher.eval(), model, take(training, 0, options["batch_size"]))
+    with record("pld", seed=seed, top_k=top_k, **options) as result, evaluation_mode(teacher):
+        theirs, labels = _teacher_logits(teacher, take(training, 0, options["batch_size"]))
         if temperature is None:
             temperature = suggest_temperature(theirs, labels)
         result.hyper["temperature"] = temperature
@@ -465,10 +466,9 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 
 
 @torch.no_grad()
-def _teacher_logits(teacher: nn.Module, model: nn.Module, samples: Samples) -> tuple[Tensor, Tensor]:
+def _teacher_logits(teacher: nn.Module, samples: Samples) -> tuple[Tensor, Tensor]:
     """The teacher's logits on a few samples, and the labels they predict."""
-    batch = to_device(batched(samples, len(samples))[0], next(teacher.parameters()).device)
-    inputs, labels = split_labels(batch)
-    logits, labels = shift_for_causal_lm(model, logits_of(call(teacher, inputs)), labels)
+    (batch,) = batched(samples, len(samples), pad_token_id=pad_token_id(teacher))
+    logits, labels = predict(teacher, to_model(batch, teacher))
     kept = labels.flatten() >= 0
     return logits.flatten(0, -2)[kept], labels.flatten()[kept]

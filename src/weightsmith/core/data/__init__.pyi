@@ -6,10 +6,14 @@ from ._batches import (
     as_batches as as_batches,
     batched as batched,
     call as call,
+    collate as collate,
     map_tensors as map_tensors,
+    pad_token_id as pad_token_id,
     split_labels as split_labels,
     take as take,
     to_device as to_device,
+    to_model as to_model,
+    without_labels as without_labels,
 )
 from ._files import Reader as Reader, context_length as context_length
 from ._text import (

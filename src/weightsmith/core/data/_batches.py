@@ -24,11 +24,21 @@ __all__ = [
     "as_batches",
     "batched",
     "call",
+    "collate",
     "map_tensors",
+    "pad_token_id",
     "split_labels",
     "take",
     "to_device",
+    "to_model",
+    "without_labels",
 ]
+
+IGNORED = -100
+"""The label of a position that does not count."""
+
+PADDING = {"attention_mask": 0, "decoder_attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": IGNORED}
+"""What sequences of tokens are padded with, beside token ids."""
 
 Batch: TypeAlias = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 """Keyword arguments of the model, its only argument, its positional arguments, or ``(inputs, labels)``."""
@@ -80,13 +90,13 @@ def take(samples: Samples, start: int = 0, stop: int | None = None) -> list[Any]
     return [samples[index] for index in range(*slice(start, stop).indices(len(samples)))]
 
 
-def batched(samples: Samples, batch_size: int) -> list[Batch]:
-    """Collate samples of one shape into batches, in order; the last one may be smaller.
+def batched(samples: Samples, batch_size: int, *, pad_token_id: int = 0) -> list[Batch]:
+    """Collate samples into batches, in order; the last one may be smaller.
 
     Raises
     ------
     CalibrationError
-        If there are no samples.
+        If there are no samples, or :func:`collate` refuses them.
 
     Examples
     --------
@@ -96,7 +106,46 @@ def batched(samples: Samples, batch_size: int) -> list[Batch]:
     if len(samples) == 0:
         raise CalibrationError("no samples", expected="at least one")
     starts = range(0, len(samples), batch_size)
-    return [default_collate(take(samples, start, start + batch_size)) for start in starts]
+    return [collate(take(samples, start, start + batch_size), pad_token_id=pad_token_id) for start in starts]
+
+
+def collate(samples: Sequence[Any], *, pad_token_id: int = 0) -> Any:
+    """Make one batch of samples, as :func:`torch.utils.data.default_collate`, and pad sequences of tokens.
+
+    In mappings, sequences of unequal length are padded on the right: token ids with ``pad_token_id``, ``labels`` with
+    -100, attention masks with 0. An attention mask is added if there is none.
+
+    Parameters
+    ----------
+    samples : sequence
+        Mappings of tensors, tuples such as ``(input, label)``, or tensors.
+    pad_token_id : int, default: 0
+        The model's, see :func:`pad_token_id`.
+
+    Raises
+    ------
+    CalibrationError
+        If other shapes, or the names of the samples, differ.
+
+    Examples
+    --------
+    >>> batch = collate([{"input_ids": torch.tensor([5, 6])}, {"input_ids": torch.tensor([7])}])
+    >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
+    ([[5, 6], [7, 0]], [[1, 1], [1, 0]])
+    """
+    first = samples[0]
+    if isinstance(first, Mapping):
+        for number, sample in enumerate(samples):
+            if not isinstance(sample, Mapping) or sample.keys() != first.keys():
+                found = sorted(sample) if isinstance(sample, Mapping) else type(sample).__name__
+                raise CalibrationError(f"sample {number} of a batch", found=found, expected=sorted(first))
+        columns = {name: [_tensor(name, sample[name]) for sample in samples] for name in first}
+        return _masks(columns) | {name: _stack(name, values, pad_token_id) for name, values in columns.items()}
+    if isinstance(first, (tuple, list)):
+        if any(not isinstance(sample, (tuple, list)) or len(sample) != len(first) for sample in samples):
+            raise CalibrationError("samples of a batch", found="tuples of unequal length", expected="one length")
+        return [collate(values, pad_token_id=pad_token_id) for values in zip(*samples, strict=True)]
+    return _stack("the inputs", samples, pad_token_id)
 
 
 def split_labels(batch: Batch) -> tuple[Batch, Tensor]:
@@ -119,6 +168,42 @@ def split_labels(batch: Batch) -> tuple[Batch, Tensor]:
         return batch[0], batch[1]
     found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
     raise CalibrationError("a batch without labels", found=found, expected="a mapping with 'labels', or a pair")
+
+
+def pad_token_id(model: nn.Module) -> int:
+    """Return the token that a model's configuration pads with; 0 if it names none.
+
+    Examples
+    --------
+    >>> pad_token_id(nn.Identity())
+    0
+    """
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(config, "pad_token_id", None)
+    return found if isinstance(found, int) and found >= 0 else 0
+
+
+def without_labels(model: nn.Module, batch: Batch) -> Batch:
+    """Return a batch's inputs.
+
+    An encoder-decoder without decoder inputs in the batch keeps the labels: it makes its decoder inputs of them.
+
+    Examples
+    --------
+    >>> x, y = torch.ones(3, 2), torch.tensor([0, 1, 0])
+    >>> without_labels(nn.Linear(2, 2), (x, y)) is x, list(without_labels(nn.Identity(), {"x": x, "labels": y}))
+    (True, ['x'])
+    """
+    if isinstance(batch, Mapping):
+        config = getattr(getattr(model, "module", model), "config", None)  # under DistributedDataParallel
+        if getattr(config, "is_encoder_decoder", False) and not batch.keys() & {
+            "decoder_input_ids",
+            "decoder_inputs_embeds",
+        }:
+            return batch
+        return {name: value for name, value in batch.items() if name != "labels"}
+    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
@@ -168,6 +253,49 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     device(type='meta')
     """
     return map_tensors(lambda tensor: tensor.to(device), batch)
+
+
+def _masks(columns: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
+    """Attention masks of the token ids that differ in length and have none."""
+    masks = {}
+    for stream in ("", "decoder_"):
+        tokens, mask = columns.get(f"{stream}input_ids"), f"{stream}attention_mask"
+        if tokens is not None and mask not in columns and len({tuple(ids.shape) for ids in tokens}) > 1:
+            masks[mask] = _stack(mask, [torch.ones_like(ids) for ids in tokens], 0)
+    return masks
+
+
+def _tensor(name: str, value: Any) -> Any:
+    """Lists of tokens, as tokenizers return them, as tensors."""
+    return torch.tensor(value) if isinstance(value, list) and (name in PADDING or name.endswith("input_ids")) else value
+
+
+def _stack(name: str, values: Sequence[Any], pad_token_id: int) -> Any:
+    shapes = {tuple(value.shape) for value in values if isinstance(value, Tensor)}
+    filler = pad_token_id if name.endswith("input_ids") else PADDING.get(name)
+    tokens = all(isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point() for value in values)
+    if len(shapes) > 1 and filler is not None and tokens:
+        return nn.utils.rnn.pad_sequence(list(values), batch_first=True, padding_value=filler)
+    try:
+        return default_collate(list(values))
+    except (RuntimeError, TypeError) as error:
+        found = sorted(shapes) if len(shapes) > 1 else sorted({type(value).__name__ for value in values})
+        do = "Pad or crop them to one shape." if len(shapes) > 1 else None
+        raise CalibrationError(f"{name} of a batch", found=found, expected="tensors of one shape", do=do) from error
+
+
+def to_model(batch: Any, model: nn.Module) -> Any:
+    """Return a batch on a model's device, its real numbers in the model's data type.
+
+    Examples
+    --------
+    >>> to_model([torch.ones(1), torch.tensor(0)], nn.Linear(1, 1).double())
+    [tensor([1.], dtype=torch.float64), tensor(0)]
+    """
+    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if like is None:
+        return batch
+    return map_tensors(lambda tensor: tensor.to(like.device, like.dtype if tensor.is_floating_point() else None), batch)
 
 
 def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:

@@ -6,6 +6,7 @@ from ._fit import (
     fit as fit,
     logits_of as logits_of,
     mean_loss as mean_loss,
+    predict as predict,
     shift_for_causal_lm as shift_for_causal_lm,
 )
 from ._losses import (
@@ -17,7 +18,12 @@ from ._many import Task as Task, train_many as train_many
 from ._options import (
     FIT_DEFAULTS as FIT_DEFAULTS,
     FitOptions as FitOptions,
+    check_finite as check_finite,
     check_options as check_options,
     training_method as training_method,
 )
-from ._restore import requires_grad_restored as requires_grad_restored, restored_on_error as restored_on_error
+from ._restore import (
+    modes_restored as modes_restored,
+    requires_grad_restored as requires_grad_restored,
+    restored_on_error as restored_on_error,
+)

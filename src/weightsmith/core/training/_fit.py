@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, Unpack, cast
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.data import Samples, call
+from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.progress import track
 from weightsmith.core.training._options import FitOptions, training_method
@@ -35,6 +36,7 @@ __all__ = [
     "fit",
     "logits_of",
     "mean_loss",
+    "predict",
     "shift_for_causal_lm",
 ]
 
@@ -87,9 +89,11 @@ def fit(
     Parameters
     ----------
     model : nn.Module
-        Any model. Parameters with ``requires_grad=False`` stay unchanged. It is left in evaluation mode.
+        Any model. Parameters with ``requires_grad=False`` stay unchanged. All modules are put in training mode, and
+        each back in its own mode at the end.
     data : Dataset, sequence of samples, or DataLoader
-        A dataset is shuffled, in the same order for every number of processes. A loader is used unchanged.
+        A dataset is shuffled, in the same order for every number of processes, and its samples are put together by
+        :func:`weightsmith.core.data.collate`. A loader is used unchanged.
     loss : callable, optional
         ``loss(model, batch)``; by default :func:`default_loss`.
     optimizer : torch.optim.Optimizer, optional
@@ -122,7 +126,7 @@ def fit(
     CalibrationError
         If there is no batch.
     NonFiniteError
-        If the loss becomes NaN or infinite.
+        If a parameter is, or the loss becomes, NaN or infinite.
     UnsupportedModelError
         If the model has no gradient checkpointing but the option asks for it.
 
@@ -150,6 +154,7 @@ def fit(
             shuffle=True,
             drop_last=drop_last,
             generator=order,
+            collate_fn=partial(collate, pad_token_id=pad_token_id(model)),
         )
     optimizer = optimizer or torch.optim.AdamW(
         _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"]
@@ -199,7 +204,6 @@ def fit(
         record.best_epoch = best.epoch
     if accelerator.device.type != "cpu":  # a full garbage collection, for the sake of the cache on the device
         accelerator.free_memory()
-    model.eval()
     record.seconds = time.perf_counter() - start
     return record
 
@@ -279,11 +283,27 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
+def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Run a model on a labeled batch and return logits ``[..., classes]`` and the labels ``[...]`` they predict.
+
+    The batch is a mapping with ``labels``, or a pair (inputs, labels). Logits of causal language models are shifted,
+    see :func:`shift_for_causal_lm`; an encoder-decoder makes its decoder inputs of the labels.
+
+    Examples
+    --------
+    >>> logits, labels = predict(nn.Identity(), (torch.zeros(2, 5), torch.tensor([0, 1])))
+    >>> logits.shape, labels.shape
+    (torch.Size([2, 5]), torch.Size([2]))
+    """
+    _, labels = split_labels(batch)
+    return shift_for_causal_lm(model, logits_of(call(model, without_labels(model, batch))), labels)
+
+
 def shift_for_causal_lm(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits ``[..., classes]`` and labels ``[...]`` that belong together, position by position.
 
     The logits of a causal language model predict the next token: for one, the last logits and the first label are
-    dropped. For other models both are returned unchanged.
+    dropped. For other models, and one label per sample, both are returned unchanged.
 
     Examples
     --------
@@ -293,7 +313,7 @@ def shift_for_causal_lm(model: nn.Module, logits: Tensor, labels: Tensor) -> tup
     """
     plain = getattr(model, "module", model)  # under DistributedDataParallel
     causal = getattr(plain, "can_generate", None)
-    if causal is not None and causal() and not getattr(plain.config, "is_encoder_decoder", False):
+    if labels.ndim > 1 and causal is not None and causal() and not getattr(plain.config, "is_encoder_decoder", False):
         return logits[..., :-1, :], labels[..., 1:]
     return logits, labels
 
@@ -376,9 +396,9 @@ def _gradient_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 def _set_forward(model: nn.Module, forward: Any) -> None:
-    """Undo what Accelerate does to a model for autocast; ``forward`` is the model's own attribute, if it has one."""
-    vars(model).pop("_original_forward", None)
-    vars(model).pop("forward", None)
+    """Undo what Accelerate does to a model; ``forward`` is the model's own attribute, if it has one."""
+    for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
+        vars(model).pop(name, None)
     if forward is not None:
         model.forward = forward
 

@@ -12,10 +12,11 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 from torch import nn
 
-from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
-from weightsmith.core.training._restore import restored_on_error
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.linalg import is_finite
+from weightsmith.core.training._restore import modes_restored, restored_on_error
 
-__all__ = ["FIT_DEFAULTS", "FitOptions", "check_options", "training_method"]
+__all__ = ["FIT_DEFAULTS", "FitOptions", "check_finite", "check_options", "training_method"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,8 +115,8 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
     """Give a function that trains its first argument all training options, with defaults of its own.
 
     The function declares ``**options: Unpack[FitOptions]`` and receives every option, filled in and checked. If it
-    raises anything, the model is restored by :func:`~weightsmith.core.training.restored_on_error`. Its attribute
-    ``fit_defaults`` holds the default of every option.
+    raises anything, the model is restored by :func:`~weightsmith.core.training.restored_on_error`; if it does not, the
+    training mode of every module is. Its attribute ``fit_defaults`` holds the default of every option.
 
     Parameters
     ----------
@@ -126,8 +127,9 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
     -------
     callable
         The decorator. The decorated function raises :class:`~weightsmith.core.errors.HyperparameterError` if an option
-        is unknown or out of range, and :class:`~weightsmith.core.errors.UnsupportedModelError` if the model has no
-        gradient checkpointing but the option asks for it. In both cases the model has not been changed.
+        is unknown or out of range, :class:`~weightsmith.core.errors.NonFiniteError` if a parameter holds NaN or
+        infinity, and :class:`~weightsmith.core.errors.UnsupportedModelError` if the model has no gradient
+        checkpointing but the option asks for it. In these cases the model has not been changed.
 
     Examples
     --------
@@ -151,7 +153,7 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
             options = {**filled, **{name: value for name, value in kwargs.items() if name not in (first, *own)}}
             model = cast(nn.Module, args[0] if args else kwargs[first])
             _check(options, model, (*own, *filled))
-            with restored_on_error(model):
+            with restored_on_error(model), modes_restored(model):
                 return function(*args, **{**kwargs, **options})
 
         trained.fit_defaults = filled  # type: ignore[attr-defined]
@@ -160,8 +162,8 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
     return decorate
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Check the range of training options.
+def check_options(options: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Check the range of training options; ``prefix`` is put before their names in messages.
 
     Raises
     ------
@@ -175,7 +177,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         allowed, expected = _ALLOWED[name]
         if not allowed(value):
-            raise HyperparameterError(name, found=repr(value), expected=expected)
+            raise HyperparameterError(prefix + name, found=repr(value), expected=expected)
 
 
 def _check(options: Mapping[str, Any], model: nn.Module, known: tuple[str, ...]) -> None:
@@ -190,3 +192,24 @@ def _check(options: Mapping[str, Any], model: nn.Module, known: tuple[str, ...])
         raise UnsupportedModelError(
             "gradient_checkpointing", found=f"{type(model).__name__}, which has none", do="Leave the option out."
         )
+    check_finite(model)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that a model has no NaN or infinity among its parameters.
+
+    Raises
+    ------
+    NonFiniteError
+        If it has.
+
+    Examples
+    --------
+    >>> check_finite(nn.Linear(2, 2))
+    """
+    for name, parameter in model.named_parameters():
+        plain = parameter.is_floating_point() and parameter.element_size() > 1 and not parameter.is_meta
+        if plain and not is_finite(parameter.detach()):
+            raise NonFiniteError(
+                f"parameter {name!r}", found="NaN or infinity", do="Restore the model from a sound checkpoint."
+            )

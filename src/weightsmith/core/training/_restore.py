@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["requires_grad_restored", "restored_on_error"]
+__all__ = ["modes_restored", "requires_grad_restored", "restored_on_error"]
 
 _guarded: list[nn.Module] = []
 """Models that a surrounding :func:`restored_on_error` restores."""
@@ -51,10 +51,10 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
     training = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     with tempfile.TemporaryFile() as file:
         torch.save(places, file)
-        for parameter, _, _ in training:
-            parameter.grad = None
-        _guarded.append(model)
         try:
+            _guarded.append(model)
+            for parameter, _, _ in training:
+                parameter.grad = None
             yield
         except BaseException:
             for owner, kind, held in attributes:
@@ -68,7 +68,29 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(wanted).grad = gradient
             raise
         finally:
-            _guarded.remove(model)
+            _guarded[:] = [other for other in _guarded if other is not model]
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Restore the training mode of every module at the end of a block; modules that are new get their parent's.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(1, 1)).eval()
+    >>> with modes_restored(model):
+    ...     _ = model.train()
+    >>> model.training, model[0].training
+    (False, False)
+    """
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules(remove_duplicate=False):
+            while name not in modes:
+                name = name.rpartition(".")[0]
+            module.training = modes[name]
 
 
 @contextmanager

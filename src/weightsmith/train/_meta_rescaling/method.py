@@ -37,12 +37,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
-from weightsmith.core.data import Samples, call, split_labels, take
+from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, take
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, logits_of, training_method
+from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, logits_of, training_method
 from weightsmith.train._meta_rescaling.features import ClassMemory
 from weightsmith.train._meta_rescaling.rescaler import Rescaler
 
@@ -145,9 +145,9 @@ class MetaRescaler:
                 raise HyperparameterError(name, found=value, expected=f">= {least}")
         if not 0 <= min_weight < 1:
             raise HyperparameterError("min_weight", found=min_weight, expected="in [0, 1)")
-        if not inner_learning_rate > 0 or rescaler_learning_rate < 0:
-            found = (inner_learning_rate, rescaler_learning_rate)
-            raise HyperparameterError("learning rates", found=found, expected="positive (the rescaler's may be 0)")
+        if not (math.isfinite(inner_learning_rate) and inner_learning_rate > 0):
+            raise HyperparameterError("inner_learning_rate", found=inner_learning_rate, expected="a number > 0")
+        check_options({"learning_rate": rescaler_learning_rate}, prefix="rescaler_")
         self.data, self.classes, self.inner, self.paths = data, classes, inner, paths
         self.inner_learning_rate, self.passes, self.reduction = inner_learning_rate, passes, reduction
         self.warmup_steps, self.min_weight, self.perturb = warmup_steps, min_weight, perturb
@@ -237,7 +237,7 @@ class MetaRescaler:
         moved = {
             name: (p.detach() - rate * self._step(gradient[name])).requires_grad_() for name, p in parameters.items()
         }
-        other, other_labels = self._draw(len(labels), labels.device)
+        other, other_labels = self._draw(model, len(labels), labels.device)
         losses_GB, logits_GBC = self._run(model, _call_with(model, moved, other), other, other_labels, moved)
         v_B = self._weights(self.memories[1], losses_GB, logits_GBC, other_labels)
         objective = torch.zeros((), device=labels.device)
@@ -264,10 +264,15 @@ class MetaRescaler:
     ) -> Float[Tensor, "B"]:
         """The derivative of every sample's loss at the parameters in a direction: one forward-mode pass."""
         point = {name: p.detach() for name, p in parameters.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            slopes_B: Tensor = jvp(
-                lambda p: self.criterion(logits_of(_call_with(model, p, inputs)), labels), (point,), (direction,)
-            )[1]
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+                slopes_B: Tensor = jvp(
+                    lambda p: self.criterion(logits_of(_call_with(model, p, inputs)), labels), (point,), (direction,)
+                )[1]
+        except NotImplementedError as error:
+            raise UnsupportedModelError(
+                "a model without forward-mode derivative", found=str(error).split(".")[0], do="Or paths='direct'."
+            ) from error
         return slopes_B.detach()
 
     def _step(self, gradient: Tensor) -> Tensor:
@@ -305,10 +310,12 @@ class MetaRescaler:
         features = memory.features(losses_GB.detach(), logits_GBC, labels)
         return self.min_weight + (1 - self.min_weight) * self.rescaler(features, labels)
 
-    def _draw(self, count: int, device: torch.device) -> tuple[Any, Tensor]:
+    def _draw(self, model: nn.Module, count: int, device: torch.device) -> tuple[Any, Tensor]:
         """A batch of the training set, drawn uniformly with replacement."""
         chosen = torch.randint(len(self.data), (count,), generator=self.generator).tolist()  # type: ignore[arg-type]
-        inputs, labels, _ = _split(_to(default_collate([self.data[i] for i in chosen]), device))
+        inputs, labels, _ = _split(
+            _to(collate([self.data[i] for i in chosen], pad_token_id=pad_token_id(model)), device)
+        )
         self._check(labels)
         return inputs, labels
 

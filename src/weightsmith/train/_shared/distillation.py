@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import call, split_labels
+from weightsmith.core.data import to_model
 from weightsmith.core.errors import ShapeError
-from weightsmith.core.training import Loss, kd_loss, logits_of, shift_for_causal_lm
+from weightsmith.core.training import Loss, kd_loss, predict
 
 __all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
 
@@ -143,15 +143,12 @@ def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor
     teacher.eval()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, labels = split_labels(batch)
         with torch.no_grad():
-            theirs = logits_of(call(teacher, inputs))
-        ours = logits_of(call(model, inputs))
+            theirs, _ = predict(teacher, to_model(batch, teacher))
+        ours, labels = predict(model, batch)
         if theirs.shape[-1] != ours.shape[-1]:
             found = f"{theirs.shape[-1]} and {ours.shape[-1]}"
             raise ShapeError("teacher and student must have the same classes", found=found)
-        theirs, _ = shift_for_causal_lm(model, theirs, labels)
-        ours, labels = shift_for_causal_lm(model, ours, labels)
         return criterion(ours.flatten(0, -2), theirs.flatten(0, -2), labels.flatten())
 
     return loss
