@@ -79,7 +79,7 @@ def test_a_prompt_written_by_a_chat_template_gets_no_second_start_token(monkeypa
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="?")
-    model, _ = tiny("llama")
+    model = tiny()
     seen = []
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda **inputs: seen.append(inputs["input_ids"]) or generate(**inputs))
