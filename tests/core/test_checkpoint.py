@@ -27,7 +27,7 @@ from weightsmith.core.io import (
     save_model,
     write_file,
 )
-from weightsmith.core.io._checkpoint import DTYPES
+from weightsmith.core.io._header import DTYPES
 
 FLOAT4 = DTYPES.get("F4")
 

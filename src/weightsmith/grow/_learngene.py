@@ -35,7 +35,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import atomic_output
+from weightsmith.core.io import atomic_output, parse_json
 from weightsmith.core.models import evaluation_mode, get_module
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, fit, training_method
@@ -325,8 +325,12 @@ class Learngene:
             raise CheckpointError(f"cannot read {path}", found=str(error)) from error
         if plan_text is None:
             raise CheckpointError(f"{path} is no learngene", do="Write one with Learngene.save.")
-        stored = json.loads(plan_text)
-        plan = share_stages(model, stored["stages"], stack=stored["stack"], own=stored["own"])
+        stored = parse_json(plan_text, str(path))
+        try:
+            stages, stack, own = [int(size) for size in stored["stages"]], stored["stack"], stored["own"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
+        plan = share_stages(model, stages, stack=stack, own=own)
         places = _once(model)
         if odd := sorted({*places} ^ {*tensors}) or [n for n in places if places[n].shape != tensors[n].shape]:
             raise CheckpointError(f"{path} does not fit the model", found=f"tensors such as {odd[:3]}")

@@ -5,14 +5,13 @@ r"""WiSE-FT of a LoRA adapter: the average with the base is the adapter scaled b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError, UnsupportedModelError
-from weightsmith.core.io import StateDict, atomic_output, copy_aux_files, load_state_dict
+from weightsmith.core.io import StateDict, atomic_output, copy_aux_files, load_state_dict, read_json
 from weightsmith.core.linalg import upcast
 from weightsmith.core.results import Result, record
 from weightsmith.merge._shared.arithmetic import check_alpha
@@ -76,10 +75,9 @@ def scale_adapter(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5,
 
 
 def _check_lora(folder: Path, tensors: StateDict) -> None:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no adapter_config.json in {folder}", do="Give the folder of a PEFT adapter.") from error
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"no adapter_config.json in {folder}", do="Give the folder of a PEFT adapter.")
+    config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
         raise UnsupportedModelError(f"adapter {folder}", found=kind, expected="LORA", do="Merge it, then use wise-ft.")

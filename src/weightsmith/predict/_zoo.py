@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
@@ -29,7 +30,7 @@ from weightsmith.core.errors import (
     NonFiniteError,
     ShapeError,
 )
-from weightsmith.core.io import atomic_output
+from weightsmith.core.io import atomic_output, read_json
 from weightsmith.core.tied import tensor_owners
 from weightsmith.predict._shared.members import (
     ACCURACY,
@@ -285,8 +286,8 @@ class WeightZoo:
 
     @classmethod
     def _open(cls, folder: Path) -> WeightZoo:
+        manifest = read_json(folder / "manifest.json")
         try:
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
             weights = np.load(folder / "weights.npy", mmap_mode="r")
             support, template = folder / "support.npy", folder / "template.safetensors"
             return cls(
@@ -297,7 +298,7 @@ class WeightZoo:
                 np.load(support, mmap_mode="r") if support.exists() else None,
                 np.asarray(manifest["accuracy"], np.float32) if "accuracy" in manifest else None,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"cannot read the zoo in {folder}", found=str(error)) from error
 
 

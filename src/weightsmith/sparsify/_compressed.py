@@ -28,6 +28,7 @@ from weightsmith.core.io import (
     check_output,
     copy_aux_files,
     load_model,
+    read_json,
     save_model,
     scratch_folder,
 )
@@ -183,7 +184,7 @@ def _edit_config(writer: CheckpointWriter, sparsity: float | None) -> None:
     path = writer.target / "config.json"
     if not path.is_file():
         return
-    config = json.loads(path.read_text("utf-8"))
+    config = read_json(path)
     config.pop("quantization_config", None)
     if sparsity is not None:
         config["quantization_config"] = {

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError, LayerNotFoundError, ShapeError
-from weightsmith.core.io import CheckpointReader, atomic_output
+from weightsmith.core.io import CheckpointReader, atomic_output, parse_json
 
 __all__ = ["Part", "SparseDelta", "apply_delta", "export_shira", "load_delta", "save_delta"]
 
@@ -140,8 +139,8 @@ def load_delta(path: str | os.PathLike[str]) -> SparseDelta:
     reader = CheckpointReader(path)
     if reader.metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no sparse delta", found=reader.metadata.get("format"), expected=FORMAT)
+    parts = parse_json(reader.metadata.get("parts", ""), str(path))
     try:
-        parts: dict[str, Any] = json.loads(reader.metadata["parts"])
         return SparseDelta(
             {
                 name: Part(

@@ -168,17 +168,25 @@ class Reader:
 
     def _tensors(self, path: Path, count: int) -> list[Sample]:
         try:
-            columns = {name: tensor[:count] for name, tensor in load_file(path).items()}
+            columns = load_file(path)
         except (OSError, SafetensorError) as error:
             raise CalibrationError(f"cannot read the samples in {path}", found=str(error)) from error
-        rows = {len(tensor) for tensor in columns.values()}
+        rows = {tensor.shape[0] if tensor.ndim else 0 for tensor in columns.values()}
         if len(rows) != 1 or 0 in rows:
             shapes = {name: tuple(tensor.shape) for name, tensor in columns.items()}
             raise CalibrationError(f"tensors of {path}", found=shapes, expected="one row per sample in each")
+        columns = {name: tensor[:count] for name, tensor in columns.items()}
         if "input_ids" in columns:
+            self._check_ids(columns["input_ids"], path)
             real = columns.get("attention_mask", torch.ones_like(columns["input_ids"])) != 0
             columns.setdefault("labels", columns["input_ids"].masked_fill(~real, IGNORED))
         return self._arranged(columns)
+
+    def _check_ids(self, ids: Tensor, path: Path) -> None:
+        words = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        if isinstance(words, int) and (ids.is_floating_point() or not 0 <= int(ids.min()) <= int(ids.max()) < words):
+            found = f"{ids.min().item()} to {ids.max().item()}"
+            raise CalibrationError(f"input_ids in {path}", found=found, expected=f"whole numbers from 0 to {words - 1}")
 
     def _arranged(self, columns: Mapping[str, Tensor]) -> list[Sample]:
         """Rows of columns as the model takes them: a plain module with one input takes it by place, not by name."""

@@ -13,9 +13,10 @@ from ._checkpoint import (
     CheckpointReader as CheckpointReader,
     CheckpointWriter as CheckpointWriter,
     StateDict as StateDict,
-    TensorSpec as TensorSpec,
     load_state_dict as load_state_dict,
 )
+from ._header import TensorSpec as TensorSpec
+from ._json import parse_json as parse_json, read_json as read_json
 from ._map_checkpoints import (
     RECOMPUTED as RECOMPUTED,
     ChunkMap as ChunkMap,

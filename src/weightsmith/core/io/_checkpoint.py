@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import re
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, TypeAlias
@@ -25,76 +23,18 @@ from torch import Tensor
 
 from weightsmith.core.errors import CheckpointError, ShapeError
 from weightsmith.core.io._atomic import atomic_output, copy_aux_files
+from weightsmith.core.io._header import LONGEST_HEADER, TensorSpec, read_header, write_header
+from weightsmith.core.io._json import read_json
 
-__all__ = ["CheckpointReader", "CheckpointWriter", "StateDict", "TensorSpec", "load_state_dict"]
+__all__ = ["CheckpointReader", "CheckpointWriter", "StateDict", "load_state_dict"]
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 """Names and tensors, as ``model.state_dict()`` returns them."""
 
-TYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F4": "float4_e2m1fn_x2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "C64": "complex64",
-}
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, known) for name, known in TYPES.items() if hasattr(torch, known)}
-"""By their names in files. Older releases of torch lack the smallest."""
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 TRAINING_STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)(_\d+)?")
 """Names of pickles that trainers write beside a state dict."""
-
-PAIRED = "F4"
-"""Files count its elements; torch counts bytes, each of which holds two along the last axis."""
-
-LONGEST_HEADER = 100_000_000
-"""Bytes; the safetensors library refuses longer ones, too."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Element type and shape of a stored tensor.
-
-    Examples
-    --------
-    >>> TensorSpec(torch.bfloat16, (2, 3)).nbytes
-    12
-    """
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> TensorSpec:
-        """Return the spec of a tensor in memory."""
-        return cls(tensor.dtype, tuple(tensor.shape))
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.numel * self.dtype.itemsize
 
 
 class CheckpointReader:
@@ -271,14 +211,14 @@ class CheckpointReader:
         return shards
 
     def _index(self) -> dict[str, str]:
-        try:
-            weight_map = json.loads((self.path / INDEX).read_text("utf-8"))["weight_map"]
-            outside = [name for name in weight_map.values() if Path(name).name != name]
-            if outside:
-                raise ValueError(f"shard {outside[0]!r} is not in the folder")
-            return dict(weight_map)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"damaged index {self.path / INDEX}", found=repr(error)) from error
+        index = self.path / INDEX
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"damaged index {index}", found=weight_map, expected="a mapping 'weight_map'")
+        outside = [name for name in weight_map.values() if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise CheckpointError(f"damaged index {index}", found=outside[0], expected="files of this folder")
+        return weight_map
 
     def _check_index(self) -> None:
         if not (self.path / INDEX).is_file():
@@ -470,24 +410,12 @@ class CheckpointWriter:
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             (self.target / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
         for name, keys in zip(names, shards, strict=True):
-            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-            offset = 0
-            for key in keys:
-                spec = self.specs[key]
-                header[key] = {
-                    "dtype": DTYPE_NAMES[spec.dtype],
-                    "shape": _stored_shape(spec),
-                    "data_offsets": [offset, offset + spec.nbytes],
-                }
-                offset += spec.nbytes
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)
+            text, places, size = write_header({key: self.specs[key] for key in keys})
             file = open(name, "wb")  # noqa: SIM115 - stays open until the writer exits
             self._files.append(file)
             file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + offset)
-            for key in keys:
-                self._places[key] = (file, 8 + len(text) + header[key]["data_offsets"][0])
+            file.truncate(8 + len(text) + size)
+            self._places.update({key: (file, 8 + len(text) + place) for key, place in places.items()})
 
     def _split(self) -> list[list[str]]:
         if self.out.suffix == ".safetensors":
@@ -507,79 +435,6 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint into memory."""
     reader = CheckpointReader(path)
     return {key: reader.tensor(key) for key in reader}
-
-
-def read_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, TensorSpec], dict[str, int]]:
-    """Read the header of a safetensors file and check all that the safetensors library checks.
-
-    Parameters
-    ----------
-    text : bytes
-        The header: JSON.
-    size : int
-        Bytes that follow it, all of which belong to a tensor.
-
-    Returns
-    -------
-    tuple
-        The metadata, every tensor's spec, and the place of its first byte after the header.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError
-        If the header is damaged.
-    CheckpointError
-        If a tensor has an element type that torch lacks.
-    """
-    if not text.startswith(b"{"):
-        raise ValueError("the header is not JSON")
-    header = json.loads(text.decode(), object_pairs_hook=_once, parse_int=_natural)
-    metadata = header.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("metadata that is not text")
-    specs: dict[str, TensorSpec] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    for key, entry in header.items():
-        key.encode()  # a lone surrogate is not Unicode
-        name, shape, (begin, end) = entry.pop("dtype"), entry.pop("shape"), entry.pop("data_offsets")
-        if entry or not isinstance(shape, list) or any(type(number) is not int for number in (*shape, begin, end)):
-            raise ValueError(f"tensor {key!r} has shape {shape}, bytes {begin} to {end}, {entry}")
-        if name not in DTYPES:
-            raise CheckpointError(f"element type of tensor {key!r}", found=name, expected=f"one of {list(DTYPES)}")
-        if name == PAIRED:
-            if not shape or shape[-1] % 2:
-                raise ValueError(f"tensor {key!r} of {name} has shape {shape}: its last axis must be even")
-            shape = [*shape[:-1], shape[-1] // 2]
-        specs[key], spans[key] = TensorSpec(DTYPES[name], tuple(shape)), (begin, end)
-        for axes in range(1, len(shape) + 1):
-            if math.prod(shape[:axes]) * 64 >= 2**64:
-                raise ValueError(f"tensor {key!r} has shape {shape}")
-    place = 0
-    for key, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
-        if begin != place or end < begin:
-            raise ValueError(f"tensor {key!r} has bytes {begin} to {end}, the one before ends at {place}")
-        if end - begin != specs[key].nbytes:
-            raise ValueError(f"tensor {key!r} has {end - begin} bytes, its shape needs {specs[key].nbytes}")
-        place = end
-    if place != size:
-        raise ValueError(f"the tensors end at byte {place}, the file at {size}")
-    return metadata, specs, {key: begin for key, (begin, _) in spans.items()}
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which no key may occur twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _natural(digits: str) -> int:
-    """A number of JSON as a header may have it: not even ``-0``."""
-    if digits.startswith("-") or int(digits) >= 2**63:
-        raise ValueError(f"number {digits}")
-    return int(digits)
 
 
 @contextmanager
@@ -606,11 +461,6 @@ def _open(shard: Path) -> BinaryIO:
         file.close()
         raise CheckpointError("not a file", do="Download or copy the file again.")
     return file
-
-
-def _stored_shape(spec: TensorSpec) -> list[int]:
-    shape = list(spec.shape)
-    return [*shape[:-1], 2 * shape[-1]] if DTYPE_NAMES[spec.dtype] == PAIRED else shape
 
 
 def _bytes(tensor: Tensor) -> memoryview:

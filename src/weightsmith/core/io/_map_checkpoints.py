@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import NonFiniteError, UnsupportedModelError
-from weightsmith.core.io._checkpoint import DTYPES, CheckpointReader, CheckpointWriter, StateDict, TensorSpec
+from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, StateDict
+from weightsmith.core.io._header import DTYPES, TensorSpec
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.progress import track
 from weightsmith.core.tied import tensor_owners

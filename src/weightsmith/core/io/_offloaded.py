@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from weightsmith.core.errors import CheckpointError, UnsupportedModelError
-from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, TensorSpec
+from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter
+from weightsmith.core.io._header import TensorSpec
 from weightsmith.core.io._pretrained import load_config, model_class
 
 __all__ = ["OffloadedModel", "StoredState", "meta_model", "offloaded", "offloaded_of"]

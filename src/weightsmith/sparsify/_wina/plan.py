@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError
+from weightsmith.core.io import parse_json
 
 __all__ = ["FILE", "ActivationPlan", "Projection", "Select", "check_sparsity"]
 
@@ -84,8 +85,8 @@ class ActivationPlan:
         CheckpointError
             If it is not a plan, or of a version this one does not know.
         """
+        fields = parse_json(text, "activation-sparsity plan")
         try:
-            fields: dict[str, Any] = json.loads(text)
             version = fields.pop("version")
             if version != VERSION:
                 raise CheckpointError("version of the activation-sparsity plan", found=version, expected=VERSION)
