@@ -59,7 +59,7 @@ from weightsmith.core.errors import HyperparameterError, RecipeError
 from weightsmith.core.io import atomic_output, check_file, check_output, kept_folder, load_state_dict, write_file
 from weightsmith.core.progress import track
 from weightsmith.core.report import report_page
-from weightsmith.core.results import Result
+from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, open_model
 from weightsmith.signature import Signature, Source, YamlLoader, read
 from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, move_to_device
@@ -259,7 +259,7 @@ def _write(recipe: Recipe, work: Path, bench: Workbench, results: list[Result], 
     place = Path(os.path.abspath(recipe.report or out / REPORT))
     title = f"{out.name}: {f'{len(recipe.compare)} alternatives' if recipe.compare else f'{len(results)} steps'}"
     page = report_page(results, title)
-    texts = {RECORD: _as_json(results)}
+    texts = documents(results, out, [recipe.model] if recipe.model else [])
     inside = place.is_relative_to(out)
     if inside:
         texts[str(place.relative_to(out))] = page
@@ -269,9 +269,9 @@ def _write(recipe: Recipe, work: Path, bench: Workbench, results: list[Result], 
             write_file(place, page)
 
     if not recipe.compare:
-        texts = {**_files(results), **texts}
         bench.save(out, texts, overwrite=overwrite, compressed=recipe.compressed, publish=publish)
         return
+    del texts["README.md"]  # each alternative has its own card
     with atomic_output(out, overwrite=overwrite) as target:
         for name in recipe.compare:
             _link(work / "compare" / name, target / name)
@@ -322,7 +322,7 @@ def _run_steps(recipe: Recipe, work: Path, contents: Mapping[str, str]) -> tuple
         step = recipe.steps[number - 1]
         results.append(bench.apply(step.signature, step.values))
         results[-1].title = f"{number}. {step.command}"
-        if (number < len(recipe.steps) or recipe.compare) and not _files(results):
+        if (number < len(recipe.steps) or recipe.compare) and not any(result.files for result in results):
             note = _note(recipe, results, recipe.steps[:number], contents)
             bench.save(work, {FINISHED: note}, overwrite=True)
     return bench, results
@@ -339,7 +339,7 @@ def _run_arm(recipe: Recipe, name: str, start: Workbench, work: Path, contents: 
         results.append(bench.apply(step.signature, step.values))
         results[-1].title = name if len(steps) == 1 else f"{name}: {number}. {step.command}"
     note = _note(recipe, results, whole, contents)
-    files = {**_files(results), RECORD: _as_json(results), FINISHED: note}
+    files = {**documents(results, work, [recipe.model] if recipe.model else []), FINISHED: note}
     bench.save(work, files, overwrite=True, compressed=recipe.compressed)
     return results
 
@@ -366,15 +366,13 @@ def _kept(recipe: Recipe, work: Path) -> OpenedModel:
 
 def _note(recipe: Recipe, results: Sequence[Result], steps: Sequence[Step], contents: Mapping[str, str]) -> str:
     fingerprint = recipe.fingerprint(steps, contents)
-    return json.dumps({"fingerprint": fingerprint, "steps": len(steps), "results": json.loads(_as_json(results))})
-
-
-def _files(results: Sequence[Result]) -> dict[str, str]:
-    return {name: text for result in results for name, text in result.files.items()}
-
-
-def _as_json(results: Sequence[Result]) -> str:
-    return json.dumps([json.loads(result.to_json()) for result in results], indent=2) + "\n"
+    return json.dumps(
+        {
+            "fingerprint": fingerprint,
+            "steps": len(steps),
+            "results": [json.loads(result.to_json()) for result in results],
+        }
+    )
 
 
 def _steps(raw: Any, where: str, each: str, data: Mapping[str, Any]) -> list[Step]:

@@ -27,7 +27,7 @@ from weightsmith.core.data import (
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, write_file
 from weightsmith.core.metrics import measure, perplexity, sample_text
-from weightsmith.core.results import Result
+from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
 from weightsmith.signature import Role, Signature, Source
 from weightsmith.sparsify import save_compressed
@@ -352,7 +352,8 @@ def run_on_disk(
         result.notes.append("Streamed from disk to disk: the model was never whole in memory, so it was not measured.")
         stored = offloaded_of(model)
         assert stored is not None
-        write_file(stored.writer.target / "weightsmith.json", result.to_json() + "\n")
+        for name, text in documents([result], out, [ref]).items():
+            write_file(stored.writer.target / name, text)
         stored.writer.publish = lambda: publish(result)
     return result
 

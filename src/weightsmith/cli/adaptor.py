@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError
 from weightsmith.core.io import check_file, check_output
-from weightsmith.core.results import Result
+from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
 from weightsmith.workbench import DEFAULT_SAMPLES, Data, Evaluation, Workbench, move_to_device, run_on_disk
@@ -179,7 +179,7 @@ def _transform(
         return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite, publish=publish)
     bench = Workbench(move_to_device(open_model(model), device), data, seed, device)
     result = bench.apply(signature, values)
-    files = {**result.files, "weightsmith.json": result.to_json() + "\n"}
+    files = documents([result], out, [model])
     bench.save(out, files, overwrite=overwrite, compressed=compressed, publish=lambda: publish(result))
     return result
 

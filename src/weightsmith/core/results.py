@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -18,14 +19,22 @@ from typing import Any
 from rich.table import Table
 
 from weightsmith.core.io import write_file
-from weightsmith.core.report import Record, format, write_report
+from weightsmith.core.report import Record, format, model_card, write_report
 
-__all__ = ["Result", "environment", "record"]
+__all__ = ["Result", "documents", "environment", "record"]
 
 
 @dataclass
 class Result(Record):
     """What one method did to one model; its attributes are those of :class:`weightsmith.core.report.Record`."""
+
+    def __post_init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Fill in the wall time since the record was opened, and the peak memory."""
+        self.seconds = time.perf_counter() - self._started
+        self.peak_memory = _peak_memory()
 
     def layer(self, name: str, **measures: Any) -> None:
         """Add the row of one layer."""
@@ -128,10 +137,41 @@ def record(method: str, *, seed: int | None = None, **hyper: Any) -> Iterator[Re
     [{'layer': 'fc', 'sparsity': 0.5}]
     """
     result = Result(method, hyper=hyper, seed=seed, environment=environment())
-    start = time.perf_counter()
     yield result
-    result.seconds = time.perf_counter() - start
-    result.peak_memory = _peak_memory()
+    result.stop()
+
+
+def documents(
+    results: Sequence[Result], out: str | os.PathLike[str], parents: Sequence[str | os.PathLike[str]]
+) -> dict[str, str]:
+    """Return the small files of a model: its record ``weightsmith.json``, its card ``README.md``, the results' own.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        What was done: one result is stored as an object, several as a list.
+    out : path-like
+        Where the model is saved; its last part is the model's name.
+    parents : sequence of path-like
+        What it was made from.
+
+    Returns
+    -------
+    dict of str to str
+        File names and texts.
+
+    Examples
+    --------
+    >>> sorted(documents([Result("wanda")], "out/sparse", ["org/dense"]))
+    ['README.md', 'weightsmith.json']
+    """
+    for result in results:
+        if not result.seconds:  # its run goes on until the model is saved
+            result.stop()
+    own = {name: text for result in results for name, text in result.files.items()}
+    records = [json.loads(result.to_json()) for result in results]
+    text = json.dumps(records if len(records) != 1 else records[0], indent=2)
+    return {**own, "weightsmith.json": text + "\n", "README.md": model_card(results, Path(out).name, parents)}
 
 
 def environment() -> dict[str, str]:

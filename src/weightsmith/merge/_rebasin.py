@@ -22,7 +22,7 @@ from weightsmith.core.io import (
     meta_model,
 )
 from weightsmith.core.linalg import inner_product, upcast
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result, documents, record
 from weightsmith.core.symmetry import Permutations, Symmetry, find_symmetry
 from weightsmith.merge._shared.merging import check_two
 from weightsmith.merge._weight_matching.matching import Normalize, match_weights
@@ -102,13 +102,17 @@ def rebasin(
         found = match_weights(first, second, symmetry, restarts=restarts, normalize=normalize, generator=generator)
         average = _Average(first, second, symmetry, found.perms, alpha)
         sources = [first.reader.renamed(average.first_keys), second.reader]
-        # one worker: each would hold whole tensors where their rows are permuted
-        map_checkpoints(sources, out, average, ranges=average.ranges, workers=1, overwrite=overwrite)
-        average.add_to_result(result)
         if symmetry.has_statistics and 0 < alpha < 1:
             warnings.warn(STALE, stacklevel=2)
             result.notes.append(STALE)
         found.add_to_result(symmetry, result)
+
+        def files() -> dict[str, str]:
+            average.add_to_result(result)
+            return documents([result], out, checkpoints)
+
+        # one worker: each would hold whole tensors where their rows are permuted
+        map_checkpoints(sources, out, average, ranges=average.ranges, workers=1, overwrite=overwrite, files=files)
     return result
 
 

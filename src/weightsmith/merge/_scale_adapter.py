@@ -11,9 +11,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError, UnsupportedModelError
-from weightsmith.core.io import StateDict, atomic_output, copy_aux_files, load_state_dict, read_json
+from weightsmith.core.io import StateDict, atomic_output, copy_aux_files, load_state_dict, read_json, write_file
 from weightsmith.core.linalg import upcast
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result, documents, record
 from weightsmith.merge._shared.arithmetic import check_alpha
 
 __all__ = ["scale_adapter"]
@@ -67,10 +67,12 @@ def scale_adapter(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5,
             if "lora_B" in name or "lora_embedding_B" in name:
                 scaled[name] = (upcast(tensor) * alpha).to(tensor.dtype)
                 result.layer(name, weights=tensor.numel(), norm=upcast(scaled[name]).norm().item())
+        result.totals = {"tensors": len(result.layers), "weights": sum(row["weights"] for row in result.layers)}
         with atomic_output(out, overwrite=overwrite) as target:
             save_file(scaled, target / "adapter_model.safetensors", metadata={"format": "pt"})
+            for file, text in documents([result], out, [folder]).items():
+                write_file(target / file, text)
             copy_aux_files(folder, target)
-        result.totals = {"tensors": len(result.layers), "weights": sum(row["weights"] for row in result.layers)}
     return result
 
 

@@ -117,7 +117,7 @@ class Case:
                     noise = torch.randn(parameter.shape, generator=generator)
                     parameter.add_((0.01 * noise * parameter.std(correction=0)).to(dtype))
             model.save_pretrained(path)
-            (path / "README.md").write_text("# A model\n")
+            (path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
             (path / "special_tokens_map.json").write_text('{"pad_token": "p"}')
         return paths
 
@@ -155,7 +155,11 @@ def _loads_in_transformers(case: Case) -> None:
         assert not lost, f"{case.title}: transformers reports {lost[:3]}"
         assert all(p.dtype == dtype for p in again.parameters()), f"{case.title}: no longer {dtype}"
         assert outputs(again.eval(), batch).isfinite().all(), f"{case.title}: the outputs hold NaN or infinity"
-        assert (out / "special_tokens_map.json").exists(), f"{case.title}: left the small files behind"
+        for name in ("special_tokens_map.json", "weightsmith.json", "README.md"):
+            assert (out / name).exists(), f"{case.title}: no {name} beside the weights"
+        card = (out / "README.md").read_text()
+        missing = [path.name for path in parts if path.name not in card or "license: mit" not in card]
+        assert not missing, f"{case.title}: the model card does not name {missing}, or its license"
 
 
 def _is_repeatable(case: Case) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import NonFiniteError, UnsupportedModelError
+from weightsmith.core.io._atomic import write_file
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, StateDict
 from weightsmith.core.io._header import DTYPES, TensorSpec
 from weightsmith.core.linalg import is_finite
@@ -149,6 +150,7 @@ def map_checkpoints(
     ranges: Callable[[str, TensorSpec], Iterable[tuple[int, int]]] | None = None,
     workers: int = WORKERS,
     overwrite: bool = False,
+    files: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Map checkpoints on disk to a new one, all or nothing, in memory that does not depend on their size.
 
@@ -168,6 +170,8 @@ def map_checkpoints(
         thread and as many threads as torch has.
     overwrite : bool, default: False
         Replace what is at ``out``.
+    files : callable, optional
+        Called when all tensors are written: names and texts of small files, written if ``out`` is a folder.
 
     Raises
     ------
@@ -186,6 +190,9 @@ def map_checkpoints(
         else:
             with _pool(workers) as pool:
                 _drain(pool, jobs, 4 * workers)
+        for name, text in files().items():
+            if writer.target.is_dir():
+                write_file(writer.target / name, text)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from plotly.offline import get_plotlyjs
 
 from weightsmith.core.io import write_file
 from weightsmith.core.report import format, pictures
+from weightsmith.core.report.card import model_card
 from weightsmith.core.report.record import Record
 
-__all__ = ["Record", "report_page", "write_report"]
+__all__ = ["Record", "model_card", "report_page", "write_report"]
 
 
 def write_report(results: Sequence[Record], path: str | Path, title: str | None = None) -> Path:

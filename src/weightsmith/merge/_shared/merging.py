@@ -21,7 +21,7 @@ from weightsmith.core.io import (
     map_checkpoints,
     map_state_dicts,
 )
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result, documents, record
 
 __all__ = ["MergePlan", "check_two", "merge_checkpoints", "merge_state_dicts", "plan_of"]
 
@@ -147,13 +147,6 @@ def merge_checkpoints(
         readers = [CheckpointReader(path) for path in checkpoints]
         plan = plan_of([reader.specs for reader in readers], [str(path) for path in checkpoints], keep)
         _check_weights([reader.specs for reader in weights], [reader.specs for reader in readers])
-        map_checkpoints(
-            [*weights, *readers],
-            out,
-            plan.only_merged(tensor_map),
-            ranges=(lambda name, spec: [(0, spec.numel)]) if whole else None,
-            overwrite=overwrite,
-        )
         result.totals = {
             "tensors": len(plan.merged),
             "weights": sum(plan.merged.values()),
@@ -162,6 +155,14 @@ def merge_checkpoints(
         if plan.kept:
             few = ", ".join(plan.kept[:5]) + (", ..." if len(plan.kept) > 5 else "")
             result.notes.append(f"Copied from the last network: {few}")
+        map_checkpoints(
+            [*weights, *readers],
+            out,
+            plan.only_merged(tensor_map),
+            ranges=(lambda name, spec: [(0, spec.numel)]) if whole else None,
+            overwrite=overwrite,
+            files=lambda: documents([result], out, checkpoints),
+        )
     return result
 
 

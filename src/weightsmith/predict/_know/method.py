@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import CheckpointReader, map_checkpoints
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result, documents, record
 from weightsmith.predict._know.predictor import KnowPredictor
 from weightsmith.predict._know.retrodiction import Retrodiction
 from weightsmith.predict._know.routing import NOT_PREDICTED, Routing
@@ -101,18 +101,28 @@ def know(
             predict_frozen=predict_frozen,
             overwrite_history=True,
         )
+
+        def files() -> dict[str, str]:
+            for key, measures in predict.measures.items():
+                result.layer(key, **measures)
+            result.notes += predict.notes
+            result.totals = {
+                "tensors": len(readers[-1]),
+                "predicted_tensors": len(result.layers),
+                "predicted_weights": sum(row["weights"] for row in result.layers),
+            }
+            return documents([result], out, checkpoints)
+
         # one worker: each would hold five whole tensors, and a prediction is computed by all threads
         map_checkpoints(
-            readers, out, predict, ranges=lambda key, spec: [(0, spec.numel)], workers=1, overwrite=overwrite
+            readers,
+            out,
+            predict,
+            ranges=lambda key, spec: [(0, spec.numel)],
+            workers=1,
+            overwrite=overwrite,
+            files=files,
         )
-        for key, measures in predict.measures.items():
-            result.layer(key, **measures)
-        result.notes += predict.notes
-        result.totals = {
-            "tensors": len(readers[-1]),
-            "predicted_tensors": len(result.layers),
-            "predicted_weights": sum(row["weights"] for row in result.layers),
-        }
     return result
 
 

@@ -1,0 +1,99 @@
+"""The model card that is saved with a model: what it was made from, how, and what was measured."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weightsmith.core.report import format
+from weightsmith.core.report.record import Record
+
+__all__ = ["model_card"]
+
+INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+"""What a card takes over from that of the model it was made from."""
+
+
+def model_card(results: Sequence[Record], name: str, parents: Sequence[str | os.PathLike[str]]) -> str:
+    """Return a model card in Markdown, with the metadata that the Hugging Face hub reads.
+
+    Parameters
+    ----------
+    results : sequence of Record
+        What was done, in order.
+    name : str
+        Heading: the model's name.
+    parents : sequence of path-like
+        What the model was made from: folders, files or hub ids. License and language come from the last one's card.
+
+    Examples
+    --------
+    >>> print(model_card([Record("wanda", hyper={"sparsity": 0.5})], "small", ["org/large"]))
+    ---
+    tags:
+    - weightsmith
+    - wanda
+    base_model:
+    - org/large
+    ---
+    <BLANKLINE>
+    # small
+    <BLANKLINE>
+    Made from `org/large`. `weightsmith.json` is the full record.
+    <BLANKLINE>
+    ## wanda
+    <BLANKLINE>
+    | option | value |
+    | --- | --- |
+    | sparsity | 50 % |
+    <BLANKLINE>
+    """
+    names = [Path(parent).name if Path(parent).exists() else str(parent) for parent in parents]
+    hub = [each for each in names if re.fullmatch(r"[\w.-]+/[\w.-]+", each)]
+    metadata = {
+        **_inherited(parents[-1:]),
+        "tags": ["weightsmith", *dict.fromkeys(result.method for result in results)],
+        **({"base_model": hub} if hub else {}),
+    }
+    made = f"Made from {', '.join(f'`{each}`' for each in names)}. " if names else ""
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
+        "---\n",
+        f"# {name}\n",
+        f"{made}`weightsmith.json` is the full record.",
+    ]
+    for result in results:
+        lines += [f"\n## {result.title or result.method}", *_table(("option", "value"), result.hyper.items())]
+        lines += _table(("measure", "before", "after"), _measures(result))
+        lines += ["", *[f"- {note}" for note in result.notes]] if result.notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _measures(result: Record) -> list[tuple[str, Any, Any]]:
+    return [(key, result.before.get(key, ""), result.after.get(key, "")) for key in {**result.before, **result.after}]
+
+
+def _table(header: Sequence[str], rows: Any) -> list[str]:
+    """Rows of a name and values, the values with their units."""
+    shown = [(format.label(name), *(format.show(name, value) for value in values)) for name, *values in rows]
+    body = [" | ".join(text.replace("|", r"\|").replace("\n", " ") for text in row) for row in (header, *shown)]
+    if not shown:
+        return []
+    return ["", f"| {body[0]} |", f"|{' --- |' * len(header)}", *(f"| {row} |" for row in body[1:])]
+
+
+def _inherited(parents: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
+    """The license and language that the card of a folder names."""
+    for parent in parents:
+        with suppress(OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            front = re.match(r"---\n(.*?)\n---", Path(parent, "README.md").read_text("utf-8"), re.DOTALL)
+            metadata = yaml.safe_load(front[1]) if front else {}
+            return {key: metadata[key] for key in INHERITED if key in metadata}
+    return {}
