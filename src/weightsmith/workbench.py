@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,12 +27,13 @@ from weightsmith.core.data import (
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, write_file
 from weightsmith.core.metrics import measure, perplexity, sample_text
+from weightsmith.core.report import format
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
 from weightsmith.signature import Role, Signature, Source
 from weightsmith.sparsify import save_compressed
 
-__all__ = ["CURRENT", "Data", "Evaluation", "Workbench", "move_to_device", "run_on_disk"]
+__all__ = ["CURRENT", "Data", "Evaluation", "Workbench", "measure_files", "move_to_device", "run_on_disk"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
@@ -356,6 +357,41 @@ def run_on_disk(
             write_file(stored.writer.target / name, text)
         stored.writer.publish = lambda: publish(result)
     return result
+
+
+def measure_files(
+    result: Result, checkpoints: Sequence[Path], out: Path, evaluation: Evaluation, *, seed: int = 0
+) -> None:
+    """Measure the networks that a method on files read and the one it wrote, and write its record anew.
+
+    Parameters
+    ----------
+    result : Result
+        Of the method. ``before`` becomes the last network's measures, ``after`` the new one's; a note has those of all.
+    checkpoints : sequence of path
+        What it read.
+    out : path
+        The folder it wrote.
+    evaluation : Evaluation
+        What to measure on.
+
+    Raises
+    ------
+    CheckpointError
+        If ``out`` is not the folder of a model.
+    """
+    data = Data(evaluation=evaluation)
+    measures = [Workbench(open_model(path), data, seed).measure() for path in [*checkpoints, out]]
+    *parts, result.after = measures
+    result.before = parts[-1]
+    for name in ("perplexity", "control_perplexity", "loss", "accuracy"):
+        if name in result.after:
+            values = ", ".join(
+                f"{each.name} {format.show(name, m[name])}" for each, m in zip(checkpoints, parts, strict=True)
+            )
+            result.notes.append(f"{format.label(name)}: {values}; merged {format.show(name, result.after[name])}.")
+    for file, text in documents([result], out, checkpoints).items():
+        write_file(out / file, text)
 
 
 def move_to_device(opened: OpenedModel, device: str) -> OpenedModel:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from models import tiny
 from weightsmith import signature
+from weightsmith.cli import main
 from weightsmith.cli.adaptor import make_command
 from weightsmith.merge import bang, fisher, scale_adapter, slerp, soup, task_arithmetic, wise_ft
 
@@ -46,3 +50,21 @@ def test_roles_of_the_commands():
     assert list(signature.read(scale_adapter).roles) == ["checkpoints", "out"]
     assert list(signature.read(bang).roles) == ["model", "training", "generator"]
     assert signature.read(wise_ft).fields["head"].choices == ("average", "finetuned")
+
+
+def test_merged_networks_are_measured_where_data_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, batch = tiny("bert")
+    model.save_pretrained("first")
+    model.classifier.weight.data.neg_()
+    model.classifier.bias.data.neg_()  # always the other class
+    model.save_pretrained("second")
+    labels = model(**batch).logits.argmax(-1)
+    save_file({**batch, "labels": labels}, "labeled.safetensors")
+    words = ["merge", "soup", "first", "second", "out", "--weights", "0.1", "--weights", "0.9"]
+    done = CliRunner().invoke(main.app, [*words, "--evaluation", "labeled.safetensors"])
+    assert done.exit_code == 0, done.output
+    stored = json.loads((tmp_path / "out" / "weightsmith.json").read_text())
+    assert (stored["before"]["accuracy"], stored["after"]["accuracy"]) == (1, 1)
+    assert "accuracy: first 0 %, second 100 %; merged 100 %." in stored["notes"]
+    assert "accuracy: first 0 %" in (tmp_path / "out" / "README.md").read_text()

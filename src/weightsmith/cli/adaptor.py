@@ -18,7 +18,15 @@ from weightsmith.core.io import check_file, check_output
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
-from weightsmith.workbench import DEFAULT_SAMPLES, Data, Evaluation, Workbench, move_to_device, run_on_disk
+from weightsmith.workbench import (
+    DEFAULT_SAMPLES,
+    Data,
+    Evaluation,
+    Workbench,
+    measure_files,
+    move_to_device,
+    run_on_disk,
+)
 
 __all__ = ["make_command"]
 
@@ -73,12 +81,18 @@ def _arguments(
         seed = [_SEED] if signature.generator is not None else []
         reports = _REPORTS if signature.paths else []
         files = [_file(role, written=role is signature.paths[-1]) for role in signature.paths]
-        return [*files, *seed, *reports], lambda given, hyper, publish: _published(
+        measured = [_EVALUATION] if _merges(signature) else []
+        return [*files, *measured, *seed, *reports], lambda given, hyper, publish: _published(
             _call(signature, given, hyper), publish
         )
     if signature.measures:
         return [_MODEL, *_REPORTS], lambda given, hyper, publish: _published(_measure(signature, given, hyper), publish)
     return _transform_arguments(signature), lambda given, hyper, publish: _transform(signature, hyper, publish, **given)
+
+
+def _merges(signature: Signature) -> bool:
+    """Whether it makes a network of several."""
+    return any(role.kind == "paths" for role in signature.paths[:-1])
 
 
 def _file(role: Role, *, written: bool) -> inspect.Parameter:
@@ -95,7 +109,6 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
     ]  # fmt: skip
     data = [option for role in signature.data for option in _source(role, alone=len(signature.data) == 1)]
     trains = any(role.kind == "samples" for role in signature.data)
-    evaluation = "Text to measure perplexity on (else embedded text), or labeled data to measure accuracy on."
     control = typer.Option(help="Text on which the model should not become worse.", rich_help_panel=DATA)
     stream = typer.Option(
         "--stream",
@@ -111,7 +124,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         *networks,
         *data,
         *([_parameter("control", str | None, control, None)] if trains else []),
-        _parameter("evaluation", str | None, typer.Option(help=evaluation, rich_help_panel=DATA), None),
+        _EVALUATION,
         _parameter("speed", bool, speed, False),
         _SEED,
         _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
@@ -191,7 +204,11 @@ def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) ->
         arguments[role.name] = Path(value) if written else _located(value, role)
     if signature.generator is not None:
         arguments[signature.generator.name] = torch.Generator().manual_seed(given["seed"])
-    return signature.function(**arguments)
+    result = signature.function(**arguments)
+    if given.get("evaluation") is not None:
+        *_, last, out = (arguments[role.name] for role in signature.paths)
+        measure_files(result, last, out, Evaluation(file=given["evaluation"]), seed=given.get("seed", 0))
+    return result
 
 
 def _located(value: str | list[str], role: Role) -> Path | list[Path]:
@@ -303,6 +320,16 @@ _MODEL = _parameter(
     "model",
     str,
     typer.Argument(help="Folder, Hugging Face id, or embedded:smollm2, embedded:minilm, embedded:efficientnet-lite0."),
+)
+_EVALUATION = _parameter(
+    "evaluation",
+    str | None,
+    typer.Option(
+        help="Text to measure perplexity on, or labeled data to measure accuracy on. A command on one model measures "
+        "embedded text otherwise, one on several networks does not measure.",
+        rich_help_panel=DATA,
+    ),
+    None,
 )
 _SEED = _parameter("seed", int, typer.Option(help="Seed of everything random.", rich_help_panel=DATA), 0)
 _REPORTS = [
