@@ -14,7 +14,7 @@ from faults.lines import WRITING, line, run, write_inputs, write_recipe
 from processes import _server
 from weightsmith.core.io import load_state_dict
 
-FAST = ("wise-ft", "magnitude")
+FAST = "wise-ft"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def check_kills(words, root, store, old=None):
         assert all(torch.equal(value, expected[key]) for key, value in weights(out).items())
 
 
-commands = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in WRITING]
+commands = [name if name == FAST else pytest.param(name, marks=pytest.mark.slow) for name in WRITING]
 
 
 @pytest.mark.parametrize("name", commands)
@@ -80,7 +80,11 @@ def test_a_command_that_replaces(inputs, root, tmp_path, name):
 
 
 REPORTS = ["--report", "{root}/r.html", "--json", "{root}/r.json"]
-OPTIONS = [["--stream"], pytest.param(["--compressed"], marks=pytest.mark.slow), pytest.param(REPORTS, id="reports")]
+OPTIONS = [
+    ["--stream"],
+    pytest.param(["--compressed"], marks=pytest.mark.slow),
+    pytest.param(REPORTS, id="reports", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("extra", OPTIONS)
