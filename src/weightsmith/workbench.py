@@ -278,6 +278,11 @@ class Workbench:
         for role in read:
             value = values[role.name]
             arguments[role.name] = [located(ref) for ref in value] if role.kind == "paths" else located(value)
+        for role in signature.data:
+            if role.name in values or role.name in self.data.sources:
+                arguments[role.name] = replace(self, opened=open_model(_last(arguments, read))).read(
+                    role, values, alone=False
+                )
         arguments[written.name] = Path(folder.name) / "out"
         result: Result = signature.function(**arguments)
         self.opened = move_to_device(open_model(arguments[written.name]), self.device)
@@ -311,6 +316,12 @@ class Workbench:
     @property
     def _reader(self) -> Reader:
         return Reader(self.model, self._opened.tokenizer, self._opened.processor)
+
+
+def _last(arguments: Mapping[str, Any], roles: Sequence[Role]) -> Path:
+    """The last checkpoint that a method on files reads: data are read as its model takes them."""
+    value = arguments[roles[-1].name]
+    return value[-1] if isinstance(value, list) else value
 
 
 def run_on_disk(

@@ -13,7 +13,17 @@ from models import tiny
 from weightsmith import signature
 from weightsmith.cli import main
 from weightsmith.cli.adaptor import make_command
-from weightsmith.merge import bang, fisher, scale_adapter, slerp, soup, task_arithmetic, wise_ft
+from weightsmith.merge import (
+    bang,
+    diagonal_fisher,
+    fisher,
+    fisher_average,
+    scale_adapter,
+    slerp,
+    soup,
+    task_arithmetic,
+    wise_ft,
+)
 
 W = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 3.0]), "c": torch.tensor([4.0, 4.0])}
 
@@ -68,3 +78,27 @@ def test_merged_networks_are_measured_where_data_is_given(tmp_path, monkeypatch)
     assert (stored["before"]["accuracy"], stored["after"]["accuracy"]) == (1, 1)
     assert "accuracy: first 0 %, second 100 %; merged 100 %." in stored["notes"]
     assert "accuracy: first 0 %" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_fisher_estimates_its_informations_from_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, batch = tiny("bert")
+    states, generator = [], torch.Generator().manual_seed(0)
+    for name in ("first", "second"):
+        model.save_pretrained(name)
+        fishers = diagonal_fisher(model, [batch], generator=generator)
+        states.append(({key: value.clone() for key, value in model.state_dict().items()}, fishers))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    save_file(batch, "inputs.safetensors")
+    done = CliRunner().invoke(
+        main.app, ["merge", "fisher", "first", "second", "out", "--batches", "inputs.safetensors"]
+    )
+    assert done.exit_code == 0, done.output
+    expected = fisher_average(states[0][0], states[1][0], states[0][1], states[1][1])
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in stored.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
+    done = CliRunner().invoke(main.app, ["merge", "fisher", "first", "second", "other"])
+    assert "two files, one per checkpoint, or batches" in str(done.exception)

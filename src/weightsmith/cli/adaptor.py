@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -82,7 +82,8 @@ def _arguments(
         reports = _REPORTS if signature.paths else []
         files = [_file(role, written=role is signature.paths[-1]) for role in signature.paths]
         measured = [_EVALUATION] if _merges(signature) else []
-        return [*files, *measured, *seed, *reports], lambda given, hyper, publish: _published(
+        data = [option for role in signature.data for option in _source(role, alone=False)]
+        return [*files, *data, *measured, *seed, *reports], lambda given, hyper, publish: _published(
             _call(signature, given, hyper), publish
         )
     if signature.measures:
@@ -150,6 +151,17 @@ def _source(role: Role, *, alone: bool) -> list[inspect.Parameter]:
     ]
 
 
+def _sources(signature: Signature, given: Mapping[str, Any]) -> dict[str, Source]:
+    """Where the data of each parameter come from, as the options say."""
+    return {
+        role.name: Source(
+            file=given[role.name], samples=given[f"{role.name}_samples"], length=given[f"{role.name}_length"]
+        )
+        for role in signature.data
+        if role.required or given[role.name] is not None
+    }
+
+
 def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
     """Measure a checkpoint by its name, which the method reads itself, or the model that a hub id stands for."""
     assert signature.model is not None
@@ -176,14 +188,9 @@ def _transform(
     **others: Any,
 ) -> Result:
     check_output(out, overwrite=overwrite)
-    sources = {
-        role.name: Source(
-            file=others[role.name], samples=others[f"{role.name}_samples"], length=others[f"{role.name}_length"]
-        )
-        for role in signature.data
-        if role.required or others[role.name] is not None
-    }
-    data = Data(sources=sources, evaluation=Evaluation(file=evaluation, control=control, speed=speed))
+    data = Data(
+        sources=_sources(signature, others), evaluation=Evaluation(file=evaluation, control=control, speed=speed)
+    )
     networks = {role.name: others[role.name] for role in signature.networks if others[role.name] is not None}
     values = {**hyper, **networks}
     if stream:
@@ -204,6 +211,13 @@ def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) ->
         arguments[role.name] = Path(value) if written else _located(value, role)
     if signature.generator is not None:
         arguments[signature.generator.name] = torch.Generator().manual_seed(given["seed"])
+    sources = _sources(signature, given)
+    for role in signature.data:
+        if role.name in sources:
+            bench = Workbench(
+                open_model(arguments[signature.paths[-2].name][-1]), Data(sources=sources), given.get("seed", 0)
+            )
+            arguments[role.name] = bench.read(role, alone=False)
     result = signature.function(**arguments)
     if given.get("evaluation") is not None:
         *_, last, out = (arguments[role.name] for role in signature.paths)

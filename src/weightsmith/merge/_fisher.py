@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from weightsmith.core.data import Batch, Batches
+from weightsmith.core.data import Batch, Batches, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
-from weightsmith.core.io import CheckpointReader, StateDict, TensorMap, TensorSpec
+from weightsmith.core.io import (
+    CheckpointReader,
+    StateDict,
+    TemporaryFolder,
+    TensorMap,
+    TensorSpec,
+    check_output,
+    load_model,
+)
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result
@@ -45,7 +54,7 @@ def diagonal_fisher(
     model : nn.Module
         Its output is logits ``[batch, classes]``, or has them as ``logits``. Not changed.
     batches : Batches
-        Inputs; no labels.
+        Inputs; labels among them are not read.
     chunk : int, default: 16
         Samples whose gradients are held at a time; each takes the memory of the weights.
     generator : torch.Generator, optional
@@ -99,7 +108,7 @@ def diagonal_fisher(
 
     count = 0
     with evaluation_mode(model):
-        for batch in batches:
+        for batch in (without_labels(model, each) for each in batches):
             logits = logits_of(functional_call(model, weights, *_arguments(batch)))
             if logits.ndim != 2:
                 raise UnsupportedModelError(
@@ -164,10 +173,12 @@ def fisher(
     checkpoints: Sequence[Path],
     out: Path,
     *,
+    batches: Batches | None = None,
     fishers: Sequence[Path] = (),
     alpha: float = 0.5,
     floor: float = 1e-8,
     overwrite: bool = False,
+    generator: torch.Generator | None = None,
 ) -> Result:
     """Average two checkpoints on disk, each weight by how much each network's predictions depend on it.
 
@@ -177,15 +188,20 @@ def fisher(
         Two networks of one architecture.
     out : path
         Folder for the result; small files come from the second checkpoint.
+    batches : Batches, optional
+        Inputs of classifiers, from which the Fisher informations are estimated by :func:`diagonal_fisher`: each
+        network is loaded for this.
     fishers : sequence of path
-        Two checkpoints with the diagonals of their Fisher information, in the same order; a tensor that one lacks
-        counts as ones.
+        In place of ``batches``, two ``.safetensors`` files or folders with the diagonals of the Fisher informations,
+        as :func:`diagonal_fisher` returns them, in the order of the networks. A tensor that one lacks counts as ones.
     alpha : float, default: 0.5
         In [0, 1]: the share of the second network where the informations are equal.
     floor : float, default: 1e-8
         Positive: the least information.
     overwrite : bool, default: False
         Replace what is at ``out``.
+    generator : torch.Generator, optional
+        Draws the labels of the estimate.
 
     Returns
     -------
@@ -202,14 +218,26 @@ def fisher(
     Matena, Raffel. "Merging Models with Fisher-Weighted Averaging". NeurIPS 2022. arXiv:2111.09832.
     """
     check_two(checkpoints)
-    if len(fishers) != 2:
-        raise HyperparameterError("fishers", found=len(fishers), expected="two files, one per checkpoint")
+    check_output(out, overwrite=overwrite)
+    if (len(fishers) != 2) if batches is None else fishers:
+        raise HyperparameterError(
+            "fishers", found=len(fishers), expected="two files, one per checkpoint, or batches to estimate them from"
+        )
     specs = CheckpointReader(checkpoints[1]).specs
-    weights = [_OnesElsewhere(path, specs) for path in fishers]
-    hyper = {"alpha": alpha, "floor": floor}
-    return merge_checkpoints(
-        "fisher", checkpoints, out, _fisher(alpha, floor), weights=weights, overwrite=overwrite, hyper=hyper
-    )
+    with TemporaryFolder() as folder:
+        if batches is not None:
+            fishers = [Path(folder, f"{number}.safetensors") for number in range(2)]
+            for checkpoint, file in zip(checkpoints, fishers, strict=True):
+                save_file(diagonal_fisher(load_model(checkpoint), batches, generator=generator), file)
+        return merge_checkpoints(
+            "fisher",
+            checkpoints,
+            out,
+            _fisher(alpha, floor),
+            weights=[_OnesElsewhere(path, specs) for path in fishers],
+            overwrite=overwrite,
+            hyper={"alpha": alpha, "floor": floor},
+        )
 
 
 class _OnesElsewhere(CheckpointReader):
