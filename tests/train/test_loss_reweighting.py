@@ -14,9 +14,10 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from models import tiny
-from processes import two_processes
+from processes import apart, torchrun, two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.training import fit
+from weightsmith.testing import tiny as still  # without dropout
 from weightsmith.train import LossReweighter, loss_reweighting, loss_weights, per_sequence_loss, reweighted
 from weightsmith.train._loss_reweighting import STRATEGIES
 
@@ -193,23 +194,36 @@ def test_it_trains_a_classifier_in_fit_with_accumulation_and_bf16():
     assert int(reweighter.step) == 30 * 4
 
 
-def test_it_works_in_the_trainer_with_accumulation(tmp_path):
-    """With equal weights the accumulated steps are those of the Trainer's own loss.
-
-    But for a factor: the Trainer divides the sum over 39 predicted tokens by the number of labels, 40.
-    """
+@pytest.mark.parametrize(("kind", "accumulation"), [("llama", 2), ("bert", 1)])  # of BERT's own the Trainer takes sums
+def test_it_works_in_the_trainer_with_accumulation(kind, accumulation, tmp_path):
+    """With equal weights the accumulated steps are those of the Trainer's own loss, and so is the evaluation."""
     losses = {}
-    for name, function in (("own", None), ("ours", LossReweighter("uniform").compute_loss_func)):
-        model, batch = tiny("llama")
-        rows = [{"input_ids": ids, "labels": ids} for ids in batch["input_ids"]]
+    reweighter = LossReweighter("uniform")
+    for name, function in (("own", None), ("ours", reweighter.compute_loss_func)):
+        model, batch = still(kind)
+        rows = [
+            {"input_ids": ids, "labels": ids if kind == "llama" else torch.tensor(n % 2)}
+            for n, ids in enumerate(batch["input_ids"])
+        ]
         arguments = transformers.TrainingArguments(
-            tmp_path, max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2, report_to=[],
+            tmp_path, max_steps=3, per_device_train_batch_size=4 // accumulation, report_to=[],
+            gradient_accumulation_steps=accumulation,
             use_cpu=True, save_strategy="no", disable_tqdm=True, logging_steps=1, learning_rate=1e-3,
         )  # fmt: skip
         trainer = transformers.Trainer(model, arguments, train_dataset=rows, compute_loss_func=function)
         trainer.train()
         losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses["ours"] == pytest.approx([40 / 39 * loss for loss in losses["own"]], rel=1e-4)
+        losses[name].append(trainer.evaluate(rows)["eval_loss"])
+    assert losses["ours"] == pytest.approx(losses["own"], rel=1e-4)
+    assert int(reweighter.step) == 3 * accumulation, "an evaluation is no step"
+
+
+def test_labels_of_the_trainer_that_are_no_classes_are_refused():
+    function = LossReweighter().compute_loss_func
+    with pytest.raises(CalibrationError, match="a batch without labels"):
+        function({"logits": torch.zeros(2, 3)}, None)
+    with pytest.raises(ShapeError, match=r"labels: found torch.float32 of shape \(2,\), expected class indices"):
+        function({"logits": torch.zeros(2, 1)}, torch.zeros(2))
 
 
 def test_the_command_records_the_effective_sample_size():
@@ -276,3 +290,38 @@ def test_regression_gets_faster_at_one_learning_rate():
             theta.data -= 0.05 * gradient
         losses[strategy] = functional.mse_loss(test @ theta, test @ truth).item() / 2
     assert losses["linupper"] < losses["quadratic"] < losses["uniform"] < losses["extremes"]
+
+
+TRAINER = """
+    import json, sys
+    import torch
+    import transformers
+    from weightsmith.testing import tiny
+    from weightsmith.train import LossReweighter
+
+    model, batch = tiny("llama")
+    rows = []
+    for number in range(16):
+        ids = batch["input_ids"][number % 8].roll(number)
+        rows.append({"input_ids": ids, "labels": ids.masked_fill(torch.arange(40) > 3 + 2 * number, -100)})
+    arguments = transformers.TrainingArguments(
+        sys.argv[1], max_steps=3, per_device_train_batch_size=int(sys.argv[2]), gradient_accumulation_steps=2,
+        report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, learning_rate=0.5, optim="sgd",
+        lr_scheduler_type="constant", max_grad_norm=0.0,
+    )
+    reweighter = LossReweighter("linear")
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, compute_loss_func=reweighter.compute_loss_func)
+    trainer.train()
+    if trainer.args.process_index == 0:
+        weight = trainer.accelerator.unwrap_model(trainer.model).lm_head.weight
+        print(json.dumps([trainer.args.world_size, *weight.flatten()[::7].tolist()]))
+"""
+
+
+@pytest.mark.parametrize("start", [two_processes, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_two_processes_in_the_trainer_are_one_with_twice_the_batch(tmp_path, start):
+    """The sequences of a process are longer than the other's, and every step accumulates two batches."""
+    one = json.loads(apart(TRAINER, tmp_path, tmp_path, 4).splitlines()[-1])
+    two = json.loads(start(TRAINER, tmp_path, tmp_path, 2).splitlines()[-1])
+    assert (one[0], two[0]) == (1, 2)
+    assert two[1:] == pytest.approx(one[1:], abs=1e-5)

@@ -14,9 +14,11 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from models import tiny
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.training import fit
+from weightsmith.testing import tiny as still  # without dropout
 from weightsmith.train import (
+    DistillationLoss,
     PLDLoss,
     dist_loss,
     distillation,
@@ -25,9 +27,10 @@ from weightsmith.train import (
     list_mle_loss,
     pld,
     pld_loss,
+    pld_loss_from_top,
     suggest_temperature,
 )
-from weightsmith.train._pld import label_weight, pld_loss_from_top
+from weightsmith.train._pld import _order, label_weight
 
 F64 = torch.float64
 
@@ -345,6 +348,63 @@ def test_teacher_and_student_of_other_classes_are_refused_unchanged():
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_teacher_or_its_stored_logits_work_in_the_trainer(tmp_path, kind, accumulation):
+    """Both give the loss over all labels of a step, however it is split into batches."""
+    teacher, batch = still(kind)
+    batch = {name: value[:, :20] for name, value in batch.items()}
+    labels = torch.arange(8) % 2 if kind == "bert" else batch["input_ids"].clone()
+    if kind != "bert":
+        labels[1, 5:], labels[2, 9:] = -100, -100
+    rows = [{**{name: value[n] for name, value in batch.items()}, "labels": labels[n]} for n in range(8)]
+    with torch.no_grad():
+        theirs = teacher(**batch).logits
+    criterion, runs = PLDLoss(2.0), {}
+    for stored in (True, False):
+        model, _ = still(kind)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.5)
+            ours, cut = model(**batch).logits, labels
+        data = [row | {"teacher_logits": theirs[n]} for n, row in enumerate(rows)] if stored else rows
+        loss = DistillationLoss(model, criterion, None if stored else teacher.train())
+        arguments = transformers.TrainingArguments(
+            tmp_path, max_steps=4, per_device_train_batch_size=8 // accumulation, report_to=[], use_cpu=True,
+            gradient_accumulation_steps=accumulation, save_strategy="no", disable_tqdm=True, logging_steps=1,
+            learning_rate=1e-3, remove_unused_columns=not stored,
+        )  # fmt: skip
+        trainer = transformers.Trainer(model, arguments, train_dataset=data, compute_loss_func=loss)
+        trainer.train()
+        runs[stored] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        evaluated = trainer.evaluate(data)["eval_loss"]
+        assert evaluated < runs[stored][0]
+        assert not teacher.training
+        loss.remove()
+        assert not model._forward_pre_hooks
+    assert runs[True] == pytest.approx(runs[False], rel=1e-5)
+    if kind == "llama":
+        ours, theirs, cut = ours[:, :-1], theirs[:, :-1], labels[:, 1:]
+    expected = criterion(ours.flatten(0, -2), theirs.flatten(0, -2), cut.flatten()).item()
+    assert runs[True][0] == pytest.approx(expected, rel=1e-4)
+    assert runs[True][-1] < runs[True][0]
+
+
+def test_a_batch_without_teacher_or_labels_is_refused_in_the_trainer():
+    student = nn.Linear(4, 3)
+    loss = DistillationLoss(student, PLDLoss())
+    outputs = student(input=torch.zeros(2, 4))
+    with pytest.raises(CalibrationError, match=r"without 'teacher_logits': found \['input'\]. Put the column"):
+        loss(outputs, torch.tensor([0, 1]))
+    loss = DistillationLoss(student, PLDLoss(), nn.Linear(4, 2))
+    outputs = student(input=torch.zeros(2, 4))
+    with pytest.raises(ShapeError, match="same classes: found 2 and 3"):
+        loss(outputs, torch.tensor([0, 1]))
+    student(input=torch.zeros(2, 4))
+    with pytest.raises(CalibrationError, match="a batch without labels"):
+        loss(outputs, None)
+
+
 def test_it_works_in_the_trainer(tmp_path):
     """The teacher's logits come with the data, so the loss needs the outputs and the labels only."""
     model, batch = tiny("bert")
@@ -375,3 +435,66 @@ def test_it_works_in_the_trainer(tmp_path):
     )  # fmt: skip
     transformers.Trainer(Student(), arguments, train_dataset=rows, compute_loss_func=loss).train()
     assert seen[-1] < seen[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_logits_are_ranked_by_class_whatever_the_number_of_ranks(dtype):
+    """Rounding makes many logits equal; ``top_k = C - 1`` leaves one class, of no weight."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(50, 12, generator=generator)
+    teacher = torch.randn(50, 12, generator=generator).mul(2).round().to(dtype)
+    labels = torch.arange(50) % 12
+    full = pld_loss(student, teacher, labels, reduction="none")
+    torch.testing.assert_close(pld_loss(student, teacher, labels, top_k=11, reduction="none"), full)
+    for top_k in (1, 3, 6):
+        order = teacher.float().scatter(1, labels[:, None], torch.inf).argsort(dim=1, descending=True, stable=True)
+        assert torch.equal(_order(teacher.float().scatter(1, labels[:, None], torch.inf), top_k), order[:, :top_k])
+
+
+def test_a_cached_teacher_keeps_float64():
+    student, teacher = torch.randn(2, 4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels, (logits, indices) = teacher.argmin(1), teacher.topk(8)
+    rest = teacher.scatter(1, indices, -torch.inf).logsumexp(1)
+    found = pld_loss_from_top(student, indices, logits, rest, labels)
+    full = teacher.softmax(1)
+    order = teacher.scatter(1, labels[:, None], torch.inf).argsort(1, descending=True)
+    s, alpha = student.gather(1, order), full.gather(1, order).clone()
+    alpha[:, 0] = 0.0  # the label is the class that the cache lacks
+    s = torch.cat([s[:, :1], s[:, 1:]], 1)
+    expected = (alpha * (s.flip(1).logcumsumexp(1).flip(1) - s)).sum(1).mean()
+    assert found.dtype == torch.float64
+    assert abs(found.item() - expected.item()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_dim": 2}, "the dimension of the classes: found class_dim 2"),
+        ({"class_dim": -3}, "the dimension of the classes"),
+        ({"labels": torch.tensor([[-0.1, 1.1, 0.0]] * 2)}, "soft labels: found -0.1"),
+        ({"labels": torch.tensor([[float("nan"), 1.0, 0.0]] * 2)}, "soft labels: found nan"),
+    ],
+)
+def test_what_was_taken_in_silence_is_refused(change, message):
+    given = {"labels": torch.tensor([0, 1])} | change
+    with pytest.raises((HyperparameterError, ShapeError), match=message):
+        pld_loss(torch.zeros(2, 3), torch.zeros(2, 3), **given)
+
+
+def test_labels_of_eight_bits_and_other_dimensions_of_the_classes():
+    student, teacher = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12).view(4, 3) % 5
+    exact = pld_loss(student, teacher, labels)
+    assert torch.equal(pld_loss(student, teacher, labels.to(torch.uint8)), exact)
+    for place in (0, 2, -1, -3):
+        moved = pld_loss(student.movedim(1, place), teacher.movedim(1, place), labels, class_dim=place)
+        torch.testing.assert_close(moved, exact)
+    for loss in (kd_loss, dist_loss, dkd_loss, list_mle_loss):
+        rows = student[..., 0], teacher[..., 0]
+        assert torch.equal(loss(*rows, labels[:, 0].to(torch.uint8)), loss(*rows, labels[:, 0])), loss.__name__
+
+
+def test_a_class_without_probability_does_not_stop_a_mixture():
+    student = torch.tensor([[0.0, 1.0, -torch.inf], [0.0, 1.0, 2.0]])
+    mixed = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]])
+    assert pld_loss(student, student, mixed).isfinite()

@@ -6,8 +6,15 @@ from ._loss_reweighting import (
     reweighted as reweighted,
 )
 from ._meta_rescaling import MetaRescaler as MetaRescaler, meta_rescaling as meta_rescaling
-from ._pld import PLDLoss as PLDLoss, pld as pld, pld_loss as pld_loss, suggest_temperature as suggest_temperature
+from ._pld import (
+    PLDLoss as PLDLoss,
+    pld as pld,
+    pld_loss as pld_loss,
+    pld_loss_from_top as pld_loss_from_top,
+    suggest_temperature as suggest_temperature,
+)
 from ._shared.distillation import (
+    DistillationLoss as DistillationLoss,
     dist_loss as dist_loss,
     distillation as distillation,
     dkd_loss as dkd_loss,

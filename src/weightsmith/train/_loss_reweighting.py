@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
 import torch
@@ -30,6 +30,7 @@ from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, Loss, draw_seed, fit, predict, training_method
+from weightsmith.train._shared.trainer import aligned, share_of_step
 
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
 
@@ -264,16 +265,31 @@ class LossReweighter(nn.Module):
         self.effective_sample_size = (1 / weights.square().sum().clamp(min=1e-30)).item()
         return world * (w_B * l_B).sum()
 
-    def compute_loss_func(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """Compute the loss for ``transformers.Trainer(compute_loss_func=...)`` of a causal language model.
+    def compute_loss_func(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
+        """Compute the loss for ``transformers.Trainer(compute_loss_func=...)`` of a language model or a classifier.
 
-        Every micro-batch of an accumulated step counts by its share of the step's labels.
+        Every micro-batch of an accumulated step counts by its share of the step's labels, on all processes together.
+        Without gradients, as in an evaluation, all samples have equal weights.
         """
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
-        losses, tokens = per_sequence_loss(logits[:, :-1], labels[:, 1:])
-        share = 1.0 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
-        loss: Tensor = self(losses, tokens) * share
-        return loss
+        labels, logits = aligned(outputs, labels)
+        if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+            found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise ShapeError("labels", found=found, expected=f"class indices of shape {tuple(logits.shape[:-1])}")
+        if labels.ndim == 1:
+            labels, logits = labels.unsqueeze(1), logits.unsqueeze(1)
+        losses, tokens = per_sequence_loss(logits, labels)
+        count = tokens.sum()
+        if not torch.is_grad_enabled():
+            return (losses * tokens).sum() / (count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        loss: Tensor = self(losses, tokens)
+        if num_items_in_batch is None:
+            return loss
+        world = 1
+        if dist.is_available() and dist.is_initialized():
+            world = dist.get_world_size(self.group)
+            dist.all_reduce(count, group=self.group)
+        # the Trainer multiplies a loss that it hands a number of labels by the number of processes, as `forward` does
+        return loss / world * share_of_step(count, num_items_in_batch)
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""

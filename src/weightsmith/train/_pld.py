@@ -20,10 +20,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -32,7 +32,15 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeEr
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, predict, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    check_labels,
+    check_temperature,
+    draw_seed,
+    fit,
+    predict,
+    training_method,
+)
 from weightsmith.train._shared.distillation import distillation
 
 __all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_temperature"]
@@ -88,9 +96,10 @@ def pld_loss(
     ShapeError
         If the shapes do not fit.
     HyperparameterError
-        If ``temperature`` is not positive, ``top_k`` not at least 1, or ``label_weight_floor`` not in [0, 1).
+        If ``temperature`` is not positive, ``top_k`` not at least 1, ``label_weight_floor`` not in [0, 1), the
+        reduction unknown, or a label not a class or a probability.
     NonFiniteError
-        If the teacher's logits hold NaN.
+        If the teacher's logits hold NaN, or a label's logit is minus infinity.
 
     References
     ----------
@@ -102,27 +111,29 @@ def pld_loss(
     >>> round(pld_loss(student, teacher, torch.tensor([0])).item(), 6)
     0.245091
     """
-    _check_hyper(temperature, label_weight_floor, top_k)
-    student, teacher, labels = _check_shapes(student, teacher, labels, class_dim)
+    _check_hyper(temperature, label_weight_floor, top_k, reduction)
+    _check_shapes(student, teacher, labels, class_dim)
     s_NC, t_NC = student.movedim(class_dim, -1).flatten(0, -2), teacher.movedim(class_dim, -1).flatten(0, -2).detach()
     shape = student.movedim(class_dim, -1).shape[:-1]
     if labels.is_floating_point():
         p_NC = labels.movedim(class_dim, -1).flatten(0, -2)
+        if not bool((p_NC >= 0).all() & p_NC.isfinite().all()):
+            raise HyperparameterError("soft labels", found=p_NC.min().item(), expected="probabilities, >= 0")
         losses = _mixture(s_NC, t_NC, p_NC, lambda s, t, y: _per_row(s, t, y, temperature, top_k, label_weight_floor))
         return _reduce(losses, torch.ones_like(losses, dtype=torch.bool), shape, reduction)
-    y = labels.flatten()
+    y = labels.flatten().long()
     kept = y != ignore_index
-    _check_labels(y[kept], s_NC.shape[1])
+    check_labels(y[kept], s_NC.shape[1])
     losses = _per_row(s_NC[kept], t_NC[kept], y[kept], temperature, top_k, label_weight_floor)
     return _reduce(losses, kept, shape, reduction)
 
 
 def pld_loss_from_top(
     student: Float[Tensor, "N C"],
-    top_indices: Int[Tensor, "N K"],
+    top_indices: Integer[Tensor, "N K"],
     top_logits: Float[Tensor, "N K"],
     rest: Float[Tensor, "N"],
-    labels: Int[Tensor, "N"],
+    labels: Integer[Tensor, "N"],
     *,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
@@ -152,13 +163,13 @@ def pld_loss_from_top(
     >>> torch.allclose(ours, pld_loss(student, teacher, labels, top_k=3))
     True
     """
-    _check_hyper(temperature, 0.0, None)
+    _check_hyper(temperature, 0.0, None, reduction)
+    labels = labels.long()
     kept = labels != ignore_index
     y = labels[kept]
-    _check_labels(y, student.shape[1])
-    s_NC, indices, logits = student[kept], top_indices[kept], top_logits[kept].float()
-    logits = logits / temperature
-    weight = (logits - torch.logaddexp(logits.logsumexp(1), rest[kept].float())[:, None]).exp()
+    check_labels(y, student.shape[1])
+    s_NC, indices, logits = student[kept], top_indices[kept].long(), upcast(top_logits[kept]) / temperature
+    weight = (logits - torch.logaddexp(logits.logsumexp(1), rest[kept].to(logits))[:, None]).exp()
     # the label first: it is put in front, and its own place among the others has weight zero
     is_label = indices == y[:, None]
     own = (weight * is_label).sum(1, keepdim=True)
@@ -197,7 +208,7 @@ class PLDLoss(nn.Module):
         class_dim: int = 1,
     ) -> None:
         super().__init__()
-        _check_hyper(temperature, label_weight_floor, top_k)
+        _check_hyper(temperature, label_weight_floor, top_k, reduction)
         self.temperature, self.top_k, self.reduction = temperature, top_k, reduction
         self.ignore_index, self.label_weight_floor, self.class_dim = ignore_index, label_weight_floor, class_dim
 
@@ -218,7 +229,7 @@ class PLDLoss(nn.Module):
         )
 
     @torch.no_grad()
-    def diagnostics(self, teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"]) -> dict[str, float]:
+    def diagnostics(self, teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"]) -> dict[str, float]:
         """Describe the teacher's weights at this temperature.
 
         Returns
@@ -241,7 +252,7 @@ class PLDLoss(nn.Module):
         return f"temperature={self.temperature}, top_k={self.top_k}, reduction={self.reduction!r}"
 
 
-def label_weight(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], temperature: float) -> float:
+def label_weight(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"], temperature: float) -> float:
     """Return the mean weight of the labels' own terms at a temperature.
 
     Examples
@@ -253,7 +264,7 @@ def label_weight(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], temper
     return q_NC.gather(1, labels[:, None]).mean().item()
 
 
-def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"], *, target: float = 0.4) -> float:
+def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"], *, target: float = 0.4) -> float:
     """Find the temperature at which the labels' own terms weigh ``target`` on average.
 
     Parameters
@@ -390,16 +401,28 @@ def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, temperature: float, top_k:
         raise NonFiniteError("the logit of a label is minus infinity: its class does not take part")
     s_NC, t_NC = s_NC.masked_fill(gone, -torch.inf), t_NC.masked_fill(gone, -torch.inf)
     key = t_NC.scatter(1, y_N[:, None], torch.inf)
-    if top_k is None or top_k >= t_NC.shape[1]:
-        order = key.argsort(dim=1, descending=True, stable=True)
-    else:
-        order = key.topk(top_k, dim=1).indices
+    order = _order(key, top_k)
     alpha = (t_NC / temperature).log_softmax(1).gather(1, order).exp()
     if floor:
         first = alpha[:, :1].clamp(min=floor)
         scale = (1 - first) / (1 - alpha[:, :1]).clamp(min=torch.finfo(alpha.dtype).tiny)
         alpha = torch.cat([first, alpha[:, 1:] * scale], 1)
     return _ranked(s_NC, order, alpha)
+
+
+def _order(key_NC: Tensor, top_k: int | None) -> Tensor:
+    """The first ``top_k`` classes (all by default) by falling key; of equal ones the first class comes first."""
+    if top_k is None or top_k >= key_NC.shape[1]:
+        return key_NC.argsort(dim=1, descending=True, stable=True)
+    values, order = key_NC.topk(top_k, dim=1)
+    order = order.sort(dim=1).values
+    order = order.gather(1, key_NC.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    # topk takes any of the classes that are equal to the last one it takes
+    last = values[:, -1:]
+    tied = ((key_NC == last).sum(1) > (values == last).sum(1)) & ~last[:, 0].isneginf()
+    if bool(tied.any()):
+        order[tied] = key_NC[tied].argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    return order
 
 
 def _ranked(s_NC: Tensor, order_NK: Tensor, alpha_NK: Tensor, gone_NK: Tensor | None = None) -> Tensor:
@@ -425,8 +448,11 @@ def _mixture(s_NC: Tensor, t_NC: Tensor, p_NC: Tensor, per_row: Callable[[Tensor
             "soft targets", found=f"{most} labels in a row", expected=f"at most {MOST_LABELS}", do="Use class indices."
         )
     shares, classes = p_NC.topk(max(most, 1), dim=1)
-    losses = [share * per_row(s_NC, t_NC, y) for share, y in zip(shares.T, classes.T, strict=True)]
-    return torch.stack(losses).sum(0)
+    total = upcast(s_NC).new_zeros(len(s_NC))
+    for share, y in zip(shares.T, classes.T, strict=True):
+        (rows,) = share.nonzero(as_tuple=True)
+        total = total.index_add(0, rows, share[rows].to(total) * per_row(s_NC[rows], t_NC[rows], y[rows]).to(total))
+    return total
 
 
 def _reduce(losses: Tensor, kept: Tensor, shape: torch.Size, reduction: str) -> Tensor:
@@ -436,16 +462,20 @@ def _reduce(losses: Tensor, kept: Tensor, shape: torch.Size, reduction: str) -> 
     return losses.sum() if reduction == "sum" else losses.sum() / max(len(losses), 1)
 
 
-def _check_hyper(temperature: float, floor: float, top_k: int | None) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise HyperparameterError("temperature", found=temperature, expected="a positive number")
+def _check_hyper(temperature: float, floor: float, top_k: int | None, reduction: str) -> None:
+    check_temperature(temperature)
+    if reduction not in get_args(Reduction):
+        raise HyperparameterError("reduction", found=repr(reduction), expected="'none', 'mean' or 'sum'")
     if not 0 <= floor < 1:
         raise HyperparameterError("label_weight_floor", found=floor, expected="in [0, 1)")
     if top_k is not None and top_k < 1:
         raise HyperparameterError("top_k", found=top_k, expected="at least 1")
 
 
-def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: int) -> None:
+    if student.ndim < 2 or not -student.ndim <= class_dim < student.ndim:
+        found = f"class_dim {class_dim} of logits {tuple(student.shape)}"
+        raise ShapeError("the dimension of the classes", found=found, expected="one of two dimensions or more")
     if student.shape != teacher.shape:
         raise ShapeError(
             "student and teacher logits",
@@ -456,13 +486,6 @@ def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: i
     expected = student.shape if labels.is_floating_point() else rows
     if labels.shape != expected:
         raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(expected))
-    return student, teacher, labels
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        bad = labels[(labels < 0) | (labels >= classes)]
-        raise HyperparameterError("labels", found=bad[:5].tolist(), expected=f"class indices from 0 to {classes - 1}")
 
 
 @torch.no_grad()

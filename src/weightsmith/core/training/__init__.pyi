@@ -10,6 +10,10 @@ from ._fit import (
     shift_for_causal_lm as shift_for_causal_lm,
 )
 from ._losses import (
+    LOWEST as LOWEST,
+    check_labels as check_labels,
+    check_temperature as check_temperature,
+    counted_rows as counted_rows,
     kd_loss as kd_loss,
     soft_cross_entropy as soft_cross_entropy,
     soft_target_loss as soft_target_loss,

@@ -5,9 +5,10 @@ Legend: ``N`` rows (samples, tokens), ``C`` classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +16,21 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeEr
 from weightsmith.core.linalg import upcast
 from weightsmith.core.training._fit import logits_of
 
-__all__ = ["kd_loss", "soft_cross_entropy", "soft_target_loss"]
+__all__ = [
+    "LOWEST",
+    "check_labels",
+    "check_temperature",
+    "counted_rows",
+    "kd_loss",
+    "soft_cross_entropy",
+    "soft_target_loss",
+]
+
+IGNORED = -100
+"""The label of a row that does not count."""
+
+LOWEST = -1e30
+"""Stands for a logit of minus infinity: its probability is zero, and no difference with it is NaN."""
 
 
 def soft_cross_entropy(
@@ -78,25 +93,22 @@ def soft_target_loss(
     ShapeError
         If the two have different classes.
 
+    Notes
+    -----
+    A class whose logit is minus infinity in either is left out.
+
     References
     ----------
     Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
 
     Examples
     --------
-    >>> import torch
     >>> student, teacher = torch.tensor([[1.0, 0.5, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
     >>> round(soft_target_loss(student, teacher).item(), 6)
     0.255111
     """
-    if not temperature > 0:
-        raise HyperparameterError("temperature", found=temperature, expected="a positive number")
-    if student.shape != teacher.shape:
-        found = f"{tuple(teacher.shape)} and {tuple(student.shape)}"
-        raise ShapeError("logits of teacher and student", found=found, expected="the same classes")
-    if bool(teacher.isnan().any()):
-        raise NonFiniteError("the teacher's logits hold NaN")
-    log_q, log_p = (functional.log_softmax(upcast(x) / temperature, 1) for x in (student, teacher.detach()))
+    check_temperature(temperature)
+    log_q, log_p = (functional.log_softmax(x / temperature, 1) for x in _comparable(student, teacher))
     divergence = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
     return temperature**2 * divergence / (len(student) if reduction == "batchmean" else student.numel())
 
@@ -104,7 +116,7 @@ def soft_target_loss(
 def kd_loss(
     student: Float[Tensor, "N C"],
     teacher: Float[Tensor, "N C"],
-    labels: Int[Tensor, "N"],
+    labels: Integer[Tensor, "N"],
     *,
     temperature: float = 2.0,
     alpha: float = 0.1,
@@ -116,11 +128,18 @@ def kd_loss(
     student, teacher : Tensor of shape (N, C)
         Logits; the teacher's are constants.
     labels : Tensor of shape (N,)
-        Class indices.
+        Class indices. Rows with -100 do not count.
     temperature : float, default: 2.0
         As for :func:`soft_target_loss`.
     alpha : float, default: 0.1
         Weight of the labels.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``temperature`` is not positive, or a label is not a class.
+    NonFiniteError, ShapeError
+        As :func:`counted_rows`.
 
     References
     ----------
@@ -128,9 +147,100 @@ def kd_loss(
 
     Examples
     --------
-    >>> import torch
     >>> round(kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0])).item(), 4)
     0.0693
     """
+    check_temperature(temperature)
+    student, teacher, labels = counted_rows(student, teacher, labels)
+    if not len(labels):
+        return student.sum()
     divergence = soft_target_loss(student, teacher, temperature=temperature)
     return alpha * functional.cross_entropy(student, labels) + (1 - alpha) * divergence
+
+
+def counted_rows(
+    student: Float[Tensor, "N C"], teacher: Float[Tensor, "..."], labels: Integer[Tensor, "..."]
+) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"], Int[Tensor, "M"]]:
+    """Return the rows whose label counts, in float32 or better, for a loss of student, teacher and label.
+
+    Parameters
+    ----------
+    student, teacher : Tensor of shape (N, C)
+        Logits. A class at minus infinity in either is at ``LOWEST`` in both of the returned ones: it is left out.
+    labels : Tensor of shape (N,)
+        Class indices. Rows with -100 are dropped.
+
+    Raises
+    ------
+    HyperparameterError
+        If a label is not a class.
+    NonFiniteError
+        If the teacher's logits hold NaN, or a label's logit is minus infinity.
+    ShapeError
+        If the shapes do not fit, or labels are not whole numbers.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[0.0, -torch.inf], [1.0, 2.0]], dtype=torch.bfloat16)
+    >>> counted_rows(logits, logits, torch.tensor([0, -100]))[0]
+    tensor([[ 0.0000e+00, -1.0000e+30]])
+    """
+    if labels.is_floating_point() or labels.shape != student.shape[:1]:
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ShapeError("labels", found=found, expected=f"class indices of shape {tuple(student.shape[:1])}")
+    student, teacher = _comparable(student, teacher)
+    labels = labels.long()
+    kept = labels != IGNORED
+    if not bool(kept.all()):
+        student, teacher, labels = student[kept], teacher[kept], labels[kept]
+    check_labels(labels, student.shape[1])
+    if bool((student.detach().gather(1, labels[:, None]) == LOWEST).any()):
+        raise NonFiniteError("the logit of a label is minus infinity: its class does not take part")
+    return student, teacher, labels
+
+
+def check_temperature(temperature: float) -> None:
+    """Check that a temperature is positive and finite.
+
+    Raises
+    ------
+    HyperparameterError
+        If it is not.
+
+    Examples
+    --------
+    >>> check_temperature(2.0)
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise HyperparameterError("temperature", found=temperature, expected="a positive number")
+
+
+def check_labels(labels: Integer[Tensor, "N"], classes: int) -> None:
+    """Check that labels are classes.
+
+    Raises
+    ------
+    HyperparameterError
+        If one is not.
+
+    Examples
+    --------
+    >>> check_labels(torch.tensor([0, 2]), 3)
+    """
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        bad = labels[(labels < 0) | (labels >= classes)]
+        raise HyperparameterError("labels", found=bad[:5].tolist(), expected=f"class indices from 0 to {classes - 1}")
+
+
+def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 or better, with the same classes at ``LOWEST``."""
+    if student.shape != teacher.shape:
+        found = f"{tuple(teacher.shape)} and {tuple(student.shape)}"
+        raise ShapeError("logits of teacher and student", found=found, expected="the same classes")
+    student, teacher = upcast(student), upcast(teacher.detach())
+    if bool(teacher.isnan().any()):
+        raise NonFiniteError("the teacher's logits hold NaN")
+    gone = (student.detach() <= LOWEST) | (teacher <= LOWEST)
+    if bool(gone.any()):
+        student, teacher = student.masked_fill(gone, LOWEST), teacher.masked_fill(gone, LOWEST)
+    return student, teacher

@@ -12,24 +12,31 @@ r"""Distillation: the losses that a student can learn from a teacher's logits wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import to_model
-from weightsmith.core.errors import ShapeError
-from weightsmith.core.training import Loss, kd_loss, predict
+from weightsmith.core.data import call, to_model
+from weightsmith.core.errors import CalibrationError, ShapeError
+from weightsmith.core.training import LOWEST, Loss, check_temperature, counted_rows, kd_loss, logits_of, predict
+from weightsmith.train._shared.trainer import aligned, share_of_step
 
-__all__ = ["dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
+__all__ = ["DistillationLoss", "dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
+
+Criterion: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From student logits ``[N, C]``, teacher logits ``[N, C]`` and class indices ``[N]`` to the mean loss of the rows."""
+
+STORED = "teacher_logits"
+"""Name of a teacher's logits among the columns of the data."""
 
 
 def dist_loss(
     student: Float[Tensor, "N C"],
     teacher: Float[Tensor, "N C"],
-    labels: Int[Tensor, "N"],
+    labels: Integer[Tensor, "N"],
     *,
     temperature: float = 4.0,
     alpha: float = 1.0,
@@ -47,13 +54,22 @@ def dist_loss(
     alpha, beta, gamma : float
         Weights of the labels, of the correlation over classes, and over samples.
 
+    Raises
+    ------
+    HyperparameterError, NonFiniteError, ShapeError
+        As :func:`kd_loss`.
+
     Examples
     --------
     >>> logits = torch.eye(3)
     >>> round(dist_loss(logits, logits, torch.arange(3), alpha=0.0).item(), 4)
     0.0
     """
-    q, p = (student / temperature).softmax(1), (teacher.detach() / temperature).softmax(1)
+    check_temperature(temperature)
+    student, teacher, labels = counted_rows(student, teacher, labels)
+    if not len(labels):
+        return student.sum()
+    q, p = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
     rows, columns = 1 - _correlation(q, p, 1).mean(), 1 - _correlation(q, p, 0).mean()
     return alpha * functional.cross_entropy(student, labels) + temperature**2 * (beta * rows + gamma * columns)
 
@@ -61,7 +77,7 @@ def dist_loss(
 def dkd_loss(
     student: Float[Tensor, "N C"],
     teacher: Float[Tensor, "N C"],
-    labels: Int[Tensor, "N"],
+    labels: Integer[Tensor, "N"],
     *,
     temperature: float = 4.0,
     beta: float = 8.0,
@@ -80,6 +96,11 @@ def dkd_loss(
     share : float, default: 1.0
         Weight of both divergences: its authors let it rise to 1 over the first 20 epochs.
 
+    Raises
+    ------
+    HyperparameterError, NonFiniteError, ShapeError
+        As :func:`kd_loss`; or if there are fewer than two classes.
+
     Examples
     --------
     >>> logits = torch.eye(3)
@@ -87,8 +108,14 @@ def dkd_loss(
     >>> torch.allclose(loss, functional.cross_entropy(logits, torch.arange(3)))
     True
     """
+    check_temperature(temperature)
+    if student.shape[1] < 2:
+        raise ShapeError("classes", found=student.shape[1], expected="at least 2")
+    student, teacher, labels = counted_rows(student, teacher, labels)
+    if not len(labels):
+        return student.sum()
     is_label = functional.one_hot(labels, student.shape[1]).bool()
-    both = student / temperature, teacher.detach() / temperature
+    both = student / temperature, teacher / temperature
     log_q, log_p = (_label_or_not(logits, is_label) for logits in both)
     log_q_rest, log_p_rest = (logits[~is_label].view(len(labels), -1).log_softmax(1) for logits in both)
     label = functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
@@ -97,7 +124,7 @@ def dkd_loss(
 
 
 def list_mle_loss(
-    student: Float[Tensor, "N C"], teacher: Float[Tensor, "N C"], labels: Int[Tensor, "N"]
+    student: Float[Tensor, "N C"], teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"]
 ) -> Float[Tensor, ""]:
     """Compute the negative log-likelihood of the teacher's order of the classes, the label first.
 
@@ -106,17 +133,24 @@ def list_mle_loss(
     student, teacher, labels
         As for :func:`kd_loss`.
 
+    Raises
+    ------
+    HyperparameterError, NonFiniteError, ShapeError
+        As :func:`kd_loss`.
+
     Examples
     --------
     >>> round(list_mle_loss(torch.zeros(1, 10), torch.zeros(1, 10), torch.tensor([0])).item(), 4)
     15.1044
     """
-    key = teacher.detach().scatter(1, labels[:, None], torch.inf)
+    student, teacher, labels = counted_rows(student, teacher, labels)
+    key = teacher.scatter(1, labels[:, None], torch.inf)
     s = student.gather(1, key.argsort(dim=1, descending=True, stable=True))
-    return (s.flip(1).logcumsumexp(1).flip(1) - s).sum(1).mean()
+    terms = (s.flip(1).logcumsumexp(1).flip(1) - s).masked_fill(s <= LOWEST, 0.0)
+    return terms.sum() / max(len(labels), 1)
 
 
-def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+def distillation(teacher: nn.Module, criterion: Criterion) -> Loss:
     """Make a loss for :func:`weightsmith.core.training.fit` of a teacher and a criterion.
 
     Parameters
@@ -124,8 +158,9 @@ def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor
     teacher : nn.Module
         Put in evaluation mode and run without gradients on every batch.
     criterion : callable
-        One of this module's, or :class:`weightsmith.train.PLDLoss`: of student logits ``[N, C]``, teacher logits
-        ``[N, C]`` and class indices ``[N]``.
+        :func:`kd_loss`, :func:`dist_loss`, :func:`dkd_loss`, :func:`list_mle_loss` or
+        :class:`weightsmith.train.PLDLoss`: of student logits ``[N, C]``, teacher logits ``[N, C]`` and class indices
+        ``[N]``.
 
     Returns
     -------
@@ -146,12 +181,84 @@ def distillation(teacher: nn.Module, criterion: Callable[[Tensor, Tensor, Tensor
         with torch.no_grad():
             theirs, _ = predict(teacher, to_model(batch, teacher))
         ours, labels = predict(model, batch)
-        if theirs.shape[-1] != ours.shape[-1]:
-            found = f"{theirs.shape[-1]} and {ours.shape[-1]}"
-            raise ShapeError("teacher and student must have the same classes", found=found)
-        return criterion(ours.flatten(0, -2), theirs.flatten(0, -2), labels.flatten())
+        return _of_rows(criterion, ours, theirs, labels)
 
     return loss
+
+
+class DistillationLoss:
+    """The ``compute_loss_func`` of ``transformers.Trainer`` that compares a student with a teacher.
+
+    Parameters
+    ----------
+    student : nn.Module
+        The model that the Trainer trains. A hook on it notes each batch; :meth:`remove` takes it off.
+    criterion : callable
+        As for :func:`distillation`.
+    teacher : nn.Module, optional
+        Put in evaluation mode and run without gradients on every batch. Without one, its logits are the column
+        ``teacher_logits`` of the data, of the shape of the student's; set ``remove_unused_columns=False``.
+
+    Examples
+    --------
+    >>> from transformers import Trainer
+    >>> student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
+    >>> loss = DistillationLoss(student, kd_loss, teacher)
+    >>> outputs = student(input=torch.ones(2, 4))  # Trainer(student, ..., compute_loss_func=loss) does this, and
+    >>> loss(outputs, torch.tensor([0, 2])).requires_grad
+    True
+    """
+
+    def __init__(self, student: nn.Module, criterion: Criterion, teacher: nn.Module | None = None) -> None:
+        self.criterion, self.teacher = criterion, teacher if teacher is None else teacher.eval()
+        self._inputs: dict[str, Any] = {}
+        self._handle = student.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
+        """Compute the loss of a micro-batch: its mean over labels, times its share of the labels of the step.
+
+        Raises
+        ------
+        CalibrationError
+            If there are no labels, or neither a teacher nor its logits.
+        ShapeError
+            If the two models do not have the same classes.
+        """
+        labels, ours, theirs = aligned(outputs, labels, self._teacher_logits().to(logits_of(outputs).device))
+        count = (labels != -100).sum()
+        return _of_rows(self.criterion, ours, theirs, labels) * share_of_step(count, num_items_in_batch)
+
+    def remove(self) -> None:
+        """Take the hook off the student."""
+        self._handle.remove()
+
+    def _note(
+        self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self._inputs = inputs
+        return args, {name: value for name, value in inputs.items() if name != STORED}
+
+    @torch.no_grad()
+    def _teacher_logits(self) -> Tensor:
+        inputs, self._inputs = self._inputs, {}
+        if self.teacher is None:
+            if STORED not in inputs:
+                raise CalibrationError(
+                    f"a batch without {STORED!r}",
+                    found=sorted(inputs),
+                    do="Put the column into the data and set remove_unused_columns=False, or give a teacher.",
+                )
+            stored: Tensor = inputs[STORED]
+            return stored
+        given = {name: value for name, value in inputs.items() if name not in (STORED, "labels", "num_items_in_batch")}
+        return logits_of(call(self.teacher, to_model(given, self.teacher)))
+
+
+def _of_rows(criterion: Criterion, ours: Tensor, theirs: Tensor, labels: Tensor) -> Tensor:
+    if theirs.shape[-1] != ours.shape[-1]:
+        found = f"{theirs.shape[-1]} and {ours.shape[-1]}"
+        raise ShapeError("teacher and student must have the same classes", found=found)
+    return criterion(ours.flatten(0, -2), theirs.to(ours.device).flatten(0, -2), labels.flatten())
 
 
 def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
@@ -161,5 +268,5 @@ def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 def _label_or_not(logits: Tensor, is_label: Tensor) -> Tensor:
     """Log-probabilities of the label and of all other classes together."""
-    rest = logits.masked_fill(is_label, -torch.inf).logsumexp(1)
+    rest = logits.masked_fill(is_label, -torch.inf).logsumexp(1).clamp(min=LOWEST)
     return torch.stack([logits[is_label], rest], 1).log_softmax(1)
