@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
 from weightsmith.core.linalg import inverse_cholesky
-from weightsmith.core.models import Layer, find_layers
+from weightsmith.core.models import Layer, block_layers
 from weightsmith.core.results import Result, record
 from weightsmith.core.statistics import Gram, InputStatistics
 from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, prune_layers, remove, wanda_score
@@ -147,7 +147,7 @@ def dsnot(
     pattern = Pattern.parse(sparsity)
     _check_hyper(max_swaps, tolerance, variance_power)
     if masks is not None:
-        _check_masks(masks, find_layers(model, include, exclude))
+        _check_masks(masks, block_layers(model, include, exclude))
     factors: dict[int, Tensor] = {}
 
     def starting_score(layer: Layer, statistics: InputStatistics) -> Tensor:
@@ -179,8 +179,8 @@ def dsnot(
             variance_power=variance_power,
         )
         tokens = statistics.rows / statistics.sequences
-        if correct_bias and isinstance(bias := getattr(layer.module, "bias", None), Tensor):
-            bias.data += (refined.error_after_O / tokens).to(bias.dtype)
+        if correct_bias and layer.bias is not None:
+            layer.bias.data += (refined.error_after_O / tokens).to(layer.bias.dtype)
         measures = {
             "swaps": refined.swaps_O.float().mean().item(),
             "row_error_before": refined.error_before_O.abs().mean().item() / tokens,
@@ -349,7 +349,7 @@ def _check_hyper(max_swaps: int, tolerance: float, variance_power: float) -> Non
 
 def _check_masks(masks: Mapping[str, Tensor], layers: Sequence[Layer]) -> None:
     for layer in layers:
-        shape = torch.Size(layer.module.weight.shape)  # type: ignore[arg-type]
+        shape = layer.weight.shape
         if layer.name in masks and masks[layer.name].shape != shape:
             raise ShapeError(
                 f"mask of layer {layer.name!r}", found=tuple(masks[layer.name].shape), expected=tuple(shape)

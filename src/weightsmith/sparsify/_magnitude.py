@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.models import Layer, rewriting
+from weightsmith.core.models import Layer, block_layers, rewriting, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, check_weight, remove, summarize
 
@@ -68,6 +68,7 @@ def magnitude(
         record("magnitude", sparsity=sparsity, group=group, include=include, exclude=exclude) as result,
         rewriting(model, None, include, exclude) as blocks,
     ):
+        result.notes += unreached(model, block_layers(model))
         for block in blocks:
             pattern.check(block.layers)
             for layer in block.layers:

@@ -4,20 +4,23 @@ from ._batchnorm import (
     reset_batchnorm as reset_batchnorm,
 )
 from ._blocks import (
-    Accumulator as Accumulator,
     Block as Block,
     block_layers as block_layers,
-    find_blocks as find_blocks,
-    observe as observe,
     rewriting as rewriting,
     stream as stream,
 )
+from ._experts import find_experts as find_experts, watching_experts as watching_experts
 from ._folding import fold_parametrizations as fold_parametrizations
 from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp
 from ._layers import (
     Layer as Layer,
+    computed_by as computed_by,
     evaluation_mode as evaluation_mode,
+    find_blocks as find_blocks,
     find_layers as find_layers,
     get_module as get_module,
     swap_module as swap_module,
+    writable as writable,
 )
+from ._observe import Accumulator as Accumulator, observe as observe
+from ._unreached import unreached as unreached

@@ -15,48 +15,23 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
-from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from weightsmith.core.data import Batch, Batches, as_batches, call, to_device
-from weightsmith.core.errors import (
-    CalibrationError,
-    LayerNotFoundError,
-    UnsupportedModelError,
-    WeightsmithError,
-)
+from weightsmith.core.data import Batch, Batches, as_batches, to_device
+from weightsmith.core.errors import LayerNotFoundError
 from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, writing
-from weightsmith.core.models._layers import Layer, evaluation_mode, find_layers
+from weightsmith.core.models._experts import find_experts
+from weightsmith.core.models._layers import Layer, find_blocks, find_layers, writable
+from weightsmith.core.models._observe import A, call_checked, device_of, observe_runs, quiet
+from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
 from weightsmith.core.progress import track
 
-__all__ = [
-    "Accumulator",
-    "Block",
-    "block_layers",
-    "find_blocks",
-    "observe",
-    "rewriting",
-    "stream",
-]
-
-
-@runtime_checkable
-class Accumulator(Protocol):
-    """What :func:`observe` feeds: a running statistic of one layer's inputs."""
-
-    def update(self, x_SNI: Float[Tensor, "sequences rows in"], mask_SN: Bool[Tensor, "sequences rows"] | None) -> None:
-        """Take in one batch; ``mask`` is False on padding, None where every row is real."""
-
-    def all_reduce(self) -> None:
-        """Add up over the processes of ``torch.distributed``."""
-
-
-A = TypeVar("A", bound=Accumulator)
+__all__ = ["Block", "block_layers", "rewriting", "stream"]
 
 
 @dataclass
@@ -71,14 +46,14 @@ class Block:
         The block.
     layers : list of Layer
         Its weight matrices, named as in the whole model.
-    inputs : list of (args, kwargs, mask)
-        What the model passes to the block, one entry per batch; ``mask`` marks real tokens (or is None).
+    inputs : list of (args, kwargs, masks)
+        What the model passes to the block, one entry per batch, and which of its tokens are real.
     """
 
     name: str
     module: nn.Module
     layers: list[Layer]
-    inputs: list[tuple[tuple[Any, ...], dict[str, Any], Tensor | None]] = field(default_factory=list)
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any], TokenMasks]] = field(default_factory=list)
 
     @torch.no_grad()
     def observe(self, layers: Sequence[Layer], make: Callable[[Layer], A]) -> dict[str, A]:
@@ -97,35 +72,10 @@ class Block:
         dict of str to Accumulator
             By layer name; layers no batch reached are absent.
         """
-        runs = [(lambda a=args, k=kwargs: self.module(*a, **k), mask) for args, kwargs, mask in self.inputs]
-        return _observe(layers, make, runs)
-
-
-def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the repeated blocks of a model by structure.
-
-    They are the entries, holding weight matrices, of the outermost ``nn.ModuleList`` s; failing those, the children
-    of a model that is itself an ``nn.Sequential``; failing those, the model as a whole, under the name ``""``.
-
-    Examples
-    --------
-    >>> list(find_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
-    ['0', '2']
-    """
-    stacks: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        outer = any(name.startswith(f"{stack}.") for stack, _ in stacks)
-        if isinstance(module, nn.ModuleList) and not outer:
-            stacks.append((name, module))
-    if not stacks and isinstance(model, nn.Sequential):
-        stacks.append(("", model))
-    blocks = {
-        f"{name}.{child}".lstrip("."): block
-        for name, stack in stacks
-        for child, block in stack.named_children()
-        if find_layers(block, strict=False)
-    }
-    return blocks or {"": model}
+        runs = [
+            (lambda a=args, k=kwargs: self.module(*a, **k), lambda m=masks: m) for args, kwargs, masks in self.inputs
+        ]
+        return observe_runs(layers, make, runs)
 
 
 def block_layers(
@@ -202,7 +152,7 @@ def stream(
                     offloaded.free()
         return
     batches = as_batches(batches)
-    with _quiet(model), _BatchForwards(model, blocks, batches, offloaded) as forwards:
+    with quiet(model), _BatchForwards(model, blocks, batches, offloaded) as forwards:
         while (met := forwards.next_block()) is not None:
             if met.layers:
                 yield from _visit(met, offloaded)
@@ -240,8 +190,9 @@ def rewriting(
     with TemporaryFolder() as folder:
 
         def remembered() -> Iterator[Block]:
-            total = sum(bool(block.layers) for block in _blocks_with_layers(model, include, exclude).values())
-            for block in track(blocks, "blocks", total=total):
+            found = _blocks_with_layers(model, include, exclude).values()
+            writable(layer for block in found for layer in block.layers)
+            for block in track(blocks, "blocks", total=sum(bool(block.layers) for block in found)):
                 if offloaded_of(model) is None:
                     path = Path(folder) / f"{len(saved)}.safetensors"
                     with writing(path):
@@ -261,41 +212,6 @@ def rewriting(
             blocks.close()
 
 
-@torch.no_grad()
-def observe(model: nn.Module, batches: Batches, layers: Sequence[Layer], make: Callable[[Layer], A]) -> dict[str, A]:
-    """Run the whole model once on every batch and accumulate the inputs of some layers.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any model.
-    batches : sequence of Batch
-        Calibration data.
-    layers : sequence of Layer
-        The layers to watch.
-    make : callable
-        Makes the accumulator of a layer; layers that receive the very same tensor share one.
-
-    Returns
-    -------
-    dict of str to Accumulator
-        By layer name; layers no batch reached are absent.
-
-    Raises
-    ------
-    CalibrationError
-        If there are no batches, or the model rejects one.
-    """
-    batches = as_batches(batches)
-    device = _device(model)
-
-    def run(batch: Batch, index: int) -> Callable[[], Any]:
-        return lambda: _call_checked(model, to_device(batch, device), index)
-
-    with _quiet(model):
-        return _observe(layers, make, [(run(batch, i), _token_mask(batch)) for i, batch in enumerate(batches)])
-
-
 class _BatchForwards:
     """The forward passes of all batches, each paused where its model calls a block not yet visited."""
 
@@ -308,13 +224,14 @@ class _BatchForwards:
     ) -> None:
         self.model, self.offloaded = model, offloaded
         self.pending = dict(blocks)
-        self.device = _device(model) if offloaded is None else torch.device("cpu")
+        self.device = device_of(model) if offloaded is None else torch.device("cpu")
         self.main = getcurrent()
         self.forwards = [greenlet(self._start(batch, index)) for index, batch in enumerate(batches)]
-        self.masks = [mask if mask is None else mask.to(self.device) for mask in map(_token_mask, batches)]
-        self.paused_at: dict[greenlet, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
+        self.masks = StreamMasks(model, [block.name for block in blocks.values()])
+        self.paused_at: dict[greenlet, tuple[nn.Module, tuple[Any, ...], dict[str, Any], TokenMasks]] = {}
 
     def __enter__(self) -> _BatchForwards:
+        self.masks.__enter__()
         self.hooks = [
             module.register_forward_pre_hook(self._pause, with_kwargs=True, prepend=True) for module in self.pending
         ]
@@ -333,6 +250,7 @@ class _BatchForwards:
         for forward in self.forwards:
             if forward:
                 forward.throw(GreenletExit)
+        self.masks.__exit__()
         if self.offloaded is not None:
             self.offloaded.free()
 
@@ -353,8 +271,8 @@ class _BatchForwards:
         module = self.paused_at[waiting[0]][0]
         block = self.pending.pop(module)
         block.inputs = [
-            (*self.paused_at[forward][1:], mask)
-            for forward, mask in zip(self.forwards, self.masks, strict=True)
+            self.paused_at[forward][1:]
+            for forward in self.forwards
             if not forward.dead and self.paused_at[forward][0] is module
         ]
         return block
@@ -368,13 +286,15 @@ class _BatchForwards:
 
     def _start(self, batch: Batch, index: int) -> Callable[[], None]:
         def forward() -> None:
-            _call_checked(self.model, to_device(batch, self.device), index)
+            placed = to_device(batch, self.device)
+            self.masks.start(token_masks(placed))
+            call_checked(self.model, placed, index)
 
         return forward
 
     def _pause(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if getcurrent() is not self.main and module in self.pending:
-            self.main.switch((module, args, kwargs))
+            self.main.switch((module, args, kwargs, self.masks.now))
 
     def _load(self, module: nn.Module, args: object) -> None:
         assert self.offloaded is not None
@@ -400,111 +320,16 @@ def _blocks_with_layers(
 ) -> dict[nn.Module, Block]:
     blocks = {module: Block(name, module, []) for name, module in find_blocks(model).items()}
     owner = {child: block for block in blocks.values() for child in block.module.modules()}
-    for layer in find_layers(model, include, exclude):
+    layers = find_layers(model, include, exclude, strict=False) + find_experts(model, include, exclude)
+    for layer in layers:
         if layer.module in owner:
             owner[layer.module].layers.append(layer)
     if not any(block.layers for block in blocks.values()):
+        if not layers:
+            find_layers(model, include, exclude)
         raise LayerNotFoundError(
             f"no layer inside the blocks matches {include!r}",
             found=f"blocks {[block.name for block in blocks.values()][:4]}",
             do="Layers outside the repeated blocks (embeddings, heads) are not streamed.",
         )
     return blocks
-
-
-def _observe(
-    layers: Sequence[Layer], make: Callable[[Layer], A], runs: Sequence[tuple[Callable[[], Any], Tensor | None]]
-) -> dict[str, A]:
-    accumulators: dict[str, A] = {}
-    leaders: dict[str, str] = {}
-    last: tuple[Tensor | None, str] = (None, "")
-    mask: Tensor | None = None
-
-    def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal last
-            (x,) = args
-            leader = last[1] if x is last[0] else layer.name
-            if leaders.setdefault(layer.name, leader) != leader:
-                raise UnsupportedModelError(
-                    f"layer {layer.name!r} shares its input with {leader!r} in some batches only",
-                    do="Watch one of the two with include/exclude patterns.",
-                )
-            if leader != layer.name:
-                accumulators.setdefault(layer.name, accumulators[leader])
-                return
-            last = (x, layer.name)
-            if layer.name not in accumulators:
-                accumulators[layer.name] = make(layer)
-            rows, real = _rows(layer, x, mask)
-            accumulators[layer.name].update(rows, real)
-
-        return see
-
-    hooks = [layer.module.register_forward_pre_hook(hook(layer)) for layer in layers]
-    try:
-        for run, mask in runs:  # noqa: B007 - `see` reads mask
-            run()
-            last = (None, "")
-    finally:
-        for handle in hooks:
-            handle.remove()
-    for accumulator in {id(a): a for a in accumulators.values()}.values():
-        accumulator.all_reduce()
-    return accumulators
-
-
-def _rows(layer: Layer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A layer's input rows, and which of them are real tokens."""
-    if mask is not None and x.ndim == 2 and x.shape[0] == mask.numel():
-        x = x.reshape(*mask.shape, -1)  # models that flatten the tokens of a batch
-    rows = layer.rows(x)
-    width = layer.weight_OI.shape[1]
-    if rows.shape[-1] != width:
-        raise CalibrationError(f"inputs of layer {layer.name!r}", found=f"{rows.shape[-1]} features", expected=width)
-    if mask is None or mask.shape != rows.shape[:2] or bool(mask.all()):
-        return rows, None
-    return rows, mask
-
-
-def _token_mask(batch: Batch) -> Tensor | None:
-    """Which tokens of the batch are real, ``[sequences, tokens]``; None when the batch is not token ids."""
-    if isinstance(batch, Mapping):
-        if isinstance(mask := batch.get("attention_mask"), Tensor) and mask.ndim == 2:
-            return mask.bool()
-        ids = batch.get("input_ids")
-    else:
-        ids = batch if isinstance(batch, Tensor) else batch[0]
-    if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point():
-        return torch.ones_like(ids, dtype=torch.bool)
-    return None
-
-
-@contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without a key-value cache: a block that runs twice must not fill it twice."""
-    configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    cached = [config for config in configs.values() if getattr(config, "use_cache", False)]
-    for config in cached:
-        config.use_cache = False
-    try:
-        with evaluation_mode(model):
-            yield
-    finally:
-        for config in cached:
-            config.use_cache = True
-
-
-def _call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
-    try:
-        return call(model, batch)
-    except (WeightsmithError, torch.OutOfMemoryError):
-        raise
-    except (TypeError, IndexError, ValueError, RuntimeError) as error:
-        raise CalibrationError(
-            f"the model rejects calibration batch {index}", found=f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -5,7 +5,7 @@ Legend: ``O`` outputs, ``I`` inputs (for a convolution the unfolded patch), ``N`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,19 +13,32 @@ from fnmatch import fnmatchcase
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 
-__all__ = ["Layer", "evaluation_mode", "find_layers", "get_module", "swap_module"]
+__all__ = [
+    "Layer",
+    "adapter_paths",
+    "computed_by",
+    "evaluation_mode",
+    "find_blocks",
+    "find_layers",
+    "get_module",
+    "matches",
+    "patterns",
+    "swap_module",
+    "writable",
+]
 
 
 @dataclass(frozen=True)
 class Layer:
     """A weight matrix inside a model.
 
-    ``nn.Linear``, Hugging Face's transposed ``Conv1D`` and ungrouped ``nn.Conv1d/2d/3d`` all look the same from
-    here: a matrix of outputs by inputs that rows of inputs are multiplied with.
+    ``nn.Linear``, Hugging Face's transposed ``Conv1D``, ungrouped ``nn.Conv1d/2d/3d`` and one expert of a stacked
+    parameter all look the same from here: a matrix of outputs by inputs that rows of inputs are multiplied with.
 
     Attributes
     ----------
@@ -35,18 +48,30 @@ class Layer:
         The module itself.
     aliases : tuple of str
         Paths of the other modules that hold the same parameter (tied weights); a method changes them once.
+    parameter : str
+        Name of the parameter in its module.
+    expert : int or None
+        Index of the expert in a parameter that stacks the matrices of all experts.
     """
 
     name: str
     module: nn.Module
     aliases: tuple[str, ...] = field(default=())
+    parameter: str = "weight"
+    expert: int | None = None
 
     @property
     def weight(self) -> Tensor:
-        """The module's weight itself: the parameter, in the module's own shape."""
-        weight = self.module.weight
+        """The module's weight itself: the parameter in the module's own shape, or the view of one expert."""
+        weight = getattr(self.module, self.parameter)
         assert isinstance(weight, Tensor)
-        return weight
+        return weight if self.expert is None else weight[self.expert]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that is added to the product, or the view of one expert's; None without one."""
+        bias: Tensor | None = getattr(self.module, "bias" if self.expert is None else f"{self.parameter}_bias", None)
+        return bias if self.expert is None or bias is None else bias[self.expert]
 
     @property
     def weight_OI(self) -> Float[Tensor, "out in"]:
@@ -61,6 +86,8 @@ class Layer:
 
     def matrix(self, like_weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
         """A tensor shaped like the module's weight (a mask, say) as a view ``[out, in]``."""
+        if self.expert is not None:
+            return like_weight.T if self.module.is_transposed else like_weight
         return like_weight.T if isinstance(self.module, Conv1D) else like_weight.flatten(1)
 
     def rows(self, x: Tensor) -> Float[Tensor, "sequences rows in"]:
@@ -77,7 +104,7 @@ class Layer:
             Leading dimension: the independent sequences (or images) of the batch. An input of rank two is one
             sequence: the batch itself.
         """
-        if isinstance(self.module, (nn.Linear, Conv1D)):
+        if self.expert is not None or isinstance(self.module, (nn.Linear, Conv1D)):
             return x.reshape(1, -1, x.shape[-1]) if x.ndim < 3 else x.reshape(x.shape[0], -1, x.shape[-1])
         return _patches(self.module, x)
 
@@ -85,7 +112,7 @@ class Layer:
 def find_layers(
     model: nn.Module, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = (), *, strict: bool = True
 ) -> list[Layer]:
-    """Find every weight matrix whose path matches, tied weights once.
+    """Find every module with a weight matrix whose path matches, tied weights once.
 
     Parameters
     ----------
@@ -108,7 +135,9 @@ def find_layers(
 
     Notes
     -----
-    Grouped and transposed convolutions are not a single matrix and are left out.
+    Grouped and transposed convolutions are not a single matrix and are left out. So are the matrices of an adapter
+    (LoRA): only the layer under it is found. Experts in one stacked parameter are found by
+    :func:`~weightsmith.core.models.find_experts`.
 
     Examples
     --------
@@ -116,18 +145,17 @@ def find_layers(
     >>> [layer.name for layer in find_layers(model, exclude="2")]
     ['0']
     """
-    include, exclude = _patterns(include), _patterns(exclude)
+    include, exclude = patterns(include), patterns(exclude)
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    adapters = adapter_paths(model)
     for name, module in model.named_modules(remove_duplicate=False):
-        if _is_matrix(module):
-            owners.setdefault(id(module.weight), []).append((name, module))
+        if _is_matrix(module) and not f"{name}.".startswith(adapters):
+            # a computed weight is another tensor at each access
+            owner = module if computed_by(module) else module.weight
+            owners.setdefault(id(owner), []).append((name, module))
     layers = []
     for places in owners.values():
-        matching = [
-            (name, module)
-            for name, module in places
-            if any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
-        ]
+        matching = [(name, module) for name, module in places if matches(name, include, exclude)]
         if matching:
             name, module = matching[0]
             layers.append(Layer(name, module, tuple(other for other, _ in places if other != name)))
@@ -139,6 +167,79 @@ def find_layers(
             do="Check the patterns against the names of model.named_modules().",
         )
     return layers
+
+
+def adapter_paths(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths, each with a dot at its end, of the parts of a model that belong to adapters of PEFT."""
+    return tuple(
+        f"{name}.{child}.".lstrip(".")
+        for name, module in model.named_modules(remove_duplicate=False)
+        if "base_layer" in module._modules
+        for child in module._modules
+        if child != "base_layer"
+    )
+
+
+def computed_by(module: nn.Module, parameter: str = "weight") -> str:
+    """Say what computes a module's weight from other tensors; empty if the weight is a parameter of its own.
+
+    Examples
+    --------
+    >>> computed_by(nn.Linear(2, 2))
+    ''
+    >>> computed_by(torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    '_WeightNorm'
+    >>> from torch.nn.utils import prune
+    >>> computed_by(prune.l1_unstructured(nn.Linear(2, 2), "weight", 1))
+    'L1Unstructured'
+    """
+    if parametrize.is_parametrized(module, parameter):
+        chain = module.parametrizations[parameter]  # type: ignore[index]
+        return ", ".join(type(part).__name__ for part in chain)
+    if parameter in module._parameters:
+        return "static sparsity" if f"{parameter}_mask" in module._buffers else ""
+    hooks = [
+        hook
+        for hook in module._forward_pre_hooks.values()
+        if parameter in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None))
+    ]
+    return type(hooks[0]).__name__ if hooks else "other tensors"
+
+
+def writable(layers: Iterable[Layer]) -> None:
+    """Refuse layers whose weights cannot be written, before anything changes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a weight is computed from other tensors (weight normalization, parametrizations, ``torch.nn.utils.prune``),
+        is not of floating point, has a scale beside it (8-bit formats), or an adapter is merged into it.
+
+    Examples
+    --------
+    >>> writable(find_layers(nn.Linear(2, 2)))
+    >>> model = nn.Sequential(torch.nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)))
+    >>> writable(find_layers(model))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    weightsmith.core.errors.UnsupportedModelError: the weight of layer '0' is computed: found _SpectralNorm...
+    """
+    for layer in layers:
+        if how := computed_by(layer.module, layer.parameter):
+            raise UnsupportedModelError(
+                f"the weight of layer {layer.name!r} is computed",
+                found=how,
+                expected="a parameter of its own",
+                do="Fold it into plain weights first, or leave the layer out with exclude.",
+            )
+        weight = layer.weight
+        if not weight.is_floating_point() or weight.element_size() < 2:
+            raise UnsupportedModelError(
+                f"layer {layer.name!r}",
+                found=f"weights in {weight.dtype}",
+                expected="floating point of 16 bits or more",
+                do="Dequantize the model, or leave the layer out with exclude.",
+            )
 
 
 def get_module(model: nn.Module, name: str) -> nn.Module:
@@ -190,6 +291,33 @@ def swap_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     return old
 
 
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the repeated blocks of a model by structure.
+
+    They are the entries, holding weight matrices, of the outermost ``nn.ModuleList`` s; failing those, the children
+    of a model that is itself an ``nn.Sequential``; failing those, the model as a whole, under the name ``""``.
+
+    Examples
+    --------
+    >>> list(find_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
+    ['0', '2']
+    """
+    stacks: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        outer = any(name.startswith(f"{stack}.") for stack, _ in stacks)
+        if isinstance(module, nn.ModuleList) and not outer:
+            stacks.append((name, module))
+    if not stacks and isinstance(model, nn.Sequential):
+        stacks.append(("", model))
+    blocks = {
+        f"{name}.{child}".lstrip("."): block
+        for name, stack in stacks
+        for child, block in stack.named_children()
+        if find_layers(block, strict=False)
+    }
+    return blocks or {"": model}
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and each back in its own mode afterwards."""
@@ -204,12 +332,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def _is_matrix(module: nn.Module) -> bool:
     if isinstance(module, (nn.Linear, Conv1D)):
-        return isinstance(module.weight, Tensor)
+        return parametrize.is_parametrized(module, "weight") or isinstance(module.weight, Tensor)
     return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
 
 
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one shell pattern, or several, as a tuple."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a path matches one of the patterns to include and none of those to exclude."""
+    return any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
 
 
 def _patches(conv: nn.Module, x: Tensor) -> Float[Tensor, "images patches in"]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import lowest_k_mask, lowest_n_of_m_mask
-from weightsmith.core.models import Layer, rewriting
+from weightsmith.core.models import Layer, block_layers, rewriting, unreached
 from weightsmith.core.results import Result
 from weightsmith.core.statistics import InputStatistics
 
@@ -137,13 +137,14 @@ def prune_layers(
     prune : callable
         Prunes one layer given its statistics, and returns its measures.
     """
+    result.notes += unreached(model, block_layers(model))
     with rewriting(model, calibration, include, exclude) as blocks:
         for block in blocks:
             pattern.check(block.layers)
             statistics = block.observe(block.layers, make)
             for layer in block.layers:
+                check_weight(layer)
                 if layer.name in statistics:
-                    check_weight(layer)
                     result.layer(layer.name, **prune(layer, statistics[layer.name]))
                 else:
                     result.notes.append(f"No calibration token reached layer {layer.name!r}: it stays dense.")
