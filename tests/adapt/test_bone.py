@@ -34,6 +34,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.training import fit
+from weightsmith.testing import Snapshot
 
 VARIANTS = ["bat", "bat-row", "miss", "mini"]
 APPLY = {"bat": apply_bat, "bat-row": apply_bat_row, "miss": apply_miss, "mini": apply_miss}
@@ -834,3 +835,80 @@ def test_dropout_is_for_additive_adapters_on_linear_layers():
     model.train()
     with pytest.raises(UnsupportedModelError, match="dropout needs an additive adapter"):
         model(x)
+
+
+def adapted_mlp():
+    model = mlp()
+    adapted = get_peft_model(model, BoneConfig(r=4, target_modules=["0", "2"], init_weights=False))
+    return model, adapted
+
+
+@pytest.mark.parametrize("act", ["merge_and_unload", "merge_adapter", "unload", "unmerge_adapter"])
+def test_what_stops_a_merge_half_way_leaves_all_layers_unmerged(act, monkeypatch):
+    model, adapted = adapted_mlp()
+    if act == "unmerge_adapter":
+        adapted.merge_adapter()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = Snapshot(model)
+    method = {"unload": "get_base_layer", "unmerge_adapter": "unmerge"}.get(act, "merge")
+    original, calls = getattr(BoneLinear, method), []
+
+    def second(self, *args, **kwargs):
+        calls.append(self.name)
+        if len(set(calls)) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(BoneLinear, method, second)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(adapted.base_model, act)()
+    monkeypatch.undo()
+    assert before.changes(model) == []
+    getattr(adapted.base_model, act)()
+
+
+def test_a_merge_keeps_the_gradients():
+    model, adapted = adapted_mlp()
+    adapted(torch.rand(2, 8)).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    adapted.merge_adapter()
+    assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
+
+
+def test_what_stops_the_injection_leaves_no_adapter(monkeypatch):
+    model = mlp()
+    before, original, calls = Snapshot(model), BoneLinear.update_layer, []
+
+    def second(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(BoneLinear, "update_layer", second)
+    with pytest.raises(KeyboardInterrupt):
+        get_peft_model(model, BoneConfig(r=4, target_modules=["0", "2"]))
+    assert before.changes(model) == []
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_a_classifier_trains_its_head_whole(kind):
+    from weightsmith.testing import samples, tiny as still
+
+    model, _ = still(kind)
+    with pytest.raises(ShapeError, match="Train the head whole: task_type='SEQ_CLS', or modules_to_save="):
+        get_peft_model(model, BoneConfig(r=4))
+    head = model.classifier.weight.detach().clone()
+    result = bone(model, samples(kind), r=4, learning_rate=1e-3)
+    assert not torch.equal(model.classifier.weight, head)
+    assert type(model.classifier) is nn.Linear
+    assert {"layer": "classifier", "trainable": head.numel() + 2}.items() <= result.layers[-1].items()
+
+
+def test_a_model_with_adapters_is_refused():
+    model = get_peft_model(tiny("llama")[0], LoraConfig(r=2, target_modules="all-linear"))
+    before = Snapshot(model)
+    with pytest.raises(UnsupportedModelError, match=r"has adapters already: found 14 .*merge_and_unload"):
+        bone(model, [{"input_ids": torch.arange(8)}] * 2, r=4)
+    assert before.changes(model) == []

@@ -1,5 +1,6 @@
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ from torch import nn
 
 from models import tiny
 from weightsmith.adapt import LIFTAdamW, lift, lift_groups, principal_mask
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
+from weightsmith.adapt._lift.groups import approx_rank
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.core.linalg import largest_k, project, singular_basis
 from weightsmith.core.training import default_loss, fit
 
@@ -708,3 +716,56 @@ def test_loss_of_samples_is_the_models_own():
     model, _ = tiny("llama")
     batch = {"input_ids": torch.stack([s["input_ids"] for s in samples()])}
     assert default_loss(model, batch).item() == pytest.approx(model(**batch, labels=batch["input_ids"]).loss.item())
+
+
+def test_every_expert_of_a_stack_has_its_own_principal_weights():
+    from weightsmith.testing import tiny as still
+
+    model, _ = still("mixtral")
+    stack = model.model.layers[0].mlp.experts.gate_up_proj
+    groups = lift_groups(model, density=0.1)
+    assert [group.get("stacked", False) for group in groups] == [False, True]
+    assert [name for name, _ in groups[1]["params"]][:2] == [
+        f"model.layers.0.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")
+    ]
+    optimizer = LIFTAdamW(groups, lr=1e-2)
+    ids = torch.randint(3, 60, (4, 16), generator=torch.Generator().manual_seed(0))
+    before = stack.detach().clone()
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    for old, new in zip(before, stack.detach(), strict=True):
+        chosen = principal_mask(old, approx_rank(old, groups[1]), round(0.1 * old.numel()))
+        moved = new != old
+        assert moved.sum() > 0.9 * chosen.sum()
+        assert not (moved & ~chosen).any()
+    with pytest.raises(UnsupportedModelError, match="patterns that choose 1 of them. Choose all or none"):
+        lift_groups(model, include="*.experts.2.down_proj")
+    text = " ".join(lift(model, [{"input_ids": row} for row in ids], density=0.1).notes)
+    assert "mlp.gate" in text, "the router is named"
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copy", "pickle"])
+def test_a_copy_between_backward_and_step_holds_the_kept_gradients(how):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
+    options = {"density": 0.2, "free_gradients": True, "max_grad_norm": 0.1}
+    optimizer = LIFTAdamW([p for p in model.parameters() if p.ndim == 2], lr=1e-2, **options)
+    x = torch.rand(5, 16)
+    model(x).square().mean().backward()
+    other, again = how((model, optimizer))
+    for _ in range(2):
+        for network, steps in ((model, optimizer), (other, again)):
+            steps.step()
+            steps.zero_grad()
+            network(x).square().mean().backward()
+            assert network[0].weight.grad is None, "the copy frees gradients, too"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("damage", [{"state": {0: {"step": 1}}}, {"param_groups": [{}]}, {"state": None}], ids=str)
+def test_a_damaged_state_is_refused(damage):
+    optimizer = LIFTAdamW([nn.Parameter(torch.rand(8, 8))], lr=1e-2)
+    before = optimizer.state_dict()
+    with pytest.raises(CheckpointError, match="optimizer state: found parts are missing"):
+        optimizer.load_state_dict(before | damage)
+    assert optimizer.state_dict() == before

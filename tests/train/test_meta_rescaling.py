@@ -17,7 +17,13 @@ from torch.utils.data import TensorDataset
 
 from models import tiny
 from processes import two_processes
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
 from weightsmith.train import MetaRescaler, meta_rescaling
@@ -377,6 +383,24 @@ WORKER = """
     if rank == 0:
         print(json.dumps((other[0] - other[1]).abs().max().item()))
 """
+
+
+@pytest.mark.parametrize("damage", [{"scores": torch.zeros(3)}, {"rescaler": {}}, {"optimizer": {}}, {"steps": None}])
+def test_a_damaged_state_is_refused_and_changes_nothing(damage):
+    loss = MetaRescaler(data(), 3)
+    state = copy.deepcopy(loss.state_dict())
+    with pytest.raises(CheckpointError, match="state of a MetaRescaler"):
+        loss.load_state_dict(state | damage)
+    after = loss.state_dict()
+    assert all(torch.equal(after["rescaler"][name], value) for name, value in state["rescaler"].items())
+    loss.load_state_dict(state)
+
+
+def test_a_model_without_forward_mode_derivative_is_refused():
+    model = network()
+    torch.nn.utils.parametrizations.weight_norm(model[1])
+    with pytest.raises(UnsupportedModelError, match="without forward-mode derivative"):
+        fit(model, data(), loss=MetaRescaler(data(), 3), epochs=1)
 
 
 def test_two_processes_stay_together(tmp_path):

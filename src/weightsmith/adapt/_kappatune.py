@@ -29,8 +29,17 @@ from weightsmith.analyze import Condition, ConditionReport, condition_report
 from weightsmith.analyze._condition import HEADS, Score
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, NonFiniteError
+from weightsmith.core.models import find_experts, find_layers, unreached, writable
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Fit, FitOptions, draw_seed, fit, requires_grad_restored, training_method
+from weightsmith.core.training import (
+    Fit,
+    FitOptions,
+    draw_seed,
+    fit,
+    refuse_adapters,
+    requires_grad_restored,
+    training_method,
+)
 
 __all__ = [
     "Targets",
@@ -123,6 +132,7 @@ def kappatune(
     >>> result.totals["selected"], result.totals["candidates"]
     (2, 14)
     """
+    refuse_adapters(model)
     seed = draw_seed(generator)
     with record(
         "kappatune",
@@ -135,11 +145,13 @@ def kappatune(
         exclude=exclude,
         **options,
     ) as result:
+        writable(find_layers(model, include, exclude, strict=False))
         report = adaptable(condition_report(model, score=score, include=include, exclude=exclude), model)
         targets = report.targets(top_p=top_p)
         matched = match_rank(report, targets, rank)
         run = train_lora(model, training, targets, rank=matched, dropout=dropout, seed=seed, **options)
-        for row in _rows(report, targets):
+        chosen = _rows(report, targets)
+        for row in chosen:
             result.layer(
                 row.name,
                 shape=" x ".join(map(str, row.shape)),
@@ -156,6 +168,9 @@ def kappatune(
         }
         result.curves["training loss"] = run.losses
         result.notes += [f"{len(names)} not to choose from: {reason}" for reason, names in report.skipped.items()]
+        names = {row.name for row in chosen}
+        experts = [expert for expert in find_experts(model) if expert.stack in names]
+        result.notes += unreached(model, [*(layer for layer in find_layers(model) if layer.name in names), *experts])
     return result
 
 

@@ -40,6 +40,7 @@ from weightsmith.core.training import (
     draw_seed,
     fit,
     logits_of,
+    refuse_adapters,
     training_method,
 )
 from weightsmith.grow._shared.templates import LAYOUTS, Growth, TemplateMix, coefficients, grow_coefficients
@@ -423,6 +424,7 @@ def mixture_growth(
     Pham et al., arXiv 2311.04251.
     """
     check_options({"learning_rate": member_learning_rate, "epochs": member_epochs}, prefix="member_")
+    refuse_adapters(model)
     field, width = _inner_width(model)
     hyper: dict[str, Any] = {"init": init, "scale": scale, "templates": templates}
     member: FitOptions = {**options, "learning_rate": member_learning_rate, "epochs": member_epochs}

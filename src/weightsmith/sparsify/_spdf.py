@@ -30,7 +30,7 @@ from weightsmith.core.data import Batch, Samples, batched, call, take, to_device
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import Layer, block_layers, evaluation_mode
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, training_method
+from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, refuse_adapters, training_method
 
 __all__ = ["StaticSparsity", "forward_flops", "spdf"]
 
@@ -325,6 +325,7 @@ def spdf(
     ----------
     Thangarasa et al. 2023, arXiv 2303.10464.
     """
+    refuse_adapters(model)
     if dense_epochs < 0:
         raise HyperparameterError("dense_epochs", found=dense_epochs, expected=">= 0")
     check_options({"learning_rate": dense_learning_rate}, prefix="dense_")

@@ -31,7 +31,7 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, Unsuppo
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import Layer, find_layers, fold_parametrizations
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, training_method
+from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, training_method
 
 __all__ = [
     "Compander",
@@ -358,6 +358,7 @@ def weight_compander(
     ----------
     Cakaj, Mehnert, Yang 2023, arXiv 2306.16993.
     """
+    refuse_adapters(model)
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
     with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:

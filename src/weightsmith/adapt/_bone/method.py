@@ -7,13 +7,23 @@ from typing import Literal, Unpack
 
 import torch
 from peft import get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from weightsmith.adapt._bone.config import BoneConfig
 from weightsmith.adapt._bone.tuner import BoneLinear
 from weightsmith.core.data import Samples
+from weightsmith.core.models import Layer, get_module, unreached
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, requires_grad_restored, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    draw_seed,
+    fit,
+    refuse_adapters,
+    requires_grad_restored,
+    training_method,
+)
 
 __all__ = ["bone"]
 
@@ -34,7 +44,8 @@ def bone(
     Parameters
     ----------
     model : nn.Module
-        The model; changed in place. Only the weights of the adapted layers change, not their biases.
+        The model; changed in place. Only the weights of the adapted layers change, not their biases; and the head of a
+        Hugging Face classifier, which is trained whole.
     training : sequence of samples
         Mappings such as ``{"input_ids": LongTensor[L]}``, with ``"labels"`` where they are not the inputs.
     r : int, default: 64
@@ -79,6 +90,7 @@ def bone(
     >>> result.totals["trainable"], type(model.model.layers[0].self_attn.q_proj).__name__
     (1152, 'Linear')
     """
+    refuse_adapters(model)
     seed = draw_seed(generator)
     with (
         record("bone", seed=seed, r=r, variant=variant, targets=targets, **options) as result,
@@ -86,12 +98,16 @@ def bone(
     ):
         endings = [targets] if isinstance(targets, str) else list(targets)
         linear = endings == ["all-linear"]
-        config = BoneConfig(r=r, variant=variant, target_modules="all-linear" if linear else endings)
+        # of a classifier the head is trained whole: blocks seldom fit its classes
+        task = "SEQ_CLS" if type(model).__name__.endswith("Classification") else None
+        config = BoneConfig(r=r, variant=variant, target_modules="all-linear" if linear else endings, task_type=task)
         adapted = get_peft_model(model, config)
         run = fit(model, training, seed=seed, **options)
-        for name, measures in _changes(model).items():
+        changes = _changes(model)
+        for name, measures in changes.items():
             result.layer(name, **measures)
         adapted.merge_and_unload()
+        result.notes += unreached(model, [Layer(name, get_module(model, name)) for name in changes])
         result.totals["trainable"] = sum(row["trainable"] for row in result.layers)
         result.totals["first_loss"], result.totals["last_loss"] = run.losses[0], run.losses[-1]
         result.curves["training loss"] = run.losses
@@ -100,9 +116,15 @@ def bone(
 
 @torch.no_grad()
 def _changes(model: nn.Module) -> dict[str, dict[str, float]]:
-    """The number of trainable values and the relative norm of the update, per adapted layer."""
+    """The number of trainable values and the relative norm of the update, per adapted layer and whole head."""
     changes = {}
     for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            old, new = (
+                parameters_to_vector(part.parameters()).float()
+                for part in (module.original_module, module.modules_to_save["default"])
+            )
+            changes[name] = {"trainable": len(new), "relative_change": ((new - old).norm() / old.norm()).item()}
         if isinstance(module, BoneLinear):
             weight, block = module.get_base_weight(), module.miss_block["default"]
             change = module.get_delta_weight("default", weight).norm() / weight.float().norm()

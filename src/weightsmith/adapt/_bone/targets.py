@@ -21,6 +21,11 @@ __all__ = ["CONVOLUTIONS", "check_targets", "has_weight", "matrix_shape"]
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
+HEADS = "classifier", "score", "head", "fc"
+"""Names of classifiers' heads."""
+
+TRAIN_WHOLE = "Train the head whole: task_type='SEQ_CLS', or modules_to_save=[{0!r}] with exclude_modules=[{0!r}]."
+
 Shape: TypeAlias = tuple[int, int, int]
 """Groups, outputs of a group, inputs of a group; the inputs of a convolution are its kernel's numbers."""
 
@@ -122,17 +127,17 @@ def _layer_of(parameter: str) -> str:
 
 def _check_shape(name: str, shape: Shape, config: BoneConfig, shapes: Sequence[Shape]) -> None:
     groups, out, width = shape
+    head = name.rpartition(".")[2] in HEADS
     where = f"layer {name!r} of {groups * out} x {width}" + (f" in {groups} groups" if groups > 1 else "")
     if config.variant == "mini" and groups * out % config.mini_r:
         raise ShapeError(f"mini_r for {where}", found=config.mini_r, expected=f"a divisor of {groups * out}")
     square = config.variant in ("bat", "bat-row") and not config.pad
     limit = min(out, width) if square else width
+    do = TRAIN_WHOLE.format(name) if head else _nearest(config, shapes)
     if config.r > limit:
-        raise ShapeError(f"r for {where}", found=config.r, expected=f"at most {limit}", do=_nearest(config, shapes))
+        raise ShapeError(f"r for {where}", found=config.r, expected=f"at most {limit}", do=do)
     if square and (out % config.r or width % config.r):
-        raise ShapeError(
-            f"r for {where}", found=config.r, expected=f"a divisor of {out} and {width}", do=_nearest(config, shapes)
-        )
+        raise ShapeError(f"r for {where}", found=config.r, expected=f"a divisor of {out} and {width}", do=do)
 
 
 def _nearest(config: BoneConfig, shapes: Sequence[Shape]) -> str:

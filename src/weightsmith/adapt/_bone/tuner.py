@@ -28,11 +28,8 @@ from transformers.pytorch_utils import Conv1D
 from weightsmith.adapt._bone import blocks
 from weightsmith.adapt._bone.config import PEFT_NAMES, BoneConfig, BoneType
 from weightsmith.adapt._bone.targets import CONVOLUTIONS, check_targets, has_weight, matrix_shape
-from weightsmith.core.errors import (
-    LayerNotFoundError,
-    NonFiniteError,
-    UnsupportedModelError,
-)
+from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.training import restored_on_error
 
 __all__ = ["BoneLinear", "BoneModel"]
 
@@ -300,15 +297,22 @@ class BoneModel(MissModel):
         super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **kwargs)
         getattr(parent, target_name).name = current_key
 
+    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Adapt all layers, or none."""
+        with restored_on_error(model, values=False):
+            super().inject_adapter(model, *args, **kwargs)
+
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge into all layers, or into none."""
         self._check_mergeable(adapter_names)
-        super().merge_adapter(adapter_names, safe_merge)
+        with restored_on_error(self.model):
+            super().merge_adapter(adapter_names, safe_merge)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_mergeable(kwargs.get("adapter_names"))
-        unloaded: nn.Module = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        with restored_on_error(self.model, values=merge):
+            unloaded: nn.Module = super()._unload_and_optionally_merge(merge=merge, **kwargs)
         return unloaded
 
     def _check_mergeable(self, adapter_names: list[str] | None) -> None:
@@ -319,7 +323,8 @@ class BoneModel(MissModel):
         """Take the merged adapters out of all layers, or of none."""
         for layer in self._layers():
             layer.check_invertible()
-        super().unmerge_adapter()
+        with restored_on_error(self.model):
+            super().unmerge_adapter()
 
     def _layers(self) -> list[BoneLinear]:
         return [module for module in self.model.modules() if isinstance(module, BoneLinear)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.core.models import find_layers
+from weightsmith.core.models import find_experts, find_layers, writable
 
-__all__ = ["approx_rank", "budget", "check_group", "has_budget", "lift_groups", "names"]
+__all__ = ["approx_rank", "budget", "check_group", "has_budget", "lift_groups", "matrices", "names"]
 
 RANK = 64
 """Rank of the approximation by default, if that is at most half of the shorter side."""
@@ -41,7 +42,8 @@ def lift_groups(
     lora_rank : int, optional
         Instead of ``density``: train as many weights as LoRA of this rank would.
     include, exclude : str or sequence of str
-        Shell patterns on layer names. A weight tied to the embedding under an excluded name stays frozen.
+        Shell patterns on layer names. A weight tied to the embedding under an excluded name stays frozen. Experts in
+        one parameter, named by their numbers (``mlp.experts.0.down_proj``), are trained all or none.
     dense : str or sequence of str, default: ()
         Shell patterns on names of further parameters, trained completely by plain Adam, such as a new classifier.
 
@@ -54,6 +56,8 @@ def lift_groups(
     ------
     LayerNotFoundError
         If no layer matches.
+    UnsupportedModelError
+        If a weight is computed from other tensors, quantized, sharded or not loaded.
 
     Examples
     --------
@@ -69,16 +73,23 @@ def lift_groups(
         if any(fnmatchcase(name, pattern) for pattern in ((dense,) if isinstance(dense, str) else dense))
     ]
     taken = {id(parameter) for _, parameter in whole}
-    names = [f"{layer.name}.weight" for layer in find_layers(model, include, exclude)]
-    matrices = [(name, by_name[name]) for name in names if id(by_name[name]) not in taken]
-    for name, parameter in matrices + whole:
+    layers = find_layers(model, include, exclude, strict=False)
+    stacks = _stacks(model, include, exclude)
+    if not layers and not stacks:
+        find_layers(model, include, exclude)
+    writable(layer for layer in layers if f"{layer.name}.weight" not in by_name)
+    names = [f"{layer.name}.weight" for layer in layers]
+    single = [(name, by_name[name]) for name in names if id(by_name[name]) not in taken]
+    experts = [(name, by_name[name]) for name in stacks if id(by_name[name]) not in taken]
+    for name, parameter in single + experts + whole:
         _check_parameter(name, parameter)
     model.requires_grad_(False)
-    for _, parameter in matrices + whole:
+    for _, parameter in single + experts + whole:
         parameter.requires_grad_(True)
     limits = {"density": None if lora_rank is not None else density, "lora_rank": lora_rank}
     groups: list[dict[str, Any]] = [
-        {"params": matrices, **limits, "approx_rank": approx_rank},
+        {"params": single, **limits, "approx_rank": approx_rank},
+        {"params": experts, **limits, "approx_rank": approx_rank, "stacked": True},
         {"params": whole, "density": None, "lora_rank": None},
     ]
     return [group for group in groups if group["params"]]
@@ -116,9 +127,32 @@ def has_budget(group: Mapping[str, Any]) -> bool:
 
 def budget(parameter: Tensor, group: Mapping[str, Any]) -> int:
     """Count the weights of a parameter that are trained."""
+    return sum(_budget(matrix, group) for matrix in matrices(parameter, group))
+
+
+def matrices(parameter: Tensor, group: Mapping[str, Any]) -> Sequence[Tensor]:
+    """Return the matrices of a parameter, each with a choice of its own: of all experts, where it stacks them."""
+    weight = parameter.detach()
+    return weight.unbind() if group.get("stacked") else [weight]
+
+
+def _budget(matrix: Tensor, group: Mapping[str, Any]) -> int:
     if group["lora_rank"] is not None:
-        return min(group["lora_rank"] * sum(parameter.flatten(1).shape), parameter.numel())
-    return parameter.numel() if group["density"] is None else max(1, round(group["density"] * parameter.numel()))
+        return min(group["lora_rank"] * sum(matrix.flatten(1).shape), matrix.numel())
+    return matrix.numel() if group["density"] is None else max(1, round(group["density"] * matrix.numel()))
+
+
+def _stacks(model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str]) -> list[str]:
+    """The parameters that stack the matrices of experts which match."""
+    chosen, total = (Counter(layer.stack for layer in find_experts(model, *them)) for them in ((include, exclude), ()))
+    for name, count in chosen.items():
+        if count < total[name]:
+            raise UnsupportedModelError(
+                f"{name!r} stacks the matrices of {total[name]} experts",
+                found=f"patterns that choose {count} of them",
+                do="Choose all or none.",
+            )
+    return list(chosen)
 
 
 def approx_rank(matrix_OI: Tensor, group: Mapping[str, Any]) -> int:
@@ -159,7 +193,7 @@ def _check_matrices(group: Mapping[str, Any]) -> None:
             )
         if group["density"] != 1 and budget(parameter, group) == parameter.numel():
             dense.append(name)
-    side = min(min(parameter.flatten(1).shape) for parameter in group["params"])
+    side = min(min(matrices(parameter, group)[0].flatten(1).shape) for parameter in group["params"])
     if (group["approx_rank"] or 0) > side:
         warnings.warn(
             f"approx_rank {group['approx_rank']} exceeds the shorter side of some weights ({side}): there LIFT selects "

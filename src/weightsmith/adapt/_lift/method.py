@@ -12,8 +12,16 @@ from weightsmith.adapt._lift.delta import SparseDelta
 from weightsmith.adapt._lift.groups import budget, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
 from weightsmith.core.data import Samples
+from weightsmith.core.models import find_experts, find_layers, unreached
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, requires_grad_restored, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    draw_seed,
+    fit,
+    refuse_adapters,
+    requires_grad_restored,
+    training_method,
+)
 
 __all__ = ["lift"]
 
@@ -93,6 +101,7 @@ def lift(
     >>> result.totals["trainable"], result.totals["changed"]
     (1020, 1020)
     """
+    refuse_adapters(model)
     seed = draw_seed(generator)
     hyper = {
         "density": density if lora_rank is None else None,
@@ -105,7 +114,7 @@ def lift(
     }
     with record("lift", seed=seed, **hyper, **options) as result, requires_grad_restored(model):
         groups = lift_groups(model, density, approx_rank, lora_rank=lora_rank, include=include, exclude=exclude)
-        named = dict(groups[0]["params"])
+        named = {name: weight for group in groups for name, weight in group["params"]}
         optimizer = LIFTAdamW(
             groups,
             options["learning_rate"],
@@ -117,13 +126,15 @@ def lift(
         base = {name: weight.detach().clone() for name, weight in named.items()}
         run = fit(model, training, optimizer=optimizer, seed=seed, **options)
         delta = SparseDelta.between(base, named)
+        group_of = {name: group for group in optimizer.param_groups for name in group["param_names"]}
         for name, weight in named.items():
             result.layer(
                 name.removesuffix(".weight"),
-                trainable=budget(weight, optimizer.param_groups[0]),
+                trainable=budget(weight, group_of[name]),
                 changed=len(delta.parts[name].index),
                 relative_change=float((weight.detach() - base[name]).float().norm() / base[name].float().norm()),
             )
+        result.notes += unreached(model, [*find_layers(model, strict=False), *find_experts(model)])
         result.curves["training loss"] = run.losses
         result.totals = {
             "trainable": optimizer.trained(),

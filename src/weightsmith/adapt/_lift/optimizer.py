@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from weightsmith.adapt._lift.delta import SparseDelta
 from weightsmith.adapt._lift.groups import approx_rank as rank_of, budget, check_group, has_budget, names
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.core.linalg import (
     is_finite,
     largest_k,
@@ -143,6 +149,7 @@ class LIFTAdamW(torch.optim.Optimizer):
             "approx_rank": approx_rank,
             "update_interval": update_interval,
             "niter": niter,
+            "stacked": False,
         }
         super().__init__(params, defaults)
 
@@ -159,8 +166,24 @@ class LIFTAdamW(torch.optim.Optimizer):
         except Exception:  # whatever is wrong with it, the group must not stay
             self.param_groups.pop()
             raise
+        self._free_gradients(len(self.param_groups) - 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs, which torch's optimizers leave out of their subclasses."""
+        own = {name: getattr(self, name) for name in ("generator", "max_grad_norm", "free_gradients", "_kept")}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take it over, and watch the gradients of the copied parameters."""
+        super().__setstate__(state)
+        if "free_gradients" in state:  # torch also comes here to load a state dict
+            for position in range(len(self.param_groups)):
+                self._free_gradients(position)
+
+    def _free_gradients(self, position: int) -> None:
+        """Keep the trained weights' part of the gradients of a group as soon as they are there."""
+        group = self.param_groups[position]
         if self.free_gradients and has_budget(group):
-            position = len(self.param_groups) - 1
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(
                     lambda parameter: self._keep_part_of_gradient(parameter, self.param_groups[position])
@@ -193,21 +216,35 @@ class LIFTAdamW(torch.optim.Optimizer):
         self._kept.clear()
 
     def select(self, parameter: Tensor, group: Mapping[str, Any]) -> Int[Tensor, "K"]:
-        """Choose the weights to train: flat indices, ascending. A subclass may follow another criterion."""
-        matrix_OI = parameter.detach().flatten(1)
-        count, rank = budget(parameter, group), rank_of(matrix_OI, group)
-        if rank == min(matrix_OI.shape) or count == parameter.numel():
+        """Choose the weights to train: flat indices, ascending; of a stack of experts for each alone."""
+        if not group.get("stacked"):
+            return self.select_matrix(parameter.detach().flatten(1), group, self.state[parameter], "basis")
+        size = parameter[0].numel()
+        parts = [
+            number * size + self.select_matrix(matrix_OI, group, self.state[parameter], f"basis_{number}")
+            for number, matrix_OI in enumerate(parameter.detach())
+        ]
+        return torch.cat(parts)
+
+    def select_matrix(
+        self, matrix_OI: Float[Tensor, "O I"], group: Mapping[str, Any], state: dict[str, Any], key: str
+    ) -> Int[Tensor, "K"]:
+        """Choose the weights of one matrix. A subclass may follow another criterion.
+
+        The basis of a randomized approximation is stored in ``state[key]``, for the next choice to start from.
+        """
+        count, rank = budget(matrix_OI, {**group, "stacked": False}), rank_of(matrix_OI, group)
+        if rank == min(matrix_OI.shape) or count == matrix_OI.numel():
             return largest_k(matrix_OI, count)
         if group["niter"] is None and min(matrix_OI.shape) <= EXACT_UP_TO:
             return largest_k(project(matrix_OI, singular_basis(matrix_OI, rank)), count)
-        state = self.state[parameter]
-        if "basis" in state:
-            basis_SR = refine_singular_basis(matrix_OI, state["basis"])
+        if key in state:
+            basis_SR = refine_singular_basis(matrix_OI, state[key])
         else:
             niter = NITER if group["niter"] is None else group["niter"]
             basis_SR = randomized_singular_basis(matrix_OI, rank, niter=niter, generator=self.generator)
         if group["update_interval"] is not None:
-            state["basis"] = basis_SR.bfloat16()
+            state[key] = basis_SR.bfloat16()
         return largest_k(project(matrix_OI, basis_SR), count)
 
     def trained(self) -> int:
@@ -241,9 +278,12 @@ class LIFTAdamW(torch.optim.Optimizer):
 
         Raises
         ------
+        CheckpointError
+            If the state is damaged.
         ShapeError
             If the state belongs to parameters of other sizes.
         """
+        _check_complete(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=False):
@@ -329,6 +369,17 @@ class LIFTAdamW(torch.optim.Optimizer):
         if "value" in state:
             state["value"] = torch.where(stayed, state["value"][place], _read(parameter, new))
         state["index"] = new
+
+
+def _check_complete(state_dict: Mapping[str, Any]) -> None:
+    try:
+        parts = [state for state in state_dict["state"].values() if state]
+        complete = all(part.keys() >= {"step", "exp_avg", "exp_avg_sq"} for part in parts)
+        complete &= all("params" in group for group in state_dict["param_groups"])
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise CheckpointError("optimizer state", found="parts are missing", do="Take a state that a LIFTAdamW saved.")
 
 
 def _check_state(state: Mapping[str, Any], parameter: Tensor) -> None:

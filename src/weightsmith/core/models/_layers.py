@@ -68,6 +68,17 @@ class Layer:
         return weight if self.expert is None else weight[self.expert]
 
     @property
+    def stack(self) -> str:
+        """Name of the module, or of the parameter that stacks the matrices of all experts.
+
+        Examples
+        --------
+        >>> Layer("3.experts.3.up_proj", nn.Module(), (), "up_proj", 3).stack
+        '3.experts.up_proj'
+        """
+        return self.name if self.expert is None else ".".join(self.name.rsplit(f".{self.expert}.", 1))
+
+    @property
     def bias(self) -> Tensor | None:
         """The bias that is added to the product, or the view of one expert's; None without one."""
         bias: Tensor | None = getattr(self.module, "bias" if self.expert is None else f"{self.parameter}_bias", None)

@@ -1,3 +1,4 @@
+from ._adapters import refuse_adapters as refuse_adapters
 from ._fit import (
     Fit as Fit,
     Loss as Loss,

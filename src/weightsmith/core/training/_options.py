@@ -154,6 +154,8 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
             model = cast(nn.Module, args[0] if args else kwargs[first])
             _check(options, model, (*own, *filled))
             with restored_on_error(model), modes_restored(model):
+                for parameter in model.parameters():
+                    parameter.grad = None
                 return function(*args, **{**kwargs, **options})
 
         trained.fit_defaults = filled  # type: ignore[attr-defined]

@@ -18,17 +18,19 @@ _guarded: list[nn.Module] = []
 
 
 @contextmanager
-def restored_on_error(model: nn.Module) -> Iterator[None]:
+def restored_on_error(model: nn.Module, *, values: bool = True) -> Iterator[None]:
     """Restore a model if the block raises anything, :class:`KeyboardInterrupt` included.
 
     Restored are the values of parameters and buffers, ``requires_grad``, training mode, modules, parametrizations,
-    hooks and the other attributes of every module. The values are kept in a temporary file. Gradients are set aside
-    during the block, so that it does not add to them, and come back only on an error.
+    hooks and the other attributes of every module. Gradients come back as the tensors they were: a block that computes
+    gradients sets them to None first.
 
     Parameters
     ----------
     model : nn.Module
         The model that the block changes.
+    values : bool, default: True
+        Keep the values in a temporary file. A block that writes to no parameter or buffer needs no copy.
 
     Examples
     --------
@@ -50,20 +52,22 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
     places = [tensor.data for tensor in tensors]
     training = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     with tempfile.TemporaryFile() as file:
-        torch.save(places, file)
+        if values:
+            torch.save(places, file)
         try:
             _guarded.append(model)
-            for parameter, _, _ in training:
-                parameter.grad = None
             yield
         except BaseException:
-            for owner, kind, held in attributes:
+            for owner, kind, own in attributes:
                 owner.__class__ = kind
-                _put_back(vars(owner), held)
-            file.seek(0)
-            values = torch.load(file, map_location="cpu", weights_only=True)
-            for tensor, place, value in zip(tensors, places, values, strict=True):
-                tensor.data = place.copy_(value)
+                _put_back(vars(owner), own)
+            if values:
+                file.seek(0)
+                held = torch.load(file, map_location="cpu", weights_only=True)
+                for place, value in zip(places, held, strict=True):
+                    place.copy_(value)
+            for tensor, place in zip(tensors, places, strict=True):
+                tensor.data = place
             for parameter, wanted, gradient in training:
                 parameter.requires_grad_(wanted).grad = gradient
             raise

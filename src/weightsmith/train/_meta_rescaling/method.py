@@ -24,6 +24,7 @@ Legend: ``G`` passes, ``B`` samples, ``C`` classes, ``M`` samples in memory.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
 from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, take
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, UnsupportedModelError
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, logits_of, training_method
 from weightsmith.train._meta_rescaling.features import ClassMemory
@@ -217,10 +224,25 @@ class MetaRescaler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.rescaler.load_state_dict(state["rescaler"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scores, self._steps = state["scores"].clone(), state["steps"]
+        """Take over what :meth:`state_dict` returned.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, or of another number of samples or classes.
+        """
+        held = copy.deepcopy(self.rescaler.state_dict())
+        try:
+            if state["scores"].shape != self.scores.shape:
+                raise ValueError(f"scores of {len(state['scores'])} samples, not of {len(self.scores)}")
+            int(state["steps"])
+            self.rescaler.load_state_dict(state["rescaler"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            self.rescaler.load_state_dict(held)
+            found = " ".join(str(error).split())
+            raise CheckpointError("state of a MetaRescaler", found=found, do="Take one that it saved.") from error
+        self.scores, self._steps = state["scores"].clone(), int(state["steps"])
 
     def _learn(
         self,
