@@ -103,6 +103,7 @@ def soft_target_loss(
 
     Examples
     --------
+    >>> import torch
     >>> student, teacher = torch.tensor([[1.0, 0.5, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
     >>> round(soft_target_loss(student, teacher).item(), 6)
     0.255111
@@ -147,6 +148,7 @@ def kd_loss(
 
     Examples
     --------
+    >>> import torch
     >>> round(kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0])).item(), 4)
     0.0693
     """
@@ -181,6 +183,7 @@ def counted_rows(
 
     Examples
     --------
+    >>> import torch
     >>> logits = torch.tensor([[0.0, -torch.inf], [1.0, 2.0]], dtype=torch.bfloat16)
     >>> counted_rows(logits, logits, torch.tensor([0, -100]))[0]
     tensor([[ 0.0000e+00, -1.0000e+30]])
@@ -225,6 +228,7 @@ def check_labels(labels: Integer[Tensor, "N"], classes: int) -> None:
 
     Examples
     --------
+    >>> import torch
     >>> check_labels(torch.tensor([0, 2]), 3)
     """
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
