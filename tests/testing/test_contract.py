@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
+from inspect import unwrap
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from weightsmith import catalog
+from weightsmith.adapt import BoneConfig, BoneLinear, LIFTAdamW
 from weightsmith.core.errors import WeightsmithError
 from weightsmith.core.io import load_state_dict
 from weightsmith.core.results import Result
-from weightsmith.merge import fisher
+from weightsmith.merge import ZeroShotHead, fisher
 from weightsmith.signature import read
-from weightsmith.testing import ARCHITECTURES, merge_checks, transform_checks
+from weightsmith.testing import (
+    ARCHITECTURES,
+    check_loss,
+    check_module,
+    check_optimizer,
+    check_parametrization,
+    merge_checks,
+    transform_checks,
+)
+from weightsmith.train import (
+    Compander,
+    LossReweighter,
+    PLDLoss,
+    compand,
+    dist_loss,
+    dkd_loss,
+    fold_companders,
+    kd_loss,
+    list_mle_loss,
+    pld_loss,
+)
 
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
 TRANSFORMS = {name: s for name, s in SIGNATURES.items() if s.model is not None and not s.measures}
 SMALL = {
     "bone": {"r": 2},
-    "kappatune": {"rank": 2},
+    "kappatune": {"rank": 2, "dropout": 0.0},
     "d2nwg-layers": {"include": "*[vo]*", "chunk": 16, "latent": 4, "vae_steps": 5, "steps": 5, "candidates": 1},
     "expand": {"depth": 3},
     "learngene": {"stages": 1},
@@ -30,10 +55,12 @@ SMALL = {
 """Options that make a method small enough for a test, or that it cannot do without."""
 
 STACKED = ("t5", "cnn", "mlp")
+NEXT_TOKENS = ("llama", "qwen3", "gemma3", "gpt2", "opt", "t5", "mixtral", "qwen3_moe")
 REFUSES = {
     "expand": STACKED,
     "learngene": STACKED,
     "mixture-growth": ("cnn", "mlp"),
+    "meta-rescaling": NEXT_TOKENS,
 }
 """Architectures a method refuses by name; it must work on all others."""
 
@@ -95,3 +122,57 @@ def merge_cases():
 @pytest.mark.parametrize("check", merge_cases())
 def test_merges(check):
     check()
+
+
+LOSSES = {
+    loss.__name__: (loss, options)
+    for loss, options in (
+        (kd_loss, {}),
+        (dist_loss, {}),
+        (dkd_loss, {}),
+        (list_mle_loss, {}),
+        (pld_loss, {"reductions": True}),
+    )
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(loss):
+    function, options = LOSSES[loss]
+    check_loss(unwrap(function), **options)
+
+
+@pytest.mark.filterwarnings("ignore:the budget covers")
+@pytest.mark.parametrize("options", [{}, {"free_gradients": True}, {"density": None}, {"update_interval": 2}], ids=str)
+def test_optimizers(options):
+    check_optimizer(LIFTAdamW, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"learn": True}, {"function": "erf"}, {"start": "raw"}], ids=str)
+def test_parametrizations(options):
+    check_parametrization(partial(compand, **options), fold_companders, exact=options.get("start") != "raw")
+
+
+def bone_linear(variant):
+    torch.manual_seed(0)
+    config = BoneConfig(r=4, mini_r=2, variant=variant, init_weights=False)
+    return BoneLinear(nn.Linear(8, 4).requires_grad_(False), "default", config, r=4)
+
+
+ROWS = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
+MODULES = {
+    "BoneLinear, bat": (partial(bone_linear, "bat"), ROWS),
+    "BoneLinear, bat-row": (partial(bone_linear, "bat-row"), ROWS),
+    "BoneLinear, miss": (partial(bone_linear, "miss"), ROWS),
+    "BoneLinear, mini": (partial(bone_linear, "mini"), ROWS),
+    "Compander": (partial(Compander, 1.0, learn=True), ROWS),
+    "LossReweighter": (LossReweighter, ROWS[0]),
+    "LossReweighter, window": (partial(LossReweighter, window=5, warmup_steps=1), ROWS[0]),
+    "PLDLoss": (PLDLoss, (ROWS, ROWS.flip(0), torch.arange(5))),
+    "ZeroShotHead": (partial(ZeroShotHead, ROWS[:, None]), ROWS),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name):
+    check_module(*MODULES[name])

@@ -25,7 +25,8 @@ def check_optimizer(cls: Callable[..., torch.optim.Optimizer], **options: Any) -
     """Check that an optimizer behaves as PyTorch's own do.
 
     It lowers a loss, keeps element types, leaves alone what has no gradient or is frozen, goes on exactly as before
-    from a pickled copy and from its state dict, takes closures and later groups, and refuses negative rates.
+    from a pickled copy, also of between a backward pass and its step, and from its state dict, takes closures and later
+    groups, and refuses negative rates and damaged states.
 
     Parameters
     ----------
@@ -66,6 +67,18 @@ def check_optimizer(cls: Callable[..., torch.optim.Optimizer], **options: Any) -
             step(other, again)
         gone = differences(model, other)
         assert not gone, f"{name}: after {how} in the middle, training goes on differently: {gone}"
+        if how != "state dict":
+            _loss(model).backward()
+            other, again = _resumed(how, model, optimizer, make)
+            for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+                theirs.grad = None if ours.grad is None else ours.grad.clone()  # a pickled tensor has lost it
+            for steps in (optimizer, again):
+                steps.step()
+            gone = differences(model, other)
+            assert not gone, f"{name}: {how} between backward and step loses something: {gone}"
+    _must_refuse(
+        lambda: optimizer.load_state_dict({"state": {}, "param_groups": []}), f"{name}: a state of other groups"
+    )
 
     model, step = _problem()
     first, last = (parameter for parameter in model.parameters() if parameter.ndim == 2)
@@ -97,8 +110,8 @@ def check_loss(
     """Check a loss of student logits, teacher logits and labels.
 
     Its value is finite and its gradient exact; element types stay (half precision is computed in at least float32);
-    rows whose label is -100 do not count; classes whose logit is minus infinity give no NaN; shapes that do not fit,
-    labels out of range and unknown reductions are refused.
+    rows whose label is -100 do not count; classes whose logit is minus infinity give no NaN; labels may have 8 bits;
+    shapes that do not fit, NaN from the teacher, labels out of range and unknown reductions are refused.
 
     Parameters
     ----------
@@ -150,6 +163,14 @@ def check_loss(
     value.backward()
     assert value.isfinite(), f"{name}: a class at minus infinity in both gives {value}"
     assert _finite(masked.grad), f"{name}: and a NaN gradient"
+    small = loss(student, teacher, labels.to(torch.uint8))
+    assert torch.equal(small, exact), f"{name}: labels of 8 bits give {small} for {exact}"
+    away = student.clone()
+    away[0, labels[0]] = -math.inf
+    _must_refuse(lambda: loss(away, teacher, labels), f"{name} with a label's own logit at minus infinity")
+    broken = teacher.clone()
+    broken[0, 0] = math.nan
+    _must_refuse(lambda: loss(student, broken, labels), f"{name} with NaN from the teacher")
     for wrong in (classes, -1):
         _must_refuse(partial(loss, student, teacher, torch.full_like(labels, wrong)), f"{name} with the label {wrong}")
     _must_refuse(lambda: loss(student, teacher[:, :-1], labels), f"{name} with a teacher of fewer classes")
@@ -220,7 +241,7 @@ def check_parametrization(
 
 
 def check_module(make: Callable[[], nn.Module], inputs: Tensor | tuple[Any, ...]) -> None:
-    """Check a module: saved, copied and cast it computes the same, and every parameter gets a gradient.
+    """Check a module: saved, copied and cast it goes on the same, and every parameter gets a gradient.
 
     Parameters
     ----------
@@ -250,9 +271,11 @@ def check_module(make: Callable[[], nn.Module], inputs: Tensor | tuple[Any, ...]
     loaded = make()
     loaded.load_state_dict(torch.load(stream))
     copies = {"state dict": loaded, "deepcopy": copy.deepcopy(module), "pickle": pickle.loads(pickle.dumps(module))}
+    after = module(*given)  # of a module with a state of its own it may be another
     for how, other in copies.items():
-        assert same(other(*given), expected), f"{name}: {how} computes other outputs"
-    expected.float().square().sum().backward()
+        assert same(other(*given), after), f"{name}: {how} goes on with other outputs"
+    if expected.requires_grad:
+        expected.float().square().sum().backward()
     none = [key for key, parameter in module.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert not none, f"{name}: no gradient for {none}"
     for dtype in (torch.bfloat16, torch.float64):

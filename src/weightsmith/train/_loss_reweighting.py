@@ -291,6 +291,14 @@ class LossReweighter(nn.Module):
         # the Trainer multiplies a loss that it hands a number of labels by the number of processes, as `forward` does
         return loss / world * share_of_step(count, num_items_in_batch)
 
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Return the losses of earlier calls, which belong to the state dict."""
+        return {"earlier": self._earlier}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take over the losses of earlier calls."""
+        self._earlier = state["earlier"].clone()
+
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""
         return f"{self.strategy!r}, r={self.r}, delta={self.delta}, warmup_steps={self.warmup_steps}"
