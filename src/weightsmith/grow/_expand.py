@@ -9,10 +9,9 @@ meant to be repeated.
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,6 +22,8 @@ from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, Uns
 from weightsmith.core.io import offloaded_of
 from weightsmith.core.models import find_layers, get_module
 from weightsmith.core.results import Result, record
+from weightsmith.core.training import check_finite, restored_on_error
+from weightsmith.grow._shared.configuration import PLACES, config_changes
 
 __all__ = ["Stack", "assign", "expand", "expand_blocks", "find_stack", "set_blocks"]
 
@@ -37,9 +38,6 @@ HEADS = (
 )
 MEANING = (*HEADS, "eps", "variance_epsilon", "stride", "padding", "dilation", "groups")
 """Attributes that say what a module's weights mean: blocks that differ in one cannot stand for each other."""
-
-DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
-"""Fields of a configuration that may hold the number of blocks."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,9 @@ def expand(
     HyperparameterError
         If ``depth`` or ``assignment`` is out of range or out of order.
     LayerNotFoundError, UnsupportedModelError
-        As :func:`find_stack`; or if the configuration does not say how many blocks there are.
+        As :func:`find_stack`; or if no configuration describes the new model.
+    NonFiniteError
+        If a weight holds NaN or infinity.
 
     Examples
     --------
@@ -204,6 +204,7 @@ def expand(
     with record("expand", depth=depth, stack=stack) as result:
         found = find_stack(model, stack)
         sources = check_assignment(assignment, depth, len(found), "blocks", strict_order)
+        check_finite(model)
         result.notes += warn_of_unused(sources, len(found), "blocks")
         for block, source in enumerate(sources):
             result.layer(found.name(block), source=found.name(source))
@@ -233,7 +234,7 @@ def set_blocks(model: nn.Module, stack: Stack, sources: Sequence[int]) -> Stack:
     Raises
     ------
     UnsupportedModelError
-        If the model's configuration does not say how many blocks there are.
+        If no configuration describes the new model.
     """
     return _fill(model, stack, stack.blocks, sources, _outside(model, stack))
 
@@ -271,16 +272,18 @@ def _fill(
         *(stack.start + source for source in sources),
         *range(stack.stop, len(before)),
     ]
-    changes = list(_config_changes(model, stack, len(before), order))
+    changes = config_changes(model, stack.path, order)
     new = [copy.deepcopy(originals[source], dict(known)) for source in sources]
     blocks = [*before[: stack.start], *new, *before[stack.stop :]]
-    for place, (block, source) in enumerate(zip(blocks, order, strict=True)):
-        _move(block, place - source)
-    stack.container._modules.clear()
-    for place, block in enumerate(blocks):
-        stack.container._modules[str(place)] = block
-    for change in changes:
-        change()
+    with restored_on_error(model, values=False):
+        for place, (block, source) in enumerate(zip(blocks, order, strict=True)):
+            _move(block, place - source)
+        stack.container._modules.clear()
+        for place, block in enumerate(blocks):
+            stack.container._modules[str(place)] = block
+        for config, fields in changes:
+            for name, value in fields.items():
+                setattr(config, name, value)
     return Stack(stack.path, stack.container, stack.start, stack.start + len(sources))
 
 
@@ -375,28 +378,6 @@ def _outside(model: nn.Module, stack: Stack) -> dict[int, Any]:
 def _move(block: nn.Module, by: int) -> None:
     """Tell a block its new place: attention finds its keys and values in a cache by it."""
     for module in block.modules():
-        if isinstance(place := module.__dict__.get("layer_idx"), int):
-            module.__dict__["layer_idx"] = place + by
-
-
-def _config_changes(model: nn.Module, stack: Stack, old: int, order: Sequence[int]) -> Iterator[Callable[[], None]]:
-    """What must be written to the configurations of the model and of the parts around the stack."""
-    parts = stack.path.split(".")
-    around = [get_module(model, ".".join(parts[:depth])) for depth in range(len(parts))]
-    configs = {id(c): c for c in (getattr(module, "config", None) for module in around) if hasattr(c, "to_dict")}
-    side = "decoder" if "decoder" in parts else "encoder"
-    for config in configs.values():
-        if hasattr(config, "text_config"):
-            found = type(config).__name__
-            raise UnsupportedModelError("a configuration of several models", found=found, do="Grow the text model.")
-        fields = (f"num_{side}_layers", f"{side}_layers", *DEPTHS)
-        field = next((name for name in fields if getattr(config, name, None) == old), None)
-        if field is None:
-            have = {name: getattr(config, name) for name in fields if hasattr(config, name)}
-            raise UnsupportedModelError(f"no field of the configuration says {old} blocks", found=have)
-        yield lambda config=config, field=field: setattr(config, field, len(order))  # type: ignore[misc]
-        for name in inspect.signature(type(config)).parameters:
-            value = getattr(config, name, None)
-            if isinstance(value, list) and len(value) == old and name != "architectures":
-                new = [value[source] for source in order]
-                yield lambda config=config, name=name, new=new: setattr(config, name, new)  # type: ignore[misc]
+        for name in PLACES:
+            if isinstance(place := module.__dict__.get(name), int):
+                module.__dict__[name] = place + by

@@ -28,9 +28,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from weightsmith.core.data import Batch, Samples, batched, call, take, to_device, without_labels
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.models import Layer, block_layers, evaluation_mode
+from weightsmith.core.models import (
+    Layer,
+    block_layers,
+    evaluation_mode,
+    unreached,
+    watching_experts,
+    writable,
+)
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, refuse_adapters, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    check_options,
+    draw_seed,
+    fit,
+    refuse_adapters,
+    restored_on_error,
+    training_method,
+)
 
 __all__ = ["StaticSparsity", "forward_flops", "spdf"]
 
@@ -104,14 +119,21 @@ class StaticSparsity:
         self.model = model
         self.layers = block_layers(model, include, exclude)
         _check_layers(model, self.layers)
+        self._owners = list({(layer.module, layer.parameter): layer for layer in self.layers}.values())
         masks = [_first_mask(layer, sparsity, start, generator) for layer in self.layers]
         self._attached = False
-        self._handles: list[Any] = [model.register_forward_pre_hook(self._before_forward)]
-        self._hooked: dict[str, tuple[Tensor, Any]] = {}
-        for layer, mask in zip(self.layers, masks, strict=True):
-            layer.module.register_buffer("weight_mask", mask)
-            self._mask_gradient(layer)
-        self.apply()
+        self._handles: list[Any] = []
+        self._hooked: dict[int, tuple[Tensor, Any]] = {}
+        with restored_on_error(model):
+            try:
+                self._handles.append(model.register_forward_pre_hook(self._before_forward))
+                for layer, mask in zip(self.layers, masks, strict=True):
+                    _register(layer, mask)
+                self._mask_gradients()
+                self.apply()
+            except BaseException:
+                self._remove_hooks()
+                raise
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the zeros exact after every step of an optimizer, whatever its rule, and its loaded state clean.
@@ -122,7 +144,7 @@ class StaticSparsity:
             If the optimizer holds none of the masked weights (it was made for another model, or before a copy).
         """
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(layer.weight in held for layer in self.layers):
+        if not any(_parameter(layer) in held for layer in self._owners):
             raise UnsupportedModelError(
                 "the optimizer holds none of the masked weights", do="Make it from this model's parameters."
             )
@@ -136,8 +158,9 @@ class StaticSparsity:
     @torch.no_grad()
     def apply(self) -> None:
         """Set the masked weights to zero."""
-        for layer in self.layers:
-            layer.weight.copy_(_selected(layer.weight, _mask(layer)))
+        for layer in self._owners:
+            parameter = _parameter(layer)
+            parameter.copy_(_selected(parameter, _whole_mask(layer)))
 
     @torch.no_grad()
     def relax(self, sparsity: float, generator: torch.Generator | None = None) -> None:
@@ -178,11 +201,15 @@ class StaticSparsity:
                     found=found,
                     do="Attach the optimizer that trains.",
                 )
+        self._remove_hooks()
+        for layer in self._owners:
+            delattr(layer.module, _buffer(layer))
+        self.layers, self._owners = [], []
+
+    def _remove_hooks(self) -> None:
         for handle in [*self._handles, *(handle for _, handle in self._hooked.values())]:
             handle.remove()
-        for layer in self.layers:
-            del layer.module.weight_mask
-        self._handles, self._hooked, self.layers = [], {}, []
+        self._handles, self._hooked = [], {}
 
     def _before_forward(self, model: nn.Module, _: object) -> None:
         if model.training and not self._attached:
@@ -192,27 +219,31 @@ class StaticSparsity:
                 stacklevel=3,
             )
             self._attached = True
-        for layer in self.layers:
-            self._mask_gradient(layer)
+        self._mask_gradients()
 
-    def _mask_gradient(self, layer: Layer) -> None:
-        """Hook the weight's gradient; again if the parameter has been replaced by another since."""
-        weight, handle = self._hooked.get(layer.name, (None, None))
-        if weight is layer.weight or not layer.weight.requires_grad:
-            return
-        if handle is not None:
-            handle.remove()
+    def _mask_gradients(self) -> None:
+        """Hook the parameters' gradients; again where a parameter has been replaced by another since."""
+        for number, layer in enumerate(self._owners):
+            parameter = _parameter(layer)
+            hooked, handle = self._hooked.get(number, (None, None))
+            if hooked is parameter or not parameter.requires_grad:
+                continue
+            if handle is not None:
+                handle.remove()
 
-        hook = layer.weight.register_hook(lambda gradient: _selected(gradient, _mask(layer)))
-        self._hooked[layer.name] = (layer.weight, hook)
+            def select(gradient: Tensor, layer: Layer = layer) -> Tensor:
+                return _selected(gradient, _whole_mask(layer))
+
+            self._hooked[number] = (parameter, parameter.register_hook(select))
 
     @torch.no_grad()
     def _clean(self, optimizer: torch.optim.Optimizer) -> None:
         """Set moments of masked weights to zero; state of another shape (factored, 8-bit) stays."""
-        for layer in self.layers:
-            for state in optimizer.state.get(layer.weight, {}).values():
-                if isinstance(state, Tensor) and state.shape == _mask(layer).shape:
-                    state.masked_fill_(~_mask(layer).to(state.device), 0)
+        for layer in self._owners:
+            mask = _whole_mask(layer)
+            for state in optimizer.state.get(_parameter(layer), {}).values():
+                if isinstance(state, Tensor) and state.shape == mask.shape:
+                    state.masked_fill_(~mask.to(state.device), 0)
 
 
 @torch.no_grad()
@@ -243,21 +274,34 @@ def forward_flops(model: nn.Module, batch: Batch) -> dict[str, float]:
     """
     saved = 0.0
 
-    def count(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        mask = getattr(layer.module, "weight_mask", None)
-        weight = layer.weight_OI
-        zeros = 0 if mask is None and weight.is_meta else int((weight == 0 if mask is None else ~mask).sum())
+    layers = block_layers(model)
+    zeros: dict[str, int] = {}
+    for layer in layers:
+        if layer.module._buffers.get(_buffer(layer)) is not None:
+            zeros[layer.name] = int((~_mask(layer)).sum())
+        else:
+            zeros[layer.name] = 0 if layer.weight.is_meta else int((layer.weight_OI == 0).sum())
 
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal saved
-            saved += 2.0 * zeros * layer.rows(args[0]).shape[:2].numel()
+    def multiplied(layer: Layer, x: Tensor, _: Tensor | None = None) -> None:
+        nonlocal saved
+        saved += 2.0 * zeros[layer.name] * layer.rows(x).shape[:2].numel()
 
-        return hook
+    def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda _, args, kwargs: multiplied(layer, *args, *kwargs.values())
 
-    handles = [layer.module.register_forward_pre_hook(count(layer)) for layer in block_layers(model)]
+    handles = [
+        layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True)
+        for layer in layers
+        if layer.expert is None
+    ]
     try:
         # the plain attention kernel: the counter does not know all of the fused ones
-        with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with (
+            evaluation_mode(model),
+            watching_experts(layers, multiplied),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             call(model, batch)
     finally:
         for handle in handles:
@@ -333,6 +377,7 @@ def spdf(
     hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "include": include, "exclude": exclude}
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
     with record("spdf", seed=seed, **hyper, **dense, **options) as result:
+        result.notes += unreached(model, block_layers(model))
         held = StaticSparsity(model, generator=generator, **hyper)
         for layer in held.layers:
             result.layer(layer.name, density=_mask(layer).float().mean().item())
@@ -403,10 +448,37 @@ def _selected(values: Tensor, mask: Tensor) -> Tensor:
     return product if bool(product.sum().isfinite()) else values.masked_fill(~mask, 0.0)
 
 
-def _mask(layer: Layer) -> Tensor:
-    mask = layer.module.weight_mask
-    assert isinstance(mask, Tensor)
+def _parameter(layer: Layer) -> nn.Parameter:
+    """The parameter that holds a layer's weight, of all experts of a stack."""
+    parameter = layer.module._parameters[layer.parameter]
+    assert parameter is not None
+    return parameter
+
+
+def _buffer(layer: Layer) -> str:
+    return f"{layer.parameter}_mask"
+
+
+def _register(layer: Layer, mask: Tensor) -> None:
+    """Make the mask a buffer of the layer's module; a stack of experts has one for all."""
+    if layer.expert is None:
+        layer.module.register_buffer(_buffer(layer), mask)
+        return
+    if _buffer(layer) not in layer.module._buffers:
+        layer.module.register_buffer(_buffer(layer), torch.ones_like(_parameter(layer), dtype=torch.bool))
+    _mask(layer).copy_(mask)
+
+
+def _whole_mask(layer: Layer) -> Tensor:
+    """The mask of the parameter that holds a layer's weight."""
+    mask = layer.module._buffers[_buffer(layer)]
+    assert mask is not None
     return mask
+
+
+def _mask(layer: Layer) -> Tensor:
+    mask = _whole_mask(layer)
+    return mask if layer.expert is None else mask[layer.expert]
 
 
 def _check_sparsity(sparsity: float) -> None:
@@ -418,11 +490,9 @@ def _check_sparsity(sparsity: float) -> None:
 def _check_layers(model: nn.Module, layers: Sequence[Layer]) -> None:
     embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     for layer in layers:
-        weight = layer.weight
-        if hasattr(layer.module, "weight_mask"):
+        if layer.parameter in layer.module._parameters and _buffer(layer) in layer.module._buffers:
             raise UnsupportedModelError(f"{layer.name!r} is masked already", do="Call densify() first.")
-        if id(weight) in embeddings or layer.aliases:
-            other = embeddings.get(id(weight)) or layer.aliases[0]
+        if id(layer.module._parameters.get(layer.parameter)) in embeddings or layer.aliases:
+            other = embeddings.get(id(layer.weight)) or layer.aliases[0]
             raise UnsupportedModelError(f"{layer.name!r} is tied to {other!r}", do="Leave it out with exclude.")
-        if not weight.dtype.is_floating_point:
-            raise UnsupportedModelError(f"{layer.name!r}", found=weight.dtype, expected="floating point weights")
+    writable(layers)

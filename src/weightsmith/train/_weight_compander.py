@@ -29,9 +29,9 @@ from torch.nn.utils import parametrize
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.models import Layer, find_layers, fold_parametrizations
+from weightsmith.core.models import Layer, find_layers, fold_parametrizations, unreached, writable
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, training_method
+from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, restored_on_error, training_method
 
 __all__ = [
     "Compander",
@@ -220,12 +220,13 @@ def compand(
                 f"{beyond} weights of {layer.name!r} are beyond the bound {limit:.4g}",
                 do="Take a bound above 1, or clamp=True.",
             )
-    for layer, compander in zip(layers, companders, strict=True):
-        old = layer.weight.detach().clone()
-        parametrize.register_parametrization(layer.module, "weight", compander)
-        if start == "raw":
-            _original(layer.module).data.copy_(old)
-        layer.module.register_load_state_dict_pre_hook(_take_plain_weight)
+    with restored_on_error(model):
+        for layer, compander in zip(layers, companders, strict=True):
+            old = layer.weight.detach().clone()
+            parametrize.register_parametrization(layer.module, "weight", compander)
+            if start == "raw":
+                _original(layer.module).data.copy_(old)
+            layer.module.register_load_state_dict_pre_hook(_take_plain_weight)
     return layers
 
 
@@ -237,13 +238,14 @@ def fold_companders(model: nn.Module) -> None:
     UnsupportedModelError
         If there is no compander.
     """
-    modules = fold_parametrizations(model, Compander)
+    with restored_on_error(model):
+        modules = fold_parametrizations(model, Compander)
+        for module in modules:
+            for key, hook in [*module._load_state_dict_pre_hooks.items()]:
+                if getattr(hook, "hook", None) is _take_plain_weight:
+                    del module._load_state_dict_pre_hooks[key]
     if not modules:
         raise UnsupportedModelError("there is no compander to fold", do="Call compand(model) first.")
-    for module in modules:
-        for key, hook in [*module._load_state_dict_pre_hooks.items()]:
-            if getattr(hook, "hook", None) is _take_plain_weight:
-                del module._load_state_dict_pre_hooks[key]
 
 
 def compander_parameter_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -362,6 +364,7 @@ def weight_compander(
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
     with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:
+        result.notes += unreached(model, find_layers(model))
         before = weight_statistics(model, include)
         layers = compand(model, include=include, exclude=exclude, **hyper)
         rate, decay = options["learning_rate"], options["weight_decay"]
@@ -388,15 +391,9 @@ def _own_weights(
     """The layers that can have a compander, and the names of those whose weight is tied to another module's."""
     layers, tied = [], []
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    for layer in find_layers(model, include, exclude):
-        if parametrize.is_parametrized(layer.module, "weight"):
-            raise UnsupportedModelError(
-                f"{layer.name!r} is parametrized already",
-                found=layer.module.parametrizations["weight"],  # type: ignore[index]
-                do="Fold or remove that first.",
-            )
-        if not layer.weight.dtype.is_floating_point:
-            raise UnsupportedModelError(f"{layer.name!r}", found=layer.weight.dtype, expected="floating point weights")
+    found = find_layers(model, include, exclude)
+    writable(found)
+    for layer in found:
         if not bool(layer.weight.isfinite().all()):
             raise NonFiniteError(f"{layer.name!r} holds NaN or infinity")
         if layer.aliases or id(layer.weight) in embeddings:

@@ -110,19 +110,23 @@ def _error(dense: Sequence[Tensor], sparse: Sequence[Tensor]) -> float:
 def _sparse(layers: Sequence[Layer], limits: Mapping[str, Tensor], prefill: float) -> Iterator[None]:
     """Mask the layers' inputs while the context lasts."""
 
-    def hook(limit: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
-        def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-            (x,) = args
+    def hook(limit: Tensor) -> Callable[..., tuple[tuple[Tensor], dict[str, Any]]]:
+        def mask(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Tensor], dict[str, Any]]:
+            (x,) = (*args, *kwargs.values())
             drop = dropped(x, limit)
             if x.ndim > 2:
                 real = torch.ones(1, x.shape[-2], dtype=torch.bool, device=x.device)
                 drop = drop & ~prefix_mask(real, prefill).unsqueeze(-1)
-            return (x.masked_fill(drop, 0),)
+            return (x.masked_fill(drop, 0),), {}
 
         return mask
 
     hooks = [
-        layer.module.register_forward_pre_hook(hook(limits[layer.name])) for layer in layers if layer.name in limits
+        layer.module.register_forward_pre_hook(hook(limits[layer.name]), with_kwargs=True)
+        for layer in layers
+        if layer.name in limits
     ]
     try:
         yield

@@ -17,7 +17,16 @@ from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.models import Block, Layer, find_blocks, find_layers
 from weightsmith.sparsify._wina.selection import column_norms
 
-__all__ = ["REFERENCE", "Norms", "checked", "find_input_groups", "projections", "score_norm", "uses_norms"]
+__all__ = [
+    "REFERENCE",
+    "Norms",
+    "checked",
+    "find_input_groups",
+    "linear_layers",
+    "projections",
+    "score_norm",
+    "uses_norms",
+]
 
 Norms: TypeAlias = Literal["reference", "all", "none"]
 
@@ -39,21 +48,28 @@ def projections(model: nn.Module, include: str | Sequence[str], exclude: str | S
     UnsupportedModelError
         If one of them is quantized or wrapped.
     """
-    inside = {child for block in find_blocks(model).values() for child in block.modules()}
-    layers = [
-        checked(layer)
-        for layer in find_layers(model, include, exclude)
-        if layer.module in inside
-        and isinstance(layer.module, (nn.Linear, Conv1D))
-        # that of nn.MultiheadAttention is never called: a fused function reads its weight
-        and not isinstance(layer.module, NonDynamicallyQuantizableLinear)
-    ]
+    layers = [checked(layer) for layer in linear_layers(model, include, exclude)]
     if not layers:
         raise LayerNotFoundError(
             f"no linear layer inside the model's blocks matches {include!r}",
             do="Activation sparsity works on nn.Linear and Conv1D; convolutions stay dense.",
         )
     return layers
+
+
+def linear_layers(
+    model: nn.Module, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()
+) -> list[Layer]:
+    """Find the modules inside the model's blocks that are one linear layer and match."""
+    inside = {child for block in find_blocks(model).values() for child in block.modules()}
+    return [
+        layer
+        for layer in find_layers(model, include, exclude, strict=False)
+        if layer.module in inside
+        and isinstance(layer.module, (nn.Linear, Conv1D))
+        # that of nn.MultiheadAttention is never called: a fused function reads its weight
+        and not isinstance(layer.module, NonDynamicallyQuantizableLinear)
+    ]
 
 
 def checked(layer: Layer) -> Layer:

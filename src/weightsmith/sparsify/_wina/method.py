@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
@@ -30,9 +31,19 @@ from weightsmith.core.errors import (
     MissingDependencyError,
     UnsupportedModelError,
 )
-from weightsmith.core.models import Block, Layer, find_blocks, find_layers, get_module, stream, swap_module
+from weightsmith.core.models import (
+    Block,
+    Layer,
+    find_blocks,
+    find_layers,
+    get_module,
+    stream,
+    swap_module,
+    unreached,
+)
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
+from weightsmith.core.training import check_finite
 from weightsmith.sparsify._wina.allocation import greedy
 from weightsmith.sparsify._wina.group import Backend, SharedInputGroup, check_backend
 from weightsmith.sparsify._wina.histogram import ScoreHistograms
@@ -40,6 +51,7 @@ from weightsmith.sparsify._wina.layers import (
     Norms,
     checked,
     find_input_groups,
+    linear_layers,
     projections,
     score_norm,
     uses_norms,
@@ -111,6 +123,8 @@ def wina(
         If the layers are quantized, wrapped or sparse already, or the backend does not support their device or type.
     LayerNotFoundError
         If no linear layer matches.
+    NonFiniteError
+        If a weight holds NaN or infinity.
 
     References
     ----------
@@ -218,26 +232,27 @@ def calibrate_wina(
     """
     _check(sparsity, step, prefill)
     wanted = {layer.name for layer in projections(model, include, exclude)}
+    check_finite(model)
     chosen: dict[str, Projection] = {}
     input_groups: list[tuple[str, ...]] = []
-    blocks = stream(model, calibration, include, exclude)
-    for block in track(blocks, "calibrate", total=len(find_blocks(model))):
-        layers = [layer for layer in block.layers if layer.name in wanted]
-        if not layers or not block.inputs:
-            continue
-        groups = find_input_groups(block, layers)
-        names = {name for group in groups for name in group}
-        layers = [layer for layer in layers if layer.name in names]
-        norm = {layer.name: score_norm(layer, norms) for layer in layers}
-        threshold = _thresholds(block, layers, groups, norm)
-        if allocation == "greedy":
-            limits = partial(_limits, threshold, norm)
-            shares = greedy(block, layers, limits, sparsity=sparsity, step=step, prefill=prefill)
-        else:
-            shares = {layer.name: sparsity for layer in layers}
-        for name, share in shares.items():
-            chosen[name] = Projection(share, threshold(name, share), uses_norms(name, norms))
-        input_groups += groups
+    with closing(stream(model, calibration, include, exclude)) as blocks:
+        for block in track(blocks, "calibrate", total=len(find_blocks(model))):
+            layers = [layer for layer in block.layers if layer.name in wanted]
+            if not layers or not block.inputs:
+                continue
+            groups = find_input_groups(block, layers)
+            names = {name for group in groups for name in group}
+            layers = [layer for layer in layers if layer.name in names]
+            norm = {layer.name: score_norm(layer, norms) for layer in layers}
+            threshold = _thresholds(block, layers, groups, norm)
+            if allocation == "greedy":
+                limits = partial(_limits, threshold, norm)
+                shares = greedy(block, layers, limits, sparsity=sparsity, step=step, prefill=prefill)
+            else:
+                shares = {layer.name: sparsity for layer in layers}
+            for name, share in shares.items():
+                chosen[name] = Projection(share, threshold(name, share), uses_norms(name, norms))
+            input_groups += groups
     return ActivationPlan(sparsity, select, prefill, chosen, tuple(input_groups))
 
 
@@ -281,15 +296,21 @@ def apply_plan(model: nn.Module, plan: ActivationPlan, *, backend: Backend | Lit
     check_backend(chosen, weights)
 
     prompt = Prompt(plan.prefill)
-    sparse = {name: SparseLinear(layer.module, plan.projections[name], plan, prompt) for name, layer in layers.items()}
-    for name, module in sparse.items():
-        swap_module(model, name, module)
-    model._weightsmith_prompt = model.register_forward_pre_hook(prompt.see, with_kwargs=True)  # type: ignore[assignment]
-    if chosen != "mask":
-        grouped = {name for group in plan.groups for name in group}
-        for group in [*plan.groups, *((name,) for name in sparse if name not in grouped)]:
-            for members in _packable([sparse[name] for name in group if name in sparse]):
-                SharedInputGroup(members, chosen)
+    sparse: dict[str, SparseLinear] = {}
+    try:
+        for name, layer in layers.items():
+            sparse[name] = SparseLinear(layer.module, plan.projections[name], plan, prompt)
+            swap_module(model, name, sparse[name])
+        hook = model.register_forward_pre_hook(prompt.see, with_kwargs=True)
+        model._weightsmith_prompt = hook  # type: ignore[assignment]
+        if chosen != "mask":
+            grouped = {name for group in plan.groups for name in group}
+            for group in [*plan.groups, *((name,) for name in sparse if name not in grouped)]:
+                for members in _packable([sparse[name] for name in group if name in sparse]):
+                    SharedInputGroup(members, chosen)
+    except BaseException:
+        _restore(model, sparse)
+        raise
 
 
 def remove_plan(model: nn.Module) -> None:
@@ -305,16 +326,7 @@ def remove_plan(model: nn.Module) -> None:
     LayerNotFoundError
         If it is not sparse.
     """
-    sparse = _sparse_layers(model)
-    for kernel in {id(m.kernel): m.kernel for m in sparse.values() if m.kernel is not None}.values():
-        kernel.release()
-    for name, module in sparse.items():
-        original = module.original
-        original.weight, original.bias = module.weight, module.bias
-        swap_module(model, name, original.train(module.training))
-    handle = model.__dict__.pop("_weightsmith_prompt", None)
-    if handle is not None:
-        handle.remove()
+    _restore(model, _sparse_layers(model))
 
 
 def plan_report(model: nn.Module) -> dict[str, Any]:
@@ -379,8 +391,18 @@ def _transform(
 ) -> Result:
     with record(method, backend=backend, **hyper) as result:
         plan = calibrate_wina(model, calibration, **hyper)
+        result.notes += unreached(model, linear_layers(model))
+        matching = linear_layers(model, hyper["include"], hyper["exclude"])
+        if dense := [layer.name for layer in matching if layer.name not in plan.projections]:
+            result.notes.append(
+                f"No calibration token reached {len(dense)} layers: they stay dense: {', '.join(dense)}."
+            )
         apply_plan(model, plan, backend=backend)
-        facts = plan_report(model)
+        try:
+            facts = plan_report(model)
+        except BaseException:
+            remove_plan(model)
+            raise
         for row in facts.pop("layers"):
             del row["realized"]
             result.layer(row.pop("layer"), **row)
@@ -390,6 +412,19 @@ def _transform(
         if hyper["norms"] == "reference" and not any(p.norms for p in plan.projections.values()):
             result.notes.append("No layer is named like a key or a gate: scores use no column norms, as in TEAL.")
     return result
+
+
+def _restore(model: nn.Module, sparse: Mapping[str, SparseLinear]) -> None:
+    """Put the dense layers back, with their parameters' own storage where kernels have packed it."""
+    for kernel in {id(m.kernel): m.kernel for m in sparse.values() if m.kernel is not None}.values():
+        kernel.release()
+    for name, module in sparse.items():
+        original = module.original
+        original.weight, original.bias = module.weight, module.bias
+        swap_module(model, name, original.train(module.training))
+    handle = model.__dict__.pop("_weightsmith_prompt", None)
+    if handle is not None:
+        handle.remove()
 
 
 def _thresholds(
