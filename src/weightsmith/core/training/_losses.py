@@ -116,7 +116,7 @@ def soft_target_loss(
 
 def kd_loss(
     student: Float[Tensor, "N C"],
-    teacher: Float[Tensor, "N C"],
+    teacher: Float[Tensor, "..."],
     labels: Integer[Tensor, "N"],
     *,
     temperature: float = 2.0,

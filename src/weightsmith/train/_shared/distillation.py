@@ -35,7 +35,7 @@ STORED = "teacher_logits"
 
 def dist_loss(
     student: Float[Tensor, "N C"],
-    teacher: Float[Tensor, "N C"],
+    teacher: Float[Tensor, "..."],
     labels: Integer[Tensor, "N"],
     *,
     temperature: float = 4.0,
@@ -76,7 +76,7 @@ def dist_loss(
 
 def dkd_loss(
     student: Float[Tensor, "N C"],
-    teacher: Float[Tensor, "N C"],
+    teacher: Float[Tensor, "..."],
     labels: Integer[Tensor, "N"],
     *,
     temperature: float = 4.0,
@@ -124,7 +124,7 @@ def dkd_loss(
 
 
 def list_mle_loss(
-    student: Float[Tensor, "N C"], teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"]
+    student: Float[Tensor, "N C"], teacher: Float[Tensor, "..."], labels: Integer[Tensor, "N"]
 ) -> Float[Tensor, ""]:
     """Compute the negative log-likelihood of the teacher's order of the classes, the label first.
 
