@@ -44,9 +44,9 @@ def perceptron():
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def fitted(zoo):
+def fitted(zoo, **options):
     torch.manual_seed(0)
-    model = WeightDiffusion(zoo, OrderedEncoder(3, 2), vae=WeightVAE(6, latent=6, width=64))
+    model = WeightDiffusion(zoo, OrderedEncoder(3, 2), vae=WeightVAE(6, latent=6, width=64), **options)
     return model.fit(
         vae_steps=120,
         steps=200,
@@ -103,16 +103,46 @@ def test_steps_of_the_posterior(time, of_start, of_now, variance):
         assert noise.var().item() == pytest.approx(variance, rel=0.03)
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 20), ("ddim", 1024), ("ddpm", 1024)])
-def test_the_right_noise_leads_to_the_right_latent(sampler, steps):
+STEPS = [("ddim", 1), ("ddim", 20), ("ddim", 600), ("ddim", 1000), ("ddim", 1024), ("ddpm", 600), ("ddpm", 1024)]
+
+
+@pytest.mark.parametrize("steps", [600, 1024])
+def test_a_unit_variance_is_sampled_with_unit_variance(steps):
+    """Of latents of mean 1 and variance 1 the optimal network is known: what it samples has them."""
+    model = WeightDiffusion(conditional_zoo()[0])
+    kept = model._scheduler("ddim").alphas_cumprod
+    model.averaged.network.forward = lambda z, t, c: (1 - kept[t][:, None]).sqrt() * (z - kept[t][:, None].sqrt())
+    found = []
+    model.vae.decode = lambda z: found.append(z) or torch.zeros(len(z), 6)
+    model.sample(count=500, steps=steps, generator=torch.Generator().manual_seed(0))
+    assert found[0].mean().item() == pytest.approx(1.0, abs=0.06)
+    assert found[0].var().item() == pytest.approx(1.0, abs=0.08)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_training_without_terminal_signal_samples_the_zoo(sampler):
+    zoo, means = conditional_zoo()
+    model = fitted(zoo, zero_terminal_snr=True)
+    support = torch.as_tensor(zoo.support_NCSF[:16])[:, :, :5]
+    rows = model.sample_rows(support, 1, sampler=sampler, steps=200 if sampler == "ddim" else 1024)
+    gap = (rows - means[:16].flatten(1)).square().mean() / means.square().mean()
+    assert gap < 0.5, "the condition tells what to draw"
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("sampler", "steps"), STEPS)
+def test_the_right_noise_leads_to_the_right_latent(sampler, steps, zero):
+    """With steps that do not divide the times too, and where nothing of the latent is left at the last time."""
     zoo, _ = conditional_zoo()
-    model = WeightDiffusion(zoo)
+    model = WeightDiffusion(zoo, zero_terminal_snr=zero)
     goal = torch.randn(2, model.vae.latent)
     kept = model._scheduler(sampler).alphas_cumprod
 
     def oracle(z, time, condition):
+        assert bool((time >= 0).all())
         share = kept[time][:, None]
-        return (z - share.sqrt() * goal) / (1 - share).sqrt()
+        noise = (z - share.sqrt() * goal) / (1 - share).sqrt()
+        return share.sqrt() * noise - (1 - share).sqrt() * goal if zero else noise
 
     model.averaged.network.forward = oracle
     found = []

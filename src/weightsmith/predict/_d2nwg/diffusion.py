@@ -75,7 +75,8 @@ class WeightDiffusion(nn.Module):
         Examples of a class drawn anew in every training step.
     zero_terminal_snr : bool, default: False
         Rescale the variances so that nothing is left of the latent at the last step, where sampling starts from pure
-        noise; as they are, 2 % of it is.
+        noise; unchanged, 2 % of it is. The network then predicts a velocity, a mixture of noise and latent (Lin et al.
+        2023, arXiv 2305.08891), since the noise alone says nothing of the latent there.
 
     Attributes
     ----------
@@ -275,10 +276,17 @@ class WeightDiffusion(nn.Module):
         seeds = torch.randint(2**62, (draws,), generator=generator).tolist()
         own = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         z_BZ = torch.stack([torch.randn(self.vae.latent, generator=one, device=device) for one in own])
-        scheduler.set_timesteps(steps, device=device)
-        for time in scheduler.timesteps:
-            noise_BZ = self.averaged.network(z_BZ, time.expand(draws), condition_BE)
-            z_BZ = scheduler.step(noise_BZ, time, z_BZ, generator=own, return_dict=False)[0]
+        total = scheduler.config.num_train_timesteps
+        times = [round(total * left / steps) - 1 for left in range(steps, 0, -1)]
+        if sampler == "ddpm":
+            scheduler.set_timesteps(timesteps=times, device=device)
+        for time, later in zip(times, [*times[1:], -1], strict=True):
+            time_B = torch.full((draws,), time, device=device)
+            found_BZ = self.averaged.network(z_BZ, time_B, condition_BE)
+            if sampler == "ddpm":
+                z_BZ = scheduler.step(found_BZ, time, z_BZ, generator=own, return_dict=False)[0]
+            else:
+                z_BZ = _ddim_step(scheduler, found_BZ, z_BZ, time, later)
         return self._decode(z_BZ / self.latent_scale)
 
     @torch.no_grad()
@@ -291,12 +299,12 @@ class WeightDiffusion(nn.Module):
         return self.vae.decode(z_BZ) * self.spread_P + self.mean_P
 
     def _scheduler(self, sampler: str) -> Any:
-        from diffusers import DDIMScheduler, DDPMScheduler
+        from diffusers import DDPMScheduler
 
-        kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
-        if sampler not in kinds:
+        if sampler not in ("ddim", "ddpm"):
             raise HyperparameterError("sampler", found=sampler, expected="'ddim' or 'ddpm'")
-        return kinds[sampler](**self.betas, clip_sample=False, timestep_spacing="trailing")
+        predicted = "v_prediction" if self.betas["rescale_betas_zero_snr"] else "epsilon"
+        return DDPMScheduler(**self.betas, clip_sample=False, prediction_type=predicted)
 
     def _rows(self, index_B: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Members, centred and scaled."""
@@ -371,7 +379,9 @@ class WeightDiffusion(nn.Module):
             noisy_BZ = scheduler.add_noise(z_BZ, noise_BZ, time_B)
             few = None if support is None else draw_shots(torch.from_numpy(support[index_B.cpu().numpy()]), self.shots)
             found_BZ = denoiser(noisy_BZ, time_B, None if few is None else few.to(z_BZ))
-            return (found_BZ - noise_BZ).square().mean()
+            velocity = scheduler.config.prediction_type == "v_prediction"
+            wanted_BZ = scheduler.get_velocity(z_BZ, noise_BZ, time_B) if velocity else noise_BZ
+            return (found_BZ - wanted_BZ).square().mean()
 
         def update(step: int, _: float) -> None:
             decay = ema_decay(step, average)
@@ -397,6 +407,24 @@ class WeightDiffusion(nn.Module):
         seed = draw_seed(generator)
         own = torch.Generator().manual_seed(seed)
         return TensorDataset(torch.randint(len(self.zoo), (steps * batch_size,), generator=own)), seed
+
+
+def _ddim_step(
+    scheduler: Any, found_BZ: Float[Tensor, "B Z"], z_BZ: Float[Tensor, "B Z"], time: int, later: int
+) -> Float[Tensor, "B Z"]:
+    """Go from a time to any earlier one; from the first time on to -1, where no noise is left.
+
+    (The step of diffusers takes all times to be equally far apart, which they are where the number of steps divides
+    that of times.)
+    """
+    kept = scheduler.alphas_cumprod[time].to(z_BZ)
+    then = scheduler.alphas_cumprod[later].to(z_BZ) if later >= 0 else torch.ones_like(kept)
+    if scheduler.config.prediction_type == "v_prediction":
+        start_BZ = kept.sqrt() * z_BZ - (1 - kept).sqrt() * found_BZ
+        noise_BZ = kept.sqrt() * found_BZ + (1 - kept).sqrt() * z_BZ
+    else:
+        start_BZ, noise_BZ = (z_BZ - (1 - kept).sqrt() * found_BZ) / kept.sqrt(), found_BZ
+    return then.sqrt() * start_BZ + (1 - then).sqrt() * noise_BZ
 
 
 def ema_decay(step: int, largest: float = 0.9999) -> float:
