@@ -1,11 +1,17 @@
 """Experts in one stacked parameter are layers of their own."""
 
+import copy
+
 import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
+from weightsmith.core.errors import UnsupportedModelError
+from weightsmith.core.io import meta_model, offloaded
 from weightsmith.core.models import block_layers, find_experts, stream, unreached, watching_experts
 from weightsmith.core.statistics import Gram
+from weightsmith.core.symmetry import find_symmetry
+from weightsmith.merge import rebasin, weight_matching
 from weightsmith.sparsify import dsnot, magnitude, sparsegpt, wanda
 from weightsmith.testing import outputs, tiny
 
@@ -112,3 +118,42 @@ def test_stacks_without_the_interface_are_named():
     model = torch.nn.ModuleList([Llama4TextMoe(Llama4TextConfig(**sizes))])
     found = find_experts(model)
     assert found or any("gate_up_proj" in note for note in unreached(model, block_layers(model)))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_stream_from_disk(name, tmp_path):
+    model, batch = tiny(name)
+    model.save_pretrained(tmp_path / "dense")
+    with offloaded(tmp_path / "dense", tmp_path / "sparse") as stored:
+        result = wanda(stored, [batch])
+    assert sum("experts" in row["layer"] for row in result.layers) == 2 * 4 * 2
+    wanda(model, [batch])
+    again, report = type(model).from_pretrained(tmp_path / "sparse", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for key, tensor in again.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_re_basin_on_disk_refuses_experts_by_name_and_works_in_memory(name, tmp_path):
+    model, batch = tiny(name)
+    other = copy.deepcopy(model)
+    for folder in ("first", "second"):
+        model.save_pretrained(tmp_path / folder)
+    with pytest.raises(UnsupportedModelError, match=r"experts\.\w+_proj"):
+        rebasin([tmp_path / "first", tmp_path / "second"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    experts = other.model.layers[0].mlp.experts
+    with torch.no_grad():  # the units of the experts in another order
+        order = torch.randperm(experts.down_proj.shape[2])
+        experts.gate_up_proj.copy_(experts.gate_up_proj[:, torch.cat([order, order + len(order)])])
+        experts.down_proj.copy_(experts.down_proj[:, :, order])
+    assert weight_matching(model, [batch], other=other).totals["distance_after"] < 1e-5
+
+
+def test_an_architecture_with_experts_is_traced_without_weights(tmp_path):
+    model, _ = tiny("mixtral")
+    model.save_pretrained(tmp_path)
+    symmetry = find_symmetry(meta_model(tmp_path), {"input_ids": torch.zeros(1, 4, dtype=torch.long)})
+    assert "model.layers.0.mlp.experts.gate_up_proj" in symmetry.axes

@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from grow_models import Residual, cnn, logits
 from models import tiny
+from weightsmith import testing
 from weightsmith.core.data import call
 from weightsmith.core.errors import (
     CheckpointError,
@@ -413,3 +414,44 @@ def test_adapters_inside_blocks_are_refused():
     model = nn.Sequential(*[nn.ModuleDict({"lora_A": nn.Linear(2, 2)}) for _ in range(2)])
     with pytest.raises(UnsupportedModelError, match="has an adapter"):
         share_stages(model, (2,), stack="")
+
+
+class InterruptCopyAt(testing.InterruptAt):
+    """Count copies into tensors only: the reader of safetensors does not run under a mode that stops it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.copy_.default:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+def llama():
+    return testing.tiny("llama")[0]
+
+
+@pytest.mark.parametrize("what", ["load", "initialize"])
+def test_a_stopped_load_leaves_the_model_as_it_was(what, tmp_path):
+    source = llama()
+    gene = Learngene(source, share_stages(source, (2,)))
+    gene.save(tmp_path / "gene.safetensors")
+    call = {
+        "load": lambda model: Learngene.load(tmp_path / "gene.safetensors", model),
+        "initialize": lambda model: gene.initialize(model),
+    }[what]
+    count = sum(1 for _ in llama().parameters())
+    for operation in testing.evenly(count // 2, 4):
+        model = llama()
+        before = testing.Snapshot(model)
+        with pytest.raises(KeyboardInterrupt), InterruptCopyAt(operation):
+            call(model)
+        assert not before.changes(model), f"at copy {operation}"
+
+
+def test_a_file_of_another_size_leaves_the_model_as_it_was(tmp_path):
+    source = llama()
+    Learngene(source, share_stages(source, (2,))).save(tmp_path / "gene.safetensors")
+    model = testing.tiny("gpt2")[0]
+    before = testing.Snapshot(model)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Learngene.load(tmp_path / "gene.safetensors", model)
+    assert not before.changes(model)

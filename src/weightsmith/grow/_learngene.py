@@ -38,7 +38,7 @@ from weightsmith.core.errors import (
 from weightsmith.core.io import atomic_output, parse_json
 from weightsmith.core.models import evaluation_mode, get_module
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, training_method
+from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, restored_on_error, training_method
 from weightsmith.grow._distil import agreement, decaying_adamw, distil
 from weightsmith.grow._expand import (
     HEADS,
@@ -155,13 +155,14 @@ def share_stages(
         )
     kept = _own(found.blocks[0], own)
     starts = [0, *accumulate(stages)]
-    for start, size in zip(starts, stages, strict=False):
-        shared = dict(found.blocks[start + size // 2].named_parameters())
-        for block in found.blocks[start : start + size]:
-            for name, parameter in shared.items():
-                if name not in kept:
-                    path, _, attribute = name.rpartition(".")
-                    setattr(get_module(block, path), attribute, parameter)
+    with restored_on_error(model, values=False):
+        for start, size in zip(starts, stages, strict=False):
+            shared = dict(found.blocks[start + size // 2].named_parameters())
+            for block in found.blocks[start : start + size]:
+                for name, parameter in shared.items():
+                    if name not in kept:
+                        path, _, attribute = name.rpartition(".")
+                        setattr(get_module(block, path), attribute, parameter)
     return StagePlan(stack, tuple(stages), kept)
 
 
@@ -272,8 +273,9 @@ class Learngene:
         for source, block in zip(sources, theirs.blocks, strict=True):
             state = source.state_dict()
             writes += [(tensor, state[name]) for name, tensor in block.state_dict().items()]
-        for tensor, value in writes:
-            tensor.copy_(value)
+        with restored_on_error(target):
+            for tensor, value in writes:
+                tensor.copy_(value)
         return fresh
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -330,12 +332,13 @@ class Learngene:
             stages, stack, own = [int(size) for size in stored["stages"]], stored["stack"], stored["own"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
-        plan = share_stages(model, stages, stack=stack, own=own)
-        places = _once(model)
-        if odd := sorted({*places} ^ {*tensors}) or [n for n in places if places[n].shape != tensors[n].shape]:
-            raise CheckpointError(f"{path} does not fit the model", found=f"tensors such as {odd[:3]}")
-        for name, place in places.items():
-            place.copy_(tensors[name])
+        with restored_on_error(model):
+            plan = share_stages(model, stages, stack=stack, own=own)
+            places = _once(model)
+            if odd := sorted({*places} ^ {*tensors}) or [n for n in places if places[n].shape != tensors[n].shape]:
+                raise CheckpointError(f"{path} does not fit the model", found=f"tensors such as {odd[:3]}")
+            for name, place in places.items():
+                place.copy_(tensors[name])
         return cls(model.eval(), plan)
 
 
@@ -452,6 +455,9 @@ def learngene(
         sizes = [whole.count(stage) for stage in range(stages)]
     depth = len(sizes) if depth is None else depth
     check_assignment(None, depth, len(sizes), "stages", True)
+    check_options({"learning_rate": tune_learning_rate}, prefix="tune_")
+    if tune_epochs < 0:
+        raise HyperparameterError("tune_epochs", found=tune_epochs, expected=">= 0")
     if len(training) < 2:
         raise HyperparameterError("training samples", found=len(training), expected="at least 2")
     held = max(1, len(training) // 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,7 +17,7 @@ from weightsmith.core.io import StateDict
 from weightsmith.core.models import along_line, evaluation_mode, interpolate_
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import predict
+from weightsmith.core.training import check_finite, predict
 from weightsmith.merge._shared.arithmetic import check_alpha
 from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
 from weightsmith.merge._wise_ft import interpolate
@@ -73,6 +74,8 @@ def sweep(
         If the two networks differ; nothing is changed.
     HyperparameterError
         If there is no alpha, one is not finite, or ``batch_size`` is below one.
+    NonFiniteError
+        If a weight holds NaN or infinity.
 
     Examples
     --------
@@ -89,6 +92,8 @@ def sweep(
         check_alpha(value)
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
+    for network in (model, tuned):
+        check_finite(network)
     pad = pad_token_id(model)
     batches = {
         "id": batched(id_data, batch_size, pad_token_id=pad),
@@ -98,8 +103,9 @@ def sweep(
     walk = along_line(model, model.state_dict(), end, list(dict.fromkeys([0.0, 1.0, alpha, *alphas])))
     seen: dict[float, dict[str, Tensor]] = {}
     with record("sweep", alphas=list(alphas), alpha=alpha) as result, evaluation_mode(model), torch.no_grad():
-        for value in track(walk, "averages", total=len(alphas) + 2):
-            seen[value] = {name: _outputs(model, parts) for name, parts in batches.items()}
+        with closing(walk):
+            for value in track(walk, "averages", total=len(alphas) + 2):
+                seen[value] = {name: _outputs(model, parts) for name, parts in batches.items()}
         rows: dict[str, dict[str, float]] = {f"alpha {100 * value:g} %": {} for value in alphas}
         for name, parts in batches.items():
             if seen[alpha][name].ndim == 0:

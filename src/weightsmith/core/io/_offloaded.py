@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,6 +109,8 @@ class StoredState(Mapping[str, Tensor]):
     ------
     CheckpointError
         If the checkpoint cannot be read.
+    UnsupportedModelError
+        If a parameter of the model, such as a stack of experts, is several tensors in the checkpoint.
 
     Examples
     --------
@@ -121,7 +124,14 @@ class StoredState(Mapping[str, Tensor]):
 
     def __init__(self, path: str | os.PathLike[str], model: nn.Module | None = None) -> None:
         self.reader = CheckpointReader(path)
-        self.keys_of = {key: key for key in self.reader} if model is None else _checkpoint_keys(model, self.reader)
+        self.keys_of, stacks = (
+            _checkpoint_keys(model, self.reader) if model is not None else ({k: k for k in self.reader}, {})
+        )
+        if stacks:
+            raise UnsupportedModelError(
+                f"{self.reader.path} holds what the model stacks, {next(iter(stacks))!r}, in several tensors",
+                do="Load the model into memory for this method.",
+            )
         if model is not None:
             tied = getattr(model, "all_tied_weights_keys", None) or {}
             for pair in tied.items():
@@ -165,7 +175,7 @@ class OffloadedModel:
     def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
         self.model, self.reader, self.writer = model, reader, writer
         self.names = {module: name for name, module in model.named_modules()}
-        self.keys = _checkpoint_keys(model, reader)
+        self.keys, self.stacks = _checkpoint_keys(model, reader)
         self.written: set[str] = set()
         self.loaded: set[nn.Module] = set()
 
@@ -175,17 +185,17 @@ class OffloadedModel:
 
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.is_meta:
-                value = self.reader.tensor(self._key(self._path(module, name)))
+                value = self._read(self._path(module, name))
                 set_module_tensor_to_device(module, name, "cpu", value=value, dtype=value.dtype)
         self.loaded.add(module)
 
     def store(self, module: nn.Module) -> None:
         """Write a module's parameters, each once."""
         for name, tensor in module.named_parameters():
-            key = self._key(self._path(module, name))
-            if key not in self.written:
-                self.writer.write(key, tensor)
-                self.written.add(key)
+            for key, part in self._parts(self._path(module, name), tensor).items():
+                if key not in self.written:
+                    self.writer.write(key, part)
+                    self.written.add(key)
 
     def free(self) -> None:
         """Free everything that was read."""
@@ -205,6 +215,32 @@ class OffloadedModel:
     def _path(self, module: nn.Module, name: str) -> str:
         return f"{self.names[module]}.{name}".lstrip(".")
 
+    def _read(self, path: str) -> Tensor:
+        """Read a parameter; the experts of a stacked one are read one by one and converted as transformers does."""
+        if path not in self.stacks:
+            return self.reader.tensor(self._key(path))
+        converter, parts = self.stacks[path]
+        converter = copy.deepcopy(converter)
+        for key, pattern in parts:
+            converter.add_tensor(path, key, pattern, self.reader.tensor(key))
+        found: Tensor | list[Tensor] = converter.convert(path, model=self.model, config=self.model.config)[path]
+        return found[0] if isinstance(found, list) else found
+
+    def _parts(self, path: str, tensor: Tensor) -> dict[str, Tensor]:
+        """What a parameter is in the checkpoint."""
+        if path not in self.stacks:
+            return {self._key(path): tensor}
+        from transformers.core_model_loading import revert_weight_conversion
+
+        parts = revert_weight_conversion(self.model, {path: tensor.detach()})
+        if odd := [key for key in parts if key not in self.reader]:
+            raise CheckpointError(
+                f"{self.reader.path} holds the experts of {path!r} in a layout that is not written",
+                found=f"no tensor {odd[0]!r}",
+                do="Load the model into memory.",
+            )
+        return {key: part.contiguous() for key, part in parts.items()}
+
     def _key(self, path: str) -> str:
         """The checkpoint's name of a parameter, or of the weight it is tied to."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
@@ -214,25 +250,40 @@ class OffloadedModel:
         raise CheckpointError(
             f"{self.reader.path} lacks tensor {path!r}",
             found=f"{len(self.reader)} tensors such as {list(self.reader)[:3]}",
-            do="A checkpoint that transformers converts while loading (fused experts) cannot be streamed: load it.",
+            do="A checkpoint that transformers splits while loading cannot be streamed: load it.",
         )
 
 
-def _checkpoint_keys(model: nn.Module, reader: CheckpointReader) -> dict[str, str]:
-    """The checkpoint's name of each parameter, by the renaming rules of transformers."""
+def _checkpoint_keys(
+    model: nn.Module, reader: CheckpointReader
+) -> tuple[dict[str, str], dict[str, tuple[Any, list[tuple[str, str]]]]]:
+    """The checkpoint's name of each parameter, by the rules of transformers.
+
+    Parameters that are made of several tensors, such as a stack of experts, come with their converter, and the tensors
+    with the pattern that each matches.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
 
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix, parameters = model.base_model_prefix, model.state_dict()
-    keys = {}
-    for key in reader:
-        name, converted = rename_source_key(key, renamings, converters, prefix, parameters)
-        if converted is None:
+    keys: dict[str, str] = {}
+    stacks: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
+    for key in sorted(reader, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, parameters)
+        if pattern is None:
             keys[name] = key
-    return keys
+        elif len(by_pattern[pattern].target_patterns) == 1:
+            stacks.setdefault(name, (by_pattern[pattern], []))[1].append((key, pattern))
+    return keys, stacks
 
 
 _MODELS: WeakKeyDictionary[nn.Module, OffloadedModel] = WeakKeyDictionary()

@@ -9,7 +9,7 @@ Barrier curves, accuracy curves of weight averaging and slices of the loss are m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
 import torch
 from jaxtyping import Shaped
@@ -64,7 +64,9 @@ def lerp(
     return out.copy_(torch.lerp(start.to(out.device, wide), end.to(out.device, wide), alpha))
 
 
-def along_line(model: nn.Module, start: StateDict, end: StateDict, alphas: Iterable[float]) -> Iterator[float]:
+def along_line(
+    model: nn.Module, start: StateDict, end: StateDict, alphas: Iterable[float]
+) -> Generator[float, None, None]:
     """Set the model to points of the line between two sets of weights, one after the other, in place.
 
     A step reads both ends and writes the weights once, so rounding errors do not accumulate. The model's weights are
@@ -125,8 +127,12 @@ def interpolate_(model: nn.Module, start: StateDict, end: StateDict, alpha: floa
     >>> model.weight.item()
     2.0
     """
-    _, _, triples = _line(model, start, end)
-    _put(triples, alpha)
+    own, backup, triples = _line(model, start, end)
+    try:
+        _put(triples, alpha)
+    except BaseException:
+        _restore(own, backup)
+        raise
 
 
 def _line(
@@ -154,15 +160,19 @@ def _put(triples: Iterable[tuple[Tensor, Tensor, Tensor]], alpha: float) -> None
 
 def _walk(
     own: StateDict, backup: StateDict, triples: list[tuple[Tensor, Tensor, Tensor]], alphas: Iterable[float]
-) -> Iterator[float]:
+) -> Generator[float, None, None]:
     try:
         for alpha in alphas:
             _put(triples, alpha)
             yield alpha
     finally:
-        with torch.no_grad():
-            for name, tensor in backup.items():
-                own[name].copy_(tensor)
+        _restore(own, backup)
+
+
+@torch.no_grad()
+def _restore(own: StateDict, backup: StateDict) -> None:
+    for name, tensor in backup.items():
+        own[name].copy_(tensor)
 
 
 def _find(ends: StateDict, owners: Mapping[str, str], name: str) -> Tensor:
