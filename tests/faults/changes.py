@@ -6,14 +6,16 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 CREATES = {"open", "os.mkdir", "os.link", "os.rename"}
 CHANGES = CREATES | {"os.remove", "os.rmdir", "os.truncate", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
+T = TypeVar("T")
 Act = Callable[[int, str], None]
 """Called before every change with its number, from 0, and its kind."""
 
@@ -48,6 +50,11 @@ def snapshots(root: Path, run: Callable[[], object], store: Path) -> list[Path]:
     with watched(root, copy):
         run()
     return list(states.values())
+
+
+def spread(items: Sequence[T], most: int | None) -> Sequence[T]:
+    """All of them, or about ``most``, evenly spread and with the last one."""
+    return items[:: -(max(len(items) // most, 1) if most else 1)]
 
 
 def restore(state: Path, root: Path) -> None:

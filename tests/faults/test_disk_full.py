@@ -10,11 +10,12 @@ import tempfile
 
 import pytest
 
-from faults.changes import CREATES, digest, names, restore, watched
+from faults.changes import CREATES, digest, names, restore, spread, watched
 from faults.lines import WRITING, line, run, write_inputs, write_recipe
 from processes import apart
 
-FAST = ("slerp", "wanda")
+FAST, FEW = ("slerp", "wanda"), 4
+"""The commands that every run of the tests tries, and about how many of their changes fail there."""
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "root"
 
 
-def check_full(words, root, store):
-    """Run a command that replaces ``root/out``, and let every change that needs room fail, one at a time."""
+def check_full(words, root, store, *, most=None):
+    """Run a command that replaces ``root/out``; let each change that needs room fail, or about ``most`` of them."""
     before = shutil.copytree(root, store / "before")
     whole = names(root)
     kinds = []
@@ -41,7 +42,7 @@ def check_full(words, root, store):
     restore(before, root)
     kept = digest(root / "out")
     assert kept != after
-    for failing in (number for number, kind in enumerate(kinds) if kind in CREATES):
+    for failing in spread([number for number, kind in enumerate(kinds) if kind in CREATES], most):
 
         def fail(number, kind, failing=failing):
             if number == failing:
@@ -59,10 +60,13 @@ def check_full(words, root, store):
         restore(before, root)
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in WRITING])
-def test_every_change_of_a_command(inputs, root, tmp_path, name):
+COMMANDS = [(n, FEW) for n in FAST] + [pytest.param(n, None, marks=pytest.mark.slow) for n in WRITING]
+
+
+@pytest.mark.parametrize(("name", "most"), COMMANDS)
+def test_every_change_of_a_command(inputs, root, tmp_path, name, most):
     assert run(line("magnitude", inputs, root / "out"))[0] == 0
-    check_full([*line(name, inputs, root / "out"), "--overwrite"], root, tmp_path)
+    check_full([*line(name, inputs, root / "out"), "--overwrite"], root, tmp_path, most=most)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 from contextlib import suppress
 
 import pytest
@@ -113,12 +114,19 @@ def test_damaged_configurations_are_refused(model, text):
             load(model)
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A tiny BERT with MiniLM's tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    tiny("bert")[0].save_pretrained(folder)
+    embedded.load_tokenizer(embedded.folder("minilm")).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"model": 3}', '{"tokenizer_class": 3}', "[" * 5000])
-def test_damaged_tokenizers_are_refused(tmp_path, file, text):
-    tokenizer = embedded.load_tokenizer(embedded.folder("minilm"))
-    tiny("bert")[0].save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
+def test_damaged_tokenizers_are_refused(bert, tmp_path, file, text):
+    shutil.copytree(bert, tmp_path / "bert")
     (tmp_path / "bert" / file).write_text(text)
     with suppress(CheckpointError):  # transformers does without some of them
         load_tokenizer(tmp_path / "bert")
@@ -133,16 +141,22 @@ def test_a_vocabulary_alone_is_a_tokenizer(tmp_path):
     assert loaded("a blacksmith")["input_ids"] == tokenizer("a blacksmith")["input_ids"]
 
 
+@pytest.fixture(scope="module")
+def writer():
+    tokenizer = embedded.load_tokenizer(embedded.folder("minilm"))
+    model, _ = tiny("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    return model, tokenizer
+
+
 @pytest.mark.parametrize(
     "template",
     ["{{", "{% endfor %}", "{{ nothing.at.all }}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ messages[9].x }}",
      "{{ raise_exception('no') }}", "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ 'x' + 1 }}",
      "{% include '/etc/passwd' %}", "{{ 'x' * 10 ** 15 }}", "{{ messages | map('evil') | list }}"],
 )  # fmt: skip
-def test_hostile_chat_templates_are_refused(template):
-    tokenizer = embedded.load_tokenizer(embedded.folder("minilm"))
+def test_hostile_chat_templates_are_refused(writer, template):
+    model, tokenizer = writer
     tokenizer.chat_template = template
-    model, _ = tiny("llama")
-    model.resize_token_embeddings(len(tokenizer))
     with torch.no_grad(), pytest.raises(CalibrationError, match="chat template"):
         sample_text(model, tokenizer, "hello", new_tokens=1)

@@ -9,12 +9,13 @@ import tempfile
 import pytest
 import torch
 
-from faults.changes import digest, names, restore, snapshots, watched
+from faults.changes import digest, names, restore, snapshots, spread, watched
 from faults.lines import WRITING, line, run, write_inputs, write_recipe
 from processes import _server
 from weightsmith.core.io import load_state_dict
 
-FAST = "wise-ft"
+FAST, FEW = "wise-ft", 4
+"""The command that every run of the tests kills, and after how many kills it runs again there."""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,11 @@ def weights(out):
     return load_state_dict(out)
 
 
-def check_kills(words, root, store, old=None):
-    """Run a command that writes ``root/out``, kill it before each change, and run it again each time."""
+def check_kills(words, root, store, old=None, *, most=None):
+    """Run a command that writes ``root/out``, kill it before each change, and run it again each time.
+
+    With ``most`` it runs again about that often, from states spread over the run; all states are looked at.
+    """
     out = root / "out"
     if old is not None:
         assert run([*old])[0] == 0
@@ -51,10 +55,10 @@ def check_kills(words, root, store, old=None):
     after, whole, expected = digest(out), names(root), weights(out)
     assert len(states) > 3
     for state in states:
+        assert digest(state / "out") in (before, after), f"{state.name}: {names(state / 'out')}"
+    for state in spread(states, most):
         restore(state, root)
-        found = digest(out)
-        assert found in (before, after), f"{state.name}: {names(out)}"
-        if found == after and "--overwrite" not in words:
+        if digest(out) == after and "--overwrite" not in words:
             code, printed = run(words)
             assert code == 1
             assert "exists" in printed
@@ -64,41 +68,44 @@ def check_kills(words, root, store, old=None):
         assert all(torch.equal(value, expected[key]) for key, value in weights(out).items())
 
 
-commands = [name if name == FAST else pytest.param(name, marks=pytest.mark.slow) for name in WRITING]
+commands = [(FAST, FEW), *(pytest.param(name, None, marks=pytest.mark.slow) for name in WRITING)]
 
 
-@pytest.mark.parametrize("name", commands)
-def test_a_command(inputs, root, tmp_path, name):
-    check_kills(line(name, inputs, root / "out"), root, tmp_path)
+@pytest.mark.parametrize(("name", "most"), commands)
+def test_a_command(inputs, root, tmp_path, name, most):
+    check_kills(line(name, inputs, root / "out"), root, tmp_path, most=most)
 
 
-@pytest.mark.parametrize("name", commands)
-def test_a_command_that_replaces(inputs, root, tmp_path, name):
+@pytest.mark.parametrize(("name", "most"), commands)
+def test_a_command_that_replaces(inputs, root, tmp_path, name, most):
     words = line(name, inputs, root / "out")
     old = line("magnitude", inputs, root / "out")
-    check_kills([*words, "--overwrite"], root, tmp_path, old)
+    check_kills([*words, "--overwrite"], root, tmp_path, old, most=most)
 
 
 REPORTS = ["--report", "{root}/r.html", "--json", "{root}/r.json"]
 OPTIONS = [
-    ["--stream"],
-    pytest.param(["--compressed"], marks=pytest.mark.slow),
-    pytest.param(REPORTS, id="reports", marks=pytest.mark.slow),
+    (["--stream"], FEW),
+    pytest.param(["--stream"], None, marks=pytest.mark.slow),
+    pytest.param(["--compressed"], None, marks=pytest.mark.slow),
+    pytest.param(REPORTS, None, id="reports", marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize("extra", OPTIONS)
-def test_a_command_with_options(inputs, root, tmp_path, extra):
+@pytest.mark.parametrize(("extra", "most"), OPTIONS)
+def test_a_command_with_options(inputs, root, tmp_path, extra, most):
     extra = [word.format(root=root) for word in extra]
-    check_kills([*line("magnitude", inputs, root / "out"), *extra], root, tmp_path)
+    check_kills([*line("magnitude", inputs, root / "out"), *extra], root, tmp_path, most=most)
 
 
-@pytest.mark.parametrize("overwrite", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("arms", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_recipe(inputs, root, tmp_path, arms, overwrite):
+RECIPES = [(0, True, FEW), *(pytest.param(a, o, None, marks=pytest.mark.slow) for a in (0, 2) for o in (False, True))]
+
+
+@pytest.mark.parametrize(("arms", "overwrite", "most"), RECIPES)
+def test_a_recipe(inputs, root, tmp_path, arms, overwrite, most):
     recipe = write_recipe(inputs, root / "out", tmp_path / "recipe.yaml", arms=arms)
     words = ["run", str(recipe), *(["--overwrite"] if overwrite else [])]
-    check_kills(words, root, tmp_path, line("wise-ft", inputs, root / "out") if overwrite else None)
+    check_kills(words, root, tmp_path, line("wise-ft", inputs, root / "out") if overwrite else None, most=most)
 
 
 def killed(words, root, number):

@@ -37,7 +37,7 @@ RECIPE = {
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(ODD) | st.text() | st.dates()
 NESTED = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(VALUES, inner, max_size=3))
 
-quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 thorough = settings(max_examples=3000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

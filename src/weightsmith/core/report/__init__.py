@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def _measures(result: Record) -> list[dict[str, Any]]:
     return rows
 
 
+@cache
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("weightsmith.core.report", "")
     environment = jinja2.Environment(
