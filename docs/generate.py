@@ -1,4 +1,4 @@
-"""Write the pages that come from data: the methods, the measured claims with pictures, the benchmarks.
+"""Write what comes from data: pages on the methods, the measured claims with pictures, the benchmarks; commands.json.
 
 Run by ``make docs``. So is the text between ``<!-- methods -->`` marks in the README and on the first page.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith import catalog, claims
+from weightsmith.signature import read
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -31,7 +32,24 @@ def pages() -> dict[Path, str]:
         DOCS / "which-one.md": _which_page(_which()),
         DOCS / "index.md": _between_marks(DOCS / "index.md", _verbs()),
         ROOT / "README.md": _between_marks(ROOT / "README.md", _ready_table("docs/methods/")),
+        catalog.COMMANDS: _commands(),
     }
+
+
+def _commands() -> str:
+    """What ``weightsmith show`` tells of every command, which it thus knows without importing one."""
+    told = {}
+    for name, method in catalog.commands().items():
+        signature = read(catalog.load(method.commands[name].entry))
+        roles = [*signature.networks, *signature.data]
+        told[name] = {
+            "usage": signature.usage,
+            "description": signature.description,
+            "options": [[role.name, role.kind, role.help] for role in roles]
+            + [[field.name, str(field.default), field.help] for field in signature.fields.values()],
+        }
+    lines = [f"{json.dumps(name)}: {json.dumps(command, ensure_ascii=False)}" for name, command in told.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _between_marks(path: Path, text: str) -> str:

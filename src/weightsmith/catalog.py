@@ -23,6 +23,8 @@ from weightsmith.core.errors import WeightsmithError
 __all__ = ["METHODS", "VERBS", "Command", "Method", "commands", "find", "load", "plain"]
 
 PACKAGE = Path(__file__).parent
+COMMANDS = PACKAGE / "commands.json"
+"""Usage, description and options of every command, written by ``docs/generate.py``."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def test_every_command_has_help():
         assert "[default:" in words(method.commands[name].verb, name, "--help")
 
 
-@pytest.mark.parametrize("line", [["--help"], ["methods"], ["methods", "--json"], ["sparsify", "--help"]])
+@pytest.mark.parametrize(
+    "line", [["--help"], ["methods"], ["methods", "--json"], ["show", "wanda"], ["sparsify", "--help"]]
+)
 def test_looking_imports_nothing_heavy(line):
     code = (
         "import sys\nfrom weightsmith.cli.main import main\n"

@@ -56,7 +56,7 @@ def print_method(method: Method, name: str) -> None:
         module, _, name = entry.partition(":")
         console.print(f"[dim]python [/]from {module} import {name}", highlight=False)
     for each in commands:
-        _print_command(console, method.commands[each].verb, each, method.commands[each])
+        _print_command(console, method.commands[each].verb, each)
     for claim in claims.stored(method.slug):
         _print_claim(console, claim)
 
@@ -76,19 +76,13 @@ def _print_claim(console: Console, claim: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def _print_command(console: Console, verb: str, name: str, command: catalog.Command) -> None:
-    from weightsmith.signature import read
-
-    signature = read(catalog.load(command.entry))
-    console.print(f"\n[bold]weightsmith {verb} {name}[/] [dim]{signature.usage}[/]")
-    console.print(escape(signature.description), width=100, highlight=False)
+def _print_command(console: Console, verb: str, name: str) -> None:
+    command = json.loads(catalog.COMMANDS.read_text("utf-8"))[name]
+    console.print(f"\n[bold]weightsmith {verb} {name}[/] [dim]{command['usage']}[/]")
+    console.print(escape(command["description"]), width=100, highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for role in [*signature.networks, *signature.data]:
-        table.add_row(f"  --{role.name.replace('_', '-')}", f"[dim]{role.kind}[/]", escape(role.help))
-    for field in signature.fields.values():
-        table.add_row(
-            f"  --{field.name.replace('_', '-')}", f"[dim]{escape(str(field.default))}[/]", escape(field.help)
-        )
+    for option, default, text in command["options"]:
+        table.add_row(f"  --{option.replace('_', '-')}", f"[dim]{escape(default)}[/]", escape(text))
     console.print(table)
 
 
