@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typer.main import get_command
+
 from weightsmith import catalog, claims
+from weightsmith.cli.adaptor import make_command
 from weightsmith.signature import read
 
 DOCS = Path(__file__).parent
@@ -37,12 +40,14 @@ def pages() -> dict[Path, str]:
 
 
 def _commands() -> str:
-    """What ``weightsmith show`` tells of every command, which it thus knows without importing one."""
+    """What ``weightsmith show`` and the completion of shells tell of every command, without importing one."""
     told = {}
     for name, method in catalog.commands().items():
         signature = read(catalog.load(method.commands[name].entry))
         roles = [*signature.networks, *signature.data]
+        parameters = get_command(make_command(name, signature)).params
         told[name] = {
+            "flags": [flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")],
             "usage": signature.usage,
             "description": signature.description,
             "options": [[role.name, role.kind, role.help] for role in roles]

@@ -27,6 +27,7 @@ from weightsmith.core.data import (
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, write_file
 from weightsmith.core.metrics import measure, perplexity, sample_text
+from weightsmith.core.progress import stage
 from weightsmith.core.report import format
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
@@ -100,6 +101,10 @@ class Workbench:
         Data of the methods and of the measures.
     seed : int
         Seed of everything random.
+    device : str
+        Where networks that methods make are moved to.
+    dtype : torch.dtype or None
+        Element type that other networks are loaded in; their own by default.
 
     Examples
     --------
@@ -112,6 +117,7 @@ class Workbench:
     data: Data = field(default_factory=Data)
     seed: int = 0
     device: str = "cpu"
+    dtype: torch.dtype | None = None
     _state: tuple[dict[str, float], str] | None = None
     _folders: list[TemporaryFolder] = field(default_factory=list)
 
@@ -232,15 +238,16 @@ class Workbench:
         ``publish`` is called when all is written, just before the folder appears.
         """
         write = save_compressed if compressed else save_model
-        write(
-            self.model,
-            out,
-            like=self._opened.folder,
-            tokenizer=self._opened.tokenizer,
-            files=dict(files),
-            overwrite=overwrite,
-            publish=publish,
-        )
+        with stage(f"saving {out}"):
+            write(
+                self.model,
+                out,
+                like=self._opened.folder,
+                tokenizer=self._opened.tokenizer,
+                files=dict(files),
+                overwrite=overwrite,
+                publish=publish,
+            )
 
     @property
     def model(self) -> nn.Module:
@@ -261,7 +268,9 @@ class Workbench:
 
     def _network(self, ref: str) -> nn.Module:
         """Another network by name; ``$model`` is a copy of the model as it is now."""
-        return deepcopy(self.model) if ref == CURRENT else open_model(ref).model.to(self._model_device)
+        return (
+            deepcopy(self.model) if ref == CURRENT else open_model(ref, dtype=self.dtype).model.to(self._model_device)
+        )
 
     def _call_on_files(self, signature: Signature, values: Mapping[str, Any], arguments: dict[str, Any]) -> Result:
         """Run a method that reads checkpoints and writes one, and open what it wrote."""
@@ -297,7 +306,8 @@ class Workbench:
         return not getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
 
     def _look(self) -> tuple[dict[str, float], str]:
-        return self.measure(), self.sample()
+        with stage("measuring"):
+            return self.measure(), self.sample()
 
     def _evaluation_ids(self, file: str | None) -> Any:
         if not self._writes:
@@ -392,7 +402,8 @@ def measure_files(
         If ``out`` is not the folder of a model.
     """
     data = Data(evaluation=evaluation)
-    measures = [Workbench(open_model(path), data, seed).measure() for path in [*checkpoints, out]]
+    with stage("measuring"):
+        measures = [Workbench(open_model(path), data, seed).measure() for path in [*checkpoints, out]]
     *parts, result.after = measures
     result.before = parts[-1]
     for name in ("perplexity", "control_perplexity", "loss", "accuracy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -123,6 +124,24 @@ def test_errors_are_readable_and_have_their_exit_code(capsys, line, code, messag
     assert "Traceback" not in text
 
 
+def completed(line: str) -> list[str]:
+    environment = {"_WEIGHTSMITH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    code = (
+        "import sys\nfrom weightsmith.cli.main import main\ntry: main([])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+    )
+    return done.stdout.split()
+
+
+def test_a_shell_completes_verbs_commands_and_options_without_importing_a_method():
+    assert completed("weightsmith spars") == ["sparsify"]
+    assert completed("weightsmith sparsify wa") == ["wanda"]
+    assert completed("weightsmith sparsify wanda MODEL OUT --calibration FILE --spars") == ["--sparsity"]
+    assert "complete -o default" in words("--show-completion", "bash")
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="no method 'wandaa'"):
         main(["show", "wandaa", "--debug"])
@@ -132,14 +151,6 @@ def test_a_bug_is_one_line_too(capsys, monkeypatch):
     monkeypatch.setattr(catalog, "find", lambda slug: {}[slug])
     code, text = fails(capsys, "show", "x")
     assert (code, text) == (1, "error: KeyError: 'x' (a bug? --debug shows where)\n")
-
-
-def test_dry_run_checks_and_runs_nothing(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("model: nowhere\nout: out\nsteps: [magnitude: {sparsity: 0.3}, wanda]\n")
-    text = words("run", str(recipe), "--dry-run", "--set", "wanda.sparsity=2:4")
-    assert "1. magnitude(sparsity=0.3) 2. wanda(sparsity='2:4')" in text
-    assert "nothing was run" in text
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.1, 1)])

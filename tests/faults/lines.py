@@ -40,7 +40,6 @@ SMALL = {
         "1",
     ],
     "expand": ["--depth", "3"],
-    "fisher": ["--fishers", "{folder}/tiny", "--fishers", "{folder}/tuned"],
     "know": ["--predictor", "paper", "--steps", "1"],
     "learngene": ["--stages", "1"],
 }
@@ -48,6 +47,7 @@ SMALL = {
 
 INPUTS = {
     "d2nwg": ["zoo"],
+    "fisher": ["classifier"] * 2,
     "know": ["tiny"] * 5,
     "scale-adapter": ["adapter"],
 }
@@ -88,7 +88,7 @@ def line(name: str, folder: Path, out: Path) -> list[str]:
         words.append(str(folder / MODELS.get(name, "tiny")))
     words.append(str(out))
     for role in signature.data:
-        file = "labeled.safetensors" if name in MODELS else "inputs.safetensors"
+        file = "labeled.safetensors" if name in (*MODELS, "fisher") else "inputs.safetensors"
         words += [f"--{role.name.replace('_', '-')}", str(folder / file)]
     for role in signature.networks:
         words += [f"--{role.name.replace('_', '-')}", str(folder / "tuned")]

@@ -13,10 +13,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from weightsmith.core import progress
 from weightsmith.core.errors import CheckpointError, HyperparameterError
 from weightsmith.core.io import check_file, check_output
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
+from weightsmith.rehearsal import check_data, check_network, check_options
 from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
 from weightsmith.workbench import (
     DEFAULT_SAMPLES,
@@ -35,6 +37,7 @@ Publish: TypeAlias = Callable[[Result], None]
 
 DATA, OUTPUT = "Data", "Output"
 PLAIN = (int, float, str, bool, Path)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 FILES = "text, .jsonl, .csv, .parquet, .safetensors, a folder of images, or a hub id"
 
 
@@ -58,9 +61,12 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
         for path in files.values():
             if path is not None:
                 check_file(path)
+        if given.pop("dry_run", False):
+            _rehearse(name, signature, given, hyper)
+            return
         result = run(given, hyper, lambda result: _publish(result, title, **files))
         if isinstance(result, Result):
-            _print(result, files["report"])
+            _print(result, _out(signature, given), **files)
 
     parameters = [*arguments, *map(_option, signature.fields.values())]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -83,17 +89,32 @@ def _arguments(
         files = [_file(role, written=role is signature.paths[-1]) for role in signature.paths]
         measured = [_EVALUATION] if _merges(signature) else []
         data = [option for role in signature.data for option in _source(role, alone=False)]
-        return [*files, *data, *measured, *seed, *reports], lambda given, hyper, publish: _published(
+        dry_run = [_DRY_RUN] if _writes(signature) else []
+        return [*files, *data, *measured, *seed, *reports, *dry_run], lambda given, hyper, publish: _published(
             _call(signature, given, hyper), publish
         )
     if signature.measures:
-        return [_MODEL, *_REPORTS], lambda given, hyper, publish: _published(_measure(signature, given, hyper), publish)
+        return [_MODEL, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
+            _measure(signature, given, hyper), publish
+        )
     return _transform_arguments(signature), lambda given, hyper, publish: _transform(signature, hyper, publish, **given)
 
 
 def _merges(signature: Signature) -> bool:
     """Whether it makes a network of several."""
     return any(role.kind == "paths" for role in signature.paths[:-1])
+
+
+def _writes(signature: Signature) -> bool:
+    """Whether its last file is one that it writes."""
+    return bool(signature.paths) and signature.paths[-1].kind == "path"
+
+
+def _out(signature: Signature, given: Mapping[str, Any]) -> Path | None:
+    """Where the command writes its model; None for one that writes none."""
+    if signature.model is None and _writes(signature):
+        return Path(given[signature.paths[-1].name])
+    return given.get("out")
 
 
 def _file(role: Role, *, written: bool) -> inspect.Parameter:
@@ -129,11 +150,13 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         _parameter("speed", bool, speed, False),
         _SEED,
         _parameter("device", str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=DATA), "cpu"),
+        *_LOADING,
         _parameter("overwrite", bool, overwrite, False),
         _parameter("compressed", bool, compressed, False),
         # what trains or measures goes over the whole model many times
         *([] if trains else [_parameter("stream", bool, stream, False)]),
         *_REPORTS,
+        _DRY_RUN,
     ]
 
 
@@ -167,7 +190,14 @@ def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any])
     assert signature.model is not None
     ref = given["model"]
     local = Path(ref).exists() or ref.startswith("embedded:")
-    return signature.function(**{signature.model.name: ref if local else open_model(ref).model}, **hyper)
+    if local and given["dtype"] is None and given["revision"] == "main":
+        return signature.function(**{signature.model.name: ref}, **hyper)
+    model = open_model(ref, dtype=_dtype(given["dtype"]), revision=given["revision"]).model
+    return signature.function(**{signature.model.name: model}, **hyper)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
 
 
 def _transform(
@@ -181,6 +211,8 @@ def _transform(
     speed: bool,
     seed: int,
     device: str,
+    dtype: str | None,
+    revision: str,
     overwrite: bool,
     compressed: bool,
     stream: bool = False,
@@ -194,14 +226,40 @@ def _transform(
     networks = {role.name: others[role.name] for role in signature.networks if others[role.name] is not None}
     values = {**hyper, **networks}
     if stream:
-        if compressed or device != "cpu":
-            raise typer.BadParameter("goes with neither --compressed nor --device", param_hint="'--stream'")
+        if compressed or device != "cpu" or dtype is not None or revision != "main":
+            raise typer.BadParameter(
+                "goes with none of --compressed, --device, --dtype and --revision", param_hint="'--stream'"
+            )
         return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite, publish=publish)
-    bench = Workbench(move_to_device(open_model(model), device), data, seed, device)
+    opened = open_model(model, dtype=_dtype(dtype), revision=revision)
+    bench = Workbench(move_to_device(opened, device), data, seed, device, _dtype(dtype))
     result = bench.apply(signature, values)
     files = documents([result], out, [model])
     bench.save(out, files, overwrite=overwrite, compressed=compressed, publish=lambda: publish(result))
     return result
+
+
+def _rehearse(name: str, signature: Signature, given: Mapping[str, Any], hyper: Mapping[str, Any]) -> None:
+    """Check everything that can be checked before the work, and say what it would be."""
+    out, model, revision = _out(signature, given), given.get("model"), given.get("revision", "main")
+    if out is not None:
+        check_output(out, overwrite={**given, **hyper}.get("overwrite", False))
+    networks = {role.name: given[role.name] for role in signature.networks if given[role.name] is not None}
+    if model is not None:
+        check_network(model, revision)
+    for ref in networks.values():
+        check_network(ref)
+    paths = {role.name: _located(given[role.name], role) for role in signature.paths[:-1]}
+    sources = _sources(signature, given)
+    data = [*(source.file for source in sources.values()), given.get("evaluation"), given.get("control")]
+    for file in data:
+        if file is not None:
+            check_data(file)
+    check_options(signature, {**hyper, **networks, **sources, **paths}, model, revision=revision)
+    files = [each for path in paths.values() for each in (path if isinstance(path, list) else [path])]
+    read = ", ".join(str(each) for each in [model, *networks.values(), *files, *data] if each is not None)
+    options = ", ".join(f"{key}={value!r}" for key, value in hyper.items())
+    print(f"{name}({options})\nreads: {read}\nmodel: {out}\nNothing was run.")
 
 
 def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
@@ -251,15 +309,16 @@ def _publish(result: Result, title: str, report: Path | None, json: Path | None)
         result.report(report, title)
 
 
-def _print(result: Result, report: Path | None) -> None:
-    console = Console()
+def _print(result: Result, model: Path | None, report: Path | None, json: Path | None) -> None:
+    console = Console(quiet=progress.is_silent() and model is not None)
     console.print(result.table())
     if result.before or result.after:
         console.print(result.comparison())
     for note in result.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
-    if report is not None:
-        console.print(f"report: {report}")
+    for what, path in (("model", model), ("report", report), ("record", json)):
+        if path is not None:
+            console.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _option(field: Field) -> inspect.Parameter:
@@ -346,6 +405,21 @@ _EVALUATION = _parameter(
     None,
 )
 _SEED = _parameter("seed", int, typer.Option(help="Seed of everything random.", rich_help_panel=DATA), 0)
+_LOADING = [
+    _parameter(
+        "dtype",
+        Literal[DTYPES] | None,
+        typer.Option(help="Load weights as; else their own type.", rich_help_panel=DATA),
+        None,
+    ),
+    _parameter("revision", str, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=DATA), "main"),
+]
+_DRY_RUN = _parameter(
+    "dry_run",
+    bool,
+    typer.Option("--dry-run", help="Check options, files and OUT, say what would be done.", rich_help_panel=OUTPUT),
+    False,
+)
 _REPORTS = [
     _parameter("report", Path | None, typer.Option(help="Write an HTML report here.", rich_help_panel=OUTPUT), None),
     _parameter("json", Path | None, typer.Option(help="Write the record as JSON here.", rich_help_panel=OUTPUT), None),

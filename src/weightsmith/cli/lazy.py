@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import json
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
@@ -31,13 +34,36 @@ class LazyCommand(TyperCommand):
         self.entry = command.entry
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Import the method and hand over to the command made from it."""
+        """Import the method and hand over to the command made from it; a shell's completion needs only its flags."""
+        if extra.get("resilient_parsing"):
+            return _only_flags(self.name or "").make_context(info_name, args, parent=parent, **extra)
         from weightsmith.cli.adaptor import make_command
         from weightsmith.signature import read
 
         hush_transformers()
         made = get_command(make_command(info_name or "", read(catalog.load(self.entry))))
         return made.make_context(info_name, args, parent=parent, **extra)
+
+
+def _only_flags(name: str) -> Any:
+    """A command that takes the flags which ``commands.json`` lists, and does nothing."""
+
+    def command(**given: str) -> None: ...
+
+    flags = json.loads(catalog.COMMANDS.read_text("utf-8")).get(name, {"flags": []})["flags"]
+    options = [typer.Option(flag) for flag in flags]
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                f"option{n}", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, option], default=""
+            )
+            for n, option in enumerate(options)
+        ]
+    )
+    command.__annotations__ = {f"option{n}": Annotated[str, option] for n, option in enumerate(options)}
+    app = typer.Typer(add_completion=False)
+    app.command(name)(command)
+    return get_command(app)
 
 
 class Verb(TyperGroup):

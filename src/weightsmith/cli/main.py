@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from weightsmith import __version__, catalog
 from weightsmith.cli.lazy import Root, Verb, hush_transformers
+from weightsmith.core import progress
 from weightsmith.core.errors import HyperparameterError, RecipeError, WeightsmithError
 
 __all__ = ["app", "main"]
@@ -26,7 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in (verb for verb in catalog.VERBS if catalog.commands(verb)):
@@ -38,14 +39,18 @@ for _verb in (verb for verb in catalog.VERBS if catalog.commands(verb)):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0 (done), 1 (failed) or 2 (wrong usage).
 
-    An error is one line on standard error; ``--debug``, anywhere on the line, shows the traceback.
+    An error is one line on standard error. Anywhere on the line, ``--debug`` shows its traceback and other packages'
+    warnings, and ``--quiet`` leaves only errors and the results asked for.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("weightsmith").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if debug else logging.ERROR)
+    progress.silence("--quiet" in arguments)
     try:
-        app([argument for argument in arguments if argument != "--debug"])
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.filterwarnings("ignore", module="(?!weightsmith)")
+            app([word for word in arguments if word not in ("--debug", "--quiet")], prog_name="weightsmith")
     except Exception as error:
         if debug:
             raise
@@ -68,9 +73,10 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and all warnings.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only errors and the results asked for.")] = False,
 ) -> None:
-    """Options that come before the command; ``main`` takes ``--debug`` away before Typer sees it."""
+    """Options for every command; ``main`` takes ``--debug`` and ``--quiet`` away before Typer sees them."""
 
 
 @app.command(rich_help_panel=WORK)
@@ -105,24 +111,24 @@ def run(
     """Run a recipe: several methods in a row on one model, measured before and after each."""
     from rich.console import Console
 
-    from weightsmith.recipe import load_recipe, run_recipe
+    from weightsmith.recipe import check_recipe, load_recipe, run_recipe
 
     hush_transformers()
-    console = Console()
+    console = Console(quiet=progress.is_silent())
     loaded = load_recipe(recipe, settings or [])
     for number, step in enumerate(loaded.steps, 1):
         console.print(f"{number}. {step}", markup=False)
     for name, steps in loaded.compare.items():
         console.print(f"{name}: {', then '.join(map(str, steps))}", markup=False)
+    check_recipe(loaded, overwrite=overwrite)
     if dry_run:
-        console.print(
-            f"{loaded.model or 'no model'} -> {loaded.out}: names and types are right; nothing was run.", markup=False
-        )
+        console.print(f"{loaded.model or 'no model'} -> {loaded.out}\nNothing was run.", markup=False)
         return
     for result in run_recipe(loaded, overwrite=overwrite):
         console.print(result.table())
         console.print(result.comparison())
-    console.print(f"model: {loaded.out}\nreport: {loaded.report or loaded.out / 'report.html'}", markup=False)
+    written = f"model: {loaded.out}\nreport: {loaded.report or loaded.out / 'report.html'}"
+    console.print(written, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel=WORK)

@@ -6,6 +6,7 @@ import logging
 import operator
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,12 +15,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-__all__ = ["track"]
+__all__ = ["is_silent", "silence", "stage", "track"]
 
 T = TypeVar("T")
 
@@ -64,6 +67,42 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     return show(iterable, description, total)
 
 
+@contextmanager
+def stage(description: str) -> Iterator[None]:
+    """Show a line while something runs that has no steps to count, such as loading a model; on a terminal only.
+
+    Examples
+    --------
+    >>> with stage("adding"):
+    ...     1 + 1
+    2
+    """
+    task = _open(description, None) if _console.is_terminal else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            _close(task)
+
+
+def silence(silent: bool = True) -> None:
+    """Show nothing from now on, or show again."""
+    _console.quiet = silent
+    _log.setLevel(logging.ERROR if silent else logging.INFO)
+
+
+def is_silent() -> bool:
+    """Return whether nothing is shown."""
+    return _console.quiet
+
+
+class _Count(MofNCompleteColumn):
+    """How many of how many; nothing for a stage."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total or task.completed else Text()
+
+
 def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
     start, task = time.monotonic(), None
     try:
@@ -86,7 +125,7 @@ def _open(description: str, total: int | None) -> TaskID:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Count(),
             TimeRemainingColumn(),
             console=_console,
             transient=True,

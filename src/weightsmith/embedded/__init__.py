@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import read_text
 from weightsmith.core.errors import CalibrationError, CheckpointError, MissingDependencyError
 from weightsmith.core.io import atomic_output, from_pretrained, load_model
+from weightsmith.core.progress import stage
 
 __all__ = [
     "NAMES",
@@ -79,23 +80,33 @@ class OpenedModel:
     processor: Any = None
 
 
-def open_model(ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> OpenedModel:
+def open_model(ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None, revision: str = "main") -> OpenedModel:
     """Open ``embedded:NAME``, a Hugging Face folder, or a hub id.
+
+    Parameters
+    ----------
+    ref : path-like
+        The name.
+    dtype : torch.dtype, optional
+        Element type; the checkpoint's own by default.
+    revision : str, default: "main"
+        Branch, tag or commit on the hub.
 
     Raises
     ------
     CheckpointError
-        If there is no such model, or it cannot be read.
+        If there is no such model, it cannot be read, or a revision is asked of what is on this machine.
     MissingDependencyError
         If an embedded model's package is not installed.
     """
     name = str(ref)
-    if not name.startswith(PREFIX):
-        return _open_folder(ref, dtype)
-    name = name.removeprefix(PREFIX)
-    if name == "efficientnet-lite0":
-        return OpenedModel(_efficientnet_lite0().to(dtype or torch.float32), processor=_lite0_pixels)
-    return _open_folder(folder(name), dtype)
+    with stage(f"loading {name}"):
+        if not name.startswith(PREFIX):
+            return _open_folder(ref, dtype, revision)
+        name = name.removeprefix(PREFIX)
+        if name == "efficientnet-lite0":
+            return OpenedModel(_efficientnet_lite0().to(dtype or torch.float32), processor=_lite0_pixels)
+        return _open_folder(folder(name), dtype, revision)
 
 
 def load(name: str) -> tuple[nn.Module, Any]:
@@ -150,24 +161,24 @@ def find_folder(ref: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+def load_tokenizer(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
     """Load the tokenizer of a folder or hub id; None for a folder without one."""
     from transformers import AutoTokenizer
 
     folder = Path(path)
     if folder.is_dir() and not any(file for name in TOKENIZER_FILES for file in folder.glob(name)):
         return None
-    return from_pretrained(AutoTokenizer, path)
+    return from_pretrained(AutoTokenizer, path, revision=revision)
 
 
-def load_processor(path: str | os.PathLike[str]) -> Any:
+def load_processor(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
     """Load the image processor of a folder or hub id; None for one without."""
     from transformers import AutoImageProcessor
 
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
         return None
     try:
-        return from_pretrained(AutoImageProcessor, path)
+        return from_pretrained(AutoImageProcessor, path, revision=revision)
     except CheckpointError:  # a hub id of a model without images
         if Path(path).is_dir():
             raise
@@ -233,10 +244,10 @@ def digits() -> tuple[Float[Tensor, "1797 1 8 8"], Int[Tensor, "1797"]]:
     return x[order], torch.tensor(classes, dtype=torch.long)[order]
 
 
-def _open_folder(path: str | os.PathLike[str], dtype: torch.dtype | None) -> OpenedModel:
-    model = load_model(path, dtype=dtype)
+def _open_folder(path: str | os.PathLike[str], dtype: torch.dtype | None, revision: str) -> OpenedModel:
+    model = load_model(path, dtype=dtype, revision=revision)
     local = Path(path) if Path(path).is_dir() else None
-    return OpenedModel(model, load_tokenizer(path), local, load_processor(path))
+    return OpenedModel(model, load_tokenizer(path, revision=revision), local, load_processor(path, revision=revision))
 
 
 def _smollm2_folder() -> Path:

@@ -69,8 +69,15 @@ def offloaded(
         stored.copy_rest()
 
 
-def meta_model(path: str | os.PathLike[str]) -> nn.Module:
+def meta_model(path: str | os.PathLike[str], *, revision: str = "main") -> nn.Module:
     """Build the architecture of a Hugging Face checkpoint with its weights on the meta device, tied as configured.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder or hub id.
+    revision : str, default: "main"
+        Branch, tag or commit on the hub.
 
     Raises
     ------
@@ -81,7 +88,7 @@ def meta_model(path: str | os.PathLike[str]) -> nn.Module:
     """
     from accelerate import init_empty_weights
 
-    config = load_config(path)
+    config = load_config(path, revision=revision)
     with init_empty_weights(include_buffers=False), _EmptyOnMeta():
         model: nn.Module = model_class(config)(config).eval()
     model.tie_weights()  # type: ignore[operator]

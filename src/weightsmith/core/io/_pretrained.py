@@ -47,20 +47,30 @@ def from_pretrained(loader: Any, path: str | os.PathLike[str], **options: Any) -
         return loader.from_pretrained(path, trust_remote_code=False, **options)
 
 
-def load_config(path: str | os.PathLike[str]) -> Any:
+def load_config(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
     """Load the configuration of a folder or hub id; in a folder it must fit the weights, none of which are read.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder or hub id.
+    revision : str, default: "main"
+        Branch, tag or commit on the hub.
 
     Raises
     ------
     CheckpointError
-        If there is none that transformers knows, or it describes another model than the weights beside it.
+        If there is none that transformers knows, or it describes another model than the weights beside it; or if a
+        folder is asked for a revision.
     UnsupportedModelError
         If it needs code of its own, or names a kernel that would be downloaded and run.
     """
     import transformers
 
     reader = CheckpointReader(path) if Path(path).is_dir() else None
-    config = from_pretrained(transformers.AutoConfig, path)
+    if reader is not None and revision != "main":
+        raise CheckpointError(f"folder {path} has no revision {revision}", do="A revision belongs to a hub id.")
+    config = from_pretrained(transformers.AutoConfig, path, revision=revision)
     with _loading(path):
         parts = [config, *(getattr(config, name) for name in config.sub_configs)]
         kernels = [part._attn_implementation for part in parts if "/" in str(part._attn_implementation)]
@@ -126,7 +136,7 @@ def model_class(config: Any) -> type[nn.Module]:
     )
 
 
-def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> nn.Module:
+def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, revision: str = "main") -> nn.Module:
     """Load a Hugging Face folder (or hub id) as the class its config names, and refuse incomplete weights.
 
     Parameters
@@ -135,6 +145,8 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
         Folder or hub id. Code from the checkpoint is never executed.
     dtype : torch.dtype, optional
         Element type; the checkpoint's own by default.
+    revision : str, default: "main"
+        Branch, tag or commit on the hub.
 
     Returns
     -------
@@ -148,7 +160,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     UnsupportedModelError
         If it needs code of its own.
     """
-    config = load_config(path)
+    config = load_config(path, revision=revision)
     model, info = from_pretrained(
         model_class(config),
         path,
@@ -156,6 +168,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
         dtype=dtype or "auto",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
+        revision=revision,
     )
     if info["mismatched_keys"]:
         key, found, expected = next(iter(info["mismatched_keys"]))

@@ -1,0 +1,129 @@
+"""Check a run before it runs: what it reads is there, and its options are in range."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError
+from weightsmith.core.io import load_config, meta_model
+from weightsmith.embedded import NAMES, PREFIX, find_folder, open_model, open_text
+from weightsmith.signature import Signature
+from weightsmith.workbench import CURRENT
+
+__all__ = ["check_data", "check_network", "check_options"]
+
+
+class Reached(Exception):
+    """A method has begun to work with its model: its options are in range."""
+
+
+def check_network(ref: str | os.PathLike[str], revision: str = "main") -> None:
+    """Refuse a name that stands for no model; its configuration is read, none of its weights.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such model, or its configuration is damaged.
+    UnsupportedModelError
+        If it needs code of its own.
+    """
+    name = str(ref)
+    if not name.startswith(PREFIX):
+        load_config(ref, revision=revision)
+    elif name.removeprefix(PREFIX) not in NAMES:
+        raise CheckpointError(f"no embedded model {name.removeprefix(PREFIX)!r}", expected=f"one of {sorted(NAMES)}")
+
+
+def check_data(file: str) -> None:
+    """Refuse a name that stands for no data: neither a file or folder, nor ``embedded:NAME``, nor like a hub id.
+
+    Raises
+    ------
+    CalibrationError
+        If it does not.
+
+    Examples
+    --------
+    >>> check_data("embedded:calibration")
+    >>> check_data("org/data")
+    """
+    if file.startswith(PREFIX):
+        open_text(file)
+    elif not Path(file).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", file):
+        raise CalibrationError(f"no data at {file}", expected="a file, a folder of images or a hub id")
+
+
+def check_options(
+    signature: Signature,
+    values: Mapping[str, Any],
+    model: str | os.PathLike[str] | None = None,
+    *,
+    revision: str = "main",
+) -> None:
+    """Let a method refuse its options before anything runs: it is called with the architecture, without any weights.
+
+    Parameters
+    ----------
+    signature : Signature
+        The method.
+    values : mapping of str to object
+        Its hyper-parameters, the names of other networks and of data, and files.
+    model : path-like, optional
+        The model, for a method on one.
+    revision : str, default: "main"
+        Of the model on the hub.
+
+    Raises
+    ------
+    HyperparameterError
+        If an option is out of range, as far as the method looks before it works.
+    """
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arguments = {name: value for name, value in values.items() if name in signature.fields}
+        stand_ins: dict[str, Callable[[], Any]] = {
+            "batches": lambda: [{"input_ids": torch.zeros(1, 2, dtype=torch.long)}],
+            "samples": lambda: [{name: torch.zeros(2, dtype=torch.long) for name in ("input_ids", "labels")}] * 2,
+            "path": lambda: Path(folder, "none"),
+            "generator": torch.Generator,
+        }
+        try:
+            for role in signature.roles.values():
+                if role.kind in ("network", "measured"):
+                    ref = model if role is signature.model else values.get(role.name)
+                    ref = model if ref == CURRENT else ref
+                    if ref is not None and (role.required or role.name in values):
+                        arguments[role.name] = _weightless(ref, revision)
+                elif role.kind == "paths":
+                    arguments[role.name] = [Path(folder, str(n)) for n in range(len(values[role.name]))]
+                elif role.required or role.name in values:
+                    arguments[role.name] = stand_ins[role.kind]()
+            signature.function(**arguments)
+        except HyperparameterError:
+            raise
+        except Exception:  # whatever it needs weights or data for
+            return
+
+
+def _weightless(ref: str | os.PathLike[str], revision: str) -> nn.Module:
+    """The network without its weights, and without a forward pass."""
+    name = str(ref)
+    if name == f"{PREFIX}efficientnet-lite0":
+        model = open_model(name).model
+    else:
+        model = meta_model(find_folder(name) if name.startswith(PREFIX) else ref, revision=revision)
+    model.register_forward_pre_hook(_stop)
+    return model
+
+
+def _stop(*_: Any) -> None:
+    raise Reached

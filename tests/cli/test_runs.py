@@ -1,0 +1,142 @@
+"""What every command of one model or several does around its method: checks first, says where it wrote, is quiet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+
+import pytest
+import torch
+
+from faults.lines import WRITING, line, run, write_inputs
+from weightsmith.cli import lazy
+from weightsmith.core import progress
+from weightsmith.core.io import load_state_dict
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(autouse=True)
+def loud():
+    yield
+    progress.silence(False)
+    logging.getLogger("weightsmith").setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(inputs, tmp_path, name):
+    code, printed = run([*line(name, inputs, tmp_path / "out"), "--dry-run"])
+    assert code == 0, printed
+    assert printed.startswith(f"{name}(")
+    assert printed.endswith(f"model: {tmp_path / 'out'}\nNothing was run.\n")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sparsity", "2"], "sparsity"),
+        (["--sparsity", "nan"], "sparsity"),
+        (["--calibration", "nothing.jsonl"], "no data at nothing.jsonl"),
+        (["--calibration", "embedded:nothing"], "no embedded text"),
+        (["--evaluation", "nothing.txt"], "no data at nothing.txt"),
+        (["--report", "{folder}/tiny"], "found a folder"),
+        (["--dtype", "int4"], "int4"),
+        (["--revision", "v1"], "has no revision v1. A revision belongs to a hub id."),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(inputs, tmp_path, words, message):
+    words = [word.format(folder=inputs) for word in words]
+    code, printed = run([*line("wanda", inputs, tmp_path / "out"), *words, "--dry-run"])
+    assert code in (1, 2), printed
+    assert message in " ".join(printed.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wise-ft"])
+def test_a_dry_run_refuses_files_that_are_missing_or_in_the_way(inputs, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    words = [*line(name, inputs, tmp_path / "out"), "--dry-run"]
+    code, printed = run(words)
+    assert (code, "exists" in printed) == (1, True)
+    assert run([*words, "--overwrite"])[0] == 0
+    (tmp_path / "out" / "file").unlink()
+    code, printed = run([str(inputs / "missing") if word == str(inputs / "tiny") else word for word in words])
+    assert code in (1, 2)
+    assert "missing" in "".join(printed.split())
+
+
+RECIPES = [
+    ({"model": "{folder}/missing"}, "missing"),
+    ({"model": "embedded:nothing"}, "no embedded model 'nothing'"),
+    ({"data": {"calibration": "missing.txt"}}, "no data at missing.txt"),
+    ({"evaluation": {"file": "missing.txt"}}, "no data at missing.txt"),
+    ({"steps": [{"magnitude": {"sparsity": 0.5}}, {"wanda": {"sparsity": 3}}]}, "sparsity"),
+    ({"steps": [{"expand": {"depth": 3}}, {"wanda": {"calibration": "missing.txt"}}]}, "no data at missing.txt"),
+    ({"steps": [{"wise-ft": {"checkpoints": ["missing", "$model"]}}]}, "missing does not exist"),
+    ({"compare": {"a": ["magnitude"], "b": [{"magnitude": {"sparsity": -1}}]}}, "sparsity"),
+]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(("change", "message"), RECIPES)
+def test_a_recipe_is_refused_before_anything_runs(inputs, tmp_path, change, message, dry):
+    recipe = {"model": "{folder}/tiny", "out": str(tmp_path / "out"), "steps": ["magnitude", "wanda"]} | change
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe).replace("{folder}", str(inputs)))
+    code, printed = run(["run", str(tmp_path / "recipe.yaml"), *(["--dry-run"] if dry else [])])
+    assert code in (1, 2), printed
+    assert message in " ".join(printed.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_dry_run_of_a_recipe_shows_its_steps(inputs, tmp_path):
+    text = f"model: {inputs / 'tiny'}\nout: {tmp_path / 'out'}\nsteps: [magnitude: {{sparsity: 0.3}}, wanda]\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    code, printed = run(["run", str(tmp_path / "recipe.yaml"), "--dry-run", "--set", "wanda.sparsity=2:4"])
+    assert code == 0, printed
+    assert "1. magnitude(sparsity=0.3)\n2. wanda(sparsity='2:4')" in printed
+    assert "Nothing was run" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["magnitude", "slerp", "d2nwg"])
+def test_a_command_says_where_it_wrote(inputs, tmp_path, name):
+    code, printed = run([*line(name, inputs, tmp_path / "out"), "--report", str(tmp_path / "r.html")])
+    assert code == 0, printed
+    assert printed.endswith(f"model: {tmp_path / 'out'}\nreport: {tmp_path / 'r.html'}\n")
+
+
+def test_quiet_leaves_errors_and_results(inputs, tmp_path):
+    words = line("magnitude", inputs, tmp_path / "out")
+    assert run([*words, "--quiet"]) == (0, "")
+    code, printed = run(["--quiet", *words])
+    assert code == 1
+    assert printed.startswith("error: ")
+    assert len(printed.splitlines()) == 1
+    code, printed = run(["analyze", "condition", str(inputs / "tiny"), "--quiet"])
+    assert code == 0
+    assert "condition numbers" in printed
+
+
+def test_a_model_is_loaded_as_the_type_asked_for(inputs, tmp_path):
+    words = line("magnitude", inputs, tmp_path / "out")
+    assert run([*words, "--dtype", "bfloat16"])[0] == 0
+    assert {tensor.dtype for tensor in load_state_dict(tmp_path / "out").values()} == {torch.bfloat16}
+    code, printed = run([*words, "--overwrite", "--dtype", "bfloat16", "--stream"])
+    assert code == 2
+    assert "--dtype" in printed
+
+
+def test_warnings_of_other_packages_are_not_shown_but_ours_are(monkeypatch):
+    def hush():
+        warnings.warn_explicit("theirs", FutureWarning, "file.py", 1, module="transformers.modeling")
+        warnings.warn_explicit("ours", UserWarning, "file.py", 1, module="weightsmith.train._pld")
+
+    monkeypatch.setattr(lazy, "hush_transformers", hush)
+    with pytest.warns(UserWarning, match="ours") as found:
+        run(["merge", "slerp", "--help"])
+    assert [str(each.message) for each in found] == ["ours"]
