@@ -299,3 +299,18 @@ def test_an_encoder_decoder_keeps_the_labels_it_makes_decoder_inputs_of():
     assert without_labels(model, given) is given
     assert list(without_labels(model, given | {"decoder_input_ids": ids})) == ["input_ids", "decoder_input_ids"]
     assert list(without_labels(tiny("llama")[0], given)) == ["input_ids"]
+
+
+def test_a_model_that_reads_no_text_is_given_none(chat, tmp_path):
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"vocab_size": len(chat.tokenizer), "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    whisper = Reader(WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads)), chat.tokenizer)
+    rows = rows_of(tmp_path, [{"prompt": "two and two", "completion": "four"}])
+    for read in (
+        lambda: whisper.samples(rows, count=9, length=9),
+        lambda: whisper.text_batches("four", count=1, length=1),
+    ):
+        with pytest.raises(CalibrationError, match="reads input_features, not text. Give a .safetensors file"):
+            read()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
+from weightsmith.core.errors import NonFiniteError
 from weightsmith.dictionary import (
     BSC,
     DSC,
@@ -38,3 +41,17 @@ def test_scikit_learns_checks(estimator):
     statuses = [result["status"] for result in results]
     assert statuses.count("passed") >= 46
     assert set(statuses) <= {"passed", "skipped"}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS[:7] + ESTIMATORS[9:10], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_data_whose_squares_overflow_are_refused(estimator, dtype):
+    X = np.random.default_rng(0).random((40, 6)).astype(dtype)
+    y = np.arange(40) % 2
+    large = X * dtype(1e200 if dtype is np.float64 else 1e30)
+    with pytest.raises(NonFiniteError, match=r"squares of X overflow: found values up to .* Divide X by a constant"):
+        clone(estimator).fit(large, y)
+    fitted = clone(estimator).fit(X, y)
+    if hasattr(fitted, "partial_fit"):
+        with pytest.raises(NonFiniteError, match="squares of X overflow"):
+            fitted.partial_fit(large)

@@ -159,6 +159,12 @@ class Reader:
         return min([length, *(limit for limit in limits if limit is not None)])
 
     def _need_tokenizer(self) -> Any:
+        reads = getattr(self.model, "main_input_name", "input_ids")
+        if reads != "input_ids":
+            raise CalibrationError(
+                f"{type(self.model).__name__} reads {reads}, not text",
+                do=f"Give a .safetensors file with {reads}, and labels, one sample per row.",
+            )
         if self.tokenizer is None:
             raise CalibrationError(
                 "this model has no tokenizer, so it cannot read text",

@@ -44,7 +44,7 @@ from torch import Tensor, distributed
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite, lowest_k_mask
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
-from weightsmith.dictionary._shared.checks import choice, integer, number
+from weightsmith.dictionary._shared.checks import choice, integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor
 from weightsmith.dictionary._shared.processes import gather, is_shared
 
@@ -393,7 +393,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         if not isinstance(X, Tensor):
             if not reset and self._is_plain(X):
                 return X
-            return validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse="csr", reset=reset)
+            return moderate(validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse="csr", reset=reset))
         rows = X.detach()
         if rows.ndim != 2 or 0 in rows.shape:
             raise ShapeError("X", found=tuple(rows.shape), expected="(n_samples, n_features), neither 0")
@@ -402,6 +402,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         rows = rows if rows.dtype == torch.float64 else rows.float()
         if not is_finite(rows):
             raise NonFiniteError("X contains NaN or infinity")
+        moderate(rows)
         if reset:
             self.n_features_in_ = rows.shape[1]
         return rows
@@ -415,7 +416,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
             and len(X) > 0
             and X.shape[1] == self.n_features_in_
             and not hasattr(self, "feature_names_in_")
-            and bool(np.isfinite(X.sum()))
+            and bool(np.isfinite(np.vdot(X, X)))
         )
 
     def _codes(self, codes: Any) -> Any:

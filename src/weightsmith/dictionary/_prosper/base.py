@@ -40,7 +40,7 @@ from weightsmith.dictionary._prosper.schedule import Settings, settings_of
 from weightsmith.dictionary._prosper.shards import keep_largest, shared_seed, worst_row
 from weightsmith.dictionary._prosper.start import CHUNK_BYTES, Moments
 from weightsmith.dictionary._prosper.states import States, truncated_prior
-from weightsmith.dictionary._shared.checks import integer, number
+from weightsmith.dictionary._shared.checks import integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._shared.processes import total
 
@@ -327,9 +327,8 @@ class TruncatedEM(Model[P], DictionaryEstimator):
     def _rows(self, X: Any, *, reset: bool, ensure_min_samples: int = 1) -> Tensor:
         """The data checked, as a tensor in their own precision; float64 where they had another."""
         dtypes = [np.float64, np.float32]
-        return as_tensor(
-            validate_data(self, as_numpy(X), reset=reset, dtype=dtypes, ensure_min_samples=ensure_min_samples)
-        )
+        rows = validate_data(self, as_numpy(X), reset=reset, dtype=dtypes, ensure_min_samples=ensure_min_samples)
+        return as_tensor(moderate(rows))
 
     def _fitted(self, X: Any) -> tuple[Tensor, States, P]:
         check_is_fitted(self)

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters, as ``fit`` makes them."""
+"""Checks of hyper-parameters and data, as ``fit`` makes them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import math
 import numbers
 from typing import Any
 
-from weightsmith.core.errors import HyperparameterError
+import numpy as np
+import scipy.sparse
+from torch import Tensor
 
-__all__ = ["choice", "integer", "number"]
+from weightsmith.core.errors import HyperparameterError, NonFiniteError
+
+__all__ = ["choice", "integer", "moderate", "number"]
 
 
 def integer(name: str, value: Any, low: int = 1, high: int | None = None, do: str | None = None) -> int:
@@ -31,3 +35,18 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Check one of several words."""
     if value not in allowed:
         raise HyperparameterError(name, found=value, expected=f"one of {allowed}")
+
+
+def moderate(X: Any) -> Any:
+    """Return the data, an array, CSR matrix or tensor, if the sum of their squares does not overflow."""
+    values = X.data if scipy.sparse.issparse(X) else X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+    largest = float(max(values.max(), -values.min())) if values.size else 0.0
+    limit = math.sqrt(float(np.finfo(values.dtype).max)) / max(values.size, 1)
+    if largest > limit:
+        raise NonFiniteError(
+            "squares of X overflow",
+            found=f"values up to {largest:.3g} in {values.dtype}",
+            expected=f"up to {limit:.3g}",
+            do="Divide X by a constant.",
+        )
+    return X

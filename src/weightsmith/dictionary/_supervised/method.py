@@ -27,7 +27,7 @@ from sklearn.utils.validation import (
 from torch import Tensor, distributed
 
 from weightsmith.core.statistics import all_reduce_sum
-from weightsmith.dictionary._shared.checks import choice, integer, number
+from weightsmith.dictionary._shared.checks import choice, integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._shared.processes import is_shared
 from weightsmith.dictionary._supervised.factored import descend, least_squares_codes
@@ -195,6 +195,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
             dtype=[np.float64, np.float32],
             ensure_min_samples=1 if shared else 2,
         )
+        moderate(X)
         check_classification_targets(y)
         weight = _check_sample_weight(as_numpy(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         self.classes_ = _all_labels(y[weight > 0], shared)
@@ -336,7 +337,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
     def _checked(self, X: Any) -> tuple[Any, np.ndarray]:
         check_is_fitted(self)
         return self._split(
-            validate_data(self, as_numpy(X), reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
+            moderate(validate_data(self, as_numpy(X), reset=False, accept_sparse="csr", dtype=[np.float64, np.float32]))
         )
 
     def _problem(
