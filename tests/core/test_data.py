@@ -306,7 +306,7 @@ def test_a_model_that_reads_no_text_is_given_none(chat, tmp_path):
 
     sizes = {"vocab_size": len(chat.tokenizer), "d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
     heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    whisper = Reader(WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads)), chat.tokenizer)
+    whisper = Reader(WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, pad_token_id=0)), chat.tokenizer)
     rows = rows_of(tmp_path, [{"prompt": "two and two", "completion": "four"}])
     for read in (
         lambda: whisper.samples(rows, count=9, length=9),
