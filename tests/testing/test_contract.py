@@ -64,8 +64,13 @@ REFUSES = {
 }
 """Architectures a method refuses by name; it must work on all others."""
 
-FAST = ("llama", "t5", "mixtral", "cnn")
-"""The others are slow tests."""
+FAST = {
+    "llama": ("changes", "refuses", "restores", "handles"),
+    "mixtral": ("changes", "refuses-"),
+    "t5": ("changes", "refuses-"),
+    "cnn": ("changes", "refuses-"),
+}
+"""By the beginnings of their names, the checks that always run; the others are slow tests, as are all of d2nwg-layers."""
 
 
 def cases():
@@ -73,11 +78,12 @@ def cases():
         training = {"batch_size": 8, "epochs": 1, "tune_epochs": 1}
         options = {**SMALL.get(name, {}), **{key: value for key, value in training.items() if key in signature.fields}}
         for model in ARCHITECTURES:
-            marks = [] if model in FAST else [pytest.mark.slow]
             checks = transform_checks(
                 signature.function, options=options, refuses=REFUSES.get(name, ()), models=[model]
             )
             for check, run in checks:
+                fast = name != "d2nwg-layers" and check.startswith(FAST.get(model, "none"))
+                marks = [] if fast else [pytest.mark.slow]
                 yield pytest.param(run, id=f"{name}-{check}", marks=marks)
 
 
