@@ -4,8 +4,16 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.models import Layer, evaluation_mode, find_layers, get_module, swap_module
+from weightsmith.core.errors import CalibrationError, LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.models import (
+    Layer,
+    evaluation_mode,
+    find_layers,
+    get_module,
+    recalibrate_batchnorm,
+    swap_module,
+)
+from weightsmith.sparsify import wanda
 
 
 class Tied(nn.Module):
@@ -91,3 +99,30 @@ def test_evaluation_mode_restores_each_module():
         assert not model[0].training
     assert model[0].training
     assert not model[1].training
+
+
+def test_a_last_batch_of_one_adds_no_variance():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train()
+    batches = list(torch.randn(9, 3).split(4))
+    assert recalibrate_batchnorm(model, batches) == 1
+    with torch.no_grad():
+        means = torch.stack([model[0](batch).mean(0) for batch in batches[:2]])
+    assert torch.allclose(model[1].running_mean, means.mean(0), atol=1e-6)
+    assert model[1].training
+
+
+def test_batches_of_one_alone_are_refused_and_the_statistics_stay():
+    model = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    model[0].running_mean.fill_(3.0)
+    with pytest.raises(CalibrationError, match="two samples or more"):
+        recalibrate_batchnorm(model, [torch.randn(1, 2)])
+    assert model[0].running_mean.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("batch", [torch.tensor(3.0), (torch.tensor(1.0), torch.tensor(0)), {"input": torch.tensor(2)}])
+def test_scalar_calibration_tensors_are_refused_by_name(batch):
+    model = nn.Sequential(nn.Linear(3, 2))
+    before = model[0].weight.clone()
+    with pytest.raises(CalibrationError, match="inputs of layer '0': found 0 dimensions"):
+        wanda(model, [batch])
+    assert torch.equal(model[0].weight, before)

@@ -33,7 +33,7 @@ from weightsmith.core.errors import (
     ShapeError,
 )
 from weightsmith.core.jobs import Backend, run_jobs
-from weightsmith.core.models import Layer, evaluation_mode, find_layers
+from weightsmith.core.models import Layer, evaluation_mode, find_layers, unreached, writable
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import draw_seed, mean_loss, restored_on_error
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
@@ -159,6 +159,7 @@ def d2nwg_layers(
     layers = [one for one in find_layers(model, include, exclude) if one.weight.numel() > chunk]
     if not layers:
         raise LayerNotFoundError("no matrix to draw", expected=f"more than {chunk} weights", do="Use a smaller chunk.")
+    writable(layers)
     measure = evaluate or partial(mean_loss, batches=batches)
     own: dict[str, Any] = {
         "chunk": chunk,
@@ -170,6 +171,7 @@ def d2nwg_layers(
         "sampler_steps": sampler_steps,
     }
     with record("d2nwg-layers", share=share, **own) as result, evaluation_mode(model), restored_on_error(model):
+        result.notes += unreached(model, find_layers(model))
         chosen = highest(layers, share)
         learn = partial(_learn, **own)
         jobs = [(_matrices(layer, states), draw_seed(generator) + number) for number, layer in enumerate(chosen)]
@@ -187,6 +189,8 @@ def d2nwg_layers(
                 kept=after < loss,
             )
             loss = after
+        if unchosen := [layer.name for layer in layers if layer not in chosen]:
+            result.notes.append(f"Not among the share that is drawn: {', '.join(unchosen)}.")
         kept = sum(row["kept"] for row in result.layers)
         result.totals = {"layers": len(chosen), "kept": kept, "loss_before": before, "loss_after": loss}
         result.notes.append("The loss is the one that draws were chosen by: judge the model on other data.")

@@ -1,9 +1,9 @@
-"""Give batch normalisation the statistics that belong to weights nobody trained it with: predicted, merged, grown."""
+"""Give batch normalization the statistics that belong to weights nobody trained it with: predicted, merged, grown."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError
@@ -32,9 +32,9 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
     Raises
     ------
     CalibrationError
-        If there are no batches.
+        If there are no batches, or none from which a layer can estimate a variance.
     UnsupportedModelError
-        If the model has no batch normalisation with running statistics.
+        If the model has no batch normalization with running statistics.
 
     Examples
     --------
@@ -48,16 +48,35 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
     if len(batches) == 0:
         raise CalibrationError("no batches to estimate running statistics from", expected="at least one")
     momenta = [layer.momentum for layer in layers]
+    seen: dict[nn.Module, int] = {}
+
+    def has_variance(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """One value per channel has no variance: the layer then normalizes and learns nothing from it."""
+        layer.training = args[0].numel() > args[0].shape[1]
+        seen[layer] = seen.get(layer, 0) + layer.training
+
+    hooks = [layer.register_forward_pre_hook(has_variance) for layer in layers]
+    kept = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
     with evaluation_mode(model), torch.no_grad():
         try:
             for layer in layers:
-                layer.train()
                 if reset:
                     layer.reset_running_stats()
                     layer.momentum = None  # torch then averages all batches with equal weight
             for batch in batches:
                 call(model, batch)
+            if 0 in seen.values():
+                raise CalibrationError(
+                    "no batch has a variance", found="one sample per batch", expected="batches of two samples or more"
+                )
+        except BaseException:
+            for layer, buffers in zip(layers, kept, strict=True):
+                for name, buffer in buffers.items():
+                    layer.get_buffer(name).copy_(buffer)
+            raise
         finally:
+            for hook in hooks:
+                hook.remove()
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
     return len(layers)
@@ -74,7 +93,7 @@ def reset_batchnorm(model: nn.Module) -> int:
     Raises
     ------
     UnsupportedModelError
-        If the model has no batch normalisation with running statistics.
+        If the model has no batch normalization with running statistics.
 
     Examples
     --------
@@ -90,7 +109,7 @@ def reset_batchnorm(model: nn.Module) -> int:
 
 
 def has_batchnorm(model: nn.Module) -> bool:
-    """Whether the model has batch normalisation with running statistics.
+    """Whether the model has batch normalization with running statistics.
 
     Examples
     --------
@@ -103,7 +122,7 @@ def has_batchnorm(model: nn.Module) -> bool:
 def _layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     layers = _find(model)
     if not layers:
-        raise UnsupportedModelError("the model has no batch normalisation with running statistics")
+        raise UnsupportedModelError("the model has no batch normalization with running statistics")
     return layers
 
 

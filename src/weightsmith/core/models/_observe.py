@@ -137,6 +137,11 @@ def _rows(layer: Layer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor 
     """A layer's input rows, and which of them are real tokens."""
     if mask is not None and layer.expert is None and x.ndim == 2 and x.shape[0] == mask.numel():
         x = x.reshape(*mask.shape, -1)  # models that flatten the tokens of a batch
+    least = 1 + len(getattr(layer.module, "kernel_size", ()))
+    if x.ndim < least:
+        raise CalibrationError(
+            f"inputs of layer {layer.name!r}", found=f"{x.ndim} dimensions", expected=f"at least {least}"
+        )
     rows = layer.rows(x)
     width = layer.weight_OI.shape[1]
     if rows.shape[-1] != width:

@@ -95,11 +95,13 @@ class StreamMasks:
         self._stacks[getcurrent()] = [masks]
 
     def _hooked(self, module: nn.Module) -> list[Any]:
+        signature = inspect.signature(module.forward)
+
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stack = self._stacks.get(getcurrent())
             if stack is None:
                 return  # a pass of another observer, inside the loop over blocks
-            stack.append(_inner(stack[-1], module, args, kwargs, outermost=len(stack) == 1))
+            stack.append(_inner(stack[-1], module, _given(signature, args, kwargs), outermost=len(stack) == 1))
 
         def leave(*_: object) -> None:
             if (stack := self._stacks.get(getcurrent())) is not None:
@@ -111,17 +113,17 @@ class StreamMasks:
         ]
 
 
-def _inner(
-    outer: TokenMasks, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, outermost: bool
-) -> TokenMasks:
-    """The masks of a part, from its arguments."""
+def _given(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors among the arguments of a call, by name."""
     try:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = signature.bind_partial(*args, **kwargs).arguments
     except TypeError:
         given = kwargs
-    given = {name: value for name, value in given.items() if isinstance(value, Tensor)} | {
-        name: value for name, value in given.get("kwargs", {}).items() if isinstance(value, Tensor)
-    }
+    return {name: value for name, value in {**given, **kwargs}.items() if isinstance(value, Tensor)}
+
+
+def _inner(outer: TokenMasks, module: nn.Module, given: Mapping[str, Tensor], *, outermost: bool) -> TokenMasks:
+    """The masks of a part, from its arguments."""
     ids = given.get("input_ids")
     tokens = given.get("inputs_embeds") if ids is None else ids
     own, mask = outer.own, given.get("attention_mask")
