@@ -12,6 +12,7 @@ from weightsmith.core.training import FIT_DEFAULTS, FitOptions, fit
 from weightsmith.grow import learngene, mixture_growth
 from weightsmith.merge import bang
 from weightsmith.sparsify import spdf
+from weightsmith.testing import InterruptAt, Snapshot, count_operations, evenly
 from weightsmith.train import loss_reweighting, meta_rescaling, pld, weight_compander
 
 METHODS = {
@@ -168,3 +169,36 @@ def test_meta_rescaling_refuses_gradient_checkpointing():
 def test_defaults_are_stated_once(method):
     assert method.fit_defaults.keys() == FIT_DEFAULTS.keys() == FitOptions.__annotations__.keys()
     assert method.fit_defaults["scheduler"] in ("constant", "linear", "cosine")
+
+
+@pytest.mark.slow
+def test_a_stop_at_any_operation_restores_everything(method):
+    """Thirty places spread over the whole call: before, while and after it trains."""
+    options = {**METHODS[method], "batch_size": 4, "learning_rate": 0.01}
+    model, samples = problem(method)
+    _, total = count_operations(lambda: method(model, samples, **options))
+    for operation in evenly(total, 30):
+        model, samples = problem(method)
+        before = Snapshot(model)
+        with pytest.raises(KeyboardInterrupt), InterruptAt(operation):
+            method(model, samples, **options)
+        assert before.changes(model) == [], f"operation {operation} of {total}"
+
+
+@pytest.mark.parametrize("place", ["prepare", "backward", "clip_grad_norm_"])
+def test_what_accelerate_leaves_behind_is_removed(place, monkeypatch):
+    from accelerate import Accelerator
+
+    model, samples = problem(loss_reweighting)
+    before = Snapshot(model)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    original = getattr(Accelerator, place)
+    monkeypatch.setattr(
+        Accelerator, place, (lambda *a, **k: (original(*a, **k), stop())) if place == "prepare" else stop
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, samples, clip_norm=1.0)
+    assert before.changes(model) == []
