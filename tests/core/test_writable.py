@@ -70,3 +70,13 @@ def test_under_an_adapter_the_base_weights_are_pruned(name):
     assert any("base_layer" in n for n in changed)
     count = sum("lora_" in n for n in before)
     assert any(f"{count} x 'adapters'" in note for note in result.notes)
+
+
+def test_a_merged_adapter_is_refused():
+    model, batch = tiny("llama")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    model.merge_adapter()
+    before = Snapshot(model)
+    with pytest.raises(UnsupportedModelError, match="an adapter is merged into the weight of"):
+        wanda(model, [batch])
+    assert not before.changes(model)

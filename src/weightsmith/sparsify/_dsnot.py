@@ -132,6 +132,8 @@ def dsnot(
     test for unstructured masks; the error then changes sign at almost every swap, and good weights are replaced by
     worse ones.
 
+    For an expert of a mixture, the tokens that a batch routes to it count as one sequence.
+
     References
     ----------
     Zhang, Zhao, Lin, et al., arXiv 2310.08915.

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightsmith.core.data import Batch, Batches, as_batches, to_device
-from weightsmith.core.errors import LayerNotFoundError
+from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, writing
 from weightsmith.core.models._experts import find_experts
 from weightsmith.core.models._layers import Layer, find_blocks, find_layers, writable
@@ -192,6 +192,12 @@ def rewriting(
         def remembered() -> Iterator[Block]:
             found = _blocks_with_layers(model, include, exclude).values()
             writable(layer for block in found for layer in block.layers)
+            for name, module in model.named_modules():
+                if getattr(module, "merged_adapters", None):
+                    raise UnsupportedModelError(
+                        f"an adapter is merged into the weight of {name!r}",
+                        do="Unmerge it, or make it part of the weights with merge_and_unload.",
+                    )
             for block in track(blocks, "blocks", total=sum(bool(block.layers) for block in found)):
                 if offloaded_of(model) is None:
                     path = Path(folder) / f"{len(saved)}.safetensors"

@@ -224,7 +224,7 @@ def writable(layers: Iterable[Layer]) -> None:
     ------
     UnsupportedModelError
         If a weight is computed from other tensors (weight normalization, parametrizations, ``torch.nn.utils.prune``),
-        is not of floating point, has a scale beside it (8-bit formats), or an adapter is merged into it.
+        is not of floating point, or has a scale beside it (8-bit formats).
 
     Examples
     --------
