@@ -70,7 +70,7 @@ FAST = {
     "t5": ("changes", "refuses-"),
     "cnn": ("changes", "refuses-"),
 }
-"""By the beginnings of their names, the checks that always run; the others are slow tests, as are all of d2nwg-layers."""
+"""The checks that always run, by the beginnings of their names. The others are slow tests, as are all of d2nwg-layers."""
 
 
 def cases():
