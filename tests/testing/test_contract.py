@@ -70,7 +70,7 @@ FAST = {
     "t5": ("changes", "refuses-"),
     "cnn": ("changes", "refuses-"),
 }
-"""The checks that always run, by the beginnings of their names. The others are slow tests, as are all of d2nwg-layers."""
+"""The checks that always run, by the beginnings of their names. The others are slow, as are all of d2nwg-layers."""
 
 
 def cases():
