@@ -2,6 +2,7 @@ from ._interrupts import InterruptAt as InterruptAt, count_operations as count_o
 from ._merge import check_merge as check_merge, merge_checks as merge_checks
 from ._models import (
     ARCHITECTURES as ARCHITECTURES,
+    MIXTURES as MIXTURES,
     PLAIN as PLAIN,
     TRANSFORMERS as TRANSFORMERS,
     samples as samples,
