@@ -14,11 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from typer.main import get_command
-
 from weightsmith import catalog, claims
-from weightsmith.cli.adaptor import make_command
-from weightsmith.signature import read
+from weightsmith.cli import tables
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -41,18 +38,7 @@ def pages() -> dict[Path, str]:
 
 def _commands() -> str:
     """What ``weightsmith show`` and the completion of shells tell of every command, without importing one."""
-    told = {}
-    for name, method in catalog.commands().items():
-        signature = read(catalog.load(method.commands[name].entry))
-        roles = [*signature.networks, *signature.data]
-        parameters = get_command(make_command(name, signature)).params
-        told[name] = {
-            "flags": [flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")],
-            "usage": signature.usage,
-            "description": signature.description,
-            "options": [[role.name, role.kind, role.help] for role in roles]
-            + [[field.name, str(field.default), field.help] for field in signature.fields.values()],
-        }
+    told = {name: tables.describe(method.commands[name]) for name, method in catalog.commands().items()}
     lines = [f"{json.dumps(name)}: {json.dumps(command, ensure_ascii=False)}" for name, command in told.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from weightsmith import catalog, claims
-from weightsmith.catalog import Method
+from weightsmith.catalog import Command, Method
 
-__all__ = ["print_method", "print_methods"]
+__all__ = ["describe", "print_method", "print_methods"]
 
 
 def print_methods(methods: Sequence[Method], *, as_json: bool) -> None:
@@ -56,7 +56,7 @@ def print_method(method: Method, name: str) -> None:
         module, _, name = entry.partition(":")
         console.print(f"[dim]python [/]from {module} import {name}", highlight=False)
     for each in commands:
-        _print_command(console, method.commands[each].verb, each)
+        _print_command(console, method.commands[each])
     for claim in claims.stored(method.slug):
         _print_claim(console, claim)
 
@@ -76,12 +76,31 @@ def _print_claim(console: Console, claim: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def _print_command(console: Console, verb: str, name: str) -> None:
-    command = json.loads(catalog.COMMANDS.read_text("utf-8"))[name]
-    console.print(f"\n[bold]weightsmith {verb} {name}[/] [dim]{command['usage']}[/]")
-    console.print(escape(command["description"]), width=100, highlight=False)
+def describe(command: Command) -> dict[str, Any]:
+    """Read the usage, description and options of a command from its function, which is imported for it."""
+    from typer.main import get_command
+
+    from weightsmith.cli.adaptor import make_command
+    from weightsmith.signature import read
+
+    signature = read(catalog.load(command.entry))
+    parameters = get_command(make_command(command.name, signature)).params
+    return {
+        "flags": [flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")],
+        "usage": signature.usage,
+        "description": signature.description,
+        "options": [[role.name, role.kind, role.help] for role in [*signature.networks, *signature.data]]
+        + [[field.name, str(field.default), field.help] for field in signature.fields.values()],
+    }
+
+
+def _print_command(console: Console, command: Command) -> None:
+    written = json.loads(catalog.COMMANDS.read_text("utf-8"))
+    told = written[command.name] if command.name in written else describe(command)
+    console.print(f"\n[bold]weightsmith {command.verb} {command.name}[/] [dim]{told['usage']}[/]")
+    console.print(escape(told["description"]), width=100, highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for option, default, text in command["options"]:
+    for option, default, text in told["options"]:
         table.add_row(f"  --{option.replace('_', '-')}", f"[dim]{escape(default)}[/]", escape(text))
     console.print(table)
 
