@@ -416,13 +416,15 @@ def _order(key_NC: Tensor, top_k: int | None) -> Tensor:
         return key_NC.argsort(dim=1, descending=True, stable=True)
     values, order = key_NC.topk(top_k, dim=1)
     order = order.sort(dim=1).values
-    order = order.gather(1, key_NC.gather(1, order).argsort(dim=1, descending=True, stable=True))
     # topk takes any of the classes that are equal to the last one it takes
     last = values[:, -1:]
-    tied = ((key_NC == last).sum(1) > (values == last).sum(1)) & ~last[:, 0].isneginf()
+    equal = key_NC == last
+    tied = (equal.sum(1, dtype=torch.int32) > (values == last).sum(1)) & ~last[:, 0].isneginf()
     if bool(tied.any()):
-        order[tied] = key_NC[tied].argsort(dim=1, descending=True, stable=True)[:, :top_k]
-    return order
+        equal, room = equal[tied], (values[tied] == last[tied]).sum(1, keepdim=True)
+        taken = (key_NC[tied] > last[tied]) | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))
+        order[tied] = taken.nonzero()[:, 1].view(-1, top_k)
+    return order.gather(1, key_NC.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
 
 def _ranked(s_NC: Tensor, order_NK: Tensor, alpha_NK: Tensor, gone_NK: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional
@@ -57,7 +58,6 @@ def soft_cross_entropy(
 
     Examples
     --------
-    >>> import torch
     >>> round(soft_cross_entropy(torch.zeros(1, 10), torch.full((1, 10), 0.1)).item(), 6)
     2.302585
     """
@@ -103,15 +103,13 @@ def soft_target_loss(
 
     Examples
     --------
-    >>> import torch
     >>> student, teacher = torch.tensor([[1.0, 0.5, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
     >>> round(soft_target_loss(student, teacher).item(), 6)
     0.255111
     """
     check_temperature(temperature)
-    log_q, log_p = (functional.log_softmax(x / temperature, 1) for x in _comparable(student, teacher))
-    divergence = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    return temperature**2 * divergence / (len(student) if reduction == "batchmean" else student.numel())
+    rows = len(student) if reduction == "batchmean" else student.numel()
+    return _divergence(*_comparable(student, teacher), temperature) / rows
 
 
 def kd_loss(
@@ -148,7 +146,6 @@ def kd_loss(
 
     Examples
     --------
-    >>> import torch
     >>> round(kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0])).item(), 4)
     0.0693
     """
@@ -156,7 +153,7 @@ def kd_loss(
     student, teacher, labels = counted_rows(student, teacher, labels)
     if not len(labels):
         return student.sum()
-    divergence = soft_target_loss(student, teacher, temperature=temperature)
+    divergence = _divergence(student, teacher, temperature) / len(labels)
     return alpha * functional.cross_entropy(student, labels) + (1 - alpha) * divergence
 
 
@@ -183,7 +180,6 @@ def counted_rows(
 
     Examples
     --------
-    >>> import torch
     >>> logits = torch.tensor([[0.0, -torch.inf], [1.0, 2.0]], dtype=torch.bfloat16)
     >>> counted_rows(logits, logits, torch.tensor([0, -100]))[0]
     tensor([[ 0.0000e+00, -1.0000e+30]])
@@ -228,12 +224,16 @@ def check_labels(labels: Integer[Tensor, "N"], classes: int) -> None:
 
     Examples
     --------
-    >>> import torch
     >>> check_labels(torch.tensor([0, 2]), 3)
     """
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         bad = labels[(labels < 0) | (labels >= classes)]
         raise HyperparameterError("labels", found=bad[:5].tolist(), expected=f"class indices from 0 to {classes - 1}")
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_q, log_p = (functional.log_softmax(x / temperature, 1) for x in (student, teacher))
+    return temperature**2 * functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
 def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,9 +242,12 @@ def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         found = f"{tuple(teacher.shape)} and {tuple(student.shape)}"
         raise ShapeError("logits of teacher and student", found=found, expected="the same classes")
     student, teacher = upcast(student), upcast(teacher.detach())
-    if bool(teacher.isnan().any()):
+    if not student.numel():
+        return student, teacher
+    least = torch.stack([student.detach().amin(), teacher.amin()])  # NaN if there is one
+    if bool(least[1].isnan()):
         raise NonFiniteError("the teacher's logits hold NaN")
-    gone = (student.detach() <= LOWEST) | (teacher <= LOWEST)
-    if bool(gone.any()):
+    if bool((least <= LOWEST).any()) or bool(least[0].isnan()):
+        gone = (student.detach() <= LOWEST) | (teacher <= LOWEST)
         student, teacher = student.masked_fill(gone, LOWEST), teacher.masked_fill(gone, LOWEST)
     return student, teacher
