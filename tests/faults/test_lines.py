@@ -10,6 +10,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from faults.lines import SIGNATURES, WRITING, line, run, write_inputs
+from weightsmith.core.errors import HyperparameterError
+from weightsmith.rehearsal import check_options
 
 ODD = [
     "", " ", "0", "-1", "3", "0.5", "1e999", "nan", "inf", "true", "null", "[", "{", "[]", "{}", "*", "[a", "x=y",
@@ -145,3 +147,28 @@ SETTINGS = st.builds("{}={}".format, KEYS | st.text(), st.sampled_from(ODD) | st
 def test_odd_settings(folder, setting):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE).replace("{folder}", str(folder)))
     check(["run", str(folder / "recipe.yaml"), "--dry-run", f"--set={setting}"], folder)
+
+
+INFINITE = [
+    ("sparsegpt", "damping"),
+    ("dsnot", "tolerance"),
+    ("dsnot", "variance_power"),
+    ("mixture-growth", "scale"),
+    ("loss-reweighting", "r"),
+    ("loss-reweighting", "delta"),
+    ("lift", "density"),
+    ("pld", "temperature"),
+    ("weight-compander", "slope"),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), INFINITE)
+def test_a_number_must_be_finite(folder, tmp_path, name, option):
+    code, printed = run([*line(name, folder, tmp_path / "out"), f"--{option.replace('_', '-')}=inf"])
+    assert code == 2, printed
+    assert f"{option}: found inf" in printed
+
+
+def test_a_method_refuses_nan_itself(folder):
+    with pytest.raises(HyperparameterError, match="damping: found nan"):
+        check_options(SIGNATURES["sparsegpt"], {"damping": float("nan")}, folder / "tiny")

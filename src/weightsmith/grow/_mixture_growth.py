@@ -43,7 +43,14 @@ from weightsmith.core.training import (
     refuse_adapters,
     training_method,
 )
-from weightsmith.grow._shared.templates import LAYOUTS, Growth, TemplateMix, coefficients, grow_coefficients
+from weightsmith.grow._shared.templates import (
+    LAYOUTS,
+    Growth,
+    TemplateMix,
+    check_scale,
+    coefficients,
+    grow_coefficients,
+)
 from weightsmith.grow._widen_net2net import is_matrix, match_widths
 
 __all__ = ["MixtureGrowth", "joint_loss", "mixture_growth", "parameter_groups"]
@@ -424,6 +431,7 @@ def mixture_growth(
     Pham et al., arXiv 2311.04251.
     """
     check_options({"learning_rate": member_learning_rate, "epochs": member_epochs}, prefix="member_")
+    check_scale(scale)
     refuse_adapters(model)
     field, width = _inner_width(model)
     hyper: dict[str, Any] = {"init": init, "scale": scale, "templates": templates}

@@ -11,6 +11,7 @@ doubles; a weight matrix whose two axes double is a grid of 2 x 2 blocks, each o
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -127,8 +128,8 @@ def widen_net2net(
     >>> torch.allclose(narrow(torch.ones(1, 3)), wide(torch.ones(1, 3)), atol=1e-6)
     True
     """
-    if noise < 0:
-        raise HyperparameterError("noise", found=noise, expected="at least 0")
+    if not 0 <= noise < math.inf:
+        raise HyperparameterError("noise", found=noise, expected="a number >= 0")
     _check_same_names(narrow, wide)
     small, large = (find_symmetry(model, batch) for model in (narrow, wide))
     values, target = {}, wide.state_dict()

@@ -9,6 +9,7 @@ Legend: ``O`` outputs, ``I`` inputs, ``B`` columns of a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,8 +71,8 @@ def sparsegpt(
     0.5
     """
     pattern = Pattern.parse(sparsity)
-    if damping < 0:
-        raise HyperparameterError("damping", found=damping, expected=">= 0")
+    if not 0 <= damping < math.inf:
+        raise HyperparameterError("damping", found=damping, expected="a number >= 0")
     factors: dict[int, Tensor] = {}
 
     def prune(layer: Layer, gram: Gram) -> dict[str, float]:

@@ -444,7 +444,7 @@ def loss_reweighting(
 
 def _check(r: float, delta: float, clip_quantile: float) -> None:
     for name, value in (("r", r), ("delta", delta)):
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise HyperparameterError(name, found=value, expected="a positive number")
     if not 0 <= clip_quantile < 0.5:
         raise HyperparameterError("clip_quantile", found=clip_quantile, expected="in [0, 0.5)")

@@ -10,6 +10,7 @@ Legend: ``n`` templates per set, ``O`` outputs and ``I`` inputs of a block, ``R`
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -22,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.linalg import upcast
 
-__all__ = ["LAYOUTS", "Growth", "TemplateMix", "coefficients", "grow_coefficients"]
+__all__ = ["LAYOUTS", "Growth", "TemplateMix", "check_scale", "coefficients", "grow_coefficients"]
 
 Growth: TypeAlias = Literal["orthogonal", "zero", "copy", "random"]
 Layout: TypeAlias = tuple[tuple[int, ...], ...]
@@ -165,6 +166,12 @@ def coefficients(
     return [nn.Parameter(row.clone()) for row in drawn]
 
 
+def check_scale(scale: float) -> None:
+    """Refuse a scale of new coefficients that is negative or not finite."""
+    if not 0 <= scale < math.inf:
+        raise HyperparameterError("scale", found=scale, expected="a number >= 0")
+
+
 @torch.no_grad()
 def grow_coefficients(
     alphas: Sequence[nn.Parameter], init: Growth, *, scale: float = 1.0, generator: torch.Generator | None = None
@@ -186,7 +193,7 @@ def grow_coefficients(
     Raises
     ------
     HyperparameterError
-        If ``scale`` is negative.
+        If ``scale`` is negative or not finite.
 
     Examples
     --------
@@ -195,8 +202,7 @@ def grow_coefficients(
     >>> [row.abs().tolist() for row in alphas[2:]]
     [[0.0, 1.0], [2.0, 0.0]]
     """
-    if scale < 0:
-        raise HyperparameterError("scale", found=scale, expected="at least 0")
+    check_scale(scale)
     n = len(alphas[0])
     if init == "orthogonal" and n == 1:
         warnings.warn(

@@ -11,6 +11,7 @@ gradient at the midpoint of :math:`\theta_a` and :math:`\pi(\theta_b)` as if it 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,8 +118,8 @@ def match_straight_through(
         raise CalibrationError("no batches to match on", expected="at least one")
     if epochs < 1:
         raise HyperparameterError("epochs", found=epochs, expected=">= 1")
-    if learning_rate <= 0:
-        raise HyperparameterError("learning_rate", found=learning_rate, expected="> 0")
+    if not 0 < learning_rate < math.inf:
+        raise HyperparameterError("learning_rate", found=learning_rate, expected="a positive number")
     if not 0 <= momentum < 1:
         raise HyperparameterError("momentum", found=momentum, expected="0 <= momentum < 1")
     generator = generator or torch.Generator().manual_seed(0)
