@@ -151,7 +151,6 @@ def test_odd_settings(folder, setting):
 
 INFINITE = [
     ("sparsegpt", "damping"),
-    ("dsnot", "tolerance"),
     ("dsnot", "variance_power"),
     ("mixture-growth", "scale"),
     ("loss-reweighting", "r"),
@@ -167,6 +166,13 @@ def test_a_number_must_be_finite(folder, tmp_path, name, option):
     code, printed = run([*line(name, folder, tmp_path / "out"), f"--{option.replace('_', '-')}=inf"])
     assert code == 2, printed
     assert f"{option}: found inf" in printed
+
+
+def test_a_language_model_with_one_label_per_row_is_named(folder, tmp_path):
+    words = ["train", "meta-rescaling", str(folder / "tiny"), str(tmp_path / "out"), "--training"]
+    code, printed = run([*words, str(folder / "labeled.safetensors")])
+    assert code == 1
+    assert "error: logits: found shape (16, 4, 64), expected [16, classes], one row per sample" in printed
 
 
 def test_a_method_refuses_nan_itself(folder):

@@ -344,9 +344,10 @@ def _two_sides(score_OI: Tensor, positive_OI: Tensor, negative_OI: Tensor) -> Te
 def _check_hyper(max_swaps: int, tolerance: float, variance_power: float) -> None:
     if max_swaps < 0:
         raise HyperparameterError("max_swaps", found=max_swaps, expected=">= 0")
-    for name, value in (("tolerance", tolerance), ("variance_power", variance_power)):
-        if not 0 <= value < math.inf:
-            raise HyperparameterError(name, found=value, expected="a number >= 0")
+    if not tolerance >= 0:
+        raise HyperparameterError("tolerance", found=tolerance, expected=">= 0")
+    if not 0 <= variance_power < math.inf:
+        raise HyperparameterError("variance_power", found=variance_power, expected="a number >= 0")
 
 
 def _check_masks(masks: Mapping[str, Tensor], layers: Sequence[Layer]) -> None:

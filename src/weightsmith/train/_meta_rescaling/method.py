@@ -309,6 +309,9 @@ class MetaRescaler:
     ) -> tuple[Float[Tensor, "G B"], Float[Tensor, "G B C"]]:
         """The losses and logits of all passes. The first has been run already, and only it has a graph."""
         rows = [logits_of(first).float()]
+        if rows[0].ndim != 2 or len(rows[0]) != len(labels):
+            expected = f"[{len(labels)}, classes], one row per sample"
+            raise ShapeError("logits", found=f"shape {tuple(rows[0].shape)}", expected=expected)
         with torch.no_grad():
             for _ in range(self.passes - 1):
                 changed = inputs if self.perturb is None else self.perturb(inputs)
