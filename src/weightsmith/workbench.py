@@ -142,7 +142,8 @@ class Workbench:
         self._state = self._look()
         result.before, result.after = before[0] | result.before, self._state[0] | result.after
         if self._state[1]:
-            result.samples = {"before": before[1], "after": self._state[1]} if before[1] else {"after": self._state[1]}
+            told = {"before": before[1], "after": self._state[1]}
+            result.samples = {"prompt": PROMPT, **{when: text for when, text in told.items() if text}}
         return result
 
     def copy(self) -> Workbench:

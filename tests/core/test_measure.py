@@ -61,7 +61,14 @@ def test_accuracy_and_size():
 def test_measure_gives_what_the_data_allow():
     model = tiny()
     got = measure(model, ids=torch.arange(30), speed=True)
-    assert list(got) == ["perplexity", "tokens_per_second", "parameters", "nonzero", "bytes"]
+    assert list(got) == [
+        "perplexity",
+        "tokens_per_second",
+        "tokens_per_second_spread",
+        "parameters",
+        "nonzero",
+        "bytes",
+    ]
     assert got["tokens_per_second"] > 0
     assert got["parameters"] == sum(p.numel() for p in model.parameters())
     assert decode_speed(model, torch.arange(4), new_tokens=4, repeats=1) > 0

@@ -78,7 +78,7 @@ def test_pictures_draw_each_measure_that_differs_over_depth(result):
     figures, kinds = pictures.layers(result.layers)
     assert kinds == ["q_proj", "up_proj"]
     assert [figure["title"] for figure in figures] == ["error"], "sparsity is the same everywhere, skipped is no number"
-    line = figures[0]["data"][0]
+    line = figures[0]["lines"][0]
     assert line["x"] == [0, 1, 2, 3]
     assert line["y"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
@@ -86,8 +86,7 @@ def test_pictures_draw_each_measure_that_differs_over_depth(result):
 def test_layers_without_depth_become_bars():
     figures, kinds = pictures.layers([{"layer": "fc", "error": 1.0}, {"layer": "head", "error": 2.0}])
     assert kinds == []
-    assert figures[0]["data"][0]["type"] == "bar"
-    assert figures[0]["data"][0]["x"] == ["fc", "head"]
+    assert [(bar["name"], bar["width"]) for bar in figures[0]["bars"]] == [("fc", 50), ("head", 100)]
 
 
 def test_overview_marks_the_single_best():
@@ -124,7 +123,7 @@ def test_numbers_have_their_units(name, value, shown):
 
 def test_report_is_one_page_without_network(result, tmp_path):
     page = result.report(tmp_path / "deep" / "report.html", "A <title> & more").read_text()
-    assert page.count("plotly.js v") == 1
+    assert len(page) < 100_000
     assert "<h1>A &lt;title&gt; &amp; more</h1>" in page
     assert "once &lt;upon&gt; a time" in page
     assert "layer &#39;head&#39; &amp; its twin" in page
@@ -143,7 +142,7 @@ def test_report_of_several_results_compares_them(result, tmp_path):
 def test_report_of_an_empty_result_is_valid(tmp_path):
     page = Result("nothing").report(tmp_path / "r.html").read_text()
     assert "nothing" in page
-    assert "plotly" not in page.split("</style>")[1]
+    assert "<svg class" not in page
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
@@ -157,5 +156,26 @@ def test_report_draws_in_a_browser(result, tmp_path):
         timeout=120,
         check=True,
     )
-    assert done.stdout.count('class="main-svg"') >= 1
-    assert done.stdout.count('class="trace scatter') == 2
+    assert done.stdout.count("<polyline") == 2
+
+
+def test_axes_that_count_have_whole_numbers(result, tmp_path):
+    result.curves["loss"] = [3.0, 2.0, 1.5]
+    page = result.report(tmp_path / "r.html").read_text()
+    axes = re.findall(r'text-anchor="middle">([^<]*)<', page)
+    assert axes == ["1", "2", "3", "step", "0", "1", "2", "3", "block"]
+
+
+def test_report_tells_prompt_columns_speed_and_readings(result, tmp_path):
+    result.samples["prompt"] = "What is <this>?"
+    result.after |= {"tokens_per_second": 20.0, "tokens_per_second_spread": 0.5}
+    page = result.report(tmp_path / "r.html").read_text()
+    assert "Prompt: <q>What is &lt;this&gt;?</q>" in page
+    assert "<dt>sparsity</dt><dd>share of weights, or of activations, that are zero</dd>" in page
+    assert "<dt>skipped</dt><dd>skipped</dd>" in page
+    assert "20 ± 0.5" in page
+    assert "Zeros alone do not make a model faster" in page
+    assert "worked on <b>8</b> layers" in page
+    result.reading, result.title = True, "condition numbers"
+    page = result.report(tmp_path / "r.html").read_text()
+    assert re.search(r"<code>condition numbers</code>\s+measured <b>8</b> layers", page)

@@ -351,6 +351,7 @@ def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3)
     if missing := start.keys() ^ end.keys():
         raise ShapeError(f"{len(missing)} tensors are in one model only", found=sorted(missing)[:3])
     with record("weight-matching", gamma=gamma) as result:
+        result.reading = True
         matrices = matrices_of(first)
         found = alignment(start, end, matrices, gamma=gamma)
         for name, matrix in matrices.items():

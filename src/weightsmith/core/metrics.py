@@ -19,7 +19,7 @@ from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import logits_of
 
-__all__ = ["accuracy", "decode_speed", "measure", "perplexity", "sample_text", "size"]
+__all__ = ["accuracy", "decode_speed", "decode_speeds", "measure", "perplexity", "sample_text", "size"]
 
 
 @torch.no_grad()
@@ -106,12 +106,19 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
 
 def decode_speed(model: nn.Module, ids: Int[Tensor, "tokens"], *, new_tokens: int = 32, repeats: int = 3) -> float:
     """Greedy decode speed of ``model.generate`` at batch one, in tokens per second (median; prompt time taken out)."""
+    return statistics.median(decode_speeds(model, ids, new_tokens=new_tokens, repeats=repeats))
+
+
+def decode_speeds(
+    model: nn.Module, ids: Int[Tensor, "tokens"], *, new_tokens: int = 32, repeats: int = 5
+) -> list[float]:
+    """The speed of each of several runs, see :func:`decode_speed`; a first one that warms up is left out."""
     prompt = ids.unsqueeze(0).to(next(model.parameters()).device)
     seconds = [
         _generate_seconds(model, prompt, new_tokens + 1) - _generate_seconds(model, prompt, 1)
         for _ in range(repeats + 1)
     ]
-    return new_tokens / max(statistics.median(seconds[1:]), 1e-9)
+    return [new_tokens / max(each, 1e-9) for each in seconds[1:]]
 
 
 def size(model: nn.Module) -> dict[str, float]:
@@ -175,7 +182,8 @@ def measure(
     Returns
     -------
     dict of str to float
-        Keys ``perplexity``, ``accuracy``, ``tokens_per_second`` as asked for, then those of :func:`size`.
+        Keys ``perplexity``, ``accuracy``, ``tokens_per_second`` (a median, with half the range of all runs as
+        ``tokens_per_second_spread``) as asked for, then those of :func:`size`.
     """
     measures: dict[str, float] = {}
     if ids is not None:
@@ -183,7 +191,9 @@ def measure(
     if labelled is not None:
         measures["accuracy"] = accuracy(model, labelled)
     if speed and ids is not None:
-        measures["tokens_per_second"] = decode_speed(model, ids[:16])
+        speeds = decode_speeds(model, ids[:16])
+        measures["tokens_per_second"] = statistics.median(speeds)
+        measures["tokens_per_second_spread"] = (max(speeds) - min(speeds)) / 2
     return measures | size(model)
 
 

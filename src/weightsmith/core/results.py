@@ -97,12 +97,12 @@ class Result(Record):
         table = Table("measure", title_justify="left")
         for name in ("before", "after", "change"):
             table.add_column(name, justify="right")
-        for name in dict.fromkeys([*self.before, *self.after]):
+        for name in format.measures(self.before, self.after):
             before, after = self.before.get(name), self.after.get(name)
             change = ""
             if before is not None and after is not None:
                 change = f"[{colours[format.tone(name, before, after)]}]{format.change(before, after)}[/]"
-            shown = ("" if value is None else format.show(name, value) for value in (before, after))
+            shown = (format.show_with_spread(name, values) for values in (self.before, self.after))
             table.add_row(format.label(name), *shown, change)
         return table
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from plotly.offline import get_plotlyjs
 
 from weightsmith.core.io import write_file
-from weightsmith.core.report import format, pictures
+from weightsmith.core.report import chart, format, pictures
 from weightsmith.core.report.card import model_card
 from weightsmith.core.report.record import Record
 
@@ -58,7 +57,6 @@ def report_page(results: Sequence[Record], title: str | None = None) -> str:
         environment=next((result.environment for result in results if result.environment), {}),
         seconds=sum(result.seconds for result in results),
         written=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
-        plotly=get_plotlyjs() if any(section["figures"] or section["curves"] for section in sections) else "",
     )
 
 
@@ -84,6 +82,8 @@ def _section(result: Record) -> dict[str, Any]:
         "figures": figures,
         "kinds": kinds,
         "columns": [format.label(name) for name in columns],
+        "glossary": {format.label(name): format.explain(name) for name in columns},
+        "speed": "tokens_per_second" in result.after,
         "rows": [[row["layer"], *(format.show(name, row.get(name, "")) for name in columns)] for row in result.layers],
         "hyper": {name: format.show(name, value) for name, value in result.hyper.items()},
     }
@@ -92,14 +92,17 @@ def _section(result: Record) -> dict[str, Any]:
 def _measures(result: Record) -> list[dict[str, Any]]:
     """Before and after, as text and as lengths of two bars in per cent of the longer one."""
     rows = []
-    for name in dict.fromkeys([*result.before, *result.after]):
+    for name in format.measures(result.before, result.after):
         before, after = result.before.get(name), result.after.get(name)
         known = {when: value for when, value in (("before", before), ("after", after)) if value is not None}
         longest = max(map(abs, known.values())) or 1
         row = {
             "label": format.label(name),
             "hint": {1: "more is better", -1: "less is better", 0: ""}[format.direction(name)],
-            "shown": {when: format.show(name, value) for when, value in known.items()},
+            "shown": {
+                when: format.show_with_spread(name, each)
+                for when, each in (("before", result.before), ("after", result.after))
+            },
             "width": {when: 100 * abs(value) / longest for when, value in known.items()},
             "change": "",
             "tone": "same",
@@ -117,4 +120,5 @@ def _template() -> jinja2.Template:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["show"] = format.show
+    environment.globals["line_chart"] = chart.line_chart
     return environment.get_template("page.html.jinja")

@@ -76,8 +76,9 @@ def model_card(results: Sequence[Record], name: str, parents: Sequence[str | os.
     return "\n".join(lines) + "\n"
 
 
-def _measures(result: Record) -> list[tuple[str, Any, Any]]:
-    return [(key, result.before.get(key, ""), result.after.get(key, "")) for key in {**result.before, **result.after}]
+def _measures(result: Record) -> list[tuple[str, ...]]:
+    names = format.measures(result.before, result.after)
+    return [(name, *(format.show_with_spread(name, each) for each in (result.before, result.after))) for name in names]
 
 
 def _table(header: Sequence[str], rows: Any) -> list[str]:

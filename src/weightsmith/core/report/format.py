@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["change", "direction", "label", "places", "show", "tone"]
+__all__ = ["change", "direction", "explain", "label", "measures", "places", "show", "show_with_spread", "tone"]
 
 BETTER = {
     "perplexity": -1,
@@ -22,6 +22,55 @@ BETTER = {
 """Measures whose direction is known: +1 where more is better, -1 where less is."""
 
 NAMES = {"nonzero": "non-zero weights", "bytes": "size", "tokens_per_second": "tokens per second"}
+SPREAD = "_spread"
+"""What the name of a measure's spread ends with."""
+
+GLOSSARY = {
+    "accuracy": "share of samples whose largest logit is their label",
+    "after": "relative error of the sampled weights that were kept",
+    "agreement": "share of tokens or samples for which the gene and the model choose the same class",
+    "before": "relative error of the layer's own weights",
+    "bytes": "bytes of weights read per token",
+    "changed": "share of the layer's weights that are no longer what they were",
+    "columns": "inputs of the layer",
+    "dead_share_after": "share of weights near zero, afterwards",
+    "dead_share_before": "share of weights near zero, before",
+    "density": "share of weights that are not zero",
+    "distance_after": "distance of the two networks' weights after matching",
+    "distance_before": "distance of the two networks' weights before matching",
+    "divergence": "Kullback-Leibler divergence from the model's outputs",
+    "entropy_deficit": "how far the singular values are from all being equal, in nats",
+    "kappa": "condition number: the largest singular value over the smallest",
+    "kappa_over_mp": "condition number over that of a random matrix of this shape (Marchenko-Pastur)",
+    "kept": "whether the sampled weights replaced the layer's own",
+    "kurtosis_after": "heaviness of the tails of the weights' distribution, afterwards",
+    "kurtosis_before": "heaviness of the tails of the weights' distribution, before",
+    "max_after": "largest magnitude of a weight, afterwards",
+    "max_before": "largest magnitude of a weight, before",
+    "moved": "distance from the weights before, relative to their norm",
+    "norm": "norm of the layer's update",
+    "norms": "whether the norms of the weights' columns count beside the activations",
+    "output_error": "relative root mean square change of the layer's outputs",
+    "rank": "place in the order of layers",
+    "reconstruction_error": "relative error of weights that went through the autoencoder",
+    "relative_change": "norm of the change over the norm of the weights",
+    "reliable": "whether the singular values are large enough to be told from rounding",
+    "row_error_after": "error of the rows' outputs after the swaps",
+    "row_error_before": "error of the rows' outputs before the swaps",
+    "shape": "outputs and inputs",
+    "signal_to_noise": "singular values above those of a random matrix, over those below",
+    "source": "block that this block was made from",
+    "sparsity": "share of weights, or of activations, that are zero",
+    "stable_rank": "sum of the squared singular values over the largest squared",
+    "swaps": "pairs of a pruned and a kept weight that changed places",
+    "threshold": "score below which an activation is skipped",
+    "top_share_after": "share of the squared norm in the largest weights, afterwards",
+    "top_share_before": "share of the squared norm in the largest weights, before",
+    "trainable": "weights that were trained, or whether the layer was",
+    "weights": "number of weights",
+}
+"""What the columns of the tables of layers hold."""
+
 SHARES = ("accuracy", "sparsity", "density", "share", "fraction")
 
 
@@ -67,6 +116,36 @@ def show(name: str, value: Any) -> str:
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def explain(name: str) -> str:
+    """Return what a column of a table of layers holds; its name in words where that is not known.
+
+    Examples
+    --------
+    >>> explain("density"), explain("my_own_measure")
+    ('share of weights that are not zero', 'my own measure')
+    """
+    return GLOSSARY.get(name, label(name))
+
+
+def measures(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return the names of all measures; a spread belongs to its measure."""
+    return [name for name in dict.fromkeys([*before, *after]) if not name.endswith(SPREAD)]
+
+
+def show_with_spread(name: str, values: Mapping[str, Any]) -> str:
+    """Return a measure's value and its spread where there is one; nothing where it was not measured.
+
+    Examples
+    --------
+    >>> show_with_spread("tokens_per_second", {"tokens_per_second": 20.0, "tokens_per_second_spread": 0.5})
+    '20 ± 0.5'
+    """
+    if values.get(name) is None:
+        return ""
+    spread = values.get(name + SPREAD)
+    return show(name, values[name]) + ("" if spread is None else f" ± {show(name, spread)}")
 
 
 def change(before: float, after: float) -> str:

@@ -1,4 +1,4 @@
-"""The report's pictures as plain plotly specifications; colours come from the page, so they follow its theme."""
+"""What the report's pictures show: lines over depth or steps, bars to compare."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], lis
     Returns
     -------
     figures : list of dict
-        ``title``, ``data`` and ``layout`` of each picture.
+        Each has ``title``, and ``lines`` over ``axis`` (see :mod:`weightsmith.core.report.chart`) or ``bars``.
     kinds : list of str
-        The kinds of layers, in the order of their colours.
+        The kinds of layers, in the order of their colors.
 
     Examples
     --------
     >>> rows = [{"layer": f"blocks.{n}.{kind}", "error": n * 0.1} for n in range(3) for kind in ("up", "down")]
     >>> figures, kinds = layers(rows)
-    >>> kinds, [(line["name"], line["x"]) for line in figures[0]["data"]]
+    >>> kinds, [(line["name"], line["x"]) for line in figures[0]["lines"]]
     (['up', 'down'], [('up', [0, 1, 2]), ('down', [0, 1, 2])])
     """
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if _differs(rows, name)]
@@ -48,9 +48,10 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], lis
         kinds = []
     figures = []
     for name in names[:MOST_PICTURES]:
-        data = _lines(rows, places, kinds, name) if by_depth else _bars(rows, name)
-        axis = {"title": {"text": "block"}} if by_depth else {"tickangle": -35}
-        figures.append({"title": format.label(name), "data": data, "layout": {"xaxis": axis}})
+        drawn = (
+            {"lines": _lines(rows, places, kinds, name), "axis": "block"} if by_depth else {"bars": _bars(rows, name)}
+        )
+        figures.append({"title": format.label(name), **drawn})
     return figures, kinds
 
 
@@ -60,24 +61,14 @@ def curves(told: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     Examples
     --------
     >>> (figure,) = curves({"training loss": [2.0, 1.0]})
-    >>> figure["title"], figure["data"][0]["x"], figure["data"][0]["y"]
+    >>> figure["title"], figure["lines"][0]["x"], figure["lines"][0]["y"]
     ('training loss', [1, 2], [2.0, 1.0])
     """
-    layout = {"xaxis": {"title": {"text": "step"}}}
     return [
         {
             "title": format.label(name),
-            "data": [
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "x": list(range(1, len(values) + 1)),
-                    "y": list(values),
-                    "hovertemplate": "step %{x}<br><b>%{y:.4g}</b><extra></extra>",
-                    "meta": 0,
-                }
-            ],
-            "layout": layout,
+            "lines": [_line(name, [(n, y, f"step {n}") for n, y in enumerate(values, 1)], 0)],
+            "axis": "step",
         }
         for name, values in told.items()
         if len(values) > 1
@@ -138,32 +129,18 @@ def _of_kind(
 def _lines(
     rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int | None]], kinds: Sequence[str], name: str
 ) -> list[dict[str, Any]]:
-    data = []
-    for color, kind in enumerate(kinds):
-        points = [(depth, row[name], row["layer"]) for depth, row in _of_kind(rows, places, kind) if name in row]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": kind,
-                "x": [depth for depth, _, _ in points],
-                "y": [value for _, value, _ in points],
-                "text": [layer for _, _, layer in points],
-                "hovertemplate": "%{text}<br><b>%{y}</b><extra></extra>",
-                "meta": color,
-            }
-        )
-    return data
+    return [
+        _line(kind, [(at, row[name], row["layer"]) for at, row in _of_kind(rows, places, kind) if name in row], color)
+        for color, kind in enumerate(kinds)
+    ]
+
+
+def _line(name: str, points: Sequence[tuple[int, float, str]], color: int) -> dict[str, Any]:
+    x, y, text = zip(*points, strict=True) if points else ((), (), ())
+    return {"name": name, "x": [*x], "y": [*y], "text": [*text], "color": color}
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
     told = [row for row in rows if name in row]
-    return [
-        {
-            "type": "bar",
-            "x": [row["layer"] for row in told],
-            "y": [row[name] for row in told],
-            "hovertemplate": "%{x}<br><b>%{y}</b><extra></extra>",
-            "meta": 0,
-        }
-    ]
+    longest = max(abs(row[name]) for row in told) or 1.0
+    return [_bar(name, row["layer"], row[name], longest) for row in told]

@@ -27,7 +27,7 @@ class Record:
     curves : dict of str to list of float
         What changed during the run, one value per step, such as ``"training loss"``.
     samples : dict
-        The model's own text: ``{"before": str, "after": str}`` (language models only).
+        The model's own text: ``{"prompt": str, "before": str, "after": str}`` (language models only).
     notes : list of str
         What the user should know: warnings, fallbacks, layers left out and why.
     seconds : float
@@ -42,6 +42,8 @@ class Record:
         Shown in place of the method's name, to tell several runs of one method apart.
     files : dict of str to str
         Small files to be saved beside the model: name to text.
+    reading : bool
+        Whether the model was only measured.
     """
 
     method: str
@@ -59,3 +61,4 @@ class Record:
     environment: dict[str, str] = field(default_factory=dict)
     title: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    reading: bool = False
