@@ -14,6 +14,7 @@ from models import write_tiny_llama
 from weightsmith import catalog, embedded
 from weightsmith.cli.main import app
 from weightsmith.core.io import load_model
+from weightsmith.core.report.format import GLOSSARY
 from weightsmith.core.symmetry import find_symmetry
 from weightsmith.signature import read
 
@@ -69,6 +70,7 @@ def test_a_transform_writes_a_model_that_loads_again(folder, tmp_path, name):
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["method"] == name
     assert record["layers"] or record["curves"]
+    assert {column for row in record["layers"] for column in row} <= {"layer", *GLOSSARY}
     assert {"parameters", "nonzero", "bytes"} <= set(record["after"])
     assert json.loads((tmp_path / "out" / "weightsmith.json").read_text()) == record
 
