@@ -456,7 +456,7 @@ def _pad(item: Any) -> Any:
             value
             if name == "decoder_input_ids"
             or value.ndim == 0
-            or (name == "labels" and value.ndim < item["input_ids"].ndim)
+            or (name == "labels" and (value.ndim < item["input_ids"].ndim or "decoder_input_ids" in item))
             else nn.functional.pad(value, (0, 4), value=fill.get(name, 5))
         ),
     )
