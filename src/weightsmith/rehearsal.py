@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError
-from weightsmith.core.io import load_config, meta_model
+from weightsmith.core.io import TemporaryFolder, load_config, meta_model
 from weightsmith.embedded import NAMES, PREFIX, find_folder, open_model, open_text
 from weightsmith.signature import Signature
 from weightsmith.workbench import CURRENT
@@ -87,7 +86,7 @@ def check_options(
     HyperparameterError
         If an option is out of range, as far as the method looks before it works.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with TemporaryFolder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = {name: value for name, value in values.items() if name in signature.fields}
         stand_ins: dict[str, Callable[[], Any]] = {
