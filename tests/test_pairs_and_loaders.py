@@ -13,7 +13,7 @@ from weightsmith.signature import read
 SIGNATURES = {name: read(catalog.load(m.commands[name].entry)) for name, m in catalog.commands().items()}
 STACKED = ("learngene", "mixture-growth")
 """They need a stack of blocks or an inner width, which no plain perceptron has."""
-READS = [name for name, signature in SIGNATURES.items() if signature.data and name not in STACKED]
+READS = [name for name, signature in SIGNATURES.items() if signature.model and signature.data and name not in STACKED]
 SMALL = {
     "bone": {"r": 4},
     "kappatune": {"rank": 2},
