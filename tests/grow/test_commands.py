@@ -122,6 +122,7 @@ WORKER = """
 """
 
 
+@pytest.mark.slow
 def test_shared_stages_train_in_two_processes_as_in_one(tmp_path):
     together, shared = json.loads(two_processes(WORKER, tmp_path).splitlines()[-1])
     losses, _ = json.loads(apart(WORKER, tmp_path).splitlines()[-1])

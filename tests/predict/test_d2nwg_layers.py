@@ -138,6 +138,7 @@ def test_share_takes_the_highest_ratios_of_a_kind():
     assert ratios == sorted(ratios, reverse=True)
 
 
+@pytest.mark.slow
 def test_processes_and_seeds_draw_the_same():
     torch.manual_seed(0)
     models = [perceptron()]

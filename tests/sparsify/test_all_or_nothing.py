@@ -33,7 +33,7 @@ def test_stopped_anywhere_the_model_is_as_it_was(name, architecture):
 
     finished = fresh()
     _, total = count_operations(lambda: CALLS[name](*finished))
-    for operation in evenly(total, 12):
+    for operation in evenly(total, 5):
         model, batch, given = fresh()
         before, hooks = Snapshot(model), [len(p._backward_hooks or ()) for p in model.parameters()]
         with pytest.raises(KeyboardInterrupt), InterruptAt(operation):

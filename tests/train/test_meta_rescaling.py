@@ -403,5 +403,6 @@ def test_a_model_without_forward_mode_derivative_is_refused():
         fit(model, data(), loss=MetaRescaler(data(), 3), epochs=1)
 
 
+@pytest.mark.slow
 def test_two_processes_stay_together(tmp_path):
     assert json.loads(two_processes(WORKER, tmp_path).splitlines()[-1]) == 0.0

@@ -68,7 +68,7 @@ def check_transform(
     ...     '''Do nothing.'''
     >>> check_transform(forgets, models=["mlp"])
     Traceback (most recent call last):
-    AssertionError: forgets on mlp: changed nothing
+    AssertionError: forgets on mlp: changed nothing...
     """
     for _, check in transform_checks(function, options=options, refuses=refuses, models=models):
         check()
