@@ -693,7 +693,8 @@ def test_fit_and_trainer_give_the_same_weights(tmp_path):
             Trainer(model, arguments, train_dataset=samples).train()
         states.append({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
     assert all(value.any() for value in states[0].values())
-    torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)  # Adam magnifies the rounding of small gradients
+    # Adam magnifies the rounding of small gradients: a thirtieth of a step
+    torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=3e-5)
 
 
 @pytest.mark.parametrize("variant", ["bat", "bat-row", "miss"])
