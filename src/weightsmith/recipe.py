@@ -61,11 +61,10 @@ from weightsmith.core.progress import track
 from weightsmith.core.report import report_page
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, open_model
-from weightsmith.rehearsal import check_data, check_network, check_options
 from weightsmith.signature import Signature, Source, YamlLoader, read
 from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, move_to_device
 
-__all__ = ["Recipe", "Step", "check_recipe", "load_recipe", "run_recipe"]
+__all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
 RECORD, REPORT, FINISHED = "weightsmith.json", "report.html", ".finished.json"
 LONGEST = 2**20
@@ -217,60 +216,6 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         where = ".".join(map(str, first["loc"]))
         found = None if first["type"] == "missing" else repr(first["input"])
         raise RecipeError(f"{where}: {first['msg'].lower()}", found=found) from error
-
-
-def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
-    """Refuse before anything runs what is not there, cannot be written or is out of range.
-
-    The options of steps after one that makes another architecture are not checked.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        From :func:`load_recipe`.
-    overwrite : bool, default: False
-        Replace what is at ``recipe.out``.
-
-    Raises
-    ------
-    CheckpointError
-        If ``out`` exists and ``overwrite`` is off, or a model is missing.
-    CalibrationError
-        If data are missing.
-    HyperparameterError
-        If an option is out of range.
-    """
-    check_output(recipe.out, overwrite=overwrite)
-    if recipe.report is not None:
-        check_file(recipe.report)
-    if recipe.model is not None:
-        check_network(recipe.model)
-    for file in [*(source.file for source in recipe.data.values()), recipe.evaluation.file, recipe.evaluation.control]:
-        if file is not None:
-            check_data(file)
-    for steps in [recipe.steps, *recipe.compare.values()]:
-        for step in steps:
-            _check_files(step)
-    for arm in recipe.compare.values() or [[]]:
-        for step in [*recipe.steps, *arm]:
-            check_options(step.signature, {**recipe.data, **step.values}, recipe.model)
-            if catalog.commands()[step.command].verb in ("grow", "merge", "predict"):
-                break
-
-
-def _check_files(step: Step) -> None:
-    """Refuse names in a step that stand for nothing."""
-    for role in step.signature.networks:
-        if step.values.get(role.name, CURRENT) != CURRENT:
-            check_network(step.values[role.name])
-    for role in step.signature.data:
-        source = step.values.get(role.name)
-        file = source.file if isinstance(source, Source) else source
-        if file is not None:
-            check_data(file)
-    for path in _files_read(step):
-        if str(path) != CURRENT and not str(path).startswith("embedded:") and not path.exists():
-            raise RecipeError(f"{step.command}: {path} does not exist")
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
@@ -502,11 +447,11 @@ def _check_model(raw: Mapping[str, Any], parsed: Mapping[str, Any]) -> None:
     if raw.get("model") is not None:
         return
     for first in [parsed["steps"][:1]] if parsed["steps"] else [steps[:1] for steps in parsed["compare"].values()]:
-        if first[0].signature.model is not None or CURRENT in map(str, _files_read(first[0])):
+        if first[0].signature.model is not None or CURRENT in map(str, files_read(first[0])):
             raise RecipeError("model is missing", do=f"Name the model that {first[0].command!r} starts from.")
 
 
-def _files_read(step: Step) -> list[Path]:
+def files_read(step: Step) -> list[Path]:
     values = [step.values[role.name] for role in step.signature.paths[:-1]]
     return [path for value in values for path in (value if isinstance(value, list) else [value])]
 

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError
-from weightsmith.core.io import TemporaryFolder, load_config, meta_model
+from weightsmith import catalog
+from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, RecipeError
+from weightsmith.core.io import TemporaryFolder, check_file, check_output, load_config, meta_model
 from weightsmith.embedded import NAMES, PREFIX, find_folder, open_model, open_text
-from weightsmith.signature import Signature
+from weightsmith.recipe import Recipe, Step, files_read
+from weightsmith.signature import Signature, Source
 from weightsmith.workbench import CURRENT
 
-__all__ = ["check_data", "check_network", "check_options"]
+__all__ = ["check_data", "check_network", "check_options", "check_recipe"]
 
 
 class Reached(Exception):
@@ -111,6 +113,60 @@ def check_options(
             raise
         except Exception:  # whatever it needs weights or data for
             return
+
+
+def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Refuse before anything runs what is not there, cannot be written or is out of range.
+
+    The options of steps after one that makes another architecture are not checked.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        From :func:`load_recipe`.
+    overwrite : bool, default: False
+        Replace what is at ``recipe.out``.
+
+    Raises
+    ------
+    CheckpointError
+        If ``out`` exists and ``overwrite`` is off, or a model is missing.
+    CalibrationError
+        If data are missing.
+    HyperparameterError
+        If an option is out of range.
+    """
+    check_output(recipe.out, overwrite=overwrite)
+    if recipe.report is not None:
+        check_file(recipe.report)
+    if recipe.model is not None:
+        check_network(recipe.model)
+    for file in [*(source.file for source in recipe.data.values()), recipe.evaluation.file, recipe.evaluation.control]:
+        if file is not None:
+            check_data(file)
+    for steps in [recipe.steps, *recipe.compare.values()]:
+        for step in steps:
+            _check_files(step)
+    for arm in recipe.compare.values() or [[]]:
+        for step in [*recipe.steps, *arm]:
+            check_options(step.signature, {**recipe.data, **step.values}, recipe.model)
+            if catalog.commands()[step.command].verb in ("grow", "merge", "predict"):
+                break
+
+
+def _check_files(step: Step) -> None:
+    """Refuse names in a step that stand for nothing."""
+    for role in step.signature.networks:
+        if step.values.get(role.name, CURRENT) != CURRENT:
+            check_network(step.values[role.name])
+    for role in step.signature.data:
+        source = step.values.get(role.name)
+        file = source.file if isinstance(source, Source) else source
+        if file is not None:
+            check_data(file)
+    for path in files_read(step):
+        if str(path) != CURRENT and not str(path).startswith("embedded:") and not path.exists():
+            raise RecipeError(f"{step.command}: {path} does not exist")
 
 
 def _weightless(ref: str | os.PathLike[str], revision: str) -> nn.Module:

@@ -111,7 +111,8 @@ def run(
     """Run a recipe: several methods in a row on one model, measured before and after each."""
     from rich.console import Console
 
-    from weightsmith.recipe import check_recipe, load_recipe, run_recipe
+    from weightsmith.recipe import load_recipe, run_recipe
+    from weightsmith.rehearsal import check_recipe
 
     hush_transformers()
     console = Console(quiet=progress.is_silent())

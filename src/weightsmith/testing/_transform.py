@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -414,8 +414,6 @@ def _scaled(model: nn.Module) -> nn.Module:
 
 
 def _types(annotation: Any) -> set[Any]:
-    from typing import get_args
-
     return {annotation, *(inner for part in get_args(annotation) for inner in _types(part))}
 
 
