@@ -10,11 +10,12 @@ Adam runs on the vector :math:`W_M`, so that its moments exist for :math:`k` wei
 every ``update_interval`` steps: weights that stay keep their moments, new ones start from zero.
 """
 
-from weightsmith.adapt._lift.delta import SparseDelta, apply_delta, export_shira, load_delta, save_delta
 from weightsmith.adapt._lift.groups import lift_groups
 from weightsmith.adapt._lift.mask import principal_mask
 from weightsmith.adapt._lift.method import lift
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
+from weightsmith.adapt._lift.shira import export_shira
+from weightsmith.core.io import SparseDelta, apply_delta, load_delta, save_delta
 
 __all__ = [
     "LIFTAdamW",

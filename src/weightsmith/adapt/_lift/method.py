@@ -8,10 +8,10 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from weightsmith.adapt._lift.delta import SparseDelta
 from weightsmith.adapt._lift.groups import budget, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
 from weightsmith.core.data import Samples
+from weightsmith.core.io import SparseDelta
 from weightsmith.core.models import find_experts, find_layers, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (

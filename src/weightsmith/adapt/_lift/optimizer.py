@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from weightsmith.adapt._lift.delta import SparseDelta
 from weightsmith.adapt._lift.groups import approx_rank as rank_of, budget, check_group, has_budget, names
 from weightsmith.core.errors import (
     CheckpointError,
@@ -22,6 +21,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.io import SparseDelta
 from weightsmith.core.linalg import (
     is_finite,
     largest_k,

@@ -15,6 +15,13 @@ from ._checkpoint import (
     StateDict as StateDict,
     load_state_dict as load_state_dict,
 )
+from ._delta import (
+    SparseDelta as SparseDelta,
+    apply_delta as apply_delta,
+    load_delta as load_delta,
+    matching as matching,
+    save_delta as save_delta,
+)
 from ._header import TensorSpec as TensorSpec
 from ._json import parse_json as parse_json, read_json as read_json
 from ._map_checkpoints import (

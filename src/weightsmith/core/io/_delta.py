@@ -17,10 +17,12 @@ from jaxtyping import Int, Shaped
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weightsmith.core.errors import CheckpointError, HyperparameterError, LayerNotFoundError, ShapeError
-from weightsmith.core.io import CheckpointReader, atomic_output, parse_json
+from weightsmith.core.errors import CheckpointError, LayerNotFoundError, ShapeError
+from weightsmith.core.io._atomic import atomic_output
+from weightsmith.core.io._checkpoint import CheckpointReader
+from weightsmith.core.io._json import parse_json
 
-__all__ = ["Part", "SparseDelta", "apply_delta", "export_shira", "load_delta", "save_delta"]
+__all__ = ["Part", "SparseDelta", "apply_delta", "load_delta", "matching", "save_delta"]
 
 FORMAT = "weightsmith-sparse-delta"
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -85,7 +87,7 @@ class SparseDelta:
         """
         parts = {}
         for name, after in tuned.items():
-            before = _matching(base, name, after.shape, after.dtype)
+            before = matching(base, name, after.shape, after.dtype)
             before, after = before.detach().reshape(-1).to(after.device), after.detach()
             flat = after.reshape(-1)
             index = (_bits(before) != _bits(flat)).nonzero().squeeze(1)
@@ -185,7 +187,7 @@ def apply_delta(model: nn.Module, delta: SparseDelta | str | os.PathLike[str]) -
         delta = load_delta(delta)
     state = model.state_dict(keep_vars=True)
     for name, part in delta.parts.items():
-        weight = _matching(state, name, torch.Size(part.shape), part.value.dtype)
+        weight = matching(state, name, torch.Size(part.shape), part.value.dtype)
         if len(part.index) and not 0 <= int(part.index.min()) <= int(part.index.max()) < weight.numel():
             raise ShapeError(f"places in {name!r}", found=int(part.index.max()), expected=f"below {weight.numel()}")
         if _checksum(weight.detach().reshape(-1)[part.index.to(weight.device)]) != part.checksum:
@@ -200,74 +202,16 @@ def apply_delta(model: nn.Module, delta: SparseDelta | str | os.PathLike[str]) -
         weight.copy_(flat.view(weight.shape))
 
 
-def export_shira(
-    delta: SparseDelta, base: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
-) -> int:
-    """Write a delta as an adapter of PEFT's SHiRA, which adds sparse differences to linear layers.
-
-    ``PeftModel.from_pretrained(base_model, folder)`` loads it. Differences are rounded once, so the result agrees with
-    the fine-tuned model to the precision of the weights and not to the bit.
-
-    Parameters
-    ----------
-    delta : SparseDelta
-        Changed weights of ``nn.Linear`` layers (the whole delta; others are refused).
-    base : mapping of str to Tensor
-        State dict of the base model.
-    folder : path-like
-        The adapter's folder to create.
-    overwrite : bool, default: False
-        Replace an existing file.
-
-    Returns
-    -------
-    int
-        SHiRA's rank ``r``: it stores ``r * (out + in)`` weights for every layer, the surplus as zeros.
+def matching(tensors: Mapping[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return a tensor by its name, if it has the shape and element type.
 
     Raises
     ------
-    CheckpointError
-        If ``folder`` exists and ``overwrite`` is off.
-    HyperparameterError
-        If more weights of a layer changed than SHiRA can store.
-    LayerNotFoundError, ShapeError
-        If ``base`` is not the delta's base, or a part is no matrix of a layer.
+    LayerNotFoundError
+        If there is none of that name.
+    ShapeError
+        If it has another shape or element type.
     """
-    from peft import ShiraConfig
-
-    for name, part in delta.parts.items():
-        if not name.endswith(".weight") or len(part.shape) != 2:
-            raise ShapeError(f"tensor {name!r}", found=part.shape, expected="the weight of a linear layer")
-    rank = max(1, *(-(-len(part.index) // sum(part.shape)) for part in delta.parts.values()))
-    tensors = {}
-    for name, part in delta.parts.items():
-        rows, columns = part.shape
-        count = rank * (rows + columns)
-        if count > rows * columns:
-            raise HyperparameterError(
-                f"SHiRA rank for {name!r}",
-                found=rank,
-                expected=f"at most {rows * columns // (rows + columns)}",
-                do="Train fewer weights, or keep the first choice (update_interval=None).",
-            )
-        weight = _matching(base, name, torch.Size(part.shape), part.value.dtype).reshape(-1).cpu()
-        unused = torch.ones(rows * columns, dtype=torch.bool)
-        unused[part.index.cpu()] = False
-        index = torch.cat([part.index.cpu().long(), unused.nonzero().squeeze(1)[: count - len(part.index)]])
-        difference = torch.zeros(count)
-        difference[: len(part.index)] = part.value.cpu().float() - weight[part.index.cpu()].float()
-        layer = f"base_model.model.{name.removesuffix('.weight')}"
-        tensors[f"{layer}.shira_weight"] = difference
-        tensors[f"{layer}.shira_indices"] = torch.stack([index // columns, index % columns]).int()
-    config = ShiraConfig(r=rank, target_modules=[name.removesuffix(".weight") for name in delta.parts])
-    config.inference_mode = True
-    with atomic_output(folder, overwrite=overwrite, nbytes=sum(t.nbytes for t in tensors.values())) as target:
-        config.save_pretrained(str(target))
-        save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    return rank
-
-
-def _matching(tensors: Mapping[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     if name not in tensors:
         raise LayerNotFoundError(f"no tensor {name!r}", found=f"{len(tensors)} tensors such as {list(tensors)[:3]}")
     tensor = tensors[name]
