@@ -9,6 +9,7 @@ A method says everything once, in its own signature, and what a parameter is fol
 ``Samples``                    a data set to train on or to measure
 ``Path``, ``Sequence[Path]``   required and before the ``*``: files or folders; the last one is written, others are read
 ``torch.Generator``            source of randomness; from outside it is a seed
+``PreTrainedTokenizerBase``    the model's own tokenizer, or None where it has none
 ``**options``                  ``Unpack[...]`` of a ``TypedDict``: options described there, such as those of training
 =============================  =====================================================================================
 
@@ -51,7 +52,7 @@ class Required:
 REQUIRED = Required()
 """Default of a field that has none."""
 
-Kind = Literal["network", "measured", "batches", "samples", "path", "paths", "generator"]
+Kind = Literal["network", "measured", "batches", "samples", "path", "paths", "generator", "tokenizer"]
 """What a parameter is, as its type says."""
 
 TRAINING = "Training"
@@ -306,6 +307,11 @@ class Signature:
         return next((role for role in self.roles.values() if role.kind == "generator"), None)
 
     @property
+    def tokenizer(self) -> Role | None:
+        """The model's tokenizer."""
+        return next((role for role in self.roles.values() if role.kind == "tokenizer"), None)
+
+    @property
     def usage(self) -> str:
         """The arguments of its command.
 
@@ -428,6 +434,8 @@ def _kind(annotation: Any, positional: bool) -> Kind | None:
         return "samples"
     if torch.Generator in parts:
         return "generator"
+    if any(isinstance(part, type) and part.__name__ == "PreTrainedTokenizerBase" for part in parts):
+        return "tokenizer"
     if positional and annotation is Path:
         return "path"
     return "paths" if positional and _is_sequence(annotation) and get_args(annotation) == (Path,) else None

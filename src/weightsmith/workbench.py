@@ -162,6 +162,8 @@ class Workbench:
             result = self._call_on_files(signature, values, arguments)
         else:
             arguments[signature.model.name] = self.model
+            if signature.tokenizer is not None:
+                arguments[signature.tokenizer.name] = self._opened.tokenizer
             for role in signature.networks:
                 if role.name in values:
                     arguments[role.name] = self._network(values[role.name])

@@ -55,24 +55,27 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], lis
     return figures, kinds
 
 
-def curves(told: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Draw each curve of a run over its steps.
+def curves(told: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Draw the curves of a run over its steps; those named ``title: line`` with one title share a picture.
 
     Examples
     --------
     >>> (figure,) = curves({"training loss": [2.0, 1.0]})
     >>> figure["title"], figure["lines"][0]["x"], figure["lines"][0]["y"]
     ('training loss', [1, 2], [2.0, 1.0])
+    >>> (figure,) = curves({"forgotten: dense": [(0, 1.0), (9, 0.5)], "forgotten: masked": [(0, 1.0), (9, 0.7)]})
+    >>> figure["title"], [line["name"] for line in figure["lines"]], figure["lines"][1]["x"]
+    ('forgotten', ['dense', 'masked'], [0, 9])
     """
-    return [
-        {
-            "title": format.label(name),
-            "lines": [_line(name, [(n, y, f"step {n}") for n, y in enumerate(values, 1)], 0)],
-            "axis": "step",
-        }
-        for name, values in told.items()
-        if len(values) > 1
-    ]
+    figures: dict[str, list[dict[str, Any]]] = {}
+    for name, values in told.items():
+        if len(values) < 2:
+            continue
+        title, _, line = name.partition(": ")
+        points = [(n, value) if isinstance(value, (int, float)) else value for n, value in enumerate(values, 1)]
+        lines = figures.setdefault(title, [])
+        lines.append(_line(line or name, [(x, y, f"step {x}") for x, y in points], len(lines)))
+    return [{"title": format.label(title), "lines": lines, "axis": "step"} for title, lines in figures.items()]
 
 
 def overview(results: Sequence[Record]) -> list[dict[str, Any]]:

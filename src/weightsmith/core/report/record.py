@@ -24,8 +24,9 @@ class Record:
         The same measures over the whole model.
     before, after : dict
         Measures of the model (see :mod:`weightsmith.core.metrics`) before and after.
-    curves : dict of str to list of float
-        What changed during the run, one value per step, such as ``"training loss"``.
+    curves : dict of str to list
+        What changed during the run, such as ``"training loss"``: one value per step, or pairs of a step and a value.
+        Curves named ``"title: line"`` are drawn in one picture per title.
     samples : dict
         The model's own text: ``{"prompt": str, "before": str, "after": str}`` (language models only).
     notes : list of str
@@ -52,7 +53,7 @@ class Record:
     totals: dict[str, Any] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[float]] = field(default_factory=dict)
+    curves: dict[str, list[Any]] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -5,9 +5,11 @@ from ._fit import (
     default_loss as default_loss,
     draw_seed as draw_seed,
     fit as fit,
+    labeled as labeled,
     logits_of as logits_of,
     mean_loss as mean_loss,
     predict as predict,
+    sample_losses as sample_losses,
     shift_for_causal_lm as shift_for_causal_lm,
 )
 from ._losses import (
@@ -28,6 +30,8 @@ from ._options import (
     training_method as training_method,
 )
 from ._restore import (
+    float_weights as float_weights,
+    gradients_restored as gradients_restored,
     modes_restored as modes_restored,
     requires_grad_restored as requires_grad_restored,
     restored_on_error as restored_on_error,

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.linalg import upcast
 from weightsmith.core.progress import track
 from weightsmith.core.training._options import FitOptions, training_method
 
@@ -34,9 +35,11 @@ __all__ = [
     "default_loss",
     "draw_seed",
     "fit",
+    "labeled",
     "logits_of",
     "mean_loss",
     "predict",
+    "sample_losses",
     "shift_for_causal_lm",
 ]
 
@@ -222,9 +225,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     1.3863
     """
     if isinstance(batch, Mapping):
-        if "labels" not in batch and "input_ids" in batch:
-            real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
-            batch = {**batch, "labels": batch["input_ids"].masked_fill(~real, -100)}
+        batch = labeled(batch)
         if "labels" in batch:
             loss: Tensor = call(model, batch).loss
             return loss
@@ -237,6 +238,54 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         expected="a mapping with labels, or (inputs, classes)",
         do="Pass a loss.",
     )
+
+
+def labeled(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a batch with labels: tokens without any are their own, padding has none.
+
+    Examples
+    --------
+    >>> ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
+    >>> labeled({"input_ids": ids, "attention_mask": mask})["labels"].tolist()
+    [[5, 6, -100]]
+    """
+    if "labels" in batch or "input_ids" not in batch:
+        return batch
+    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
+    return {**batch, "labels": batch["input_ids"].masked_fill(~real, -100)}
+
+
+def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each sample of a batch, and which of its labels count.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier or a language model.
+    batch : mapping or pair
+        As for :func:`default_loss`.
+
+    Returns
+    -------
+    losses : Tensor of shape (samples, labels)
+        Negative log-probability of each label in nats, at least float32; 0 where it does not count. A classifier has
+        one label per sample.
+    counted : Tensor of shape (samples, labels)
+        Labels other than -100.
+
+    Examples
+    --------
+    >>> losses, counted = sample_losses(nn.Identity(), (torch.zeros(2, 4), torch.tensor([0, -100])))
+    >>> losses.squeeze(1), counted.squeeze(1)
+    (tensor([1.3863, 0.0000]), tensor([ True, False]))
+    """
+    logits, labels = predict(model, labeled(batch) if isinstance(batch, Mapping) else batch)
+    labels = labels.to(logits.device).long()
+    losses = functional.cross_entropy(
+        upcast(logits).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none"
+    )
+    rows = len(labels)
+    return losses.view(rows, -1), (labels != -100).view(rows, -1)
 
 
 @torch.no_grad()

@@ -1,0 +1,26 @@
+from ._measures import (
+    answer_probabilities as answer_probabilities,
+    forget_quality as forget_quality,
+    generated_answers as generated_answers,
+    membership_auc as membership_auc,
+    rouge_l as rouge_l,
+    truth_ratios as truth_ratios,
+)
+from ._objectives import (
+    graddiff_loss as graddiff_loss,
+    gradient_ascent_loss as gradient_ascent_loss,
+    npo_loss as npo_loss,
+    simnpo_loss as simnpo_loss,
+)
+from ._unlearn import unlearn as unlearn
+from ._wagle import (
+    SparseDelta as SparseDelta,
+    WeightMask as WeightMask,
+    WeightScores as WeightScores,
+    apply_delta as apply_delta,
+    attribute_weights as attribute_weights,
+    load_delta as load_delta,
+    masked_updates as masked_updates,
+    save_delta as save_delta,
+    wagle as wagle,
+)

@@ -1,0 +1,1 @@
+"""What several methods of forgetting stand on."""
