@@ -102,6 +102,18 @@ def test_overview_marks_the_single_best():
     assert pictures.overview(runs[:1]) == []
 
 
+@pytest.mark.parametrize(("spread", "tone"), [(0.2, "better"), (0.6, "same")])
+def test_a_gain_within_its_spread_is_no_gain(tmp_path, spread, tone):
+    speeds = {n: {"tokens_per_second": n, "tokens_per_second_spread": spread} for n in (20.0, 21.0)}
+    result = Result("wina", before=speeds[20.0], after=speeds[21.0])
+    page = result.report(tmp_path / "r.html").read_text()
+    assert f'<span class="badge {tone}">+5 %</span>' in page
+    assert ("[green]" in str(result.comparison().columns[3]._cells)) == (tone == "better")
+    (panel,) = pictures.overview([Result(str(n), after=after) for n, after in speeds.items()])
+    assert panel["label"] == "tokens per second", "the spread is no measure"
+    assert [bar["best"] for bar in panel["bars"]] == [False, tone == "better"]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [

@@ -101,7 +101,8 @@ class Result(Record):
             before, after = self.before.get(name), self.after.get(name)
             change = ""
             if before is not None and after is not None:
-                change = f"[{colours[format.tone(name, before, after)]}]{format.change(before, after)}[/]"
+                colour = colours[format.tone(name, self.before, self.after)]
+                change = f"[{colour}]{format.change(before, after)}[/]"
             shown = (format.show_with_spread(name, values) for values in (self.before, self.after))
             table.add_row(format.label(name), *shown, change)
         return table

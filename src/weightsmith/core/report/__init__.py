@@ -108,7 +108,8 @@ def _measures(result: Record) -> list[dict[str, Any]]:
             "tone": "same",
         }
         if before is not None and after is not None:
-            row |= {"change": format.change(before, after), "tone": format.tone(name, before, after)}
+            tone = format.tone(name, result.before, result.after)
+            row |= {"change": format.change(before, after), "tone": tone}
         rows.append(row)
     return rows
 

@@ -7,7 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["change", "direction", "explain", "label", "measures", "places", "show", "show_with_spread", "tone"]
+__all__ = [
+    "SPREAD",
+    "change",
+    "direction",
+    "explain",
+    "label",
+    "measures",
+    "places",
+    "show",
+    "show_with_spread",
+    "tone",
+]
 
 BETTER = {
     "perplexity": -1,
@@ -174,16 +185,20 @@ def direction(name: str) -> int:
     return BETTER.get(name, 0)
 
 
-def tone(name: str, before: float, after: float) -> str:
-    """Return ``"better"``, ``"worse"`` or ``"same"``.
+def tone(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return ``"better"``, ``"worse"``, or ``"same"`` where the change is within the spread of the two measurements.
 
     Examples
     --------
-    >>> tone("perplexity", 20.0, 30.0), tone("accuracy", 0.7, 0.8), tone("parameters", 4, 2)
-    ('worse', 'better', 'same')
+    >>> tone("perplexity", {"perplexity": 20.0}, {"perplexity": 30.0})
+    'worse'
+    >>> before = {"tokens_per_second": 20.0, "tokens_per_second_spread": 1.5}
+    >>> [tone("tokens_per_second", before, before | {"tokens_per_second": speed}) for speed in (22.0, 24.0)]
+    ['same', 'better']
     """
-    gain = direction(name) * (after - before)
-    if abs(gain) <= 5e-4 * abs(before):
+    gain = direction(name) * (after[name] - before[name])
+    spread = before.get(name + SPREAD, 0.0) + after.get(name + SPREAD, 0.0)
+    if abs(gain) <= max(5e-4 * abs(before[name]), spread):
         return "same"
     return "better" if gain > 0 else "worse"
 

@@ -91,17 +91,19 @@ def overview(results: Sequence[Record]) -> list[dict[str, Any]]:
     if len(results) < 2:
         return []
     panels = []
-    for name in dict.fromkeys(key for result in results for key in result.after):
+    for name in format.measures({}, dict.fromkeys(key for result in results for key in result.after)):
         told = {result.title or result.method: float(result.after[name]) for result in results if name in result.after}
         start = next((float(result.before[name]) for result in results if name in result.before), None)
         if len(told) < 2 or len({start, *told.values()} - {None}) < 2:
             continue
         sign = format.direction(name)
         best = max(told.values(), key=lambda value: sign * value)
+        spread = 2 * max(result.after.get(name + format.SPREAD, 0.0) for result in results)
         longest = max(map(abs, [*told.values(), start or 0.0]))
         bars = [_bar(name, "start", start, longest, start=True)] if start is not None else []
         for who, value in told.items():
-            is_best = sign != 0 and value == best and [*told.values()].count(best) == 1
+            near = sum(abs(other - best) <= spread for other in told.values())
+            is_best = sign != 0 and value == best and near == 1
             bars.append(_bar(name, who, value, longest, best=is_best))
         hint = {1: "more is better", -1: "less is better", 0: ""}[sign]
         panels.append({"label": format.label(name), "hint": hint, "bars": bars})
