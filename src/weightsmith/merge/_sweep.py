@@ -12,8 +12,9 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from weightsmith.core.data import Batch, Samples, batched, pad_token_id, split_labels, to_device
-from weightsmith.core.errors import HyperparameterError, ShapeError
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import StateDict
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import along_line, evaluation_mode, interpolate_
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
@@ -75,7 +76,7 @@ def sweep(
     HyperparameterError
         If there is no alpha, one is not finite, or ``batch_size`` is below one.
     NonFiniteError
-        If a weight holds NaN or infinity.
+        If a weight or an output holds NaN or infinity.
 
     Examples
     --------
@@ -197,6 +198,8 @@ def _outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     for batch in batches:
         logits, labels = (tensor.cpu() for tensor in predict(model, to_device(batch, device)))
         logits = logits.float()
+        if not is_finite(logits):
+            raise NonFiniteError("an average's outputs hold NaN or infinity", do="Look for such values in the data.")
         if labels.ndim == 1:
             rows.append(logits)
             continue

@@ -314,6 +314,15 @@ def _refuses_what_is_not_finite(case: Case) -> None:
         assert not case.works_or_refuses(model, f"{value} in {name}"), f"{case.title}: accepted {value} in {name}"
 
 
+def _refuses_inputs_that_are_not_finite(case: Case) -> None:
+    if not case.signature.data or case.architecture not in ("vit", *PLAIN):  # the others read whole numbers
+        return
+    for value in (math.nan, math.inf):
+        data = {name: [_each(item, partial(_broken, value)) for item in items] for name, items in case.data().items()}
+        refused = not case.works_or_refuses(case.model(), f"{value} in the inputs", data=data)
+        assert refused, f"{case.title}: accepted {value} in the inputs"
+
+
 def _refuses_options_out_of_range(case: Case) -> None:
     for name, spec in case.signature.fields.items():
         numbers = [part for part in (int, float) if part in _types(spec.annotation)]
@@ -372,6 +381,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _ignores_padding,
     _takes_odd_batches,
     _refuses_what_is_not_finite,
+    _refuses_inputs_that_are_not_finite,
     _refuses_options_out_of_range,
     _handles_computed_weights,
     _handles_adapters,
@@ -428,6 +438,15 @@ def _each(batch: Any, change: Callable[[str, torch.Tensor], torch.Tensor]) -> An
 
 def _cast(items: Sequence[Any], dtype: torch.dtype) -> list[Any]:
     return [_each(item, lambda _, value: value.to(dtype) if value.is_floating_point() else value) for item in items]
+
+
+def _broken(value: float, _: str, tensor: torch.Tensor) -> torch.Tensor:
+    """One number replaced, of a tensor that is not of whole numbers."""
+    return (
+        tensor.index_put((torch.tensor(0),) * tensor.ndim, torch.tensor(value))
+        if tensor.is_floating_point()
+        else tensor
+    )
 
 
 def _rows(batch: Any, count: int) -> Any:
