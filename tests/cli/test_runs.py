@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 
 import pytest
 import torch
 
-from faults.lines import WRITING, line, run, write_inputs
+from faults.lines import SIGNATURES, WRITING, line, run, write_inputs
 from weightsmith.cli import lazy
 from weightsmith.core import progress
 from weightsmith.core.io import load_state_dict
@@ -54,6 +55,24 @@ def test_a_dry_run_refuses_what_a_run_would(inputs, tmp_path, words, message):
     code, printed = run([*line("wanda", inputs, tmp_path / "out"), *words, "--dry-run"])
     assert code in (1, 2), printed
     assert message in " ".join(printed.replace("│", " ").split())
+
+
+MAY_BE_NEGATIVE = {
+    "alpha": ["wise-ft", "scale-adapter", "ties", "dare", "slerp", "bang"],
+    "scale": ["task-arithmetic"],
+}
+"""Averages may be extrapolated."""
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_dry_run_knows_the_range_of_every_number(inputs, tmp_path, name):
+    words = [*line(name, inputs, tmp_path / "out"), "--dry-run"]
+    for field, spec in SIGNATURES[name].fields.items():
+        annotation = str(spec.annotation)
+        if re.search(r"\b(int|float)\b", annotation) and name not in MAY_BE_NEGATIVE.get(field, ()):
+            code, printed = run([*words, f"--{field.replace('_', '-')}=-1"])
+            assert code, f"{field}: {annotation}"
+            assert "error: " in printed or "Error" in printed
 
 
 @pytest.mark.parametrize("name", ["magnitude", "wise-ft"])

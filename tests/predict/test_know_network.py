@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from weightsmith.core.errors import CheckpointError
+from weightsmith.core.errors import CheckpointError, HyperparameterError
 from weightsmith.predict import HistoryNet
 from weightsmith.predict._know.elementwise import ElementwiseRule
 from weightsmith.predict._know.network import load_keras_h5
@@ -113,6 +113,8 @@ def test_chunk_size_changes_nothing(net, history):
     results = [ElementwiseRule(net, chunk)(list(history.clone()), 1) for chunk in (1, 333, 1000, 4096)]
     for other in results[1:]:
         assert (other - results[0]).abs().max() < 1e-6
+    with pytest.raises(HyperparameterError, match="chunk: found -1"):
+        ElementwiseRule(net, -1)
 
 
 def test_advance_is_shift_and_append(net, history):

@@ -132,6 +132,9 @@ def kappatune(
     >>> result.totals["selected"], result.totals["candidates"]
     (2, 14)
     """
+    if not 0 < top_p <= 1:
+        raise HyperparameterError("top_p", found=top_p, expected="0 < top_p <= 1")
+    _check_adapters(rank, dropout)
     refuse_adapters(model)
     seed = draw_seed(generator)
     with record(
@@ -223,10 +226,7 @@ def train_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    if rank < 1:
-        raise HyperparameterError("rank", found=rank, expected=">= 1")
-    if not 0 <= dropout < 1:
-        raise HyperparameterError("dropout", found=dropout, expected="0 <= dropout < 1")
+    _check_adapters(rank, dropout)
     if not len(training):
         raise CalibrationError("no training samples")
     modules, experts = targets["target_modules"] or (), targets["target_parameters"] or ()
@@ -249,6 +249,13 @@ def train_lora(
                 raise NonFiniteError(f"adapter {name!r} holds NaN or infinity", do="Lower the learning rate.")
         adapted.merge_and_unload()
     return run
+
+
+def _check_adapters(rank: int, dropout: float) -> None:
+    if rank < 1:
+        raise HyperparameterError("rank", found=rank, expected=">= 1")
+    if not 0 <= dropout < 1:
+        raise HyperparameterError("dropout", found=dropout, expected="0 <= dropout < 1")
 
 
 def match_rank(report: ConditionReport, targets: Targets, rank: int) -> int:

@@ -41,7 +41,16 @@ from weightsmith.core.io import CheckpointWriter, TensorSpec, check_output
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
-from weightsmith.core.training import Fit, FitOptions, default_loss, fit, logits_of, soft_target_loss, training_method
+from weightsmith.core.training import (
+    Fit,
+    FitOptions,
+    check_temperature,
+    default_loss,
+    fit,
+    logits_of,
+    soft_target_loss,
+    training_method,
+)
 
 __all__ = ["agreement", "decaying_adamw", "distil", "soft_target_loss", "teacher_logits"]
 
@@ -98,6 +107,7 @@ def distil(
     """
     if not 0 <= alpha <= 1:
         raise HyperparameterError("alpha", found=alpha, expected="in [0, 1]")
+    check_temperature(temperature)
 
     if isinstance(teacher, Tensor):
         data = _WithLogits(data, teacher)

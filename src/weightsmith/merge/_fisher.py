@@ -218,6 +218,7 @@ def fisher(
     Matena, Raffel. "Merging Models with Fisher-Weighted Averaging". NeurIPS 2022. arXiv:2111.09832.
     """
     check_two(checkpoints)
+    rule = _fisher(alpha, floor)
     check_output(out, overwrite=overwrite)
     if (len(fishers) != 2) if batches is None else fishers:
         raise HyperparameterError(
@@ -233,7 +234,7 @@ def fisher(
             "fisher",
             checkpoints,
             out,
-            _fisher(alpha, floor),
+            rule,
             weights=[_OnesElsewhere(path, specs) for path in fishers],
             overwrite=overwrite,
             hyper={"alpha": alpha, "floor": floor},

@@ -88,6 +88,8 @@ def rebasin(
     check_two(checkpoints)
     if not 0 <= alpha <= 1:
         raise HyperparameterError("alpha", found=alpha, expected="0 <= alpha <= 1")
+    if restarts < 1:
+        raise HyperparameterError("restarts", found=restarts, expected=">= 1")
     check_output(out, overwrite=overwrite)
     with record("rebasin", alpha=alpha, restarts=restarts, normalize=normalize) as result:
         model = meta_model(checkpoints[0]) if symmetry is None else None

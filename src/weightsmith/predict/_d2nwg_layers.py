@@ -152,7 +152,7 @@ def d2nwg_layers(
     >>> result.totals["loss_after"] <= result.totals["loss_before"]
     True
     """
-    numbers = (chunk, candidates, latent, vae_steps, steps, batch_size, sampler_steps)
+    numbers = (chunk, candidates, latent, vae_steps, steps, batch_size, sampler_steps, workers)
     if not 0 < share <= 1 or min(numbers) < 1:
         raise HyperparameterError("share and counts", found=(share, *numbers), expected="0 < share <= 1, counts >= 1")
     batches = as_batches(calibration)

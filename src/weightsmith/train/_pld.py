@@ -343,6 +343,7 @@ def pld(
     ----------
     Bassam, Zhu, Bian 2025, arXiv 2506.12542.
     """
+    _check_hyper(1.0 if temperature is None else temperature, 0.0, top_k, "mean")
     seed = draw_seed(generator)
     with record("pld", seed=seed, top_k=top_k, **options) as result, evaluation_mode(teacher):
         theirs, labels = _teacher_logits(teacher, take(training, 0, options["batch_size"]))

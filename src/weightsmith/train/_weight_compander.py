@@ -100,9 +100,7 @@ class Compander(nn.Module):
 
     def __init__(self, bound: float, slope: float = 2.0, *, function: Function = "arctan", learn: bool = False) -> None:
         super().__init__()
-        for name, value in (("bound", bound), ("slope", slope)):
-            if not (math.isfinite(value) and value > 0):
-                raise HyperparameterError(name, found=value, expected="a positive number")
+        _check_curve(bound, slope)
         self.function: Function = function
         shape = SHAPES[function]
         log_a = torch.tensor(math.log(bound / shape.supremum))
@@ -205,6 +203,7 @@ def compand(
     >>> sorted(model.state_dict())
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
+    _check_curve(bound, slope)
     layers, tied = _own_weights(model, include, exclude)
     if tied:
         warnings.warn(f"layers with tied weights get no compander: {tied[:4]}", stacklevel=2)
@@ -360,6 +359,7 @@ def weight_compander(
     ----------
     Cakaj, Mehnert, Yang 2023, arXiv 2306.16993.
     """
+    _check_curve(bound, slope)
     refuse_adapters(model)
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
@@ -383,6 +383,12 @@ def weight_compander(
         result.curves["training loss"] = run.losses
         result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return result
+
+
+def _check_curve(bound: float, slope: float) -> None:
+    for name, value in (("bound", bound), ("slope", slope)):
+        if not (math.isfinite(value) and value > 0):
+            raise HyperparameterError(name, found=value, expected="a positive number")
 
 
 def _own_weights(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,8 +13,19 @@ from torch import Tensor, nn
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.models import find_experts, find_layers, writable
 
-__all__ = ["approx_rank", "budget", "check_group", "has_budget", "lift_groups", "matrices", "names"]
+__all__ = ["approx_rank", "budget", "check_group", "check_ranges", "has_budget", "lift_groups", "matrices", "names"]
 
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (lambda rate: rate >= 0, ">= 0"),
+    "betas": (lambda betas: all(0 <= beta < 1 for beta in betas), "in [0, 1)"),
+    "eps": (lambda eps: eps > 0, "> 0"),
+    "weight_decay": (lambda decay: decay >= 0, ">= 0"),
+    "density": (lambda density: density is None or 0 < density <= 1, "in (0, 1]"),
+    "lora_rank": (lambda rank: rank is None or rank >= 1, ">= 1"),
+    "approx_rank": (lambda rank: rank is None or rank >= 1, ">= 1"),
+    "update_interval": (lambda interval: interval is None or interval >= 1, ">= 1"),
+    "niter": (lambda count: count is None or count >= 0, ">= 0"),
+}
 RANK = 64
 """Rank of the approximation by default, if that is at most half of the shorter side."""
 
@@ -95,23 +106,17 @@ def lift_groups(
     return [group for group in groups if group["params"]]
 
 
+def check_ranges(options: Mapping[str, Any]) -> None:
+    """Refuse hyper-parameters out of range."""
+    for name, value in options.items():
+        fits, expected = RANGES.get(name, (lambda _: True, ""))
+        if not fits(value):
+            raise HyperparameterError(name, found=value, expected=expected)
+
+
 def check_group(group: Mapping[str, Any]) -> None:
     """Refuse hyper-parameters out of range and parameters that LIFT cannot train; warn of useless ones."""
-    beta1, beta2 = group["betas"]
-    ranges = {
-        "lr": (group["lr"] >= 0, ">= 0"),
-        "betas": (0 <= beta1 < 1 and 0 <= beta2 < 1, "in [0, 1)"),
-        "eps": (group["eps"] > 0, "> 0"),
-        "weight_decay": (group["weight_decay"] >= 0, ">= 0"),
-        "density": (group["density"] is None or 0 < group["density"] <= 1, "in (0, 1]"),
-        "lora_rank": (group["lora_rank"] is None or group["lora_rank"] >= 1, ">= 1"),
-        "approx_rank": (group["approx_rank"] is None or group["approx_rank"] >= 1, ">= 1"),
-        "update_interval": (group["update_interval"] is None or group["update_interval"] >= 1, ">= 1"),
-        "niter": (group["niter"] is None or group["niter"] >= 0, ">= 0"),
-    }
-    for name, (fits, expected) in ranges.items():
-        if not fits:
-            raise HyperparameterError(name, found=group[name], expected=expected)
+    check_ranges(group)
     if group["density"] is not None and group["lora_rank"] is not None:
         raise HyperparameterError("density and lora_rank", found="both", expected="one of them")
     for name, parameter in zip(names(group), group["params"], strict=True):

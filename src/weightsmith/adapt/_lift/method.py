@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from weightsmith.adapt._lift.groups import budget, lift_groups
+from weightsmith.adapt._lift.groups import budget, check_ranges, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
 from weightsmith.core.data import Samples
 from weightsmith.core.io import SparseDelta
@@ -101,8 +101,6 @@ def lift(
     >>> result.totals["trainable"], result.totals["changed"]
     (1020, 1020)
     """
-    refuse_adapters(model)
-    seed = draw_seed(generator)
     hyper = {
         "density": density if lora_rank is None else None,
         "lora_rank": lora_rank,
@@ -112,6 +110,9 @@ def lift(
         "include": include,
         "exclude": exclude,
     }
+    check_ranges(hyper)
+    refuse_adapters(model)
+    seed = draw_seed(generator)
     with record("lift", seed=seed, **hyper, **options) as result, requires_grad_restored(model):
         groups = lift_groups(model, density, approx_rank, lora_rank=lora_rank, include=include, exclude=exclude)
         named = {name: weight for group in groups for name, weight in group["params"]}

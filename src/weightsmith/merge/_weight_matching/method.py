@@ -91,6 +91,8 @@ def weight_matching(
         raise CalibrationError("no batches to trace the model with", expected="at least one")
     if not 0 <= alpha <= 1:
         raise HyperparameterError("alpha", found=alpha, expected="0 <= alpha <= 1")
+    if restarts < 1:
+        raise HyperparameterError("restarts", found=restarts, expected=">= 1")
     hyper: dict[str, Any] = {"alpha": alpha, "restarts": restarts, "normalize": normalize}
     batches = as_batches(calibration)
     with record("weight-matching", **hyper) as result, restored_on_error(model):

@@ -101,8 +101,12 @@ def d2nwg(
     ...     sorted(path.name for path in Path(folder, "new").iterdir())
     ['0.safetensors', '1.safetensors', 'mean.safetensors']
     """
-    if len(checkpoints) != 1 or count < 1:
-        raise HyperparameterError("zoos and count", found=(len(checkpoints), count), expected="one zoo, count >= 1")
+    if len(checkpoints) != 1:
+        raise HyperparameterError("zoos", found=len(checkpoints), expected="one zoo")
+    numbers = {"count": count, "latent": latent, "vae_steps": vae_steps, "steps": steps}
+    for number, value in {**numbers, "batch_size": batch_size, "sampler_steps": sampler_steps}.items():
+        if value < 1:
+            raise HyperparameterError(number, found=value, expected=">= 1")
     with record("d2nwg", count=count, latent=latent, vae_steps=vae_steps, steps=steps, sampler=sampler) as result:
         zoo = WeightZoo.from_folder(checkpoints[0], include=list(include) or None)
         task = None if support is None else read_support(support)

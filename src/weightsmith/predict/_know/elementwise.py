@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from weightsmith.core.errors import HyperparameterError
 from weightsmith.predict._know.network import SLOPE, SQUEEZE, WIDTH, HistoryNet
 
 __all__ = ["ElementwiseRule"]
@@ -37,6 +38,11 @@ class ElementwiseRule:
     chunk : int, optional
         Weights evaluated at a time; the default fits the caches.
 
+    Raises
+    ------
+    HyperparameterError
+        If ``chunk`` is below one.
+
     Examples
     --------
     >>> net = HistoryNet(torch.Generator().manual_seed(0))
@@ -48,6 +54,8 @@ class ElementwiseRule:
     bounded = True
 
     def __init__(self, net: HistoryNet, chunk: int | None = None) -> None:
+        if chunk is not None and chunk < 1:
+            raise HyperparameterError("chunk", found=chunk, expected=">= 1")
         self.chunk = chunk
         self._streams = []
         for stream in (net.value, net.delta):

@@ -86,13 +86,16 @@ def know(
     >>> [row["layer"] for row in result.layers]
     ['0.weight']
     """
+    if steps < 0:
+        raise HyperparameterError("steps", found=steps, expected=">= 0")
     with record(
         "know", steps=steps, predictor=predictor, routing=routing, predict_frozen=predict_frozen, chunk=chunk
     ) as result:
+        rules = KnowPredictor.from_pretrained(predictor, chunk=chunk).rules
         readers = [CheckpointReader(path) for path in checkpoints]
         _check_order(readers)
         predict = Retrodiction(
-            KnowPredictor.from_pretrained(predictor, chunk=chunk).rules,
+            rules,
             readers,
             steps=steps,
             model=None,
