@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import json
 import shutil
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -14,6 +16,7 @@ import transformers
 from models import tiny, write_tiny_llama
 from weightsmith import embedded
 from weightsmith.cli.main import main
+from weightsmith.core.data import _chat, render_chat
 from weightsmith.core.errors import CalibrationError, CheckpointError, UnsupportedModelError
 from weightsmith.core.io import load_config, load_model, meta_model, offloaded
 from weightsmith.core.metrics import sample_text
@@ -160,3 +163,48 @@ def test_hostile_chat_templates_are_refused(writer, template):
     tokenizer.chat_template = template
     with torch.no_grad(), pytest.raises(CalibrationError, match="chat template"):
         sample_text(model, tokenizer, "hello", new_tokens=1)
+
+
+NESTED = "{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        NESTED,
+        NESTED.replace("x", "").replace("range(99999)", "('a' * 99999)"),
+        "{% macro f(n) %}{% for i in range(99) %}{{ f(n - 1) if n }}{% endfor %}{% endmacro %}{{ f(60) }}",
+        "{% set s = namespace(x='x') %}{% for i in range(99) %}{% set s.x = s.x ~ s.x %}{% endfor %}{{ s.x }}",
+        "{% set s = 'x' * 10 ** 7 %}{% for i in range(9999) %}{{ s }}{% endfor %}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ '%99999999999d' % 1 }}",
+    ],
+)
+def test_chat_templates_without_end_are_stopped(writer, monkeypatch, tmp_path, template):
+    monkeypatch.setattr(_chat, "SECONDS", 1)
+    _chat._process.stop()  # the next one is started with it
+    model, tokenizer = writer
+    (tmp_path / "chat_template.jinja").write_text(template)
+    monkeypatch.setattr(tokenizer, "name_or_path", str(tmp_path))
+    tokenizer.chat_template = template
+    tracemalloc.start()
+    with torch.no_grad(), pytest.raises(CalibrationError, match=rf"chat template of {tmp_path}/chat_template.jinja"):
+        sample_text(model, tokenizer, "hello", new_tokens=1)
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
+    tokenizer.chat_template = "{{ messages[0].content }}"  # the next one is written
+    assert render_chat(tokenizer, [{"role": "user", "content": "hello"}]) == "hello"
+
+
+def test_a_chat_is_written_as_transformers_writes_it_in_any_thread(monkeypatch):
+    tokenizer = embedded.load_tokenizer(embedded.folder("smollm2"))
+    chats = [
+        [{"role": "user", "content": f"{n} 🔨 \u2028\n"}, {"role": "assistant", "content": None, "name": "x"}]
+        for n in range(40)
+    ]
+    chats = [[chat[0], {**chat[1], "content": "yes"}] for chat in chats]
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(lambda chat: render_chat(tokenizer, chat, ask=True), chats))
+    assert written == [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats
+    ]

@@ -15,10 +15,10 @@ from ._batches import (
     to_model as to_model,
     without_labels as without_labels,
 )
+from ._chat import render_chat as render_chat
 from ._files import Reader as Reader, context_length as context_length
 from ._text import (
     read_text as read_text,
-    render_chat as render_chat,
     token_ids as token_ids,
     token_windows as token_windows,
 )

@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from weightsmith.core.data._batches import Batch, Sample
-from weightsmith.core.data._text import read_text, render_chat, token_ids, token_windows
+from weightsmith.core.data._chat import render_cuts
+from weightsmith.core.data._text import read_text, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
 
 __all__ = ["Reader", "context_length"]
@@ -238,27 +239,19 @@ class Reader:
                 do="Use a chat model, or rows with prompt and completion.",
             )
 
-        def rendered(turns: Sequence[Row], ask: bool = False) -> str:
-            try:
-                return render_chat(tokenizer, turns, ask=ask)
-            except CalibrationError as error:
-                found = str(error.__cause__)
-                raise CalibrationError(f"the chat template refuses a chat of {source}", found=found) from error
-
         _check_messages(messages, source)
-        text = rendered(messages)
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before, until = rendered(messages[:number], ask=True), rendered(messages[: number + 1])
-                if not text.startswith(before) or not text.startswith(until):
-                    raise CalibrationError(
-                        f"the chat template writes turn {number + 1} of {source} differently when more turns follow",
-                        do="Give one answer per row, as prompt and completion.",
-                    )
-                spans.append((len(before), len(until)))
-        if not spans:
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
             raise CalibrationError(f"a chat of {source}", found="no turn of the assistant", expected="at least one")
+        cuts = [cut for number in answers for cut in ((number, True), (number + 1, False))]
+        text, *parts = render_cuts(tokenizer, messages, [(len(messages), False), *cuts], f"a chat of {source}")
+        for number, before, until in zip(answers, parts[::2], parts[1::2], strict=True):
+            if not text.startswith(before) or not text.startswith(until):
+                raise CalibrationError(
+                    f"the chat template writes turn {number + 1} of {source} differently when more turns follow",
+                    do="Give one answer per row, as prompt and completion.",
+                )
+        spans = [(len(before), len(until)) for before, until in zip(parts[::2], parts[1::2], strict=True)]
         return _labeled(tokenizer, text, spans, length)
 
     def _completion(self, row: Row, length: int, source: str) -> tuple[list[int], list[int]]:

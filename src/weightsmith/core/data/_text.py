@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import CalibrationError
 
-__all__ = ["read_text", "render_chat", "token_ids", "token_windows"]
+__all__ = ["read_text", "token_ids", "token_windows"]
 
 
 def read_text(path: str | Path) -> str:
@@ -30,29 +29,6 @@ def read_text(path: str | Path) -> str:
     if not text.strip():
         raise CalibrationError(f"text file {path} is empty")
     return text
-
-
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool = False) -> str:
-    """Write a conversation as text, by the tokenizer's chat template.
-
-    Parameters
-    ----------
-    tokenizer : object
-        A transformers tokenizer with a chat template.
-    messages : sequence of mapping
-        With ``role`` and ``content``.
-    ask : bool, default: False
-        End with the start of the assistant's answer.
-
-    Raises
-    ------
-    CalibrationError
-        If the template is damaged or refuses the conversation.
-    """
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
-    except Exception as error:  # a template is a program: it may raise anything
-        raise CalibrationError("the chat template refuses a chat", found=str(error) or type(error).__name__) from error
 
 
 def token_ids(tokenizer: Any, text: str) -> Int[Tensor, "tokens"]:
