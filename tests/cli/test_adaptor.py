@@ -75,7 +75,7 @@ def call(tmp_path):
 def test_defaults_are_the_signatures(call, tmp_path):
     assert call().exit_code == 0
     assert received["checkpoints"] == [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
-    assert received["out"] == tmp_path / "out"
+    assert received["out"].name == "out"  # in a folder from which it is moved when all is written
     assert received["generator"].initial_seed() == 0
     given = {name: received[name] for name in ("share", "rule", "include", "exclude", "steps", "exact", "big_number")}
     assert given == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -102,3 +103,78 @@ def test_fisher_estimates_its_informations_from_data(tmp_path, monkeypatch):
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
     done = CliRunner().invoke(main.app, ["merge", "fisher", "first", "second", "other"])
     assert "two files, one per checkpoint, or batches" in str(done.exception)
+
+
+def test_a_merge_says_what_went_in_and_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    start = {"large": torch.randn(300, 700), "small": torch.randn(9), "number": torch.tensor(3)}
+    states = {"a": start, "b": {k: v + 0.01 * torch.randn(v.shape) if k != "number" else v for k, v in start.items()}}
+    states["c"] = {k: v + 0.02 * torch.randn(v.shape) if k != "number" else v for k, v in start.items()}
+    for name, state in states.items():
+        save_file(state, f"{name}.safetensors")
+    files = [f"{name}.safetensors" for name in states]
+    done = CliRunner().invoke(
+        main.app, ["merge", "soup", *files, "out.safetensors", "--json", "record.json", "--report", "report.html"]
+    )
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "record.json").read_text())["inputs"]
+    assert [row["network"] for row in rows] == files
+    flat = {
+        name: torch.cat([state["large"].flatten(), state["small"]])
+        for name, state in {**states, "out": load_file("out.safetensors")}.items()
+    }
+    for row, name in zip(rows, states, strict=True):
+        norm = flat[name].norm()
+        assert row["to_result"] == pytest.approx(((flat["out"] - flat[name]).norm() / norm).item(), rel=0.05)
+        expected = [((flat[other] - flat[name]).norm() / norm).item() for other in states]
+        assert row["to_others"] == pytest.approx(expected, rel=0.05)
+    for text in (done.output, (tmp_path / "report.html").read_text()):
+        assert "1. a.safetensors" in text
+        assert "to the result" in text
+
+
+def test_distances_are_exact_at_the_ends_and_of_small_networks(tmp_path):
+    for name, value in (("a", [3.0, 4.0]), ("b", [3.0, 1.0])):
+        save_file({"w": torch.tensor(value, dtype=torch.bfloat16)}, tmp_path / f"{name}.safetensors")
+    result = wise_ft([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "out.safetensors", alpha=1.0)
+    first, second = result.inputs
+    assert first["to_result"] == pytest.approx(0.6)
+    assert first["to_others"] == [0, pytest.approx(0.6)]
+    assert (second["to_result"], second["to_others"][1]) == (0, 0)
+
+
+@pytest.mark.parametrize("evaluation", [[], ["--evaluation", "labeled.safetensors"]])
+def test_nothing_of_a_merge_is_missing_once_it_is_there(tmp_path, monkeypatch, evaluation):
+    monkeypatch.chdir(tmp_path)
+    model, batch = tiny("bert")
+    model.save_pretrained("first")
+    model.save_pretrained("second")
+    save_file({**batch, "labels": model(**batch).logits.argmax(-1)}, "labeled.safetensors")
+    complete = []
+
+    def moved(event, arguments):
+        if event == "os.rename" and str(arguments[1]) == str(tmp_path / "out"):
+            files = ("report.html", "record.json", f"{arguments[0]}/weightsmith.json", f"{arguments[0]}/README.md")
+            complete.append([file for file in files if not (tmp_path / file).is_file()])
+
+    sys.addaudithook(moved)
+    words = ["merge", "soup", "first", "second", "out", "--report", "report.html", "--json", "record.json"]
+    done = CliRunner().invoke(main.app, [*words, *evaluation])
+    assert done.exit_code == 0, done.output
+    assert complete == [[]]
+    record = json.loads((tmp_path / "record.json").read_text())
+    stored = json.loads((tmp_path / "out" / "weightsmith.json").read_text())
+    assert record | {"seconds": 0, "peak_memory": 0} == stored | {"seconds": 0, "peak_memory": 0}
+    assert bool(record["after"]) == bool(evaluation)
+
+
+def test_a_merge_that_cannot_be_measured_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, _ = tiny("bert")
+    model.save_pretrained("first")
+    model.save_pretrained("second")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    words = ["merge", "soup", "first", "second", "out", "--evaluation", "none.jsonl"]
+    assert CliRunner().invoke(main.app, words).exit_code
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from weightsmith.core import progress
 from weightsmith.core.errors import CheckpointError, HyperparameterError
-from weightsmith.core.io import check_file, check_output
+from weightsmith.core.io import atomic_output, check_file, check_output
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.rehearsal import check_data, check_network, check_options
@@ -90,8 +90,9 @@ def _arguments(
         measured = [_EVALUATION] if _merges(signature) else []
         data = [option for role in signature.data for option in _source(role, alone=False)]
         dry_run = [_DRY_RUN] if _writes(signature) else []
-        return [*files, *data, *measured, *seed, *reports, *dry_run], lambda given, hyper, publish: _published(
-            _call(signature, given, hyper), publish
+        run = _make if _writes(signature) else _call
+        return [*files, *data, *measured, *seed, *reports, *dry_run], lambda given, hyper, publish: run(
+            signature, given, hyper, publish
         )
     if signature.measures:
         return [_MODEL, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
@@ -262,7 +263,14 @@ def _rehearse(name: str, signature: Signature, given: Mapping[str, Any], hyper: 
     print(f"{name}({options})\nreads: {read}\nmodel: {out}\nNothing was run.")
 
 
-def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
+def _make(signature: Signature, given: dict[str, Any], hyper: dict[str, Any], publish: Publish) -> Any:
+    """Run a method that writes its last file; the file appears when it is measured, and all else is written."""
+    out = signature.paths[-1].name
+    with atomic_output(given[out], overwrite=hyper.get("overwrite", False)) as target:
+        return _call(signature, {**given, out: target}, hyper, publish)
+
+
+def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any], publish: Publish) -> Any:
     arguments = dict(hyper)
     for role in signature.paths:
         value, written = given[role.name], role is signature.paths[-1]
@@ -280,7 +288,7 @@ def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) ->
     if given.get("evaluation") is not None:
         *_, last, out = (arguments[role.name] for role in signature.paths)
         measure_files(result, last, out, Evaluation(file=given["evaluation"]), seed=given.get("seed", 0))
-    return result
+    return _published(result, publish)
 
 
 def _located(value: str | list[str], role: Role) -> Path | list[Path]:
@@ -312,6 +320,8 @@ def _publish(result: Result, title: str, report: Path | None, json: Path | None)
 def _print(result: Result, model: Path | None, report: Path | None, json: Path | None) -> None:
     console = Console(quiet=progress.is_silent() and model is not None)
     console.print(result.table())
+    if result.inputs:
+        console.print(result.networks())
     if result.before or result.after:
         console.print(result.comparison())
     for note in result.notes:

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from weightsmith.core.io import write_file
@@ -82,6 +83,23 @@ class Result(Record):
             table.add_row(who, *(format.show(name, _mean([row.get(name, "") for row in rows])) for name in names))
         table.add_section()
         table.add_row("total", *(format.show(name, self.totals.get(name, "")) for name in names))
+        return table
+
+    def networks(self) -> Table:
+        """Return what went into a merge, and the distances of the networks, as a rich table.
+
+        Examples
+        --------
+        >>> result = Result("soup", inputs=[{"network": "a", "to_result": 0.01, "to_others": [0.0]}])
+        >>> [list(column.cells) for column in result.networks().columns]
+        [['1. a'], ['1 %'], ['']]
+        """
+        heading, *rows = format.distances(self.inputs)
+        table = Table(*heading[:1], title="distance relative to the row's network", title_justify="left")
+        for name in heading[1:]:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(escape(row[0]), *row[1:])
         return table
 
     def comparison(self) -> Table:

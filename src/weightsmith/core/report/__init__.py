@@ -77,6 +77,7 @@ def _section(result: Record) -> dict[str, Any]:
         "title": result.title or result.method,
         "result": result,
         "cards": cards,
+        "inputs": format.distances(result.inputs),
         "measures": _measures(result),
         "curves": pictures.curves(result.curves),
         "figures": figures,

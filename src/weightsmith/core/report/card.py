@@ -71,6 +71,8 @@ def model_card(results: Sequence[Record], name: str, parents: Sequence[str | os.
     ]
     for result in results:
         lines += [f"\n## {result.title or result.method}", *_table(("option", "value"), result.hyper.items())]
+        heading, *rows = format.distances(result.inputs) or [[]]
+        lines += _table(heading, rows)
         lines += _table(("measure", "before", "after"), _measures(result))
         lines += ["", *[f"- {note}" for note in result.notes]] if result.notes else []
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ __all__ = [
     "SPREAD",
     "change",
     "direction",
+    "distances",
     "explain",
     "label",
     "measures",
@@ -159,6 +160,25 @@ def show_with_spread(name: str, values: Mapping[str, Any]) -> str:
         return ""
     spread = values.get(name + SPREAD)
     return show(name, values[name]) + ("" if spread is None else f" ± {show(name, spread)}")
+
+
+def distances(inputs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return what went into a merge as the rows of a table, the first of them its heading.
+
+    Examples
+    --------
+    >>> rows = [{"network": "a", "to_result": 0.01, "to_others": [0.0, 0.02]},
+    ...         {"network": "b", "to_result": 0.01, "to_others": [0.02, 0.0]}]
+    >>> distances(rows)[1:]
+    [['1. a', '1 %', '', '2 %'], ['2. b', '1 %', '2 %', '']]
+    """
+    if not inputs:
+        return []
+    rows = [["network", "to the result", *(f"to {number}." for number in range(1, len(inputs) + 1))]]
+    for place, row in enumerate(inputs):
+        others = ["" if at == place else f"{100 * float(d):.3g} %" for at, d in enumerate(row["to_others"])]
+        rows.append([f"{place + 1}. {row['network']}", f"{100 * float(row['to_result']):.3g} %", *others])
+    return rows
 
 
 def change(before: float, after: float) -> str:

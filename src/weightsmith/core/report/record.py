@@ -22,6 +22,10 @@ class Record:
         One row per layer; each row has the key ``"layer"`` and the method's own per-layer measures.
     totals : dict
         The same measures over the whole model.
+    inputs : list of dict
+        One row per network that a merge read: its name ``"network"``, and relative to its norm the distances
+        ``"to_result"`` and ``"to_others"`` (to each of the networks, in order) of the weights that were merged. They
+        are estimated from a sample of large tensors.
     before, after : dict
         Measures of the model (see :mod:`weightsmith.core.metrics`) before and after.
     curves : dict of str to list
@@ -51,6 +55,7 @@ class Record:
     hyper: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     totals: dict[str, Any] = field(default_factory=dict)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[Any]] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from weightsmith.core.io import (
     map_state_dicts,
 )
 from weightsmith.core.results import Result, documents, record
+from weightsmith.merge._shared.distances import Distances
 
 __all__ = ["MergePlan", "check_two", "merge_checkpoints", "merge_state_dicts", "plan_of"]
 
@@ -134,7 +135,7 @@ def merge_checkpoints(
     Returns
     -------
     Result
-        Counts of tensors and weights; a note names what was not merged by choice.
+        Counts of tensors and weights, and the distances of the networks; a note names what was not merged by choice.
 
     Raises
     ------
@@ -155,13 +156,19 @@ def merge_checkpoints(
         if plan.kept:
             few = ", ".join(plan.kept[:5]) + (", ..." if len(plan.kept) > 5 else "")
             result.notes.append(f"Copied from the last network: {few}")
+        distances = Distances(len(readers))
+
+        def files() -> dict[str, str]:
+            result.inputs = distances.rows([str(path) for path in checkpoints])
+            return documents([result], out, checkpoints)
+
         map_checkpoints(
             [*weights, *readers],
             out,
-            plan.only_merged(tensor_map),
+            plan.only_merged(distances.watched(tensor_map)),
             ranges=(lambda name, spec: [(0, spec.numel)]) if whole else None,
             overwrite=overwrite,
-            files=lambda: documents([result], out, checkpoints),
+            files=files,
         )
     return result
 
