@@ -122,11 +122,27 @@ def test_a_dry_run_of_a_recipe_shows_its_steps(inputs, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["magnitude", "slerp", "d2nwg"])
-def test_a_command_says_where_it_wrote(inputs, tmp_path, name):
+SOME = ["magnitude", "slerp", "d2nwg"]
+REST = [pytest.param(name, marks=pytest.mark.slow) for name in WRITING if name not in SOME]
+
+
+@pytest.mark.parametrize("name", [*SOME, *REST])
+def test_a_command_says_where_it_wrote_and_leaves_a_card_and_a_record(inputs, tmp_path, name):
     code, printed = run([*line(name, inputs, tmp_path / "out"), "--report", str(tmp_path / "r.html")])
     assert code == 0, printed
     assert printed.endswith(f"model: {tmp_path / 'out'}\nreport: {tmp_path / 'r.html'}\n")
+    assert json.loads((tmp_path / "out" / "weightsmith.json").read_text())["method"]
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\n")
+    assert (tmp_path / "r.html").stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("option", ["--report", "--json"])
+@pytest.mark.parametrize("name", WRITING)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(inputs, tmp_path, name, option):
+    code, printed = run([*line(name, inputs, tmp_path / "out"), option, str(inputs / "tiny")])
+    assert code == 1
+    assert "found a folder" in printed
+    assert not [*tmp_path.iterdir()]
 
 
 def test_quiet_leaves_errors_and_results(inputs, tmp_path):

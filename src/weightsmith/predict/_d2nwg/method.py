@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import atomic_output
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result, documents, record
 from weightsmith.core.training import draw_seed
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
 from weightsmith.predict._d2nwg.conditions import OrderedEncoder
@@ -136,14 +136,16 @@ def d2nwg(
             for name, row in [*enumerate(rows), ("mean", rows.mean(0))]:
                 state = {key: tensor.contiguous() for key, tensor in zoo.state_dict(row).items()}
                 save_file({key: state[key] for key in state if key not in zoo.aliases}, folder / f"{name}.safetensors")
-        near = memorisation(zoo, rows)
-        result.totals = {
-            "members": len(zoo),
-            "weights": zoo.weights_NP.shape[1],
-            "reconstruction_error": model.reconstruction_error,
-            "nearest_member_ratio": near["ratio"],
-        }
-        result.curves = {f"loss of the {stage}": losses for stage, losses in model.losses.items()}
-        if near["ratio"] < 0.1:
-            result.notes.append("Draws are far nearer to members than members to each other: they repeat the zoo.")
+            near = memorisation(zoo, rows)
+            result.totals = {
+                "members": len(zoo),
+                "weights": zoo.weights_NP.shape[1],
+                "reconstruction_error": model.reconstruction_error,
+                "nearest_member_ratio": near["ratio"],
+            }
+            result.curves = {f"loss of the {stage}": losses for stage, losses in model.losses.items()}
+            if near["ratio"] < 0.1:
+                result.notes.append("Draws are far nearer to members than members to each other: they repeat the zoo.")
+            for name, text in documents([result], out, checkpoints).items():
+                (folder / name).write_text(text, "utf-8")
     return result
