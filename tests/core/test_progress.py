@@ -53,6 +53,15 @@ def test_long_work_logs_where_there_is_no_terminal(no_terminal, fast_clock, capl
     assert len(caplog.messages) == 4, "one line each ten seconds, and the last"
 
 
+@pytest.mark.parametrize(("seconds", "lines"), [(9.0, []), (11.0, ["loading a model: 11 s"])])
+def test_a_long_stage_is_one_line_where_there_is_no_terminal(no_terminal, monkeypatch, caplog, seconds, lines):
+    times = iter([0.0, seconds])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with caplog.at_level(logging.INFO, "weightsmith"), progress.stage("loading a model"):
+        pass
+    assert caplog.messages == lines
+
+
 def test_a_generator_has_no_total(no_terminal, fast_clock, caplog):
     with caplog.at_level(logging.INFO, "weightsmith"):
         list(progress.track((n for n in range(5)), "blocks"))

@@ -69,7 +69,9 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show a line while something runs that has no steps to count, such as loading a model; on a terminal only.
+    """Show a line while something runs that has no steps to count, such as loading a model.
+
+    Off a terminal, one line when it is done, if it took longer than ten seconds.
 
     Examples
     --------
@@ -78,11 +80,14 @@ def stage(description: str) -> Iterator[None]:
     2
     """
     task = _open(description, None) if _console.is_terminal else None
+    start = time.monotonic()
     try:
         yield
     finally:
         if task is not None:
             _close(task)
+        elif (seconds := time.monotonic() - start) >= INTERVAL:
+            _log.info("%s: %.0f s", description, seconds)
 
 
 def silence(silent: bool = True) -> None:
