@@ -140,6 +140,23 @@ def test_a_device_that_is_not_there_is_told(write):
         run_recipe(load_recipe(write(GOOD), ["device=cuda:99"]))
 
 
+def test_a_recipe_names_the_element_type_and_the_revision_of_its_model(write, tmp_path, monkeypatch):
+    opened = recipe_module.open_model
+    asked = []
+
+    def watched(ref, **options):
+        asked.append(options)
+        return opened(ref, **options)
+
+    monkeypatch.setattr(recipe_module, "open_model", watched)
+    run_recipe(load_recipe(write(GOOD), ["dtype=bfloat16", "revision=main"]))
+    assert asked == [{"dtype": torch.bfloat16, "revision": "main"}]
+    weights = load_state_dict(tmp_path / "out").values()
+    assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.bfloat16}
+    with pytest.raises(RecipeError, match="dtype: input should be 'float16', 'bfloat16'"):
+        load_recipe(write(GOOD), ["dtype=int8"])
+
+
 def test_an_existing_output_is_refused_before_any_work(write, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

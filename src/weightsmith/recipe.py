@@ -49,8 +49,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -105,6 +106,10 @@ class Recipe(BaseModel):
         Data of the measures.
     device : str
         Where the model works: ``cpu``, ``cuda``, ``cuda:1``.
+    dtype : {"float16", "bfloat16", "float32", "float64"}, optional
+        Element type that ``model`` and other networks are loaded in; their own by default.
+    revision : str
+        Branch, tag or commit of ``model``, where it is a hub id.
     compressed : bool
         Write sparse weights small, see :mod:`weightsmith.sparsify._compressed`.
     report : Path or None
@@ -121,6 +126,8 @@ class Recipe(BaseModel):
     data: dict[str, Source] = {}
     evaluation: Evaluation = Evaluation()
     device: str = "cpu"
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    revision: str = "main"
     compressed: bool = False
     report: Path | None = None
 
@@ -147,6 +154,8 @@ class Recipe(BaseModel):
         parts = [
             __version__,
             self.model,
+            self.dtype,
+            self.revision,
             self.seed,
             self.compressed,
             self.data,
@@ -158,7 +167,17 @@ class Recipe(BaseModel):
 
     def bench(self, opened: OpenedModel | None) -> Workbench:
         """Return a workbench with a model and the recipe's data."""
-        return Workbench(opened, Data(sources=self.data, evaluation=self.evaluation), self.seed, self.device)
+        data = Data(sources=self.data, evaluation=self.evaluation)
+        return Workbench(opened, data, self.seed, self.device, self._torch_dtype)
+
+    def open(self) -> OpenedModel:
+        """Open the model that the steps start from."""
+        assert self.model is not None
+        return open_model(self.model, dtype=self._torch_dtype, revision=self.revision)
+
+    @property
+    def _torch_dtype(self) -> torch.dtype | None:
+        return None if self.dtype is None else getattr(torch, self.dtype)
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -316,7 +335,7 @@ def _run_steps(recipe: Recipe, work: Path, contents: Mapping[str, str]) -> tuple
     weights alone are not all that it did.
     """
     results = _finished(recipe, work, recipe.steps, contents)
-    opened = _kept(recipe, work) if results else None if recipe.model is None else open_model(recipe.model)
+    opened = _kept(recipe, work) if results else None if recipe.model is None else recipe.open()
     bench = recipe.bench(None if opened is None else move_to_device(opened, recipe.device))
     for number in track(range(len(results) + 1, len(recipe.steps) + 1), "recipe"):
         step = recipe.steps[number - 1]
@@ -359,7 +378,7 @@ def _finished(recipe: Recipe, work: Path, steps: Sequence[Step], contents: Mappi
 def _kept(recipe: Recipe, work: Path) -> OpenedModel:
     if (work / "config.json").is_file() or recipe.model is None:
         return open_model(work)
-    opened = open_model(recipe.model)
+    opened = recipe.open()
     opened.model.load_state_dict(load_state_dict(work))
     return opened
 

@@ -140,7 +140,7 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
     if recipe.report is not None:
         check_file(recipe.report)
     if recipe.model is not None:
-        check_network(recipe.model)
+        check_network(recipe.model, recipe.revision)
     for file in [*(source.file for source in recipe.data.values()), recipe.evaluation.file, recipe.evaluation.control]:
         if file is not None:
             check_data(file)
@@ -149,7 +149,7 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
             _check_files(step)
     for arm in recipe.compare.values() or [[]]:
         for step in [*recipe.steps, *arm]:
-            check_options(step.signature, {**recipe.data, **step.values}, recipe.model)
+            check_options(step.signature, {**recipe.data, **step.values}, recipe.model, revision=recipe.revision)
             if catalog.commands()[step.command].verb in ("grow", "merge", "predict"):
                 break
 
