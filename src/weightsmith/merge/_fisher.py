@@ -219,13 +219,13 @@ def fisher(
     """
     check_two(checkpoints)
     rule = _fisher(alpha, floor)
-    check_output(out, overwrite=overwrite)
     if (len(fishers) != 2) if batches is None else fishers:
         raise HyperparameterError(
             "fishers", found=len(fishers), expected="two files, one per checkpoint, or batches to estimate them from"
         )
     specs = CheckpointReader(checkpoints[1]).specs
-    with TemporaryFolder() as folder:
+    with TemporaryFolder() as folder:  # before OUT may be refused: it removes what a killed run left
+        check_output(out, overwrite=overwrite)
         if batches is not None:
             fishers = [Path(folder, f"{number}.safetensors") for number in range(2)]
             for checkpoint, file in zip(checkpoints, fishers, strict=True):
