@@ -73,8 +73,11 @@ html_theme_options = {
 
 
 def skip(app: Any, what: str, name: str, member: Any, skipped: bool, options: Any) -> bool | None:
-    """Leave out what scikit-learn adds to estimators, and aliases of types, which have no signature to show."""
-    return True if re.fullmatch(r"set_\w+_request", name) or isinstance(member, types.GenericAlias) else None
+    """Leave out what scikit-learn adds to estimators, aliases of types, and on a verb's page the classes of core."""
+    of_core = isinstance(member, type) and member.__module__.startswith("weightsmith.core.")
+    elsewhere = of_core and not app.env.docname.startswith("api/weightsmith.core")
+    added = re.fullmatch(r"set_\w+_request", name) or isinstance(member, types.GenericAlias)
+    return True if added or elsewhere else None
 
 
 def setup(app: Any) -> None:

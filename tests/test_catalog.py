@@ -95,3 +95,11 @@ def test_tests_exist(method):
     name = method.module.rpartition(".")[2].lstrip("_")
     folder = ROOT / "tests" / method.verb
     assert [*folder.glob(f"test_{name}*.py"), *folder.glob(f"{name}/test_*.py")]
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/index.md", "pyproject.toml"])
+def test_nothing_is_promised_that_does_not_work(file):
+    """The first lines of a page, and the package's description, name no verb of which every method is planned."""
+    promised = "\n".join((ROOT / file).read_text("utf-8").splitlines()[:10])
+    for verb in VERBS.keys() - {method.verb for method in READY}:
+        assert not re.search(rf"\b{verb}\b", promised), verb
