@@ -64,6 +64,15 @@ def test_accumulation_is_a_larger_batch():
     torch.testing.assert_close(weights(large), weights(small), rtol=1e-4, atol=1e-6)
 
 
+def test_optimizers_of_other_tensors_are_refused():
+    model, stale = network(), network()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for held in ([*stale.parameters()], [*model.parameters(), next(stale.parameters())]):
+        with pytest.raises(HyperparameterError, match="not the model's"):
+            fit(model, problem(), optimizer=torch.optim.SGD(held, lr=0.1))
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
+
+
 def test_schedules_fall_to_zero_over_optimizer_steps():
     for name, half in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
         model = network()

@@ -125,7 +125,8 @@ def fit(
     Raises
     ------
     HyperparameterError
-        If an option is unknown or out of range, or ``patience`` comes without ``evaluate``.
+        If an option is unknown or out of range, ``patience`` comes without ``evaluate``, or ``optimizer`` holds tensors
+        that are not parameters of the model (or of ``loss``).
     CalibrationError
         If there is no batch.
     NonFiniteError
@@ -159,6 +160,8 @@ def fit(
             generator=order,
             collate_fn=partial(collate, pad_token_id=pad_token_id(model)),
         )
+    if optimizer is not None:
+        _check_optimizer(optimizer, model, loss)
     optimizer = optimizer or torch.optim.AdamW(
         _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"]
     )
@@ -209,6 +212,18 @@ def fit(
         accelerator.free_memory()
     record.seconds = time.perf_counter() - start
     return record
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Loss | None) -> None:
+    modules = [module for module in (model, loss) if isinstance(module, nn.Module)]
+    known = {id(parameter) for module in modules for parameter in module.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if unknown := [parameter for parameter in held if id(parameter) not in known]:
+        raise HyperparameterError(
+            "optimizer",
+            found=f"{len(unknown)} of {len(held)} tensors that are not the model's",
+            do="Make it of this model's parameters, after the last change of its layers.",
+        )
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
