@@ -15,6 +15,7 @@ from torch import nn
 
 from weightsmith import catalog
 from weightsmith.adapt import BoneConfig, BoneLinear, LIFTAdamW
+from weightsmith.continual import CLASSP
 from weightsmith.core.errors import WeightsmithError
 from weightsmith.core.io import load_state_dict
 from weightsmith.core.results import Result
@@ -148,10 +149,22 @@ def test_losses(loss):
     check_loss(unwrap(function), **options)
 
 
+OPTIMIZERS = [
+    (LIFTAdamW, {}),
+    (LIFTAdamW, {"free_gradients": True}),
+    (LIFTAdamW, {"density": None}),
+    (LIFTAdamW, {"update_interval": 2}),
+    (CLASSP, {}),
+    (CLASSP, {"power": 2.0, "foreach": True}),
+    (CLASSP, {"power": 1.5, "eps": 0.0, "threshold": "q0.5"}),
+    (CLASSP, {"scale": False, "weight_decay": 0.01, "error_if_nonfinite": False}),
+]
+
+
 @pytest.mark.filterwarnings("ignore:the budget covers")
-@pytest.mark.parametrize("options", [{}, {"free_gradients": True}, {"density": None}, {"update_interval": 2}], ids=str)
-def test_optimizers(options):
-    check_optimizer(LIFTAdamW, **options)
+@pytest.mark.parametrize(("cls", "options"), OPTIMIZERS, ids=str)
+def test_optimizers(cls, options):
+    check_optimizer(cls, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"learn": True}, {"function": "erf"}, {"start": "raw"}], ids=str)
