@@ -2,14 +2,16 @@
 CLASSP keeps the first task
 ===========================
 
-The step of a weight that is always pushed in one direction falls as one over the number of steps with power 1, and as its
-root with power 2, which is AdaGrad: after a first task of a thousand steps, a second one moves the weight by a thousandth of
-the learning rate. The right picture draws the stored claim: how much of the first task is left after a second one that every
-optimizer learned to the same training accuracy.
+The step of a weight that is always pushed in one direction falls as one over the number of steps with power 1, and as
+its root with power 2, which is AdaGrad: after a first task of a thousand steps, a second one moves the weight by a
+thousandth of the learning rate. The right picture draws the stored claim: how much of the first task is left after a
+second one that every optimizer learned to the same training accuracy.
 """
 
 # %%
 # Steps of one weight with a constant gradient, and of one that a second task finds unused.
+from itertools import pairwise
+
 import torch
 
 from weightsmith.continual import CLASSP
@@ -23,7 +25,7 @@ for power in (1.0, 2.0):
         weight.grad = torch.ones(1)
         optimizer.step()
         positions.append(weight.item())
-    steps[power] = [before - after for before, after in zip(positions, positions[1:], strict=False)]
+    steps[power] = [before - after for before, after in pairwise(positions)]
     print(f"power {power:g}: the first step is {steps[power][0]:.3f}, the last {steps[power][-1]:.2g}")
 
 # %%
