@@ -246,7 +246,7 @@ class CLASSP(torch.optim.Optimizer):
                     )
 
 
-@training_method(learning_rate=0.1)
+@training_method(learning_rate=1e-4)  # a pretrained model's first step has this length in every weight
 def classp(
     model: nn.Module,
     training: Samples,
@@ -281,7 +281,8 @@ def classp(
     generator : torch.Generator, optional
         Draws the order of the samples and dropout.
     **options
-        Training options, see :class:`weightsmith.core.training.FitOptions`.
+        Training options, see :class:`weightsmith.core.training.FitOptions`. The learning rate is the length of each
+        weight's first step: small networks trained from scratch take 0.1.
 
     Returns
     -------
