@@ -1,0 +1,93 @@
+"""Measures of forgetting: definitions worked by hand, and refusals where a number would mean nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.forget import (
+    answer_probabilities,
+    forget_quality,
+    generated_answers,
+    membership_auc,
+    rouge_l,
+    truth_ratios,
+)
+from weightsmith.testing import samples, tiny
+
+
+def known(probabilities, label):
+    return torch.tensor(probabilities).log(), torch.tensor(label)
+
+
+def test_probability_is_the_geometric_mean_over_the_answer():
+    class Table(nn.Module):
+        def forward(self, input_ids, **_):
+            return torch.tensor([[0.5, 0.25, 0.25]]).log().expand(*input_ids.shape, 3)
+
+    ids, labels = torch.tensor([1, 0, 2]), torch.tensor([-100, 0, 2])
+    (found,) = answer_probabilities(Table(), [{"input_ids": ids, "labels": labels}])
+    assert found.item() == pytest.approx(math.sqrt(0.5 * 0.25))
+
+
+def test_truth_ratio_averages_probabilities():
+    ratio = truth_ratios(
+        nn.Identity(), [known([0.1, 0.5, 0.4], 1)], [known([0.1, 0.5, 0.4], 0), known([0.4, 0.5, 0.1], 0)]
+    )
+    assert ratio.item() == pytest.approx(0.5)  # over log-probabilities it would be 0.4
+
+
+def test_check_6_equal_probabilities_have_ratio_1():
+    data = [known([0.25, 0.25, 0.5], n) for n in (0, 1)]
+    torch.testing.assert_close(truth_ratios(nn.Identity(), data, data), torch.ones(2))
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(0, 2), (2, 0), (2, 3)])
+def test_truth_ratio_without_its_answers_is_refused(right, wrong):
+    data = [known([0.5, 0.5], 0)] * 3
+    with pytest.raises(CalibrationError, match="truth ratio: perturbed answers"):
+        truth_ratios(nn.Identity(), data[:right], data[:wrong])
+
+
+def test_forget_quality_needs_another_network():
+    ratios = torch.rand(20)
+    with pytest.raises(HyperparameterError, match="the candidate itself"):
+        forget_quality(ratios, ratios.clone())
+    assert forget_quality(ratios, ratios.flip(0)) == 1.0
+    assert forget_quality(ratios, ratios + 10) < 1e-6
+
+
+def test_membership_of_identical_sets_is_a_half():
+    data = samples("mlp")
+    assert membership_auc(tiny("mlp")[0], data, data) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "recall"),
+    [
+        ("a b c d", "a c d e", 0.75),
+        ("", "a", 0.0),
+        ("Rome!", "rome", 1.0),
+        ([1, 2, 3], [3, 1, 2], 2 / 3),
+        ("a", "", 0.0),
+    ],
+)
+def test_rouge_l(answer, reference, recall):
+    assert rouge_l(answer, reference) == pytest.approx(recall)
+
+
+def test_generated_answers_continue_the_prompt_alone():
+    model, data = tiny("llama")[0], samples("llama")[:3]
+    rows = [
+        {**row, "labels": torch.where(torch.arange(12) < 4 + n, -100, row["input_ids"])} for n, row in enumerate(data)
+    ]
+    found = generated_answers(model, rows)
+    for (prompt, answer, reference), row, n in zip(found, rows, range(3), strict=True):
+        assert prompt == row["input_ids"][: 4 + n].tolist()
+        assert reference == row["input_ids"][4 + n :].tolist()
+        alone = model.generate(torch.tensor([prompt]), max_new_tokens=len(reference), do_sample=False, pad_token_id=0)
+        assert answer == alone[0, len(prompt) :].tolist()[: len(answer)]
