@@ -155,7 +155,7 @@ def _check_beta(beta: float) -> None:
         raise HyperparameterError("beta", found=beta, expected="a number > 0")
 
 
-def _reduce(losses: Float[Tensor, "samples"], reduction: Reduction) -> Float[Tensor, "..."]:
+def _reduce(losses: Float[Tensor, "samples"], reduction: str) -> Float[Tensor, "..."]:
     if reduction not in ("none", "mean", "sum"):
         raise HyperparameterError("reduction", found=reduction, expected="'none', 'mean' or 'sum'")
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
