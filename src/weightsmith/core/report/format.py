@@ -71,6 +71,7 @@ GLOSSARY = {
     "reliable": "whether the singular values are large enough to be told from rounding",
     "row_error_after": "error of the rows' outputs after the swaps",
     "row_error_before": "error of the rows' outputs before the swaps",
+    "saturation": "mean accumulator of the weights: what slows down their next steps",
     "shape": "outputs and inputs",
     "signal_to_noise": "singular values above those of a random matrix, over those below",
     "source": "block that this block was made from",
@@ -81,6 +82,7 @@ GLOSSARY = {
     "top_share_after": "share of the squared norm in the largest weights, afterwards",
     "top_share_before": "share of the squared norm in the largest weights, before",
     "trainable": "weights that were trained, or whether the layer was",
+    "unused": "share of weights that no step has updated",
     "weights": "number of weights",
 }
 """What the columns of the tables of layers hold."""
