@@ -55,7 +55,7 @@ from weightsmith.grow._widen_net2net import is_matrix, match_widths
 
 __all__ = ["MixtureGrowth", "joint_loss", "mixture_growth", "parameter_groups"]
 
-INNER_WIDTHS = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim")
+INNER_WIDTHS = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "moe_intermediate_size")
 
 
 @dataclass
@@ -501,11 +501,20 @@ def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def _inner_width(model: nn.Module) -> tuple[str, int]:
-    """The field of the configuration with the inner width of the MLPs, and its value."""
+    """The field of the configuration with the inner width of the MLPs, and its value.
+
+    Mixtures have a field that no layer follows: a model without memory is built to see which one widens it.
+    """
     config: Any = getattr(model, "config", None)
+    size = sum(parameter.numel() for parameter in model.parameters())
     for field in INNER_WIDTHS:
         if hasattr(config, field):
-            return field, getattr(config, field) or 4 * config.hidden_size
+            wide = copy.deepcopy(config)
+            width = getattr(config, field) or 4 * config.hidden_size
+            setattr(wide, field, 2 * width)
+            with torch.device("meta"):
+                if sum(parameter.numel() for parameter in type(model)(wide).parameters()) > size:
+                    return field, width
     raise UnsupportedModelError(
         "a model whose configuration has no inner width",
         found=type(model).__name__,

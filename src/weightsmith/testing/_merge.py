@@ -29,6 +29,7 @@ def check_merge(
     *,
     count: int = 2,
     options: Mapping[str, Any] | None = None,
+    refuses: Sequence[str] = (),
     models: Sequence[str] = ("llama", "bert", "mixtral"),
 ) -> None:
     """Check that a method which merges checkpoints on disk keeps the contract of all weightsmith methods.
@@ -45,6 +46,8 @@ def check_merge(
         Checkpoints it takes.
     options : mapping, optional
         Hyper-parameters to call it with.
+    refuses : sequence of str, default: ()
+        Architectures it does not support. It must refuse exactly these, with nothing written.
     models : sequence of str
         Architectures to try, names of :func:`~weightsmith.testing.tiny`.
 
@@ -58,7 +61,7 @@ def check_merge(
     >>> from weightsmith.merge import soup
     >>> check_merge(soup, models=["bert"])
     """
-    for _, check in merge_checks(function, count=count, options=options, models=models):
+    for _, check in merge_checks(function, count=count, options=options, refuses=refuses, models=models):
         check()
 
 
@@ -67,6 +70,7 @@ def merge_checks(
     *,
     count: int = 2,
     options: Mapping[str, Any] | None = None,
+    refuses: Sequence[str] = (),
     models: Sequence[str] = ("llama", "bert", "mixtral"),
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the checks of :func:`check_merge` one by one, each with its name.
@@ -79,6 +83,9 @@ def merge_checks(
     """
     signature = read(function)
     for name in models:
+        if name in refuses:
+            yield f"refuses-{name}", partial(_run, _refuses, signature, name, count, options or {})
+            continue
         for check in CHECKS:
             yield f"{check.__name__.strip('_')}-{name}", partial(_run, check, signature, name, count, options or {})
 
@@ -235,6 +242,16 @@ def _refuses_adapters(case: Case) -> None:
         config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
         get_peft_model(tiny(case.architecture)[0], config).save_pretrained(part)
     case.must_refuse(parts, "LoRA adapters, whose factors do not add up")
+
+
+def _refuses(case: Case) -> None:
+    parts, out = case.parts(), case.folder / "out"
+    try:
+        case.call(parts, out)
+    except WeightsmithError:
+        assert not out.exists(), f"{case.title}: refused, but wrote {out.name}"
+    else:
+        raise AssertionError(f"{case.title}: expected a refusal")
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = (
