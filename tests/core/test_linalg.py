@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -6,6 +8,7 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeEr
 from weightsmith.core.linalg import (
     inverse_cholesky,
     is_finite,
+    kth_largest,
     largest_k,
     lowest_k_mask,
     lowest_n_of_m_mask,
@@ -169,3 +172,28 @@ def test_is_finite(dtype, bad):
     assert is_finite(values[:0])
     values[4, 5] = bad
     assert not is_finite(values)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 1.0000001, 2.5, 3e38]), max_size=9), min_size=1, max_size=5
+    ),
+    st.data(),
+)
+def test_streaming_threshold_equals_sorting(parts, data):
+    tensors = [torch.tensor(part, dtype=torch.float32) for part in parts]
+    every = torch.cat(tensors).sort(descending=True).values
+    k = data.draw(st.integers(0, len(every)))
+    ((bound, equal),) = kth_largest(lambda: [[tensor] for tensor in tensors], lambda _: k)
+    if k == 0:
+        assert (bound, equal) == (math.inf, 0)
+    else:
+        assert bound == every[k - 1].item()
+        assert equal == int((every[:k] == bound).sum())
+
+
+def test_threshold_of_many_scores_in_pieces():
+    scores = torch.rand(5_000_001, generator=torch.Generator().manual_seed(0))
+    ((bound, _),) = kth_largest(lambda: [[scores[:3_000_000]], [scores[3_000_000:]]], lambda _: 1_234_567)
+    assert bound == scores.kthvalue(len(scores) - 1_234_567 + 1).values.item()

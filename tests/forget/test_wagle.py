@@ -8,7 +8,6 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 from torch import nn
 from transformers.optimization import Adafactor
 
@@ -31,7 +30,6 @@ from weightsmith.forget import (
     unlearn,
     wagle,
 )
-from weightsmith.forget._shared.mask import kth_largest
 from weightsmith.testing import samples, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:gamma", "ignore:.*not used by any sample")
@@ -232,31 +230,6 @@ def test_check_8_accumulation_is_in_float32():
     for _ in range(4096):
         total += torch.tensor(1e-3, dtype=torch.bfloat16)
     assert total.item() == 0.5
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(
-        st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 1.0000001, 2.5, 3e38]), max_size=9), min_size=1, max_size=5
-    ),
-    st.data(),
-)
-def test_check_9_streaming_threshold_equals_sorting(parts, data):
-    tensors = [torch.tensor(part, dtype=torch.float32) for part in parts]
-    every = torch.cat(tensors).sort(descending=True).values
-    k = data.draw(st.integers(0, len(every)))
-    bound, equal = kth_largest(tensors, k)
-    if k == 0:
-        assert (bound, equal) == (math.inf, 0)
-    else:
-        assert bound == every[k - 1].item()
-        assert equal == int((every[:k] == bound).sum())
-
-
-def test_threshold_of_many_scores_in_pieces():
-    scores = torch.rand(5_000_001, generator=torch.Generator().manual_seed(0))
-    bound, _ = kth_largest([scores[:3_000_000], scores[3_000_000:]], 1_234_567)
-    assert bound == scores.kthvalue(len(scores) - 1_234_567 + 1).values.item()
 
 
 def test_ties_go_to_the_first():

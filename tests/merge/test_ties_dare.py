@@ -120,3 +120,20 @@ def test_bad_input_is_refused(method):
         method(base, [])
     with pytest.raises(NonFiniteError, match="'norm' of state dict 1"):
         method(base, [tuned | {"norm": torch.full((16,), torch.nan)}], density=1.0)
+
+
+def test_weights_by_pattern():
+    base = {"a.w": torch.zeros(2), "b.w": torch.zeros(2)}
+    tuned = [{name: torch.tensor([4.0, 2.0]) for name in base}, {name: torch.tensor([1.0, -6.0]) for name in base}]
+    merged = ties_average(base, tuned, density=1.0, weights=["a.*=0.75,0.25"])
+    assert merged["a.w"].tolist() == [pytest.approx((0.75 * 4 + 0.25 * 1) / 1), 0.0]  # 1.5 against -1.5 cancel
+    assert merged["b.w"].tolist() == [2.5, -6.0]
+    merged = dare_average(base, tuned, density=1.0, weights=["2", "b.*=0,1"])
+    assert merged["a.w"].tolist() == [10.0, -8.0]
+    assert merged["b.w"].tolist() == [1.0, -6.0]
+
+
+@pytest.mark.parametrize("line", ["", "x", "*=1,2,3", "a=nan", "a=1,", "=inf,1"])
+def test_bad_weights_name_the_line(line):
+    with pytest.raises(HyperparameterError, match="weights"):
+        ties_average({"w": torch.zeros(2)}, [{"w": torch.ones(2)}] * 2, weights=[line])

@@ -5,7 +5,7 @@ Legend: ``O`` outputs, ``I`` inputs, ``B`` a block of columns, ``S`` and ``L`` t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -18,6 +18,7 @@ __all__ = [
     "inner_product",
     "inverse_cholesky",
     "is_finite",
+    "kth_largest",
     "largest_k",
     "lowest_k_mask",
     "lowest_n_of_m_mask",
@@ -37,6 +38,10 @@ PIECE = 1 << 16
 
 SAMPLE = 1 << 14
 """Values that :func:`largest_k` uses to estimate its threshold."""
+
+HALF = 1 << 16
+HISTOGRAM_PIECE = 1 << 22
+"""Values that :func:`kth_largest` counts at a time."""
 
 SQUARED_PRECISION = 1e-4
 """Below this share of the largest eigenvalue a Gram matrix in float32 does not resolve its eigenvectors."""
@@ -251,6 +256,77 @@ def largest_k(values: Shaped[Tensor, "..."], k: int) -> Int[Tensor, "k"]:
         above, equal = of_candidates > bound, of_candidates == bound
         kept = above | (equal & (equal.cumsum(0) <= k - above.sum()))
     return candidates[kept]
+
+
+def kth_largest(
+    parts: Callable[[], Iterable[Sequence[Float[Tensor, "..."]]]], k: Callable[[int], int]
+) -> list[tuple[float, int]]:
+    """Find the ``k``-th largest of many numbers that are read in parts, exactly and without sorting.
+
+    Two passes over the bit patterns, which for numbers >= 0 are in the order of the numbers: counts of the upper 16
+    bits find the bin, counts of the lower 16 bits in it the number. Memory is 1 MB beside the parts.
+
+    Parameters
+    ----------
+    parts : callable
+        ``parts()`` iterates over the parts of one or several streams of numbers, float32 and >= 0; it is called twice.
+    k : callable
+        From the length of a stream to ``k``, 0 to that length.
+
+    Returns
+    -------
+    list of tuple
+        Per stream the ``k``-th largest number, infinity for ``k = 0``, and how many numbers equal to it are among the
+        ``k`` largest.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``k`` is out of range.
+
+    Examples
+    --------
+    >>> kth_largest(lambda: [[torch.tensor([3.0, 1.0])], [torch.tensor([2.0, 2.0, 2.0])]], lambda size: 3)
+    [(2.0, 2)]
+    """
+    upper = _histograms(parts, lambda bits, _: bits >> 16)
+    sizes = [int(counts.sum()) for counts in upper]
+    places = [k(size) for size in sizes]
+    for place, size in zip(places, sizes, strict=True):
+        if not 0 <= place <= size:
+            raise HyperparameterError("k", found=place, expected=f"0 to {size}")
+    tops = [_bin_of(counts, place) for counts, place in zip(upper, places, strict=True)]
+    lower = _histograms(parts, lambda bits, n: bits[bits >> 16 == tops[n][0]] & (HALF - 1))
+    found = []
+    for (top, left), counts in zip(tops, lower, strict=True):
+        if not left:
+            found.append((float("inf"), 0))
+            continue
+        bottom, equal = _bin_of(counts, left)
+        bits = torch.tensor(HALF * top + bottom, dtype=torch.int32)
+        found.append((bits.view(torch.float32).item(), equal))
+    return found
+
+
+def _histograms(
+    parts: Callable[[], Iterable[Sequence[Tensor]]], digits: Callable[[Tensor, int], Tensor]
+) -> list[Int[Tensor, "bins"]]:
+    total: list[Tensor] = []
+    for streams in parts():
+        counts = []
+        for n, stream in enumerate(streams):
+            pieces = stream.detach().flatten().split(HISTOGRAM_PIECE)
+            each = [digits(piece.view(torch.int32), n).bincount(minlength=HALF) for piece in pieces]
+            counts.append(torch.stack(each).sum(0).cpu())
+        total = [a + b for a, b in zip(total, counts, strict=True)] if total else counts
+    return total
+
+
+def _bin_of(counts: Int[Tensor, "bins"], k: int) -> tuple[int, int]:
+    """The bin of the ``k``-th largest, and its place among those of the bin."""
+    above = counts.flip(0).cumsum(0)
+    place = min(int((above < k).sum()), len(above) - 1)
+    return len(above) - 1 - place, k - (int(above[place - 1]) if place else 0)
 
 
 def singular_basis(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tensor, "short rank"]:

@@ -19,7 +19,7 @@ from weightsmith.core.io import ChunkMap, Chunks, StateDict, TensorMap
 from weightsmith.core.linalg import upcast
 from weightsmith.core.results import Result
 from weightsmith.core.training import draw_seed
-from weightsmith.merge._shared.arithmetic import check_density, check_finite
+from weightsmith.merge._shared.arithmetic import check_density, check_finite, weight_table
 from weightsmith.merge._shared.merging import merge_checkpoints, merge_state_dicts
 
 __all__ = ["dare", "dare_average"]
@@ -31,6 +31,7 @@ def dare_average(
     *,
     density: float = 0.1,
     alpha: float = 1.0,
+    weights: Sequence[str] = (),
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Add randomly thinned and rescaled task vectors to the base network.
@@ -45,6 +46,9 @@ def dare_average(
         Probability that a weight of a task vector is kept, in (0, 1]; the kept ones are divided by it.
     alpha : float, default: 1.0
         Scale of the sum of the task vectors.
+    weights : sequence of str, default: ()
+        How much each fine-tuned network counts: ``"0.3,0.7"`` for all tensors, ``"*.mlp.*=0.3,0.7"`` for those whose
+        name matches a shell pattern, one number for all networks. The last line that matches counts; 1 without any.
     generator : torch.Generator, optional
         Draws what is kept.
 
@@ -66,7 +70,7 @@ def dare_average(
     >>> dare_average(base, [tuned], density=0.25)["w"].unique()
     tensor([0., 4.])
     """
-    return merge_state_dicts([base, *tuned], _dare(density, alpha, draw_seed(generator)))
+    return merge_state_dicts([base, *tuned], _dare(density, alpha, weights, len(tuned), draw_seed(generator)))
 
 
 def dare(
@@ -75,6 +79,7 @@ def dare(
     *,
     density: float = 0.1,
     alpha: float = 1.0,
+    weights: Sequence[str] = (),
     overwrite: bool = False,
     generator: torch.Generator | None = None,
 ) -> Result:
@@ -92,6 +97,9 @@ def dare(
         Probability that a weight of a task vector is kept, in (0, 1]; the kept ones are divided by it.
     alpha : float, default: 1.0
         Scale of the sum of the task vectors.
+    weights : sequence of str, default: ()
+        How much each fine-tuned network counts: ``"0.3,0.7"`` for all tensors, ``"*.mlp.*=0.3,0.7"`` for those whose
+        name matches a shell pattern, one number for all networks. The last line that matches counts; 1 without any.
     overwrite : bool, default: False
         Replace what is at ``out``.
     generator : torch.Generator, optional
@@ -112,24 +120,27 @@ def dare(
     Yu et al. "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch". ICML 2024.
     arXiv:2311.03099.
     """
-    tensor_map = _dare(density, alpha, draw_seed(generator))
-    hyper = {"density": density, "alpha": alpha}
+    tensor_map = _dare(density, alpha, weights, len(checkpoints) - 1, draw_seed(generator))
+    hyper = {"density": density, "alpha": alpha, "weights": [*weights]}
     return merge_checkpoints("dare", checkpoints, out, tensor_map, whole=True, overwrite=overwrite, hyper=hyper)
 
 
-def _dare(density: float, alpha: float, seed: int) -> TensorMap:
+def _dare(density: float, alpha: float, weights: Sequence[str], count: int, seed: int) -> TensorMap:
     check_density(density)
     check_finite("alpha", alpha)
+    table = weight_table(weights, count)
 
     def tensor_map(name: str, chunks: Chunks) -> ChunkMap:
+        shares = table(name)
+
         def chunk_map(parts: Sequence[Tensor], out: Tensor) -> Tensor:
             # per tensor, so that the result depends neither on the order nor on the number of workers
             generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
             base = upcast(parts[0])
             total = base.clone()
-            for part in parts[1:]:
+            for part, share in zip(parts[1:], shares, strict=True):
                 mask = torch.empty(part.shape).bernoulli_(density, generator=generator).to(base.device)
-                total.addcmul_(upcast(part) - base, mask, value=alpha / density)
+                total.addcmul_(upcast(part) - base, mask, value=share * alpha / density)
             return out.copy_(total)
 
         return chunk_map

@@ -11,72 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weightsmith.core.errors import CheckpointError, HyperparameterError, LayerNotFoundError, ShapeError
+from weightsmith.core.errors import CheckpointError, LayerNotFoundError, ShapeError
 from weightsmith.core.io import CheckpointReader, atomic_output, parse_json
 
-__all__ = ["WeightMask", "kth_largest", "masked_updates"]
+__all__ = ["WeightMask", "masked_updates"]
 
 FORMAT = "weightsmith-weight-mask"
-PIECE = 1 << 22
-"""Scores that are counted at a time."""
-
-
-def kth_largest(scores: Sequence[Float[Tensor, "..."]], k: int) -> tuple[float, int]:
-    """Find the ``k``-th largest of many scores, exactly and without sorting.
-
-    Two passes over the bit patterns, which for numbers >= 0 are in the order of the numbers: counts of the upper 16
-    bits find the bin, counts of the lower 16 bits in it the score. Memory is 512 kB beside the scores.
-
-    Parameters
-    ----------
-    scores : sequence of Tensor
-        float32, >= 0, in any number of parts.
-    k : int
-        0 to the number of scores.
-
-    Returns
-    -------
-    bound : float
-        The ``k``-th largest score; infinity for ``k = 0``.
-    equal : int
-        How many scores equal to it are among the ``k`` largest.
-
-    Raises
-    ------
-    HyperparameterError
-        If ``k`` is out of range.
-
-    Examples
-    --------
-    >>> kth_largest([torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0, 2.0])], 3)
-    (2.0, 2)
-    """
-    size = sum(score.numel() for score in scores)
-    if not 0 <= k <= size:
-        raise HyperparameterError("k", found=k, expected=f"0 to {size}")
-    if k == 0:
-        return float("inf"), 0
-    pieces = [piece.view(torch.int32) for score in scores for piece in score.detach().flatten().split(PIECE)]
-    high = torch.zeros(1 << 16, dtype=torch.long)
-    for bits in pieces:
-        high += torch.bincount(bits >> 16, minlength=1 << 16).cpu()
-    upper, left = _bin_of(high, k)
-    low = torch.zeros(1 << 16, dtype=torch.long)
-    for bits in pieces:
-        low += torch.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=1 << 16).cpu()
-    lower, equal = _bin_of(low, left)
-    return torch.tensor(upper << 16 | lower, dtype=torch.int32).view(torch.float32).item(), equal
-
-
-def _bin_of(counts: Tensor, k: int) -> tuple[int, int]:
-    """The bin of the ``k``-th largest, and its place among those of the bin."""
-    above = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(above, k))
-    return len(counts) - 1 - place, k - (int(above[place - 1]) if place else 0)
 
 
 class WeightMask(Mapping[str, Tensor]):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.linalg import is_finite
+from weightsmith.core.linalg import is_finite, kth_largest
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.core.training import gradients_restored, sample_losses
-from weightsmith.forget._shared.mask import WeightMask, kth_largest
+from weightsmith.forget._shared.mask import WeightMask
 
 __all__ = ["Method", "WeightScores", "attribute_weights"]
 
@@ -86,7 +86,9 @@ class WeightScores:
             raise HyperparameterError(
                 "include", found=include, expected=f"a pattern of names such as {[*self.scores][:2]}"
             )
-        bound, equal = kth_largest(list(chosen.values()), int(density * sum(s.numel() for s in chosen.values())))
+        ((bound, equal),) = kth_largest(
+            lambda: [[score] for score in chosen.values()], lambda size: int(density * size)
+        )
         masks = {}
         for name, score in self.scores.items():
             if name not in chosen:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from weightsmith.core.io import TensorMap
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import lerp
 
-__all__ = ["check_alpha", "check_density", "check_finite", "interpolation", "weighted_sum"]
+__all__ = ["check_alpha", "check_density", "check_finite", "interpolation", "weight_table", "weighted_sum"]
 
 
 def interpolation(alpha: float) -> TensorMap:
@@ -34,6 +35,43 @@ def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total.add_(upcast(part), alpha=weight)
     return total
+
+
+def weight_table(weights: Sequence[str], count: int) -> Callable[[str], list[float]]:
+    """Read how much each of ``count`` networks counts, by the names of the tensors.
+
+    Parameters
+    ----------
+    weights : sequence of str
+        ``"0.3,0.7"`` for all tensors or ``"PATTERN=0.3,0.7"`` for those that match; one number is for all networks.
+        The last line that matches counts; without any, all networks count 1.
+    count : int
+        Networks.
+
+    Raises
+    ------
+    HyperparameterError
+        If a line is not of this form.
+
+    Examples
+    --------
+    >>> of = weight_table(["0.5", "*.mlp.*=0.3,0.7"], 2)
+    >>> of("layers.0.mlp.up"), of("lm_head")
+    ([0.3, 0.7], [0.5, 0.5])
+    """
+    table = []
+    for line in weights:
+        pattern, _, numbers = line.rpartition("=")
+        try:
+            values = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            values = []
+        if len(values) not in (1, count) or not all(map(math.isfinite, values)):
+            raise HyperparameterError(
+                "weights", found=line, expected=f"'PATTERN=' and one number, or {count} with commas between"
+            )
+        table.append((pattern or "*", values * count if len(values) == 1 else values))
+    return lambda name: next((v for p, v in reversed(table) if fnmatch.fnmatchcase(name, p)), [1.0] * count)
 
 
 def check_finite(name: str, value: float) -> float:
