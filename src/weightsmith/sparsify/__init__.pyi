@@ -1,6 +1,12 @@
 from ._compressed import save_compressed as save_compressed
 from ._dsnot import dsnot as dsnot, refine_mask as refine_mask
 from ._magnitude import magnitude as magnitude
+from ._modhifi.method import modhifi as modhifi
+from ._modhifi.selection import (
+    compensate as compensate,
+    select_channels as select_channels,
+    subset_fidelity as subset_fidelity,
+)
 from ._sparsegpt import sparsegpt as sparsegpt
 from ._spdf import StaticSparsity as StaticSparsity, forward_flops as forward_flops, spdf as spdf
 from ._wanda import wanda as wanda

@@ -9,6 +9,7 @@ from ._blocks import (
     rewriting as rewriting,
     stream as stream,
 )
+from ._empty import build_empty as build_empty, config_fields as config_fields
 from ._experts import find_experts as find_experts, watching_experts as watching_experts
 from ._folding import fold_parametrizations as fold_parametrizations
 from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp

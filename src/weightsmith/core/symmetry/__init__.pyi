@@ -7,4 +7,4 @@ from ._symmetry import (
     Side as Side,
     Symmetry as Symmetry,
 )
-from ._trace import activations_noted as activations_noted
+from ._trace import activations_noted as activations_noted, outputs_of as outputs_of

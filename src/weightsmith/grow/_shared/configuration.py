@@ -7,17 +7,14 @@ memory, from every configuration that is tried, and its blocks are compared with
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.models import get_module
+from weightsmith.core.models import build_empty, config_fields, get_module
 
 __all__ = ["PLACES", "config_changes"]
 
@@ -57,14 +54,14 @@ def config_changes(model: nn.Module, path: str, order: Sequence[int]) -> list[Ch
         return plain
     place, owner = owners[0]
     inside = path.removeprefix(f"{place}.") if place else path
-    old = _built(owner, {})
+    old = build_empty(owner, {})
     if isinstance(old, str):
         return plain  # a configuration that does not describe the old model either
     base = dict(next(fields for config, fields in plain if config is owner.config))
     others = _other_changes(owner.config, len(blocks), order)
     reasons = []
     for fields in (base, *(base | {name: others[name]} for name in others), base | others):
-        new = _built(owner, fields)
+        new = build_empty(owner, fields)
         reasons.append(new if isinstance(new, str) else _difference(owner, old, new, inside, order))
         if not reasons[-1] and not isinstance(new, str):
             derived = _derived(owner.config, old.config, new.config)
@@ -92,7 +89,7 @@ def _plain_changes(config: Any, parts: Sequence[str], old: int, order: Sequence[
         raise UnsupportedModelError(f"no field of the configuration says {old} blocks", found=have)
     lists = {
         name: [value[source] for source in order]
-        for name, value in _fields(config)
+        for name, value in config_fields(config)
         if isinstance(value, list) and len(value) == old and name != "architectures"
     }
     return {field: len(order)} | lists
@@ -101,7 +98,7 @@ def _plain_changes(config: Any, parts: Sequence[str], old: int, order: Sequence[
 def _other_changes(config: Any, old: int, order: Sequence[int]) -> dict[str, Any]:
     """New values of fields that may number blocks, count the first of a kind, or give kinds with repetitions."""
     found: dict[str, Any] = {}
-    for name, value in _fields(config):
+    for name, value in config_fields(config):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if whole and 0 < value <= old and ("layer" in name or name.startswith("first_k")) and name not in DEPTHS:
             found[name] = sum(source < value for source in order)
@@ -117,29 +114,6 @@ def _other_changes(config: Any, old: int, order: Sequence[int]) -> dict[str, Any
 def _is_repetition(value: Any) -> bool:
     pair = isinstance(value, (list, tuple)) and len(value) == 2
     return pair and isinstance(value[0], (list, tuple)) and isinstance(value[1], int)
-
-
-def _fields(config: Any) -> Iterator[tuple[str, Any]]:
-    for name in inspect.signature(type(config)).parameters:
-        yield name, getattr(config, name, None)
-
-
-def _built(owner: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel | str:
-    """A model without memory from the configuration as it would be read from a file, or why there is none."""
-    from accelerate import init_empty_weights
-
-    config: PretrainedConfig = copy.deepcopy(owner.config)
-    try:
-        for name, value in fields.items():
-            setattr(config, name, value)
-        names = {name for name, _ in _fields(config)}
-        # lists that are computed from fields are computed anew
-        stated = {n: v for n, v in config.to_dict().items() if n in names or not isinstance(v, list)}
-        with init_empty_weights(include_buffers=False):
-            built: PreTrainedModel = type(owner)(type(config).from_dict(stated))
-    except (StrictDataclassError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return built
 
 
 def _difference(

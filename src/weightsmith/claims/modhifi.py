@@ -1,0 +1,144 @@
+"""ModHiFi: compensation decides structured pruning, and a greedy subset is better than any score of single channels.
+
+A perceptron on handwritten digits loses most of its hidden neurons; all statistics come from synthetic images, drawn
+from a Gaussian per class. Every score has the same compensation, and a control without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.sparsify import modhifi
+
+__all__ = ["COMPENSATION", "SUBSETS", "digits_mlp", "run"]
+
+SCORES = ("greedy", "saliency", "fidelity", "energy", "l2", "random")
+
+COMPENSATION = Claim(
+    slug="modhifi",
+    experiment="compensation",
+    title="ModHiFi, 80 % of the hidden neurons of a digits MLP removed",
+    statement=(
+        "Least squares on synthetic images restores the accuracy of any choice of neurons: 0.35 above the same choice "
+        "without it for saliency, 0.15 for random neurons."
+    ),
+    metric="test accuracy",
+    higher_is_better=True,
+    expected=(
+        Ordering(better="random + OLS", worse="random", margin=0.15),
+        Ordering(better="saliency + OLS", worse="saliency", margin=0.35),
+    ),
+    paper="Compensation from synthetic data keeps the accuracy of a pruned network without labels or fine-tuning.",
+    claimed=(Ordering(better="saliency + OLS", worse="saliency"),),
+)
+
+SUBSETS = Claim(
+    slug="modhifi",
+    experiment="subsets",
+    title="ModHiFi, 95 % of the hidden neurons of a digits MLP removed",
+    statement=(
+        "With the same compensation, the greedy subset is better than random neurons and than scores of single neurons "
+        "by 0.02 or more."
+    ),
+    metric="test accuracy",
+    higher_is_better=True,
+    expected=(
+        Ordering(better="greedy + OLS", worse="energy + OLS", margin=0.02),
+        Ordering(better="greedy + OLS", worse="saliency + OLS", margin=0.02),
+        Ordering(better="greedy + OLS", worse="random + OLS", margin=0.02),
+    ),
+    paper="Scores of single components find those that matter, better than magnitude.",
+    claimed=(
+        Ordering(better="saliency + OLS", worse="l2 + OLS"),
+        Ordering(better="saliency + OLS", worse="random + OLS"),
+    ),
+)
+
+NOTES = (
+    "MLP 64-256-256-10; both hidden layers lose the same share. 200 synthetic images per class, from Gaussians fitted "
+    "to the training images. The margins were set after a pilot on seeds 0, 1, 2, with a lead of .05 over saliency.",
+)
+
+
+def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12, 13, 14, 15, 16, 17)) -> list[ClaimResult]:
+    """Run the experiments; a seed draws the split, the network and the synthetic images."""
+    start = time.perf_counter()
+    values = each_seed(_pruned, seeds, "digits MLP without 80 and 95 % of its neurons")
+    seconds = time.perf_counter() - start
+    results = []
+    for claim, ratio in ((COMPENSATION, 0.8), (SUBSETS, 0.95)):
+        arms = [
+            Arm(name.removesuffix(f", {ratio}"), _role(name), numbers)
+            for name, numbers in values.items()
+            if name.endswith(f", {ratio}")
+        ]
+        arms.append(Arm("dense", "baseline", values["dense"]))
+        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=NOTES))
+    return results
+
+
+def _role(name: str) -> Any:
+    if "OLS" not in name or name.startswith("random"):
+        return "control"
+    return "baseline" if name.startswith("l2") else "method"
+
+
+def _pruned(seed: int) -> dict[str, float]:
+    """Test accuracy by score, compensation and ratio."""
+    model, synthetic, (x_test, y_test) = digits_mlp(seed)
+    found = {"dense": accuracy(model, x_test, y_test)}
+    for ratio in (0.8, 0.95):
+        for score in SCORES:
+            for compensation, suffix in (("ols", " + OLS"), ("none", "")):
+                pruned = copy.deepcopy(model)
+                generator = torch.Generator().manual_seed(seed)
+                modhifi(
+                    pruned,
+                    [synthetic],
+                    ratio=ratio,
+                    score=score,  # type: ignore[arg-type]
+                    compensation=compensation,  # type: ignore[arg-type]
+                    generator=generator,
+                )
+                found[f"{score}{suffix}, {ratio}"] = accuracy(pruned, x_test, y_test)
+    return found
+
+
+def digits_mlp(seed: int) -> tuple[nn.Sequential, Tensor, tuple[Tensor, Tensor]]:
+    """Train the network; return it with synthetic images, 200 of each class in order, and the test half."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, classes = load_digits(return_X_y=True)
+    split = train_test_split(images / 16, classes, test_size=0.3, stratify=classes, random_state=seed)
+    x, x_test, y, y_test = (torch.as_tensor(part) for part in split)
+    x, x_test = x.float(), x_test.float()
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    for _ in range(40):
+        for rows in torch.randperm(len(x)).split(32):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return model.eval(), torch.cat([_gaussian(x[y == label], 200) for label in range(10)]), (x_test, y_test)
+
+
+def _gaussian(x: Tensor, count: int) -> Tensor:
+    """Images drawn from the Gaussian fitted to those of a class."""
+    values, vectors = torch.linalg.eigh(torch.cov(x.double().T))
+    drawn = torch.randn(count, len(values), dtype=torch.float64) * values.clamp(min=0).sqrt()
+    return (x.double().mean(0) + drawn @ vectors.T).clamp(0, 1).float()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The share of images whose class is predicted."""
+    return float((model(x).argmax(1) == y).double().mean())

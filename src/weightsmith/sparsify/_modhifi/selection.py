@@ -1,0 +1,371 @@
+r"""Choose the input channels that reconstruct a layer's outputs best, and re-solve the weights of the kept ones.
+
+With second moments :math:`S` of the inputs, the least-squares weights on the kept columns :math:`C` are
+
+.. math:: W'_C = W_C + W_{\bar C} S_{\bar C C} S_{CC}^{-1}
+
+and equal the paper's factors per output and channel where no weight is 0. The greedy choice maximizes the energy that
+the kept columns explain, by Cholesky factorization of :math:`S` with pivots: with :math:`T = S` and
+:math:`M = S W^\top W S` it takes :math:`j = \arg\max M_{jj} / T_{jj}`, and eliminates column :math:`j` from both.
+
+Legend: ``O`` outputs, ``I`` inputs (columns of the weight), ``K`` kept ones, ``C`` channels, ``B`` columns of one
+channel, ``P`` columns eliminated since the last update of the whole matrices.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.fidelity import contributions, pair_scores
+
+__all__ = ["Consumer", "Score", "channel_scores", "compensate", "explained", "select_channels", "subset_fidelity"]
+
+Score: TypeAlias = Literal["saliency", "fidelity", "energy", "greedy", "l2", "random"]
+"""How channels are ranked."""
+
+RIDGE = 1e-4
+"""Added to the diagonal of the second moments, as a fraction of its mean."""
+
+PANEL = 64
+"""Columns that the greedy choice eliminates between two updates of the whole matrices."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One layer that reads the channels.
+
+    Attributes
+    ----------
+    weight_OI : Tensor of shape (out, in)
+        Its weight.
+    moment_II : Tensor of shape (in, in)
+        Second moments of its inputs.
+    columns_CB : Tensor of shape (channels, columns)
+        The columns of each channel; the other columns are always kept.
+    """
+
+    weight_OI: Float[Tensor, "out in"]
+    moment_II: Float[Tensor, "in in"]
+    columns_CB: Int[Tensor, "channels columns"]
+
+    @classmethod
+    def linear(cls, weight_OI: Float[Tensor, "out in"], moment_II: Tensor) -> Consumer:
+        """A layer with one column per channel.
+
+        Raises
+        ------
+        NonFiniteError
+            If weight or moments hold NaN or infinity.
+        ShapeError
+            If the moments do not fit the weight.
+        """
+        inputs = weight_OI.shape[1]
+        if moment_II.shape != (inputs, inputs):
+            raise ShapeError("second moments", found=tuple(moment_II.shape), expected=(inputs, inputs))
+        for what, tensor in (("the weight", weight_OI), ("the second moments", moment_II)):
+            if not bool(tensor.isfinite().all()):
+                raise NonFiniteError(f"{what} hold NaN or infinity")
+        return cls(weight_OI, moment_II.to(weight_OI), torch.arange(inputs, device=weight_OI.device)[:, None])
+
+
+def select_channels(
+    weight_OI: Float[Tensor, "out in"],
+    moment_II: Float[Tensor, "in in"],
+    keep: int,
+    *,
+    score: Score = "saliency",
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "keep"]:
+    """Choose the input channels of a linear layer to keep.
+
+    Parameters
+    ----------
+    weight_OI : Tensor of shape (out, in)
+        The weight, in float32 or float64.
+    moment_II : Tensor of shape (in, in)
+        Second moments of the inputs, ``E[x x^T]``.
+    keep : int
+        How many channels, 1 to all.
+    score : {"saliency", "fidelity", "energy", "greedy", "l2", "random"}, default: "saliency"
+        As for :func:`modhifi`.
+    generator : torch.Generator, optional
+        Draws the random choice.
+
+    Returns
+    -------
+    Tensor of shape (keep,)
+        Indices, ascending.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``keep`` or ``score`` is out of range.
+    NonFiniteError, ShapeError
+        If the moments hold NaN or infinity, or do not fit the weight.
+
+    Examples
+    --------
+    >>> moments = torch.tensor([[1.0, 0.5], [0.5, 2.0]])
+    >>> select_channels(torch.tensor([[2.0, 1.0]]), moments, 1)
+    tensor([0])
+    """
+    if not 1 <= keep <= weight_OI.shape[1]:
+        raise HyperparameterError("keep", found=keep, expected=f"1 to {weight_OI.shape[1]}")
+    consumer = Consumer.linear(weight_OI, moment_II)
+    return best(channel_scores([consumer], score, count=keep, generator=generator), keep)
+
+
+def best(score_C: Float[Tensor, "channels"], keep: int) -> Int[Tensor, "keep"]:
+    """Return the indices of the highest scores, ascending; of equal scores the first ones."""
+    return score_C.sort(descending=True, stable=True).indices[:keep].sort().values
+
+
+def subset_fidelity(
+    weight_OI: Float[Tensor, "out in"], moment_II: Float[Tensor, "in in"], keep: Int[Tensor, "kept"] | Sequence[int]
+) -> Float[Tensor, "out"]:
+    """Return the share of each output's energy that a subset of the input channels reconstructs at best.
+
+    Parameters
+    ----------
+    weight_OI, moment_II
+        As for :func:`select_channels`.
+    keep : Tensor or sequence of int
+        Indices of the subset.
+
+    Returns
+    -------
+    Tensor of shape (out,)
+        In [0, 1]: 1 for all channels, 0 for none and for an output without energy.
+
+    Examples
+    --------
+    >>> moments = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 1.0]])
+    >>> subset_fidelity(torch.tensor([[1.0, 1.0, 2.0]]), moments, [0, 1])
+    tensor([0.9048])
+    """
+    consumer = Consumer.linear(weight_OI, moment_II)
+    kept = torch.as_tensor(keep, dtype=torch.long, device=weight_OI.device)
+    new_OI = torch.zeros_like(consumer.weight_OI)
+    if kept.numel():
+        new_OI[:, kept] = compensate(weight_OI, moment_II, kept, ridge=0.0)
+    return explained(consumer, new_OI)
+
+
+def explained(consumer: Consumer, new_OI: Float[Tensor, "out in"]) -> Float[Tensor, "out"]:
+    """Return ``1 - E|Y - Y'|^2 / E|Y|^2`` of each output for new weights; 0 where an output has no energy."""
+    lost_OI = consumer.weight_OI - new_OI
+    energy_O, lost_O = (
+        torch.einsum("oi,oi->o", w_OI @ consumer.moment_II, w_OI) for w_OI in (consumer.weight_OI, lost_OI)
+    )
+    return torch.where(energy_O > 0, 1 - lost_O / energy_O, 0)
+
+
+def compensate(
+    weight_OI: Float[Tensor, "out in"],
+    moment_II: Float[Tensor, "in in"],
+    keep: Int[Tensor, "kept"] | Sequence[int],
+    *,
+    ridge: float = RIDGE,
+) -> Float[Tensor, "out kept"]:
+    """Return the weights on the kept inputs that reconstruct all outputs best, in the least-squares sense.
+
+    Parameters
+    ----------
+    weight_OI, moment_II
+        As for :func:`select_channels`.
+    keep : Tensor or sequence of int
+        Indices of the inputs to keep, ascending.
+    ridge : float, default: 1e-4
+        Added to the diagonal of the moments, as a fraction of its mean; >= 0. It shrinks the change, not the weights.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``ridge`` is negative.
+
+    Examples
+    --------
+    >>> compensate(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 0.5], [0.5, 2.0]]), [0], ridge=0.0)
+    tensor([[2.5000]])
+    """
+    if not 0 <= ridge < float("inf"):
+        raise HyperparameterError("ridge", found=ridge, expected="a number >= 0")
+    kept = torch.as_tensor(keep, dtype=torch.long, device=weight_OI.device)
+    removed = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=weight_OI.device)
+    removed[kept] = False
+    moment_II = moment_II.double()
+    kept_KK = moment_II[kept[:, None], kept]
+    scale = moment_II.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    lost_OK = weight_OI.double()[:, removed] @ moment_II[removed][:, kept]
+    while True:
+        damped_KK = kept_KK.clone()
+        damped_KK.diagonal().add_(ridge * scale)
+        lower_KK, failed = torch.linalg.cholesky_ex(damped_KK)
+        if not failed:
+            break
+        ridge = max(10 * ridge, 1e-12)
+    change_OK = torch.cholesky_solve(lost_OK.T, lower_KK).T
+    return (weight_OI.double()[:, kept] + change_OK).to(weight_OI)
+
+
+def channel_scores(
+    consumers: Sequence[Consumer],
+    score: Score,
+    *,
+    count: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "channels"]:
+    """Score the channels that some layers read, each layer's outputs normalized to energy 1.
+
+    Parameters
+    ----------
+    consumers : sequence of Consumer
+        The layers.
+    score : Score
+        As for :func:`modhifi`.
+    count : int, optional
+        The greedy choice ends with this many channels, and the others get 0; all by default.
+    generator : torch.Generator, optional
+        Draws the random scores.
+
+    Raises
+    ------
+    HyperparameterError
+        As :func:`check_score`.
+    """
+    check_score(score)
+    first = consumers[0].columns_CB
+    channels = len(first)
+    if score == "random":
+        return torch.rand(channels, generator=generator).to(first.device)
+    total_C = torch.zeros(channels, dtype=consumers[0].weight_OI.dtype, device=first.device)
+    if score == "l2":
+        return total_C + sum(c.weight_OI[:, c.columns_CB].square().sum((0, 2)) for c in consumers)
+    alive_C = torch.stack([c.moment_II.diagonal()[c.columns_CB].sum(1) for c in consumers]).sum(0) > 0
+    if score == "greedy":
+        gain_C = _greedy(consumers, channels if count is None else count)
+        return gain_C.masked_fill(~alive_C, -torch.inf)
+    for c in consumers:
+        saliency_OC, energy_OC, output_O = contributions(c.weight_OI, c.moment_II, c.columns_CB)
+        if score == "fidelity":
+            total_C += pair_scores(c.weight_OI, c.moment_II, c.columns_CB, score="fidelity").mean(0)
+        else:
+            total_C += (saliency_OC if score == "saliency" else energy_OC).sum(0) / _positive(output_O.sum())
+    return total_C.masked_fill(~alive_C, -torch.inf)
+
+
+def check_score(score: str) -> None:
+    """Refuse an unknown score.
+
+    Raises
+    ------
+    HyperparameterError
+        If there is no such score.
+    """
+    if score not in get_args(Score):
+        raise HyperparameterError("score", found=score, expected=" or ".join(get_args(Score)))
+
+
+def _greedy(consumers: Sequence[Consumer], count: int) -> Float[Tensor, "channels"]:
+    """The gain in explained energy of each channel in the order chosen, plus a large step that keeps this order.
+
+    Channels that were not chosen get 0.
+    """
+    parts = [_Elimination(c) for c in consumers]
+    channels = len(consumers[0].columns_CB)
+    gain_C = torch.zeros(channels, dtype=torch.float64, device=consumers[0].weight_OI.device)
+    chosen_C = torch.zeros(channels, dtype=torch.bool, device=gain_C.device)
+    previous = torch.inf
+    for _ in range(count):
+        now_C = sum(part.gains() for part in parts)
+        assert isinstance(now_C, Tensor)
+        best_one = int(now_C.masked_fill(chosen_C, -1).argmax())
+        chosen_C[best_one] = True
+        # a gain may exceed the one before it; what is kept first must not score lower
+        previous = min(previous, max(float(now_C[best_one]), 1e-300))
+        gain_C[best_one] = previous
+        for part in parts:
+            part.eliminate(best_one)
+    return gain_C
+
+
+class _Elimination:
+    """Second moments and explained energy of a layer's inputs, given those already chosen."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.columns_CB = consumer.columns_CB
+        self.t_II = consumer.moment_II.double().clone()
+        self.t_II.diagonal().add_(RIDGE * self.t_II.diagonal().mean())
+        b_IO = consumer.moment_II.double() @ consumer.weight_OI.double().T
+        self.energy = _positive((consumer.weight_OI.double().T * b_IO).sum())
+        self.m_II = b_IO @ b_IO.T
+        self.floor = 1e-12 * float(self.t_II.diagonal().max())
+        first, second = self.columns_CB[:, :, None], self.columns_CB[:, None, :]
+        self.t_CBB, self.m_CBB = self.t_II[first, second], self.m_II[first, second]
+        size = len(self.t_II)
+        self.c_IP, self.q_IP = (torch.empty(size, PANEL, dtype=torch.float64, device=b_IO.device) for _ in range(2))
+        self.d_P = torch.empty(PANEL, dtype=torch.float64, device=b_IO.device)
+        self.filled = 0
+        always = torch.ones(size, dtype=torch.bool)
+        always[self.columns_CB.flatten().cpu()] = False
+        for column in always.nonzero().flatten().tolist():
+            self._eliminate(column)
+
+    def gains(self) -> Float[Tensor, "channels"]:
+        """The energy that each channel would explain in addition, as a share of the layer's."""
+        if self.columns_CB.shape[1] == 1:
+            t_C, m_C = self.t_CBB.flatten(), self.m_CBB.flatten()
+            return torch.where(t_C > self.floor, m_C.clamp(min=0) / t_C, 0) / self.energy
+        t_CBB = self.t_CBB.clone()
+        t_CBB.diagonal(dim1=1, dim2=2).clamp_(min=self.floor or 1.0)
+        lower_CBB, failed_C = torch.linalg.cholesky_ex(t_CBB)
+        gain_C = torch.cholesky_solve(self.m_CBB, lower_CBB).diagonal(dim1=1, dim2=2).sum(-1)
+        return torch.where(failed_C == 0, gain_C.nan_to_num(0.0).clamp(min=0), 0) / self.energy
+
+    def eliminate(self, channel: int) -> None:
+        """Take a channel into the chosen ones."""
+        for column in self.columns_CB[channel].tolist():
+            self._eliminate(column)
+
+    def _eliminate(self, column: int) -> None:
+        p = self.filled
+        c_IP, q_IP = self.c_IP[:, :p], self.q_IP[:, :p]
+        t_I = self.t_II[:, column] - c_IP @ (self.d_P[:p] * c_IP[column])
+        pivot = float(t_I[column])
+        if pivot <= self.floor:
+            return
+        m_I = self.m_II[:, column] - c_IP @ q_IP[column] - q_IP @ c_IP[column]
+        c_I = t_I / pivot
+        q_I = m_I - 0.5 * m_I[column] * c_I
+        c_CB, q_CB = c_I[self.columns_CB], q_I[self.columns_CB]
+        self.t_CBB -= pivot * c_CB[:, :, None] * c_CB[:, None, :]
+        cross_CBB = c_CB[:, :, None] * q_CB[:, None, :]
+        self.m_CBB -= cross_CBB + cross_CBB.transpose(1, 2)
+        self.c_IP[:, p], self.q_IP[:, p], self.d_P[p] = c_I, q_I, pivot
+        self.filled += 1
+        if self.filled == PANEL:
+            self.t_II.addmm_(self.c_IP * self.d_P, self.c_IP.T, alpha=-1)
+            product_II = self.c_IP @ self.q_IP.T
+            self.m_II.sub_(product_II).sub_(product_II.T)
+            self.filled = 0
+
+
+def _positive(value: Tensor) -> Tensor:
+    return torch.where(value > 0, value, 1)
+
+
+def warn_of_few_rows(name: str, rows: int, kept: int) -> list[str]:
+    """Warn where fewer rows than kept inputs were seen; the warning is returned as a note."""
+    if rows >= kept:
+        return []
+    note = f"layer {name!r} saw {rows} calibration rows for {kept} kept inputs: its new weights rest on the ridge"
+    warnings.warn(note, stacklevel=3)
+    return [note]
