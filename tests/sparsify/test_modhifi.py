@@ -306,7 +306,7 @@ def test_compensation_restores_what_the_choice_lost():
     for compensation in ("ols", "none"):
         pruned = copy.deepcopy(model)
         modhifi(pruned, [x], ratio=0.5, score="greedy", compensation=compensation)
-        errors[compensation] = float((pruned(x) - expected).square().mean())
+        errors[compensation] = (pruned(x) - expected).square().mean().item()
     assert errors["ols"] < 0.2 * errors["none"]
 
 
