@@ -51,8 +51,8 @@ class Evaluation(BaseModel):
     Attributes
     ----------
     file : str or None
-        Text to measure perplexity on, or labeled data to measure a classifier's accuracy on. None takes embedded text,
-        of other topics than the calibration.
+        Text to measure perplexity on, or labeled data to measure a classifier's accuracy or a regression's error on.
+        None takes embedded text, of other topics than the calibration.
     control : str or None
         Another text, on which a fine-tuned model should not have become worse.
     tokens : int
@@ -209,7 +209,7 @@ class Workbench:
         return reader.text_samples(open_text(file), **options) if text else reader.samples(file, **options)
 
     def measure(self) -> dict[str, float]:
-        """Measure the model: its size; perplexity and speed of a language model; accuracy of a classifier."""
+        """Measure the model: its size; perplexity and speed of a language model; accuracy or error on labels."""
         evaluation = self.data.evaluation
         if not self._writes and evaluation.file is not None:
             return measure(self.model, labelled=self._labeled(evaluation))
@@ -409,7 +409,7 @@ def measure_files(
         measures = [Workbench(open_model(path), data, seed).measure() for path in [*checkpoints, out]]
     *parts, result.after = measures
     result.before = parts[-1]
-    for name in ("perplexity", "control_perplexity", "loss", "accuracy"):
+    for name in ("perplexity", "control_perplexity", "loss", "accuracy", "mean_absolute_error"):
         if name in result.after:
             values = ", ".join(
                 f"{each.name} {format.show(name, m[name])}" for each, m in zip(checkpoints, parts, strict=True)

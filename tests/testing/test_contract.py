@@ -23,6 +23,7 @@ from weightsmith.merge import ZeroShotHead, fisher
 from weightsmith.signature import read
 from weightsmith.testing import (
     ARCHITECTURES,
+    REGRESSIONS,
     check_loss,
     check_module,
     check_optimizer,
@@ -70,14 +71,21 @@ REFUSES = {
     "learngene": STACKED,
     "mixture-growth": ("cnn", "mlp"),
     "meta-rescaling": NEXT_TOKENS,
+    "blindspot": ARCHITECTURES,
+    "gaussian": ARCHITECTURES,
 }
 """Architectures a method refuses by name; it must work on all others."""
+
+ON_REGRESSIONS = ("blindspot", "gaussian")
+"""Methods that work on networks with real numbers as outputs only."""
 
 FAST = {
     "llama": ("changes", "refuses", "restores", "handles"),
     "mixtral": ("changes", "refuses-"),
     "t5": ("changes", "refuses-"),
     "cnn": ("changes", "refuses-"),
+    "mlp_regression": ("changes", "refuses", "restores", "handles"),
+    "bert_regression": ("changes", "ignores"),
 }
 """The checks that always run, by the beginnings of their names. The others are slow, as are all of d2nwg-layers."""
 
@@ -86,7 +94,7 @@ def cases():
     for name, signature in TRANSFORMS.items():
         training = {"batch_size": 8, "epochs": 1, "tune_epochs": 1}
         options = {**SMALL.get(name, {}), **{key: value for key, value in training.items() if key in signature.fields}}
-        for model in ARCHITECTURES:
+        for model in (*ARCHITECTURES, *(REGRESSIONS if name in ON_REGRESSIONS else ())):
             checks = transform_checks(
                 signature.function, options=options, refuses=REFUSES.get(name, ()), models=[model]
             )

@@ -408,7 +408,7 @@ _EVALUATION = _parameter(
     "evaluation",
     str | None,
     typer.Option(
-        help="Text to measure perplexity on, or labeled data to measure accuracy on. A command on one model measures "
+        help="Text to measure perplexity on, or labeled data for accuracy or error. A command on one model measures "
         "embedded text otherwise, one on several networks does not measure.",
         rich_help_panel=DATA,
     ),

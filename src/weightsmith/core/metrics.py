@@ -15,11 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.core.data import call, context_length, render_chat
-from weightsmith.core.errors import CalibrationError, NonFiniteError
+from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import logits_of
 
-__all__ = ["accuracy", "decode_speed", "decode_speeds", "measure", "perplexity", "sample_text", "size"]
+__all__ = [
+    "accuracy",
+    "decode_speed",
+    "decode_speeds",
+    "mean_absolute_error",
+    "measure",
+    "perplexity",
+    "sample_text",
+    "size",
+]
 
 
 @torch.no_grad()
@@ -104,6 +113,36 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     return right / total
 
 
+@torch.no_grad()
+def mean_absolute_error(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
+    """Mean distance of a regression's outputs from its targets; ``batches`` yield (inputs, real numbers).
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches.
+    ShapeError
+        If there are other numbers of outputs and targets.
+
+    Examples
+    --------
+    >>> mean_absolute_error(nn.Identity(), [(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [2.0]]))])
+    0.25
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    total, count = 0.0, 0
+    with evaluation_mode(model):
+        for inputs, targets in batches:
+            outputs = logits_of(call(model, inputs.to(device) if isinstance(inputs, Tensor) else inputs)).cpu()
+            if outputs.numel() != targets.numel():
+                raise ShapeError("targets", found=tuple(targets.shape), expected=tuple(outputs.shape))
+            total += float((outputs.double().flatten() - targets.cpu().double().flatten()).abs().sum())
+            count += targets.numel()
+    if not count:
+        raise CalibrationError("no labeled batches to measure an error on", expected="at least one")
+    return total / count
+
+
 def decode_speed(model: nn.Module, ids: Int[Tensor, "tokens"], *, new_tokens: int = 32, repeats: int = 3) -> float:
     """Greedy decode speed of ``model.generate`` at batch one, in tokens per second (median; prompt time taken out)."""
     return statistics.median(decode_speeds(model, ids, new_tokens=new_tokens, repeats=repeats))
@@ -173,7 +212,7 @@ def measure(
     ids : Tensor of shape (tokens,), optional
         Evaluation text.
     labelled : iterable of (inputs, class indices), optional
-        Evaluation batches.
+        Evaluation batches; targets that are real numbers instead of classes ask for the error of a regression.
     window : int, default: 512
         Perplexity window in tokens.
     speed : bool, default: False
@@ -182,14 +221,17 @@ def measure(
     Returns
     -------
     dict of str to float
-        Keys ``perplexity``, ``accuracy``, ``tokens_per_second`` (a median, with half the range of all runs as
-        ``tokens_per_second_spread``) as asked for, then those of :func:`size`.
+        Keys ``perplexity``, ``accuracy`` or ``mean_absolute_error``, ``tokens_per_second`` (a median, with half the
+        range of all runs as ``tokens_per_second_spread``) as asked for, then those of :func:`size`.
     """
     measures: dict[str, float] = {}
     if ids is not None:
         measures["perplexity"] = perplexity(model, ids, window=window)
     if labelled is not None:
-        measures["accuracy"] = accuracy(model, labelled)
+        batches = list(labelled)
+        regression = bool(batches) and batches[0][1].is_floating_point()
+        name, score = ("mean_absolute_error", mean_absolute_error) if regression else ("accuracy", accuracy)
+        measures[name] = score(model, batches)
     if speed and ids is not None:
         speeds = decode_speeds(model, ids[:16])
         measures["tokens_per_second"] = statistics.median(speeds)

@@ -1,3 +1,6 @@
+from ._blindspot import blindspot as blindspot, partial_exposure as partial_exposure
+from ._finetune_on_retain import finetune_on_retain as finetune_on_retain
+from ._gaussian import gaussian as gaussian, random_targets as random_targets
 from ._measures import (
     answer_probabilities as answer_probabilities,
     forget_quality as forget_quality,
@@ -11,6 +14,20 @@ from ._objectives import (
     gradient_ascent_loss as gradient_ascent_loss,
     npo_loss as npo_loss,
     simnpo_loss as simnpo_loss,
+)
+from ._regression_measures import (
+    membership_share as membership_share,
+    paired_distance as paired_distance,
+    predict_values as predict_values,
+    relearn_batches as relearn_batches,
+    sample_errors as sample_errors,
+    svc_membership_share as svc_membership_share,
+    wasserstein_distance as wasserstein_distance,
+)
+from ._shared.attention import (
+    AttentionTaps as AttentionTaps,
+    attention_difference as attention_difference,
+    attention_map as attention_map,
 )
 from ._unlearn import unlearn as unlearn
 from ._wagle import (

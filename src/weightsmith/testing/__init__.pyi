@@ -4,6 +4,7 @@ from ._models import (
     ARCHITECTURES as ARCHITECTURES,
     MIXTURES as MIXTURES,
     PLAIN as PLAIN,
+    REGRESSIONS as REGRESSIONS,
     TRANSFORMERS as TRANSFORMERS,
     samples as samples,
     tiny as tiny,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError
 
-__all__ = ["ARCHITECTURES", "MIXTURES", "PLAIN", "TRANSFORMERS", "samples", "tiny"]
+__all__ = ["ARCHITECTURES", "MIXTURES", "PLAIN", "REGRESSIONS", "TRANSFORMERS", "samples", "tiny"]
 
 TRANSFORMERS = ("llama", "qwen3", "gemma3", "gpt2", "opt", "bert", "t5", "vit", "mixtral", "qwen3_moe")
 """Hugging Face architectures: with grouped queries, tied and untied heads, Conv1D, encoders, fused experts."""
@@ -21,6 +21,9 @@ PLAIN = ("cnn", "mlp")
 """Plain PyTorch: a convolutional network with batch normalization, and a perceptron."""
 
 ARCHITECTURES = (*TRANSFORMERS, *PLAIN)
+
+REGRESSIONS = ("mlp_regression", "cnn_regression", "bert_regression", "vit_regression")
+"""The same networks with one real number as output, for methods on these; not among :data:`ARCHITECTURES`."""
 
 TOKENS, WORDS = 40, 64
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -37,7 +40,7 @@ def tiny(name: str, layers: int = 2) -> tuple[Any, Any]:
     Parameters
     ----------
     name : str
-        One of :data:`TRANSFORMERS` or :data:`PLAIN`.
+        One of :data:`TRANSFORMERS`, :data:`PLAIN` or :data:`REGRESSIONS`.
     layers : int, default: 2
         Blocks of a transformer.
 
@@ -53,14 +56,26 @@ def tiny(name: str, layers: int = 2) -> tuple[Any, Any]:
     torch.Size([8, 40, 64])
     """
     torch.manual_seed(0)
-    if name == "cnn":
+    if name not in (*ARCHITECTURES, *REGRESSIONS):
+        raise HyperparameterError("architecture", found=name, expected=" or ".join((*ARCHITECTURES, *REGRESSIONS)))
+    family, outputs = family_of(name), 1 if name in REGRESSIONS else 4
+    if family == "cnn":
         body = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
-        return nn.Sequential(*body, nn.Flatten(), nn.Linear(8 * 15 * 15, 4)).eval(), _images()
-    if name == "mlp":
-        return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.rand(300, 12)
-    if name not in TRANSFORMERS:
-        raise HyperparameterError("architecture", found=name, expected=" or ".join(ARCHITECTURES))
-    return _transformer(name, layers).eval(), _inputs(name)
+        return nn.Sequential(*body, nn.Flatten(), nn.Linear(8 * 15 * 15, outputs)).eval(), _images()
+    if family == "mlp":
+        return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, outputs)).eval(), torch.rand(300, 12)
+    return _transformer(family, layers, {"num_labels": 1} if name in REGRESSIONS else {}).eval(), _inputs(family)
+
+
+def family_of(name: str) -> str:
+    """Return the architecture without what its outputs are.
+
+    Examples
+    --------
+    >>> family_of("bert_regression"), family_of("bert")
+    ('bert', 'bert')
+    """
+    return name.removesuffix("_regression") if name in REGRESSIONS else name
 
 
 def samples(name: str, count: int = 16) -> list[Any]:
@@ -71,12 +86,15 @@ def samples(name: str, count: int = 16) -> list[Any]:
     >>> samples("vit")[1]["labels"], samples("llama")[0]["labels"].shape
     (tensor(1), torch.Size([12]))
     """
-    if name in PLAIN:
-        inputs = _images() if name == "cnn" else torch.rand(8, 12, generator=torch.Generator().manual_seed(0))
-        found = [(inputs[n % 8], torch.tensor(n % 4)) for n in range(count)]
-        return found
-    batch = {key: value if key == "pixel_values" else value[:, :12] for key, value in _inputs(name).items()}
+    family, regression = family_of(name), name in REGRESSIONS
+    if family in PLAIN:
+        inputs = _images() if family == "cnn" else torch.rand(8, 12, generator=torch.Generator().manual_seed(0))
+        labels = [torch.tensor([n / 8]) if regression else torch.tensor(n % 4) for n in range(count)]
+        return [(inputs[n % 8], label) for n, label in enumerate(labels)]
+    batch = {key: value if key == "pixel_values" else value[:, :12] for key, value in _inputs(family).items()}
     rows = [{key: value[n % 8] for key, value in batch.items() if key != "decoder_input_ids"} for n in range(count)]
+    if regression:
+        return [row | {"labels": torch.tensor(n / 8)} for n, row in enumerate(rows)]
     classifies = name in ("bert", "vit")
     return [row | {"labels": torch.tensor(n % 2) if classifies else row["input_ids"]} for n, row in enumerate(rows)]
 
@@ -94,7 +112,7 @@ def _inputs(name: str) -> dict[str, Tensor]:
     return batch | {"decoder_input_ids": ids[:, :20]} if name == "t5" else batch
 
 
-def _transformer(name: str, layers: int) -> nn.Module:
+def _transformer(name: str, layers: int, head: dict[str, int]) -> nn.Module:
     import transformers as t
 
     depth = {"num_hidden_layers": layers}
@@ -132,7 +150,7 @@ def _transformer(name: str, layers: int) -> nn.Module:
             )
         )
     if name == "bert":
-        return t.BertForSequenceClassification(t.BertConfig(**SMALL, **depth, **STILL, vocab_size=WORDS))
+        return t.BertForSequenceClassification(t.BertConfig(**SMALL, **depth, **STILL, **head, vocab_size=WORDS))
     if name == "t5":
         config = t.T5Config(
             d_model=32,
@@ -146,7 +164,7 @@ def _transformer(name: str, layers: int) -> nn.Module:
         )
         return t.T5ForConditionalGeneration(config)
     if name == "vit":
-        return t.ViTForImageClassification(t.ViTConfig(**SMALL, **depth, image_size=32, patch_size=4))
+        return t.ViTForImageClassification(t.ViTConfig(**SMALL, **depth, **head, image_size=32, patch_size=4))
     experts = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
     if name == "mixtral":
         return t.MixtralForCausalLM(t.MixtralConfig(**DECODER, **depth, **IDS, **experts, num_local_experts=4))

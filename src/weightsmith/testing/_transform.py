@@ -19,7 +19,16 @@ from torch.nn.utils import parametrizations
 from weightsmith.core.errors import WeightsmithError
 from weightsmith.signature import Signature, read
 from weightsmith.testing._interrupts import InterruptAt, count_operations, evenly
-from weightsmith.testing._models import ARCHITECTURES, MIXTURES, PLAIN, TRANSFORMERS, samples, tiny
+from weightsmith.testing._models import (
+    ARCHITECTURES,
+    MIXTURES,
+    PLAIN,
+    REGRESSIONS,
+    TRANSFORMERS,
+    family_of,
+    samples,
+    tiny,
+)
 from weightsmith.testing._state import Snapshot, differences, outputs
 
 __all__ = ["check_transform", "transform_checks"]
@@ -49,7 +58,8 @@ def check_transform(
         Architectures it does not support. It must refuse exactly these, with a
         :class:`~weightsmith.core.errors.WeightsmithError`.
     models : sequence of str, default: all
-        Architectures to try, names of :func:`~weightsmith.testing.tiny`.
+        Architectures to try, names of :func:`~weightsmith.testing.tiny`; methods on regressions are tried on
+        :data:`~weightsmith.testing.REGRESSIONS` instead.
 
     Raises
     ------
@@ -115,7 +125,12 @@ class Case:
     @property
     def is_transformer(self) -> bool:
         """Whether it is a Hugging Face model."""
-        return self.architecture in TRANSFORMERS
+        return self.family in TRANSFORMERS
+
+    @property
+    def family(self) -> str:
+        """The architecture without what its outputs are."""
+        return family_of(self.architecture)
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh model, part of it frozen, with gradients and in training mode as a user may have left it."""
@@ -131,9 +146,13 @@ class Case:
     def data(self) -> dict[str, Any]:
         """Batches and samples for every data parameter."""
         return {
-            role.name: [_labeled(self.architecture)] if role.kind == "batches" else samples(self.architecture)
-            for role in self.signature.data
+            role.name: [_labeled(self.architecture)] if role.kind == "batches" else self.samples(place)
+            for place, role in enumerate(self.signature.data)
         }
+
+    def samples(self, place: int) -> list[Any]:
+        """Sixteen samples for the data set at a place of the signature; no label of a regression is in two sets."""
+        return samples(self.architecture, 16 * (place + 1))[16 * place :]
 
     def call(self, model: nn.Module, data: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Call the method with everything it needs; equal calls draw equal random numbers."""
@@ -274,7 +293,7 @@ def _counts_what_it_reaches(case: Case) -> None:
 
 
 def _ignores_padding(case: Case) -> None:
-    if not case.is_transformer or case.architecture == "vit" or not case.signature.data:
+    if not case.is_transformer or case.family == "vit" or not case.signature.data:
         return
     first, second = case.model(), case.model()
     case.call(first)
@@ -291,12 +310,12 @@ def _takes_odd_batches(case: Case) -> None:
         return
     batch = _labeled(case.architecture)
     for what, rows, width in (("one sample", 1, None), ("one token", 2, 1), ("ragged", None, None)):
-        if width and (not case.is_transformer or case.architecture == "vit"):
+        if width and (not case.is_transformer or case.family == "vit"):
             continue
         data = {}
-        for role in case.signature.data:
+        for place, role in enumerate(case.signature.data):
             if role.kind == "samples":
-                cut = [_first(sample, width, dim=0) for sample in samples(case.architecture)]
+                cut = [_first(sample, width, dim=0) for sample in case.samples(place)]
                 data[role.name] = cut[:rows] if rows else [*cut[:8], *[_first(sample, 7, dim=0) for sample in cut[8:]]]
             elif rows:
                 data[role.name] = [_first(_rows(batch, rows), width, dim=1)]
@@ -315,7 +334,7 @@ def _refuses_what_is_not_finite(case: Case) -> None:
 
 
 def _refuses_inputs_that_are_not_finite(case: Case) -> None:
-    if not case.signature.data or case.architecture not in ("vit", *PLAIN):  # the others read whole numbers
+    if not case.signature.data or case.family not in ("vit", *PLAIN):  # the others read whole numbers
         return
     for value in (math.nan, math.inf):
         data = {name: [_each(item, partial(_broken, value)) for item in items] for name, items in case.data().items()}
@@ -391,6 +410,10 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 def _labeled(architecture: str) -> Any:
     """The batch of :func:`tiny`, with labels where the model cannot take its inputs for them."""
     batch = tiny(architecture)[1]
+    if architecture in REGRESSIONS and family_of(architecture) in PLAIN:
+        return batch, torch.arange(len(batch))[:, None] / 8
+    if architecture in REGRESSIONS:
+        return batch | {"labels": torch.arange(8) / 8}
     if architecture in PLAIN:
         return batch, torch.arange(len(batch)) % 4
     if architecture in ("bert", "vit"):
@@ -441,10 +464,10 @@ def _cast(items: Sequence[Any], dtype: torch.dtype) -> list[Any]:
 
 
 def _broken(value: float, _: str, tensor: torch.Tensor) -> torch.Tensor:
-    """One number replaced, of a tensor that is not of whole numbers."""
+    """One number replaced, of a tensor that is not of whole numbers; a single number is a label."""
     return (
         tensor.index_put((torch.tensor(0),) * tensor.ndim, torch.tensor(value))
-        if tensor.is_floating_point()
+        if tensor.is_floating_point() and tensor.ndim
         else tensor
     )
 

@@ -7,6 +7,7 @@ from ._batches import (
     batched as batched,
     call as call,
     collate as collate,
+    is_regression as is_regression,
     map_tensors as map_tensors,
     pad_token_id as pad_token_id,
     split_labels as split_labels,

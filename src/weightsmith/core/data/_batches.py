@@ -25,6 +25,7 @@ __all__ = [
     "batched",
     "call",
     "collate",
+    "is_regression",
     "map_tensors",
     "pad_token_id",
     "split_labels",
@@ -182,6 +183,20 @@ def pad_token_id(model: nn.Module) -> int:
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = getattr(config, "pad_token_id", None)
     return found if isinstance(found, int) and found >= 0 else 0
+
+
+def is_regression(model: nn.Module) -> bool:
+    """Whether a model's configuration says that its labels are real numbers.
+
+    Examples
+    --------
+    >>> from transformers import ViTConfig, ViTForImageClassification
+    >>> is_regression(ViTForImageClassification(ViTConfig(num_hidden_layers=1, num_labels=1)))
+    True
+    """
+    config: Any = getattr(model, "config", None)
+    kind, count = (getattr(config, name, None) for name in ("problem_type", "num_labels"))
+    return bool(kind == "regression" or (count == 1 and kind is None))
 
 
 def without_labels(model: nn.Module, batch: Batch) -> Batch:

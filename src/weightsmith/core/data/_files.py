@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from weightsmith.core.data._batches import Batch, Sample
+from weightsmith.core.data._batches import Batch, Sample, is_regression
 from weightsmith.core.data._chat import render_cuts
 from weightsmith.core.data._text import read_text, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
@@ -296,7 +296,7 @@ class Reader:
                 do="Set pad_token of the tokenizer and pad_token_id of the model's configuration, and save both.",
             )
         columns = tokenizer(words, truncation=True, padding=True, max_length=length, return_tensors="pt")
-        return self._arranged({**columns, "labels": self._classes([row["label"] for row in rows], names, source)})
+        return self._arranged({**columns, "labels": self._labels(rows, names, source)})
 
     def _images(self, rows: Sequence[Row], names: Sequence[str] | None, source: str) -> dict[str, Tensor]:
         if self.processor is None:
@@ -307,8 +307,32 @@ class Reader:
         pixels = self.processor([row["image"].convert("RGB") for row in rows], return_tensors="pt")["pixel_values"]
         columns = {"pixel_values": pixels}
         if "label" in rows[0]:
-            columns["labels"] = self._classes([row["label"] for row in rows], names, source)
+            columns["labels"] = self._labels(rows, names, source)
         return columns
+
+    def _labels(self, rows: Sequence[Row], names: Sequence[str] | None, source: str) -> Tensor:
+        labels = [row["label"] for row in rows]
+        return (
+            self._targets(labels, names, source) if is_regression(self.model) else self._classes(labels, names, source)
+        )
+
+    def _targets(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Float[Tensor, "rows ..."]:
+        """Labels as real numbers, also the names of folders; lists of them where the model has several outputs."""
+        if names is not None:
+            labels = [names[label] if isinstance(label, int) else label for label in labels]
+        try:
+            targets = torch.tensor([_numbers(label) for label in labels])
+        except (TypeError, ValueError):
+            targets = torch.tensor(float("nan"))
+        config: Any = self.model.config
+        outputs = int(config.num_labels)
+        allowed = [(outputs,)] if outputs > 1 else [(), (1,)]
+        if not bool(targets.isfinite().all()) or tuple(targets.shape[1:]) not in allowed:
+            expected = "a finite number" if outputs == 1 else f"{outputs} finite numbers"
+            raise CalibrationError(
+                f"labels of {source}", found=[*labels][:3], expected=f"{expected} in every row, for a regression"
+            )
+        return targets
 
     def _classes(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Int[Tensor, "rows"]:
         """Labels as the model's class indices: by name where both have names, else as the numbers they are."""
@@ -421,7 +445,7 @@ def _whole(tokenizer: Any, text: str, length: int) -> tuple[list[int], list[int]
 def _counts(sample: Sample, first: int) -> bool:
     """Whether the loss counts any of a sample's tokens; samples with one label or none do."""
     labels = sample.get("labels") if isinstance(sample, Mapping) else None
-    return labels is None or labels.ndim == 0 or bool((labels[first:] != IGNORED).any())
+    return labels is None or labels.ndim == 0 or labels.is_floating_point() or bool((labels[first:] != IGNORED).any())
 
 
 def _check_messages(messages: Any, source: str) -> None:
@@ -434,6 +458,10 @@ def _check_messages(messages: Any, source: str) -> None:
             raise CalibrationError(
                 f"a message of {source}", found=repr(dict(message))[:99], expected="'role' and 'content'"
             )
+
+
+def _numbers(label: Any) -> Any:
+    return [float(each) for each in label] if isinstance(label, (list, tuple)) else float(label)
 
 
 def _is_class(label: Any, names: Sequence[str] | None) -> bool:

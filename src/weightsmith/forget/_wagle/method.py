@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from weightsmith.core import io
 from weightsmith.core.data import Samples, take
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, refuse_adapters, training_method
 from weightsmith.forget._measures import answer_probabilities, generated_answers, membership_auc, rouge_l, truth_ratios
 from weightsmith.forget._shared.mask import WeightMask
+from weightsmith.forget._shared.sets import held_out
 from weightsmith.forget._unlearn import Objective, check_objective, refusals, unlearn
 from weightsmith.forget._wagle.attribution import Method, WeightScores, attribute_weights
 
@@ -66,7 +67,7 @@ def wagle(
     retain : sequence of samples
         What to keep, of the same kind.
     other : sequence of samples, optional
-        What is in neither set; it is only measured. By default an eighth of ``retain`` is held out for that.
+        What is in neither set; it is only measured. By default every eighth sample of ``retain`` is held out for that.
     paraphrased, perturbed : sequence of samples, optional
         The answers to forget in other words, and wrong answers, equally many for each: the truth ratio is measured.
     objective : {"npo", "graddiff", "simnpo", "ascent", "po"}, default: "npo"
@@ -138,7 +139,7 @@ def wagle(
     hyper: dict[str, Any] = {"objective": objective, "density": density, "gamma": gamma, "attribution": attribution}
     hyper |= {"retain_weight": retain_weight, "beta": beta, "reduction": reduction}
     with record("wagle", seed=seed, **hyper, **options) as result:
-        trained, other = _held_out(retain, other)
+        trained, other = held_out(retain, other)
         sets = {"forgotten": forget, "retained": trained, "neither": other}
         draws = torch.Generator().manual_seed(seed)
         target = refusals(forget, tokenizer, generator=draws) if objective == "po" else forget
@@ -206,21 +207,6 @@ class _Watch:
         if step % self.every == 0:
             for name, samples in self.sets.items():
                 self.points[name].append((step, float(answer_probabilities(self.model, samples).mean())))
-
-
-def _held_out(retain: Samples, other: Samples | None) -> tuple[Samples, Samples]:
-    """What is retained, and what is in neither set."""
-    if other is not None and len(other):
-        return retain, other
-    if len(retain) < 2:
-        raise CalibrationError(
-            "the retain set",
-            found=f"{len(retain)} samples",
-            expected="at least 2, one of which is held out",
-            do="Give more, or samples in neither set as `other`.",
-        )
-    count = max(1, len(retain) // 8)
-    return take(retain, count), take(retain, 0, count)
 
 
 def _measures(
