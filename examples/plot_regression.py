@@ -2,8 +2,8 @@
 Unlearning samples of a regression
 ==================================
 
-A small network reads handwritten digits as numbers. The digits 0, 1 and 2 are to be forgotten: the network should predict
-for them what a network predicts that never saw them.
+A small network reads handwritten digits as numbers. The digits 0, 1 and 2 are to be forgotten: the network should
+predict for them what a network predicts that never saw them.
 """
 
 # %%
@@ -43,6 +43,6 @@ for panel, (name, model), color in zip(axes, networks.items(), colors, strict=Tr
     panel.hist(values, bins=24, range=(-1, 10), histtype="step", linewidth=1.6, color=color)
     panel.set(title=name, xlabel="prediction")
     panel.spines[["top", "right"]].set_visible(False)
-axes[0].set(ylabel="forgotten digits 0, 1, 2")
+axes[0].set(ylabel="forgotten digits 0, 1, 2", ylim=(0, 170))
 axes[0].legend(frameon=False, loc="upper right")
 plt.show()
