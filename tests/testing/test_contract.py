@@ -58,6 +58,7 @@ SMALL = {
         "steps": 5,
         "candidates": 16,
     },
+    "classwise": {"class_name": "1", "fraction": 0.1},
     "expand": {"depth": 3},
     "learngene": {"stages": 1},
     "weight-compander": {"learn": True},
@@ -67,6 +68,7 @@ SMALL = {
 STACKED = ("t5", "cnn", "mlp")
 NEXT_TOKENS = ("llama", "qwen3", "gemma3", "gpt2", "opt", "t5", "mixtral", "qwen3_moe")
 REFUSES = {
+    "classwise": NEXT_TOKENS,
     "expand": STACKED,
     "learngene": STACKED,
     "mixture-growth": ("cnn", "mlp"),

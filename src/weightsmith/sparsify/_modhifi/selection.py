@@ -311,7 +311,7 @@ class _Elimination:
         first, second = self.columns_CB[:, :, None], self.columns_CB[:, None, :]
         self.t_CBB, self.m_CBB = self.t_II[first, second], self.m_II[first, second]
         size = len(self.t_II)
-        self.c_IP, self.q_IP = (torch.empty(size, PANEL, dtype=torch.float64, device=b_IO.device) for _ in range(2))
+        self.c_PI, self.q_PI = (torch.empty(PANEL, size, dtype=torch.float64, device=b_IO.device) for _ in range(2))
         self.d_P = torch.empty(PANEL, dtype=torch.float64, device=b_IO.device)
         self.filled = 0
         always = torch.ones(size, dtype=torch.bool)
@@ -337,24 +337,23 @@ class _Elimination:
 
     def _eliminate(self, column: int) -> None:
         p = self.filled
-        c_IP, q_IP = self.c_IP[:, :p], self.q_IP[:, :p]
-        t_I = self.t_II[:, column] - c_IP @ (self.d_P[:p] * c_IP[column])
+        c_PI, q_PI = self.c_PI[:p], self.q_PI[:p]
+        t_I = self.t_II[column] - (self.d_P[:p] * c_PI[:, column]) @ c_PI
         pivot = float(t_I[column])
         if pivot <= self.floor:
             return
-        m_I = self.m_II[:, column] - c_IP @ q_IP[column] - q_IP @ c_IP[column]
+        m_I = self.m_II[column] - q_PI[:, column] @ c_PI - c_PI[:, column] @ q_PI
         c_I = t_I / pivot
         q_I = m_I - 0.5 * m_I[column] * c_I
         c_CB, q_CB = c_I[self.columns_CB], q_I[self.columns_CB]
         self.t_CBB -= pivot * c_CB[:, :, None] * c_CB[:, None, :]
         cross_CBB = c_CB[:, :, None] * q_CB[:, None, :]
         self.m_CBB -= cross_CBB + cross_CBB.transpose(1, 2)
-        self.c_IP[:, p], self.q_IP[:, p], self.d_P[p] = c_I, q_I, pivot
+        self.c_PI[p], self.q_PI[p], self.d_P[p] = c_I, q_I, pivot
         self.filled += 1
         if self.filled == PANEL:
-            self.t_II.addmm_(self.c_IP * self.d_P, self.c_IP.T, alpha=-1)
-            product_II = self.c_IP @ self.q_IP.T
-            self.m_II.sub_(product_II).sub_(product_II.T)
+            self.t_II.addmm_(self.c_PI.T * self.d_P, self.c_PI, alpha=-1)
+            self.m_II.addmm_(self.c_PI.T, self.q_PI, alpha=-1).addmm_(self.q_PI.T, self.c_PI, alpha=-1)
             self.filled = 0
 
 

@@ -1,0 +1,137 @@
+"""Classwise forgetting: what changes, what is measured, what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from weightsmith.claims.modhifi import accuracy, digits_mlp
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.forget import classwise
+from weightsmith.testing import samples, tiny
+
+
+@pytest.fixture(scope="module")
+def digits():
+    model, _, (x, y) = digits_mlp(0)
+    return model, list(zip(x, y, strict=True)), x, y
+
+
+def test_one_class_is_forgotten_and_the_others_stay(digits):
+    trained, data, x, y = digits
+    model = copy.deepcopy(trained)
+    result = classwise(model, data, class_name="7")
+    assert accuracy(model, x[y == 7], y[y == 7]) <= 0.1
+    assert accuracy(model, x[y != 7], y[y != 7]) >= 0.85
+    assert result.before["accuracy_forgotten"] > 0.9 > 0.1 >= result.after["accuracy_forgotten"]
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, trained.state_dict()[name])]
+    assert changed == [f"{row['layer']}.weight" for row in result.layers]
+
+
+def test_the_pairs_of_highest_saliency_become_zero():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False))
+    x = torch.randn(40, 3)
+    data = [(row, torch.tensor(n % 4)) for n, row in enumerate(x)]
+    own = x[0::4][::2]  # the half of the class's samples that finds the weights
+    weight = model[0].weight.detach().clone()
+    saliency = weight * (weight @ (own.T @ own / len(own)))
+    result = classwise(model, data, class_name="0", fraction=0.25, layers=1)
+    expected = weight.flatten().index_fill(0, saliency.flatten().topk(3).indices, 0.0).view(4, 3)
+    assert torch.equal(model[0].weight, expected)
+    assert result.layers == [{"layer": "0", "pairs": 3, "changed": 0.25}]
+
+
+def test_a_pair_of_a_convolution_is_a_kernel():
+    model, _ = tiny("cnn")
+    before = model[3].weight.detach().clone()
+    classwise(model, samples("cnn", 40), class_name="2", fraction=0.25, layers=1, include="3")
+    zero = (model[3].weight == 0).flatten(2)
+    assert (zero.all(-1) == zero.any(-1)).all()
+    assert int(zero.all(-1).sum()) == 16
+    kept = ~zero.all(-1)
+    assert torch.equal(model[3].weight[kept], before[kept])
+
+
+def test_networks_with_layer_norm_change_the_sign():
+    model, before = tiny("vit")[0], tiny("vit")[0]
+    result = classwise(model, samples("vit"), class_name="LABEL_1", fraction=0.1, layers=2)
+    assert result.hyper["mode"] == "negate"
+    for row in result.layers:
+        new, old = (m.get_submodule(row["layer"]).weight for m in (model, before))
+        assert torch.equal(new.abs(), old.abs())
+        assert int((new != old).sum()) == row["pairs"]
+    with pytest.warns(UserWarning, match="negate"):
+        classwise(before, samples("vit"), class_name="1", fraction=0.1, layers=1, mode="zero")
+
+
+def test_the_damage_to_every_class_is_shown(digits):
+    trained, data, *_ = digits
+    result = classwise(copy.deepcopy(trained), data, class_name="3", fraction=0.2, layers=2)
+    for label in (0, 1, 2, 4, 5, 6, 7, 8, 9):
+        assert {f"accuracy of {label}", "accuracy_others"} <= result.before.keys() & result.after.keys()
+    assert result.after["accuracy_others"] < result.before["accuracy_others"]
+    assert "loses most" in " ".join(result.notes)
+
+
+def test_too_little_is_no_success(digits):
+    trained, data, *_ = digits
+    result = classwise(copy.deepcopy(trained), data, class_name="3", fraction=1e-6, layers=1)
+    assert "is not forgotten" in " ".join(result.notes)
+
+
+def test_samples_of_the_class_alone_are_enough_and_it_is_said(digits):
+    trained, data, *_ = digits
+    alone, both = copy.deepcopy(trained), copy.deepcopy(trained)
+    result = classwise(alone, [each for each in data if each[1] == 5], class_name="5")
+    classwise(both, data, class_name="5")
+    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), both.state_dict().values(), strict=True))
+    assert "not measured" in " ".join(result.notes)
+
+
+def test_an_empty_class_is_refused(digits):
+    trained, data, *_ = digits
+    with pytest.raises(CalibrationError, match="no samples of class '4'"):
+        classwise(trained, [each for each in data if each[1] != 4], class_name="4")
+    with pytest.raises(CalibrationError):
+        classwise(trained, [], class_name="4")
+
+
+def test_unknown_classes_are_refused(digits):
+    trained, data, *_ = digits
+    with pytest.raises(HyperparameterError, match="class_name"):
+        classwise(trained, data, class_name="seven")
+    with pytest.raises(HyperparameterError, match="LABEL_0"):
+        classwise(tiny("vit")[0], samples("vit"), class_name="cat")
+    with pytest.raises(UnsupportedModelError, match="no classifier"):
+        classwise(trained, [(data[0][0], torch.tensor(12))], class_name="12")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("fraction", 0.0), ("fraction", 1.5), ("layers", 0), ("layers", 9), ("batch_size", 0)],
+    ids=str,
+)
+def test_options_out_of_range(digits, option, value):
+    trained, data, *_ = digits
+    with pytest.raises(HyperparameterError, match=option):
+        classwise(copy.deepcopy(trained), data, class_name="1", **{option: value})
+
+
+def test_labels_of_tokens_are_refused():
+    with pytest.raises(CalibrationError, match="one class per sample"):
+        classwise(tiny("llama")[0], samples("llama"), class_name="1")
+
+
+def test_inputs_that_are_not_finite_are_refused_and_nothing_changes(digits):
+    trained, data, *_ = digits
+    model = copy.deepcopy(trained)
+    broken = [(x / (label != 2), label) for x, label in data]
+    with pytest.raises(NonFiniteError):
+        classwise(model, broken, class_name="2")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values(), strict=True)
+    )
