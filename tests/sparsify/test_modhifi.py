@@ -324,8 +324,8 @@ def test_the_global_ratio_is_exact_and_differs_by_layer():
     with torch.no_grad():
         model[2].weight[:, 10:] *= 0.01
     result = modhifi(model, [torch.randn(300, 6)], ratio=0.3, scope="global", score="energy")
-    kept = [row["kept"] for row in result.layers]
-    assert sum(kept) == 70 - 21 == result.totals["kept"]
+    kept = [row["remaining"] for row in result.layers]
+    assert sum(kept) == 70 - 21 == result.totals["remaining"]
     assert kept[0] < 28
     assert model[0].out_features == model[2].in_features == kept[0]
 
@@ -457,9 +457,9 @@ def test_no_batches_and_no_layers_are_refused():
 
 def test_at_least_one_channel_stays():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    assert modhifi(model, [torch.randn(20, 4)], ratio=0.99).totals["kept"] == 1
+    assert modhifi(model, [torch.randn(20, 4)], ratio=0.99).totals["remaining"] == 1
     model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
-    assert modhifi(model, [torch.randn(50, 4)], ratio=0.99, multiple_of=8).totals["kept"] == 8
+    assert modhifi(model, [torch.randn(50, 4)], ratio=0.99, multiple_of=8).totals["remaining"] == 8
 
 
 def test_tied_layers_are_not_cut():

@@ -148,15 +148,16 @@ def _forgotten(seed: int) -> dict[str, float]:
         def gap(network: nn.Module, own: Tensor = own) -> float:
             return accuracy(network, x[~own], y[~own]) - accuracy(network, x[own], y[own])
 
-        for name, options in (("classwise", {}), ("classwise, last layer, 5 %", {"layers": 1, "fraction": 0.05})):
-            edited = copy.deepcopy(model)
-            result = classwise(edited, data, class_name=str(label), **options)
-            gaps.setdefault(name, []).append(gap(edited))
-            if not options:
-                gaps.setdefault("random pairs", []).append(gap(_random_pairs(model, result.layers, seed + label)))
+        edited = copy.deepcopy(model)
+        result = classwise(edited, data, class_name=str(label))
+        gaps.setdefault("classwise", []).append(gap(edited))
+        gaps.setdefault("random pairs", []).append(gap(_random_pairs(model, result.layers, seed + label)))
+        edited = copy.deepcopy(model)
+        classwise(edited, data, class_name=str(label), layers=1, fraction=0.05)
+        gaps.setdefault("classwise, last layer, 5 %", []).append(gap(edited))
         removed = copy.deepcopy(model)
         with torch.no_grad():
-            removed[-1].bias[label] = -1e9
+            removed.get_submodule("4").get_parameter("bias")[label] = -1e9
         gaps.setdefault("logit removed", []).append(gap(removed))
     return {name: sum(values) / len(values) for name, values in gaps.items()}
 
@@ -166,7 +167,7 @@ def _random_pairs(model: nn.Module, rows: Sequence[Any], seed: int) -> nn.Module
     """A copy with as many random weights of the same layers set to zero."""
     edited, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     for row in rows:
-        weight = edited.get_submodule(row["layer"]).weight
+        weight = edited.get_submodule(row["layer"]).get_parameter("weight")
         weight.view(-1)[torch.randperm(weight.numel(), generator=generator)[: row["pairs"]]] = 0
     return edited
 

@@ -303,7 +303,7 @@ class _Forgetting:
 
 def _labels(images: Samples) -> Int[Tensor, "N"]:
     """The class of every sample."""
-    labels = [s.get("labels") if isinstance(s, Mapping) else s[-1] for s in take(images)]
+    labels: list[Any] = [s.get("labels") if isinstance(s, Mapping) else s[-1] for s in take(images)]
     wrong = [label for label in labels if label is None or torch.as_tensor(label).numel() != 1]
     if wrong or not labels:
         found = f"labels such as {wrong[0]!r}" if wrong else "no samples"

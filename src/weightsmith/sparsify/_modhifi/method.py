@@ -82,8 +82,8 @@ def modhifi(
     Returns
     -------
     Result
-        Per layer that reads channels: ``channels`` before, ``kept``, and the share of the outputs' energy that is
-        reconstructed, ``fidelity``, and would be without compensation, ``fidelity_uncompensated``.
+        Per layer that reads channels: ``channels`` before, those ``remaining``, and the share of the outputs' energy
+        that is reconstructed, ``fidelity``, and would be without compensation, ``fidelity_uncompensated``.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def modhifi(
     Examples
     --------
     >>> model = nn.Sequential(nn.Linear(3, 10), nn.ReLU(), nn.Linear(10, 2))
-    >>> modhifi(model, [torch.randn(64, 3)], ratio=0.5).totals["kept"], model[2].weight.shape
+    >>> modhifi(model, [torch.randn(64, 3)], ratio=0.5).totals["remaining"], model[2].weight.shape
     (5, torch.Size([2, 5]))
     """
     _check(ratio, scope, compensation, multiple_of, skip_tokens)

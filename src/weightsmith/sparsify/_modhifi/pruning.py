@@ -270,7 +270,7 @@ class Pruning:
                     layer.bias.add_(((old_OI - new_OI) @ gram.mean_I.double()).to(layer.bias))
             measures["fidelity"] = _share(whole, new_OI)
         layer.weight_OI.copy_(new_OI)
-        counts = {"channels": sum(c.size for c in own), "kept": sum(self.kept[c.name].shape[-1] for c in own)}
+        counts = {"channels": sum(c.size for c in own), "remaining": sum(self.kept[c.name].shape[-1] for c in own)}
         self.result.layer(layer.name, **counts, **measures)
 
     # --- surgery
@@ -304,7 +304,7 @@ class Pruning:
         totals, rows = self.result.totals, self.result.layers
         totals["layers"] = len(rows)
         totals["channels"] = sum(c.size * _choices(c) for c in self.channels)
-        totals["kept"] = sum(self.kept[c.name].numel() for c in self.channels)
+        totals["remaining"] = sum(self.kept[c.name].numel() for c in self.channels)
         for measure in ("fidelity_uncompensated", "fidelity"):
             if values := [row[measure] for row in rows if measure in row]:
                 totals[measure] = sum(values) / len(values)

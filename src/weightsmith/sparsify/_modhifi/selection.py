@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
@@ -275,25 +275,25 @@ def check_score(score: str) -> None:
 
 
 def _greedy(consumers: Sequence[Consumer], count: int) -> Float[Tensor, "channels"]:
-    """The gain in explained energy of each channel in the order chosen, plus a large step that keeps this order.
-
-    Channels that were not chosen get 0.
-    """
+    """The gain in explained energy of each channel in the order chosen; 0 for those that were not chosen."""
     parts = [_Elimination(c) for c in consumers]
-    channels = len(consumers[0].columns_CB)
-    gain_C = torch.zeros(channels, dtype=torch.float64, device=consumers[0].weight_OI.device)
-    chosen_C = torch.zeros(channels, dtype=torch.bool, device=gain_C.device)
+    left = torch.arange(len(consumers[0].columns_CB), device=consumers[0].weight_OI.device)
+    gain_C = torch.zeros(len(left), dtype=torch.float64, device=left.device)
+    waiting = torch.ones_like(left, dtype=torch.bool)
     previous = torch.inf
-    for _ in range(count):
-        now_C = sum(part.gains() for part in parts)
-        assert isinstance(now_C, Tensor)
-        best_one = int(now_C.masked_fill(chosen_C, -1).argmax())
-        chosen_C[best_one] = True
+    for chosen in range(count):
+        if chosen and 8 * int(chosen - len(gain_C) + len(left)) >= max(len(left), 4 * PANEL):
+            for part in parts:
+                part.keep(waiting)
+            left, waiting = left[waiting], waiting[waiting]
+        now_C = torch.stack([part.gains() for part in parts]).sum(0)
+        place = int(now_C.masked_fill(~waiting, -1).argmax())
+        waiting[place] = False
         # a gain may exceed the one before it; what is kept first must not score lower
-        previous = min(previous, max(float(now_C[best_one]), 1e-300))
-        gain_C[best_one] = previous
+        previous = min(previous, max(float(now_C[place]), 1e-300))
+        gain_C[left[place]] = previous
         for part in parts:
-            part.eliminate(best_one)
+            part.eliminate(place)
     return gain_C
 
 
@@ -310,11 +310,10 @@ class _Elimination:
         self.floor = 1e-12 * float(self.t_II.diagonal().max())
         first, second = self.columns_CB[:, :, None], self.columns_CB[:, None, :]
         self.t_CBB, self.m_CBB = self.t_II[first, second], self.m_II[first, second]
-        size = len(self.t_II)
-        self.c_PI, self.q_PI = (torch.empty(PANEL, size, dtype=torch.float64, device=b_IO.device) for _ in range(2))
-        self.d_P = torch.empty(PANEL, dtype=torch.float64, device=b_IO.device)
+        self.c_PI, self.q_PI = (self.t_II.new_empty(PANEL, len(self.t_II)) for _ in range(2))
+        self.d_P = self.t_II.new_empty(PANEL)
         self.filled = 0
-        always = torch.ones(size, dtype=torch.bool)
+        always = torch.ones(len(self.t_II), dtype=torch.bool)
         always[self.columns_CB.flatten().cpu()] = False
         for column in always.nonzero().flatten().tolist():
             self._eliminate(column)
@@ -335,6 +334,16 @@ class _Elimination:
         for column in self.columns_CB[channel].tolist():
             self._eliminate(column)
 
+    def keep(self, stays_C: Bool[Tensor, "channels"]) -> None:
+        """Drop the channels already chosen, whose rows and columns are zero by now."""
+        self._update()
+        columns_CB = self.columns_CB[stays_C]
+        rest = columns_CB.flatten()
+        self.t_II, self.m_II = (matrix_II[rest[:, None], rest] for matrix_II in (self.t_II, self.m_II))
+        self.t_CBB, self.m_CBB = self.t_CBB[stays_C], self.m_CBB[stays_C]
+        self.columns_CB = torch.arange(len(rest), device=rest.device).view(columns_CB.shape)
+        self.c_PI, self.q_PI = (self.t_II.new_empty(PANEL, len(rest)) for _ in range(2))
+
     def _eliminate(self, column: int) -> None:
         p = self.filled
         c_PI, q_PI = self.c_PI[:p], self.q_PI[:p]
@@ -352,9 +361,14 @@ class _Elimination:
         self.c_PI[p], self.q_PI[p], self.d_P[p] = c_I, q_I, pivot
         self.filled += 1
         if self.filled == PANEL:
-            self.t_II.addmm_(self.c_PI.T * self.d_P, self.c_PI, alpha=-1)
-            self.m_II.addmm_(self.c_PI.T, self.q_PI, alpha=-1).addmm_(self.q_PI.T, self.c_PI, alpha=-1)
-            self.filled = 0
+            self._update()
+
+    def _update(self) -> None:
+        """Subtract what the columns eliminated since the last update explain."""
+        c_PI, q_PI, d_P = self.c_PI[: self.filled], self.q_PI[: self.filled], self.d_P[: self.filled]
+        self.t_II.addmm_(c_PI.T * d_P, c_PI, alpha=-1)
+        self.m_II.addmm_(c_PI.T, q_PI, alpha=-1).addmm_(q_PI.T, c_PI, alpha=-1)
+        self.filled = 0
 
 
 def _positive(value: Tensor) -> Tensor:
