@@ -133,6 +133,61 @@ def test_labels_are_the_models_classes(tmp_path):
         reader.samples(path, count=9, length=9)
 
 
+def regression_reader(**head):
+    from weightsmith.embedded import folder
+
+    tokenizer = load_tokenizer(folder("minilm"))
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return Reader(BertForSequenceClassification(BertConfig(**small, **head, vocab_size=len(tokenizer))), tokenizer)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_labels_of_a_regression_are_numbers(tmp_path, suffix):
+    reader = regression_reader(num_labels=1)
+    rows = [{"text": "a", "label": 2.5}, {"text": "b", "label": -1.0}, {"text": "c", "label": 11.0}]
+    samples = reader.samples(rows_of(tmp_path, rows, suffix), count=9, length=9)
+    labels = torch.stack([sample["labels"] for sample in samples])
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [2.5, -1.0, 11.0]
+    whole = rows_of(tmp_path, [{"text": "a", "label": 7}])
+    assert reader.samples(whole, count=9, length=9)[0]["labels"].item() == 7.0
+
+
+def test_labels_of_several_outputs_are_lists(tmp_path):
+    reader = regression_reader(num_labels=2, problem_type="regression")
+    path = rows_of(tmp_path, [{"text": "a", "label": [1.5, 2.0]}])
+    assert reader.samples(path, count=9, length=9)[0]["labels"].tolist() == [1.5, 2.0]
+    for odd in (1.5, [1.0, 2.0, 3.0]):
+        with pytest.raises(CalibrationError, match="expected 2 finite numbers in every row, for a regression"):
+            reader.samples(rows_of(tmp_path, [{"text": "a", "label": odd}]), count=9, length=9)
+
+
+@pytest.mark.parametrize("odd", ["ham", "nan", [1.0, 2.0]])
+def test_what_is_no_number_is_refused_for_a_regression(tmp_path, odd):
+    reader = regression_reader(num_labels=1)
+    with pytest.raises(CalibrationError, match=r"labels of .*expected a finite number in every row, for a regression"):
+        reader.samples(rows_of(tmp_path, [{"text": "a", "label": odd}]), count=9, length=9)
+
+
+def test_numbers_beside_tensors_are_kept(tmp_path):
+    save_file({"input_ids": torch.ones(3, 4).long(), "labels": torch.rand(3, 1)}, tmp_path / "x.safetensors")
+    assert len(regression_reader(num_labels=1).samples(tmp_path / "x.safetensors", count=9, length=9)) == 3
+    save_file({"x": torch.ones(3, 4), "labels": torch.rand(3, 1)}, tmp_path / "x.safetensors")
+    (inputs, label), *_ = Reader(nn.Linear(4, 1)).samples(tmp_path / "x.safetensors", count=9, length=9)
+    assert inputs.shape == (4,)
+    assert label.shape == (1,)
+
+
+def test_folders_with_numbers_for_names_are_labels_of_a_regression(tmp_path):
+    for name in ("3", "20.5"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "x.png")
+    model = tiny("vit_regression")[0]
+    reader = Reader(model, processor=lambda images, **_: {"pixel_values": torch.zeros(len(images), 3, 32, 32)})
+    found = reader.samples(tmp_path / "images", count=9, length=9)
+    assert sorted(sample["labels"].item() for sample in found) == [3.0, 20.5]
+
+
 def test_a_folder_of_images_with_the_models_own_processor(tmp_path):
     for name, level in (("dark", 0), ("light", 255)):
         (tmp_path / "photos" / name).mkdir(parents=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from weightsmith.core.errors import CalibrationError, NonFiniteError
+from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
 from weightsmith.core.metrics import accuracy, decode_speed, measure, perplexity, sample_text, size
 
 
@@ -46,6 +46,15 @@ def test_perplexity_refuses_bad_input():
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(NonFiniteError):
         perplexity(model, torch.arange(20))
+
+
+def test_numbers_are_measured_by_their_error():
+    batches = [(torch.tensor([[1.0], [2.0]]), torch.tensor([1.5, 2.0])), (torch.tensor([[4.0]]), torch.tensor([1.0]))]
+    found = measure(nn.Identity(), labelled=iter(batches))
+    assert found["mean_absolute_error"] == pytest.approx(3.5 / 3)
+    assert "accuracy" not in found
+    with pytest.raises(ShapeError, match="targets"):
+        measure(nn.Identity(), labelled=[(torch.ones(2, 3), torch.ones(2))])
 
 
 def test_accuracy_and_size():

@@ -57,6 +57,9 @@ INPUTS = {
 MODELS = {"meta-rescaling": "classifier"}
 """Commands on classifiers, with labeled data."""
 
+ON_REGRESSIONS = ("blindspot", "gaussian")
+"""Commands on regressions, with other data for each of their sets."""
+
 
 def write_inputs(folder: Path) -> Path:
     """Write a model, another one tuned from it, its adapter, a zoo, and data."""
@@ -75,6 +78,12 @@ def write_inputs(folder: Path) -> Path:
     BertForSequenceClassification(BertConfig(**small, vocab_size=16)).save_pretrained(folder / "classifier")
     ids = torch.randint(16, (16, 4), generator=generator)
     save_file({"input_ids": ids, "labels": torch.arange(16) % 2}, folder / "labeled.safetensors")
+    BertForSequenceClassification(BertConfig(**small, vocab_size=16, num_labels=1)).save_pretrained(
+        folder / "regression"
+    )
+    for number in range(3):
+        labels = torch.rand(8, generator=generator)
+        save_file({"input_ids": ids[:8], "labels": labels}, folder / f"numbers-{number}.safetensors")
     return folder
 
 
@@ -85,13 +94,17 @@ def line(name: str, folder: Path, out: Path) -> list[str]:
     if signature.model is None:
         words += [str(folder / each) for each in INPUTS.get(name, ["tiny", "tuned"])]
     else:
-        words.append(str(folder / MODELS.get(name, "tiny")))
+        words.append(str(folder / ("regression" if name in ON_REGRESSIONS else MODELS.get(name, "tiny"))))
     words.append(str(out))
-    for role in signature.data:
+    for place, role in enumerate(signature.data):
         file = "labeled.safetensors" if name in (*MODELS, "fisher") else "inputs.safetensors"
+        file = f"numbers-{place}.safetensors" if name in ON_REGRESSIONS else file
         words += [f"--{role.name.replace('_', '-')}", str(folder / file)]
     for role in signature.networks:
-        words += [f"--{role.name.replace('_', '-')}", str(folder / "tuned")]
+        words += [
+            f"--{role.name.replace('_', '-')}",
+            str(folder / ("regression" if name in ON_REGRESSIONS else "tuned")),
+        ]
     return words + [word.format(folder=folder) for word in SMALL.get(name, [])]
 
 

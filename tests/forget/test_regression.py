@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Subset
 from transformers import BertConfig, BertForSequenceClassification
+from typer.testing import CliRunner
 
+from weightsmith.cli.main import app
 from weightsmith.core.data import Samples, collate
 from weightsmith.core.errors import (
     CalibrationError,
@@ -37,12 +41,15 @@ from weightsmith.forget import (
     relearn_batches,
     sample_errors,
     svc_membership_share,
+    wagle,
     wasserstein_distance,
 )
 from weightsmith.forget._blindspot import Flagged, blindspot_loss
 from weightsmith.forget._shared.attention import tapped_layers
 from weightsmith.forget._shared.regression import distance_of
 from weightsmith.testing import Snapshot, check_transform, samples, tiny
+
+PARTS = (("forget", 0, 8), ("retain", 8, 24))
 
 
 def net(seed=0, outputs=1):
@@ -515,3 +522,34 @@ def test_several_outputs_of_a_hugging_face_model():
 @pytest.mark.parametrize("name", ["mlp_regression", pytest.param("vit_regression", marks=pytest.mark.slow)])
 def test_the_contract_holds_when_the_helper_is_trained_as_well(name):
     check_transform(blindspot_alone, models=[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["blindspot", "gaussian"])
+def test_from_the_command_line(tmp_path, name):
+    rows = {part: samples("bert_regression", 24)[start:stop] for part, start, stop in PARTS}
+    for part, found in rows.items():
+        save_file({key: torch.stack([row[key] for row in found]) for key in found[0]}, tmp_path / f"{part}.safetensors")
+    tiny("bert_regression")[0].save_pretrained(tmp_path / "model")
+    words = ["forget", name, str(tmp_path / "model"), str(tmp_path / "out")]
+    for part in ("forget", "retain"):
+        words += [f"--{part}", str(tmp_path / f"{part}.safetensors")]
+    words += ["--evaluation", str(tmp_path / "retain.safetensors"), "--json", str(tmp_path / "run.json")]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert told["after"].keys() >= {"mean_absolute_error", "error_forgotten", "error_retained", "error_neither"}
+    assert "accuracy" not in told["after"]
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert loaded.config.num_labels == 1
+
+
+@pytest.mark.parametrize("name", ["mlp_regression", "bert_regression"])
+def test_methods_on_classes_refuse_real_numbers(name):
+    model, rows = tiny(name)[0], samples(name)
+    before = Snapshot(model)
+    with pytest.raises(
+        CalibrationError, match="labels: found real numbers, expected classes. Use a method for regressions"
+    ):
+        wagle(model, rows[:4], rows[4:])
+    assert not before.changes(model)

@@ -288,6 +288,11 @@ def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     counted : Tensor of shape (samples, labels)
         Labels other than -100.
 
+    Raises
+    ------
+    CalibrationError
+        If the labels are real numbers: those of a regression have no cross-entropy.
+
     Examples
     --------
     >>> losses, counted = sample_losses(nn.Identity(), (torch.zeros(2, 4), torch.tensor([0, -100])))
@@ -295,6 +300,8 @@ def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     (tensor([1.3863, 0.0000]), tensor([ True, False]))
     """
     logits, labels = predict(model, labeled(batch) if isinstance(batch, Mapping) else batch)
+    if labels.is_floating_point():
+        raise CalibrationError("labels", found="real numbers", expected="classes", do="Use a method for regressions.")
     labels = labels.to(logits.device).long()
     losses = functional.cross_entropy(
         upcast(logits).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none"

@@ -72,9 +72,9 @@ def distance_of(loss: LossName, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) ->
     >>> distance_of("pinball", [0.1, 0.9])(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0]))
     tensor([0.2000])
     """
+    if not quantiles or not all(0 < q < 1 for q in quantiles):
+        raise HyperparameterError("quantiles", found=list(quantiles), expected="numbers in (0, 1), at least one")
     if loss == "pinball":
-        if not quantiles or not all(0 < q < 1 for q in quantiles):
-            raise HyperparameterError("quantiles", found=list(quantiles), expected="numbers in (0, 1), at least one")
         return partial(_pinball, quantiles=tuple(quantiles))
     losses: dict[str, Callable[..., Tensor]] = {
         "l1": functional.l1_loss,
