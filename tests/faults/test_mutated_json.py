@@ -45,9 +45,11 @@ def damaged(draw, sound):
         if kind == 0:
             del holder[path[-1]]
         elif kind == 1 and isinstance(holder, dict):
-            holder[draw.choice(["extra", "model.norm.weight", "auto_map", "dtype"])] = draw.choice(VALUES)
+            holder[draw.choice(["extra", "model.norm.weight", "auto_map", "dtype"])] = copy.deepcopy(
+                draw.choice(VALUES)
+            )
         else:
-            holder[path[-1]] = draw.choice(VALUES)
+            holder[path[-1]] = copy.deepcopy(draw.choice(VALUES))
     text = json.dumps(value)
     for _ in range(draw.choice([0, 0, 0, 1])):
         at = draw.randrange(len(text) + 1)

@@ -59,6 +59,7 @@ SMALL = {
         "candidates": 16,
     },
     "classwise": {"class_name": "1", "fraction": 0.1},
+    "curvature-edit": {"include": "*", "memory": 1.0},
     "expand": {"depth": 3},
     "learngene": {"stages": 1},
     "weight-compander": {"learn": True},
@@ -69,6 +70,7 @@ STACKED = ("t5", "cnn", "mlp")
 NEXT_TOKENS = ("llama", "qwen3", "gemma3", "gpt2", "opt", "t5", "mixtral", "qwen3_moe")
 REFUSES = {
     "classwise": NEXT_TOKENS,
+    "curvature-edit": ("t5",),
     "expand": STACKED,
     "learngene": STACKED,
     "mixture-growth": ("cnn", "mlp"),

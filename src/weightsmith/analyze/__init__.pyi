@@ -4,6 +4,12 @@ from ._condition import (
     condition as condition,
     condition_report as condition_report,
 )
+from ._curvature import (
+    KroneckerFactors as KroneckerFactors,
+    collect_kfac as collect_kfac,
+    load_kfac as load_kfac,
+    save_kfac as save_kfac,
+)
 from ._forgetting import (
     ForgettingCurve as ForgettingCurve,
     ForgettingProbe as ForgettingProbe,

@@ -2,6 +2,14 @@ from ._blindspot import blindspot as blindspot, partial_exposure as partial_expo
 from ._classwise import classwise as classwise
 from ._finetune_on_retain import finetune_on_retain as finetune_on_retain
 from ._gaussian import gaussian as gaussian, random_targets as random_targets
+from ._curvature_edit import (
+    CurvatureEdit as CurvatureEdit,
+    Recitation as Recitation,
+    curvature_edit as curvature_edit,
+    edit_matrix as edit_matrix,
+    kept_directions as kept_directions,
+    recitation as recitation,
+)
 from ._measures import (
     answer_probabilities as answer_probabilities,
     forget_quality as forget_quality,

@@ -191,8 +191,17 @@ def generated_answers(model: Any, samples: Samples) -> list[tuple[list[int], lis
     list of tuple
         Per sample the token ids of the prompt, of the model's answer and of the reference. The answer is at most as
         long as the reference.
+
+    Raises
+    ------
+    CalibrationError
+        If a sample has no prompt or no answer.
     """
     parts = [_prompt_and_answer(sample) for sample in take(samples)]
+    if empty := [number for number, (prompt, answer) in enumerate(parts) if not prompt or not answer]:
+        raise CalibrationError(
+            f"sample {empty[0]} has nothing to write", found="one token", expected="a prompt and an answer"
+        )
     longest = min(max(len(answer) for _, answer in parts), context_length(model) or sys.maxsize)
     pad = pad_token_id(model)
     found = []

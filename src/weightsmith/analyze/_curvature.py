@@ -1,0 +1,325 @@
+r"""The curvature of the loss around each weight matrix, as two small matrices (K-FAC).
+
+For a layer :math:`y = W a` with :math:`g = \partial \ell / \partial y`, one row per position,
+
+.. math:: A = \mathbb E[a a^\top], \qquad G = \mathbb E[g g^\top], \qquad F_W \approx G \otimes A .
+
+Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", arXiv 1503.05671. The
+expectation over labels is that of the model itself: one label per position is drawn from its output (``"sampled"``), or
+all classes count with their probability (``"exact"``). With the labels of the data it is the empirical Fisher, which
+vanishes where the model fits them.
+
+Legend: ``S`` sequences, ``N`` positions, ``I`` inputs, ``O`` outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weightsmith.core.data import Batch, Batches, as_batches, call, to_model, without_labels
+from weightsmith.core.errors import (
+    CalibrationError,
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    UnsupportedModelError,
+)
+from weightsmith.core.io import CheckpointReader, atomic_output, parse_json
+from weightsmith.core.linalg import is_finite, upcast
+from weightsmith.core.models import Layer, evaluation_mode
+from weightsmith.core.progress import track
+from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.training import (
+    gradients_restored,
+    labeled,
+    logits_of,
+    requires_grad_restored,
+    restored_on_error,
+    shift_for_causal_lm,
+)
+
+__all__ = ["Fisher", "KroneckerFactors", "collect_kfac", "load_kfac", "save_kfac"]
+
+Fisher = Literal["sampled", "exact", "empirical"]
+
+MOST_CLASSES = 1000
+"""Classes that the exact Fisher goes through, one backward pass each."""
+
+FORMAT = "weightsmith-kfac"
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """The curvature of one weight matrix.
+
+    Attributes
+    ----------
+    inputs_II : Tensor of shape (in, in)
+        Second moments of the inputs, uncentered, float32.
+    gradients_OO : Tensor of shape (out, out)
+        Second moments of the gradients of the outputs, float32.
+    positions : int
+        Positions they are means over.
+    effective_samples : float
+        How many samples carry the trace of the gradients' moments: ``(sum t)^2 / sum t^2`` over the samples' shares.
+    """
+
+    inputs_II: Float[Tensor, "in in"]
+    gradients_OO: Float[Tensor, "out out"]
+    positions: int
+    effective_samples: float
+
+
+def collect_kfac(
+    model: nn.Module,
+    batches: Batches,
+    layers: Sequence[Layer],
+    *,
+    fisher: Fisher = "sampled",
+    generator: torch.Generator | None = None,
+) -> dict[str, KroneckerFactors]:
+    """Collect the Kronecker factors of layers in one pass over the batches.
+
+    Dropout is off. The backward pass ends at the first of the layers. Padding counts nowhere, nor does the last token
+    of a sequence in a causal language model, which predicts nothing.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A causal language model or a classifier. It does not change.
+    batches : sequence of batches
+        Inputs; labels are read for the empirical Fisher only.
+    layers : sequence of Layer
+        From :func:`weightsmith.core.models.find_layers`; experts of a stacked parameter are not supported.
+    fisher : {"sampled", "exact", "empirical"}, default: "sampled"
+        Where labels come from. ``"exact"`` is for classifiers of up to 1000 classes: one backward pass per class.
+    generator : torch.Generator, optional
+        Draws the labels; seed 0 by default.
+
+    Returns
+    -------
+    dict of str to KroneckerFactors
+        By layer name.
+
+    Raises
+    ------
+    CalibrationError
+        If a layer is not reached, or the labels that ``fisher`` needs are missing.
+    HyperparameterError
+        If ``fisher`` is unknown or the classes are too many for it.
+    NonFiniteError
+        If activations or gradients hold NaN or infinity.
+
+    References
+    ----------
+    Martens, Grosse, arXiv 1503.05671.
+
+    Examples
+    --------
+    >>> from weightsmith.core.models import find_layers
+    >>> model = nn.Linear(2, 3)
+    >>> factors = collect_kfac(model, [torch.ones(4, 2)], find_layers(model), fisher="exact")[""]
+    >>> factors.inputs_II, factors.gradients_OO.shape, factors.positions
+    (tensor([[1., 1.],
+            [1., 1.]]), torch.Size([3, 3]), 4)
+    """
+    if fisher not in ("sampled", "exact", "empirical"):
+        raise HyperparameterError("fisher", found=fisher, expected="'sampled', 'exact' or 'empirical'")
+    generator = generator or torch.Generator().manual_seed(0)
+    sums = {layer.name: _Sums(layer) for layer in layers}
+    with (
+        restored_on_error(model, values=False),
+        evaluation_mode(model),
+        gradients_restored(model),
+        requires_grad_restored(model),
+        torch.enable_grad(),
+    ):
+        model.requires_grad_(False)
+        for batch in track(as_batches(batches), "curvature"):
+            _add_batch(model, to_model(batch, model), sums, fisher, generator)
+    return {name: each.factors() for name, each in sums.items()}
+
+
+def save_kfac(
+    factors: Mapping[str, KroneckerFactors], path: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
+    """Write factors to a ``.safetensors`` file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file exists and ``overwrite`` is off, its name ends otherwise, or it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"factor file {path.name!r}", expected="a name that ends in .safetensors")
+    tensors = {}
+    for name, each in factors.items():
+        tensors[f"{name}.inputs"], tensors[f"{name}.gradients"] = each.inputs_II.cpu(), each.gradients_OO.cpu()
+    counts = {name: [each.positions, each.effective_samples] for name, each in factors.items()}
+    with atomic_output(path, overwrite=overwrite, nbytes=sum(t.nbytes for t in tensors.values())) as target:
+        save_file(tensors, target, metadata={"format": FORMAT, "counts": json.dumps(counts)})
+
+
+def load_kfac(path: str | os.PathLike[str]) -> dict[str, KroneckerFactors]:
+    """Read factors that :func:`save_kfac` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read or holds no factors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> factors = KroneckerFactors(torch.eye(2), torch.eye(3), 10, 4.0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_kfac({"fc": factors}, f"{folder}/kfac.safetensors")
+    ...     load_kfac(f"{folder}/kfac.safetensors")["fc"].gradients_OO.shape
+    torch.Size([3, 3])
+    """
+    reader = CheckpointReader(path)
+    if reader.metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} holds no curvature factors", found=reader.metadata.get("format"), expected=FORMAT
+        )
+    counts = parse_json(reader.metadata.get("counts", ""), str(path))
+    try:
+        return {
+            name: KroneckerFactors(
+                reader.tensor(f"{name}.inputs"), reader.tensor(f"{name}.gradients"), positions, effective
+            )
+            for name, (positions, effective) in counts.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
+
+
+class _Sums:
+    """The sums of one layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        rows, columns = layer.weight_OI.shape
+        like: dict[str, Any] = {"dtype": torch.float32, "device": layer.weight.device}
+        self.layer, self.count = layer, torch.zeros((), dtype=torch.float64)
+        self.inputs_II, self.gradients_OO = torch.zeros(columns, columns, **like), torch.zeros(rows, rows, **like)
+        self.traces = torch.zeros(2, dtype=torch.float64)
+        self.kept: Bool[Tensor, "S N"] | None = None
+
+    def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """Take in the layer's inputs, and make its output a place where the backward pass stops by."""
+        x_NI = self._rows(self.layer.rows(args[0].detach()))
+        self.inputs_II.addmm_(x_NI.T, x_NI)
+        self.count += len(x_NI)
+        if not output.requires_grad:
+            output.requires_grad_(True)
+        output.register_hook(self._see_gradient)
+
+    def _see_gradient(self, gradient: Tensor) -> None:
+        kernel = getattr(self.layer.module, "kernel_size", None)
+        g_SNO = gradient.flatten(2).transpose(1, 2) if kernel is not None else gradient
+        g_NO = self._rows(g_SNO.reshape(1, *g_SNO.shape) if g_SNO.ndim < 3 else g_SNO.flatten(1, -2))
+        self.gradients_OO.addmm_(g_NO.T, g_NO)
+        per_sample = gradient.detach().double().flatten(1).square().sum(1).cpu()
+        self.traces += torch.stack([per_sample.sum(), per_sample.square().sum()])
+
+    def _rows(self, x_SNI: Tensor) -> Float[Tensor, "N I"]:
+        x_SNI = x_SNI.detach()
+        if self.kept is not None:
+            if x_SNI.shape[:2] != self.kept.shape and x_SNI.shape[0] * x_SNI.shape[1] == self.kept.numel():
+                x_SNI = x_SNI.reshape(*self.kept.shape, -1)
+            if x_SNI.shape[:2] == self.kept.shape:
+                x_SNI = x_SNI[self.kept][None]
+        return upcast(x_SNI.flatten(0, -2)).float()
+
+    def factors(self) -> KroneckerFactors:
+        all_reduce_sum(self.inputs_II, self.gradients_OO, self.count, self.traces)
+        count = int(self.count)
+        if not count:
+            raise CalibrationError(f"no batch reaches layer {self.layer.name!r}")
+        for what, total in (("inputs", self.inputs_II), ("gradients", self.gradients_OO)):
+            if not bool(total.isfinite().all()):
+                raise NonFiniteError(f"{what} of layer {self.layer.name!r} hold NaN or infinity")
+        first, second = self.traces.tolist()
+        return KroneckerFactors(
+            self.inputs_II / count, self.gradients_OO / count, count, first**2 / second if second else 0.0
+        )
+
+
+def _add_batch(
+    model: nn.Module, batch: Batch, sums: Mapping[str, _Sums], fisher: Fisher, generator: torch.Generator
+) -> None:
+    with _watched(sums):
+        kept, causal = _kept_positions(model, batch)
+        for each in sums.values():
+            each.kept = kept
+        logits = logits_of(call(model, without_labels(model, batch)))
+    if not is_finite(logits.detach()):
+        raise NonFiniteError("the outputs of the model hold NaN or infinity", do="Check the data and the weights.")
+    if not logits.requires_grad:
+        raise CalibrationError("no layer takes part in the output of the model")
+    given = labeled(batch).get("labels") if isinstance(batch, Mapping) else None
+    if fisher == "empirical" and given is None:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise CalibrationError("the empirical Fisher needs labels", found="none in the batch")
+        given = batch[1]
+    by_token = kept is not None and logits.ndim == 3
+    logits_NC = logits[kept] if by_token else logits.flatten(0, -2)
+    probabilities_NC = upcast(logits_NC.detach()).softmax(-1)
+    if fisher == "exact":
+        if logits.ndim > 2 or logits.shape[-1] > MOST_CLASSES:
+            raise HyperparameterError(
+                "fisher", found=f"'exact' for outputs {tuple(logits.shape)}", expected=f"up to {MOST_CLASSES} classes"
+            )
+        for number in range(logits.shape[-1]):  # the gradient of -log p_c is p - e_c; its square counts p_c times
+            slope = probabilities_NC.clone()
+            slope[:, number] -= 1
+            slope *= probabilities_NC[:, number : number + 1].sqrt()
+            logits_NC.backward(slope.to(logits_NC), retain_graph=number + 1 < logits.shape[-1])
+        return
+    if fisher == "sampled":
+        flat = probabilities_NC.cpu()
+        labels_N = torch.multinomial(flat, 1, generator=generator).squeeze(1).to(logits.device)
+    else:
+        assert given is not None
+        if causal:
+            given = torch.cat([given[:, 1:], given[:, :1]], 1)  # the last position is not kept
+        labels_N = (given[kept] if by_token else given.flatten()).to(logits.device)
+    functional.cross_entropy(upcast(logits_NC), labels_N.long(), reduction="sum", ignore_index=-100).backward()
+
+
+def _kept_positions(model: nn.Module, batch: Batch) -> tuple[Bool[Tensor, "S N"] | None, bool]:
+    """The positions that predict a real token, None where inputs are no tokens; whether they predict the next one."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedModelError("the curvature of an encoder-decoder", expected="a language model or classifier")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        return None, False
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    _, shifted = shift_for_causal_lm(model, real[..., None], real)
+    if shifted.shape == real.shape:
+        return real, False
+    return real & torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1), True
+
+
+@contextmanager
+def _watched(sums: Mapping[str, _Sums]) -> Iterator[None]:
+    handles = [each.layer.module.register_forward_hook(each.see) for each in sums.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
