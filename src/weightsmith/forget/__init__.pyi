@@ -7,6 +7,7 @@ from ._active_forgetting import (
     EmbeddingForgettingCallback as EmbeddingForgettingCallback,
     random_rows as random_rows,
 )
+from ._blindspot import blindspot as blindspot, partial_exposure as partial_exposure
 from ._curvature_edit import (
     CurvatureEdit as CurvatureEdit,
     Recitation as Recitation,
@@ -15,6 +16,8 @@ from ._curvature_edit import (
     kept_directions as kept_directions,
     recitation as recitation,
 )
+from ._finetune_on_retain import finetune_on_retain as finetune_on_retain
+from ._gaussian import gaussian as gaussian, random_targets as random_targets
 from ._measures import (
     answer_probabilities as answer_probabilities,
     forget_quality as forget_quality,
