@@ -1,13 +1,10 @@
-from ._blindspot import blindspot as blindspot, partial_exposure as partial_exposure
-from ._classwise import classwise as classwise
-from ._finetune_on_retain import finetune_on_retain as finetune_on_retain
-from ._gaussian import gaussian as gaussian, random_targets as random_targets
 from ._active_forgetting import (
     EmbeddingForgetting as EmbeddingForgetting,
     EmbeddingForgettingCallback as EmbeddingForgettingCallback,
     random_rows as random_rows,
 )
 from ._blindspot import blindspot as blindspot, partial_exposure as partial_exposure
+from ._classwise import classwise as classwise
 from ._curvature_edit import (
     CurvatureEdit as CurvatureEdit,
     Recitation as Recitation,
