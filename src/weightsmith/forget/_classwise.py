@@ -163,7 +163,8 @@ class _Forgetting:
         own = (labels_N == self.target).nonzero().flatten().tolist()
         if not own:
             found = f"classes {sorted(set(labels_N.tolist()))[:10]}"
-            raise CalibrationError(f"no samples of class {self.name!r}", found=found, expected=f"labels {self.target}")
+            do = "Read more samples (--images-samples), or name a class that is there."
+            raise CalibrationError(f"no samples of class {self.name!r} among {len(labels_N)}", found=found, do=do)
         rest = (labels_N != self.target).nonzero().flatten().tolist()
         self.scored = self._batches([images[n] for n in own[::2]])
         self.measured = self._batches([images[n] for n in own[1::2] or own])

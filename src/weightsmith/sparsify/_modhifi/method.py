@@ -56,7 +56,8 @@ def modhifi(
     model : nn.Module
         Any model; changed in place.
     calibration : sequence of batches
-        Typical or generated inputs without labels: a few hundred images, or 128 sequences of 1024 tokens.
+        Typical or generated inputs without labels, of all classes: a few hundred images, or 128 sequences of 1024
+        tokens.
     ratio : float, default: 0.2
         Share of the channels to remove, in [0, 1). At least one channel, or ``multiple_of``, stays.
     score : {"saliency", "fidelity", "energy", "greedy", "l2", "random"}, default: "saliency"
