@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import apart, torchrun, two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.training import default_loss, fit, logits_of
+from weightsmith.core.training import default_loss, fit, logits_of, sample_losses
 
 
 def problem(samples=64, classes=3):
@@ -197,3 +197,21 @@ def test_two_processes_follow_one_with_twice_the_batch(tmp_path, pytestconfig, s
     curve = json.loads(apart(SCRIPT, tmp_path, tests, "16").splitlines()[-1])
     assert len(together) == 16
     assert together == pytest.approx(curve, rel=1e-4)
+
+
+def test_labels_beyond_the_head_are_named():
+    data = [(torch.randn(4), label) for label in range(10, 20)]
+    model = nn.Linear(4, 10)
+    before = model.weight.detach().clone()
+    with pytest.raises(HyperparameterError, match=r"labels: found \[1\d.*class indices from 0 to 9"):
+        fit(model, data)
+    assert torch.equal(model.weight, before)
+    with pytest.raises(HyperparameterError, match="from 0 to 9"):
+        sample_losses(model, (torch.randn(2, 4), torch.tensor([3, 10])))
+    classifier, batch = tiny("bert")
+    with pytest.raises(HyperparameterError, match="from 0 to 1"):
+        default_loss(classifier, batch | {"labels": torch.arange(8)})
+    with pytest.raises(HyperparameterError, match="from 0 to 1"):
+        default_loss(classifier, batch | {"labels": torch.tensor([0, -1] * 4)})
+    ignored = default_loss(classifier, batch | {"labels": torch.tensor([0, -100] * 4)})
+    assert ignored.isfinite()

@@ -12,9 +12,9 @@ from ._fit import (
     sample_losses as sample_losses,
     shift_for_causal_lm as shift_for_causal_lm,
 )
+from ._labels import check_labels as check_labels
 from ._losses import (
     LOWEST as LOWEST,
-    check_labels as check_labels,
     check_temperature as check_temperature,
     counted_rows as counted_rows,
     kd_loss as kd_loss,

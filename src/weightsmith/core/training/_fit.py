@@ -27,6 +27,7 @@ from weightsmith.core.data import Samples, call, collate, pad_token_id, split_la
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.progress import track
+from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels
 from weightsmith.core.training._options import FitOptions, training_method
 
 __all__ = [
@@ -233,6 +234,8 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     ------
     CalibrationError
         If the batch is neither a mapping with ``labels`` or ``input_ids`` nor a pair.
+    HyperparameterError
+        If a label is not a class of the model.
 
     Examples
     --------
@@ -242,11 +245,15 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
         batch = labeled(batch)
         if "labels" in batch:
+            check_model_labels(model, batch["labels"])
             loss: Tensor = call(model, batch).loss
             return loss
     elif isinstance(batch, Sequence) and len(batch) == 2:
         inputs, classes = batch
-        return functional.cross_entropy(call(model, inputs), classes)
+        logits = call(model, inputs)
+        if not classes.is_floating_point():
+            check_labels(classes[classes != IGNORED], logits.shape[1] if logits.ndim > 1 else len(logits))
+        return functional.cross_entropy(logits, classes)
     raise CalibrationError(
         "training batch",
         found=type(batch).__name__,
@@ -303,6 +310,7 @@ def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     if labels.is_floating_point():
         raise CalibrationError("labels", found="real numbers", expected="classes", do="Use a method for regressions.")
     labels = labels.to(logits.device).long()
+    check_labels(labels[labels != IGNORED], logits.shape[-1])
     losses = functional.cross_entropy(
         upcast(logits).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none"
     )

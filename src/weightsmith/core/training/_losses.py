@@ -16,19 +16,16 @@ from torch.nn import functional
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.training._fit import logits_of
+from weightsmith.core.training._labels import IGNORED, check_labels
 
 __all__ = [
     "LOWEST",
-    "check_labels",
     "check_temperature",
     "counted_rows",
     "kd_loss",
     "soft_cross_entropy",
     "soft_target_loss",
 ]
-
-IGNORED = -100
-"""The label of a row that does not count."""
 
 LOWEST = -1e30
 """Stands for a logit of minus infinity: its probability is zero, and no difference with it is NaN."""
@@ -212,23 +209,6 @@ def check_temperature(temperature: float) -> None:
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise HyperparameterError("temperature", found=temperature, expected="a positive number")
-
-
-def check_labels(labels: Integer[Tensor, "N"], classes: int) -> None:
-    """Check that labels are classes.
-
-    Raises
-    ------
-    HyperparameterError
-        If one is not.
-
-    Examples
-    --------
-    >>> check_labels(torch.tensor([0, 2]), 3)
-    """
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        bad = labels[(labels < 0) | (labels >= classes)]
-        raise HyperparameterError("labels", found=bad[:5].tolist(), expected=f"class indices from 0 to {classes - 1}")
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

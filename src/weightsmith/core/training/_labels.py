@@ -1,0 +1,61 @@
+"""Labels that a model has no output for are refused by name, before a loss indexes with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from weightsmith.core.errors import HyperparameterError
+
+__all__ = ["IGNORED", "check_labels", "check_model_labels"]
+
+IGNORED = -100
+"""The label of a row that does not count."""
+
+
+def check_labels(labels: Shaped[Tensor, "..."], classes: int) -> None:
+    """Check that labels are classes.
+
+    Raises
+    ------
+    HyperparameterError
+        If one is not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> check_labels(torch.tensor([0, 2]), 3)
+    """
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        bad = labels[(labels < 0) | (labels >= classes)]
+        raise HyperparameterError(
+            "labels",
+            found=bad[:5].tolist(),
+            expected=f"class indices from 0 to {classes - 1}",
+            do="Give the head more outputs, or number the classes anew.",
+        )
+
+
+def check_model_labels(model: nn.Module, labels: Any) -> None:
+    """Check that the labels of a batch, one per sample, are classes of a Hugging Face classifier.
+
+    Labels of regression, of several classes at once, and of tokens are left alone.
+
+    Raises
+    ------
+    HyperparameterError
+        If one is not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> check_model_labels(nn.Linear(2, 2), torch.tensor([5]))  # not a Hugging Face model
+    """
+    config: Any = getattr(getattr(model, "module", model), "config", None)  # under DistributedDataParallel
+    classes = getattr(config, "num_labels", None)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1 or not classes:
+        return
+    if classes > 1 and getattr(config, "problem_type", None) in (None, "single_label_classification"):
+        check_labels(labels[labels != IGNORED], classes)
