@@ -63,6 +63,7 @@ SMALL = {
     "expand": {"depth": 3},
     "learngene": {"stages": 1},
     "weight-compander": {"learn": True},
+    "weight-aligning": {"num_old": 1},
 }
 """Options that make a method small enough for a test, or that it cannot do without."""
 
@@ -77,6 +78,7 @@ REFUSES = {
     "meta-rescaling": NEXT_TOKENS,
     "blindspot": ARCHITECTURES,
     "gaussian": ARCHITECTURES,
+    "weight-aligning": NEXT_TOKENS,
 }
 """Architectures a method refuses by name; it must work on all others."""
 

@@ -56,9 +56,9 @@ class Replay:
 
     def add(self, samples: Samples) -> None:
         """Add the samples of a task; where a class has more than are kept, each is kept with equal probability."""
-        for sample in take(samples):
-            key = float(torch.rand((), generator=self.generator, dtype=torch.float64))
-            self._kept.setdefault(_class_of(sample), []).append((key, sample))
+        for label, members in self._by_class(samples).items():
+            keys = torch.rand(len(members), generator=self.generator, dtype=torch.float64).tolist()
+            self._kept.setdefault(label, []).extend(zip(keys, members, strict=True))
         self.resize(self.per_class)
 
     def resize(self, per_class: int) -> None:
@@ -103,6 +103,12 @@ class Replay:
             return collate([*new, *(stored[number] for number in drawn)], pad_token_id=pad_token_id)
 
         return DataLoader(cast(Dataset[Any], data), batch_size, shuffle=True, generator=self.generator, collate_fn=mix)
+
+    def _by_class(self, samples: Samples) -> dict[int | None, list[Sample]]:
+        groups: dict[int | None, list[Sample]] = {}
+        for sample in take(samples):
+            groups.setdefault(_class_of(sample), []).append(sample)
+        return groups
 
     def _samples(self) -> list[Sample]:
         return [sample for kept in self._kept.values() for _, sample in kept]
