@@ -15,7 +15,7 @@ from torch import nn
 
 from weightsmith import catalog
 from weightsmith.adapt import BoneConfig, BoneLinear, LIFTAdamW
-from weightsmith.continual import CLASSP
+from weightsmith.continual import CLASSP, DiscreteKeyValueBottleneck
 from weightsmith.core.errors import WeightsmithError
 from weightsmith.core.io import load_state_dict
 from weightsmith.core.results import Result
@@ -204,12 +204,21 @@ def bone_linear(variant):
     return BoneLinear(nn.Linear(8, 4).requires_grad_(False), "default", config, r=4)
 
 
+def bottleneck():
+    generator = torch.Generator().manual_seed(0)
+    made = DiscreteKeyValueBottleneck(8, 3, codebooks=4, pairs=4, key_dim=2, generator=generator)
+    made.init_keys(ROWS, generator=generator)
+    made.partial_fit(ROWS, torch.tensor([0, 1, 2, 0, 1]), epochs=3, generator=generator)
+    return made
+
+
 ROWS = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
 MODULES = {
     "BoneLinear, bat": (partial(bone_linear, "bat"), ROWS),
     "BoneLinear, bat-row": (partial(bone_linear, "bat-row"), ROWS),
     "BoneLinear, miss": (partial(bone_linear, "miss"), ROWS),
     "BoneLinear, mini": (partial(bone_linear, "mini"), ROWS),
+    "DiscreteKeyValueBottleneck": (bottleneck, ROWS),
     "Compander": (partial(Compander, 1.0, learn=True), ROWS),
     "LossReweighter": (LossReweighter, ROWS[0]),
     "LossReweighter, window": (partial(LossReweighter, window=5, warmup_steps=1), ROWS[0]),

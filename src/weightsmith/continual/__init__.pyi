@@ -1,4 +1,8 @@
 from ._classp import CLASSP as CLASSP, classp as classp
+from ._dkvb import (
+    BottleneckClassifier as BottleneckClassifier,
+    DiscreteKeyValueBottleneck as DiscreteKeyValueBottleneck,
+)
 from ._exemplars import ExemplarMemory as ExemplarMemory, herd as herd
 from ._growth import grow_head as grow_head
 from ._penalties import EWC as EWC, L2SP as L2SP
