@@ -255,7 +255,13 @@ class DistillationLoss:
 
 
 def _of_rows(criterion: Criterion, ours: Tensor, theirs: Tensor, labels: Tensor) -> Tensor:
-    return criterion(ours.flatten(0, -2), theirs.to(ours.device).flatten(0, -2), labels.flatten())
+    try:
+        return criterion(ours.flatten(0, -2), theirs.to(ours.device).flatten(0, -2), labels.flatten())
+    except ShapeError as error:  # a criterion may compare with a teacher of fewer classes
+        if theirs.shape[-1] == ours.shape[-1]:
+            raise
+        found = f"{theirs.shape[-1]} and {ours.shape[-1]}"
+        raise ShapeError("teacher and student must have the same classes", found=found) from error
 
 
 def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
