@@ -75,8 +75,8 @@ def test_methods_of_one_verb():
 
 
 def test_show_a_planned_method():
-    text = words("show", "modhifi")
-    assert "https://arxiv.org/abs/2511.19566" in text
+    text = words("show", "ofq")
+    assert "https://arxiv.org/abs/2302.02210" in text
     assert "planned" in text
 
 
