@@ -109,7 +109,7 @@ def test_version():
     ("line", "code", "message"),
     [
         (["show", "wandaa"], 1, "error: no method 'wandaa'. Did you mean 'wanda'?\n"),
-        (["claims", "modhifi"], 1, "error: 'modhifi' is planned: it has no claim to run yet\n"),
+        (["claims", "ofq"], 1, "error: 'ofq' is planned: it has no claim to run yet\n"),
         (["sparsify", "magnitude", "embedded:nothing", "OUT"], 1, "error: no embedded model folder 'nothing'"),
         (["run", "no-such.yaml"], 2, "error: cannot read recipe no-such.yaml"),
         (["methods", "--verb", "cook"], 2, "found 'cook'"),

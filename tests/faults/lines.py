@@ -24,6 +24,7 @@ WRITING = [name for name, signature in SIGNATURES.items() if not signature.measu
 
 SMALL = {
     "bone": ["--r", "4"],
+    "classwise": ["--class-name", "1", "--fraction", "0.1"],
     "d2nwg": ["--include", "weight", "--count", "2", "--latent", "2", "--vae-steps", "20", "--steps", "2"],
     "d2nwg-layers": [
         "--include",
@@ -42,6 +43,7 @@ SMALL = {
     "expand": ["--depth", "3"],
     "know": ["--predictor", "paper", "--steps", "1"],
     "learngene": ["--stages", "1"],
+    "weight-aligning": ["--num-old", "1"],
 }
 """Hyper-parameters that the tiny inputs need in place of defaults."""
 
@@ -54,7 +56,7 @@ INPUTS = {
 """Files that commands on files read; two models are the default."""
 
 
-MODELS = {"meta-rescaling": "classifier"}
+MODELS = dict.fromkeys(("classwise", "meta-rescaling", "weight-aligning"), "classifier")
 """Commands on classifiers, with labeled data."""
 
 ON_REGRESSIONS = ("blindspot", "gaussian")

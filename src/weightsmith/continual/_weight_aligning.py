@@ -268,6 +268,9 @@ def weight_aligning(
     refuse_adapters(model)
     check_finite(model)
     layer = _find_head(model, head)
+    if num_old < 1:
+        raise HyperparameterError("num_old", found=num_old, expected=">= 1")
+    _check_max_gamma(max_gamma)
     options: dict[str, Any] = {"num_old": num_old, "p": p, "max_gamma": max_gamma}
     with record("weight-aligning", scale_bias=scale_bias, head=layer.name, **options) as result:
         weight, _ = _weights(layer.module)
@@ -547,8 +550,7 @@ def _norms(weight: Float[Tensor, "C ..."], p: float) -> Float[Tensor, "C"]:
 
 
 def _gamma(weight: Tensor, old: Tensor, new: Tensor, p: float, max_gamma: float | None) -> float:
-    if max_gamma is not None and not (math.isfinite(max_gamma) and max_gamma > 0):
-        raise HyperparameterError("max_gamma", found=max_gamma, expected="a positive number, or None")
+    _check_max_gamma(max_gamma)
     norms = _norms(weight, _power(p))
     local = weight.to_local() if isinstance(weight, DTensor) else weight
     if not is_finite(local.detach()) or not is_finite(norms):
@@ -587,3 +589,8 @@ def _restored(tensors: Sequence[Tensor], *, on_error_only: bool = False) -> Iter
             with torch.no_grad():
                 for tensor, value in zip(tensors, held, strict=True):
                     tensor.copy_(value)
+
+
+def _check_max_gamma(max_gamma: float | None) -> None:
+    if max_gamma is not None and not (math.isfinite(max_gamma) and max_gamma > 0):
+        raise HyperparameterError("max_gamma", found=max_gamma, expected="a positive number, or None")

@@ -192,6 +192,8 @@ def curvature_edit(
     """
     if not 0 < keep <= 1:
         raise HyperparameterError("keep", found=keep, expected="0 < keep <= 1")
+    if blocks is not None and not all(number >= 0 for number in blocks):
+        raise HyperparameterError("blocks", found=list(blocks), expected="numbers >= 0")
     if criterion not in ("mass", "loss"):
         raise HyperparameterError("criterion", found=criterion, expected="'mass' or 'loss'")
     if not memory > 0:

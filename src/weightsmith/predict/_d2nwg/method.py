@@ -99,7 +99,7 @@ def d2nwg(
     ...         save_file(torch.nn.Linear(3, 2).state_dict(), zoo / f"{number}.safetensors")
     ...     result = d2nwg([zoo], Path(folder, "new"), count=2, latent=2, vae_steps=100, steps=10, batch_size=6)
     ...     sorted(path.name for path in Path(folder, "new").iterdir())
-    ['0.safetensors', '1.safetensors', 'mean.safetensors']
+    ['0.safetensors', '1.safetensors', 'README.md', 'mean.safetensors', 'weightsmith.json']
     """
     if len(checkpoints) != 1:
         raise HyperparameterError("zoos", found=len(checkpoints), expected="one zoo")
