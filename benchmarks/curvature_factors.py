@@ -14,10 +14,11 @@ from harness import alternate, finish, parser, print_table, ratio
 
 from weightsmith.analyze import collect_kfac
 from weightsmith.core.data import token_ids, token_windows
+from weightsmith.core.models import find_layers
 from weightsmith.embedded import load, text
-from weightsmith.forget._curvature_edit import BLOCKS, DEPTH, FEED_FORWARD_INPUTS, _choose
 
 WINDOW, BATCH, COUNT = 256, 4, 16
+BLOCKS = 21, 22, 23
 
 
 def main() -> None:
@@ -28,7 +29,9 @@ def main() -> None:
     ids = token_ids(tokenizer, text("source"))
     draw = torch.Generator().manual_seed(0)
     batches = token_windows(ids, length=WINDOW, count=COUNT, batch_size=BATCH, generator=draw)
-    layers = _choose(model, None, FEED_FORWARD_INPUTS, ())
+    layers = find_layers(
+        model, [f"model.layers.{block}.mlp.{name}_proj" for block in BLOCKS for name in ("gate", "up")]
+    )
 
     def training_pass() -> None:
         for batch in batches:
@@ -44,7 +47,7 @@ def main() -> None:
     weights = sum(parameter.numel() for parameter in model.parameters())
     blocks = model.config.num_hidden_layers
     inside = sum(parameter.numel() for parameter in model.model.layers.parameters()) / blocks
-    above = (blocks - int(DEPTH * blocks)) * inside + model.lm_head.weight.numel()
+    above = (blocks - BLOCKS[0]) * inside + model.lm_head.weight.numel()
     moments = sum(rows**2 + columns**2 for rows, columns in (layer.weight_OI.shape for layer in layers))
     finish(
         "curvature_factors",

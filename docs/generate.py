@@ -9,6 +9,7 @@ import ast
 import json
 import math
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -344,7 +345,8 @@ def _draw(claim: Mapping[str, Any], path: Path) -> None:
         axes.scatter(arm["mean"], row, color=color, s=52, zorder=3)
     axes.set_yticks(range(len(arms)), [f"{arm['name']}  ({arm['role']})" for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_xlabel(f"{claim['metric']} ({'higher' if claim['higher_is_better'] else 'lower'} is better)")
+    label = f"{claim['metric']} ({'higher' if claim['higher_is_better'] else 'lower'} is better)"
+    figure.supxlabel(textwrap.fill(label, 90), size="medium")
     axes.grid(axis="x", color="#e3e0da")
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -297,6 +297,12 @@ class Signature:
         return [role for role in self.roles.values() if role.kind in ("batches", "samples")]
 
     @property
+    def defaulted(self) -> Role | None:
+        """The data set that embedded text can stand in for: the only one that a method on a model needs."""
+        needed = [role for role in self.data if role.required]
+        return needed[0] if self.model is not None and len(needed) == 1 else None
+
+    @property
     def paths(self) -> list[Role]:
         """The files and folders, in order; a method that writes one has it last."""
         return [role for role in self.roles.values() if role.kind in ("path", "paths")]
@@ -352,9 +358,8 @@ class Signature:
                     f"{where}: unknown field {name!r}",
                     do=f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known) or 'none'}.",
                 )
-        defaulted = self.data[0].name if len(self.data) == 1 else None  # one data set may be the embedded text
         for field in known.values():
-            if field.default is REQUIRED and field.name not in (*values, *data, defaulted):
+            if field.default is REQUIRED and field.name not in (*values, *data, self.defaulted and self.defaulted.name):
                 raise HyperparameterError(f"{where}: {field.name!r} is missing", expected=field.expects)
         try:
             checked = {name: known[name].validate(value) for name, value in values.items()}

@@ -169,7 +169,7 @@ class Workbench:
                     arguments[role.name] = self._network(values[role.name])
             for role in signature.data:
                 if role.required or role.name in values or role.name in self.data.sources:
-                    arguments[role.name] = self.read(role, values, alone=len(signature.data) == 1)
+                    arguments[role.name] = self.read(role, values, alone=role == signature.defaulted)
             result = signature.function(**arguments)
         result.seed = self.seed
         return result

@@ -110,12 +110,12 @@ def test_delta_files_that_are_none(tmp_path):
         save_delta(delta, tmp_path / "lift.safetensors")
     save_delta(delta, tmp_path / "lift.safetensors", overwrite=True)
     save_file({"w": torch.eye(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="is no sparse delta"):
+    with pytest.raises(CheckpointError, match="holds no sparse delta"):
         load_delta(tmp_path / "model.safetensors")
     save_file(
         {"w.index": torch.arange(3)},
         tmp_path / "half.safetensors",
-        {"format": "weightsmith-sparse-delta", "parts": "{"},
+        {"format": "weightsmith-sparse-delta", "about": "{"},
     )
     with pytest.raises(CheckpointError, match="is damaged"):
         load_delta(tmp_path / "half.safetensors")

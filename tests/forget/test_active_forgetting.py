@@ -151,6 +151,16 @@ def test_check_5_random_rows(p):
     assert {0.0: len(replaced) == 0, 1.0: set(replaced.tolist()) == present}.get(p, True)
 
 
+def test_random_rows_keep_the_gradient_of_earlier_batches():
+    model, _ = tiny("llama")
+    ids = samples("llama")[0]["input_ids"][None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    before = model.get_input_embeddings().weight.grad.clone()
+    with random_rows(model, ids, p=1.0):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert torch.equal(model.get_input_embeddings().weight.grad, before)
+
+
 def test_random_rows_come_back_after_an_error():
     model, _ = tiny("llama")
     before = model.get_input_embeddings().weight.detach().clone()

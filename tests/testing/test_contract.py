@@ -62,7 +62,7 @@ SMALL = {
     "curvature-edit": {"include": "*", "memory": 1.0},
     "expand": {"depth": 3},
     "learngene": {"stages": 1},
-    "wagle": {"controls": ()},
+    "wagle": {"controls": False},
     "weight-compander": {"learn": True},
     "weight-aligning": {"num_old": 1},
 }

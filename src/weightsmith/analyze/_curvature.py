@@ -14,29 +14,25 @@ Legend: ``S`` sequences, ``N`` positions, ``I`` inputs, ``O`` outputs of a layer
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.core.data import Batch, Batches, as_batches, call, to_model, without_labels
 from weightsmith.core.errors import (
     CalibrationError,
-    CheckpointError,
     HyperparameterError,
     NonFiniteError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import CheckpointReader, atomic_output, parse_json
+from weightsmith.core.io import load_tagged, save_tagged
 from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.models import Layer, evaluation_mode
 from weightsmith.core.progress import track
@@ -57,7 +53,7 @@ Fisher = Literal["sampled", "exact", "empirical"]
 MOST_CLASSES = 1000
 """Classes that the exact Fisher goes through, one backward pass each."""
 
-FORMAT = "weightsmith-kfac"
+KIND = "curvature factors"
 
 
 @dataclass(frozen=True)
@@ -162,15 +158,11 @@ def save_kfac(
     CheckpointError
         If the file exists and ``overwrite`` is off, its name ends otherwise, or it cannot be written.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"factor file {path.name!r}", expected="a name that ends in .safetensors")
     tensors = {}
     for name, each in factors.items():
-        tensors[f"{name}.inputs"], tensors[f"{name}.gradients"] = each.inputs_II.cpu(), each.gradients_OO.cpu()
+        tensors[f"{name}.inputs"], tensors[f"{name}.gradients"] = each.inputs_II, each.gradients_OO
     counts = {name: [each.positions, each.effective_samples] for name, each in factors.items()}
-    with atomic_output(path, overwrite=overwrite, nbytes=sum(t.nbytes for t in tensors.values())) as target:
-        save_file(tensors, target, metadata={"format": FORMAT, "counts": json.dumps(counts)})
+    save_tagged(tensors, path, kind=KIND, about=counts, overwrite=overwrite)
 
 
 def load_kfac(path: str | os.PathLike[str]) -> dict[str, KroneckerFactors]:
@@ -190,21 +182,14 @@ def load_kfac(path: str | os.PathLike[str]) -> dict[str, KroneckerFactors]:
     ...     load_kfac(f"{folder}/kfac.safetensors")["fc"].gradients_OO.shape
     torch.Size([3, 3])
     """
-    reader = CheckpointReader(path)
-    if reader.metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} holds no curvature factors", found=reader.metadata.get("format"), expected=FORMAT
-        )
-    counts = parse_json(reader.metadata.get("counts", ""), str(path))
-    try:
-        return {
-            name: KroneckerFactors(
-                reader.tensor(f"{name}.inputs"), reader.tensor(f"{name}.gradients"), positions, effective
-            )
-            for name, (positions, effective) in counts.items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
+    return load_tagged(
+        path,
+        KIND,
+        lambda reader, counts: {
+            name: KroneckerFactors(reader.tensor(f"{name}.inputs"), reader.tensor(f"{name}.gradients"), *count)
+            for name, count in counts.items()
+        },
+    )
 
 
 class _Sums:

@@ -130,7 +130,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
                    REQUIRED if role.required else None)
         for role in signature.networks
     ]  # fmt: skip
-    data = [option for role in signature.data for option in _source(role, alone=len(signature.data) == 1)]
+    data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
     trains = any(role.kind == "samples" for role in signature.data)
     control = typer.Option(help="Text on which the model should not become worse.", rich_help_panel=DATA)
     stream = typer.Option(

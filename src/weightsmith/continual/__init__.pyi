@@ -1,3 +1,7 @@
+from ._class_incremental import (
+    class_incremental_loss as class_incremental_loss,
+    clip_weights_hook as clip_weights_hook,
+)
 from ._classp import CLASSP as CLASSP, classp as classp
 from ._dkvb import (
     BottleneckClassifier as BottleneckClassifier,
@@ -11,7 +15,5 @@ from ._weight_aligning import (
     align_classifier as align_classifier,
     align_state_dict as align_state_dict,
     aligned as aligned,
-    class_incremental_loss as class_incremental_loss,
-    clip_weights_hook as clip_weights_hook,
     weight_aligning as weight_aligning,
 )

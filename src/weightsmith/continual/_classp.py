@@ -20,20 +20,18 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightsmith.continual._growth import padded
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CheckpointError, HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.io import CheckpointReader, atomic_output, check_output
+from weightsmith.core.io import CheckpointReader, check_output, load_tagged, save_tagged
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, training_method
 
 __all__ = ["CLASSP", "classp"]
 
-FORMAT = "weightsmith-classp"
 """What the files of accumulators say they are."""
 
 
@@ -467,31 +465,33 @@ def _check(group: Mapping[str, Any], number: int) -> None:
 
 def _save_sums(optimizer: CLASSP, path: Path) -> None:
     """Write the accumulators, by the parameters' names."""
-    sums = {name: optimizer.state[p]["sum"].cpu().contiguous() for name, p in optimizer._named() if optimizer.state[p]}
-    about = {"format": FORMAT, "power": str(optimizer.param_groups[0]["power"])}
-    with atomic_output(path, overwrite=True, nbytes=sum(value.nbytes for value in sums.values())) as target:
-        save_file(sums, target, metadata=about)
+    sums = {name: optimizer.state[p]["sum"] for name, p in optimizer._named() if optimizer.state[p]}
+    about = {"power": optimizer.param_groups[0]["power"]}
+    save_tagged(sums, path, kind="accumulators", about=about, overwrite=True)
 
 
 def _load_sums(optimizer: CLASSP, path: Path) -> int:
     """Read accumulators and return how many; rows that a head has since gained start at zero."""
-    reader, power = CheckpointReader(path), optimizer.param_groups[0]["power"]
-    if reader.metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} holds no accumulators", found=reader.metadata.get("format"), expected=FORMAT)
-    if float(reader.metadata["power"]) != power:
-        raise CheckpointError(
-            f"accumulators in {path}",
-            found=f"sums of power {reader.metadata['power']}",
-            expected=power,
-            do="Keep one power for all tasks.",
-        )
-    found = 0
-    for name, parameter in optimizer._named():
-        if name in reader.specs:
-            optimizer.state[parameter]["sum"] = padded(
-                name, reader.tensor(name).to(parameter.device, _wide(parameter.dtype)), parameter.shape
+
+    def build(reader: CheckpointReader, about: Any) -> dict[Tensor, Tensor]:
+        power = optimizer.param_groups[0]["power"]
+        if float(about["power"]) != power:
+            raise CheckpointError(
+                f"accumulators in {path}",
+                found=f"sums of power {about['power']}",
+                expected=power,
+                do="Keep one power for all tasks.",
             )
-            found += 1
-    if not found:
-        raise CheckpointError(f"{path} belongs to another model", found=list(reader.specs)[:3])
-    return found
+        found = {
+            parameter: padded(name, reader.tensor(name).to(parameter.device, _wide(parameter.dtype)), parameter.shape)
+            for name, parameter in optimizer._named()
+            if name in reader.specs
+        }
+        if not found:
+            raise CheckpointError(f"{path} belongs to another model", found=list(reader.specs)[:3])
+        return found
+
+    sums = load_tagged(path, "accumulators", build)
+    for parameter, total in sums.items():
+        optimizer.state[parameter]["sum"] = total
+    return len(sums)

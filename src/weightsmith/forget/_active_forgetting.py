@@ -216,7 +216,7 @@ def random_rows(
     """Replace the embedding rows of some tokens of a batch, for one forward and backward pass: for fine-tuning.
 
     A full reset would destroy a trained model. Here every distinct token of the batch but padding gets a random row
-    with a probability; afterwards the old rows are back, and the embedding has no gradient.
+    with a probability; afterwards the old rows are back, and the embedding has gained no gradient.
 
     Parameters
     ----------
@@ -260,14 +260,14 @@ def random_rows(
     ids = input_ids.unique().cpu()
     ids = ids[ids != (-1 if module.padding_idx is None else module.padding_idx)]
     chosen = ids[torch.rand(len(ids), generator=generator) < p].to(weight.device)
-    held = weight.detach()[chosen].clone()
+    held, gradient, weight.grad = weight.detach()[chosen].clone(), weight.grad, None
     drawn = torch.randn(len(chosen), weight.shape[1], generator=generator).mul_(deviation)
     try:
         weight.data[chosen] = drawn.to(weight)
         yield chosen
     finally:
         weight.data[chosen] = held
-        weight.grad = None
+        weight.grad = gradient
 
 
 def _embedding(model: nn.Module, embedding: nn.Embedding | None) -> nn.Embedding:

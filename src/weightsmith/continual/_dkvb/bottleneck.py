@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
+from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.statistics import all_reduce_sum
-from weightsmith.core.training import check_labels
+from weightsmith.core.training import check_labels, modes_restored
 
 __all__ = ["DiscreteKeyValueBottleneck"]
 
@@ -317,17 +318,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
                 distributed.broadcast(others_CJK, 0)
             self.keys.copy_(torch.where((self.sizes < threshold)[..., None], others_CJK, self.keys))
 
-    def partial_fit(
-        self,
-        features: Float[Tensor, "N D"],
-        labels: Integer[Tensor, "N"],
-        *,
-        epochs: int = 1,
-        learning_rate: float = 0.0375,
-        batch_size: int = 256,
-        label_smoothing: float = 0.1,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def partial_fit(self, features: Float[Tensor, "N D"], labels: Integer[Tensor, "N"], **options: Any) -> None:
         """Learn from samples, of old classes, new ones or both; values that they do not use stay unchanged to the bit.
 
         Parameters
@@ -336,20 +327,12 @@ class DiscreteKeyValueBottleneck(nn.Module):
             Of the samples.
         labels : Tensor of shape (N,)
             Their classes.
-        epochs, learning_rate, batch_size, label_smoothing, generator
-            As for :meth:`fit_codes`.
+        **options
+            ``epochs``, ``learning_rate``, ``batch_size``, ``label_smoothing`` and ``generator`` of :meth:`fit_codes`.
         """
-        with _mode(self, training=True):
-            codes = self.encode(features)
-        self.fit_codes(
-            codes,
-            labels,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            label_smoothing=label_smoothing,
-            generator=generator,
-        )
+        with modes_restored(self):
+            codes = self.train().encode(features)
+        self.fit_codes(codes, labels, **options)
 
     @torch.no_grad()
     def fit_codes(
@@ -444,7 +427,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         return float((self.counts == 0).float().mean())
 
     def _trained_only(self, features: Tensor) -> Tensor:
-        with _mode(self, training=False):
+        with evaluation_mode(self):
             return self(features)
 
     def _checked(self, features: Tensor) -> Tensor:
@@ -521,16 +504,3 @@ def nearest(
             far_BRJ = torch.baddbmm(lengths_BJ[:, None], heads_BRK, keys_BJK.transpose(1, 2), alpha=-2)
             found_NC[row : row + rows, part] = far_BRJ.min(2).indices.T
     return found_NC
-
-
-class _mode:
-    """A module in training or evaluation mode within a block."""
-
-    def __init__(self, module: nn.Module, *, training: bool) -> None:
-        self.module, self.training, self.before = module, training, module.training
-
-    def __enter__(self) -> None:
-        self.module.train(self.training)
-
-    def __exit__(self, *_: object) -> None:
-        self.module.train(self.before)

@@ -20,6 +20,7 @@ from weightsmith.core.io import atomic_output, read_json
 from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.models import evaluation_mode, get_module
 from weightsmith.core.progress import track
+from weightsmith.core.training import modes_restored
 from weightsmith.embedded import open_model
 
 __all__ = ["BottleneckClassifier"]
@@ -135,11 +136,8 @@ class BottleneckClassifier(nn.Module):
     def encode(self, batches: Batches) -> Integer[Tensor, "N C"]:
         """Return the codes of all batches, for the bottleneck's ``fit_codes``."""
         bottleneck, features = self._made, self._features_of(batches)
-        mode = bottleneck.training
-        try:
+        with modes_restored(bottleneck):
             return bottleneck.train().encode(features)
-        finally:
-            bottleneck.train(mode)
 
     def partial_fit(self, training: Samples, *, batch_size: int = 32, **options: Any) -> None:
         """Learn from samples, mappings with ``labels`` or pairs; values that they do not use stay unchanged.

@@ -47,3 +47,4 @@ from ._pretrained import (
     model_class as model_class,
     save_model as save_model,
 )
+from ._tagged import load_tagged as load_tagged, save_tagged as save_tagged

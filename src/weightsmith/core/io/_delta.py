@@ -5,26 +5,21 @@ Values are the new weights themselves and not differences, so that base and delt
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int, Shaped
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightsmith.core.errors import CheckpointError, LayerNotFoundError, ShapeError
-from weightsmith.core.io._atomic import atomic_output
-from weightsmith.core.io._checkpoint import CheckpointReader
-from weightsmith.core.io._json import parse_json
+from weightsmith.core.io._tagged import load_tagged, save_tagged
 
 __all__ = ["Part", "SparseDelta", "apply_delta", "load_delta", "matching", "save_delta"]
 
-FORMAT = "weightsmith-sparse-delta"
+KIND = "sparse delta"
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of an element's size: equal bits, not equal numbers, are the same weight (0 and -0 are not)."""
 
@@ -109,16 +104,11 @@ def save_delta(delta: SparseDelta, path: str | os.PathLike[str], *, overwrite: b
     CheckpointError
         If the file exists and ``overwrite`` is off, its name ends otherwise, or it cannot be written.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"delta file {path.name!r}", expected="a name that ends in .safetensors")
     tensors = {}
     for name, part in delta.parts.items():
-        tensors[f"{name}.index"] = part.index.cpu().contiguous()
-        tensors[f"{name}.value"] = part.value.cpu().contiguous()
+        tensors[f"{name}.index"], tensors[f"{name}.value"] = part.index, part.value
     parts = {name: {"shape": list(p.shape), "checksum": p.checksum} for name, p in delta.parts.items()}
-    with atomic_output(path, overwrite=overwrite, nbytes=delta.nbytes) as target:
-        save_file(tensors, target, metadata={"format": FORMAT, "parts": json.dumps(parts)})
+    save_tagged(tensors, path, kind=KIND, about=parts, overwrite=overwrite)
 
 
 def load_delta(path: str | os.PathLike[str]) -> SparseDelta:
@@ -138,21 +128,18 @@ def load_delta(path: str | os.PathLike[str]) -> SparseDelta:
     ...     load_delta(f"{folder}/lift.safetensors").parts["w"].value
     tensor([1., 1.])
     """
-    reader = CheckpointReader(path)
-    if reader.metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no sparse delta", found=reader.metadata.get("format"), expected=FORMAT)
-    parts = parse_json(reader.metadata.get("parts", ""), str(path))
-    try:
-        return SparseDelta(
+    return load_tagged(
+        path,
+        KIND,
+        lambda reader, parts: SparseDelta(
             {
                 name: Part(
                     reader.tensor(f"{name}.index"), reader.tensor(f"{name}.value"), tuple(p["shape"]), p["checksum"]
                 )
                 for name, p in parts.items()
             }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
+        ),
+    )
 
 
 @torch.no_grad()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weightsmith.core.errors import CheckpointError, LayerNotFoundError, ShapeError
-from weightsmith.core.io import CheckpointReader, atomic_output, parse_json
+from weightsmith.core.errors import LayerNotFoundError, ShapeError
+from weightsmith.core.io import load_tagged, save_tagged
 
 __all__ = ["WeightMask", "masked_updates"]
 
-FORMAT = "weightsmith-weight-mask"
+KIND = "weight mask"
 
 
 class WeightMask(Mapping[str, Tensor]):
@@ -102,13 +99,9 @@ class WeightMask(Mapping[str, Tensor]):
         CheckpointError
             If the file exists and ``overwrite`` is off, its name ends otherwise, or it cannot be written.
         """
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"mask file {path.name!r}", expected="a name that ends in .safetensors")
         bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in self.masks.items()}
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
-        with atomic_output(path, overwrite=overwrite, nbytes=sum(map(len, bits.values()))) as target:
-            save_file(bits, target, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+        save_tagged(bits, path, kind=KIND, about=shapes, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WeightMask:
@@ -127,14 +120,11 @@ class WeightMask(Mapping[str, Tensor]):
         ...     WeightMask.load(f"{folder}/mask.safetensors")["w"]
         tensor([[ True, False,  True]])
         """
-        reader = CheckpointReader(path)
-        if reader.metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no weight mask", found=reader.metadata.get("format"), expected=FORMAT)
-        shapes = parse_json(reader.metadata.get("shapes", ""), str(path))
-        try:
-            return cls({name: _unpacked(reader.tensor(name), shape) for name, shape in shapes.items()})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
+        return load_tagged(
+            path,
+            KIND,
+            lambda reader, shapes: cls({name: _unpacked(reader.tensor(name), shape) for name, shape in shapes.items()}),
+        )
 
 
 def _unpacked(bits: Tensor, shape: Sequence[int]) -> Tensor:

@@ -114,7 +114,8 @@ def set_errors(model: nn.Module, sets: Mapping[str, Samples], distance: Distance
 def frozen_note(model: nn.Module) -> list[str]:
     """Say which parameters did not take part."""
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    return [f"{len(frozen)} frozen parameters did not change: {', '.join(frozen)}."] if frozen else []
+    more = ", ..." if len(frozen) > 3 else ""
+    return [f"{len(frozen)} frozen parameters did not change: {', '.join(frozen[:3])}{more}."] if frozen else []
 
 
 def _digest(sample: Any) -> bytes:

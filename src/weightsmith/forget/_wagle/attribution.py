@@ -194,6 +194,7 @@ def attribute_weights(
         for name, score in scores.items():
             score.mul_(weights[name].detach()).abs_()
     else:
+        # all samples to retain; the authors draw as many at random as there are to forget
         retained, more_skipped, _ = _mean_gradient(model, weights, retain, "retain", per, batch_size)
         skipped += more_skipped
         balance = _balance(retained, weights, gamma)

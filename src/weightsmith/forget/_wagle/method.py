@@ -19,7 +19,7 @@ from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, refuse_adapters, training_method
 from weightsmith.forget._measures import answer_probabilities, generated_answers, membership_auc, rouge_l, truth_ratios
 from weightsmith.forget._shared.mask import WeightMask
-from weightsmith.forget._shared.sets import held_out
+from weightsmith.forget._shared.sets import frozen_note, held_out
 from weightsmith.forget._unlearn import Objective, check_objective, refusals, unlearn
 from weightsmith.forget._wagle.attribution import Method, WeightScores, attribute_weights
 
@@ -50,7 +50,7 @@ def wagle(
     retain_weight: float = 1.0,
     beta: float | None = None,
     reduction: Literal["token_mean", "sequence_sum"] = "token_mean",
-    controls: Sequence[Literal["random", "dense"]] = ("random", "dense"),
+    controls: bool = True,
     save_delta: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     generator: torch.Generator | None = None,
@@ -84,9 +84,9 @@ def wagle(
         Of NPO and SimNPO; by default 0.1 and 2.5.
     reduction : {"token_mean", "sequence_sum"}, default: "token_mean"
         Whether NPO compares log-likelihoods averaged over the tokens or summed.
-    controls : sequence of {"random", "dense"}, default: ("random", "dense")
-        What else is run from the same start and reported beside: a random mask of the same density, and all weights.
-        Each takes as long as the method itself.
+    controls : bool, default: True
+        Also run a random mask of the same density, and all weights, from the same start, and report them beside. Each
+        takes as long as the method itself.
     save_delta : path, optional
         Also write the changed weights to this ``.safetensors`` file, see :func:`weightsmith.forget.apply_delta`. An
         older delta there is replaced.
@@ -131,8 +131,6 @@ def wagle(
     if not 0 < density <= 1:
         raise HyperparameterError("density", found=density, expected="0 < density <= 1")
     check_objective(objective, retain_weight, beta, tokenizer)
-    if unknown := set(controls) - {"random", "dense"}:
-        raise HyperparameterError("controls", found=sorted(unknown), expected="'random', 'dense'")
     refuse_adapters(model)
     _check_delta(save_delta)
     seed = draw_seed(generator)
@@ -148,19 +146,19 @@ def wagle(
             warnings.simplefilter("ignore")  # they are among the notes
             scores = attribute(method=attribution, batch_size=options["batch_size"])
         masks: dict[str, WeightMask | None] = {}
-        if "dense" in controls:
-            masks["all weights"] = None
-        if "random" in controls:
-            masks["random mask"] = attribute(method="random").top(density)
+        if controls:
+            masks |= {"all weights": None, "random mask": attribute(method="random").top(density)}
         masks["wagle"] = mask = scores.top(density)
         scores.scores.clear()
-        base = {name: weight.detach().clone() for name, weight in model.named_parameters() if name in mask}
-        measure = partial(_measures, model, sets, paraphrased, perturbed)
+        base = {name: tensor.clone() for name, tensor in _changing(model, mask).items()}
+        measure = partial(_measures, model, sets, paraphrased, perturbed, tokenizer)
         result.before, told = measure(), _answer(model, forget, tokenizer)
         steps = max(1, len(forget) * options["epochs"] // (options["batch_size"] * options["accumulation_steps"]))
         arms = {}
         for name, chosen in masks.items():
-            _restore(model, base)
+            with torch.no_grad():
+                for key, tensor in _changing(model, mask).items():
+                    tensor.copy_(base[key])
             watch = _Watch(model, sets, max(1, steps // POINTS), result.before)
             run = unlearn(
                 model,
@@ -183,12 +181,12 @@ def wagle(
         if told:
             answers = {"before": told["answer"], "after": _answer(model, forget, tokenizer)["answer"]}
             result.samples = {"prompt": told["prompt"], **answers}
-        delta = io.SparseDelta.between(base, {name: p for name, p in model.named_parameters() if name in mask})
-        for name, weight in base.items():
-            changed = len(delta.parts[name].index) / weight.numel()
-            result.layer(name, density=float(mask[name].float().mean()), changed=changed)
+        delta = io.SparseDelta.between(base, _changing(model, mask))
+        changed = {name: len(delta.parts[name].index) for name in mask}
+        for name, own in mask.items():
+            result.layer(name, density=float(own.float().mean()), changed=changed[name] / own.numel())
         result.totals = {"trainable": mask.count, "weights": mask.size, "density": mask.density}
-        result.totals["changed"] = sum(len(part.index) for part in delta.parts.values()) / mask.size
+        result.totals["changed"] = sum(changed.values()) / mask.size
         result.notes += _notes(result, arms, scores, model, retain_weight if objective != "ascent" else 0.0)
         if save_delta is not None:
             io.save_delta(delta, save_delta, overwrite=True)
@@ -210,7 +208,11 @@ class _Watch:
 
 
 def _measures(
-    model: nn.Module, sets: Mapping[str, Samples], paraphrased: Samples | None, perturbed: Samples | None
+    model: nn.Module,
+    sets: Mapping[str, Samples],
+    paraphrased: Samples | None,
+    perturbed: Samples | None,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, float]:
     heads = {name: take(samples, 0, MEASURED) for name, samples in sets.items()}
     found = {f"probability_{name}": float(answer_probabilities(model, each).mean()) for name, each in heads.items()}
@@ -218,7 +220,8 @@ def _measures(
     if _writes(model):
         for name, samples in heads.items():
             answers = generated_answers(model, take(samples, 0, MEASURED // 4))
-            found[f"rouge_l_{name}"] = sum(rouge_l(ours, theirs) for _, ours, theirs in answers) / len(answers)
+            recalls = [rouge_l(_words(tokenizer, ours), _words(tokenizer, theirs)) for _, ours, theirs in answers]
+            found[f"rouge_l_{name}"] = sum(recalls) / len(recalls)
     if paraphrased is not None and perturbed is not None:
         found["truth_ratio"] = float(truth_ratios(model, paraphrased, perturbed).mean())
     return found
@@ -239,11 +242,17 @@ def _answer(model: nn.Module, forget: Samples, tokenizer: PreTrainedTokenizerBas
     return {"prompt": str(tokenizer.decode(prompt)), "answer": str(tokenizer.decode(answer))}
 
 
-@torch.no_grad()
-def _restore(model: nn.Module, base: Mapping[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if name in base:
-            parameter.copy_(base[name])
+def _changing(model: nn.Module, mask: WeightMask) -> dict[str, Tensor]:
+    """What a run may change: the weights of the mask, and buffers such as the statistics of batch normalization."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in mask}
+    return weights | {
+        name: tensor for name, tensor in model.state_dict().items() if name in dict(model.named_buffers())
+    }
+
+
+def _words(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> Sequence[Any]:
+    """The text of an answer; without a tokenizer its token ids are compared."""
+    return ids if tokenizer is None else str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _check_delta(path: Path | None) -> None:
@@ -283,9 +292,7 @@ def _notes(
                 f"{key} {measured[f'probability_{key}']:.3g}" for key in ("forgotten", "retained", "neither")
             )
             notes.append(f"With {name.replace('random', 'a random')} instead, probability of the answers: {values}.")
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if frozen:
-        notes.append(f"{len(frozen)} frozen parameters such as {frozen[0]!r} have no score and did not change.")
+    notes += frozen_note(model)
     notes += scores.notes
     if scores.skipped:
         notes.append(f"{scores.skipped} batches had no label that counts.")
