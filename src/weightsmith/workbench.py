@@ -141,7 +141,7 @@ class Workbench:
         result = self.call(signature, values)
         self._state = self._look()
         result.before, result.after = before[0] | result.before, self._state[0] | result.after
-        if self._state[1]:
+        if self._state[1] and not result.samples:  # a method may show what its data ask
             told = {"before": before[1], "after": self._state[1]}
             result.samples = {"prompt": PROMPT, **{when: text for when, text in told.items() if text}}
         return result

@@ -20,7 +20,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.models import find_layers
-from weightsmith.forget import apply_delta, curvature_edit, edit_matrix, kept_directions, recitation
+from weightsmith.forget import apply_delta, curvature_edit, edit_matrix, kept_directions, ranking_agreement, recitation
 from weightsmith.testing import samples, tiny
 
 W = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -217,6 +217,16 @@ def test_check_9_levenshtein():
     assert (found.strict, found.loose) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert found.distance == pytest.approx((0.5 + 0.0 + 0.25) / 3)
     assert recitation([((), (1, 2))]).distance == 1.0
+
+
+def test_check_9_ranking_agreement():
+    before = torch.randn(4, 30)
+    torch.testing.assert_close(ranking_agreement(before, before), torch.ones(4))
+    assert float(ranking_agreement(before, -before).max()) == 0.0
+    with pytest.raises(HyperparameterError, match="k"):
+        ranking_agreement(before, before, k=31)
+    with pytest.raises(ShapeError, match="after the edit"):
+        ranking_agreement(before, before[:2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

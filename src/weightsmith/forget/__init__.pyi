@@ -11,6 +11,7 @@ from ._curvature_edit import (
     curvature_edit as curvature_edit,
     edit_matrix as edit_matrix,
     kept_directions as kept_directions,
+    ranking_agreement as ranking_agreement,
     recitation as recitation,
 )
 from ._finetune_on_retain import finetune_on_retain as finetune_on_retain

@@ -41,7 +41,15 @@ from weightsmith.core.results import Result, record
 from weightsmith.core.training import check_finite, refuse_adapters
 from weightsmith.forget._measures import answer_probabilities, generated_answers
 
-__all__ = ["CurvatureEdit", "Recitation", "curvature_edit", "edit_matrix", "kept_directions", "recitation"]
+__all__ = [
+    "CurvatureEdit",
+    "Recitation",
+    "curvature_edit",
+    "edit_matrix",
+    "kept_directions",
+    "ranking_agreement",
+    "recitation",
+]
 
 Criterion = Literal["mass", "loss"]
 
@@ -385,6 +393,47 @@ def recitation(answers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Recita
         sum(1 - distance >= 0.75 for distance in distances) / len(distances),
         sum(distances) / len(distances),
     )
+
+
+def ranking_agreement(
+    before: Float[Tensor, "... vocabulary"], after: Float[Tensor, "... vocabulary"], *, k: int = 10
+) -> Float[Tensor, "..."]:
+    """Compare the most likely tokens of an edited model with those of the model before (nDCG, as the paper has it).
+
+    A token of the edited model's ``k`` most likely ones counts ``k`` at the first rank down to 1 at the last, if it is
+    among those of the model before, discounted by the logarithm of its rank.
+
+    Parameters
+    ----------
+    before, after : Tensor of shape (..., vocabulary)
+        Logits of both models at the same positions.
+    k : int, default: 10
+        How many tokens, 1 to the size of the vocabulary.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        In [0, 1]; 1 where both have the same tokens.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``k`` is out of range.
+    ShapeError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> round(ranking_agreement(torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([2.0, 4.0, 1.0, 3.0]), k=3).item(), 6)
+    0.735007
+    """
+    if before.shape != after.shape:
+        raise ShapeError("logits after the edit", found=tuple(after.shape), expected=tuple(before.shape))
+    if not 1 <= k <= before.shape[-1]:
+        raise HyperparameterError("k", found=k, expected=f"1 to {before.shape[-1]}")
+    theirs, ours = before.topk(k).indices, after.topk(k).indices
+    worth = torch.arange(k, 0, -1, device=ours.device) / torch.arange(2, k + 2, device=ours.device).log2()
+    return ((ours[..., :, None] == theirs[..., None, :]).any(-1) * worth).sum(-1) / worth.sum()
 
 
 def _levenshtein(ours: Sequence[int], theirs: Sequence[int]) -> int:

@@ -34,7 +34,15 @@ BETTER = {
 }
 """Measures whose direction is known: +1 where more is better, -1 where less is."""
 
-NAMES = {"nonzero": "non-zero weights", "bytes": "size", "tokens_per_second": "tokens per second"}
+NAMES = {
+    "membership_auc": "membership AUC",
+    "rouge_l_forgotten": "ROUGE-L, forgotten",
+    "rouge_l_neither": "ROUGE-L, neither",
+    "rouge_l_retained": "ROUGE-L, retained",
+    "nonzero": "non-zero weights",
+    "bytes": "size",
+    "tokens_per_second": "tokens per second",
+}
 SPREAD = "_spread"
 """What the name of a measure's spread ends with."""
 

@@ -75,7 +75,10 @@ def curves(told: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         points = [(n, value) if isinstance(value, (int, float)) else value for n, value in enumerate(values, 1)]
         lines = figures.setdefault(title, [])
         lines.append(_line(line or name, [(x, y, f"step {x}") for x, y in points], len(lines)))
-    return [{"title": format.label(title), "lines": lines, "axis": "step"} for title, lines in figures.items()]
+    return [
+        {"title": format.label(title), "lines": lines, "axis": "step", "legend": len(lines) > 1}
+        for title, lines in figures.items()
+    ]
 
 
 def overview(results: Sequence[Record]) -> list[dict[str, Any]]:
