@@ -76,7 +76,7 @@ def curves(told: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         lines = figures.setdefault(title, [])
         lines.append(_line(line or name, [(x, y, f"step {x}") for x, y in points], len(lines)))
     return [
-        {"title": format.label(title), "lines": lines, "axis": "step", "legend": len(lines) > 1}
+        {"title": format.label(title), "lines": lines, "axis": "step", **({"legend": True} if len(lines) > 1 else {})}
         for title, lines in figures.items()
     ]
 
