@@ -1,4 +1,4 @@
-"""WAGLE: masks keep knowledge that no set names; which weights they hold matters for the speed of forgetting only.
+"""WAGLE: at equal forgetting masks keep no more of what no set names; the choice of weights matters for speed only.
 
 A network learns 960 facts (120 invented people, eight attributes) by heart. The facts of 12 people are to be forgotten
 and those of 72 retained; the other 36 people are in neither set. NPO for 150 steps through all weights, or through the
