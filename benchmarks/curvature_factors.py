@@ -17,7 +17,7 @@ from weightsmith.core.data import token_ids, token_windows
 from weightsmith.core.models import find_layers
 from weightsmith.embedded import load, text
 
-WINDOW, BATCH, COUNT = 256, 4, 16
+WINDOW, BATCH, COUNT = 256, 4, 8
 BLOCKS = 21, 22, 23
 
 

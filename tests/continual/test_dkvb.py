@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from processes import two_processes
 from weightsmith.continual import BottleneckClassifier, DiscreteKeyValueBottleneck
 from weightsmith.continual._dkvb import bottleneck as module
 from weightsmith.core.errors import (
@@ -247,6 +248,48 @@ def test_classes_in_turn_end_where_all_at_once_do():
     accuracy = [(each.predict(x[test]) == labels[test]).float().mean().item() for each in (made, both)]
     assert accuracy[0] > 0.85
     assert abs(accuracy[0] - accuracy[1]) < 0.04
+
+
+def test_two_processes_place_the_keys_of_one_and_count_the_pairs_of_both(tmp_path):
+    script = """
+    import sys, torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    from weightsmith.continual import DiscreteKeyValueBottleneck
+    dist.init_process_group("gloo")
+    rank, folder = dist.get_rank(), sys.argv[1]
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    own = torch.Generator().manual_seed(0 if rank == 0 else 99)
+    for start, dead_factor in (("normal", 0.0), ("samples", 0.1), ("kmeans", 0.1)):
+        made = DiscreteKeyValueBottleneck(
+            6, 2, codebooks=4, pairs=8, key_dim=3, dead_factor=dead_factor, generator=own
+        )
+        made.init_keys(x[rank::2], start=start, passes=5, batch_size=32, generator=own)
+        torch.save(made.state_dict(), f"{folder}/{start}-{rank}.pt")
+    model = DistributedDataParallel(made)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for part in x[rank::2].split(8):
+        torch.nn.functional.cross_entropy(model(part), torch.full((8,), rank)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save(made.state_dict(), f"{folder}/trained-{rank}.pt")
+    """
+    two_processes(script, tmp_path, tmp_path)
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    for name in ("normal", "samples", "kmeans", "trained"):
+        first, second = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
+        for key in first:
+            assert torch.equal(first[key], second[key]), (name, key)
+        assert first["sizes"].sum(1).tolist() == pytest.approx([64.0] * 4, rel=1e-5 if name != "normal" else 1.0)
+    generator = torch.Generator().manual_seed(0)
+    one = DiscreteKeyValueBottleneck(6, 2, codebooks=4, pairs=8, key_dim=3, dead_factor=0.0, generator=generator)
+    one.init_keys(x, start="normal", passes=5, batch_size=64, generator=generator)
+    there = torch.load(tmp_path / "normal-0.pt")
+    torch.testing.assert_close(there["keys"], one.keys, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(there["sizes"], one.sizes)
+    trained = torch.load(tmp_path / "trained-0.pt")
+    assert trained["counts"].sum(1).tolist() == [64] * 4
+    assert (trained["values"].any(1) <= trained["counts"].flatten().bool()).all()
 
 
 def test_half_precision_features_are_compared_in_float32():

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import Layer
 
-__all__ = ["Gram", "InputStatistics", "all_reduce_sum"]
+__all__ = ["Gram", "InputStatistics", "all_reduce_sum", "broadcast_first"]
 
 
 class InputStatistics:
@@ -154,3 +154,10 @@ def all_reduce_sum(*tensors: Tensor) -> None:
     if distributed.is_available() and distributed.is_initialized():
         for tensor in tensors:
             distributed.all_reduce(tensor)
+
+
+def broadcast_first(*tensors: Tensor) -> None:
+    """Give every process of ``torch.distributed`` the first one's tensors, in place; nothing to do in one process."""
+    if distributed.is_available() and distributed.is_initialized():
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)

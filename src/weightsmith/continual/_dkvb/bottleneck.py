@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.statistics import all_reduce_sum, broadcast_first
 from weightsmith.core.training import check_labels, modes_restored
 
 __all__ = ["DiscreteKeyValueBottleneck"]
@@ -160,11 +160,11 @@ class DiscreteKeyValueBottleneck(nn.Module):
         """Return the mean over codebooks of the values of the nearest keys.
 
         In training mode every pair is looked up, and those that were are counted; a loss of the result trains
-        ``values`` in any loop.
+        ``values`` in any loop. With ``torch.distributed``, those of all processes are counted.
         """
         codes = self.encode(features)
         if self.training and torch.is_grad_enabled():
-            self._count(codes)
+            self._count(codes, everywhere=True)
         return self.look_up(codes)
 
     def look_up(self, codes: Integer[Tensor, "N C"]) -> Float[Tensor, "N O"]:
@@ -254,8 +254,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
         Notes
         -----
-        With ``torch.distributed``, each process has samples of its own, as many as the others; sums are added up, and
-        keys that replace dead ones are those of the first process.
+        With ``torch.distributed``, each process has samples of its own, as many as the others. Sums are added up; the
+        projection, the first keys and those that replace dead ones are those of the first process.
         """
         if not len(features):
             raise CalibrationError("no features to place keys at", expected="at least one sample")
@@ -272,6 +272,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         try:
             self.placed.fill_(False)
             self.sizes.zero_()
+            broadcast_first(self.keys, *([self.projection] if self.splitter == "random_projection" else []))
             if start != "normal":
                 self._start_at(features, start == "kmeans", batch_size, generator)
             self.averages.copy_(self.keys * (1 if start == "normal" else self.sizes[..., None]))
@@ -314,8 +315,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
             drawn_CJ = torch.randint(len(features), (self.codebooks, self.pairs), generator=generator)
             codebook_C1 = torch.arange(self.codebooks, device=heads_NCK.device)[:, None]
             others_CJK = heads_NCK[drawn_CJ.to(heads_NCK.device), codebook_C1]
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.broadcast(others_CJK, 0)
+            broadcast_first(others_CJK)
             self.keys.copy_(torch.where((self.sizes < threshold)[..., None], others_CJK, self.keys))
 
     def partial_fit(self, features: Float[Tensor, "N D"], labels: Integer[Tensor, "N"], **options: Any) -> None:
@@ -451,8 +451,10 @@ class DiscreteKeyValueBottleneck(nn.Module):
         """Rows of the values."""
         return codes.to(self.values.device, torch.long) + self._offsets()
 
-    def _count(self, codes: Integer[Tensor, "N C"]) -> None:
+    def _count(self, codes: Integer[Tensor, "N C"], *, everywhere: bool = False) -> None:
         hits = torch.bincount(self._rows(codes).flatten(), minlength=self.counts.numel())
+        if everywhere:
+            all_reduce_sum(hits)
         self.counts += hits.view_as(self.counts)
 
     def _start_at(self, features: Tensor, kmeans: bool, batch_size: int, generator: torch.Generator | None) -> None:
@@ -466,9 +468,10 @@ class DiscreteKeyValueBottleneck(nn.Module):
             taken = features[rows.to(features.device)].to(self.keys.device, torch.float32)
             taken = taken @ self.projection[:, own].float() if self.splitter == "random_projection" else taken[:, own]
             self.keys[codebook] = taken
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.broadcast(self.keys, 0)
-        self.sizes.fill_(min(batch_size, count) / wanted)
+        broadcast_first(self.keys)
+        batch = self.sizes.new_tensor(float(min(batch_size, count)))
+        all_reduce_sum(batch)
+        self.sizes.fill_(batch / wanted)
         for _ in range(KMEANS_ROUNDS if kmeans else 0):
             hits, sums = torch.zeros_like(self.sizes).flatten(), torch.zeros_like(self.keys).flatten(0, 1)
             for part in features.split(batch_size):

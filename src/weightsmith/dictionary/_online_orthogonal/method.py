@@ -39,14 +39,15 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, distributed
+from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite, lowest_k_mask
+from weightsmith.core.statistics import broadcast_first
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
 from weightsmith.dictionary._shared.checks import choice, integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor
-from weightsmith.dictionary._shared.processes import gather, is_shared
+from weightsmith.dictionary._shared.processes import gather
 
 __all__ = ["OnlineOrthogonalDictionary"]
 
@@ -381,8 +382,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
             basis_NN, upper_NN = torch.linalg.qr(start_NN)
             start_NN = basis_NN * upper_NN.diagonal().sign()
         start_NN = start_NN.to(torch.device(self.device), dtype)
-        if is_shared():
-            distributed.broadcast(start_NN, 0)
+        broadcast_first(start_NN)
         if width > SVD_LIMIT and self.polar == "svd":
             warnings.warn(f"a decomposition of {width} x {width} per step is slow: try polar='auto'", stacklevel=3)
         return FrankWolfe(start_NN)
