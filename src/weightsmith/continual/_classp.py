@@ -32,8 +32,6 @@ from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapter
 
 __all__ = ["CLASSP", "classp"]
 
-"""What the files of accumulators say they are."""
-
 
 class CLASSP(torch.optim.Optimizer):
     r"""AdaGrad with a free power, and a threshold below which a gradient does nothing.

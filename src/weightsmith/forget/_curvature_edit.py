@@ -36,7 +36,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.models import Layer, block_layers, find_blocks, find_layers, unreached, writable
+from weightsmith.core.models import Layer, find_blocks, find_layers, unreached, writable
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import check_finite, refuse_adapters
 from weightsmith.forget._measures import answer_probabilities, generated_answers
@@ -236,7 +236,7 @@ def curvature_edit(
                 layer.weight.data.copy_(before[layer.name])
             raise
         result.totals = {"layers": len(layers), "predicted_loss": sum(row["predicted_loss"] for row in result.layers)}
-        result.notes += unreached(model, block_layers(model))
+        result.notes += unreached(model, find_layers(model))
     return result
 
 

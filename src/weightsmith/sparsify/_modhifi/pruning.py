@@ -389,5 +389,6 @@ def _set_sizes(model: nn.Module, old: Any, new: Any) -> None:
 
 
 def _without_moments(layer: Layer, c: Channels) -> Consumer:
-    empty = torch.zeros(0, 0, dtype=torch.float64, device=layer.weight.device)
-    return Consumer(layer.weight_OI.double(), empty, c.columns[layer.name].to(layer.weight.device))
+    weight_OI = layer.weight_OI.double()
+    alike_II = torch.eye(weight_OI.shape[1], dtype=torch.float64, device=weight_OI.device)
+    return Consumer(weight_OI, alike_II, c.columns[layer.name].to(weight_OI.device))
