@@ -4,7 +4,8 @@ A method says everything once, in its own signature, and what a parameter is fol
 
 =============================  =====================================================================================
 ``nn.Module``                  a network to open. The first one is the model that the method changes in place
-``nn.Module | str``            a network that is only measured, or the name of a checkpoint to read it from
+``nn.Module | str``            a network that is only measured, or the name of a checkpoint to read it from. A method
+                               may measure several
 ``Batches``                    inputs to run the model on
 ``Samples``                    a data set to train on or to measure
 ``Path``, ``Sequence[Path]``   required and before the ``*``: files or folders; the last one is written, others are read
@@ -287,9 +288,14 @@ class Signature:
         return self.model is not None and self.model.kind == "measured"
 
     @property
+    def measured(self) -> list[Role]:
+        """All networks that it only looks at; empty for a method that changes one."""
+        return [role for role in self.roles.values() if role.kind == "measured"] if self.measures else []
+
+    @property
     def networks(self) -> list[Role]:
         """The other networks."""
-        return [role for role in self.roles.values() if role.kind == "network" and role is not self.model]
+        return [role for role in self.roles.values() if role.kind in ("network", "measured") and role is not self.model]
 
     @property
     def data(self) -> list[Role]:
@@ -328,7 +334,9 @@ class Signature:
         'CHECKPOINTS... OUT'
         """
         if self.model is not None:
-            return "MODEL" if self.measures else "MODEL OUT"
+            if not self.measures:
+                return "MODEL OUT"
+            return " ".join(role.name.upper() for role in self.measured)
         return " ".join(role.name.upper() + ("..." if role.kind == "paths" else "") for role in self.paths)
 
     def check(self, values: Mapping[str, Any], where: str, data: Collection[str] = ()) -> dict[str, Any]:
@@ -423,7 +431,7 @@ def read(function: Callable[..., Any]) -> Signature:
 
 
 def _as_field(role: Role) -> Field:
-    types: dict[str, Any] = {"network": str, "path": Path, "paths": list[Path]}
+    types: dict[str, Any] = {"network": str, "measured": str, "path": Path, "paths": list[Path]}
     annotation = types.get(role.kind, str | Source)
     return Field(role.name, annotation, REQUIRED if role.required else None, role.help)
 

@@ -56,7 +56,8 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
 
     def command(**given: Any) -> None:
         hyper = {key: _parsed(field, given.pop(key)) for key, field in signature.fields.items()}
-        title = f"{name} on {given['model']}" if "model" in given else name
+        on = [role.name for role in signature.measured] or [key for key in ("model",) if key in given]
+        title = f"{name} on {' and '.join(given[key] for key in on)}" if on else name
         files = {kind: given.pop(kind) for kind in ("report", "json") if kind in given}
         for path in files.values():
             if path is not None:
@@ -95,7 +96,12 @@ def _arguments(
             signature, given, hyper, publish
         )
     if signature.measures:
-        return [_MODEL, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
+        networks = [_MODEL]
+        if len(signature.measured) > 1:
+            networks = [_parameter(r.name, str, typer.Argument(help=escape(r.help))) for r in signature.measured]
+        data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
+        seed = [_SEED] if data else []
+        return [*networks, *data, *seed, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
             _measure(signature, given, hyper), publish
         )
     return _transform_arguments(signature), lambda given, hyper, publish: _transform(signature, hyper, publish, **given)
@@ -187,14 +193,18 @@ def _sources(signature: Signature, given: Mapping[str, Any]) -> dict[str, Source
 
 
 def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
-    """Measure a checkpoint by its name, which the method reads itself, or the model that a hub id stands for."""
-    assert signature.model is not None
-    ref = given["model"]
+    """Measure a checkpoint by its name, which the method reads itself; or models, opened, and their data."""
+    first, *others = [role.name for role in signature.measured]
+    ref = given[first]
     local = Path(ref).exists() or ref.startswith("embedded:")
-    if local and given["dtype"] is None and given["revision"] == "main":
-        return signature.function(**{signature.model.name: ref}, **hyper)
-    model = open_model(ref, dtype=_dtype(given["dtype"]), revision=given["revision"]).model
-    return signature.function(**{signature.model.name: model}, **hyper)
+    if local and given["dtype"] is None and given["revision"] == "main" and not others and not signature.data:
+        return signature.function(**{first: ref}, **hyper)
+    opened = open_model(ref, dtype=_dtype(given["dtype"]), revision=given["revision"])
+    values = {**hyper, **{name: given[name] for name in others}}
+    bench = Workbench(
+        opened, Data(sources=_sources(signature, given)), given.get("seed", 0), dtype=_dtype(given["dtype"])
+    )
+    return bench.call(signature, values)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -20,8 +20,16 @@ from ._layers import (
     find_blocks as find_blocks,
     find_layers as find_layers,
     get_module as get_module,
+    matches as matches,
+    patterns as patterns,
     swap_module as swap_module,
     writable as writable,
 )
-from ._observe import Accumulator as Accumulator, observe as observe
+from ._observe import (
+    Accumulator as Accumulator,
+    call_checked as call_checked,
+    observe as observe,
+    quiet as quiet,
+)
+from ._token_masks import StreamMasks as StreamMasks, token_masks as token_masks
 from ._unreached import unreached as unreached

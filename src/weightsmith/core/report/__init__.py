@@ -72,7 +72,7 @@ def _section(result: Record) -> dict[str, Any]:
     if result.peak_memory:
         cards.append({"label": "peak memory", "value": format.show("bytes", result.peak_memory)})
     columns = list(dict.fromkeys(name for row in result.layers for name in row if name != "layer"))
-    figures, kinds = pictures.layers(result.layers)
+    figures, kinds = pictures.layers(result.layers, result.maps)
     return {
         "title": result.title or result.method,
         "result": result,
@@ -123,4 +123,5 @@ def _template() -> jinja2.Template:
     )
     environment.filters["show"] = format.show
     environment.globals["line_chart"] = chart.line_chart
+    environment.globals["heat_map"] = chart.heat_map
     return environment.get_template("page.html.jinja")

@@ -1,4 +1,4 @@
-"""Line charts as SVG: static, small, in the colors of the page."""
+"""Line charts and heat maps as SVG: static, small, in the colors of the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from weightsmith.core.report import format
 
-__all__ = ["line_chart", "ticks"]
+__all__ = ["heat_map", "line_chart", "ticks"]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 230, 52, 10, 8, 34
 MOST_DOTS = 100
@@ -76,4 +76,57 @@ def line_chart(lines: Sequence[Mapping[str, Any]], x_label: str) -> Markup:
             title = f"{escape(text)}: {format.show('', y)}"
             parts.append(f'<circle cx="{across}" cy="{down}" r="3"><title>{title}</title></circle>')
         parts.append("</g>")
+    return Markup("".join(parts) + "</svg>")
+
+
+def heat_map(kinds: Sequence[Mapping[str, Any]]) -> Markup:
+    """Draw a number per kind of layer and depth as the color of a cell.
+
+    The scale runs from the lowest to the highest finite value, which are written beside it.
+
+    Parameters
+    ----------
+    kinds : sequence of mapping
+        One row each, with ``name``, ``x`` (depths), ``y`` and ``text`` as for :func:`line_chart`.
+
+    Examples
+    --------
+    >>> rows = [{"name": "up", "x": [0, 1], "y": [0.5, 1.0], "text": ["blocks.0.up", "blocks.1.up"]}]
+    >>> heat_map(rows).count("<rect"), "blocks.1.up: 1" in heat_map(rows)
+    (7, True)
+    """
+    finite = [y for row in kinds for y in row["y"] if math.isfinite(y)]
+    if not finite:
+        return Markup("<p>No finite values.</p>")
+    low, high = min(finite), max(finite)
+    first, last = min(x for row in kinds for x in row["x"]), max(x for row in kinds for x in row["x"])
+    left = 12 + 6.2 * max(len(str(row["name"])) for row in kinds)
+    width, height = (WIDTH - RIGHT - left) / (last - first + 1), 20
+    below = TOP + height * len(kinds)
+
+    def cell(x: float, y: float, value: float, wide: float, text: str) -> str:
+        share = (value - low) / ((high - low) or 1)
+        title = f"<title>{text}</title>" if text else ""
+        paint = f"var(--c0) {100 * share:.0f}%, var(--line)"
+        return (
+            f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{height - 2}" '
+            f'style="fill:color-mix(in srgb, {paint})">{title}</rect>'
+        )
+
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {below + 58}" role="img">']
+    for place, row in enumerate(kinds):
+        top = TOP + height * place
+        parts.append(f'<text x="{left - 6:.1f}" y="{top + 13}" text-anchor="end">{escape(row["name"])}</text>')
+        for x, y, text in zip(row["x"], row["y"], row["text"], strict=True):
+            if math.isfinite(y):
+                told = f"{escape(text)}: {format.show('', y)}"
+                parts.append(cell(left + width * (x - first), top, y, max(width - 1, 1), told))
+    for tick in ticks(first, last, whole=True, most=8) if last > first else [first]:
+        across = left + width * (tick - first + 0.5)
+        parts.append(f'<text x="{across:.1f}" y="{below + 14}" text-anchor="middle">{int(tick)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{below + 32}" text-anchor="end">block</text>')
+    for step in range(5):
+        parts.append(cell(left + 14 * step, below + 34, low + (high - low) * step / 4, 14, ""))
+    parts.append(f'<text x="{left - 6:.1f}" y="{below + 47}" text-anchor="end">{format.show("", low)}</text>')
+    parts.append(f'<text x="{left + 76:.1f}" y="{below + 47}">{format.show("", high)}</text>')
     return Markup("".join(parts) + "</svg>")

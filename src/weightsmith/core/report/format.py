@@ -35,6 +35,11 @@ BETTER = {
 """Measures whose direction is known: +1 where more is better, -1 where less is."""
 
 NAMES = {
+    "centered_alignment": "CKA",
+    "expected_alignment": "expected KA",
+    "kernel_alignment": "KA",
+    "representation_alignment": "RA",
+    "sign_agreement": "same sign",
     "membership_auc": "membership AUC",
     "rouge_l_forgotten": "ROUGE-L, forgotten",
     "rouge_l_neither": "ROUGE-L, neither",
@@ -54,6 +59,7 @@ GLOSSARY = {
     "attention_before": "difference of the layer's attention maps from the helper's, before",
     "before": "relative error of the layer's own weights",
     "bytes": "bytes of weights read per token",
+    "centered_alignment": "cosine of the centered Gram matrices of the activity, unbiased: linear CKA",
     "changed": "share of the layer's weights that are no longer what they were",
     "channels": "input channels of the layer before",
     "columns": "inputs of the layer",
@@ -64,6 +70,7 @@ GLOSSARY = {
     "distance_before": "distance of the two networks' weights before matching",
     "divergence": "Kullback-Leibler divergence from the model's outputs",
     "entropy_deficit": "how far the singular values are from all being equal, in nats",
+    "expected_alignment": "kernel alignment that two-layer linear theory expects from the weights before",
     "fidelity": "share of the energy of the layer's outputs that the remaining channels reconstruct",
     "fidelity_uncompensated": "the same with the remaining weights unchanged",
     "id loss": "loss on in-distribution data at this share of the way",
@@ -72,6 +79,7 @@ GLOSSARY = {
     "kept_mass": "share of the curvature that is kept",
     "kept_pairs": "share of the pairs of directions that is kept",
     "kept": "whether the sampled weights replaced the layer's own",
+    "kernel_alignment": "cosine of the tangent kernels before and after training: near 1 lazy, near 0 rich",
     "kurtosis_after": "heaviness of the tails of the weights' distribution, afterwards",
     "kurtosis_before": "heaviness of the tails of the weights' distribution, before",
     "max_after": "largest magnitude of a weight, afterwards",
@@ -88,10 +96,12 @@ GLOSSARY = {
     "relative_change": "norm of the change over the norm of the weights",
     "reliable": "whether the singular values are large enough to be told from rounding",
     "remaining": "input channels of the layer afterwards",
+    "representation_alignment": "cosine of the Gram matrices of the layer's activity, uncentered",
     "row_error_after": "error of the rows' outputs after the swaps",
     "row_error_before": "error of the rows' outputs before the swaps",
     "saturation": "mean accumulator of the weights: what slows down their next steps",
     "shape": "outputs and inputs",
+    "sign_agreement": "share of units whose activity is on the same side of zero, for the same samples",
     "signal_to_noise": "singular values above those of a random matrix, over those below",
     "source": "block that this block was made from",
     "sparsity": "share of weights, or of activations, that are zero",
@@ -102,6 +112,7 @@ GLOSSARY = {
     "top_share_before": "share of the squared norm in the largest weights, before",
     "trainable": "weights that were trained, or whether the layer was",
     "unused": "share of weights that no step has updated",
+    "weight_change": "Frobenius norm of the change of the weights",
     "weights": "number of weights",
 }
 """What the columns of the tables of layers hold."""
@@ -140,7 +151,7 @@ def show(name: str, value: Any) -> str:
         return str(value)
     if not math.isfinite(value):
         return str(value)
-    if "bytes" in name or "memory" in name:
+    if "bytes" in name or name.endswith("_memory"):
         return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
     if name.endswith("seconds"):
         return _duration(value)

@@ -14,18 +14,21 @@ MOST_PICTURES = 6
 MOST_KINDS = 10
 
 
-def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Draw each number that differs between layers of a kind over depth, one line a kind of layer.
+def layers(rows: Sequence[Mapping[str, Any]], maps: Sequence[str] = ()) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw each number that differs between layers of a kind over depth, one line per kind of layer.
 
     Parameters
     ----------
     rows : sequence of mapping
         The rows of ``Result.layers``.
+    maps : sequence of str
+        Measures that are drawn as heat maps of kinds by depth, instead of lines.
 
     Returns
     -------
     figures : list of dict
-        Each has ``title``, and ``lines`` over ``axis`` (see :mod:`weightsmith.core.report.chart`) or ``bars``.
+        Each has ``title``, and ``lines`` over ``axis`` or ``cells`` (see :mod:`weightsmith.core.report.chart`), or
+        ``bars``.
     kinds : list of str
         The kinds of layers, in the order of their colors.
 
@@ -47,11 +50,18 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], lis
     else:
         kinds = []
     figures = []
+    names.sort(key=lambda name: name not in maps)  # heat maps first
+    drawn: dict[str, Any]
     for name in names[:MOST_PICTURES]:
-        drawn = (
-            {"lines": _lines(rows, places, kinds, name), "axis": "block"} if by_depth else {"bars": _bars(rows, name)}
-        )
+        if not by_depth:
+            drawn = {"bars": _bars(rows, name)}
+        elif name in maps:
+            drawn = {"cells": _lines(rows, places, kinds, name)}
+        else:
+            drawn = {"lines": _lines(rows, places, kinds, name), "axis": "block"}
         figures.append({"title": format.label(name), **drawn})
+    if not any("lines" in figure for figure in figures):
+        kinds = []  # there is nothing that a legend of lines could explain
     return figures, kinds
 
 

@@ -49,6 +49,8 @@ class Record:
         Small files to be saved beside the model: name to text.
     reading : bool
         Whether the model was only measured.
+    maps : list of str
+        Measures of the layers that are drawn as a heat map, kinds of layers by depth, instead of lines.
     """
 
     method: str
@@ -68,3 +70,4 @@ class Record:
     title: str = ""
     files: dict[str, str] = field(default_factory=dict)
     reading: bool = False
+    maps: list[str] = field(default_factory=list)
