@@ -22,5 +22,22 @@ from ._mode_connectivity import (
     loss_slice as loss_slice,
     mode_connectivity as mode_connectivity,
 )
+from ._rich_lazy.initializers import aligned_ as aligned_, dale_ as dale_, low_rank_ as low_rank_
+from ._rich_lazy.kernels import (
+    centered_alignment as centered_alignment,
+    kernel_alignment as kernel_alignment,
+    reduce_kernel as reduce_kernel,
+    tangent_kernel as tangent_kernel,
+)
+from ._rich_lazy.method import (
+    LazinessProbe as LazinessProbe,
+    LazinessSnapshot as LazinessSnapshot,
+    compare_checkpoints as compare_checkpoints,
+    rich_lazy as rich_lazy,
+)
+from ._rich_lazy.theory import (
+    effective_rank as effective_rank,
+    expected_kernel_alignment as expected_kernel_alignment,
+)
 from ._shared.alignment import alignment as alignment, alignment_map as alignment_map
 from ._shared.spectrum import signal_to_noise as signal_to_noise, singular_values as singular_values
