@@ -7,6 +7,7 @@ from ._dkvb import (
     BottleneckClassifier as BottleneckClassifier,
     DiscreteKeyValueBottleneck as DiscreteKeyValueBottleneck,
 )
+from ._dkvb.estimator import KeyValueBottleneckClassifier as KeyValueBottleneckClassifier
 from ._exemplars import ExemplarMemory as ExemplarMemory, herd as herd
 from ._growth import grow_head as grow_head
 from ._penalties import EWC as EWC, L2SP as L2SP

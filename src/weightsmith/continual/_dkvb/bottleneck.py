@@ -40,7 +40,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
     in_features : int
         Features per sample.
     num_classes : int
-        Outputs; :meth:`add_classes` adds more.
+        Outputs; :meth:`add_classes` adds more. Samples of the only class there is teach nothing: where
+        classes come one by one, count those that will come.
     codebooks : int, default: 256
         Independent projections of the features, each with keys of its own.
     pairs : int, default: 4096
