@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from weightsmith.claims.modhifi import accuracy, digits_mlp
+from weightsmith.cli.main import app
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.forget import classwise
 from weightsmith.testing import samples, tiny
@@ -135,3 +136,33 @@ def test_inputs_that_are_not_finite_are_refused_and_nothing_changes(digits):
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values(), strict=True)
     )
+
+
+def test_command_on_a_folder_of_images_per_class(tmp_path):
+    from PIL import Image
+    from transformers import AutoModelForImageClassification, ViTImageProcessor
+    from typer.testing import CliRunner
+
+    model, _ = tiny("vit")
+    names = {0: "cat", 1: "dog", 2: "tabby cat"}
+    model.classifier = nn.Linear(32, 3)
+    model.config.id2label, model.config.label2id = names, {name: number for number, name in names.items()}
+    model.save_pretrained(tmp_path / "model")
+    side = model.config.image_size
+    ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(tmp_path / "model")
+    colors = torch.Generator().manual_seed(0)
+    for name in names.values():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            color = tuple(torch.randint(256, (3,), generator=colors).tolist())
+            Image.new("RGB", (40, 30), color).save(tmp_path / "photos" / name / f"{number}.png")
+    data, out = str(tmp_path / "photos"), tmp_path / "out"
+    options = ["--images", data, "--class", "tabby cat", "--fraction", "0.1", "--layers", "1"]
+    outcome = CliRunner().invoke(app, ["forget", "classwise", str(tmp_path / "model"), str(out), *options])
+    assert outcome.exit_code == 0, outcome.output
+    assert "accuracy of dog" in outcome.output
+    assert "Only 2 samples of class 'tabby cat' measure its accuracy" in " ".join(outcome.output.split())
+    assert "attention" not in outcome.output  # layers that were not chosen were reached
+    again = AutoModelForImageClassification.from_pretrained(out)
+    assert again.config.id2label == names
+    assert not torch.equal(again.classifier.weight, model.classifier.weight)

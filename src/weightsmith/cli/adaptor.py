@@ -345,8 +345,10 @@ def _option(field: Field) -> inspect.Parameter:
     """One hyper-parameter as an option; a type that no option has becomes text that is parsed as the field's type."""
     flag = "--" + field.name.replace("_", "-")
     kind = _plain_type(field)
+    shorter = [flag.removesuffix("-name")] if flag.endswith("-name") else []  # `class` is a word of Python's
     info = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        *shorter,
         help=escape(field.help),
         rich_help_panel=field.group or None,
         metavar=None if kind or field.many else _metavar(field),

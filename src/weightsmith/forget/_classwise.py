@@ -42,6 +42,9 @@ FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
 FORGOTTEN = 0.05
 """The class counts as forgotten when its samples are recognized no more often."""
 
+FEW = 20
+"""Samples of the class below which its accuracy is no more than a hint."""
+
 LISTED = 20
 """Classes whose accuracy is listed before and after; of more, those that lose most."""
 
@@ -194,7 +197,7 @@ class _Forgetting:
         pairs = sum(row["pairs"] for row in self.result.layers)
         self.result.totals |= {"layers": count, "fraction": fraction, "pairs": pairs}
         self.result.hyper["mode"] = "negate" if sign else "zero"
-        self.result.notes += unreached(self.model, changed)
+        self.result.notes += unreached(self.model, find_layers(self.model))
 
     def _candidates(self, include: str | Sequence[str], exclude: str | Sequence[str], count: int | None) -> list[Layer]:
         """The layers that may change, from the output backwards."""
@@ -288,6 +291,10 @@ class _Forgetting:
                 into["accuracy_others"] = sum(counts[n][0] for n in others) / sum(counts[n][1] for n in others)
             into |= {f"accuracy of {_class_name(self.model, label)}": share[label] for label in listed}
         notes = self.result.notes
+        if (count := before[self.target][1]) < FEW:
+            notes.append(
+                f"Only {count} samples of class {self.name!r} measure its accuracy: give more (--images-samples)."
+            )
         gone, left = (share[self.target] for share in shares)
         if left > 0.5 * gone or gone == 0:
             notes.append(f"Class {self.name!r} is not forgotten: accuracy {gone:.1%} before, {left:.1%} after.")

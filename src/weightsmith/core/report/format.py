@@ -30,11 +30,15 @@ BETTER = {
     "bytes": -1,
     "nonzero": -1,
     "accuracy": +1,
+    "accuracy_forgotten": -1,
+    "accuracy_others": +1,
     "tokens_per_second": +1,
 }
 """Measures whose direction is known: +1 where more is better, -1 where less is."""
 
 NAMES = {
+    "accuracy_forgotten": "accuracy, forgotten class",
+    "accuracy_others": "accuracy, other classes",
     "centered_alignment": "CKA",
     "expected_alignment": "expected KA",
     "kernel_alignment": "KA",
@@ -155,7 +159,7 @@ def show(name: str, value: Any) -> str:
         return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
     if name.endswith("seconds"):
         return _duration(value)
-    if name.endswith(SHARES) and 0 <= value <= 1:
+    if (name.endswith(SHARES) or name.startswith("accuracy")) and 0 <= value <= 1:
         return f"{100 * value:.3g} %"
     if abs(value) >= 1e6:
         return _scaled(value, ("", "k", "M", "G", "T"), digits=4)
