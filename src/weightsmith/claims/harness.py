@@ -43,6 +43,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,7 +58,10 @@ from weightsmith.core.interval import Interval
 from weightsmith.core.progress import track
 from weightsmith.core.results import environment
 
-__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "PaperVerdict", "each_seed"]
+__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "PaperVerdict", "each_seed", "user_data"]
+
+DATA = "WEIGHTSMITH_DATA"
+"""Environment variable that names the folder of the user's own data."""
 
 PaperVerdict: TypeAlias = Literal["confirmed", "tie", "not confirmed"]
 """What a measurement says of a paper's claim."""
@@ -337,6 +342,30 @@ def each_seed(
     """
     runs = [experiment(seed) for seed in track(seeds, description)]
     return {name: [float(run[name]) for run in runs] for name in runs[0]}
+
+
+def user_data(name: str, experiment: str) -> Path | None:
+    """Return the path of data of the user's own; where it is absent print that the experiment is left out.
+
+    Parameters
+    ----------
+    name : str
+        A file or folder in the folder that the environment variable ``WEIGHTSMITH_DATA`` names.
+    experiment : str
+        What cannot run without it.
+
+    Examples
+    --------
+    >>> user_data("no-such-data", "the experiment on images") is None
+    True
+    """
+    root = os.environ.get(DATA)
+    path = Path(root, name) if root else None
+    if path is not None and path.exists():
+        return path
+    reason = f"{path} does not exist" if path is not None else f"{DATA} is not set; it names the folder of {name}"
+    print(f"left out: {experiment} ({reason})", file=sys.stderr)
+    return None
 
 
 def _rounded(name: str, interval: Interval) -> dict[str, Any]:

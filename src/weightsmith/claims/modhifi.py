@@ -4,7 +4,7 @@ A perceptron on handwritten digits loses most of its hidden neurons; all statist
 from a Gaussian per class. Every score has the same compensation, and a control without it. The same network forgets
 each class in turn, next to as many random pairs and to the removal of the class's logit. Both are done on a network
 trained with decoupled weight decay (AdamW), and on one whose decay is part of the gradient (Adam), which leaves many
-neurons near zero: there the choice of neurons matters less.
+neurons near zero: there the choice of neurons matters less. A residual network on CIFAR-10 forgets classes as well.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.claims import _cifar
+from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed, user_data
+from weightsmith.core.data import Samples
 from weightsmith.forget import classwise
 from weightsmith.sparsify import modhifi
 
-__all__ = ["COMPENSATION", "FORGETTING", "SUBSETS", "digits_mlp", "run"]
+__all__ = ["CIFAR", "COMPENSATION", "FORGETTING", "SUBSETS", "classwise_cifar", "digits_mlp", "run"]
 
 Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 
@@ -88,6 +92,20 @@ FORGETTING = Claim(
     claimed=(Ordering(better="classwise", worse="random pairs"),),
 )
 
+CIFAR = dataclasses.replace(
+    FORGETTING,
+    experiment="classwise-cifar",
+    title="ModHiFi, classes of CIFAR-10 forgotten in turn by a residual network",
+    statement=(
+        "The gap to the forgotten class is 0.4 or more above that of as many random kernels. Removing the logit of the "
+        "class, without any statistics, does better."
+    ),
+    expected=(
+        Ordering(better="classwise", worse="random pairs", margin=0.4),
+        Ordering(better="logit removed", worse="classwise"),
+    ),
+)
+
 DECAYED = {
     claim.experiment: dataclasses.replace(
         claim, experiment=f"{claim.experiment}-l2", title=f"{claim.title}, trained with L2 decay in Adam"
@@ -100,6 +118,40 @@ NOTES = (
     "MLP 64-256-256-10; both hidden layers lose the same share. 200 synthetic images per class, from Gaussians fitted "
     "to the training images. The margins were set after a pilot on seeds 0, 1, 2, with a lead of .05 over saliency.",
 )
+
+
+@dataclass(frozen=True)
+class Images:
+    """The network on CIFAR-10, its training, and what is forgotten.
+
+    Attributes
+    ----------
+    train, test : int
+        Images per class.
+    blocks, stride : int
+        Blocks per stage of the network, and the stride of its first convolution.
+    epochs, batch : int
+        Of its training.
+    classes : int
+        How many classes are forgotten, each by a copy of the network.
+    samples : int
+        Training images per class that are given to the command.
+    """
+
+    train: int
+    test: int
+    blocks: int
+    stride: int
+    epochs: int
+    batch: int
+    classes: int
+    samples: int
+
+
+IMAGES = {
+    "cpu": Images(train=1000, test=200, blocks=1, stride=2, epochs=8, batch=64, classes=3, samples=100),
+    "gpu": Images(train=5000, test=1000, blocks=5, stride=1, epochs=100, batch=128, classes=10, samples=400),
+}
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12, 13, 14, 15, 16, 17)) -> list[ClaimResult]:
@@ -123,9 +175,37 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12, 13, 14, 15, 16, 
         start = time.perf_counter()
         values = each_seed(partial(_forgotten, optimizer), seeds, "digits MLP without one of its classes")
         seconds = time.perf_counter() - start
-        arms = [Arm(name, "method" if name.startswith("classwise") else "control", v) for name, v in values.items()]
+        arms = _forgetting_arms(values)
         results.append(ClaimResult.judge(forgetting, arms, scale=scale, seeds=seeds, seconds=seconds))
-    return results
+    return [*results, *classwise_cifar(scale, seeds)]
+
+
+def classwise_cifar(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12, 13, 14)) -> list[ClaimResult]:
+    """Forget classes of CIFAR-10, where it is there; a seed draws the initial weights, the batches and the classes."""
+    folder = user_data(_cifar.FOLDER, CIFAR.title)
+    if folder is None:
+        return []
+    start = time.perf_counter()
+    values = each_seed(partial(_forgotten_images, folder, scale), seeds, CIFAR.title)
+    seconds = time.perf_counter() - start
+    arms = _forgetting_arms(values)
+    percent = {name: 100 * sum(numbers) / len(seeds) for name, numbers in values.items()}
+    notes = (
+        f"Accuracy of the network before, on all classes: {percent['accuracy before']:.1f} %.",
+        "Accuracy on the forgotten class, and on the others: "
+        + "; ".join(
+            f"{a.name} {percent[f'{a.name}: class']:.1f} and {percent[f'{a.name}: others']:.1f} %" for a in arms
+        )
+        + ".",
+    )
+    return [ClaimResult.judge(CIFAR, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes)]
+
+
+def _forgetting_arms(values: dict[str, list[float]]) -> list[Arm]:
+    return [
+        Arm(name, "method" if name.startswith("classwise") else "control", values[name])
+        for name in ("classwise", "random pairs", "classwise, last layer, 5 %", "logit removed")
+    ]
 
 
 def _role(name: str) -> Any:
@@ -157,36 +237,74 @@ def _pruned(make_optimizer: Optimizer, seed: int) -> dict[str, float]:
 
 def _forgotten(make_optimizer: Optimizer, seed: int) -> dict[str, float]:
     """The gap of the test accuracies, averaged over the ten classes; synthetic images find the pairs."""
-    model, synthetic, (x, y) = digits_mlp(seed, make_optimizer)
+    model, synthetic, test = digits_mlp(seed, make_optimizer)
     data = [(image, torch.tensor(number // 200)) for number, image in enumerate(synthetic)]
-    gaps: dict[str, list[float]] = {}
-    for label in range(10):
-        own = y == label
+    return _gaps(model, data, test, range(10), seed)
 
-        def gap(network: nn.Module, own: Tensor = own) -> float:
-            return accuracy(network, x[~own], y[~own]) - accuracy(network, x[own], y[own])
 
-        edited = copy.deepcopy(model)
+def _forgotten_images(folder: Path, scale: str, seed: int) -> dict[str, float]:
+    """The same for a few classes of CIFAR-10; training images find the pairs."""
+    size, device, generator = IMAGES[scale], _cifar.device_of(scale), torch.Generator().manual_seed(seed)
+    (x, y), (x_test, y_test) = (
+        (_cifar.scaled(images).to(device), labels.to(device))
+        for images, labels in (_cifar.images(folder, part, getattr(size, part)) for part in ("train", "test"))
+    )
+    torch.manual_seed(seed)
+    model = nn.Sequential(*_cifar.resnet(size.blocks, 16, size.stride), nn.Linear(64, 10)).to(device)
+    steps = size.epochs * -(-len(y) // size.batch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)
+    for _ in range(size.epochs):
+        for rows in torch.randperm(len(y), generator=generator).to(device).split(size.batch):
+            loss = nn.functional.cross_entropy(model(_cifar.shifted_and_mirrored(x[rows], generator)), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    given = torch.cat([(y == label).nonzero()[: size.samples, 0] for label in range(10)])
+    data = list(zip(x[given], y[given], strict=True))
+    classes = torch.randperm(10, generator=generator)[: size.classes].tolist()
+    test = (x_test, y_test)
+    return _gaps(model.eval(), data, test, classes, seed) | {"accuracy before": accuracy(model, *test)}
+
+
+def _gaps(
+    model: nn.Sequential, data: Samples, test: tuple[Tensor, Tensor], classes: Sequence[int], seed: int
+) -> dict[str, float]:
+    """The gap of the test accuracies after each class was forgotten from the model, averaged over the classes.
+
+    Beside the gap of each way there are its two accuracies, named ``way: class`` and ``way: others``.
+    """
+    x, y = test
+    found: dict[str, list[float]] = {}
+    for label in classes:
+        edited, last, removed = (copy.deepcopy(model) for _ in range(3))
         result = classwise(edited, data, class_name=str(label))
-        gaps.setdefault("classwise", []).append(gap(edited))
-        gaps.setdefault("random pairs", []).append(gap(_random_pairs(model, result.layers, seed + label)))
-        edited = copy.deepcopy(model)
-        classwise(edited, data, class_name=str(label), layers=1, fraction=0.05)
-        gaps.setdefault("classwise, last layer, 5 %", []).append(gap(edited))
-        removed = copy.deepcopy(model)
+        classwise(last, data, class_name=str(label), layers=1, fraction=0.05)
         with torch.no_grad():
-            removed.get_submodule("4").get_parameter("bias")[label] = -1e9
-        gaps.setdefault("logit removed", []).append(gap(removed))
-    return {name: sum(values) / len(values) for name, values in gaps.items()}
+            removed[-1].get_parameter("bias")[label] = -1e9
+        networks = {
+            "classwise": edited,
+            "random pairs": _random_pairs(model, result.layers, seed + label),
+            "classwise, last layer, 5 %": last,
+            "logit removed": removed,
+        }
+        mine = y == label
+        for name, network in networks.items():
+            own, others = accuracy(network, x[mine], y[mine]), accuracy(network, x[~mine], y[~mine])
+            for key, value in ((name, others - own), (f"{name}: class", own), (f"{name}: others", others)):
+                found.setdefault(key, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 @torch.no_grad()
 def _random_pairs(model: nn.Module, rows: Sequence[Any], seed: int) -> nn.Module:
-    """A copy with as many random weights of the same layers set to zero."""
+    """A copy with as many random weights, or kernels, of the same layers set to zero."""
     edited, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     for row in rows:
         weight = edited.get_submodule(row["layer"]).get_parameter("weight")
-        weight.view(-1)[torch.randperm(weight.numel(), generator=generator)[: row["pairs"]]] = 0
+        kernels = weight.view(weight.shape[0] * weight.shape[1], -1)
+        kernels[torch.randperm(len(kernels), generator=generator)[: row["pairs"]]] = 0
     return edited
 
 
