@@ -655,14 +655,33 @@ def test_rows_that_are_not_sorted_by_sample_are_left_out_and_named():
     assert "'first': its rows are not sorted by sample" in " ".join(result.notes)
 
 
+def test_convolutions_that_pad_by_themselves_are_left_out_and_named():
+    class Same(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+    model = nn.Sequential(Same(2, 3, 2), nn.Flatten(), nn.Linear(48, 2))
+    result = rich_lazy(model, model, [drawn(4, 2, 4, 4)])
+    assert [row["layer"] for row in result.layers] == ["2"]
+    assert "'0': a convolution with padding of its own" in " ".join(result.notes)
+
+
 def test_layers_that_no_output_depends_on_are_left_out_and_named():
-    model = perceptron()
-    model.extra = nn.Linear(3, 3)
-    model.forward = lambda x: (
-        nn.Sequential.forward(model, x) if False else model[4](model[3](model[2](model[1](model[0](x)))))
-    )
+    class Forks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.dropped, self.idle = nn.Linear(5, 2), nn.Linear(5, 2), nn.Linear(5, 2)
+
+        def forward(self, x):
+            self.dropped(x)
+            return self.used(x)
+
+    model = Forks()
     result = rich_lazy(model, model, [drawn(6, 5)])
-    assert "'extra': not reached by the probe" in " ".join(result.notes)
+    assert [row["layer"] for row in result.layers] == ["used"]
+    notes = " ".join(result.notes)
+    assert "'dropped': no output depends on it" in notes
+    assert "'idle': not reached by the probe" in notes
 
 
 def test_richer_training_is_seen(tmp_path):

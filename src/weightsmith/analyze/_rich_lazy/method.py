@@ -378,10 +378,11 @@ def _fill(result: Result, before: LazinessSnapshot, after: LazinessSnapshot, mis
     }
     result.hyper |= {"samples": samples, "kernel_rows": len(kernels[0])}
     least = min(rows, key=lambda row: row["kernel_alignment"])
-    result.notes.append(
-        f"Richest: {least['layer'] or 'the model'}, whose tangent kernel has an alignment of "
-        f"{least['kernel_alignment']:.3g} with the one before. Near 1 a layer kept its features."
-    )
+    if least["kernel_alignment"] < 1 - 1e-6:
+        result.notes.append(
+            f"Richest: {least['layer'] or 'the model'}, whose tangent kernel has an alignment of "
+            f"{least['kernel_alignment']:.3g} with the one before. Near 1 a layer kept its features."
+        )
     if samples < 4:
         result.notes.append(f"With {samples} samples the centered alignment is not defined; give at least 4.")
     if skipped:

@@ -248,7 +248,12 @@ class _Pass:
                 self.skipped[seen.layer.name] = UNSORTED
                 return output
             h_NTO = output.detach()
-            h_NTO = h_NTO.flatten(2).transpose(1, 2) if _is_convolution(module) else h_NTO.reshape(*x_NTI.shape[:2], -1)
+            if _is_convolution(module):
+                h_NTO = h_NTO.flatten(2).transpose(1, 2)
+                if h_NTO.shape[1] != x_NTI.shape[1]:
+                    self.skipped[seen.layer.name] = "a convolution with padding of its own"
+                    return output
+            h_NTO = h_NTO.reshape(*x_NTI.shape[:2], -1)
             seen.now = h_NTO.flatten(1) if self.images else _last(h_NTO, mask_NT)
             return self._tapped(seen, x_NTI, output)
 
