@@ -517,6 +517,9 @@ def test_heads_tied_to_an_embedding_are_left_out_and_named():
     result = rich_lazy(model, model, [torch.randint(40, (4, 6))], exclude=())
     assert "'lm_head': tied to an embedding" in " ".join(result.notes)
     assert all(row["layer"] != "lm_head" for row in result.layers)
+    for exclude in ((), "*lm_head"):
+        notes = " ".join(rich_lazy(model, model, [torch.randint(40, (4, 6))], exclude=exclude).notes)
+        assert "No kernels of: 1 x 'model.embed_tokens.weight'" in notes
 
 
 # traps

@@ -236,7 +236,9 @@ class LazinessProbe:
 
     def _missed(self) -> list[str]:
         """Matrices of the model that have no kernels here, in a sentence."""
-        notes = unreached(self.model, _every_layer(self.model))
+        layers = _every_layer(self.model)
+        tied = _tied(self.model, layers)
+        notes = unreached(self.model, [layer for layer in layers if layer.name not in tied])
         return [note.replace("Not reached and unchanged", "No kernels of") for note in notes]
 
     def _observe(self) -> LazinessSnapshot:
@@ -318,8 +320,7 @@ def _layers(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]
             if near
             else "Name modules, not entries of a state dict.",
         )
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    tied = {layer.name for layer in found if id(layer.module._parameters.get(layer.parameter)) in embeddings}
+    tied = _tied(model, found)
     for layer in found:
         weight = layer.weight
         if not weight.is_floating_point() or weight.element_size() < 2:
@@ -333,6 +334,12 @@ def _layers(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]
     if not kept:
         raise LayerNotFoundError("every layer that matches is tied to an embedding", found=sorted(tied))
     return kept, dict.fromkeys(sorted(tied), "tied to an embedding")
+
+
+def _tied(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
+    """Names of the layers that are tied to an embedding."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {layer.name for layer in layers if id(layer.module._parameters.get(layer.parameter)) in embeddings}
 
 
 def _fill(result: Result, before: LazinessSnapshot, after: LazinessSnapshot, missed: Sequence[str]) -> None:
