@@ -23,7 +23,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from weightsmith.core.data import Batch, Batches, as_batches, call, to_model, without_labels
 from weightsmith.core.errors import (
@@ -38,6 +37,7 @@ from weightsmith.core.models import Layer, evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.core.training import (
+    check_labels,
     gradients_restored,
     labeled,
     logits_of,
@@ -282,7 +282,13 @@ def _add_batch(
         if causal:
             given = torch.cat([given[:, 1:], given[:, :1]], 1)  # the last position is not kept
         labels_N = (given[kept] if by_token else given.flatten()).to(logits.device)
-    functional.cross_entropy(upcast(logits_NC), labels_N.long(), reduction="sum", ignore_index=-100).backward()
+    # the gradient of the cross-entropy, in place: a loss would hold two more copies of the logits
+    counted_N = labels_N != -100
+    check_labels(labels_N[counted_N], logits.shape[-1])
+    slope = probabilities_NC
+    slope[counted_N, labels_N[counted_N].long()] -= 1
+    slope[~counted_N] = 0
+    logits_NC.backward(slope.to(logits_NC))
 
 
 def _kept_positions(model: nn.Module, batch: Batch) -> tuple[Bool[Tensor, "S N"] | None, bool]:

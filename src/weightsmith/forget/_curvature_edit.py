@@ -209,6 +209,7 @@ def curvature_edit(
     refuse_adapters(model)
     if save_undo is not None:
         io.check_file(save_undo)
+    blocks = _numbers(model, blocks)
     layers = _choose(model, blocks, include, exclude)
     check_finite(model)
     hyper: dict[str, Any] = {"keep": keep, "blocks": blocks, "criterion": criterion, "fisher": fisher}
@@ -446,14 +447,20 @@ def _levenshtein(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return row[-1]
 
 
+def _numbers(model: nn.Module, blocks: Sequence[int] | None) -> list[int]:
+    """The blocks to edit; by default those at the paper's depth."""
+    count = len(find_blocks(model))
+    wanted = [*range(int(DEPTH * count), count)][:BLOCKS] if blocks is None else list(blocks)
+    if not wanted or not all(0 <= number < count for number in wanted):
+        raise LayerNotFoundError("blocks", found=wanted, expected=f"numbers from 0 to {count - 1}")
+    return wanted
+
+
 def _choose(
-    model: nn.Module, blocks: Sequence[int] | None, include: str | Sequence[str], exclude: str | Sequence[str]
+    model: nn.Module, wanted: Sequence[int], include: str | Sequence[str], exclude: str | Sequence[str]
 ) -> list[Layer]:
     """The layers to edit, or a refusal that names what is wrong."""
     found = list(find_blocks(model))
-    wanted = [*range(int(DEPTH * len(found)), len(found))][:BLOCKS] if blocks is None else list(blocks)
-    if not wanted or not all(0 <= number < len(found) for number in wanted):
-        raise LayerNotFoundError("blocks", found=wanted, expected=f"numbers from 0 to {len(found) - 1}")
     inside = [f"{found[number]}." if found[number] else "" for number in wanted]
     layers = [
         layer for layer in find_layers(model, include, exclude) if any(f"{layer.name}.".startswith(b) for b in inside)
