@@ -9,11 +9,12 @@ function of the network stays the same; a fixed leaf (inputs, outputs, positions
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["Axis", "Run", "TensorAxes", "fixed", "join", "product", "tensors_in", "unify"]
 
@@ -293,25 +294,26 @@ class TensorAxes:
 
     def __init__(self) -> None:
         self.spaces: list[tuple[Axis, ...]] = []
-        self._known: dict[int, tuple[Tensor, tuple[Axis, ...], tuple[int, ...]]] = {}
+        # by identity, and only as long as the tensor lives: activations are freed as without a trace
+        self._known: MutableMapping[Tensor, tuple[tuple[Axis, ...], tuple[int, ...]]] = WeakIdKeyDictionary()
 
     def dims(self, tensor: Tensor) -> tuple[Axis, ...]:
         """Return the axes of a tensor; those of a constant are fixed."""
-        if id(tensor) not in self._known:
+        if tensor not in self._known:
             self.set(tensor, map(fixed, tensor.shape))
-        return self._known[id(tensor)][1]
+        return self._known[tensor][0]
 
     def set(self, tensor: Tensor, dims: Iterable[Axis]) -> None:
         """Set the axes of a tensor."""
-        self._known[id(tensor)] = tensor, tuple(dims), tensor.stride()
+        self._known[tensor] = tuple(dims), tensor.stride()
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor has axes already, as the result of an operation in place."""
-        return id(tensor) in self._known
+        return tensor in self._known
 
     def strides(self, tensor: Tensor) -> tuple[int, ...]:
         """Return the strides that a tensor had when its axes were set, before an operation changed them in place."""
-        return self._known[id(tensor)][2]
+        return self._known[tensor][1]
 
     def fix(self, tensor: Tensor, reason: str = "") -> None:
         """Fix all axes of a tensor."""

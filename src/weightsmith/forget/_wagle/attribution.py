@@ -147,7 +147,8 @@ def attribute_weights(
     Returns
     -------
     WeightScores
-        Gradients are accumulated in float32; the peak of memory is the model and two such copies of it.
+        Gradients are accumulated in float32; the peak of memory is the model, two such copies of it, and what a forward
+        and backward pass over ``batch_size`` samples takes.
 
     Raises
     ------
