@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -260,7 +261,7 @@ class _Reciting:
             for n in range(size.epochs)
         ]
         samples = [{"input_ids": ids, "labels": ids} for epoch in epochs for ids in self.shuffled(epoch)]
-        loader = DataLoader(samples, batch_size=size.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(samples, batch_size=size.batch_size, collate_fn=collate)  # type: ignore[arg-type]
         fit(self.model, loader, learning_rate=6e-4, scheduler="linear", warmup=0.1, precision="bf16", seed=seed)
         self.calibration = token_windows(
             docs, length=128, count=size.calibration, batch_size=8, generator=self.generator
@@ -300,7 +301,7 @@ class _Reciting:
 
     def turn(self, size: int) -> Tensor:
         """A random orthogonal matrix."""
-        return torch.linalg.qr(torch.randn(size, size, generator=self.generator)).Q.to(self.model.device)  # type: ignore[arg-type]
+        return torch.linalg.qr(torch.randn(size, size, generator=self.generator)).Q.to(self.model.device)
 
     @torch.no_grad()
     def apply(self, edit: Edit, share: float) -> float:

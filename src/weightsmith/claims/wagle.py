@@ -332,7 +332,7 @@ def _unlearned(told: _Told, seed: int) -> dict[str, float]:
         scores = attribute_weights(told.model, forget, retain, method=method, gamma=gamma, generator=generator)
         name = method if gamma == GAMMA else f"{method}, gamma {gamma:g},"
         masks |= {f"{name} {density:g}": scores.top(density) for density in size.densities}
-    found = {}
+    found: dict[str, float] = {}
     for name, mask in masks.items():
         for objective in size.objectives:
             model = copy.deepcopy(told.model)
