@@ -162,7 +162,9 @@ def test_command_on_a_folder_of_images_per_class(tmp_path):
     assert outcome.exit_code == 0, outcome.output
     assert "accuracy of dog" in outcome.output
     assert "Only 2 samples of class 'tabby cat' measure its accuracy" in " ".join(outcome.output.split())
-    assert "attention" not in outcome.output  # layers that were not chosen were reached
+    told = " ".join(outcome.output.split())
+    assert "Layers that were not chosen stay unchanged" in told
+    assert "vit.encoder" not in told  # they were reached
     again = AutoModelForImageClassification.from_pretrained(out)
     assert again.config.id2label == names
     assert not torch.equal(again.classifier.weight, model.classifier.weight)

@@ -197,7 +197,10 @@ class _Forgetting:
         pairs = sum(row["pairs"] for row in self.result.layers)
         self.result.totals |= {"layers": count, "fraction": fraction, "pairs": pairs}
         self.result.hyper["mode"] = "negate" if sign else "zero"
-        self.result.notes += unreached(self.model, find_layers(self.model))
+        every, chosen = find_layers(self.model), {layer.name for layer in changed}
+        if kinds := sorted({layer.name.rpartition(".")[2] for layer in every if layer.name not in chosen}):
+            self.result.notes.append(f"Layers that were not chosen stay unchanged: {', '.join(kinds)}.")
+        self.result.notes += unreached(self.model, every)
 
     def _candidates(self, include: str | Sequence[str], exclude: str | Sequence[str], count: int | None) -> list[Layer]:
         """The layers that may change, from the output backwards."""
