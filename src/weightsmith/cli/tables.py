@@ -85,11 +85,12 @@ def describe(command: Command) -> dict[str, Any]:
 
     signature = read(catalog.load(command.entry))
     parameters = get_command(make_command(command.name, signature)).params
+    others = [role for role in [*signature.networks, *signature.data] if role not in signature.measured]
     return {
         "flags": [flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")],
         "usage": signature.usage,
         "description": signature.description,
-        "options": [[role.name, role.kind, role.help] for role in [*signature.networks, *signature.data]]
+        "options": [[role.name, role.kind, role.help] for role in others]
         + [[field.name, str(field.default), field.help] for field in signature.fields.values()],
     }
 
