@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightsmith.core.data import Samples
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.models import Layer, find_layers, fold_parametrizations, unreached, writable
+from weightsmith.core.models import Layer, find_layers, fold_parametrizations, own_weights, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, restored_on_error, training_method
 
@@ -204,7 +204,7 @@ def compand(
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     _check_curve(bound, slope)
-    layers, tied = _own_weights(model, include, exclude)
+    layers, tied = own_weights(model, include, exclude)
     if tied:
         warnings.warn(f"layers with tied weights get no compander: {tied[:4]}", stacklevel=2)
     if slope <= 1:
@@ -389,24 +389,6 @@ def _check_curve(bound: float, slope: float) -> None:
     for name, value in (("bound", bound), ("slope", slope)):
         if not (math.isfinite(value) and value > 0):
             raise HyperparameterError(name, found=value, expected="a positive number")
-
-
-def _own_weights(
-    model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str]
-) -> tuple[list[Layer], list[str]]:
-    """The layers that can have a compander, and the names of those whose weight is tied to another module's."""
-    layers, tied = [], []
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    found = find_layers(model, include, exclude)
-    writable(found)
-    for layer in found:
-        if not bool(layer.weight.isfinite().all()):
-            raise NonFiniteError(f"{layer.name!r} holds NaN or infinity")
-        if layer.aliases or id(layer.weight) in embeddings:
-            tied.append(layer.name)
-        else:
-            layers.append(layer)
-    return layers, tied
 
 
 def _scale(layer: Layer) -> float:

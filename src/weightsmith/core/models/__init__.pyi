@@ -21,6 +21,7 @@ from ._layers import (
     find_layers as find_layers,
     get_module as get_module,
     matches as matches,
+    own_weights as own_weights,
     patterns as patterns,
     swap_module as swap_module,
     writable as writable,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
 
 __all__ = [
     "Layer",
@@ -27,6 +27,7 @@ __all__ = [
     "find_layers",
     "get_module",
     "matches",
+    "own_weights",
     "patterns",
     "swap_module",
     "writable",
@@ -251,6 +252,48 @@ def writable(layers: Iterable[Layer]) -> None:
                 expected="floating point of 16 bits or more",
                 do="Dequantize the model, or leave the layer out with exclude.",
             )
+
+
+def own_weights(
+    model: nn.Module, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()
+) -> tuple[list[Layer], list[str]]:
+    """Find the layers whose weight can get a parametrization: no other module holds it.
+
+    Returns
+    -------
+    layers : list of Layer
+        Those whose weight is theirs alone.
+    tied : list of str
+        Names of the others.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If no layer matches.
+    NonFiniteError
+        If a weight is NaN or infinite.
+    UnsupportedModelError
+        If a weight cannot be written, see :func:`writable`.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> own_weights(model)
+    ([], ['1'])
+    """
+    layers, tied = [], []
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found = find_layers(model, include, exclude)
+    writable(found)
+    for layer in found:
+        if not bool(layer.weight.isfinite().all()):
+            raise NonFiniteError(f"{layer.name!r} holds NaN or infinity")
+        if layer.aliases or id(layer.weight) in embeddings:
+            tied.append(layer.name)
+        else:
+            layers.append(layer)
+    return layers, tied
 
 
 def get_module(model: nn.Module, name: str) -> nn.Module:
