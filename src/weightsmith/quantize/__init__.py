@@ -1,0 +1,5 @@
+"""Weights of few levels, and weights that are devices."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
