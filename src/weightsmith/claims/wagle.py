@@ -271,7 +271,7 @@ def _notes(values: Mapping[str, Sequence[float]]) -> list[str]:
 
 def biographies(scale: str = "cpu", seeds: Sequence[int] | None = None) -> ClaimResult:
     """Let SmolLM2 unlearn people; a seed draws whom to forget and to retain, the masks and the order of samples."""
-    seeds = seeds or range(10, 15)
+    seeds = seeds or range(10, 13)
     start = time.perf_counter()
     told = _Told(SIZES[scale])
     values = each_seed(lambda seed: _unlearned(told, seed), seeds, "SmolLM2 unlearns people")
