@@ -1,8 +1,8 @@
 """Does a network that ModHiFi cut run as much faster as it has fewer operations?
 
-SmolLM2-135M without half of its feed-forward neurons, EfficientNet-Lite0 and a plain convolutional network without half
-of the channels that can leave. The ratio is the gain in time over the gain in operations, counted by PyTorch; the goal
-is at least .85. The limit is 1.
+SmolLM2-135M without a fifth of its feed-forward neurons, EfficientNet-Lite0 and a plain convolutional network without a
+fifth of the channels that can leave. The ratio is the gain in time over the gain in operations, counted by PyTorch; the
+goal is at least .85. The limit is 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weightsmith.core.data import token_ids, token_windows
 from weightsmith.embedded import load, text
 from weightsmith.sparsify import modhifi
 
-RATIO = 0.5
+RATIO = 0.2
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         "plain_cnn": cnn(),
     }.items():
         cut = copy.deepcopy(model)
-        modhifi(cut, [batch], ratio=RATIO, score="energy")
+        modhifi(cut, [batch], ratio=RATIO, score="energy", multiple_of=16)
         dense, smaller = (forward(each, batch) for each in (model, cut))
         fewer = operations(dense) / operations(smaller)
         timings = alternate({"dense": dense, "cut": smaller}, rounds=4 * options.rounds, warmup=2)
