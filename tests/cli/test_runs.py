@@ -145,6 +145,15 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(inputs, tmp_pa
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("option", ["--report", "--json"])
+@pytest.mark.parametrize("name", WRITING)
+def test_a_file_inside_the_output_is_refused_before_the_work(inputs, tmp_path, name, option):
+    code, printed = run([*line(name, inputs, tmp_path / "out"), option, str(tmp_path / "out" / "r.html")])
+    assert code in (1, 2)
+    assert "inside the output" in printed
+    assert not [*tmp_path.iterdir()]
+
+
 def test_quiet_leaves_errors_and_results(inputs, tmp_path):
     words = line("magnitude", inputs, tmp_path / "out")
     assert run([*words, "--quiet"]) == (0, "")

@@ -58,10 +58,11 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
         hyper = {key: _parsed(field, given.pop(key)) for key, field in signature.fields.items()}
         on = [role.name for role in signature.measured] or [key for key in ("model",) if key in given]
         title = f"{name} on {' and '.join(given[key] for key in on)}" if on else name
-        files = {kind: given.pop(kind) for kind in ("report", "json") if kind in given}
+        files: dict[str, Any] = {kind: given.pop(kind) for kind in ("report", "json") if kind in given}
         for path in files.values():
             if path is not None:
                 check_file(path)
+        _refuse_inside(_out(signature, given), {**files, **hyper})
         if given.pop("dry_run", False):
             _rehearse(name, signature, given, hyper)
             return
@@ -122,6 +123,14 @@ def _out(signature: Signature, given: Mapping[str, Any]) -> Path | None:
     if signature.model is None and _writes(signature):
         return Path(given[signature.paths[-1].name])
     return given.get("out")
+
+
+def _refuse_inside(out: Path | None, values: Mapping[str, Any]) -> None:
+    """Refuse a file inside OUT, which appears as a whole and would replace it."""
+    for name, path in values.items():
+        if out is not None and isinstance(path, Path) and out.resolve() in path.resolve().parents:
+            found = f"{path}, inside the output {out}"
+            raise HyperparameterError(name, found=found, expected="a place outside, as the output is replaced whole")
 
 
 def _file(role: Role, *, written: bool) -> inspect.Parameter:
