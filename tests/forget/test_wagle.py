@@ -30,6 +30,7 @@ from weightsmith.forget import (
     unlearn,
     wagle,
 )
+from weightsmith.forget._shared.sets import overlap
 from weightsmith.testing import samples, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:gamma", "ignore:.*not used by any sample")
@@ -409,3 +410,21 @@ def test_statistics_of_batch_normalization_do_not_leak_from_the_controls_and_are
     for name, value in with_controls.state_dict().items():
         assert torch.equal(value, alone.state_dict()[name]), name
         assert torch.equal(value, base.state_dict()[name]), name
+
+
+def test_samples_in_both_sets_are_noted_and_a_density_without_weights_is_refused():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    data = [(torch.randn(4), torch.tensor(n % 2)) for n in range(24)]
+    result = wagle(model, data[:4], data[2:], controls=False)
+    assert "also to be forgotten" in " ".join(result.notes)
+    assert "also to be forgotten" not in " ".join(wagle(model, data[:4], data[4:], controls=False).notes)
+    with pytest.raises(HyperparameterError, match="at least 1 of 58 weights"):
+        wagle(model, data[:4], data[4:], density=1e-6)
+
+
+def test_padding_does_not_hide_that_samples_are_in_both_sets():
+    ids = torch.tensor([5, 6, 7])
+    short = {"input_ids": ids, "attention_mask": torch.ones(3, dtype=torch.long), "labels": ids}
+    padded = {key: nn.functional.pad(value, (0, 2)) for key, value in short.items()}
+    other = {**padded, "input_ids": torch.tensor([5, 6, 8, 0, 0])}
+    assert overlap([short], [padded, other]) == 1

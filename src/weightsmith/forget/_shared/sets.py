@@ -13,7 +13,7 @@ from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError
 from weightsmith.forget._shared.regression import Distance, check_regression, errors
 
-__all__ = ["EMPTY", "frozen_note", "head", "held_out", "prepared_sets", "refuse_overlap", "set_errors"]
+__all__ = ["EMPTY", "frozen_note", "head", "held_out", "overlap", "prepared_sets", "refuse_overlap", "set_errors"]
 
 MEASURED = 1024
 """Samples of each set that are measured before and after a run."""
@@ -59,6 +59,20 @@ def head(samples: Samples) -> Samples:
     return samples if len(samples) <= MEASURED else Subset(samples, [*range(MEASURED)])  # type: ignore[arg-type]
 
 
+def overlap(forget: Samples, retain: Samples) -> int:
+    """Count the samples to retain that are also to be forgotten: their input and their label are the same.
+
+    Examples
+    --------
+    >>> overlap([(1.0, 2.0)], [(1.0, 3.0), (1.0, 2.0)])
+    1
+    """
+    if isinstance(forget, Subset) and isinstance(retain, Subset) and forget.dataset is retain.dataset:
+        return len({*forget.indices} & {*retain.indices})
+    known = {_digest(forget[index]) for index in range(len(forget))}
+    return sum(_digest(retain[index]) in known for index in range(len(retain)))
+
+
 def refuse_overlap(forget: Samples, retain: Samples) -> None:
     """Refuse samples that are in both sets: their input and their label are the same.
 
@@ -71,12 +85,7 @@ def refuse_overlap(forget: Samples, retain: Samples) -> None:
     --------
     >>> refuse_overlap([(1.0, 2.0)], [(1.0, 3.0)])
     """
-    if isinstance(forget, Subset) and isinstance(retain, Subset) and forget.dataset is retain.dataset:
-        both = len({*forget.indices} & {*retain.indices})
-    else:
-        known = {_digest(forget[index]) for index in range(len(forget))}
-        both = sum(_digest(retain[index]) in known for index in range(len(retain)))
-    if both:
+    if both := overlap(forget, retain):
         raise CalibrationError(
             "samples in both the forget and the retain set", found=both, do="Remove them from one of the sets."
         )
@@ -129,9 +138,13 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
         digest.update(part.detach().cpu().double().numpy().tobytes())
     elif isinstance(part, Mapping):
+        mask = part.get("attention_mask")
         for name in sorted(part):
+            value = part[name]
+            if isinstance(mask, Tensor) and isinstance(value, Tensor) and mask.ndim == 1 and value.shape == mask.shape:
+                value = value[mask.bool()]  # each set is padded to its own longest sample
             digest.update(name.encode())
-            _feed(digest, part[name])
+            _feed(digest, value)
     elif isinstance(part, (tuple, list)):
         for each in part:
             _feed(digest, each)

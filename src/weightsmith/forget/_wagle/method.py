@@ -19,7 +19,7 @@ from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, refuse_adapters, training_method
 from weightsmith.forget._measures import answer_probabilities, generated_answers, membership_auc, rouge_l, truth_ratios
 from weightsmith.forget._shared.mask import WeightMask
-from weightsmith.forget._shared.sets import frozen_note, held_out
+from weightsmith.forget._shared.sets import frozen_note, held_out, overlap
 from weightsmith.forget._unlearn import Objective, check_objective, refusals, unlearn
 from weightsmith.forget._wagle.attribution import Method, WeightScores, attribute_weights
 
@@ -149,6 +149,10 @@ def wagle(
         if controls:
             masks |= {"all weights": None, "random mask": attribute(method="random").top(density)}
         masks["wagle"] = mask = scores.top(density)
+        if not mask.count:
+            raise HyperparameterError(
+                "density", found=density, expected=f"a share of at least 1 of {mask.size} weights"
+            )
         scores.scores.clear()
         base = {name: tensor.clone() for name, tensor in _changing(model, mask).items()}
         measure = partial(_measures, model, sets, paraphrased, perturbed, tokenizer)
@@ -188,6 +192,8 @@ def wagle(
         result.totals = {"trainable": mask.count, "weights": mask.size, "density": mask.density}
         result.totals["changed"] = sum(changed.values()) / mask.size
         result.notes += _notes(result, arms, scores, model, retain_weight if objective != "ascent" else 0.0)
+        if both := overlap(forget, retain):
+            result.notes.append(f"{both} samples to retain are also to be forgotten: remove them from one of the sets.")
         if save_delta is not None:
             io.save_delta(delta, save_delta, overwrite=True)
     return result
