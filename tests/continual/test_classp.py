@@ -504,6 +504,7 @@ def test_command_carries_the_accumulators_from_task_to_task(tmp_path):
     optimizer = CLASSP(by_hand.parameters(), lr=0.05)
     for number in range(2):
         result = classp(by_command, task(number), epochs=2, batch_size=8, learning_rate=0.05, state=file)
+        assert ("There was no state.safetensors" in result.notes[0]) == (number == 0)
         fit(by_hand, task(number), optimizer=optimizer, epochs=2, batch_size=8)
     for ours, theirs in zip(by_command.parameters(), by_hand.parameters(), strict=True):
         assert torch.equal(ours, theirs)

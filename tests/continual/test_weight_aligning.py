@@ -126,6 +126,8 @@ def test_7_lambda_is_the_share_of_old_classes():
     assert torch.equal(class_incremental_loss(logits, None, labels), ce)
     with pytest.raises(HyperparameterError, match=r"num_old: found 0, expected 1 to 9"):
         align_classifier(make_head(), num_old=0)
+    with pytest.raises(HyperparameterError, match=r"num_old: found 1, expected a head of several classes"):
+        align_classifier(nn.Linear(4, 1), num_old=1)
 
 
 def test_rows_without_a_label_do_not_count():

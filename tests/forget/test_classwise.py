@@ -78,6 +78,18 @@ def test_the_damage_to_every_class_is_shown(digits):
     assert "loses most" in " ".join(result.notes)
 
 
+def test_no_class_is_named_where_none_loses():
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    data = [(torch.tensor([1.0, 0.1] if n % 2 else [0.1, 1.0]), torch.tensor(n % 2)) for n in range(24)]
+    result = classwise(model, data, class_name="1", fraction=0.25, layers=1)
+    assert result.after["accuracy_others"] == 1.0
+    assert "No other class is recognized less often than before." in result.notes
+    assert "loses most" not in " ".join(result.notes)
+
+
 def test_too_little_is_no_success(digits):
     trained, data, *_ = digits
     result = classwise(copy.deepcopy(trained), data, class_name="3", fraction=1e-6, layers=1)

@@ -335,6 +335,7 @@ def test_a_multiple_is_kept_and_said():
     result = modhifi(model, [batch], ratio=0.3, multiple_of=16)
     assert model.config.intermediate_size == 48
     assert "48 of 64" in " ".join(result.notes)
+    assert "48 of 48 stay" in " ".join(modhifi(model, [batch], ratio=0.3, multiple_of=64).notes)
 
 
 def test_layers_shared_by_a_residual_sum_lose_the_same_channels():

@@ -326,8 +326,12 @@ def classp(
         )
         if state is not None:
             check_output(state, overwrite=True)
-            found = _load_sums(optimizer, state) if state.exists() else 0
-            result.notes.append(f"accumulators of {found} of {len(named)} parameters were read from {state.name}")
+            result.notes.append(
+                f"There was no {state.name}: the accumulators start at zero, no earlier task is protected."
+            )
+            if state.exists():
+                found = _load_sums(optimizer, state)
+                result.notes[-1] = f"accumulators of {found} of {len(named)} parameters were read from {state.name}"
         before = {name: parameter.detach().clone() for name, parameter in named}
         result.curves["training loss"] = fit(model, training, optimizer=optimizer, seed=seed, **options).losses
         unused = 0.0

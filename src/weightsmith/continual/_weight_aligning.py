@@ -352,6 +352,10 @@ def _groups(classes: int, num_old: int | None, old: Classes | None, new: Classes
     if num_old is not None:
         if old is not None or new is not None:
             raise HyperparameterError("num_old", found=num_old, expected="either this, or old and new")
+        if classes < 2:
+            raise HyperparameterError(
+                "num_old", found=num_old, expected="a head of several classes: this one has 1 output"
+            )
         if isinstance(num_old, bool) or not isinstance(num_old, int) or not 0 < num_old < classes:
             raise HyperparameterError(
                 "num_old", found=num_old, expected=f"1 to {classes - 1}: the head has {classes} classes"

@@ -301,7 +301,9 @@ class _Forgetting:
         gone, left = (share[self.target] for share in shares)
         if left > 0.5 * gone or gone == 0:
             notes.append(f"Class {self.name!r} is not forgotten: accuracy {gone:.1%} before, {left:.1%} after.")
-        if others:
+        if others and max(lost[label] for label in others) <= 0:
+            notes.append("No other class is recognized less often than before.")
+        elif others:
             worst = max(others, key=lambda label: lost[label])
             notes.append(
                 f"Of the other classes {_class_name(self.model, worst)!r} loses most: accuracy {shares[0][worst]:.1%} "

@@ -109,6 +109,7 @@ class Pruning:
         included = [c for c in found if all(layer.name in names for layer in c.consumers)]
         self.sizes = {c.name: _stay(c, ratio, multiple_of) for c in included}
         wanted = [c for c in included if self.sizes[c.name] < c.size]
+        self.whole = [c for c in included if self.sizes[c.name] == c.size]
         self.channels, self.fields, unsaid = find_fields(self.model, wanted, self.sizes)
         reasons = dict.fromkeys(unsaid, "has a size that no field of the configuration says by itself") | reasons
         paths = {path for path, module in self.model.named_modules() for owner, *_ in self.fields if module is owner}
@@ -310,7 +311,9 @@ class Pruning:
                 totals[measure] = sum(values) / len(values)
         totals["parameters"] = _parameters(self.model)
         totals["removed"] = 1 - totals["parameters"] / max(self.parameters, 1)
-        odd = [c for c in self.channels if self.sizes[c.name] != _stay(c, self.result.hyper["ratio"], 0)]
+        odd = [
+            c for c in [*self.whole, *self.channels] if self.sizes[c.name] != _stay(c, self.result.hyper["ratio"], 0)
+        ]
         if odd and self.result.hyper["scope"] == "layer":
             widths = {c.size: self.sizes[c.name] for c in odd}
             listed = ", ".join(f"{kept} of {size}" for size, kept in widths.items())
