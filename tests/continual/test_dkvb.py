@@ -292,6 +292,13 @@ def test_two_processes_place_the_keys_of_one_and_count_the_pairs_of_both(tmp_pat
     assert (trained["values"].any(1) <= trained["counts"].flatten().bool()).all()
 
 
+def test_placing_keys_anew_says_that_it_erases():
+    made, x, _ = trained()
+    with pytest.warns(UserWarning, match="erased"):
+        made.init_keys(x)
+    assert not made.counts.any()
+
+
 def test_half_precision_features_are_compared_in_float32():
     made, x, _ = trained()
     half = x.bfloat16()

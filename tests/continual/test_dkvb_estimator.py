@@ -61,3 +61,11 @@ def test_bad_input():
         KeyValueBottleneckClassifier(codebooks=0).fit(X, y)
     with pytest.raises(HyperparameterError, match="label_smoothing"):
         KeyValueBottleneckClassifier(**(SMALL | {"label_smoothing": 1.0})).fit(X, y)
+
+
+def test_labels_of_another_type_are_refused():
+    X = np.random.default_rng(0).normal(size=(20, 4))
+    classifier = KeyValueBottleneckClassifier(codebooks=2, pairs=4, key_dim=2, epochs=1).fit(X, np.arange(20) % 2)
+    with pytest.raises(ValueError, match="another type"):
+        classifier.partial_fit(X, np.array(["a", "b"] * 10))
+    assert classifier.classes_.tolist() == [0, 1]

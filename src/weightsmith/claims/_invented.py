@@ -93,7 +93,7 @@ def biographies(people: int, facts: int, generator: torch.Generator) -> list[lis
     """Invent people: for each one the first questions of the list, with answers drawn at random.
 
     >>> biographies(1, 1, torch.Generator().manual_seed(0))
-    [[('Where was Thilo Quillfeather born?', 'Talhaven')]]
+    [[('Where was Tobias Ekwueme born?', 'Brenstad')]]
     """
     chosen = torch.randperm(len(FIRST) * len(LAST), generator=generator)[:people].tolist()
     names = [f"{FIRST[number // len(LAST)]} {LAST[number % len(LAST)]}" for number in chosen]

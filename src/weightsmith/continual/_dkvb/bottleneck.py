@@ -251,7 +251,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         Warns
         -----
         UserWarning
-            If there are fewer distinct samples than keys of a codebook.
+            If there are fewer distinct samples than keys of a codebook, or values were trained with the old keys.
 
         Notes
         -----
@@ -269,6 +269,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
         distinct = len(features.unique(dim=0)) if len(features) < 4 * self.pairs else self.pairs
         if distinct < self.pairs:
             warnings.warn(f"{distinct} distinct samples for {self.pairs} keys: some keys are equal", stacklevel=2)
+        if bool(self.counts.any()):
+            warnings.warn("all that was learned with the old keys is erased", stacklevel=2)
         held = {name: value.clone() for name, value in self.state_dict().items() if name != "projection"}
         try:
             self.placed.fill_(False)

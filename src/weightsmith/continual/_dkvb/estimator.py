@@ -166,7 +166,7 @@ class KeyValueBottleneckClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the data or a parameter is out of range, or a label is not in ``classes``.
+            If the data or a parameter is out of range, a label is not in ``classes``, or labels are text after numbers.
         """
         first = not hasattr(self, "bottleneck_")
         X, y = validate_data(self, X, y, dtype=np.float32, order="C", reset=first)
@@ -221,6 +221,10 @@ class KeyValueBottleneckClassifier(ClassifierMixin, BaseEstimator):
         are used. New labels start from it, as if they had been there before.
         """
         known = getattr(self, "classes_", named[:0])
+        if len(known) and len({label.dtype.kind in "OUS" for label in (known, named)}) > 1:
+            raise ValueError(
+                f"labels {named.tolist()[:5]} are of another type than those learned before, {known.tolist()[:5]}"
+            )
         self.classes_ = np.union1d(known, named)
         held = self.bottleneck_.values.detach()
         values = held[:, -1:].repeat(1, len(self.classes_) + 1)

@@ -266,7 +266,7 @@ def read_device(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "device.csv")
-    ...     _ = path.write_text("potentiation,depression\\n10,30\\n25,14\\n30,10\\n")
+    ...     _ = path.write_text("potentiation,depression\n10,30\n25,14\n30,10\n")
     ...     device = read_device(path)
     >>> device.potentiate(torch.tensor(0.0)), device.depress(torch.tensor(1.0))
     (tensor(0.7500), tensor(0.2000))

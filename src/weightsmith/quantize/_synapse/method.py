@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from weightsmith.core.training import (
     training_method,
 )
 from weightsmith.quantize._synapse.devices import SoftBounds, SynapseDevice, read_device
-from weightsmith.quantize._synapse.pairs import Update, to_analog, to_digital
-from weightsmith.quantize._synapse.pulses import PulsedOptimizer
+from weightsmith.quantize._synapse.pairs import Update, check_arrays, to_analog, to_digital
+from weightsmith.quantize._synapse.pulses import Coding, PulsedOptimizer, check_rules
 
 __all__ = ["synapse"]
 
@@ -46,7 +46,7 @@ def synapse(
     write_by_pulses: bool = False,
     error_threshold: float = 0.1,
     input_threshold: float = 0.5,
-    coding: Literal["threshold", "rate"] = "threshold",
+    coding: Coding = "threshold",
     refresh_at: float = 0.9,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
@@ -126,7 +126,8 @@ def synapse(
     >>> model(torch.eye(2)).argmax(1).tolist(), result.totals["refreshes"]
     ([0, 1], 0)
     """
-    refuse_adapters(model)
+    check_arrays(update, weight_scale)
+    check_rules(error_threshold, input_threshold, coding, refresh_at)
     if options["accumulation_steps"] > 1:
         raise HyperparameterError(
             "accumulation_steps", found=options["accumulation_steps"], expected=1, do="Set batch_size instead."
@@ -140,6 +141,7 @@ def synapse(
         device = SynapseDevice(SoftBounds(pulses, beta_up), SoftBounds(pulses, beta_down), **varied)
     else:
         device = read_device(curves, **varied)
+    refuse_adapters(model)
     rules: dict[str, Any] = {
         "error_threshold": error_threshold,
         "input_threshold": input_threshold,

@@ -21,7 +21,16 @@ from weightsmith.core.models import Layer, fold_parametrizations, own_weights
 from weightsmith.core.training import restored_on_error
 from weightsmith.quantize._synapse.devices import SynapseDevice
 
-__all__ = ["ConductancePair", "Conductances", "Update", "analog_layers", "held_by", "to_analog", "to_digital"]
+__all__ = [
+    "ConductancePair",
+    "Conductances",
+    "Update",
+    "analog_layers",
+    "check_arrays",
+    "held_by",
+    "to_analog",
+    "to_digital",
+]
 
 Update: TypeAlias = Literal["unidirectional", "bidirectional", "single"]
 
@@ -84,10 +93,7 @@ class ConductancePair(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < weight_scale < math.inf:
-            raise HyperparameterError("weight_scale", found=weight_scale, expected="a positive number")
-        if update not in ("unidirectional", "bidirectional", "single"):
-            raise HyperparameterError("update", found=update, expected="'unidirectional', 'bidirectional' or 'single'")
+        check_arrays(update, weight_scale)
         self.device, self.update, self.weight_scale = device, update, weight_scale
         self.write_by_pulses, self.shape, self.transposed = write_by_pulses, tuple(shape), transposed
         rows, columns = shape[0], math.prod(shape[1:])
@@ -215,6 +221,14 @@ class ConductancePair(nn.Module):
         return f"{self.update}, weight_scale={self.weight_scale:g}"
 
 
+def check_arrays(update: Update, weight_scale: float) -> None:
+    """Refuse what no array can be made with."""
+    if not 0 < weight_scale < math.inf:
+        raise HyperparameterError("weight_scale", found=weight_scale, expected="a positive number")
+    if update not in ("unidirectional", "bidirectional", "single"):
+        raise HyperparameterError("update", found=update, expected="'unidirectional', 'bidirectional' or 'single'")
+
+
 def to_analog(
     model: nn.Module,
     device: SynapseDevice,
@@ -278,6 +292,7 @@ def to_analog(
     >>> torch.allclose(model(x), before, atol=1e-6)
     True
     """
+    check_arrays(update, weight_scale)
     layers, tied = own_weights(model, include, exclude)
     if not layers:
         raise UnsupportedModelError("no weight is of one layer alone", found=f"tied weights of {tied[:4]}")

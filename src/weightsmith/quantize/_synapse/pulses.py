@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import Layer
 from weightsmith.quantize._synapse.pairs import ConductancePair, analog_layers, held_by
 
-__all__ = ["PulsedOptimizer"]
+__all__ = ["Coding", "PulsedOptimizer", "check_rules"]
+
+Coding: TypeAlias = Literal["threshold", "rate"]
 
 
 class PulsedOptimizer(torch.optim.Optimizer):
@@ -91,20 +93,15 @@ class PulsedOptimizer(torch.optim.Optimizer):
         *,
         error_threshold: float = 0.1,
         input_threshold: float = 0.5,
-        coding: Literal["threshold", "rate"] = "threshold",
+        coding: Coding = "threshold",
         refresh_at: float = 0.9,
         weight_decay: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("input_threshold", input_threshold)):
+        check_rules(error_threshold, input_threshold, coding, refresh_at)
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
                 raise HyperparameterError(name, found=value, expected="a number >= 0")
-        if not 0 <= error_threshold < math.inf:
-            raise HyperparameterError("error_threshold", found=error_threshold, expected="a number >= 0")
-        if not 0 < refresh_at <= 1:
-            raise HyperparameterError("refresh_at", found=refresh_at, expected="a number in (0, 1]")
-        if coding not in ("threshold", "rate"):
-            raise HyperparameterError("coding", found=coding, expected="'threshold' or 'rate'")
         found = analog_layers(model)
         if not found:
             raise UnsupportedModelError(
@@ -203,6 +200,17 @@ class PulsedOptimizer(torch.optim.Optimizer):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def check_rules(error_threshold: float, input_threshold: float, coding: Coding, refresh_at: float) -> None:
+    """Refuse rules that are out of range."""
+    for name, value in (("error_threshold", error_threshold), ("input_threshold", input_threshold)):
+        if not 0 <= value < math.inf:
+            raise HyperparameterError(name, found=value, expected="a number >= 0")
+    if not 0 < refresh_at <= 1:
+        raise HyperparameterError("refresh_at", found=refresh_at, expected="a number in (0, 1]")
+    if coding not in ("threshold", "rate"):
+        raise HyperparameterError("coding", found=coding, expected="'threshold' or 'rate'")
 
 
 class _Watched:
