@@ -460,7 +460,7 @@ def test_an_error_that_is_not_finite_gives_no_pulse():
 
 def test_a_result_without_pulses_says_so():
     result = synapse(mlp(), points(), error_threshold=2.0, epochs=1)
-    assert any("no weight got a pulse" in note for note in result.notes)
+    assert any("2 of 2 layers got no pulse ('0', '2')" in note for note in result.notes)
 
 
 def test_an_analog_model_can_be_pickled_and_copied():
@@ -491,3 +491,11 @@ def test_unidirectional_updates_learn_where_others_do_not():
         synapse(model, data, update=update, epochs=2, generator=torch.Generator().manual_seed(0))
         scores[update] = (model(x[300:]).argmax(1) == labels[300:]).float().mean().item()
     assert scores.pop("unidirectional") > max(scores.values()) + 0.15
+
+
+def test_the_record_says_which_device_it_was(tmp_path):
+    path = tmp_path / "device.csv"
+    path.write_text("potentiation,depression\n1,9\n5,5\n9,1\n")
+    assert synapse(mlp(), points(), curves=path).hyper["curves"] == str(path)
+    assert "curves" not in synapse(mlp(), points(), pulses=32).hyper
+    assert synapse(mlp(), points(), pulses=32).hyper["pulses"] == 32

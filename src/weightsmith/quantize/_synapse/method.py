@@ -178,8 +178,12 @@ def synapse(
         seen = len(training) * options["epochs"]
         result.totals = {"conductances": 2 * sum(w.numel() for w in before.values()), **totals}
         result.totals["pulses_per_sample"] = totals["pulses"] / seen
-        if not totals["pulses"]:
-            result.notes.append("no weight got a pulse: lower error_threshold or input_threshold")
+        if still := [name for name, each in stats.items() if not each["pulses"]]:
+            more = f" and {len(still) - 3} more" if len(still) > 3 else ""
+            result.notes.append(
+                f"{len(still)} of {len(stats)} layers got no pulse ({', '.join(map(repr, still[:3]))}{more}): "
+                "lower error_threshold or input_threshold."
+            )
     return result
 
 
