@@ -149,9 +149,9 @@ def synapse(
         "refresh_at": refresh_at,
     }
     arrays: dict[str, Any] = {"update": update, "weight_scale": weight_scale, "write_by_pulses": write_by_pulses}
-    about = (
-        {"pulses": pulses, "beta_up": beta_up, "beta_down": beta_down} if device is None else {"device": str(device)}
-    )
+    about: dict[str, Any] = {"pulses": pulses, "beta_up": beta_up, "beta_down": beta_down}
+    if curves is not None:
+        about = {"curves": str(curves)}
     seed = draw_seed(generator)
     draw = torch.Generator().manual_seed(seed)
     patterns: dict[str, Any] = {"include": include, "exclude": exclude}
