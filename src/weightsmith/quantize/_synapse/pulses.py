@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
@@ -56,7 +56,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
     HyperparameterError
         If an option is out of range.
     UnsupportedModelError
-        If the model has no conductances.
+        If the model has no conductances, or several processes train it.
     NonFiniteError
         If an error or a gradient is NaN or infinite; nothing has changed then.
 
@@ -102,6 +102,11 @@ class PulsedOptimizer(torch.optim.Optimizer):
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
                 raise HyperparameterError(name, found=value, expected="a number >= 0")
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise UnsupportedModelError(
+                "conductances cannot be trained by several processes",
+                do="Train in one process: pulses are not averaged.",
+            )
         found = analog_layers(model)
         if not found:
             raise UnsupportedModelError(
