@@ -213,9 +213,7 @@ class _Sums:
         output.register_hook(self._see_gradient)
 
     def _see_gradient(self, gradient: Tensor) -> None:
-        kernel = getattr(self.layer.module, "kernel_size", None)
-        g_SNO = gradient.flatten(2).transpose(1, 2) if kernel is not None else gradient
-        g_NO = self._rows(g_SNO.reshape(1, *g_SNO.shape) if g_SNO.ndim < 3 else g_SNO.flatten(1, -2))
+        g_NO = self._rows(self.layer.output_rows(gradient))
         self.gradients_OO.addmm_(g_NO.T, g_NO)
         per_sample = gradient.detach().double().flatten(1).square().sum(1).cpu()
         self.traces += torch.stack([per_sample.sum(), per_sample.square().sum()])

@@ -247,12 +247,10 @@ class _Pass:
             if x_NTI is None:
                 self.skipped[seen.layer.name] = UNSORTED
                 return output
-            h_NTO = output.detach()
-            if _is_convolution(module):
-                h_NTO = h_NTO.flatten(2).transpose(1, 2)
-                if h_NTO.shape[1] != x_NTI.shape[1]:
-                    self.skipped[seen.layer.name] = "a convolution with padding of its own"
-                    return output
+            h_NTO = seen.layer.output_rows(output.detach())
+            if _is_convolution(module) and h_NTO.shape[1] != x_NTI.shape[1]:
+                self.skipped[seen.layer.name] = "a convolution with padding of its own"
+                return output
             h_NTO = h_NTO.reshape(*x_NTI.shape[:2], -1)
             seen.now = h_NTO.flatten(1) if self.images else _last(h_NTO, mask_NT)
             return self._tapped(seen, x_NTI, output)

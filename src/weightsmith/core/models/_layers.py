@@ -120,6 +120,20 @@ class Layer:
             return x.reshape(1, -1, x.shape[-1]) if x.ndim < 3 else x.reshape(x.shape[0], -1, x.shape[-1])
         return _patches(self.module, x)
 
+    def output_rows(self, y: Tensor) -> Float[Tensor, "sequences rows out"]:
+        """The module's output, or the gradient of it, as rows: one for each of :meth:`rows`.
+
+        Examples
+        --------
+        >>> Layer("c", nn.Conv2d(3, 8, 5)).output_rows(torch.zeros(2, 8, 4, 4)).shape
+        torch.Size([2, 16, 8])
+        """
+        if self.expert is not None or isinstance(self.module, (nn.Linear, Conv1D)):
+            return y.reshape(1, -1, y.shape[-1]) if y.ndim < 3 else y.reshape(y.shape[0], -1, y.shape[-1])
+        space = len(self.module.kernel_size)  # type: ignore[arg-type]
+        images = y.unsqueeze(0) if y.ndim == space + 1 else y
+        return images.flatten(2).transpose(1, 2)
+
 
 def find_layers(
     model: nn.Module, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = (), *, strict: bool = True

@@ -237,10 +237,8 @@ class _Watched:
 
     def keep(self, first: bool, x: Tensor, gradient: Tensor) -> None:
         """Keep the rows of an input and the errors of its outputs."""
-        x_NI = self.layer.rows(x).flatten(0, 1)
-        if isinstance(self.module, nn.modules.conv._ConvNd):
-            gradient = gradient.flatten(2).transpose(1, 2)
-        self.seen.append((first, x_NI, -gradient.reshape(-1, gradient.shape[-1]).float()))
+        x_NI, error_NO = self.layer.rows(x).flatten(0, 1), -self.layer.output_rows(gradient).flatten(0, 1).float()
+        self.seen.append((first, x_NI, error_NO))
 
 
 class _Tap(torch.autograd.Function):
