@@ -43,6 +43,7 @@ SMALL = {
     "expand": ["--depth", "3"],
     "know": ["--predictor", "paper", "--steps", "1"],
     "learngene": ["--stages", "1"],
+    "topk-sae": ["--site", "1.resid@end", "--features", "8", "--k", "2", "--epochs", "1"],
     "weight-aligning": ["--num-old", "1"],
 }
 """Hyper-parameters that the tiny inputs need in place of defaults."""
@@ -52,6 +53,7 @@ INPUTS = {
     "fisher": ["classifier"] * 2,
     "know": ["tiny"] * 5,
     "scale-adapter": ["adapter"],
+    "topk-sae": ["tiny"],
 }
 """Files that commands on files read; two models are the default."""
 

@@ -39,5 +39,29 @@ from ._rich_lazy.theory import (
     effective_rank as effective_rank,
     expected_kernel_alignment as expected_kernel_alignment,
 )
+from ._sae_eval.codes import AttributeCodes as AttributeCodes, mean_codes as mean_codes, mse_codes as mse_codes
+from ._sae_eval.dictionaries import (
+    GatedSAE as GatedSAE,
+    JumpReLUSAE as JumpReLUSAE,
+    SparseAutoencoder as SparseAutoencoder,
+    StandardSAE as StandardSAE,
+    TopKSAE as TopKSAE,
+    as_dictionary as as_dictionary,
+    load_sae as load_sae,
+    save_sae as save_sae,
+)
+from ._sae_eval.edits import latent_scores as latent_scores, sparse_edits as sparse_edits
+from ._sae_eval.method import (
+    evaluate_dictionary as evaluate_dictionary,
+    find_sites as find_sites,
+    sae_eval as sae_eval,
+)
+from ._sae_eval.sites import (
+    PatchedRuns as PatchedRuns,
+    Site as Site,
+    collect_activations as collect_activations,
+    collect_token_activations as collect_token_activations,
+)
+from ._sae_eval.task import AttributeTask as AttributeTask, Prompts as Prompts, ioi_task as ioi_task
 from ._shared.alignment import alignment as alignment, alignment_map as alignment_map
 from ._shared.spectrum import signal_to_noise as signal_to_noise, singular_values as singular_values

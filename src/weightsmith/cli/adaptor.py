@@ -101,7 +101,7 @@ def _arguments(
         if len(signature.measured) > 1:
             networks = [_parameter(r.name, str, typer.Argument(help=escape(r.help))) for r in signature.measured]
         data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
-        seed = [_SEED] if data else []
+        seed = [_SEED] if data or signature.generator is not None else []
         return [*networks, *data, *seed, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
             _measure(signature, given, hyper), publish
         )
@@ -206,7 +206,8 @@ def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any])
     first, *others = [role.name for role in signature.measured]
     ref = given[first]
     local = Path(ref).exists() or ref.startswith("embedded:")
-    if local and given["dtype"] is None and given["revision"] == "main" and not others and not signature.data:
+    streamed = not others and not signature.data and signature.tokenizer is None
+    if local and streamed and given["dtype"] is None and given["revision"] == "main":
         return signature.function(**{first: ref}, **hyper)
     opened = open_model(ref, dtype=_dtype(given["dtype"]), revision=given["revision"])
     values = {**hyper, **{name: given[name] for name in others}}
@@ -299,9 +300,9 @@ def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any], pu
     sources = _sources(signature, given)
     for role in signature.data:
         if role.name in sources:
-            bench = Workbench(
-                open_model(arguments[signature.paths[-2].name][-1]), Data(sources=sources), given.get("seed", 0)
-            )
+            read = arguments[signature.paths[-2].name]
+            last = read[-1] if isinstance(read, list) else read
+            bench = Workbench(open_model(last), Data(sources=sources), given.get("seed", 0))
             arguments[role.name] = bench.read(role, alone=False)
     result = signature.function(**arguments)
     if given.get("evaluation") is not None:

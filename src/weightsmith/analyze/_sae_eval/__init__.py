@@ -1,0 +1,1 @@
+"""Evaluation of sparse autoencoders: prompts, sites, dictionaries, edits, measures."""
