@@ -63,7 +63,7 @@ from weightsmith.core.report import report_page
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, open_model
 from weightsmith.signature import Signature, Source, YamlLoader, read
-from weightsmith.workbench import CURRENT, Data, Evaluation, Workbench, move_to_device
+from weightsmith.workbench import CURRENT, Data, Evaluation, Layout, Workbench, move_to_device
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
@@ -112,6 +112,8 @@ class Recipe(BaseModel):
         Branch, tag or commit of ``model``, where it is a hub id.
     compressed : bool
         Write sparse weights small, see :mod:`weightsmith.sparsify._compressed`.
+    packed : bool
+        Write weights on few levels as packed codes, see :mod:`weightsmith.quantize._packed`.
     report : Path or None
         The HTML report; ``report.html`` in ``out`` when left out.
     """
@@ -129,7 +131,13 @@ class Recipe(BaseModel):
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     revision: str = "main"
     compressed: bool = False
+    packed: bool = False
     report: Path | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How the model is stored."""
+        return "packed" if self.packed else "compressed" if self.compressed else "plain"
 
     def sources(self, steps: Sequence[Step]) -> list[str]:
         """Return the names of the models and data that these steps and the measures read."""
@@ -157,7 +165,7 @@ class Recipe(BaseModel):
             self.dtype,
             self.revision,
             self.seed,
-            self.compressed,
+            self.layout,
             self.data,
             self.evaluation,
             [(step.command, dict(step.values)) for step in steps],
@@ -288,7 +296,7 @@ def _write(recipe: Recipe, work: Path, bench: Workbench, results: list[Result], 
             write_file(place, page)
 
     if not recipe.compare:
-        bench.save(out, texts, overwrite=overwrite, compressed=recipe.compressed, publish=publish)
+        bench.save(out, texts, overwrite=overwrite, layout=recipe.layout, publish=publish)
         return
     del texts["README.md"]  # each alternative has its own card
     with atomic_output(out, overwrite=overwrite) as target:
@@ -359,7 +367,7 @@ def _run_arm(recipe: Recipe, name: str, start: Workbench, work: Path, contents: 
         results[-1].title = name if len(steps) == 1 else f"{name}: {number}. {step.command}"
     note = _note(recipe, results, whole, contents)
     files = {**documents(results, work, [recipe.model] if recipe.model else []), FINISHED: note}
-    bench.save(work, files, overwrite=True, compressed=recipe.compressed)
+    bench.save(work, files, overwrite=True, layout=recipe.layout)
     return results
 
 

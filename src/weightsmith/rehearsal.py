@@ -137,6 +137,11 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
         If an option is out of range.
     """
     check_output(recipe.out, overwrite=overwrite)
+    if recipe.packed and recipe.compressed:
+        raise HyperparameterError("packed", found="packed and compressed", expected="one of the two")
+    for steps in [*recipe.compare.values()] or [[]]:
+        if recipe.packed and not any(step.signature.on_levels for step in [*recipe.steps, *steps]):
+            raise HyperparameterError("packed", found="no step that quantizes", do="Add one, or leave packed out.")
     if recipe.report is not None:
         check_file(recipe.report)
     if recipe.model is not None:

@@ -293,6 +293,11 @@ class Signature:
         return [role for role in self.roles.values() if role.kind == "measured"] if self.measures else []
 
     @property
+    def on_levels(self) -> bool:
+        """Whether the weights it leaves are on few levels, and can be saved packed."""
+        return bool(getattr(self.function, "on_levels", False))
+
+    @property
     def networks(self) -> list[Role]:
         """The other networks."""
         return [role for role in self.roles.values() if role.kind in ("network", "measured") and role is not self.model]

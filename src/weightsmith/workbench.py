@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,16 +31,20 @@ from weightsmith.core.progress import stage
 from weightsmith.core.report import format
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
+from weightsmith.quantize import save_packed
 from weightsmith.signature import Role, Signature, Source
 from weightsmith.sparsify import save_compressed
 
-__all__ = ["CURRENT", "Data", "Evaluation", "Workbench", "measure_files", "move_to_device", "run_on_disk"]
+__all__ = ["CURRENT", "Data", "Evaluation", "Layout", "Workbench", "measure_files", "move_to_device", "run_on_disk"]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
 BATCH_SIZE = 8
 WINDOW = 512
 """Tokens that perplexity is measured on at once, or as many as the model can read."""
 DEFAULT_SAMPLES = {"batches": 16, "samples": 128}
+Layout: TypeAlias = Literal["plain", "compressed", "packed"]
+"""How the weights of a model are stored."""
+
 CURRENT = "$model"
 """Among the checkpoints of a method on files, or as another network: the model as it is now."""
 
@@ -233,14 +237,25 @@ class Workbench:
         files: Mapping[str, str],
         *,
         overwrite: bool = False,
-        compressed: bool = False,
+        layout: Layout = "plain",
         publish: Callable[[], object] = lambda: None,
     ) -> None:
         """Write the model as a folder, its tokenizer and other small files carried over.
 
-        ``publish`` is called when all is written, just before the folder appears.
+        Parameters
+        ----------
+        out : path-like
+            The folder.
+        files : mapping of str to str
+            Small files beside the model.
+        overwrite : bool, default: False
+            Replace what is there.
+        layout : {"plain", "compressed", "packed"}, default: "plain"
+            Sparse weights as a bit mask, or weights on few levels as packed codes.
+        publish : callable, optional
+            Called when all is written, just before the folder appears.
         """
-        write = save_compressed if compressed else save_model
+        write = {"plain": save_model, "compressed": save_compressed, "packed": save_packed}[layout]
         with stage(f"saving {out}"):
             write(
                 self.model,

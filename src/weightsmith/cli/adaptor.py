@@ -24,6 +24,7 @@ from weightsmith.workbench import (
     DEFAULT_SAMPLES,
     Data,
     Evaluation,
+    Layout,
     Workbench,
     measure_files,
     move_to_device,
@@ -156,6 +157,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
     speed = typer.Option("--speed", help="Also measure how fast the model writes.", rich_help_panel=DATA)
     overwrite = typer.Option("--overwrite", help="Replace what is at OUT.", rich_help_panel=OUTPUT)
     compressed = typer.Option("--compressed", help="Write sparse weights small.", rich_help_panel=OUTPUT)
+    packed = typer.Option("--packed", help="Write weights on few levels as packed codes.", rich_help_panel=OUTPUT)
     return [
         _MODEL,
         _parameter("out", Path, typer.Argument(help="Folder to write the changed model to.")),
@@ -169,6 +171,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         *_LOADING,
         _parameter("overwrite", bool, overwrite, False),
         _parameter("compressed", bool, compressed, False),
+        *([_parameter("packed", bool, packed, False)] if signature.on_levels else []),
         # what trains or measures goes over the whole model many times
         *([] if trains else [_parameter("stream", bool, stream, False)]),
         *_REPORTS,
@@ -236,27 +239,31 @@ def _transform(
     revision: str,
     overwrite: bool,
     compressed: bool,
+    packed: bool = False,
     stream: bool = False,
     control: str | None = None,
     **others: Any,
 ) -> Result:
     check_output(out, overwrite=overwrite)
+    if packed and compressed:
+        raise typer.BadParameter("does not go with --compressed", param_hint="'--packed'")
+    layout: Layout = "packed" if packed else "compressed" if compressed else "plain"
     data = Data(
         sources=_sources(signature, others), evaluation=Evaluation(file=evaluation, control=control, speed=speed)
     )
     networks = {role.name: others[role.name] for role in signature.networks if others[role.name] is not None}
     values = {**hyper, **networks}
     if stream:
-        if compressed or device != "cpu" or dtype is not None or revision != "main":
+        if layout != "plain" or device != "cpu" or dtype is not None or revision != "main":
             raise typer.BadParameter(
-                "goes with none of --compressed, --device, --dtype and --revision", param_hint="'--stream'"
+                "goes with none of --compressed, --packed, --device, --dtype and --revision", param_hint="'--stream'"
             )
         return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite, publish=publish)
     opened = open_model(model, dtype=_dtype(dtype), revision=revision)
     bench = Workbench(move_to_device(opened, device), data, seed, device, _dtype(dtype))
     result = bench.apply(signature, values)
     files = documents([result], out, [model])
-    bench.save(out, files, overwrite=overwrite, compressed=compressed, publish=lambda: publish(result))
+    bench.save(out, files, overwrite=overwrite, layout=layout, publish=lambda: publish(result))
     return result
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import Layer
 
-__all__ = ["Gram", "InputStatistics", "all_reduce_sum", "broadcast_first"]
+__all__ = ["Gram", "InputStatistics", "all_reduce_sum", "broadcast_first", "output_error"]
 
 
 class InputStatistics:
@@ -147,6 +147,24 @@ class Gram(InputStatistics):
         """Add up over processes and check, see :meth:`InputStatistics.all_reduce`."""
         all_reduce_sum(self.gram_II)
         super().all_reduce()
+
+
+def output_error(
+    old_OI: Float[Tensor, "out in"], change_OI: Float[Tensor, "out in"], statistics: InputStatistics
+) -> dict[str, float]:
+    """Return the relative root mean square change of a layer's outputs, as if its inputs were uncorrelated.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> statistics = InputStatistics(Layer("fc", nn.Linear(2, 1)))
+    >>> statistics.update(torch.tensor([[[1.0, 2.0]]]))
+    >>> output_error(torch.tensor([[3.0, 2.0]]), torch.tensor([[0.0, 0.5]]), statistics)
+    {'output_error': 0.2...}
+    """
+    power_I = statistics.square_sum_I
+    power = (old_OI.square() @ power_I).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return {"output_error": float(((change_OI.square() @ power_I).sum() / power).sqrt())}
 
 
 def all_reduce_sum(*tensors: Tensor) -> None:

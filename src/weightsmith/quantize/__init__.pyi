@@ -1,3 +1,26 @@
+from ._gptq import gptq as gptq
+from ._ofq import (
+    ActivationQuantizer as ActivationQuantizer,
+    ConfidenceGuidedAnnealing as ConfidenceGuidedAnnealing,
+    IterativeFreezing as IterativeFreezing,
+    LSQWeight as LSQWeight,
+    Oscillations as Oscillations,
+    StatsQ as StatsQ,
+    apply_quantization as apply_quantization,
+    finish_qat as finish_qat,
+    initialize_activations as initialize_activations,
+    lsq as lsq,
+    ofq as ofq,
+    prepare_qat as prepare_qat,
+)
+from ._packed import (
+    load_quantized as load_quantized,
+    pack_checkpoint as pack_checkpoint,
+    save_packed as save_packed,
+    unpack_checkpoint as unpack_checkpoint,
+)
+from ._round_to_nearest import round_to_nearest as round_to_nearest
+from ._shared.plan import Quantization as Quantization
 from ._synapse import (
     Exponential as Exponential,
     Measured as Measured,

@@ -9,7 +9,6 @@ dropped it. :func:`load_compressed` restores the dense weights bit for bit, with
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,15 +21,11 @@ from torch import Tensor, nn
 from weightsmith.core.errors import CheckpointError
 from weightsmith.core.io import (
     CheckpointReader,
-    CheckpointWriter,
     TemporaryFolder,
     TensorSpec,
-    check_output,
-    copy_aux_files,
     load_model,
-    read_json,
-    save_model,
-    scratch_folder,
+    recode_checkpoint,
+    save_recoded,
 )
 from weightsmith.core.progress import track
 
@@ -56,11 +51,8 @@ def save_compressed(
 
     Parameters and errors are those of ``save_model``.
     """
-    check_output(out, overwrite=overwrite)
-    with scratch_folder(out, "dense") as scratch:
-        dense = scratch / "dense"
-        save_model(model, dense, like=like, tokenizer=tokenizer, files=files)
-        compress_checkpoint(dense, out, overwrite=overwrite, publish=publish)
+    saved: dict[str, Any] = {"like": like, "tokenizer": tokenizer, "files": files}
+    save_recoded(compress_checkpoint, model, out, overwrite=overwrite, publish=publish, **saved)
 
 
 def load_compressed(folder: str | os.PathLike[str]) -> nn.Module:
@@ -101,20 +93,31 @@ def compress_checkpoint(
     CheckpointError
         If ``source`` is damaged or ``out`` cannot be written.
     """
-    reader = CheckpointReader(source)
-    specs: dict[str, TensorSpec] = {}
     zeros = weights = 0
-    for key, tensor in _tensors(reader, "looking for zeros"):
-        for name, part in _compress(key, tensor).items():
-            specs[name] = TensorSpec.of(part)
-        zeros += tensor.numel() - int(tensor.count_nonzero())
-        weights += tensor.numel()
-    with CheckpointWriter(out, specs, like=source, overwrite=overwrite) as writer:
-        writer.publish = publish
-        for key, tensor in _tensors(reader, "compressing"):
-            for name, part in _compress(key, tensor).items():
-                writer.write(name, part)
-        _edit_config(writer, zeros / max(weights, 1))
+
+    def tensors(reader: CheckpointReader) -> Iterator[tuple[str, Tensor]]:
+        nonlocal zeros, weights
+        zeros = weights = 0
+        for key in track(reader, "compressing", total=len(reader)):
+            tensor = reader.tensor(key)
+            zeros += tensor.numel() - int(tensor.count_nonzero())
+            weights += tensor.numel()
+            yield from _compress(key, tensor).items()
+
+    def edit(config: dict[str, Any]) -> None:
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "quantization_status": "compressed",
+            "sparsity_config": {
+                "format": FORMAT,
+                "global_sparsity": round(zeros / max(weights, 1), 6),
+                "sparsity_structure": "unstructured",
+                "targets": ["Linear"],
+                "ignore": [],
+            },
+        }
+
+    recode_checkpoint(source, out, tensors, edit, overwrite=overwrite, publish=publish)
 
 
 def decompress_checkpoint(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
@@ -132,15 +135,12 @@ def decompress_checkpoint(source: str | os.PathLike[str], out: str | os.PathLike
     for key in packed:
         shape = reader.tensor(f"{key}.shape").tolist()
         specs[key] = TensorSpec(reader.specs[f"{key}.compressed"].dtype, tuple(shape))
-    with CheckpointWriter(out, specs, like=source) as writer:
+
+    def tensors(reader: CheckpointReader) -> Iterator[tuple[str, Tensor]]:
         for key in track(specs, "decompressing"):
-            writer.write(key, _decompress(reader, key) if key in packed else reader.tensor(key))
-        _edit_config(writer, None)
+            yield key, _decompress(reader, key) if key in packed else reader.tensor(key)
 
-
-def _tensors(reader: CheckpointReader, description: str) -> Iterator[tuple[str, Tensor]]:
-    for key in track(reader, description, total=len(reader)):
-        yield key, reader.tensor(key)
+    recode_checkpoint(source, out, tensors, lambda config: None, specs=specs)
 
 
 def _compress(key: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -175,27 +175,3 @@ def _decompress(reader: CheckpointReader, key: str) -> Tensor:
     dense = torch.zeros(rows, columns, dtype=values.dtype)
     dense[nonzero] = values
     return dense
-
-
-def _edit_config(writer: CheckpointWriter, sparsity: float | None) -> None:
-    """Copy the other files and record in ``config.json`` how the weights are stored (None: uncompressed)."""
-    assert writer.like is not None
-    copy_aux_files(Path(writer.like), writer.target)
-    path = writer.target / "config.json"
-    if not path.is_file():
-        return
-    config = read_json(path)
-    config.pop("quantization_config", None)
-    if sparsity is not None:
-        config["quantization_config"] = {
-            "quant_method": "compressed-tensors",
-            "quantization_status": "compressed",
-            "sparsity_config": {
-                "format": FORMAT,
-                "global_sparsity": round(sparsity, 6),
-                "sparsity_structure": "unstructured",
-                "targets": ["Linear"],
-                "ignore": [],
-            },
-        }
-    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -8,9 +8,9 @@ from typing import Literal
 from torch import nn
 
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.models import Layer, block_layers, rewriting, unreached
+from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
 from weightsmith.core.results import Result, record
-from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, check_weight, remove, summarize
+from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, remove, summarize
 
 __all__ = ["magnitude"]
 

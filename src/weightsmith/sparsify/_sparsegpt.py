@@ -20,8 +20,8 @@ from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.linalg import COLUMN_BLOCK, inverse_cholesky, replace_columns
 from weightsmith.core.models import Layer
 from weightsmith.core.results import Result, record
-from weightsmith.core.statistics import Gram
-from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, output_error, prune_layers, zeros
+from weightsmith.core.statistics import Gram, output_error
+from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, prune_layers, zeros
 
 __all__ = ["sparsegpt"]
 

@@ -264,9 +264,13 @@ def _loads_in_transformers(case: Case) -> None:
         return
     model, before = case.model(), case.model()
     _, batch = tiny(case.architecture)
-    case.call(model)
-    # a method that works while the model runs is saved as the model it began with
-    expected = outputs((model if differences(model, before) else before).eval(), batch)
+    result = case.call(model)
+    if getattr(result, "files", None):
+        # part of what it does, in files beside the model, works while the model runs: saved is the plain model
+        before.load_state_dict(model.state_dict())
+        expected = outputs(before.eval(), batch)
+    else:
+        expected = outputs(model.eval(), batch)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)  # type: ignore[operator]
         again, report = type(model).from_pretrained(folder, output_loading_info=True)  # type: ignore[attr-defined]

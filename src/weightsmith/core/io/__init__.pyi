@@ -36,6 +36,7 @@ from ._map_checkpoints import (
 from ._offloaded import (
     OffloadedModel as OffloadedModel,
     StoredState as StoredState,
+    checkpoint_keys as checkpoint_keys,
     meta_model as meta_model,
     offloaded as offloaded,
     offloaded_of as offloaded_of,
@@ -47,4 +48,5 @@ from ._pretrained import (
     model_class as model_class,
     save_model as save_model,
 )
+from ._recode import recode_checkpoint as recode_checkpoint, save_recoded as save_recoded
 from ._tagged import load_tagged as load_tagged, save_tagged as save_tagged

@@ -18,7 +18,7 @@ from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter
 from weightsmith.core.io._header import TensorSpec
 from weightsmith.core.io._pretrained import load_config, model_class
 
-__all__ = ["OffloadedModel", "StoredState", "meta_model", "offloaded", "offloaded_of"]
+__all__ = ["OffloadedModel", "StoredState", "checkpoint_keys", "meta_model", "offloaded", "offloaded_of"]
 
 
 def offloaded_of(model: nn.Module) -> OffloadedModel | None:
@@ -132,7 +132,7 @@ class StoredState(Mapping[str, Tensor]):
     def __init__(self, path: str | os.PathLike[str], model: nn.Module | None = None) -> None:
         self.reader = CheckpointReader(path)
         self.keys_of, stacks = (
-            _checkpoint_keys(model, self.reader) if model is not None else ({k: k for k in self.reader}, {})
+            checkpoint_keys(model, self.reader) if model is not None else ({k: k for k in self.reader}, {})
         )
         if stacks:
             raise UnsupportedModelError(
@@ -182,7 +182,7 @@ class OffloadedModel:
     def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
         self.model, self.reader, self.writer = model, reader, writer
         self.names = {module: name for name, module in model.named_modules()}
-        self.keys, self.stacks = _checkpoint_keys(model, reader)
+        self.keys, self.stacks = checkpoint_keys(model, reader)
         self.written: set[str] = set()
         self.loaded: set[nn.Module] = set()
 
@@ -261,7 +261,7 @@ class OffloadedModel:
         )
 
 
-def _checkpoint_keys(
+def checkpoint_keys(
     model: nn.Module, reader: CheckpointReader
 ) -> tuple[dict[str, str], dict[str, tuple[Any, list[tuple[str, str]]]]]:
     """The checkpoint's name of each parameter, by the rules of transformers.

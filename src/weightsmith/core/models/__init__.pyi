@@ -15,6 +15,7 @@ from ._folding import fold_parametrizations as fold_parametrizations
 from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp
 from ._layers import (
     Layer as Layer,
+    check_weight as check_weight,
     computed_by as computed_by,
     evaluation_mode as evaluation_mode,
     find_blocks as find_blocks,

@@ -21,6 +21,7 @@ from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, Unsuppor
 __all__ = [
     "Layer",
     "adapter_paths",
+    "check_weight",
     "computed_by",
     "evaluation_mode",
     "find_blocks",
@@ -308,6 +309,18 @@ def own_weights(
         else:
             layers.append(layer)
     return layers, tied
+
+
+def check_weight(layer: Layer) -> None:
+    """Refuse a weight that holds NaN or infinity.
+
+    Raises
+    ------
+    NonFiniteError
+        If it does.
+    """
+    if not bool(layer.weight_OI.isfinite().all()):
+        raise NonFiniteError(f"the weight of layer {layer.name!r} holds NaN or infinity", do="Repair the checkpoint.")
 
 
 def get_module(model: nn.Module, name: str) -> nn.Module:

@@ -10,22 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.linalg import lowest_k_mask, lowest_n_of_m_mask
-from weightsmith.core.models import Layer, block_layers, rewriting, unreached
+from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
 from weightsmith.core.results import Result
-from weightsmith.core.statistics import InputStatistics
+from weightsmith.core.statistics import InputStatistics, output_error
 
 __all__ = [
     "Pattern",
     "Sparsity",
-    "check_weight",
-    "output_error",
     "prune_layers",
     "remove",
     "summarize",
@@ -180,16 +177,3 @@ def zeros(layer: Layer) -> dict[str, float]:
     """Return the number of weights of a layer and the fraction of them that is zero."""
     weight_OI = layer.weight_OI
     return {"weights": weight_OI.numel(), "sparsity": 1 - int(weight_OI.count_nonzero()) / weight_OI.numel()}
-
-
-def output_error(old_OI: Tensor, change_OI: Tensor, statistics: InputStatistics) -> dict[str, float]:
-    """Return the relative root mean square change of the outputs, as if inputs were uncorrelated."""
-    power_I = statistics.square_sum_I
-    power = (old_OI.square() @ power_I).sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return {"output_error": float(((change_OI.square() @ power_I).sum() / power).sqrt())}
-
-
-def check_weight(layer: Layer) -> None:
-    """Refuse a weight that holds NaN or infinity."""
-    if not bool(layer.weight_OI.isfinite().all()):
-        raise NonFiniteError(f"the weight of layer {layer.name!r} holds NaN or infinity", do="Repair the checkpoint.")
