@@ -19,6 +19,7 @@ from ._packed import (
     save_packed as save_packed,
     unpack_checkpoint as unpack_checkpoint,
 )
+from ._packed_linear import PackedLinear as PackedLinear, pack_linear as pack_linear
 from ._round_to_nearest import round_to_nearest as round_to_nearest
 from ._shared.plan import Quantization as Quantization
 from ._synapse import (

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
-from weightsmith.sparsify._wina.kernels import BITS, lock, op
+from weightsmith.core.threads import lock
+from weightsmith.sparsify._wina.kernels import BITS, op
 from weightsmith.sparsify._wina.linear import SparseLinear, weight_state
 
 __all__ = ["Backend", "SharedInputGroup", "check_backend"]

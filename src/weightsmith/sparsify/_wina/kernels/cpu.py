@@ -20,7 +20,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weightsmith.sparsify._wina.kernels import BITS, start_threads
+from weightsmith.core.threads import start_threads
+from weightsmith.sparsify._wina.kernels import BITS
 
 __all__ = ["arguments", "sparse_columns"]
 

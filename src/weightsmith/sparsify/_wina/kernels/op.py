@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightsmith.sparsify._wina.kernels import lock
+from weightsmith.core.threads import lock
 
 __all__ = ["sparse_columns"]
 

@@ -1,0 +1,1 @@
+"""Compiled inner loops of packed layers (numba on the CPU)."""
