@@ -202,10 +202,10 @@ class Size:
 
 DIGITS_SIZE = Size(8, 2, 1, 32, 3, 4, 25, 25, 5, 64, 1e-3)
 CIFAR_SIZES = {
-    "cpu": Size(32, 4, 3, 64, 4, 4, 20, 10, 2, 64, 1e-3),
+    "cpu": Size(32, 8, 3, 64, 4, 4, 25, 12, 3, 100, 1e-3),
     "gpu": Size(32, 4, 3, 192, 12, 3, 100, 50, 5, 128, 1e-3),
 }
-CIFAR_COUNTS = {"cpu": (500, 200), "gpu": (5000, 1000)}
+CIFAR_COUNTS = {"cpu": (300, 200), "gpu": (5000, 1000)}
 
 
 def cifar(scale: str = "cpu", seeds: Sequence[int] = tuple(range(40, 45))) -> list[ClaimResult]:
