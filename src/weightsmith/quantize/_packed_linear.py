@@ -76,6 +76,7 @@ class PackedLinear(nn.Module):
         codes = (integers + self.offset) // self.factor
         self.register_buffer("words", self._packed(codes))
         self.register_buffer("unit", torch.tensor(levels.unit, dtype=layer.weight.dtype))
+        self._input = np.zeros(self.words.shape[1] * LANES * self._groups, np.float32)
         self.bias = layer.bias
         self.input_quantizer = getattr(layer, "input_quantizer", nn.Identity())
         self.train(layer.training)
@@ -112,13 +113,13 @@ class PackedLinear(nn.Module):
             raise MissingDependencyError(
                 f"a packed layer needs package {error.name!r}", do="pip install 'weightsmith[kernels]'."
             ) from error
-        row = x.detach().float().flatten()
-        padded = functional.pad(row, (0, -self.in_features % (LANES * self._groups)))
-        sums = np.empty(len(self.words), np.float32)
+        row, sums = self._input, np.empty(len(self.words), np.float32)
         with lock:
-            products(padded.view(-1, self._groups, LANES).numpy(), self.words.numpy(), sums, torch.get_num_threads())
-        y = torch.from_numpy(sums)[: self.out_features] * self.factor - self.offset * row.sum()
-        y = (y * self.unit).to(x.dtype)
+            row[: self.in_features] = x.detach().float().flatten().numpy()
+            products(row.reshape(-1, self._groups, LANES), self.words.numpy(), sums, torch.get_num_threads())
+            sums *= self.factor
+            sums -= self.offset * row.sum()
+        y = (torch.from_numpy(sums)[: self.out_features] * self.unit).to(x.dtype)
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:

@@ -138,8 +138,8 @@ GLOSSARY = {
     "unused": "share of weights that no step has updated",
     "variance_explained": "share of the variance of the activations that is reconstructed",
     "weight_change": "Frobenius norm of the change of the weights",
-    "weight_removed": "share of the reconstruction that the edit takes away",
     "weight_error": "norm of the weights' rounding errors over the norm of the weights",
+    "weight_removed": "share of the reconstruction that the edit takes away",
     "weights": "number of weights",
 }
 """What the columns of the tables of layers hold."""
