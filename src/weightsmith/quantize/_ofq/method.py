@@ -81,7 +81,7 @@ def ofq(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Train a model whose weights and activations have few levels, so that weights do not oscillate between two (OFQ).
+    """Train a model with few levels of weights and activations, without weights that oscillate (OFQ).
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def lsq(
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
-    """Train a model whose weights and activations have few levels with learned steps (LSQ).
+    """Train a model with few levels of weights and activations, whose steps are learned (LSQ).
 
     Parameters
     ----------
