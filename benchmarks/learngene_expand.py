@@ -11,8 +11,9 @@ from harness import alternate, finish, memory_bandwidth, parser, print_table, ra
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
+from weightsmith.core.models import find_stack
 from weightsmith.grow import Learngene, share_stages
-from weightsmith.grow._expand import assign, find_stack
+from weightsmith.grow._expand import assign
 
 STAGES, DEPTH = (3, 3, 4, 3, 3), 12
 

@@ -12,6 +12,7 @@ from processes import apart, two_processes
 from weightsmith.cli.adaptor import make_command
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.io import load_model, offloaded
+from weightsmith.core.models import find_stack
 from weightsmith.grow import (
     Learngene,
     LinearExpansion,
@@ -22,7 +23,6 @@ from weightsmith.grow import (
     parameter_groups,
     share_stages,
 )
-from weightsmith.grow._expand import find_stack
 from weightsmith.signature import read
 
 

@@ -9,8 +9,9 @@ from grow_models import cnn, logits
 from models import TRANSFORMERS, tiny
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import load_model, save_model
+from weightsmith.core.models import find_stack
 from weightsmith.grow import expand
-from weightsmith.grow._expand import assign, find_stack
+from weightsmith.grow._expand import assign
 
 WHERE = {"t5": "encoder.block[1:]"}
 

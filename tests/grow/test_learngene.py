@@ -18,6 +18,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import load_model, save_model
+from weightsmith.core.models import find_stack
 from weightsmith.grow import (
     Learngene,
     LinearExpansion,
@@ -28,7 +29,6 @@ from weightsmith.grow import (
     share_stages,
     soft_target_loss,
 )
-from weightsmith.grow._expand import find_stack
 
 SIZES = (2, 3, 1)
 LAYOUT = [0, 0, 1, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""Another depth from trained weights: find a model's stack of blocks, and fill it anew with copies of its blocks.
+"""Another depth from trained weights: fill a model's stack of blocks anew with copies of its blocks.
 
 Everything here changes the number of blocks and no width. :func:`expand` is the plain way: each block of the new model
 is a copy of one of the old, in order (deeper: neighbours repeat; shallower: evenly spaced blocks stay, which is the
@@ -9,132 +9,19 @@ meant to be repeated.
 from __future__ import annotations
 
 import copy
-import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
-from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.io import offloaded_of
-from weightsmith.core.models import find_layers, get_module
+from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.models import PLACES, Stack, config_changes, find_stack, get_module
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import check_finite, restored_on_error
-from weightsmith.grow._shared.configuration import PLACES, config_changes
 
-__all__ = ["Stack", "assign", "expand", "expand_blocks", "find_stack", "set_blocks"]
-
-HEADS = (
-    "num_heads",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "n_heads",
-    "heads",
-    "head_dim",
-    "attention_head_size",
-)
-MEANING = (*HEADS, "eps", "variance_epsilon", "stride", "padding", "dilation", "groups")
-"""Attributes that say what a module's weights mean: blocks that differ in one cannot stand for each other."""
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A row of like blocks inside a model.
-
-    Attributes
-    ----------
-    path : str
-        Dotted path of the list that holds them; empty where the model itself is the list.
-    container : nn.Module
-        That list.
-    start, stop : int
-        The blocks' places in it.
-    """
-
-    path: str
-    container: nn.Module
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks, in order."""
-        return list(self.container.children())[self.start : self.stop]
-
-    def name(self, block: int) -> str:
-        """The path of a block.
-
-        Examples
-        --------
-        >>> find_stack(nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)]), "[1:]").name(0)
-        '1'
-        """
-        return f"{self.path}.{self.start + block}".lstrip(".")
-
-
-def find_stack(model: nn.Module, path: str | None = None) -> Stack:
-    """Find the row of blocks that can be copied to other places of the row.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any model.
-    path : str, optional
-        Where, for models with several rows or none that is an ``nn.ModuleList``: the dotted path of the list, and, if
-        not all of it, a slice: ``"layer3[1:]"`` leaves the block with the stride out, ``"encoder.block[1:]"`` the one
-        with the position table, ``"[1:-1]"`` the first and last of a model that is a sequence.
-
-    Raises
-    ------
-    LayerNotFoundError
-        If there is no such list, or, without ``path``, not exactly one.
-    UnsupportedModelError
-        If blocks of the row differ in class, shape or meaning; the message names two and the difference. Or if the
-        model's weights are on disk.
-
-    Examples
-    --------
-    >>> stack = find_stack(nn.ModuleDict({"body": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])}))
-    >>> stack.path, len(stack)
-    ('body', 2)
-    """
-    if offloaded_of(model) is not None:
-        raise UnsupportedModelError(
-            "a model on disk cannot change its number of blocks", do="Load it whole, without --stream."
-        )
-    if path is None:
-        path = _only_list(model)
-    parsed = re.fullmatch(r"([^\[\]]*)(?:\[(-?\d*):(-?\d*)\])?", path)
-    if parsed is None:
-        raise LayerNotFoundError(f"stack {path!r}", expected="a dotted path, perhaps with a slice such as [1:]")
-    container = get_module(model, parsed[1])
-    names = list(container._modules)
-    if names != [str(i) for i in range(len(names))] or not names:
-        found = f"{type(container).__name__} with children {names[:5]}"
-        raise LayerNotFoundError(f"stack {path!r} is not a list of blocks", found=found)
-    place = slice(*(int(bound) if bound else None for bound in (parsed[2], parsed[3])))
-    start, stop, _ = place.indices(len(names))
-    if start >= stop:
-        raise LayerNotFoundError(f"stack {path!r} is empty", found=f"{len(names)} blocks")
-    stack = Stack(parsed[1], container, start, stop)
-    first, *others = stack.blocks
-    for number, block in enumerate(others, 1):
-        if difference := block_difference(first, block):
-            at = start + number
-            rest = f"[{at}:]" if 2 * number <= len(others) + 1 else f"[{start or ''}:{at}]"
-            raise UnsupportedModelError(
-                f"blocks {stack.name(0)!r} and {stack.name(number)!r} differ: {difference}",
-                do=f"Leave one out with a slice, such as stack='{stack.path}{rest}'.",
-            )
-    if adapters := [name for name, _ in first.named_parameters() if "lora_" in name]:
-        raise UnsupportedModelError(f"block {stack.name(0)!r} has an adapter", found=adapters[0], do="Merge it first.")
-    return stack
+__all__ = ["assign", "expand", "expand_blocks", "set_blocks"]
 
 
 def assign(depth: int, stages: int) -> list[int]:
@@ -179,7 +66,7 @@ def expand(
     strict_order : bool, default: True
         Refuse an assignment that does not keep the order of the blocks.
     stack : str, optional
-        Where the blocks are, as for :func:`find_stack`; found by itself in most models.
+        Where the blocks are, as for :func:`weightsmith.core.models.find_stack`; found by itself in most models.
 
     Returns
     -------
@@ -191,7 +78,7 @@ def expand(
     HyperparameterError
         If ``depth`` or ``assignment`` is out of range or out of order.
     LayerNotFoundError, UnsupportedModelError
-        As :func:`find_stack`; or if no configuration describes the new model.
+        As :func:`weightsmith.core.models.find_stack`; or if no configuration describes the new model.
     NonFiniteError
         If a weight holds NaN or infinity.
 
@@ -318,52 +205,6 @@ def warn_of_unused(sources: Sequence[int], stages: int, what: str) -> list[str]:
     note = f"{what} {left_out} are not in a model of {len(sources)} blocks"
     warnings.warn(note, stacklevel=3)
     return [note]
-
-
-def block_difference(first: nn.Module, second: nn.Module, *, ignore: Sequence[str] = ()) -> str:
-    """Say in what two blocks differ that must agree for weights of one to work in the other; empty if in nothing.
-
-    Examples
-    --------
-    >>> block_difference(nn.LayerNorm(4), nn.LayerNorm(4, eps=1e-6))
-    'eps 1e-05 and 1e-06'
-    """
-    ours, theirs = (dict(_meaning(block, ignore)) for block in (first, second))
-    for key in dict.fromkeys([*ours, *theirs]):
-        if ours.get(key) != theirs.get(key):
-            return f"{key} {ours.get(key)} and {theirs.get(key)}"
-    return ""
-
-
-def _meaning(block: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    for name, module in block.named_modules():
-        # what drops is no part of a block's meaning: its rate rises with depth, and where it is 0 it may be left out
-        if "Drop" in type(module).__name__ or isinstance(module, nn.Identity):
-            continue
-        yield f"{name} class".lstrip(), type(module).__name__
-        for attribute in MEANING:
-            if attribute not in ignore and isinstance(
-                value := module.__dict__.get(attribute), int | float | tuple | str
-            ):
-                yield f"{name} {attribute}".lstrip(), value
-        for attribute, parameter in module.named_parameters(recurse=False):
-            yield f"{name}.{attribute} shape".lstrip("."), tuple(parameter.shape)
-
-
-def _only_list(model: nn.Module) -> str:
-    lists: list[str] = []
-    for name, module in model.named_modules():
-        inner = any(name.startswith(f"{other}.") for other in lists)
-        if isinstance(module, nn.ModuleList) and not inner and find_layers(module, strict=False):
-            lists.append(name)
-    if len(lists) != 1:
-        raise LayerNotFoundError(
-            "the model's stack of blocks",
-            found=f"lists {lists}" if lists else "no nn.ModuleList",
-            expected="one",
-            do="Name it: stack='encoder.block', or stack='[1:-1]' for a model that is a sequence.",
-        )
-    return lists[0]
 
 
 def _outside(model: nn.Module, stack: Stack) -> dict[int, Any]:

@@ -36,18 +36,14 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import atomic_output, parse_json
-from weightsmith.core.models import evaluation_mode, get_module
+from weightsmith.core.models import HEADS, Stack, block_difference, evaluation_mode, find_stack, get_module
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, restored_on_error, training_method
 from weightsmith.grow._distil import agreement, decaying_adamw, distil
 from weightsmith.grow._expand import (
-    HEADS,
-    Stack,
     assign,
-    block_difference,
     check_assignment,
     expand_blocks,
-    find_stack,
     set_blocks,
     warn_of_unused,
 )
@@ -72,7 +68,7 @@ class StagePlan:
     Attributes
     ----------
     stack : str
-        Where the stack is, as for :func:`weightsmith.grow._expand.find_stack`.
+        Where the stack is, as for :func:`weightsmith.core.models.find_stack`.
     stages : tuple of int
         Positions of each stage, in order.
     own : tuple of str
@@ -124,7 +120,7 @@ def share_stages(
     stages : sequence of int, default: (3, 3, 4, 3, 3)
         Positions of each stage; they sum to the depth.
     stack : str, optional
-        Where the blocks are, as for :func:`weightsmith.grow._expand.find_stack`.
+        Where the blocks are, as for :func:`weightsmith.core.models.find_stack`.
     own : sequence of str
         Shell patterns on parameter names that positions do not share. Batch normalization never is.
 
@@ -138,7 +134,7 @@ def share_stages(
     HyperparameterError
         If a stage is empty or the stages do not sum to the depth.
     LayerNotFoundError, UnsupportedModelError
-        As :func:`weightsmith.grow._expand.find_stack`.
+        As :func:`weightsmith.core.models.find_stack`.
 
     Examples
     --------
@@ -437,7 +433,7 @@ def learngene(
     HyperparameterError
         If a number is out of range, there are fewer than two samples, or the sizes do not sum to the depth.
     LayerNotFoundError, UnsupportedModelError
-        As :func:`weightsmith.grow._expand.find_stack`.
+        As :func:`weightsmith.core.models.find_stack`.
     NonFiniteError, ShapeError
         As :func:`soft_target_loss`.
 

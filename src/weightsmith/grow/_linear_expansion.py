@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from weightsmith.core.models import fold_parametrizations, get_module
-from weightsmith.grow._expand import check_assignment, expand_blocks, find_stack
+from weightsmith.core.models import find_stack, fold_parametrizations, get_module
+from weightsmith.grow._expand import check_assignment, expand_blocks
 from weightsmith.grow._learngene import StagePlan
 
 __all__ = ["LinearExpansion"]
@@ -43,14 +43,14 @@ class LinearExpansion:
         Changed in place: all blocks share the start :math:`A`, the first block's weights, and the slope :math:`B`,
         drawn for matrices and zero for vectors.
     stack : str, optional
-        Where the blocks are, as for :func:`weightsmith.grow._expand.find_stack`.
+        Where the blocks are, as for :func:`weightsmith.core.models.find_stack`.
     generator : torch.Generator, optional
         Draws the slopes.
 
     Raises
     ------
     LayerNotFoundError, UnsupportedModelError
-        As :func:`weightsmith.grow._expand.find_stack`.
+        As :func:`weightsmith.core.models.find_stack`.
 
     References
     ----------

@@ -9,6 +9,7 @@ from ._blocks import (
     rewriting as rewriting,
     stream as stream,
 )
+from ._depth import PLACES as PLACES, config_changes as config_changes
 from ._empty import build_empty as build_empty, config_fields as config_fields
 from ._experts import find_experts as find_experts, watching_experts as watching_experts
 from ._folding import fold_parametrizations as fold_parametrizations
@@ -32,6 +33,18 @@ from ._observe import (
     call_checked as call_checked,
     observe as observe,
     quiet as quiet,
+)
+from ._resize import (
+    CONVOLUTIONS as CONVOLUTIONS,
+    RESIZABLE as RESIZABLE,
+    is_depthwise as is_depthwise,
+    resize as resize,
+)
+from ._stack import (
+    HEADS as HEADS,
+    Stack as Stack,
+    block_difference as block_difference,
+    find_stack as find_stack,
 )
 from ._token_masks import StreamMasks as StreamMasks, token_masks as token_masks
 from ._unreached import unreached as unreached

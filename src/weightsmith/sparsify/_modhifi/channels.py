@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,19 +21,24 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.models import Layer, build_empty, computed_by, find_experts, find_layers, get_module
+from weightsmith.core.models import (
+    CONVOLUTIONS,
+    RESIZABLE,
+    Layer,
+    build_empty,
+    computed_by,
+    find_experts,
+    find_layers,
+    get_module,
+    is_depthwise,
+    resize,
+)
 from weightsmith.core.symmetry import Symmetry
 
 __all__ = ["Channels", "Kept", "cut", "find_channels", "find_fields"]
 
 Kept: TypeAlias = dict[str, Int[Tensor, "..."]]
 """By name of the channels: the indices that stay, ascending; with a row per expert where each has its own."""
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-RESIZABLE = (nn.Linear, Conv1D, *CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS, nn.PReLU)
-"""Modules whose tensors can be cut, with the attributes that say their size."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def _obstacle(
         blocks = [block for block in symmetry.axes[key][axis] if name in block.groups]
         if any(set(block.groups) - {name, ""} or block.groups.count(name) > 1 for block in blocks):
             return f"is interleaved with other channels in {key!r}"
-        if getattr(module, "groups", 1) > 1 and not _is_depthwise(module):
+        if getattr(module, "groups", 1) > 1 and not is_depthwise(module):
             return f"belongs to the grouped convolution {path!r}"
     if not readers:
         return "is read by no layer with a weight matrix of its own"
@@ -118,11 +123,6 @@ def _obstacle(
         return "is read by experts and by other layers"
     computed = [layer.name for layer in readers if computed_by(layer.module, layer.parameter)]
     return f"is read by {computed[0]!r}, whose weight is computed" if computed else ""
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    channels = (module.groups, module.in_channels, module.out_channels)
-    return isinstance(module, CONVOLUTIONS) and len(set(channels)) == 1
 
 
 def _input_axis(layer: Layer) -> int:
@@ -269,7 +269,7 @@ def cut(model: nn.Module, symmetry: Symmetry, kept: Kept) -> None:
                 value = torch.stack(rows)
         tensor.grad = None
         tensor.data = value.contiguous()
-        _resize(module)
+        resize(module)
 
 
 def _stays(
@@ -288,24 +288,3 @@ def _stays(
             for places_CB in _places(symmetry, name, key, axis):
                 stays[row, places_CB[gone].flatten()] = False
     return stays if experts else stays[0]
-
-
-def _resize(module: Any) -> None:
-    """Set the attributes of a module that say its size."""
-    shape = tuple(module.weight.shape) if isinstance(getattr(module, "weight", None), Tensor) else ()
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = shape
-    elif isinstance(module, Conv1D):
-        module.nx, module.nf = shape
-    elif isinstance(module, CONVOLUTIONS):
-        if _is_depthwise(module):
-            module.in_channels = module.out_channels = module.groups = shape[0]
-        else:
-            module.out_channels, module.in_channels = shape[:2]
-    elif isinstance(module, TRANSPOSED):
-        module.in_channels, module.out_channels = shape[:2]
-    elif isinstance(module, BATCH_NORMS):
-        sized = next(t for t in (module.weight, module.running_mean) if t is not None)
-        module.num_features = len(sized)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = shape[0]

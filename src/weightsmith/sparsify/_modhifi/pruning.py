@@ -14,6 +14,7 @@ from weightsmith.core.data import Batch, call, to_device, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.fidelity import second_moments
 from weightsmith.core.models import (
+    CONVOLUTIONS,
     Layer,
     build_empty,
     computed_by,
@@ -33,7 +34,7 @@ from weightsmith.core.results import Result
 from weightsmith.core.statistics import Gram
 from weightsmith.core.symmetry import find_symmetry, outputs_of
 from weightsmith.core.training import restored_on_error
-from weightsmith.sparsify._modhifi.channels import CONVOLUTIONS, Channels, Kept, cut, find_channels, find_fields
+from weightsmith.sparsify._modhifi.channels import Channels, Kept, cut, find_channels, find_fields
 from weightsmith.sparsify._modhifi.selection import (
     Consumer,
     Score,

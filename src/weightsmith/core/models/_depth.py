@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.models import build_empty, config_fields, get_module
+from weightsmith.core.models._empty import build_empty, config_fields
+from weightsmith.core.models._layers import get_module
 
 __all__ = ["PLACES", "config_changes"]
 
