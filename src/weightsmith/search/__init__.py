@@ -1,0 +1,5 @@
+"""Architectures found by gradients, in one network that holds them all."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
