@@ -4,6 +4,7 @@ from ._tanglenas import (
     SPOS as SPOS,
     DrNAS as DrNAS,
     Supernet as Supernet,
+    mix_outputs as mix_outputs,
     random_search as random_search,
     search as search,
     sparsemax as sparsemax,

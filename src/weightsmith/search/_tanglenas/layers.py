@@ -48,26 +48,27 @@ def prefix_norm(module: Any, cut: AxisCut, part: Part, state: ArchState) -> Call
     def forward(x: Tensor) -> Tensor:
         wide = upcast(x)
         epsilon = torch.finfo(x.dtype).eps if eps is None else eps
-        weights = state.joint(cut.dims)
-        coefficients: list[tuple[int, Tensor, Tensor | None]] = []
-        for place in state.active(cut.dims):
-            own = wide[..., : sizes[place]]
-            if centered:
-                variance, mean = torch.var_mean(own, -1, correction=0, keepdim=True)
-            else:
-                variance, mean = own.square().mean(-1, keepdim=True), None
-            factor = weights[place] * (variance + epsilon).rsqrt()
-            coefficients.append((sizes[place], factor, None if mean is None else factor * mean))
-        pieces, start = [], 0
-        for stop in sorted(
-            {size for size, *_ in coefficients}
-        ):  # the choices that contain a feature: fewer, further on
-            inside = [each for each in coefficients if each[0] >= stop]
-            piece = wide[..., start:stop] * _sum([factor for _, factor, _ in inside])
-            shifts = [shift for _, _, shift in inside if shift is not None]
-            pieces.append(piece - _sum(shifts) if shifts else piece)
-            start = stop
-        normalized = functional.pad(torch.cat(pieces, -1), (0, wide.shape[-1] - start))
+        weights, active = state.joint(cut.dims), state.active(cut.dims)
+        stops = sorted({sizes[place] for place in active})
+        if centered:  # sums of squares around a mean nearby: their difference to it is small, and exact enough
+            wide = wide - wide[..., : stops[0]].mean(-1, keepdim=True)
+        segments = [wide[..., a:b] for a, b in zip([0, *stops], stops, strict=False)]
+        squares = [each.norm(dim=-1, keepdim=True).square() for each in segments]
+        sums = [each.sum(-1, keepdim=True) for each in segments] if centered else [wide.new_zeros(())]
+        factors, shifts = [], []
+        for number, stop in enumerate(stops):
+            mean = _sum(sums[: number + 1]) / stop
+            variance = _sum(squares[: number + 1]) / stop - mean.square()
+            weight = _sum([weights[place] for place in active if sizes[place] == stop])
+            factors.append(weight * (variance + epsilon).rsqrt())
+            shifts.append(factors[-1] * mean)
+        # the choices that contain a feature: fewer in later segments
+        pieces = [segment * _sum(factors[number:]) for number, segment in enumerate(segments)]
+        if centered:
+            pieces = [piece - _sum(shifts[number:]) for number, piece in enumerate(pieces)]
+        normalized = torch.cat(pieces, -1)
+        if stops[-1] < wide.shape[-1]:
+            normalized = functional.pad(normalized, (0, wide.shape[-1] - stops[-1]))
         if centered:
             gain, bias = module.weight, module.bias
         else:  # whatever an RMS norm does with its weight, it does it to features of one
@@ -91,10 +92,9 @@ def _sum(values: list[Tensor]) -> Tensor:
 class SplitAttention:
     """Attention whose heads are split anew by every choice, as an attention function of transformers.
 
-    Queries, keys and values of the hidden size ``e`` with ``h`` heads are the first ``e`` features in ``h`` heads of
-    ``e / h``. One attention runs per number of heads; for several hidden sizes at once, heads are padded to the largest
-    size, and their features mixed. One choice alone is exact. In a mixture the scores are those of mixed queries and
-    keys, each query scaled by the head size of its own choice.
+    With ``h`` heads the features are ``h`` heads of equal size, of which a hidden size ``e`` keeps the first ``e / h``
+    features each. One attention runs per number of heads. One choice alone is exact; in a mixture of hidden sizes the
+    scores are those of mixed queries, each scaled by the head size of its own choice.
 
     Parameters
     ----------
@@ -107,11 +107,19 @@ class SplitAttention:
     def __init__(self, heads: Heads, state: ArchState) -> None:
         self.heads, self.state = heads, state
 
-    def _options(self, name: str, own: int) -> list[tuple[int, Tensor | float]]:
+    def _counts(self) -> list[tuple[int, Tensor | None]]:
+        name = self.heads.heads
         if not name:
-            return [(own, 1.0)]
+            return [(self.heads.count, None)]
         weights = self.state.joint((name,))
         return [(self.state.choices[name][place], weights[place]) for place in self.state.active((name,))]
+
+    def _features(self, count: int, power: float) -> Tensor:
+        """Per feature of a head: the weights of the hidden sizes that keep it, times a power of their head sizes."""
+        name, width = self.heads.hidden, self.heads.width
+        sizes = torch.tensor(self.state.choices[name], device=self.state.joint((name,)).device)
+        kept = torch.arange(width // count, device=sizes.device) < sizes[:, None] // count
+        return self.state.joint((name,)) @ (kept * (sizes[:, None] / width) ** power)
 
     def __call__(
         self,
@@ -127,31 +135,27 @@ class SplitAttention:
         """Run it, as transformers calls it."""
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        size = query.shape[-1]
+        _, own, _, size = query.shape
         scaling = size**-0.5 if scaling is None else scaling
-        flat = [each.transpose(1, 2).flatten(2) for each in (query, key, value)]
-        widths = self._options(self.heads.hidden, self.heads.width)
-        total: Tensor | float = 0.0
-        for count, weight in self._options(self.heads.heads, self.heads.count):
-            scales = [(width, share * math.sqrt(size * count / width)) for width, share in widths]
-            split = [_split(x, count, each) for x, each in zip(flat, (scales, widths, widths), strict=True)]
-            out, _ = sdpa_attention_forward(
-                module, *split, attention_mask, dropout=dropout, scaling=scaling, **others
-            )  # [batch, tokens, heads, size]
-            joined = [out[..., : width // count].flatten(2) * share for width, share in widths]
-            total = total + weight * _sum([functional.pad(x, (0, self.heads.width - x.shape[-1])) for x in joined])
-        assert isinstance(total, Tensor)
-        return total.view(*total.shape[:2], self.heads.count, -1), None
+        total: list[Tensor] = []
+        for count, weight in self._counts():
+            split = [_split(x, count) for x in (query, key, value)]
+            if self.heads.hidden:  # keys have the mask of queries: both are multiplied
+                both = self.state.cached(("queries", count), lambda c=count: self._features(c, -0.5))
+                split[0] = split[0] * both.to(query.dtype)
+            scale = scaling * math.sqrt(count / own)
+            out, _ = sdpa_attention_forward(module, *split, attention_mask, dropout=dropout, scaling=scale, **others)
+            if self.heads.hidden:
+                kept = self.state.cached(("outputs", count), lambda c=count: self._features(c, 0.0))
+                out = out * kept.to(out.dtype)
+            out = out.flatten(2)
+            total.append(out if weight is None else out * weight.to(out.dtype))
+        return _sum(total).unflatten(-1, (own, size)), None
 
 
-def _split(x: Tensor, count: int, widths: list[tuple[int, Any]]) -> Tensor:
-    """The first features of every width in heads, mixed: [batch, heads, tokens, size]."""
-    size = max(width for width, _ in widths) // count
-    parts = []
-    for width, share in widths:
-        heads = x[..., :width].unflatten(-1, (count, width // count)) * share
-        parts.append(functional.pad(heads, (0, size - width // count)))
-    return _sum(parts).transpose(1, 2)
+def _split(x: Tensor, count: int) -> Tensor:
+    """The same features in another number of heads: [batch, heads, tokens, size]."""
+    return x if x.shape[1] == count else x.transpose(1, 2).flatten(2).unflatten(-1, (count, -1)).transpose(1, 2)
 
 
 def mix_depth(stack: Stack, dim: str, state: ArchState) -> list[Any]:

@@ -7,7 +7,7 @@ It returns one weight per choice; they sum to 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ ATTEMPTS = 10
 """How often a sample that is not finite is drawn anew."""
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What a sampler is."""
 
@@ -141,7 +142,8 @@ class GDAS:
         else:
             soft_C = alpha.softmax(0)
         hard_C = functional.one_hot(soft_C.argmax(), len(alpha)).to(alpha)
-        return hard_C + (soft_C - soft_C.detach())
+        # the gradient of the chosen slice alone, as if no other had been run; the softmax hands it on to all parameters
+        return hard_C * (1 + soft_C - soft_C.detach())
 
 
 @dataclass(frozen=True)

@@ -256,19 +256,20 @@ def _configured(model: PreTrainedModel, choices: dict[str, tuple[int, ...]], sym
             )
     _check_pairs(model, space, named)
     widths, flat = _configured_widths(model, base, space, named, symmetry)
-    for key, dims in symmetry.axes.items():
+    space.split = flat
+    resplit = named.heads in space.choices and not _changes(
+        model, base, named.fields(space.largest | {named.heads: space.choices[named.heads][0]})
+    )
+    if flat or resplit:
+        hidden, heads = (name if name in space.choices else "" for name in (named.hidden, named.heads))
+        space.heads = Heads(hidden, heads, config.hidden_size, config.num_attention_heads)
+    for key, axes in symmetry.axes.items():
         space.axes[key] = tuple(
-            _axis_cut(space, symmetry, key, axis, blocks, widths, flat.get((key, axis)))
-            for axis, blocks in enumerate(dims)
+            _axis_cut(space, symmetry, key, axis, blocks, widths, space.heads if (key, axis) in flat else None)
+            for axis, blocks in enumerate(axes)
         )
     space.axes = {key: cuts for key, cuts in space.axes.items() if any(cuts)}
     space.aliases = {alias: key for alias, key in symmetry.aliases.items() if key in space.axes}
-    space.split = {*flat}
-    if flat or (named.heads and not _changes(model, base, named.fields({named.heads: choices[named.heads][0]}))):
-        hidden = named.hidden if named.hidden in space.choices else ""
-        heads = named.heads if named.heads in space.choices else ""
-        if hidden or heads:
-            space.heads = Heads(hidden, heads, config.hidden_size, config.num_attention_heads)
     return space
 
 
@@ -384,10 +385,10 @@ def _worded(architecture: Architecture) -> str:
 
 def _configured_widths(
     model: PreTrainedModel, base: nn.Module, space: Space, named: _Names, symmetry: Symmetry
-) -> tuple[dict[str, _Width], dict[tuple[str, int], _Width]]:
-    """How many indices of every group, and of every axis that attention splits anew, stay."""
+) -> tuple[dict[str, _Width], set[tuple[str, int]]]:
+    """How many indices of every group stay, and which axes attention splits anew."""
     widths: dict[str, _Width] = {}
-    flat: dict[tuple[str, int], _Width] = {}
+    flat: set[tuple[str, int]] = set()
     for name in sorted(space.choices, key=RATIO.__eq__):  # the ratio last: what follows it follows the hidden size, too
         if name == named.depth:
             continue
@@ -406,7 +407,7 @@ def _configured_widths(
                 elif len(groups) == 1:
                     widths[groups[0]] = _width(named, name, space)
                 else:
-                    flat[place, axis] = _width(named, name, space)
+                    flat.add((place, axis))
     return widths, flat
 
 
@@ -434,22 +435,25 @@ def _axis_cut(
     axis: int,
     blocks: Sequence[AxisBlock],
     widths: Mapping[str, _Width],
-    flat: _Width | None,
+    heads: Heads | None,
 ) -> AxisCut | None:
     """The table of one axis."""
-    involved = [widths[g] for block in blocks for g in block.groups if g in widths] + ([flat] if flat else [])
-    if not involved:
+    involved = {n for block in blocks for group in block.groups if group in widths for n in widths[group].dims}
+    involved |= {heads.hidden, heads.heads} if heads is not None else set()
+    dims = tuple(name for name in space.choices if name in involved)
+    if not dims:
         return None
-    dims = tuple(name for name in space.choices if any(name in width.dims for width in involved))
     rows = []
     for one in space.joint(dims):
         kept = torch.ones(symmetry.shapes[key][axis], dtype=torch.bool)
         for block in blocks:
             places = block.places()
-            if flat is not None:  # the same share of every block: first rows of queries, keys and values
-                kept[places.flatten()[flat.count(one, places.numel()) :]] = False
+            if heads is not None:  # the first features of every head, in each block of queries, keys and values
+                count = one.get(heads.heads, heads.count)
+                kept[places.flatten().view(count, -1)[:, one[heads.hidden] // count :]] = False
+                continue
             for number, group in enumerate(block.groups):
-                if group in widths and flat is None:
+                if group in widths:
                     gone = places.movedim(number, 0)[widths[group].count(one, places.shape[number]) :]
                     kept[gone.flatten()] = False
         rows.append(kept)

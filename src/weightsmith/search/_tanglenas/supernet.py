@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -85,8 +85,9 @@ class Supernet:
         self._parts: dict[Any, Part] = {}
         self._handles: list[Any] = []
         self._forwards: list[nn.Module] = []
-        self._parametrized: list[tuple[nn.Module, str]] = []
-        self._attention: list[tuple[Any, str]] = []
+        self.parametrized: list[tuple[nn.Module, str]] = []
+        """Modules and their tensors that are masked."""
+        self._attention: list[tuple[Any, Any]] = []
         self.state.fix(self.space.largest)
         try:
             self._open()
@@ -136,7 +137,7 @@ class Supernet:
     def _parametrize(self, module: nn.Module, attribute: str, cuts: list[AxisCut | None]) -> None:
         superposition = Superposition(self.state, self._part(cuts), len(cuts))
         parametrize.register_parametrization(module, attribute, superposition, unsafe=True)
-        self._parametrized.append((module, attribute))
+        self.parametrized.append((module, attribute))
 
     def _fold(self, module: nn.Module, cut: AxisCut | None, *, outputs: bool) -> None:
         """Mask the last axis of a module's outputs or inputs: as exact as masking its weight, which may be tied."""
@@ -151,7 +152,11 @@ class Supernet:
     def _normalize(self, module: nn.Module, cuts: list[AxisCut | None]) -> None:
         (cut,) = cuts
         assert cut is not None
-        module.forward = prefix_norm(module, cut, self._part([cut])[0], self.state)  # type: ignore[method-assign]
+        self.replace_forward(module, prefix_norm(module, cut, self._part([cut])[0], self.state))
+
+    def replace_forward(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        """Give a module another forward pass until the network is closed."""
+        module.forward = forward  # type: ignore[method-assign]
         self._forwards.append(module)
 
     def _split_attention(self) -> None:
@@ -163,8 +168,12 @@ class Supernet:
         config, name = model.config, f"tanglenas_{next(_numbers)}"
         ALL_ATTENTION_FUNCTIONS.register(name, SplitAttention(self.space.heads, self.state))
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, sdpa_mask)
-        self._attention.append((config, config._attn_implementation))
-        config._attn_implementation = name
+        own = copy.deepcopy(config)  # another model may share the configuration
+        own._attn_implementation = name
+        for module in self.model.modules():
+            if vars(module).get("config") is config:
+                module.config = own
+                self._attention.append((module, config))
 
     def close(self) -> None:
         """Restore the model: its parameters are plain again and hold the weights of the largest network."""
@@ -175,13 +184,13 @@ class Supernet:
             handle.remove()
         for module in self._forwards:
             del module.forward
-        for module, attribute in reversed(self._parametrized):
+        for module, attribute in reversed(self.parametrized):
             _restore(module, attribute)
-        for config, name in self._attention:
+        for module, config in self._attention:
             for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
-                functions._global_mapping.pop(config._attn_implementation, None)
-            config._attn_implementation = name
-        self._handles, self._forwards, self._parametrized, self._attention = [], [], [], []
+                functions._global_mapping.pop(module.config._attn_implementation, None)
+            module.config = config
+        self._handles, self._forwards, self.parametrized, self._attention = [], [], [], []
 
     # --- one architecture
 
@@ -238,16 +247,16 @@ class Supernet:
         new: Any = build_empty(model, self.space.fields(architecture))
         if isinstance(new, str):
             raise UnsupportedModelError(f"{architecture} is no configuration of the model", found=new)
-        own = self._attention[0][1] if self._attention else model.config._attn_implementation
-        new.config._attn_implementation = own
+        config = self._attention[0][1] if self._attention else model.config
+        new.config._attn_implementation = config._attn_implementation
         new.config.architectures = copy.copy(model.config.architectures)
         new.config.name_or_path = model.config.name_or_path
         names = {*new.state_dict()}
         new.load_state_dict({name: tensor for name, tensor in cut.items() if name in names}, assign=True)
         new.tie_weights()
-        for buffer, tensor in model.named_buffers():  # not in the state: tables of positions, by their own device
-            if buffer not in cut and buffer in dict(new.named_buffers()):
-                get_module(new, buffer.rpartition(".")[0])._buffers[buffer.rpartition(".")[2]] = tensor.clone()
+        for module in new.modules():  # what is not stored, such as tables of positions, follows the configuration
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(_device(model))
         if getattr(model, "generation_config", None) is not None:
             new.generation_config = copy.deepcopy(model.generation_config)
         trained = {name.replace("parametrizations.", "").replace(".original", ""): parameter.requires_grad
@@ -357,7 +366,7 @@ def _plain_copy(net: Supernet) -> nn.Module:
     other.__dict__.update(net.__dict__)
     known: dict[int, Any] = {id(net.state): net.state}
     copied = copy.deepcopy(net.model, known)
-    for module, attribute in reversed(net._parametrized):
+    for module, attribute in reversed(net.parametrized):
         _restore(known[id(module)], attribute)
     for module in net._forwards:
         vars(known[id(module)]).pop("forward", None)
