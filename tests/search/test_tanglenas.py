@@ -29,6 +29,7 @@ from weightsmith.search import (
     spos,
     tanglenas,
 )
+from weightsmith.search._tanglenas.loop import TRAINING, Bilevel
 from weightsmith.search._tanglenas.method import net_loss
 from weightsmith.search._tanglenas.superposition import ArchState, AxisCut, Superposition, parts_of
 from weightsmith.testing import samples, tiny
@@ -462,9 +463,7 @@ def test_each_step_changes_its_own_parameters(sampler):
     model, data = mlp(), blobs(16)
     net = Supernet(model, {"0.out_features": [4, 8, 16]}, data[0][0][None])
     assert not {id(p) for p in net.weight_parameters()} & {id(p) for p in net.arch_parameters()}
-    from weightsmith.search._tanglenas.method import TRAINING, _Bilevel
-
-    loss = _Bilevel(net, sampler, data, (0.1, 0.0), 0, 1, TRAINING)
+    loss = Bilevel(net, sampler, data, (0.1, 0.0), 0, 1, TRAINING)
     weights = [p.clone() for p in net.weight_parameters()]
     alphas = [p.clone() for p in net.arch_parameters()]
     batch = (torch.stack([x for x, _ in data]), torch.stack([y for _, y in data]))

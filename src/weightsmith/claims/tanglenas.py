@@ -19,7 +19,7 @@ from torch.nn import functional
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.training import FitOptions, fit
 from weightsmith.search import SPOS, DrNAS, Supernet, mix_outputs, search
-from weightsmith.search._tanglenas.method import _draw, net_loss
+from weightsmith.search._tanglenas.method import draw, net_loss
 
 __all__ = ["MEMORY", "RANK", "SIGNAL", "TIME", "cost", "identifiability", "rank", "run"]
 
@@ -163,12 +163,12 @@ def _rank(seed: int, sizes: dict[str, Any], found: list[str]) -> dict[str, float
             chosen[name] = net.state.argmax()
         else:
             batches = [_stacked(train[half:])]
-            drawn = _draw(net, sizes["candidates"], seed)
+            drawn = draw(net, sizes["candidates"], seed)
             losses = [net_loss(net, architecture, batches, []) for architecture in drawn]
             chosen[name] = drawn[losses.index(min(losses))]
     found.append(" ".join(map(str, chosen["gradients"].values())))
     net = Supernet(network(seed), SPACE, train[0][0][None])
-    drawn = _draw(net, sizes["random"], seed + 5000)
+    drawn = draw(net, sizes["random"], seed + 5000)
     options["epochs"] = sizes["retrain"]
 
     def accuracy(architecture: dict[str, int]) -> float:

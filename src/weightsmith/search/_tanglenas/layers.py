@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import Stack
-from weightsmith.search._tanglenas.space import Heads
+from weightsmith.search._tanglenas.dimensions import Heads
 from weightsmith.search._tanglenas.superposition import ArchState, AxisCut, Part
 
 __all__ = ["SplitAttention", "is_norm", "mix_depth", "prefix_norm"]
@@ -141,12 +142,12 @@ class SplitAttention:
         for count, weight in self._counts():
             split = [_split(x, count) for x in (query, key, value)]
             if self.heads.hidden:  # keys have the mask of queries: both are multiplied
-                both = self.state.cached(("queries", count), lambda c=count: self._features(c, -0.5))
+                both = self.state.cached(("queries", count), partial(self._features, count, -0.5))
                 split[0] = split[0] * both.to(query.dtype)
             scale = scaling * math.sqrt(count / own)
             out, _ = sdpa_attention_forward(module, *split, attention_mask, dropout=dropout, scaling=scale, **others)
             if self.heads.hidden:
-                kept = self.state.cached(("outputs", count), lambda c=count: self._features(c, 0.0))
+                kept = self.state.cached(("outputs", count), partial(self._features, count, 0.0))
                 out = out * kept.to(out.dtype)
             out = out.flatten(2)
             total.append(out if weight is None else out * weight.to(out.dtype))

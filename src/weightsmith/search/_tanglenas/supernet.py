@@ -17,8 +17,9 @@ from weightsmith.core.data import Batch, call
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.models import build_empty, computed_by, evaluation_mode, get_module, resize
 from weightsmith.core.symmetry import outputs_of
+from weightsmith.search._tanglenas.dimensions import Choices, Space
 from weightsmith.search._tanglenas.layers import SplitAttention, is_norm, mix_depth, prefix_norm
-from weightsmith.search._tanglenas.space import Choices, Space, find_space
+from weightsmith.search._tanglenas.space import find_space
 from weightsmith.search._tanglenas.superposition import Architecture, ArchState, AxisCut, Part, Superposition, parts_of
 
 __all__ = ["Supernet"]
@@ -156,7 +157,7 @@ class Supernet:
 
     def replace_forward(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         """Give a module another forward pass until the network is closed."""
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         self._forwards.append(module)
 
     def _split_attention(self) -> None:
