@@ -61,18 +61,14 @@ middle.set_xticks([0.19, 1.19], ["step, ms", "kept for backward, MB"])
 middle.legend([plt.Rectangle((0, 0), 1, 1, color=color) for color in kinds.values()], kinds, frameon=False, fontsize=8)
 colors = {"method": "#c8501e", "baseline": "#8fb1d6", "control": "#bbbbbb"}
 arms = stored["rank"]
-bars = right.bar(
-    [arm["name"] for arm in arms],
-    [100 * arm["mean"] for arm in arms],
-    yerr=[
-        [100 * (arm["mean"] - arm["ci95"][0]) for arm in arms],
-        [100 * (arm["ci95"][1] - arm["mean"]) for arm in arms],
-    ],
-    color=[colors[arm["role"]] for arm in arms],
-    capsize=3,
-)
-right.bar_label(bars, [f"{100 * arm['mean']:.1f}" for arm in arms], padding=2, label_type="center", fontsize=9)
-right.set(ylabel="test accuracy, %", title="729 networks, trained from scratch", ylim=(70, 92))
+for place, arm in enumerate(arms):
+    reach = [[100 * abs(end - arm["mean"])] for end in arm["ci95"]]
+    right.errorbar(place, 100 * arm["mean"], yerr=reach, fmt="o", color=colors[arm["role"]], capsize=4, markersize=8)
+    right.annotate(
+        f"{100 * arm['mean']:.1f}", (place, 100 * arm["mean"]), (8, 0), "data", "offset points", va="center", fontsize=9
+    )
+right.set_xticks(range(len(arms)), [arm["name"] for arm in arms])
+right.set(ylabel="test accuracy, %", title="729 networks, trained from scratch", xlim=(-0.5, len(arms) - 0.3))
 for axes in (middle, right):
     axes.spines[["top", "right"]].set_visible(False)
 plt.show()

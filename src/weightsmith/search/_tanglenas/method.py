@@ -283,7 +283,7 @@ def random_search(
     _check(train_portion, candidates=candidates, most=0.999)
     hyper = {"space": space and str(space), "train_portion": train_portion, "candidates": candidates}
     seed = draw_seed(generator)
-    with record("random_search", seed=seed, **hyper, **options) as result:
+    with record("random-search", seed=seed, **hyper, **options) as result:
         net, own, held_out = _prepare(model, training, space, train_portion, seed, result)
         try:
             batches, compared = _batches(model, held_out, options["batch_size"]), draw(net, candidates, seed)
