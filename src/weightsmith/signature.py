@@ -5,7 +5,7 @@ A method says everything once, in its own signature, and what a parameter is fol
 =============================  =====================================================================================
 ``nn.Module``                  a network to open. The first one is the model that the method changes in place
 ``nn.Module | str``            a network that is only measured, or the name of a checkpoint to read it from. A method
-                               may measure several
+                               may measure several, or a ``Sequence`` of them
 ``Batches``                    inputs to run the model on
 ``Samples``                    a data set to train on or to measure
 ``Path``, ``Sequence[Path]``   required and before the ``*``: files or folders; the last one is written, others are read
@@ -245,12 +245,15 @@ class Role:
         Whether it has no default.
     help : str
         Its description in the docstring.
+    many : bool
+        Whether it stands for several networks.
     """
 
     name: str
     kind: Kind
     required: bool
     help: str
+    many: bool = False
 
 
 @dataclass(frozen=True)
@@ -341,7 +344,7 @@ class Signature:
         if self.model is not None:
             if not self.measures:
                 return "MODEL OUT"
-            return " ".join(role.name.upper() for role in self.measured)
+            return " ".join(role.name.upper() + ("..." if role.many else "") for role in self.measured)
         return " ".join(role.name.upper() + ("..." if role.kind == "paths" else "") for role in self.paths)
 
     def check(self, values: Mapping[str, Any], where: str, data: Collection[str] = ()) -> dict[str, Any]:
@@ -421,7 +424,8 @@ def read(function: Callable[..., Any]) -> Signature:
         if parameter.kind is parameter.VAR_KEYWORD:
             fields |= _options(annotation, getattr(function, "fit_defaults", {}))
         elif kind is not None:
-            roles[name] = Role(name, kind, default is REQUIRED, helps.get(name, ""))
+            many = kind == "measured" and _is_sequence(annotation)
+            roles[name] = Role(name, kind, default is REQUIRED, helps.get(name, ""), many)
         elif _is_text(annotation):
             fields[name] = Field(name, annotation, default, helps.get(name, ""))
         elif default is REQUIRED:
@@ -444,6 +448,8 @@ def _as_field(role: Role) -> Field:
 def _kind(annotation: Any, positional: bool) -> Kind | None:
     """What a parameter of this type is; None for a hyper-parameter."""
     parts = _parts(annotation)
+    if _is_sequence(annotation) and nn.Module in _parts(get_args(annotation)[0]):
+        return "measured"
     if nn.Module in parts:
         return "measured" if str in parts else "network"
     if annotation in (Batches, Batches | None):

@@ -165,7 +165,8 @@ class Workbench:
         if signature.model is None:
             result = self._call_on_files(signature, values, arguments)
         else:
-            arguments[signature.model.name] = self.model
+            first = signature.model
+            arguments[first.name] = [self.model, *map(self._network, values[first.name])] if first.many else self.model
             if signature.tokenizer is not None:
                 arguments[signature.tokenizer.name] = self._opened.tokenizer
             for role in signature.networks:

@@ -22,6 +22,25 @@ from ._mode_connectivity import (
     loss_slice as loss_slice,
     mode_connectivity as mode_connectivity,
 )
+from ._phases.classify import (
+    PHASES as PHASES,
+    Phase as Phase,
+    classify_phase as classify_phase,
+    phase_sensitivity as phase_sensitivity,
+)
+from ._phases.curve import BezierCurve as BezierCurve, connectivity as connectivity, train_curve as train_curve
+from ._phases.hessian import (
+    HessianSummary as HessianSummary,
+    hessian_summary as hessian_summary,
+    largest_eigenvalue as largest_eigenvalue,
+    trace_estimate as trace_estimate,
+)
+from ._phases.method import phases as phases
+from ._phases.metrics import (
+    LandscapeMetrics as LandscapeMetrics,
+    landscape_metrics as landscape_metrics,
+    linear_cka as linear_cka,
+)
 from ._rich_lazy.initializers import aligned_ as aligned_, dale_ as dale_, low_rank_ as low_rank_
 from ._rich_lazy.kernels import (
     centered_alignment as centered_alignment,

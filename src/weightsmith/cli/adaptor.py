@@ -58,7 +58,8 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
     def command(**given: Any) -> None:
         hyper = {key: _parsed(field, given.pop(key)) for key, field in signature.fields.items()}
         on = [role.name for role in signature.measured] or [key for key in ("model",) if key in given]
-        title = f"{name} on {' and '.join(given[key] for key in on)}" if on else name
+        refs = [ref for key in on for ref in (given[key] if isinstance(given[key], list) else [given[key]])]
+        title = f"{name} on {' and '.join(refs)}" if refs else name
         files: dict[str, Any] = {kind: given.pop(kind) for kind in ("report", "json") if kind in given}
         for path in files.values():
             if path is not None:
@@ -101,12 +102,23 @@ def _arguments(
         networks = [_MODEL]
         if len(signature.measured) > 1:
             networks = [_parameter(r.name, str, typer.Argument(help=escape(r.help))) for r in signature.measured]
+        elif signature.measured[0].many:
+            networks = _several(signature.measured[0])
         data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
         seed = [_SEED] if data or signature.generator is not None else []
         return [*networks, *data, *seed, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
             _measure(signature, given, hyper), publish
         )
     return _transform_arguments(signature), lambda given, hyper, publish: _transform(signature, hyper, publish, **given)
+
+
+def _several(role: Role) -> list[inspect.Parameter]:
+    """Several networks in a row, with or without the name of the parameter before them."""
+    named = typer.Option(f"--{role.name}", hidden=True)
+    return [
+        _parameter(role.name, list[str], typer.Argument(help=escape(role.help))),
+        _parameter(f"named_{role.name}", bool, named, False),
+    ]
 
 
 def _merges(signature: Signature) -> bool:
@@ -206,14 +218,15 @@ def _sources(signature: Signature, given: Mapping[str, Any]) -> dict[str, Source
 
 def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
     """Measure a checkpoint by its name, which the method reads itself; or models, opened, and their data."""
+    role = signature.measured[0]
     first, *others = [role.name for role in signature.measured]
-    ref = given[first]
+    ref, *more = given[first] if role.many else [given[first]]
     local = Path(ref).exists() or ref.startswith("embedded:")
     streamed = not others and not signature.data and signature.tokenizer is None
     if local and streamed and given["dtype"] is None and given["revision"] == "main":
         return signature.function(**{first: ref}, **hyper)
     opened = open_model(ref, dtype=_dtype(given["dtype"]), revision=given["revision"])
-    values = {**hyper, **{name: given[name] for name in others}}
+    values = {**hyper, **{name: given[name] for name in others}, **({first: more} if role.many else {})}
     bench = Workbench(
         opened, Data(sources=_sources(signature, given)), given.get("seed", 0), dtype=_dtype(given["dtype"])
     )
