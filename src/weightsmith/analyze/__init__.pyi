@@ -41,6 +41,7 @@ from ._phases.metrics import (
     landscape_metrics as landscape_metrics,
     linear_cka as linear_cka,
 )
+from ._phases.zoo import PhaseZoo as PhaseZoo, train_phase_zoo as train_phase_zoo
 from ._rich_lazy.initializers import aligned_ as aligned_, dale_ as dale_, low_rank_ as low_rank_
 from ._rich_lazy.kernels import (
     centered_alignment as centered_alignment,

@@ -7,7 +7,9 @@ learning rate the temperature of its training, and the loss landscape tells five
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -16,7 +18,9 @@ from torch import nn
 from weightsmith.analyze._phases.classify import PHASES, classify_phase, phase_sensitivity
 from weightsmith.analyze._phases.curve import POINTS, train_curve
 from weightsmith.analyze._phases.metrics import LandscapeMetrics, landscape_metrics
+from weightsmith.analyze._phases.zoo import PhaseZoo
 from weightsmith.core.data import Samples
+from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions
 from weightsmith.embedded import open_model
@@ -33,6 +37,9 @@ def phases(
     tau_mc: float = 1.0,
     tau_cka: float = 0.7,
     best_loss: float | None = None,
+    zoo: Path | None = None,
+    load: float | None = None,
+    temperature: float | None = None,
     hessian_samples: int = 640,
     probes: int = 100,
     generator: torch.Generator | None = None,
@@ -58,7 +65,12 @@ def phases(
         Threshold of the similarity of the outputs, in (0, 1).
     best_loss : float, optional
         The training loss of the best network known. By default 0 for classifiers; for language models the lowest of
-        the networks given, with which phases I and II cannot be told from the others.
+        the zoo, or of the networks given, with which phases I and II cannot be told from the others.
+    zoo : Path, optional
+        Folder of a zoo (:func:`train_phase_zoo`): the report has the map of its phases, and the result names its cell
+        with the nearest measures.
+    load, temperature : float, optional
+        Where the networks lie on the map of the zoo, such as their width and batch size.
     hessian_samples : int, default: 640
         Training samples on which the Hessian is measured; 0 leaves it out. It does not decide on the phase.
     probes : int, default: 100
@@ -105,29 +117,52 @@ def phases(
     """
     names = [each if isinstance(each, str) else f"network {place}" for place, each in enumerate(models, 1)]
     nets = [open_model(each).model if isinstance(each, str) else each for each in models]
+    if (load is None) != (temperature is None) or (load is not None and zoo is None):
+        raise HyperparameterError("load and temperature", found=(load, temperature), expected="both, with a zoo")
+    cells = PhaseZoo.open(zoo) if zoo is not None else None
     with record(
         "phases", tau_loss=tau_loss, tau_mc=tau_mc, tau_cka=tau_cka, hessian_samples=hessian_samples, probes=probes
     ) as result:
         metrics = landscape_metrics(
             nets, training, test, hessian_samples=hessian_samples, probes=probes, generator=generator, **options
         )
-        lowest = min(network.train_loss for network in metrics.networks)
-        best = best_loss if best_loss is not None else lowest if metrics.language_model else 0.0
+        losses = [network.train_loss for network in metrics.networks]
+        losses += [cell["train_loss"] for cell in cells.cells if not cell["diverged"]] if cells else []
+        best = best_loss if best_loss is not None else min(losses) if metrics.language_model else 0.0
         taus: dict[str, Any] = {"tau_loss": tau_loss, "tau_mc": tau_mc, "tau_cka": tau_cka, "best_loss": best}
         fill(result, names, metrics)
         phase = classify_phase(metrics, **taus)
         result.totals = {"phase": phase, **result.totals}
         result.notes = [f"Phase {phase}, {PHASES[phase].meaning}.", PHASES[phase].advice, *result.notes]
-        if metrics.language_model and best_loss is None:
+        if metrics.language_model and best_loss is None and cells is None:
             result.notes.append("Give best_loss: without it phases I and II of a language model are not found.")
         for name, found in phase_sensitivity(metrics, **taus).items():
             if others := {f"{factor:g} times": label for factor, label in found.items() if label != phase}:
                 told = ", ".join(f"{label} at {times}" for times, label in others.items())
                 result.notes.append(f"The phase depends on {name}: {told} its value.")
+        if cells:
+            own = None if load is None or temperature is None else {cells.load: load, cells.temperature: temperature}
+            result.pictures["phases of the zoo"] = cells.picture(own, **taus)
+            result.notes.append(beside(cells, metrics, phase, taus))
     return result
 
 
 phases.fit_defaults = train_curve.fit_defaults  # type: ignore[attr-defined]
+
+
+def beside(zoo: PhaseZoo, metrics: LandscapeMetrics, phase: str, taus: Mapping[str, Any]) -> str:
+    """Which cell of a zoo has the nearest measures, and where the zoo generalizes."""
+    place = zoo.nearest(metrics)
+    found = dict(zip([(c[zoo.load], c[zoo.temperature]) for c in zoo.cells], zoo.phases(**taus), strict=True))
+    at = (place[zoo.load], place[zoo.temperature])
+    told = (
+        f"Nearest cell of the zoo by its measures: {zoo.load} {at[0]}, {zoo.temperature} {at[1]} (phase {found[at]})."
+    )
+    good = [cell for cell, each in found.items() if each == "IV-B"]
+    if phase != "IV-B" and good:
+        best = min(good, key=lambda cell: sum(abs(math.log(a / b)) for a, b in zip(cell, at, strict=True)))
+        told += f" The next one in phase IV-B: {zoo.load} {best[0]}, {zoo.temperature} {best[1]}."
+    return told
 
 
 def fill(result: Result, names: Sequence[str], metrics: LandscapeMetrics) -> None:
@@ -141,12 +176,11 @@ def fill(result: Result, names: Sequence[str], metrics: LandscapeMetrics) -> Non
             row |= {
                 "hessian_trace": hessian.trace,
                 "trace_error": hessian.trace_error,
-                "probes": hessian.probes,
                 "top_eigenvalue": hessian.top_eigenvalue,
-                "residual": hessian.residual,
             }
             if not hessian.converged:
-                result.notes.append(f"The largest eigenvalue of {name} has not converged.")
+                told = f"is {hessian.residual:.2g} after {hessian.products - hessian.probes} products"
+                result.notes.append(f"The largest eigenvalue of {name} has not converged: its residual {told}.")
         result.layer(name, **row)
     for pair in metrics.pairs:
         name = f"{pair.first + 1} and {pair.second + 1}"
@@ -154,6 +188,10 @@ def fill(result: Result, names: Sequence[str], metrics: LandscapeMetrics) -> Non
         result.curves[f"training error along the curve, in %: {name}"] = [
             (int(100 * t), error) for t, error in zip(POINTS, pair.errors, strict=True)
         ]
+    if hessians := [network.hessian for network in metrics.networks if network.hessian is not None]:
+        residual = max(each.residual for each in hessians)
+        drawn = ", ".join(str(each.probes) for each in hessians)
+        result.notes.append(f"Random vectors of the traces: {drawn}. Largest residual: {residual:.2g}.")
     totals = {
         "train_loss": metrics.train_loss,
         "train_accuracy": metrics.train_accuracy,

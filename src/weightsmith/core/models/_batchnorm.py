@@ -22,7 +22,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
     batches : Batches
         Inputs of the model.
     reset : bool, default: True
-        Forget the old statistics and average over all batches; otherwise update them with the layer's momentum.
+        Forget the old statistics and average over all batches, by their sizes; otherwise update them with the
+        layer's momentum.
 
     Returns
     -------
@@ -50,19 +51,22 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
     momenta = [layer.momentum for layer in layers]
     seen: dict[nn.Module, int] = {}
 
-    def has_variance(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def weigh(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         """One value per channel has no variance: the layer then normalizes and learns nothing from it."""
+        assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
         layer.training = args[0].numel() > args[0].shape[1]
-        seen[layer] = seen.get(layer, 0) + layer.training
+        rows = len(args[0]) if layer.training else 0
+        seen[layer] = seen.get(layer, 0) + rows
+        if reset and rows:
+            layer.momentum = rows / seen[layer]
 
-    hooks = [layer.register_forward_pre_hook(has_variance) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(weigh) for layer in layers]
     kept = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
     with evaluation_mode(model), torch.no_grad():
         try:
             for layer in layers:
                 if reset:
                     layer.reset_running_stats()
-                    layer.momentum = None  # torch then averages all batches with equal weight
             for batch in batches:
                 call(model, batch)
             if 0 in seen.values():

@@ -51,6 +51,8 @@ class Record:
         Whether the model was only measured.
     maps : list of str
         Measures of the layers that are drawn as a heat map, kinds of layers by depth, instead of lines.
+    pictures : dict of str to str
+        Pictures of the method's own: title to SVG, with all text in it escaped.
     """
 
     method: str
@@ -71,3 +73,4 @@ class Record:
     files: dict[str, str] = field(default_factory=dict)
     reading: bool = False
     maps: list[str] = field(default_factory=list)
+    pictures: dict[str, str] = field(default_factory=dict)
