@@ -25,6 +25,7 @@ SMALL = {
     "classwise": {"class_name": "1", "fraction": 0.1},
     "curvature-edit": {"include": "*"},
     "kappatune": {"rank": 2},
+    "phases": {"batch_size": 8, "epochs": 1, "probes": 2},
     "d2nwg-layers": {"chunk": 16, "latent": 4, "vae_steps": 20, "steps": 5, "candidates": 1},
 }
 
@@ -50,6 +51,7 @@ def test_pairs_and_loaders(name):
         others = {role.name: perceptron(1) for role in signature.networks}
         generator = {} if signature.generator is None else {signature.generator.name: torch.Generator().manual_seed(0)}
         data = {role.name: form for role in signature.data if role.required}
-        signature.function(model, **data, **others, **generator, **SMALL.get(name, {}))
+        networks = [model, perceptron(1)] if signature.model.many else model
+        signature.function(networks, **data, **others, **generator, **SMALL.get(name, {}))
         states.append(torch.cat([tensor.flatten() for tensor in model.state_dict().values()]))
     assert torch.equal(*states), "the form of the data does not matter"

@@ -106,7 +106,6 @@ def connectivity(errors: Sequence[float]) -> float:
     return float(middle - max(errors, key=lambda error: abs(error - middle)))
 
 
-@training_method(learning_rate=0.1, epochs=30, batch_size=128)
 def train_curve(
     model: nn.Module,
     start: StateDict,
@@ -158,13 +157,26 @@ def train_curve(
     >>> train_curve(model, *ends, data, epochs=2, batch_size=32).errors
     (0.0, 0.0, 0.0, 0.0, 0.0)
     """
+    return _train(wide_copy(model), start, end, data, penalty, seed, **options)
+
+
+@training_method(learning_rate=0.1, epochs=30, batch_size=128)
+def _train(
+    net: nn.Module,
+    start: StateDict,
+    end: StateDict,
+    data: Samples,
+    penalty: float,
+    seed: int,
+    **options: Unpack[FitOptions],
+) -> BezierCurve:
+    """Train a curve with a copy of the model, which is moved along it."""
     if options["scheduler"] != "constant" or options["warmup"]:
         raise HyperparameterError("scheduler and warmup", do="Leave them out: a curve has its own learning rates.")
     if options["gradient_checkpointing"]:  # what is recomputed would have the model's own weights
         raise HyperparameterError("gradient_checkpointing", found="True", expected="False, for a curve")
     if not 0 < options["batch_size"] <= len(data):
         raise CalibrationError("batch_size", found=f"{options['batch_size']} for {len(data)} samples")
-    net = wide_copy(model)
     first, last = _fitting(net, start, "start"), _fitting(net, end, "end")
     trained = _TrainedCurve(net, first, last)
     optimizer = torch.optim.SGD(trained.parameters(), lr=options["learning_rate"], momentum=MOMENTUM)
@@ -184,8 +196,11 @@ def train_curve(
         **options,
     )
     middle = {name: value.detach() for name, value in zip(trained.names, trained.middle, strict=True)}
-    batches = [to_model(batch, net) for batch in batched(data, options["batch_size"], pad_token_id=pad_token_id(model))]
+    batches = [to_model(batch, net) for batch in batched(data, options["batch_size"], pad_token_id=pad_token_id(net))]
     return BezierCurve(first, last, middle, tuple(_errors(net, BezierCurve(first, last, middle), batches)))
+
+
+train_curve.fit_defaults = _train.fit_defaults  # type: ignore[attr-defined]
 
 
 def bezier(start: Tensor, middle: Tensor, end: Tensor, t: float | Tensor) -> Tensor:

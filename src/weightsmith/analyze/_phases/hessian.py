@@ -268,7 +268,7 @@ def largest_eigenvalue(
         value, residual = float(values[best]), abs(betas[-1] * float(vectors[-1, best]))
         if count == size:
             residual = 0.0
-        if residual <= tolerance * abs(value) or betas[-1] <= 1e-6 * abs(value):
+        if residual <= tolerance * abs(value) or betas[-1] <= 10 * torch.finfo(like_P.dtype).eps * abs(value):
             break
         if count == room and taken < steps:
             next_P = basis_KP[:count].T @ torch.as_tensor(vectors[:, best]).to(basis_KP)
@@ -427,6 +427,8 @@ class _Hessian:
         )
         if not bool(loss.detach().isfinite()):
             raise NonFiniteError("the loss", found=float(loss.detach()), do="Check the weights and the data.")
+        if not loss.requires_grad:
+            raise UnsupportedModelError("the loss does not depend on a parameter", expected="a network to train")
         gradients = torch.autograd.grad(
             loss / self.labels, [*self.parameters.values()], create_graph=True, materialize_grads=True
         )
@@ -445,15 +447,26 @@ class _Hessian:
             return torch.zeros_like(rows_KP)
         outputs, weights = zip(*curved, strict=True)
         single = len(rows_KP) == 1
-        found = torch.autograd.grad(
-            outputs,
-            parameters,
-            [weight[0] for weight in weights] if single else weights,
-            retain_graph=True,
-            is_grads_batched=not single,
-            materialize_grads=True,
+        try:
+            found = torch.autograd.grad(
+                outputs,
+                parameters,
+                [weight[0] for weight in weights] if single else weights,
+                retain_graph=True,
+                is_grads_batched=not single,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                "the second derivative of the loss", found=str(error), do="Replace the operation that has none."
+            ) from error
+        return torch.cat(
+            [
+                torch.zeros_like(part) if each is None else each.reshape(len(rows_KP), -1)
+                for each, part in zip(found, parts, strict=True)
+            ],
+            1,
         )
-        return torch.cat([each.reshape(len(rows_KP), -1) for each in found], 1)
 
 
 class _Bytes:

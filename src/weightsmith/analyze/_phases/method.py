@@ -155,9 +155,7 @@ def beside(zoo: PhaseZoo, metrics: LandscapeMetrics, phase: str, taus: Mapping[s
     place = zoo.nearest(metrics)
     found = dict(zip([(c[zoo.load], c[zoo.temperature]) for c in zoo.cells], zoo.phases(**taus), strict=True))
     at = (place[zoo.load], place[zoo.temperature])
-    told = (
-        f"Nearest cell of the zoo by its measures: {zoo.load} {at[0]}, {zoo.temperature} {at[1]} (phase {found[at]})."
-    )
+    told = f"Nearest cell of the zoo by measures: {zoo.load} {at[0]}, {zoo.temperature} {at[1]} (phase {found[at]})."
     good = [cell for cell, each in found.items() if each == "IV-B"]
     if phase != "IV-B" and good:
         best = min(good, key=lambda cell: sum(abs(math.log(a / b)) for a, b in zip(cell, at, strict=True)))

@@ -101,7 +101,7 @@ class PhaseZoo:
         """Return the measures of a cell, without those of each network and pair."""
         return LandscapeMetrics(**{name: _number(cell[name]) for name in MEASURES if name != "gap"})
 
-    def phases(self, **taus: float) -> list[PhaseName]:
+    def phases(self, **taus: Any) -> list[PhaseName]:
         """Return the phase of every cell; the options are those of :func:`classify_phase`.
 
         For language models the lowest training loss of all cells is ``best_loss``, if none is given.
@@ -125,7 +125,7 @@ class PhaseZoo:
             raise CheckpointError(f"no cell {_name(cell)} in {self.folder}", expected=f"one of {names[:5]}")
         return [load_file(file) for file in files]
 
-    def table(self, **taus: float) -> Any:
+    def table(self, **taus: Any) -> Any:
         """Return all cells as a pandas table: axes, measures, phase."""
         import pandas  # type: ignore[import-untyped]
 
@@ -133,7 +133,7 @@ class PhaseZoo:
             [{**cell, "phase": phase} for cell, phase in zip(self.cells, self.phases(**taus), strict=True)]
         )
 
-    def picture(self, own: Mapping[str, float] | None = None, **taus: float) -> str:
+    def picture(self, own: Mapping[str, float] | None = None, **taus: Any) -> str:
         """Return the map of the phases as an SVG picture, with a mark at the place of a network of the user's own.
 
         Parameters
