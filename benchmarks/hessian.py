@@ -35,7 +35,7 @@ def trained() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     return model.eval(), list(zip(x.split(128), y.split(128), strict=True))
 
 
-class Peer:
+class _Peer:
     """PyHessian's algorithm."""
 
     def __init__(self, model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], *, keep: bool) -> None:
@@ -58,8 +58,9 @@ class Peer:
     def eigenvalue(self, steps: int, tolerance: float = 1e-3) -> tuple[float, int]:
         torch.manual_seed(0)
         vector = [torch.randn_like(p) for p in self.parameters]
-        last = None
-        for step in range(1, steps + 1):
+        last, taken = None, 0
+        while taken < steps:
+            taken += 1
             norm = sum(float(v.square().sum()) for v in vector) ** 0.5
             vector = [v / (norm + 1e-6) for v in vector]
             image = self.product(vector)
@@ -67,7 +68,7 @@ class Peer:
             if last is not None and abs(value - last) / (abs(last) + 1e-6) < tolerance:
                 break
             last, vector = value, image
-        return value, step
+        return value, taken
 
     def trace(self, probes: int) -> list[float]:
         torch.manual_seed(0)
@@ -83,13 +84,13 @@ def main() -> None:
     options = parser(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     model, batches = trained()
-    peer, keeps = Peer(model, batches, keep=False), Peer(model, batches, keep=True)
+    peer, keeps = _Peer(model, batches, keep=False), _Peer(model, batches, keep=True)
     exact = hessian_summary(model, batches, steps=100, tolerance=1e-6, probes=2).top_eigenvalue
     ours = hessian_summary(model, batches)
     error = abs(ours.top_eigenvalue - exact)
     # as many power iterations as reach our error, with PyHessian's own rule as the least
     least = peer.eigenvalue(100)
-    steps = next((n for n in itertools.count(least[1]) if n >= 100 or abs(peer.eigenvalue(n, 0.0)[0] - exact) <= error))
+    steps = next(n for n in itertools.count(least[1]) if n >= 100 or abs(peer.eigenvalue(n, 0.0)[0] - exact) <= error)
     # as many vectors as give our standard error
     spread = statistics.stdev(peer.trace(60))
     probes = min(MOST, math.ceil((spread / ours.trace_error) ** 2))

@@ -2,8 +2,8 @@
 Phases of training
 ==================
 
-Perceptrons of several widths learn digits with several batch sizes, three seeds each. Training loss, a curve between the
-seeds and the similarity of their outputs tell the phase of every cell; a network of one's own is put on the map.
+Perceptrons of several widths learn digits with several batch sizes, three seeds each. Training loss, a curve between
+the seeds and the similarity of their outputs tell the phase of every cell; a network of one's own is put on the map.
 """
 
 # %%

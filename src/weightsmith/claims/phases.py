@@ -183,6 +183,6 @@ def told(grids: Sequence[Sequence[dict[str, Any]]]) -> str:
     return (
         f"The most accurate cell has the highest similarity in {best} of {len(grids)} grids. {len(good)} of "
         f"{len(every)} averages are above 60 %{low}. {sum(map(len, grids)) - len(every)} cells with a network that is "
-        f"no better than guessing are left out. Phases: {phases}. One pilot grid (seed 0) told that training loss orders "
-        "the cells better than the similarity does, so that is not among what we declared."
+        f"no better than guessing are left out. Phases: {phases}. In a pilot grid (seed 0) training loss ordered the "
+        "cells better than the similarity did; so that ordering is not among what we declared."
     )
