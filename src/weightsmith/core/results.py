@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def documents(
         if not result.seconds:  # its run goes on until the model is saved
             result.stop()
     own = {name: text for result in results for name, text in result.files.items()}
-    records = [json.loads(result.to_json()) for result in results]
+    records = [json.loads(replace(result, files={}).to_json()) for result in results]  # they are beside it
     text = json.dumps(records if len(records) != 1 else records[0], indent=2)
     return {**own, "weightsmith.json": text + "\n", "README.md": model_card(results, Path(out).name, parents)}
 
