@@ -49,6 +49,7 @@ SMALL = {
     ],
     "expand": ["--depth", "3"],
     "learngene": ["--stages", "1"],
+    "phases": ["--batch-size", "4", "--epochs", "1", "--learning-rate", "0.01", "--probes", "2"],
     "spos": ["--candidates", "2"],
     "random-search": ["--candidates", "2"],
 }
