@@ -132,10 +132,10 @@ class DictionaryArm:
         clean_PJ, changed_PJ = encode(change.clean_PD), encode(change.target_PD)
         target_PD = change.target_PD - change.clean_PD
         found = {str(n): e for n, e in sparse_edits(changed_PJ - clean_PJ, decoder_JD, target_PD, sizes).items()}
-        f1_VJ = self.latents[site][change.name].f1_VJ
-        old = change.attributes[change.name]
-        guided = guided_edits(clean_PJ, changed_PJ, decoder_JD, f1_VJ, old, change.new, sizes)
-        found |= {f"{n}_guided": e for n, e in guided.items()}
+        if self.kept is None:  # the vectors of a basis stand for nothing
+            f1_VJ, old = self.latents[site][change.name].f1_VJ, change.attributes[change.name]
+            guided = guided_edits(clean_PJ, changed_PJ, decoder_JD, f1_VJ, old, change.new, sizes)
+            found |= {f"{n}_guided": e for n, e in guided.items()}
         weight_PJ = feature_weights(clean_PJ, decoder_JD)
         return {n: (edit.change_PD, (weight_PJ * edit.touched_PJ).sum(1)) for n, edit in found.items()}
 
@@ -148,7 +148,7 @@ class Tally:
 
     def add(self, *key: str, values: Tensor) -> None:
         """Add the numbers of one batch."""
-        self._parts[key].append(values.float())
+        self._parts[key].append(values.float().cpu())
 
     def mean(self, *key: str) -> float:
         """Return the mean over prompts; NaN is left out."""

@@ -144,7 +144,13 @@ def sae_eval(
     )
     sources = {path: [load_dictionary(part) for part in path.split(",")] for path in dictionary}
     sections = [sites] if isinstance(sites, str) else list(sites)
-    named = {"task": task, "train_prompts": train_prompts, "evaluation_prompts": evaluation_prompts, "names": names}
+    named: dict[str, Any] = {
+        "task": task,
+        "dictionary": list(dictionary),
+        "train_prompts": train_prompts,
+        "evaluation_prompts": evaluation_prompts,
+        "names": names,
+    }
     with record("sae-eval", seed=seed, **named, edit_sizes=list(edit_sizes)) as result:
         for section in sections:
             chosen = find_sites(model, made) if section == "auto" else [Site.parse(site) for site in section.split(",")]
@@ -152,6 +158,7 @@ def sae_eval(
                 model, sources, made, chosen, edit_sizes=edit_sizes, batch_size=batch_size, seed=seed
             )
             _append(result, part, ",".join(map(str, chosen)), several=len(sections) > 1)
+            result.hyper.setdefault("sites", []).append(",".join(map(str, chosen)))
     result.reading, result.title = True, "sparse dictionary"
     return result
 
@@ -348,7 +355,7 @@ def _edited(result: Result, tally: Tally, attribute: str, name: str) -> dict[str
 
     result.curves[f"edit accuracy, {attribute}: {name}"] = [(size, accuracy(str(size))) for size in sizes]
     row = {"edit_accuracy": accuracy(str(shown))}
-    if shown % 2 == 0:
+    if f"{shown}_guided" in kinds:
         row["guided_accuracy"] = accuracy(f"{shown}_guided")
     key = ("removed", attribute, name, "swap" if "swap" in kinds else str(shown))
     row["weight_removed"] = tally.mean(*key)

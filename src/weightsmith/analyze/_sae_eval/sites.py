@@ -153,7 +153,7 @@ def _hooked(
     *,
     stop: bool,
 ) -> Iterator[None]:
-    """Read sites, each as a copy in float32, and replace those that have a patch."""
+    """Read sites, each as a copy in float32 on the CPU, and replace those that have a patch."""
 
     def see(site: Site, value: Tensor) -> Tensor | None:
         (prompts, tokens), part = at[site], places[site].features
@@ -161,7 +161,7 @@ def _hooked(
             value = value.clone()
             value[prompts, tokens, part] = patches[site].to(value)
             return value
-        read[site] = upcast(value[prompts, tokens, part])  # indexing copies: later operations may work in place
+        read[site] = upcast(value[prompts, tokens, part]).cpu()  # indexing copies: later operations may work in place
         if stop and len(read) == len(places):
             raise _Done
         return None
@@ -212,7 +212,7 @@ class PatchedRuns:
     Attributes
     ----------
     activations : dict of Site to Tensor of shape (prompts, features)
-        Of the clean run, in float32.
+        Of the clean run, in float32 on the CPU.
 
     Examples
     --------
@@ -330,7 +330,7 @@ def collect_activations(
     Returns
     -------
     dict of Site to Tensor of shape (prompts, features)
-        Copies in float32.
+        Copies in float32 on the CPU.
 
     Raises
     ------
