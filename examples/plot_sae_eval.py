@@ -37,17 +37,21 @@ panels[1].set(xlabel="necessity", xlim=(0, 1))
 arms = {arm["name"]: arm for arm in claims["splitting"]["arms"]}
 sizes = [size for size in (2, 8, 32, 128) if f"{size} features" in arms]
 means = [arms[f"{size} features"]["mean"] for size in sizes]
-panels[2].plot(sizes, means, "o-", color="#c8501e", label="best feature, binary attribute")
+panels[2].plot(sizes, means, "o-", color="#c8501e")
 for size in sizes:
     values = arms[f"{size} features"]["values"]
     panels[2].plot([size] * len(values), values, "_", color="#c8501e", alpha=0.6)
-union = arms["128 features, their best union"]
-panels[2].plot([128], [union["mean"]], "s", color="#c8501e", fillstyle="none", label="best union of features")
-for arm, marker in zip(claims["occlusion"]["arms"], "^vx", strict=True):
-    panels[2].plot([256], [arm["mean"]], marker, color="#2f6db3", label=f"L1: {arm['name']}")
-panels[2].set(xscale="log", xticks=[*sizes, 256], xticklabels=[*sizes, 256], xlabel="features of the dictionary")
-panels[2].set(ylabel="F1", ylim=(0, 1.05), title="splitting and occlusion")
-panels[2].legend(frameon=False, fontsize=7.5, loc="lower left")
+union = arms["128 features, their best union"]["mean"]
+panels[2].plot([128], [union], "s", color="#c8501e", fillstyle="none")
+panels[2].text(2.4, 0.2, "best feature for a\nbinary attribute", color="#c8501e", fontsize=8)
+panels[2].text(100, union - 0.02, "best union", color="#c8501e", fontsize=8, ha="right")
+for arm in claims["occlusion"]["arms"]:
+    panels[2].plot([1400], [arm["mean"]], "x", color="#2f6db3")
+short = {arm["name"].removeprefix("the same attribute "): arm["mean"] for arm in claims["occlusion"]["arms"]}
+for (name, mean), shift in zip(short.items(), (-0.07, 0.03, -0.02), strict=True):
+    panels[2].text(1800, mean + shift, name.replace(" attribute", ""), color="#2f6db3", fontsize=8)
+panels[2].set(xscale="log", xlim=(1.5, 30000), xticks=[*sizes, 1400], xticklabels=[*sizes, "L1: 256"])
+panels[2].set(xlabel="features of the dictionary", ylabel="F1", ylim=(0, 1.05), title="splitting, occlusion")
 for panel in panels:
     panel.spines[["top", "right"]].set_visible(False)
     panel.minorticks_off()

@@ -702,7 +702,9 @@ def test_configurations_of_both_generations_are_read(tmp_path):
     assert load_sae(written(tmp_path / "a", OLD)).architecture == "standard"
     assert load_sae(written(tmp_path / "b", top)).k == 4
     new = {"d_in": 6, "d_sae": 10, "architecture": "standard", "metadata": {"sae_lens_version": "6.0"}}
-    assert load_sae(written(tmp_path / "c", new | {"apply_b_dec_to_input": True})).subtracts_bias
+    assert load_sae(written(tmp_path / "c", new)).subtracts_bias, "the default"
+    assert not load_sae(written(tmp_path / "d", new | {"apply_b_dec_to_input": False})).subtracts_bias
+    assert load_sae(written(tmp_path / "e", {**new, "metadata": {}, "meta": {}})).architecture == "standard"
 
 
 @pytest.mark.parametrize(

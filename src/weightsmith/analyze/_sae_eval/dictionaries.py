@@ -251,7 +251,7 @@ def load_sae(path: str | Path) -> SparseAutoencoder:
     if not all(isinstance(size, int) for size in sizes):
         raise CheckpointError(f"{folder}: d_in and d_sae", found=sizes, expected="whole numbers in cfg.json")
     sae: SparseAutoencoder = cls(*sizes, tensors, **options)
-    sae.subtracts_bias = bool(config.get("apply_b_dec_to_input", False))
+    sae.subtracts_bias = bool(config.get("apply_b_dec_to_input", True))  # SAELens's own default
     return sae.eval()
 
 
@@ -259,7 +259,7 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     """The architecture that a configuration names; both generations of SAELens's files say it differently."""
     architecture = config.get("architecture")
     activation = config.get("activation_fn", config.get("activation_fn_str"))
-    if architecture == "standard" and activation is None and "metadata" not in config:
+    if architecture == "standard" and activation is None and not config.keys() & {"metadata", "meta"}:
         architecture = None  # an older file, which holds the activation function on its own
     if architecture in (None, "standard") and isinstance(activation, str):
         architecture = {"relu": "standard", "topk": "topk"}.get(activation.lower(), activation)
