@@ -108,14 +108,19 @@ def topk_sae(
     ['cfg.json', 'sae_weights.safetensors']
     """
     check_options(options)
+    for name, value, least in (("features", features, 1), ("k", k, 1), ("prompts", prompts, 1), ("names", names, 8),
+                               ("checkpoints", checkpoints, 0)):  # fmt: skip
+        if value < least:
+            raise HyperparameterError(name, found=value, expected=f">= {least}")
+    if k > features:
+        raise HyperparameterError("k", found=k, expected=f"from 1 to the {features} features of the dictionary")
+    given = None if site == "auto" else Site.parse(site)
     check_output(out, overwrite=overwrite)
-    if checkpoints < 0:
-        raise HyperparameterError("checkpoints", found=checkpoints, expected=">= 0")
     seed = draw_seed(generator)
     opened = open_model(model)
-    if site == "auto" or training is None:
+    if given is None or training is None:
         task = ioi_task(opened.tokenizer, count=names, train_prompts=prompts, seed=seed)
-    place = find_sites(opened.model, task)[0] if site == "auto" else Site.parse(site)
+    place = given or find_sites(opened.model, task)[0]
     hyper = {"site": str(place), "k": k, "features": features, **options}
     with record("topk-sae", seed=seed, **hyper) as result:
         if training is None:
