@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 
 import pytest
@@ -488,12 +487,26 @@ def test_a_search_learns_and_leaves_a_plain_smaller_network(method, tmp_path):
     (row,) = result.layers
     assert row["layer"] == "0.out_features"
     assert model[0].out_features == row["choice"] == model[2].in_features
-    assert json.loads(result.files["architecture.json"]) == {"0.out_features": row["choice"]}
     assert result.totals["parameters"] == sum(p.numel() for p in model.parameters())
     assert result.totals["validation_loss"] < 0.6
     assert set(model.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     x, y = (torch.stack(part) for part in zip(*blobs(), strict=True))
     assert (model(x).argmax(1) == y).float().mean() > 0.8
+
+
+def test_weights_that_no_drawn_network_holds_are_named(tmp_path):
+    (tmp_path / "space.yaml").write_text("num_hidden_layers: [1, 2]\n")
+    notes = []
+    for seed in range(6):  # one step: the second block is part of it or not
+        model, _ = tiny("llama")
+        before = model.model.layers[1].mlp.up_proj.weight.clone()
+        options = {"epochs": 1, "batch_size": 8, "candidates": 2, "generator": generator(seed)}
+        result = spos(model, samples("llama"), space=tmp_path / "space.yaml", **options)
+        named = any("model.layers.1.mlp.up_proj.weight" in note for note in result.notes)
+        if len(model.model.layers) == 2:
+            assert named == torch.equal(before, model.model.layers[1].mlp.up_proj.weight)
+        notes.append(named)
+    assert len(set(notes)) == 2
 
 
 def test_same_seed_same_network():

@@ -31,6 +31,7 @@ FOLLOWERS = ("word_embed_proj_dim",)
 
 
 def configured_space(model: PreTrainedModel, choices: dict[str, tuple[int, ...]], symmetry: Symmetry) -> Space:
+    """Return the space of choices of a transformer; what is impossible is refused, all of it in one message."""
     config = model.config
     if hasattr(config, "text_config"):
         raise UnsupportedModelError("a model of several models", do="Search the text model alone.")

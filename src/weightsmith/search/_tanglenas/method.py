@@ -11,7 +11,6 @@ Each step updates :math:`\alpha` on a batch of held-out samples and then the wei
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence, Sized
@@ -157,7 +156,7 @@ def tanglenas(
             net.extract(architecture)
         finally:
             net.close()
-        _finish(result, model, architecture, own, held_out)
+        _finish(result, model, own, held_out)
     return result
 
 
@@ -218,7 +217,10 @@ def spos(
     with record("spos", seed=seed, **hyper, **options) as result:
         net, own, held_out = _prepare(model, training, space, train_portion, seed, result)
         try:
+            before = _sums(net)
             found = search(net, own, held_out, sampler=SPOS(), seed=seed, **options)
+            if still := [name for name, value in _sums(net).items() if value == before[name]]:
+                result.notes.append(f"Not part of any network that was drawn, and unchanged: {', '.join(still)}.")
             batches, compared = _batches(model, held_out, options["batch_size"]), draw(net, candidates, seed)
             statistics = _batches(model, own, options["batch_size"])[:STATISTICS]
             losses = [net_loss(net, architecture, batches, statistics) for architecture in compared]
@@ -228,7 +230,7 @@ def spos(
             net.extract(architecture)
         finally:
             net.close()
-        _finish(result, model, architecture, own, held_out)
+        _finish(result, model, own, held_out)
     return result
 
 
@@ -304,7 +306,7 @@ def random_search(
             net.become(best)
         finally:
             net.close()
-        _finish(result, model, chosen, own, held_out)
+        _finish(result, model, own, held_out)
     return result
 
 
@@ -366,6 +368,14 @@ def _open(model: nn.Module, space: Path | None, batch: Any, seed: int, result: R
         reasons = "; ".join(result.notes) or "no width that can be chosen"
         raise UnsupportedModelError("nothing can be searched", found=reasons, do="Give a space.")
     return Supernet(model, possible, batch, generator=generator)
+
+
+def _sums(net: Supernet) -> dict[str, float]:
+    """The sum of every weight, which tells whether it was trained."""
+    names = {
+        id(p): n.replace("parametrizations.", "").replace(".original", "") for n, p in net.model.named_parameters()
+    }
+    return {names[id(p)]: float(p.detach().double().sum()) for p in net.weight_parameters() if p.requires_grad}
 
 
 def draw(net: Supernet, count: int, seed: int) -> list[Architecture]:
@@ -451,9 +461,7 @@ def _name(result: Result, net: Supernet, architecture: Architecture, **totals: A
     result.totals |= totals
 
 
-def _finish(
-    result: Result, model: nn.Module, architecture: Architecture, own: Samples, held_out: Samples | None
-) -> None:
+def _finish(result: Result, model: nn.Module, own: Samples, held_out: Samples | None) -> None:
     """Estimate batch normalization anew, and measure the network that was found."""
     size = result.hyper["batch_size"]
     if has_batchnorm(model):
@@ -462,4 +470,3 @@ def _finish(
     if held_out is not None:
         result.totals["validation_loss"] = _mean_loss(model, _batches(model, held_out, size))
     result.totals["parameters"] = sum(p.numel() for p in model.parameters())
-    result.files["architecture.json"] = json.dumps(architecture, indent=2) + "\n"

@@ -219,7 +219,7 @@ class Supernet:
         return self._modular(architecture, cut)
 
     def extract(self, architecture: Architecture) -> None:
-        """Close, and make the model itself the network of one architecture."""
+        """Close, and make the model itself the network of one architecture; hooks of its modules are lost."""
         new = self.extracted(architecture)
         self.close()
         self.become(new)
