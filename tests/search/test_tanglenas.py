@@ -304,13 +304,21 @@ def test_norms_have_the_statistics_of_their_own_features():
     assert net.extracted({"0.out_features": 2})[1].normalized_shape == (2,)
 
 
+@pytest.mark.parametrize("name", ["llama", "bert"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_data_types(dtype):
-    model, batch = tiny("llama")
-    model = model.to(dtype)
-    net = Supernet(model, SPACES["llama"], batch)
+def test_other_data_types(name, dtype):
+    model, batch = tiny(name)
+    net = Supernet(model.to(dtype), SPACES[name], batch)
+    net.state.sample(DrNAS(), 0.0, generator())
+    outputs(model, batch).float().square().mean().backward()
+    assert all(p.grad is not None for p in net.arch_parameters())
     small = net.extracted({key: values[0] for key, values in net.space.choices.items()})
     assert {p.dtype for p in small.parameters()} == {dtype}
+
+
+def test_mixed_precision():
+    result = tanglenas(tiny("bert")[0], samples("bert"), epochs=1, batch_size=8, precision="bf16")
+    assert math.isfinite(result.totals["validation_loss"])
 
 
 def test_frozen_parameters_stay_frozen():

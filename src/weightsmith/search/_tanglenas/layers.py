@@ -64,9 +64,12 @@ def prefix_norm(module: Any, cut: AxisCut, part: Part, state: ArchState) -> Call
             factors.append(weight * (variance + epsilon).rsqrt())
             shifts.append(factors[-1] * mean)
         # the choices that contain a feature: fewer in later segments
-        pieces = [segment * _sum(factors[number:]) for number, segment in enumerate(segments)]
-        if centered:
-            pieces = [piece - _sum(shifts[number:]) for number, piece in enumerate(pieces)]
+        pieces = [
+            torch.addcmul(-_sum(shifts[number:]), segment, _sum(factors[number:]))
+            if centered
+            else segment * _sum(factors[number:])
+            for number, segment in enumerate(segments)
+        ]
         normalized = torch.cat(pieces, -1)
         if stops[-1] < wide.shape[-1]:
             normalized = functional.pad(normalized, (0, wide.shape[-1] - stops[-1]))
@@ -75,9 +78,10 @@ def prefix_norm(module: Any, cut: AxisCut, part: Part, state: ArchState) -> Call
         else:  # whatever an RMS norm does with its weight, it does it to features of one
             ones = torch.ones(wide.shape[-1], dtype=wide.dtype, device=wide.device)
             gain, bias = plain(module, ones) * math.sqrt(1 + epsilon), None
-        normalized = normalized if gain is None else normalized * gain
         if bias is not None:
-            normalized = normalized + bias * state.cached((1, id(part)), lambda: part.mask(state, 1))
+            bias = bias * state.cached((1, id(part)), lambda: part.mask(state, 1))
+            return torch.addcmul(bias, normalized, gain).to(x.dtype)
+        normalized = normalized if gain is None else normalized * gain
         return normalized.to(x.dtype)
 
     return forward
