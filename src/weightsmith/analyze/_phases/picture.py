@@ -60,7 +60,7 @@ def phase_map(
         parts.append(
             f'<rect x="{left}" y="{top}" width="{CELL - 2}" height="{HEIGHT - 2}" fill="{COLORS[phase]}">'
             f"<title>{escape(title)}</title></rect>"
-            f'<text x="{left + CELL / 2 - 1}" y="{top + HEIGHT / 2 + 3}" text-anchor="middle" fill="#111">{phase}'
+            f'<text x="{left + CELL / 2 - 1}" y="{top + HEIGHT / 2 + 3}" text-anchor="middle" style="fill:#111">{phase}'
             "</text>"
         )
     for place, x in enumerate(across):
