@@ -62,6 +62,8 @@ SMALL = {
     "curvature-edit": {"include": "*", "memory": 1.0},
     "expand": {"depth": 3},
     "learngene": {"stages": 1},
+    "lsq": {"learning_rate": 1e-5},  # the first step of AdamW is the sign of the gradient: tiny ones turn by rounding
+    "ofq": {"learning_rate": 1e-5},
     "wagle": {"controls": False},
     "weight-compander": {"learn": True},
     "weight-aligning": {"num_old": 1},

@@ -156,9 +156,9 @@ class _Magnitudes:
         self.count: Tensor | None = None
 
     def update(self, x: Tensor) -> None:
+        mask = self.mask_of(x)  # [S, N]
         x = upcast(x.detach())
         real = torch.ones_like(x, dtype=torch.bool)
-        mask = self.mask_of(x)  # [S, N]
         if mask is not None and x.ndim > 1:
             if x.ndim == 2 and len(x) == mask.numel():
                 real &= mask.view(-1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -190,12 +190,12 @@ def initialize_activations(model: nn.Module, batches: Batches) -> list[str]:
     """
     found = quantizers(model)
     with quiet(model), StreamMasks(model, find_blocks(model)) as masks:
-        blocks = [quantizer.observing(lambda x: masks.now.own) for quantizer in found.values()]
+        blocks = [quantizer.observing(lambda x: masks.now.of(x)) for quantizer in found.values()]
         for block in blocks:
             block.__enter__()
         try:
             for index, batch in enumerate(as_batches(batches)):
-                placed = to_model(batch, model)
+                placed = _decoder_masked(to_model(batch, model), model)
                 masks.start(token_masks(placed))
                 call_checked(model, placed, index)
         except BaseException as error:
@@ -302,6 +302,14 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
         {"params": free, "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _decoder_masked(batch: Any, model: nn.Module) -> Any:
+    """A batch that tells an encoder-decoder which of the tokens it reads have a label."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False) or not isinstance(batch, Mapping) or "labels" not in batch:
+        return batch
+    return {"decoder_attention_mask": (batch["labels"] != -100).long(), **batch}
 
 
 def _restored(row: ActivationLevels) -> ActivationQuantizer:
