@@ -25,6 +25,7 @@ from weightsmith.core.io import CheckpointReader, save_model
 from weightsmith.core.models import get_module
 from weightsmith.quantize import (
     ActivationQuantizer,
+    AnnealingCallback,
     ConfidenceGuidedAnnealing,
     IterativeFreezing,
     LSQWeight,
@@ -301,6 +302,30 @@ def test_annealing_needs_a_prepared_model_and_leaves_no_hooks():
         assert 0 <= annealing.share() < 1
     assert not optimizer._optimizer_step_pre_hooks
     assert not any(p._backward_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_annealing_in_the_trainer(accumulation, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model, _ = tiny("bert")
+    prepare_qat(model, activation_bits=None)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if n.endswith("weight.original")}
+    frozen = {n: p for n, p in frozen.items() if "encoder" in n}
+    callback = AnnealingCallback(from_step=0, boundary=0.02)
+    masks = {n: trainable(StatsQ(2), p, boundary=0.02) for n, p in frozen.items()}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=accumulation,
+        weight_decay=0.1, learning_rate=0.01, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=samples("bert", 16), callbacks=[callback])
+    trainer.train()
+    now = dict(model.named_parameters())
+    for name, before in frozen.items():
+        assert torch.equal((now[name] != before) & ~masks[name], torch.zeros_like(masks[name]))
+    assert any((now[name] != before).any() for name, before in frozen.items())
+    assert callback.annealing is None
+    with pytest.raises(HyperparameterError, match="from_step"):
+        AnnealingCallback(from_step=-1)
 
 
 def test_oscillations_are_counted_from_the_second_change():

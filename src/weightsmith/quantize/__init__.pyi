@@ -1,6 +1,7 @@
 from ._gptq import gptq as gptq
 from ._ofq import (
     ActivationQuantizer as ActivationQuantizer,
+    AnnealingCallback as AnnealingCallback,
     ConfidenceGuidedAnnealing as ConfidenceGuidedAnnealing,
     IterativeFreezing as IterativeFreezing,
     LSQWeight as LSQWeight,
