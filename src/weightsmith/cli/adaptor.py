@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import torch
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -57,6 +58,8 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
 
     def command(**given: Any) -> None:
         hyper = {key: _parsed(field, given.pop(key)) for key, field in signature.fields.items()}
+        if str(given.get("model", "")).endswith((".yaml", ".yml")):
+            given["model"] = _named_in(Path(given["model"]), hyper, signature)
         on = [role.name for role in signature.measured] or [key for key in ("model",) if key in given]
         refs = [ref for key in on for ref in (given[key] if isinstance(given[key], list) else [given[key]])]
         title = f"{name} on {' and '.join(refs)}" if refs else name
@@ -417,6 +420,26 @@ def _plain_type(field: Field) -> Any:
     if field.choices and all(isinstance(choice, str) for choice in field.choices):
         return Literal[field.choices]
     return None
+
+
+def _named_in(file: Path, hyper: dict[str, Any], signature: Signature) -> str:
+    """The model that a method's own file names, which is given in the model's place: the file becomes its option."""
+    own = [
+        name for name, field in signature.fields.items() if Path in get_args(field.annotation) and hyper[name] is None
+    ]
+    if len(own) != 1:
+        raise HyperparameterError("MODEL", found=str(file), expected="a folder, a Hugging Face id or embedded:NAME")
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise HyperparameterError(f"MODEL {file}", found=str(error).splitlines()[0]) from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
+        flag = "--" + own[0].replace("_", "-")
+        raise HyperparameterError(
+            f"MODEL {file}", found="no model", expected="'model: FOLDER' in it", do=f"Or: MODEL OUT {flag} {file.name}."
+        )
+    hyper[own[0]] = file
+    return str(content["model"])
 
 
 def _parsed(field: Field, value: Any) -> Any:

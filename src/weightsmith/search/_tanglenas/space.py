@@ -24,8 +24,14 @@ from weightsmith.search._tanglenas.modular import modular_space, module_widths
 __all__ = ["default_choices", "find_space", "read_choices"]
 
 
+MODEL = "model"
+"""The key that names the largest network."""
+
+
 def read_choices(path: Path) -> dict[str, tuple[int, ...]]:
     """Read the dimensions of a search from a YAML file: a mapping from names to lists of whole numbers.
+
+    The file may also name the model, for the command line.
 
     Raises
     ------
@@ -37,10 +43,11 @@ def read_choices(path: Path) -> dict[str, tuple[int, ...]]:
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise HyperparameterError(f"space {path}", found=str(error).splitlines()[0]) from error
-    if not isinstance(content, dict) or not all(isinstance(values, list) for values in content.values()):
+    choices = {name: values for name, values in content.items() if name != MODEL} if isinstance(content, dict) else None
+    if choices is None or not all(isinstance(values, list) for values in choices.values()):
         expected = "a mapping such as 'hidden_size: [128, 192, 256]'"
         raise HyperparameterError(f"space {path}", found=type(content).__name__, expected=expected)
-    return {str(name): tuple(values) for name, values in content.items()}
+    return {str(name): tuple(values) for name, values in choices.items()}
 
 
 def default_choices(model: nn.Module, batch: Batch) -> dict[str, tuple[int, ...]]:
