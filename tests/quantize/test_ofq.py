@@ -199,6 +199,27 @@ def test_first_steps_of_activations(granularity, shape):
             quantizer(x[:, :4])
 
 
+def test_activations_that_are_all_zero_at_first():
+    quantizer = ActivationQuantizer(4, (3,))
+    with quantizer.observing(lambda _: None):
+        quantizer(torch.zeros(2, 3))
+    x = torch.zeros(2, 3, requires_grad=True)
+    out = quantizer(x)
+    out.sum().backward()
+    assert quantizer.step.item() > 0
+    assert torch.equal(out, torch.zeros(2, 3))
+    assert x.grad.isfinite().all()
+    assert quantizer.step.grad.isfinite().all()
+
+
+def test_a_quantized_model_is_not_quantized_again():
+    model = stack()
+    data = [(torch.randn(8), i % 3) for i in range(8)]
+    ofq(model, data, epochs=1)
+    with pytest.raises(UnsupportedModelError, match="already"):
+        ofq(model, data, epochs=1)
+
+
 def test_negative_tails_count_as_none_at_few_bits():
     x = functional.gelu(torch.randn(100, 20))
     for bits, signed in ((2, False), (4, False), (8, True)):

@@ -156,8 +156,12 @@ def quantizable(model: nn.Module, include: str | Sequence[str] = "*", exclude: s
     Raises
     ------
     UnsupportedModelError
-        If there are none.
+        If there are none, or activations are quantized already.
     """
+    if quantizers(model):
+        raise UnsupportedModelError(
+            "the model's activations are quantized already", do="Load it with from_pretrained, as a plain model."
+        )
     layers, _ = own_weights(model, include, exclude)
     layers = [layer for layer in layers if type(layer.module) in QUANTIZED and layer.expert is None]
     if not layers:
