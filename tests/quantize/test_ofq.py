@@ -21,7 +21,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.io import CheckpointReader, save_model
+from weightsmith.core.io import CheckpointReader, load_model, save_model
 from weightsmith.core.models import get_module
 from weightsmith.quantize import (
     ActivationQuantizer,
@@ -33,6 +33,7 @@ from weightsmith.quantize import (
     Quantization,
     StatsQ,
     apply_quantization,
+    check_packable,
     finish_qat,
     gptq,
     initialize_activations,
@@ -708,3 +709,50 @@ def test_packing_an_existing_folder(tmp_path):
     assert config["ignore"] == ["lm_head"]
     with pytest.raises(CheckpointError, match="exists"):
         pack_checkpoint(tmp_path / "plain", tmp_path / "packed")
+
+
+def test_a_packed_folder_is_refused_as_a_model_and_its_plan_is_not_inherited(tmp_path):
+    model, _ = tiny("llama")
+    save_packed(model, tmp_path / "packed", files=round_to_nearest(model).files)
+    with pytest.raises(UnsupportedModelError, match="unpack_checkpoint"):
+        load_model(tmp_path / "packed")
+    unpack_checkpoint(tmp_path / "packed", tmp_path / "plain")
+    again = load_model(tmp_path / "plain")
+    assert (tmp_path / "plain" / FILE).is_file()
+    save_model(again, tmp_path / "next", like=tmp_path / "plain")
+    assert not (tmp_path / "next" / FILE).exists()
+
+
+def test_a_model_without_linear_layers_is_refused_before_the_work(tmp_path):
+    model, _ = tiny("gpt2")
+    with pytest.raises(UnsupportedModelError, match="Conv1D"):
+        check_packable(model)
+    check_packable(tiny("llama")[0])
+    check_packable(stack())
+
+
+def test_training_goes_on_from_a_state_dict():
+    model, x = _prepared(activation_bits=4), torch.randn(16, 8)
+    initialize_activations(model, [x])
+    state = model.state_dict()
+    again = _prepared(activation_bits=4)
+    again.load_state_dict(state)
+    assert torch.equal(outputs(again, x), outputs(model, x))
+    assert [q.signed for q in quantizers(again).values()] == [q.signed for q in quantizers(model).values()]
+
+
+def test_fused_layers_of_pytorch_are_quantized_in_evaluation():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(32, 3))
+    data = [(torch.randn(4, 8), i % 3) for i in range(8)]
+    result = ofq(model, data, epochs=1)
+    assert not any("No data reached" in note for note in result.notes)
+    model.eval()
+    x = torch.stack([row for row, _ in data])
+    before = outputs(model, x)
+    inner = [q for name, q in quantizers(model).items() if "linear1" in name]
+    assert len(inner) == 2
+    for quantizer in inner:
+        quantizer.step.mul_(50)
+    assert not torch.equal(outputs(model, x), before)

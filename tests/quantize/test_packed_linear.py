@@ -95,5 +95,7 @@ def test_what_cannot_be_packed():
     with pytest.raises(UnsupportedModelError, match="CPU"):
         PackedLinear(nn.Linear(20, 4, device="meta"), levels)
     model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(UnsupportedModelError, match="cannot be saved"):
+        PackedLinear(layer, levels).state_dict()
     with pytest.raises(UnsupportedModelError, match="no layer"):
         pack_linear(model, Quantization.from_json(round_to_nearest(model, weight_bits=8).files[FILE]))

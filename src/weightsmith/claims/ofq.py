@@ -93,7 +93,7 @@ CIFAR = Claim(
 
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(40, 50))) -> list[ClaimResult]:
     """Run all experiments; a seed draws the regressions, or the split, the first weights and the order of samples."""
-    return [*regressions(scale, seeds), _judged(DIGITS, _digits, scale, seeds), *cifar(scale, seeds[:6])]
+    return [*regressions(scale, seeds), _judged(DIGITS, _digits, scale, seeds[:6]), *cifar(scale, seeds[:6])]
 
 
 def regressions(scale: str = "cpu", seeds: Sequence[int] = tuple(range(40, 50))) -> list[ClaimResult]:
@@ -200,7 +200,7 @@ class Size:
     learning_rate: float
 
 
-DIGITS_SIZE = Size(8, 2, 1, 32, 3, 4, 25, 25, 5, 64, 1e-3)
+DIGITS_SIZE = Size(8, 2, 1, 32, 3, 4, 25, 10, 2, 64, 1e-3)
 CIFAR_SIZES = {
     "cpu": Size(32, 8, 3, 64, 4, 4, 25, 10, 2, 100, 1e-3),
     "gpu": Size(32, 4, 3, 192, 12, 3, 100, 50, 5, 128, 1e-3),

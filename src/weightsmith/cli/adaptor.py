@@ -19,6 +19,7 @@ from weightsmith.core.errors import CheckpointError, HyperparameterError
 from weightsmith.core.io import atomic_output, check_file, check_output
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
+from weightsmith.quantize import check_packable
 from weightsmith.rehearsal import check_data, check_network, check_options
 from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
 from weightsmith.workbench import (
@@ -276,6 +277,8 @@ def _transform(
             )
         return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite, publish=publish)
     opened = open_model(model, dtype=_dtype(dtype), revision=revision)
+    if packed:
+        check_packable(opened.model)
     bench = Workbench(move_to_device(opened, device), data, seed, device, _dtype(dtype))
     result = bench.apply(signature, values)
     files = documents([result], out, [model])

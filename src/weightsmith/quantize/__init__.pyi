@@ -15,6 +15,7 @@ from ._ofq import (
     prepare_qat as prepare_qat,
 )
 from ._packed import (
+    check_packable as check_packable,
     load_quantized as load_quantized,
     pack_checkpoint as pack_checkpoint,
     save_packed as save_packed,

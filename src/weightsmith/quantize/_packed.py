@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from weightsmith.core.errors import CheckpointError
+from weightsmith.core.errors import CheckpointError, UnsupportedModelError
 from weightsmith.core.io import (
     CheckpointReader,
     TemporaryFolder,
@@ -32,12 +32,21 @@ from weightsmith.core.io import (
     recode_checkpoint,
     save_recoded,
 )
+from weightsmith.core.models import block_layers
 from weightsmith.core.progress import track
 from weightsmith.quantize._ofq.prepare import apply_quantization
 from weightsmith.quantize._shared.grid import Grid
 from weightsmith.quantize._shared.plan import FILE, Quantization, WeightLevels
 
-__all__ = ["load_quantized", "pack_checkpoint", "pack_codes", "save_packed", "unpack_checkpoint", "unpack_codes"]
+__all__ = [
+    "check_packable",
+    "load_quantized",
+    "pack_checkpoint",
+    "pack_codes",
+    "save_packed",
+    "unpack_checkpoint",
+    "unpack_codes",
+]
 
 PARTS = ("packed", "scale", "shape")
 WIDTHS = (2, 4, 8)
@@ -77,6 +86,19 @@ def save_packed(
         )
     saved: dict[str, Any] = {"like": like, "tokenizer": tokenizer, "files": files}
     save_recoded(pack_checkpoint, model, out, overwrite=overwrite, publish=publish, **saved)
+
+
+def check_packable(model: nn.Module) -> None:
+    """Refuse a model of transformers of which nothing could be packed.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If its blocks have no ``nn.Linear``: compressed-tensors replaces no other layers.
+    """
+    if hasattr(model, "save_pretrained") and not any(type(layer.module) is nn.Linear for layer in block_layers(model)):
+        kinds = sorted({type(layer.module).__name__ for layer in block_layers(model)})
+        raise UnsupportedModelError("packed", found=f"layers of {', '.join(kinds)}", expected="nn.Linear")
 
 
 def load_quantized(folder: str | os.PathLike[str]) -> nn.Module:

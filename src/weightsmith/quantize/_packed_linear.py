@@ -12,6 +12,8 @@ Legend: ``O`` outputs, ``I`` inputs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -121,6 +123,9 @@ class PackedLinear(nn.Module):
             sums -= self.offset * row.sum()
         y = (torch.from_numpy(sums)[: self.out_features] * self.unit).to(x.dtype)
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise UnsupportedModelError("a packed layer cannot be saved", do="Save the model first, with save_packed.")
 
     def extra_repr(self) -> str:
         """Show the shape and the bits."""

@@ -27,6 +27,9 @@ from weightsmith.embedded import open_model
 
 __all__ = ["phases"]
 
+CURVE_EPOCHS = 30
+"""Of the curve between two networks."""
+
 
 def phases(
     models: Sequence[nn.Module | str],
@@ -134,6 +137,12 @@ def phases(
         phase = classify_phase(metrics, **taus)
         result.totals = {"phase": phase, **result.totals}
         result.notes = [f"Phase {phase}, {PHASES[phase].meaning}.", PHASES[phase].advice, *result.notes]
+        if options.get("epochs", CURVE_EPOCHS) < CURVE_EPOCHS:
+            result.notes.append(
+                f"Curves of fewer than {CURVE_EPOCHS} epochs leave barriers that are none: phases I and III."
+            )
+        if equal := [pair for pair in metrics.pairs if pair.distance == 0]:
+            result.notes.append(f"{len(equal)} pairs are the same network: give networks of other seeds.")
         if metrics.language_model and best_loss is None and cells is None:
             result.notes.append("Give best_loss: without it phases I and II of a language model are not found.")
         for name, found in phase_sensitivity(metrics, **taus).items():

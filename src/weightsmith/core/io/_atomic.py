@@ -35,6 +35,9 @@ __all__ = [
     "writing",
 ]
 
+PLANS = ("quantization.json", "wina.json")
+"""What methods have said of the weights beside them: false of others."""
+
 WEIGHT_SUFFIXES = {
     ".safetensors",
     ".bin",
@@ -249,18 +252,19 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
         weakref.finalize(self, os.close, lock)
 
 
-def copy_aux_files(source: Path, target: Path) -> None:
+def copy_aux_files(source: Path, target: Path, *, plans: bool = False) -> None:
     """Copy what belongs to a model other than its weights: config, tokenizer, generation settings, model card.
 
     Sub-folders come along: modules of sentence-transformers, further chat templates. One that holds weights does not,
     since it is a checkpoint or an export of the old weights, unless ``modules.json`` lists it. Nothing hidden does.
+    Files in which a method has kept something about the old weights come along with ``plans`` only.
     """
     if not source.is_dir():
         return
     modules = _listed_modules(source / "modules.json")
     for item in source.iterdir():
         new = target / item.name
-        if new.exists() or item.name.startswith("."):
+        if new.exists() or item.name.startswith(".") or (item.name in PLANS and not plans):
             continue
         if item.is_file() and not _is_weights(item):
             shutil.copy2(item, new)

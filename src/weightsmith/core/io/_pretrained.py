@@ -158,9 +158,16 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     CheckpointError
         If a file is missing or damaged, a weight is missing, or a shape does not fit.
     UnsupportedModelError
-        If it needs code of its own.
+        If it needs code of its own, or its weights are packed.
     """
     config = load_config(path, revision=revision)
+    packed: Any = getattr(config, "quantization_config", None)
+    if isinstance(packed, dict) and packed.get("format") == "pack-quantized":
+        # transformers leaves the scales as parameters of the layers, which would be saved over those of new weights
+        raise UnsupportedModelError(
+            f"the weights of {path} are packed",
+            do="Unpack them with weightsmith.quantize.unpack_checkpoint(folder, out); to run them: load_quantized.",
+        )
     model, info = from_pretrained(
         model_class(config),
         path,

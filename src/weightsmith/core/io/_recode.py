@@ -61,7 +61,7 @@ def recode_checkpoint(
         writer.publish = publish
         for name, tensor in tensors(reader):
             writer.write(name, tensor)
-        copy_aux_files(Path(source), writer.target)
+        copy_aux_files(Path(source), writer.target, plans=True)
         path = writer.target / "config.json"
         if path.is_file():
             config = read_json(path)

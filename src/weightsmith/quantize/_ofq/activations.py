@@ -59,6 +59,7 @@ class ActivationQuantizer(nn.Module):
     (2.5, [[0.0, 0.0, 2.5, -5.0]])
     """
 
+    is_signed: Tensor
     step: Tensor
     before: Tensor
     after: Tensor
@@ -66,13 +67,19 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, bits: int, features: Sequence[int], granularity: Granularity = "tensor") -> None:
         super().__init__()
         check_bits("bits", bits)
-        self.bits, self.granularity, self.signed = bits, granularity, True
+        self.bits, self.granularity = bits, granularity
+        self.register_buffer("is_signed", torch.tensor(True))
         self.step = nn.Parameter(torch.zeros(()))  # zero: not initialized
         self.before, self.after = (nn.Parameter(torch.zeros(tuple(features))) for _ in range(2))
         if not features:
             del self.before, self.after
         self.shifted = bool(features)
         self._seen: _Magnitudes | None = None
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are levels below zero."""
+        return bool(self.is_signed)
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -116,16 +123,21 @@ class ActivationQuantizer(nn.Module):
         highest = 2**self.bits - 1
         # the reference names the layers without negative inputs by hand; here a negative tail of less than one step,
         # as GELU's at few bits, counts as none: the first shift can take it up
-        self.signed = -least >= largest / highest
+        self.is_signed.fill_(-least >= largest / highest)
         factor = 2 / (2 ** (self.bits - 1) - 1) ** 0.5 if self.signed else 4 / highest**0.5
         self.step = nn.Parameter((factor * mean).clamp_min(SMALLEST_STEP))
 
     def freeze(self) -> None:
         """Make the parameters buffers that are not part of the model's state."""
-        for name in ("step", "before", "after") if self.shifted else ("step",):
+        for name in ("is_signed", "step", "before", "after") if self.shifted else ("is_signed", "step"):
             value = getattr(self, name).detach()
             delattr(self, name)
             self.register_buffer(name, value, persistent=False)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        if (step := state.get(f"{prefix}step")) is not None:  # its shape says that it is initialized
+            self.step = nn.Parameter(torch.empty_like(step, device=self.step.device))
+        super()._load_from_state_dict(state, prefix, *others)
 
     def extra_repr(self) -> str:
         """Show the levels."""

@@ -270,7 +270,8 @@ def _train(
         raise CalibrationError("there are no training samples")
     refuse_adapters(model)
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if distillation else None
-    result.notes += unreached(model, quantizable(model))
+    left = unreached(model, quantizable(model))
+    result.notes += [note.replace("Not reached and unchanged", "Not quantized, but trained") for note in left]
     layers = prepare_qat(model, weights=weights, **prepared)
     with float_weights(model):
         first = [training[place] for place in range(min(options["batch_size"], len(training)))]

@@ -134,6 +134,7 @@ def prepare_qat(
     chosen = {name for name in chosen if _projections(model, name) <= names}
     edges = _edges(model, layers)
     with restored_on_error(model, values=False):
+        _without_fast_path(model)
         for name in chosen:
             assert activation_bits is not None
             attention = QuantizedAttention(get_module(model, name), activation_bits, joint_bits, granularity)
@@ -276,6 +277,7 @@ def apply_quantization(model: nn.Module, plan: Quantization) -> None:
         If the plan is of another model.
     """
     with restored_on_error(model, values=False):
+        _without_fast_path(model)
         try:
             for name, bits in plan.attentions.items():
                 attention = QuantizedAttention(get_module(model, name), EDGE_BITS, bits, "tensor")
@@ -316,11 +318,19 @@ def _decoder_masked(batch: Any, model: nn.Module) -> Any:
     return {"decoder_attention_mask": (batch["labels"] != -100).long(), **batch}
 
 
+def _without_fast_path(model: nn.Module) -> None:
+    """Have PyTorch's own transformer layers call their linear layers in evaluation mode, too."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # what their fused pass asks for
+
+
 def _restored(row: ActivationLevels) -> ActivationQuantizer:
     step = torch.tensor(row.step)
     shape = () if row.before is None else torch.tensor(row.before).shape
     quantizer = ActivationQuantizer(row.bits, shape, "token" if step.ndim == 2 else "tensor")
-    quantizer.signed, quantizer.step = row.signed, nn.Parameter(step)
+    quantizer.is_signed.fill_(row.signed)
+    quantizer.step = nn.Parameter(step)
     if row.before is not None:
         quantizer.before, quantizer.after = (nn.Parameter(torch.tensor(v)) for v in (row.before, row.after))
     quantizer.freeze()
