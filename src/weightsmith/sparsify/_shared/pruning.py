@@ -40,6 +40,7 @@ class Pattern:
 
     Examples
     --------
+    >>> import torch
     >>> Pattern.parse(0.5).mask(torch.tensor([[3.0, 1.0, 2.0, 4.0]]))
     tensor([[False,  True,  True, False]])
     >>> Pattern.parse("2:4").share
