@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,9 +29,9 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, Shape
 from weightsmith.core.io import StateDict
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode, has_batchnorm, recalibrate_batchnorm
-from weightsmith.core.training import FitOptions, check_labels, fit, labeled, predict, training_method
+from weightsmith.core.training import FitOptions, counted_logits, fit, training_method
 
-__all__ = ["BezierCurve", "connectivity", "counted_logits", "loss_and_error", "train_curve", "wide_copy"]
+__all__ = ["BezierCurve", "connectivity", "loss_and_error", "train_curve", "wide_copy"]
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Where the training error is measured."""
@@ -258,17 +257,6 @@ def loss_and_error(model: nn.Module, batches: Batches) -> tuple[float, float]:
     return loss / count, wrong / count
 
 
-def counted_logits(model: nn.Module, batch: Any) -> tuple[Float[Tensor, "labels classes"], Int[Tensor, " labels"]]:
-    """Return the logits of a batch in float32 at least, and their labels, where these count."""
-    logits, labels = predict(model, labeled(batch) if isinstance(batch, Mapping) else batch)
-    if labels.is_floating_point():
-        raise CalibrationError("labels", found="real numbers", expected="classes", do="Give a classification's data.")
-    logits, labels = upcast(logits).flatten(0, -2), labels.flatten().to(logits.device).long()
-    kept = labels != -100
-    check_labels(labels[kept], logits.shape[-1])
-    return logits[kept], labels[kept]
-
-
 class _TrainedCurve(nn.Module):
     """The middle of a curve as parameters; the ends are fixed."""
 
@@ -291,7 +279,7 @@ class _TrainedCurve(nn.Module):
         point = [bezier(start, middle, end, t) for start, middle, end in parts]
         # buffers are copies: batch normalization writes to them
         tensors = dict(zip(self.names, point, strict=True)) | {name: b.clone() for name, b in self.kept.items()}
-        logits, labels = counted_logits(functional_model(self.hidden[0], tensors), batch)
+        logits, labels = counted_logits(functional_model(self.hidden[0], tensors), to_model(batch, self))
         size = torch.stack([part.square().sum() for part in point]).sum()
         return functional.cross_entropy(logits, labels) + penalty / 2 * size
 

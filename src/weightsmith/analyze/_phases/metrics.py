@@ -19,13 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.analyze._mode_connectivity import distance
-from weightsmith.analyze._phases.curve import counted_logits, loss_and_error, train_curve, wide_copy
+from weightsmith.analyze._phases.curve import loss_and_error, train_curve, wide_copy
 from weightsmith.analyze._phases.hessian import HessianSummary, counted_labels, hessian_summary
 from weightsmith.core.data import Samples, batched, pad_token_id, split_labels, take, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.training import FitOptions, draw_seed, labeled, predict
+from weightsmith.core.training import FitOptions, counted_logits, draw_seed, labeled, predict
 
 __all__ = ["LandscapeMetrics", "NetworkMetrics", "PairMetrics", "landscape_metrics", "linear_cka"]
 

@@ -31,6 +31,7 @@ from ._layers import (
 from ._observe import (
     Accumulator as Accumulator,
     call_checked as call_checked,
+    device_of as device_of,
     observe as observe,
     quiet as quiet,
 )

@@ -179,5 +179,11 @@ def call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter."""
+    """Return the device of a model's first parameter; that of the processor without any.
+
+    Examples
+    --------
+    >>> device_of(nn.Linear(1, 1))
+    device(type='cpu')
+    """
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -16,6 +16,7 @@ from ._labels import check_labels as check_labels
 from ._losses import (
     LOWEST as LOWEST,
     check_temperature as check_temperature,
+    counted_logits as counted_logits,
     counted_rows as counted_rows,
     kd_loss as kd_loss,
     soft_cross_entropy as soft_cross_entropy,

@@ -6,21 +6,23 @@ Legend: ``N`` rows (samples, tokens), ``C`` classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Integer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.training._fit import logits_of
+from weightsmith.core.training._fit import labeled, logits_of, predict
 from weightsmith.core.training._labels import IGNORED, check_labels
 
 __all__ = [
     "LOWEST",
     "check_temperature",
+    "counted_logits",
     "counted_rows",
     "kd_loss",
     "soft_cross_entropy",
@@ -152,6 +154,38 @@ def kd_loss(
         return student.sum()
     divergence = _divergence(student, teacher, temperature) / len(labels)
     return alpha * functional.cross_entropy(student, labels) + (1 - alpha) * divergence
+
+
+def counted_logits(model: nn.Module, batch: Any) -> tuple[Float[Tensor, "labels classes"], Int[Tensor, "labels"]]:
+    """Run a model and return the logits of a batch whose labels count, in float32 at least, and these labels.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier or a language model.
+    batch : mapping or pair
+        As for :func:`weightsmith.core.training.default_loss`.
+
+    Raises
+    ------
+    CalibrationError
+        If the labels are real numbers.
+    HyperparameterError
+        If a label is not a class of the model.
+
+    Examples
+    --------
+    >>> logits, labels = counted_logits(torch.nn.Identity(), (torch.eye(3), torch.tensor([0, -100, 2])))
+    >>> logits.shape, labels
+    (torch.Size([2, 3]), tensor([0, 2]))
+    """
+    logits, labels = predict(model, labeled(batch) if isinstance(batch, Mapping) else batch)
+    if labels.is_floating_point():
+        raise CalibrationError("labels", found="real numbers", expected="classes", do="Give a classification's data.")
+    logits, labels = upcast(logits).flatten(0, -2), labels.flatten().to(logits.device).long()
+    kept = labels != IGNORED
+    check_labels(labels[kept], logits.shape[-1])
+    return logits[kept], labels[kept]
 
 
 def counted_rows(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.core.data import Samples, batched, pad_token_id, to_device
+from weightsmith.core.models import device_of
 from weightsmith.core.training import Fit, FitOptions, default_loss, fit
 from weightsmith.search._tanglenas.samplers import DrNAS, Sampler
 from weightsmith.search._tanglenas.supernet import Supernet
@@ -156,5 +157,5 @@ def _endless(model: nn.Module, samples: Samples, size: int, generator: torch.Gen
         shuffled = torch.randperm(count, generator=order).tolist()[rank::world] or [rank % count]
         for start in range(0, len(shuffled), size):
             rows = [samples[place] for place in shuffled[start : start + size]]
-            device = next(model.parameters()).device
+            device = device_of(model)
             yield to_device(batched(rows, size, pad_token_id=pad_token_id(model))[0], device)

@@ -23,7 +23,7 @@ from torch.utils.data import Subset
 
 from weightsmith.core.data import Samples, batched, pad_token_id, take, to_device, to_model, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
-from weightsmith.core.models import evaluation_mode, has_batchnorm, recalibrate_batchnorm
+from weightsmith.core.models import device_of, evaluation_mode, has_batchnorm, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -392,7 +392,7 @@ def draw(net: Supernet, count: int, seed: int) -> list[Architecture]:
 def _batches(model: nn.Module, samples: Samples | None, size: int) -> list[Any]:
     assert samples is not None
     rows = [samples[place] for place in range(len(cast(Sized, samples)))]
-    device = next(model.parameters()).device
+    device = device_of(model)
     return [to_device(batch, device) for batch in batched(rows, size, pad_token_id=pad_token_id(model))]
 
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.data import Batch, call
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.models import build_empty, computed_by, evaluation_mode, get_module, resize
+from weightsmith.core.models import build_empty, computed_by, device_of, evaluation_mode, get_module, resize
 from weightsmith.core.symmetry import outputs_of
 from weightsmith.search._tanglenas.dimensions import Choices, Space
 from weightsmith.search._tanglenas.layers import SplitAttention, is_norm, mix_depth, prefix_norm
@@ -82,7 +82,7 @@ class Supernet:
                     raise UnsupportedModelError(f"{name!r} has a computed {parameter}", do="Fold it first.")
         self.model = model
         self.space: Space = find_space(model, choices, batch)
-        self.state = ArchState(self.space.choices, generator).to(_device(model))
+        self.state = ArchState(self.space.choices, generator).to(device_of(model))
         self._parts: dict[Any, Part] = {}
         self._handles: list[Any] = []
         self._forwards: list[nn.Module] = []
@@ -127,7 +127,7 @@ class Supernet:
             self._split_attention()
 
     def _part(self, cuts: list[AxisCut | None]) -> tuple[Part, ...]:
-        return parts_of(cuts, self.space.sizes, _device(self.model), self._parts)
+        return parts_of(cuts, self.space.sizes, device_of(self.model), self._parts)
 
     def _only(self, module: nn.Module, masked: list[AxisCut | None]) -> bool:
         """Whether only the inputs of a linear layer depend on a choice."""
@@ -257,7 +257,7 @@ class Supernet:
         new.tie_weights()
         for module in new.modules():  # what is not stored, such as tables of positions, follows the configuration
             for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.to(_device(model))
+                module._buffers[name] = None if buffer is None else buffer.to(device_of(model))
         if getattr(model, "generation_config", None) is not None:
             new.generation_config = copy.deepcopy(model.generation_config)
         trained = {name.replace("parametrizations.", "").replace(".original", ""): parameter.requires_grad
@@ -323,10 +323,6 @@ def _tensors(output: Any) -> list[Tensor]:
     logits = getattr(output, "logits", None)
     found = [logits] if isinstance(logits, Tensor) else outputs_of(output)
     return [tensor.float() for tensor in found if tensor.is_floating_point() and tensor.numel()]
-
-
-def _device(model: nn.Module) -> torch.device | str:
-    return next((parameter.device for parameter in model.parameters()), "cpu")
 
 
 def _wide_head(module: nn.Module) -> bool:
