@@ -756,3 +756,9 @@ def test_fused_layers_of_pytorch_are_quantized_in_evaluation():
     for quantizer in inner:
         quantizer.step.mul_(50)
     assert not torch.equal(outputs(model, x), before)
+
+
+def test_steps_per_position_are_refused_for_language_models():
+    model, _ = tiny("llama")
+    with pytest.raises(HyperparameterError, match="granularity"):
+        ofq(model, samples("llama", 4), epochs=1, granularity="token")

@@ -31,6 +31,8 @@ def round_to_nearest(
 ) -> Result:
     """Round every weight of the blocks to the nearest of a row's equally spaced levels.
 
+    The levels follow from the largest weight of a row, which moves in rounding: done twice, weights change again.
+
     Parameters
     ----------
     model : nn.Module

@@ -70,10 +70,9 @@ class ActivationQuantizer(nn.Module):
         self.bits, self.granularity = bits, granularity
         self.register_buffer("is_signed", torch.tensor(True))
         self.step = nn.Parameter(torch.zeros(()))  # zero: not initialized
-        self.before, self.after = (nn.Parameter(torch.zeros(tuple(features))) for _ in range(2))
-        if not features:
-            del self.before, self.after
         self.shifted = bool(features)
+        if features:
+            self.before, self.after = (nn.Parameter(torch.zeros(tuple(features))) for _ in range(2))
         self._seen: _Magnitudes | None = None
 
     @property
@@ -174,8 +173,8 @@ class _Magnitudes:
         if mask is not None and x.ndim > 1:
             if x.ndim == 2 and len(x) == mask.numel():
                 real &= mask.view(-1, 1)
-            elif x.shape[0] == mask.shape[0] and x.shape[-2] == mask.shape[1]:
-                real &= mask.view(len(mask), *[1] * (x.ndim - 3), -1, 1) if x.ndim > 2 else real
+            elif x.ndim > 2 and x.shape[0] == mask.shape[0] and x.shape[-2] == mask.shape[1]:
+                real &= mask.view(len(mask), *[1] * (x.ndim - 3), -1, 1)
                 if x.ndim == 4 and x.shape[-1] == mask.shape[1]:
                     real &= mask[:, None, None]
         if not bool(x[real].isfinite().all()):
@@ -191,7 +190,7 @@ class _Magnitudes:
 
 
 class _Quantized:
-    """A layer whose input, and for queries, keys and values its output, is fake-quantized."""
+    """A layer whose input is fake-quantized."""
 
     input_quantizer: nn.Module
 

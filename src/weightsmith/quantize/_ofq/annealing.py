@@ -82,8 +82,8 @@ class ConfidenceGuidedAnnealing:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, boundary: float = 0.005, *, joint: bool = False
     ) -> None:
         check_boundary(boundary)
-        self._weights = [latent for _, latent, kind in fake_quantized(model) if isinstance(kind, StatsQ)]
-        self._kinds = [kind for _, _, kind in fake_quantized(model) if isinstance(kind, StatsQ)]
+        held = [(latent, kind) for _, latent, kind in fake_quantized(model) if isinstance(kind, StatsQ)]
+        self._weights, self._kinds = [latent for latent, _ in held], [kind for _, kind in held]
         if not self._weights:
             raise UnsupportedModelError(
                 "annealing of a model without weights under StatsQ", do="Call prepare_qat(model) first."

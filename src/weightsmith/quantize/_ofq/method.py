@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -18,12 +18,11 @@ from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
     Loss,
+    counted_logits,
     counted_rows,
     draw_seed,
     fit,
     float_weights,
-    labeled,
-    predict,
     refuse_adapters,
     training_method,
 )
@@ -269,6 +268,10 @@ def _train(
     if not len(training):
         raise CalibrationError("there are no training samples")
     refuse_adapters(model)
+    if prepared["granularity"] == "token" and getattr(model, "can_generate", bool)():
+        raise HyperparameterError(
+            "granularity", found="'token' for a language model", expected="'tensor', as texts have many lengths"
+        )
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if distillation else None
     left = unreached(model, quantizable(model))
     result.notes += [note.replace("Not reached and unchanged", "Not quantized, but trained") for note in left]
@@ -324,14 +327,10 @@ def _loss(teacher: nn.Module | None, distillation: float) -> Loss:
     """Cross-entropy with the labels, and with the probabilities of the teacher."""
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        batch = labeled(batch) if isinstance(batch, Mapping) else batch
-        logits, labels = predict(model, to_model(batch, model))
-        if labels.is_floating_point():
-            raise CalibrationError("labels", found="real numbers", expected="classes")
-        labels = labels.to(logits.device).flatten()
+        logits, labels = counted_logits(model, to_model(batch, model))
         with torch.no_grad():
-            target = logits.detach() if teacher is None else predict(teacher, to_model(batch, teacher))[0]
-        student, wanted, labels = counted_rows(logits.flatten(0, -2), target.flatten(0, -2), labels)
+            target = logits.detach() if teacher is None else counted_logits(teacher, to_model(batch, teacher))[0]
+        student, wanted, labels = counted_rows(logits, target, labels)
         if not len(labels):
             return student.sum()
         value = functional.cross_entropy(student, labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,6 +17,7 @@ from weightsmith.core.models import (
     Layer,
     StreamMasks,
     call_checked,
+    device_of,
     find_blocks,
     fold_parametrizations,
     get_module,
@@ -194,21 +196,13 @@ def initialize_activations(model: nn.Module, batches: Batches) -> list[str]:
         If an activation is NaN or infinite.
     """
     found = quantizers(model)
-    with quiet(model), StreamMasks(model, find_blocks(model)) as masks:
-        blocks = [quantizer.observing(lambda x: masks.now.of(x)) for quantizer in found.values()]
-        for block in blocks:
-            block.__enter__()
-        try:
-            for index, batch in enumerate(as_batches(batches)):
-                placed = _decoder_masked(to_model(batch, model), model)
-                masks.start(token_masks(placed))
-                call_checked(model, placed, index)
-        except BaseException as error:
-            for block in blocks:
-                block.__exit__(type(error))
-            raise
-        for block in blocks:
-            block.__exit__(None)
+    with quiet(model), StreamMasks(model, find_blocks(model)) as masks, ExitStack() as observed:
+        for quantizer in found.values():
+            observed.enter_context(quantizer.observing(lambda x: masks.now.of(x)))
+        for index, batch in enumerate(as_batches(batches)):
+            placed = _decoder_masked(to_model(batch, model), model)
+            masks.start(token_masks(placed))
+            call_checked(model, placed, index)
     unreached = [name for name, quantizer in found.items() if not quantizer.step.ndim]
     for name in unreached:
         swap_module(model, name, nn.Identity())
@@ -288,7 +282,7 @@ def apply_quantization(model: nn.Module, plan: Quantization) -> None:
                 owner, _, part = name.rpartition(".")
                 if part == "input_quantizer":
                     _become_quantized(get_module(model, owner))
-                get_module(model, owner)._modules[part] = _restored(row).to(_device(model))
+                get_module(model, owner)._modules[part] = _restored(row).to(device_of(model))
         except (KeyError, AttributeError, TypeError) as error:
             raise CheckpointError("quantization of another model", found=str(error)) from error
 
@@ -373,7 +367,3 @@ def _edges(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
         inside = tuple(f"{name}." for name in find_blocks(model))
         return {layer.name for layer in layers if not f"{layer.name}.".startswith(inside)}
     return {layers[0].name, layers[-1].name} if len(layers) > 2 else set()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
