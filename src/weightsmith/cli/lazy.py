@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib.metadata import EntryPoints, entry_points
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from typer.main import get_command
 
 from weightsmith import catalog
 
-__all__ = ["LazyCommand", "Root", "Verb", "hush_transformers"]
+__all__ = ["LazyCommand", "Product", "Root", "Verb", "hush_transformers", "products"]
 
 DEMO = catalog.Command("weightsmith.cli.demo:run")
 
@@ -73,6 +74,20 @@ class Verb(TyperGroup):
         super().__init__(**attributes)
         for name, method in catalog.commands(self.name).items():
             self.commands[name] = LazyCommand(name, method.commands[name])
+
+
+def products() -> EntryPoints:
+    """The installed packages that add a group of commands: each names its Typer app in this entry-point group."""
+    return entry_points(group="weightsmith.apps")
+
+
+class Product(TyperGroup):
+    """The commands of another package, imported when one of them is called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Import the package and hand over to its app."""
+        made = get_command(products()[self.name or ""].load())
+        return made.make_context(info_name, args, parent=parent, **extra)
 
 
 class Root(TyperGroup):

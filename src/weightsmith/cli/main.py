@@ -12,13 +12,13 @@ import typer
 from safetensors import SafetensorError
 
 from weightsmith import __version__, catalog
-from weightsmith.cli.lazy import Root, Verb, hush_transformers
+from weightsmith.cli.lazy import Product, Root, Verb, hush_transformers, products
 from weightsmith.core import progress
 from weightsmith.core.errors import HyperparameterError, RecipeError, WeightsmithError
 
 __all__ = ["app", "main"]
 
-METHODS, WORK = "Methods, by what you want", "Look and run"
+METHODS, WORK, APPS = "Methods, by what you want", "Look and run", "Products, installed beside it"
 
 app = typer.Typer(
     name="weightsmith",
@@ -33,6 +33,11 @@ app = typer.Typer(
 for _verb in (verb for verb in catalog.VERBS if catalog.commands(verb)):
     app.add_typer(
         typer.Typer(cls=Verb, no_args_is_help=True), name=_verb, help=catalog.VERBS[_verb], rich_help_panel=METHODS
+    )
+for _product in products():
+    _summary = _product.dist.metadata["Summary"] if _product.dist else ""
+    app.add_typer(
+        typer.Typer(cls=Product, no_args_is_help=True), name=_product.name, help=_summary, rich_help_panel=APPS
     )
 
 
