@@ -7,3 +7,5 @@ from .errors import (
 )
 from .ontology import HPO_ROOT as HPO_ROOT, Ontology as Ontology, Synonym as Synonym, Term as Term
 from .tagger import PhenoTagger as PhenoTagger
+
+__version__: str

@@ -37,6 +37,8 @@ class Mention:
         The text says it of a relative.
     uncertain : bool
         The text says that it may be so.
+    kind : str
+        Kind of entity, as corpora name it: ``"Phenotype"`` unless a corpus says otherwise.
     """
 
     start: int
@@ -49,6 +51,7 @@ class Mention:
     negated: bool = False
     family: bool = False
     uncertain: bool = False
+    kind: str = "Phenotype"
 
     @property
     def asserted(self) -> bool:
