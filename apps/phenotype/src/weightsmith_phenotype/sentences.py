@@ -1,0 +1,178 @@
+"""Sentences of a clinical text with their offsets, and the headings that govern them.
+
+A line end is a sentence's end, as notes list one finding per line, unless the line was only wrapped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from weightsmith_phenotype.cues import HEADINGS, OF_A_RELATIVE, RELATIVES, SECTIONS, Kind, words
+
+__all__ = ["Governor", "Sentence", "sentences"]
+
+NARROWEST = 40
+"""Characters of a paragraph's longest line below which its lines were not wrapped."""
+
+_LINE = re.compile(r"[^\r\n\v\f\x85\u2028\u2029]+")
+_FIRST_WORD = re.compile(r"[^\W\d_]\w*")
+_END = re.compile(r"[.!?]+[)\]\"'”’]*(?=\s)|;|(?<=[a-z]{2})\.(?=[A-Z][a-z])")
+_WORD_BEFORE = re.compile(r"[\w.]*\Z")
+_GOES_ON = words("and or nor of the a an with no not without any for to in such as by from")
+_ABBREVIATED = words("dr mr mrs ms prof st vs fig e.g i.e eg ie cf approx resp incl ca etc a.k.a")
+_LABEL = re.compile(r"[\s\-–*#•·>(]*(?:\d{1,2}[.)]\s*)?([^\W\d_][^:;,\r\n]{0,50}):(?!//)")
+_BARE = re.compile(r"[\s\-–*#•·>]*([^\W\d_][^:;,\r\n]{0,40})")
+_WHO = RELATIVES | {"family"}
+_SAYS_WHO = _WHO | OF_A_RELATIVE
+_SPLIT = re.compile(r"[^\w'’]+")
+
+
+class Sentence(NamedTuple):
+    """``text[start:end]``, and whether a line or a paragraph begins with it, or a line ends with it."""
+
+    start: int
+    end: int
+    opens_line: bool
+    opens_paragraph: bool
+    closes_line: bool
+
+
+def sentences(text: str) -> Iterator[Sentence]:
+    r"""Yield the sentences of a text, in order.
+
+    Examples
+    --------
+    >>> text = "Seen by Dr. Lee. Ptosis; no ataxia.\nNot Scoliosis"
+    >>> [text[s.start : s.end].strip() for s in sentences(text)]
+    ['Seen by Dr. Lee.', 'Ptosis;', 'no ataxia.', 'Not Scoliosis']
+    """
+    for paragraph in _paragraphs(text):
+        width = max(end - start for start, end in paragraph)
+        opens_paragraph = True
+        first = 0
+        for last, (start, end) in enumerate(paragraph):
+            if last + 1 < len(paragraph) and _wrapped(text, start, end, paragraph[last + 1], width):
+                continue
+            yield from _split(text, paragraph[first][0], end, opens_paragraph)
+            opens_paragraph = False
+            first = last + 1
+
+
+def _paragraphs(text: str) -> Iterator[list[tuple[int, int]]]:
+    lines: list[tuple[int, int]] = []
+    previous = 0
+    for match in _LINE.finditer(text):
+        start, end = match.span()
+        gap = text[previous:start]
+        if lines and (len(gap) - gap.count("\r\n") > 1 or match.group().isspace()):
+            yield lines
+            lines = []
+        if not match.group().isspace():
+            lines.append((start, end))
+        previous = end
+    if lines:
+        yield lines
+
+
+def _wrapped(text: str, start: int, end: int, following: tuple[int, int], width: int) -> bool:
+    """Whether the next line carries on this one: its first word would not have fitted, or this line is not over."""
+    word = _FIRST_WORD.match(text, following[0] + len(text[slice(*following)]) - len(text[slice(*following)].lstrip()))
+    if word is None or not word.group()[0].islower():
+        return False
+    line = text[start:end].rstrip()
+    if line[-1] in ".;:!?":
+        return False
+    if line[-1] == "-" or line.rsplit(None, 1)[-1].lower() in _GOES_ON:
+        return True
+    return width >= NARROWEST and len(line) + 1 + len(word.group()) > width
+
+
+def _split(text: str, start: int, end: int, opens_paragraph: bool) -> Iterator[Sentence]:
+    begin = start
+    for match in _END.finditer(text, start, end):
+        if match.end() < end and _ends(text, match, begin):
+            yield Sentence(begin, match.end(), begin == start, opens_paragraph and begin == start, False)
+            begin = match.end()
+    yield Sentence(begin, end, begin == start, opens_paragraph and begin == start, True)
+
+
+def _ends(text: str, match: re.Match[str], begin: int) -> bool:
+    sign = match.group()
+    if sign == ";":
+        return True
+    after = text[match.end() : match.end() + 20].lstrip()[:1]
+    before = text[max(begin, match.start() - 20) : match.start()]
+    if sign[0] == "?":
+        return bool(before.strip()) and (not before[-1:].isspace() or not after.islower())
+    found = _WORD_BEFORE.search(before)
+    word = found.group().lower() if found else ""
+    return word not in _ABBREVIATED and not (after.islower() and len(word) < 2)
+
+
+class Governor:
+    """Follows a text's headings, sentence by sentence, and knows which one governs."""
+
+    def __init__(self) -> None:
+        self._block: tuple[Kind, int, int] | None = None
+        self._line: tuple[Kind, int, int] | None = None
+        self._heading_alone = False
+
+    def read(self, text: str, sentence: Sentence, taken: list[tuple[int, int]]) -> tuple[Kind, int, int] | None:
+        """Take in the next sentence.
+
+        Parameters
+        ----------
+        text : str
+            The document.
+        sentence : Sentence
+            The sentence after the last one read.
+        taken : list of (int, int)
+            Offsets of the mentions in it: what they cover is no heading.
+
+        Returns
+        -------
+        (Kind, int, int) or None
+            What the heading says that governs this sentence, and where the heading stands.
+        """
+        if sentence.opens_paragraph and not self._heading_alone:
+            self._block = None
+        if sentence.opens_line:
+            self._line = None
+        self._heading_alone = False
+        match = _LABEL.match(text, sentence.start, sentence.end)
+        alone = match is not None and not text[match.end() : sentence.end].strip()
+        if match is None and sentence.opens_line and sentence.closes_line:
+            match = _BARE.fullmatch(text, sentence.start, sentence.end)
+            alone = match is not None and _is_title(match.group())
+            match = match if alone else None
+        if match is None or any(start < match.end(1) for start, _ in taken):
+            return self._line or self._block
+        words = [word for word in _SPLIT.split(match.group(1).lower()) if word]
+        kind = _kind(words)
+        heading = None if kind is None else (kind, match.start(1), match.end(1))
+        if alone:
+            self._block, self._line, self._heading_alone = heading, None, True
+        elif heading is not None or not SECTIONS.isdisjoint(words):
+            if not words or not RELATIVES.issuperset(words):
+                self._block = None
+            self._line = heading
+        return self._line or self._block
+
+
+def _is_title(line: str) -> bool:
+    words = [word for word in _SPLIT.split(line.lower()) if word]
+    return 0 < len(words) <= 5 and (
+        line.lstrip().startswith("#") or SECTIONS.issuperset(words) or _kind(words) is not None
+    )
+
+
+def _kind(words: list[str]) -> Kind | None:
+    if _SAYS_WHO.issuperset(words):
+        return None if _WHO.isdisjoint(words) else Kind.FAMILY
+    label = " ".join(words)
+    for kind, phrases in HEADINGS:
+        if any(label == phrase or label.startswith(phrase + " ") or label.endswith(" " + phrase) for phrase in phrases):
+            return kind
+    return None
