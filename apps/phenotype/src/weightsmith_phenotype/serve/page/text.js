@@ -1,0 +1,64 @@
+// Offsets and what is shown of a text.
+//
+// The server counts code points; JavaScript counts UTF-16 units, of which a character beyond U+FFFF, such as an emoji,
+// has two.
+
+const BEYOND = /[\u{10000}-\u{10ffff}]/gu;
+
+export class Offsets {
+  constructor(text) {
+    this.text = text;
+    this.units = []; // where each character of two units begins, in units
+    for (const match of text.matchAll(BEYOND)) this.units.push(match.index);
+  }
+
+  // UTF-16 units before a code point.
+  toUnits(points) {
+    let low = 0, high = this.units.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.units[middle] - middle < points) low = middle + 1;
+      else high = middle;
+    }
+    return points + low;
+  }
+
+  // Code points before a UTF-16 unit.
+  toPoints(units) {
+    let low = 0, high = this.units.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.units[middle] < units) low = middle + 1;
+      else high = middle;
+    }
+    return units - low;
+  }
+
+  slice(start, end) {
+    return this.text.slice(this.toUnits(start), this.toUnits(end));
+  }
+}
+
+const CONTROLS = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]/g;
+// They change the order in which other characters are shown, and could make a note read differently.
+const DIRECTIONS = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+// The text with a sign for each control character; the signs have one unit too, so offsets stay.
+export function visible(text) {
+  return text
+    .replace(CONTROLS, (sign) => String.fromCharCode(sign === "\u007f" ? 0x2421 : 0x2400 + sign.charCodeAt(0)))
+    .replace(DIRECTIONS, "\u2426");
+}
+
+export function countUnseen(text) {
+  return (text.match(CONTROLS) ?? []).length + (text.match(DIRECTIONS) ?? []).length;
+}
+
+// Half of a surrogate pair cannot be sent as UTF-8.
+export function wellFormed(text) {
+  return text.replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "\ufffd");
+}
+
+export function byteLength(text) {
+  return new TextEncoder().encode(text).length;
+}

@@ -1,0 +1,90 @@
+"""The server process: one socket on 127.0.0.1."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import webbrowser
+from collections.abc import Callable
+
+import uvicorn
+
+from weightsmith.core.errors import HyperparameterError
+from weightsmith_phenotype.serve.guard import Guard
+
+__all__ = ["HOST", "LocalServer", "run"]
+
+HOST = "127.0.0.1"
+
+
+class LocalServer(uvicorn.Server):
+    """A server that calls back when it accepts connections, and logs no request: a query holds words of a note.
+
+    Parameters
+    ----------
+    app : Guard
+        What answers.
+    ready : callable
+        Is called once the server accepts connections.
+    """
+
+    def __init__(self, app: Guard, ready: Callable[[], None] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=64,
+                timeout_graceful_shutdown=3,
+                h11_max_incomplete_event_size=1 << 15,
+            )
+        )
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        self._ready()
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on 127.0.0.1, and on no other address.
+
+    Raises
+    ------
+    HyperparameterError
+        If another program has the port.
+    """
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        found = "a port in use" if error.errno == errno.EADDRINUSE else "a port that needs privileges"
+        raise HyperparameterError(f"--port {port}", found=found, do="Choose another, or 0 for any free one.") from None
+
+
+def run(app: Guard, *, port: int = 8421, open_page: bool = True, say: Callable[[str], None] = print) -> None:
+    """Serve until interrupted.
+
+    Parameters
+    ----------
+    app : Guard
+        From `create_app`.
+    port : int, default: 8421
+        0 takes any free one.
+    open_page : bool, default: True
+        Open the page in the browser.
+    say : callable
+        Is told the address.
+    """
+    with listen(port) as listener:
+        address = f"http://{HOST}:{listener.getsockname()[1]}/"
+
+        def ready() -> None:
+            say(f"{address}  (Ctrl+C ends it)")
+            if open_page:
+                webbrowser.open(address)
+
+        LocalServer(app, ready).run(sockets=[listener])

@@ -1,0 +1,99 @@
+"""A tagger with contexts, annotations of genes and diseases for the small ontology, and a server on a free port."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from weightsmith_phenotype import PhenoTagger
+from weightsmith_phenotype.serve import HOST, Insight, create_app
+from weightsmith_phenotype.serve.server import LocalServer, listen
+
+HPOA = """#description: "written for a test"
+#version: 2030-01-02
+database_id\tdisease_name\tqualifier\thpo_id\treference\tevidence\tonset\tfrequency\tsex\tmodifier\taspect\tbiocuration
+OMIM:100001\tPalate and seizure syndrome\t\tHP:0000175\tPMID:1\tPCS\t\t\t\t\tP\tx
+OMIM:100001\tPalate and seizure syndrome\t\tHP:0007359\tPMID:1\tPCS\t\t\t\t\tP\tx
+OMIM:100002\tAtaxia syndrome\t\tHP:0001251\tPMID:1\tPCS\t\t\t\t\tP\tx
+OMIM:100002\tAtaxia syndrome\tNOT\tHP:0001250\tPMID:1\tPCS\t\t\t\t\tP\tx
+OMIM:100003\tGrowth syndrome\t\tHP:0004322\tPMID:1\tPCS\t\t\t\t\tP\tx
+OMIM:100003\tGrowth syndrome\t\tHP:0001513\tPMID:1\tPCS\t\t\t\t\tP\tx
+OMIM:100003\tGrowth syndrome\t\tHP:0000508\tPMID:1\tPCS\t\t\t\t\tP\tx
+ORPHA:1\tNeeded by pyhpo\t\tHP:0001251\tPMID:1\tPCS\t\t\t\t\tP\tx
+DECIPHER:1\tNeeded by pyhpo\t\tHP:0001251\tPMID:1\tPCS\t\t\t\t\tP\tx
+"""
+GENES = (
+    "ncbi_gene_id\tgene_symbol\thpo_id\thpo_name\tfrequency\tdisease_id\n"
+    "11\tPALA\tHP:0000175\tx\t-\tOMIM:100001\n"
+    "11\tPALA\tHP:0007359\tx\t-\tOMIM:100001\n"
+    "12\tATAX\tHP:0001251\tx\t-\tOMIM:100002\n"
+    "13\tGROW\tHP:0004322\tx\t-\tOMIM:100003\n"
+    "13\tGROW\tHP:0001513\tx\t-\tOMIM:100003\n"
+)
+
+
+class FlaggingTagger(PhenoTagger):
+    """Sets the context by the word before a mention, so that these tests do not depend on the rules for context."""
+
+    def tag(self, text):
+        flags = {"no": "negated", "possible": "uncertain", "father's": "family"}
+        found = []
+        for mention in super().tag(text):
+            before = text[: mention.start].split()[-1:]
+            flag = flags.get(before[0].lower()) if before else None
+            plain = replace(mention, negated=False, uncertain=False, family=False)
+            found.append(replace(plain, **({flag: True} if flag else {})))
+        return found
+
+
+@pytest.fixture(scope="session")
+def flagging_tagger(small_tagger):
+    return FlaggingTagger(small_tagger.ontology)
+
+
+@pytest.fixture(scope="session")
+def annotations(small_obo, tmp_path_factory):
+    """The files that pyhpo reads, for the small ontology."""
+    folder = tmp_path_factory.mktemp("annotations")
+    shutil.copy(small_obo, folder / "hp.obo")
+    (folder / "phenotype.hpoa").write_text(HPOA, encoding="utf-8")
+    (folder / "genes_to_phenotype.txt").write_text(GENES, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def insight(annotations):
+    made = Insight(annotations)
+    made.start()
+    assert made.wait(60) == "ready"
+    return made
+
+
+@pytest.fixture
+def app(flagging_tagger, insight):
+    return create_app(flagging_tagger, insight=insight)
+
+
+@contextmanager
+def serving(app):
+    """Serve on a free port; give the address."""
+    started = threading.Event()
+    server = LocalServer(app, started.set)
+    with listen(0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        assert started.wait(20)
+        yield f"http://{HOST}:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """The context manager that serves an application."""
+    return serving
