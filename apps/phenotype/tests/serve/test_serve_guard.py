@@ -9,9 +9,11 @@ import threading
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith_phenotype import PhenoTagger
+from weightsmith_phenotype.cli import app as phenotype
 from weightsmith_phenotype.serve import HOST, Limits, create_app, run
 from weightsmith_phenotype.serve.server import listen
 
@@ -185,3 +187,18 @@ def test_run_says_the_address_and_opens_the_page(app, monkeypatch):
     servers[0].should_exit = True
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_the_command_serves_the_ontology_it_is_given(small_obo, monkeypatch):
+    made = []
+    monkeypatch.setattr("weightsmith_phenotype.serve.run", lambda app, **options: made.append((app, options)))
+    arguments = ["serve", "--no-open", "--port", "0", "--max-bytes", "99", "--rate", "7", "--ontology", str(small_obo)]
+    for extra, insight in ([], "loading"), (["--root", "HP:0000202"], "unavailable"):
+        answer = CliRunner().invoke(phenotype, [*arguments, *extra])
+        assert answer.exit_code == 0, answer.output
+        app, options = made.pop()
+        assert options == {"port": 0, "open_page": False}
+        assert app.limits == Limits(99, 7)
+        status = TestClient(app, base_url=BASE).get("/api/status").json()  # without its start, which reads annotations
+        assert (status["insight"], status["max_bytes"]) == (insight, 99)
+        assert status["ontology"]["concepts"] == (18 if insight == "loading" else 3)
