@@ -4,7 +4,7 @@ import { byId, count, el, fetchJson } from "./dom.js";
 import { status } from "./note.js";
 
 const FIRST = 10; // rows before the rest is folded
-const WAIT = 2000; // milliseconds between looks at a server that still reads its annotations
+const WAIT = 1000; // milliseconds between looks at a server that still reads its annotations
 const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
 export class Ranking {
