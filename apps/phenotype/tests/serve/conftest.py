@@ -72,7 +72,6 @@ def annotations(small_obo, tmp_path_factory):
 @pytest.fixture(scope="session")
 def insight(annotations):
     made = Insight(annotations)
-    made.start()
     assert made.wait(60) == "ready"
     return made
 

@@ -58,7 +58,8 @@ class Insight:
                 self._thread.start()
 
     def wait(self, timeout: float | None = None) -> InsightState:
-        """Wait until the annotations are read, at most ``timeout`` seconds."""
+        """Start if need be, and wait until the annotations are read, at most ``timeout`` seconds."""
+        self.start()
         if self._thread is not None:
             self._thread.join(timeout)
         return self.state

@@ -130,7 +130,7 @@ function mentionElement(mention, opened, text) {
       "data-text": text === null ? visible(mention.text) : null,
       "data-flags": FLAGS.filter((flag) => mention[flag]).join(" · "),
       "data-id": mention.concept_id,
-      "data-name": mention.name.toLowerCase() === mention.text.toLowerCase() ? "" : `${mention.name}  `,
+      "data-name": mention.name.toLowerCase() === mention.text.toLowerCase() ? "" : `${mention.name}\u00a0\u00a0`,
       "data-score": mention.score.toFixed(2),
     },
     text === null ? "" : el("span", {}, text),

@@ -12,6 +12,7 @@ Age 9. Referred for tall stature and a heart murmur.
 He has long, slender fingers (arachnodactyly), scoliosis, pectus excavatum and high myopia. Eyes: bilateral ectopia lentis. Echocardiogram: aortic root dilatation and mitral valve prolapse. Joint hypermobility. No cleft palate, no hearing impairment; he never had seizures. MRI of the spine: possible dural ectasia, to be confirmed.
 
 Family history: his father had an aortic dissection at 41; his sister has migraine.`;
+const HINT = "Ctrl+Enter finds terms, too.";
 const GROUPS = { present: "Present", uncertain: "Uncertain", negated: "Negated", family: "Of a relative" };
 const FILES = { phenopacket: "phenopacket.json", csv: "mentions.csv", json: "mentions.json" };
 
@@ -36,7 +37,7 @@ function showEntry(editing) {
   byId("reading").hidden = true;
   byId("tools").hidden = true;
   byId("cancel").hidden = !editing;
-  byId("hint").textContent = editing && history.length ? `Finding terms again replaces your ${count(history.length, "correction")}.` : "";
+  byId("hint").textContent = editing && history.length ? `Finding terms again replaces your ${count(history.length, "correction")}.` : HINT;
   byId("text").focus();
 }
 
@@ -268,6 +269,7 @@ for (const kind of ["dragover", "drop"]) {
 }
 
 render();
+byId("hint").textContent = HINT;
 fetchJson("/api/status")
   .then((server) => {
     mostBytes = server.max_bytes;
