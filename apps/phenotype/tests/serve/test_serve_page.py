@@ -480,6 +480,22 @@ def test_the_page_is_busy_while_a_text_is_tagged(page):
     expect(page.locator("#reading")).to_be_visible()
 
 
+def test_leaving_asks_while_corrections_are_in_no_file(page):
+    tag(page)
+    asked = []
+    page.on("dialog", lambda dialog: asked.append(dialog.type))
+    page.get_by_role("button", name="ataxia: ").press("u")
+    page.evaluate("setTimeout(() => location.reload(), 0)")
+    expect(page.locator("#reading")).to_be_visible()
+    page.wait_for_timeout(200)
+    assert asked == ["beforeunload"]
+    page.failures.clear()
+    features(page)
+    page.reload()
+    expect(page.locator("#entry")).to_be_visible()
+    assert asked == ["beforeunload"]
+
+
 def test_editing_says_what_it_replaces(page):
     tag(page)
     page.get_by_role("button", name="ataxia: ").press("u")

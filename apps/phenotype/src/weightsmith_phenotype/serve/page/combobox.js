@@ -15,7 +15,8 @@ const WHY = {
 
 export function combobox({ label, value = "", choose }) {
   const id = `terms-${++made}`;
-  const list = el("ul", { id: `${id}-list`, role: "listbox", "aria-label": "Terms that fit", hidden: true });
+  const list = el("ul", { id: `${id}-list`, role: "listbox", "aria-label": "Terms that fit", hidden: true,
+    onmousedown: (event) => event.preventDefault() }); // the field keeps the focus
   const input = el("input", {
     id, type: "text", role: "combobox", "aria-expanded": "false", "aria-controls": list.id, "aria-autocomplete": "list",
     autocomplete: "off", spellcheck: "false", maxlength: 200, placeholder: "Name, synonym or id", value,
@@ -60,7 +61,6 @@ export function combobox({ label, value = "", choose }) {
           "li",
           {
             id: `${id}-${number}`, role: "option", "aria-selected": "false",
-            onpointerdown: (event) => event.preventDefault(), // the field keeps the focus
             onclick: () => take(number),
             onpointermove: () => active !== number && mark(number),
           },

@@ -21,6 +21,7 @@ let offsets = new Offsets("");
 let mentions = []; // in the order of the text; never changed in place, so that history keeps what was
 let history = [];
 let keys = 0;
+let exported = true; // whether the corrections are in a file
 let mostBytes = Infinity;
 
 const say = (message) => { byId("status").textContent = message; };
@@ -63,6 +64,7 @@ async function tag(ask) {
     text = found.text;
     offsets = new Offsets(text);
     history = [];
+    exported = true;
     mentions = found.mentions.map((mention) => ({ ...mention, key: ++keys }));
     byId("text").value = text;
     inspector.hide();
@@ -105,6 +107,7 @@ const tooLarge = (bytes) =>
 
 function put(next) {
   history.push(mentions);
+  exported = false;
   mentions = next.sort((a, b) => a.start - b.start || b.end - a.end || a.key - b.key);
   render();
   ranking.changed();
@@ -209,6 +212,7 @@ async function exportAs(format) {
   try {
     const answer = await call(`/api/export?format=${format}`, { json: body });
     download(FILES[format], await answer.blob());
+    exported = true;
     say(`${FILES[format]} is in your downloads.`);
     warn("");
   } catch (error) {
@@ -249,7 +253,7 @@ byId("cancel").addEventListener("click", () => { byId("text").value = text; show
 byId("edit").addEventListener("click", () => { inspector.hide(); render(); showEntry(true); });
 byId("add").addEventListener("click", addTerm);
 byId("undo").addEventListener("click", undo);
-for (const id of ["bubble", "add"]) byId(id).addEventListener("pointerdown", (event) => event.preventDefault()); // the selection stays
+for (const id of ["bubble", "add"]) byId(id).addEventListener("mousedown", (event) => event.preventDefault()); // the selection stays
 byId("bubble").addEventListener("click", addTerm);
 byId("labels").addEventListener("change", (event) => { byId("note").dataset.labels = event.target.value; });
 byId("export").addEventListener("submit", (event) => { event.preventDefault(); exportAs(event.submitter?.value ?? "phenopacket"); });
@@ -260,6 +264,7 @@ document.addEventListener("keydown", (event) => {
     undo();
   }
 });
+addEventListener("beforeunload", (event) => { if (!exported) event.preventDefault(); });
 for (const kind of ["dragover", "drop"]) {
   document.addEventListener(kind, (event) => {
     if (![...event.dataTransfer.types].includes("Files")) return;

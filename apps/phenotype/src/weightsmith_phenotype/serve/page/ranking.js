@@ -43,6 +43,7 @@ export class Ranking {
       if (kind === "present" || (kind === "uncertain" && byId("with-uncertain").checked)) terms.set(mention.concept_id, mention.name);
       else if (kind === "negated") excluded.set(mention.concept_id, mention.name);
     }
+    for (const id of terms.keys()) excluded.delete(id); // said once that it is there, and once that it is not
     if (terms.size === 0) {
       byId("ranking").replaceChildren();
       this.#say("No term is left to rank by: the note has none that is present.");
