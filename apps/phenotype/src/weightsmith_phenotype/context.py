@@ -27,14 +27,63 @@ a screening speaks of is uncertain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
+from weightsmith_phenotype.cues import (
+    AFFIRMING,
+    AUXILIARIES,
+    DOUBTING,
+    EVIDENCE,
+    LINKS,
+    PATIENT,
+    PRONOUNS,
+    QUESTIONS,
+    Cue,
+    Direction,
+    Kind,
+    Reach,
+    table,
+)
 from weightsmith_phenotype.document import Mention
-from weightsmith_phenotype.scope import Context, ScopedSentence, leading_negation
+from weightsmith_phenotype.relatives import relative_scopes
+from weightsmith_phenotype.scope import Scope, backward, forward
 from weightsmith_phenotype.sentences import Governor, sentences
+from weightsmith_phenotype.words import JOINTS, Words
 
 __all__ = ["Context", "annotate", "explain", "without_cue"]
+
+_BE = table("is was are were be been being")
+_QUESTION = Cue(Kind.UNCERTAIN, reach=Reach.ITEM)
+_ONLY_BEFORE = {"should": table("occur recur develop appear arise return worsen")}
+
+
+@dataclass(slots=True)
+class Context:
+    """What the text says of one mention, and by which words.
+
+    Attributes
+    ----------
+    negated, family, uncertain : bool
+        As in `Mention`.
+    doubtful : bool
+        The text can be read in two ways, and a reader should look: see the rule of scope above.
+    cues : list of (int, int)
+        Offsets of the words that decided, in code points.
+    """
+
+    negated: bool = False
+    family: bool = False
+    uncertain: bool = False
+    doubtful: bool = False
+    cues: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, kind: Kind, cue: tuple[int, int]) -> None:
+        """Take in what a cue says."""
+        self.negated |= kind is Kind.NEGATED
+        self.family |= kind is Kind.FAMILY
+        self.uncertain |= kind is Kind.UNCERTAIN
+        self.cues.append(cue)
 
 
 def annotate(text: str, mentions: Sequence[Mention]) -> list[Mention]:
@@ -81,8 +130,8 @@ def explain(text: str, mentions: Sequence[Mention]) -> list[Context]:
         spans = [(mentions[index].start, mentions[index].end) for index in order[first:last]]
         heading = governor.read(text, sentence, spans)
         if spans:
-            scoped = ScopedSentence(text, sentence.start, sentence.end, spans)
-            for index, context in zip(order[first:last], scoped.contexts(heading), strict=True):
+            found = _contexts(Words(text, sentence.start, sentence.end, spans), heading)
+            for index, context in zip(order[first:last], found, strict=True):
                 contexts[index] = context
         first = last
     return contexts
@@ -107,7 +156,106 @@ def without_cue(text: str, mention: Mention, names: Iterable[str] = ()) -> Menti
     >>> without_cue("Asthma with no cough.", found).text
     'cough'
     """
-    if mention.source == "dictionary" or any(leading_negation(name, 0, len(name)) for name in (mention.name, *names)):
+    if mention.source == "dictionary" or any(_after_negation(name, 0, len(name)) for name in (mention.name, *names)):
         return mention
-    start = leading_negation(text, mention.start, mention.end)
+    start = _after_negation(text, mention.start, mention.end)
     return replace(mention, start=start, text=text[start : mention.end]) if start else mention
+
+
+def _after_negation(text: str, start: int, end: int) -> int:
+    """Offset of the first word after a negation that ``text[start:end]`` begins with, or 0."""
+    words = Words(text, start, end, ())
+    for cue, at in words.cues[:1]:
+        if cue.kind is Kind.NEGATED and at.start == 0 and at.stop < len(words):
+            return words.places[at.stop][0]
+    return 0
+
+
+def _contexts(words: Words, heading: tuple[Kind, int, int] | None) -> list[Context]:
+    """What is said of each mention of a sentence below a heading."""
+    scopes = [*_cue_scopes(words), *relative_scopes(words), *_question_scopes(words)]
+    found = []
+    for mention in words.mentions:
+        context = Context()
+        certain: set[Kind] = set()
+        doubted: set[Kind] = set()
+        for scope in scopes:
+            doubtful = mention.start in scope.doubtful
+            if doubtful:
+                doubted.add(scope.kind)
+            if mention.start in scope.said and mention.start not in scope.hole:
+                context.add(scope.kind, words.offsets(scope.cue))
+                certain.update(() if doubtful else (scope.kind,))
+        context.doubtful = not doubted <= certain
+        if heading is not None and _is_governed(words, mention, heading[0]):
+            context.add(heading[0], heading[1:])
+        found.append(context)
+    return found
+
+
+def _cue_scopes(words: Words) -> Iterator[Scope]:
+    said_until = 0
+    denied = range(0)
+    for cue, at in words.cues:
+        needed = _ONLY_BEFORE.get(words.forms[at.start])
+        if cue.kind in (Kind.NOTHING, Kind.END) or (needed and needed.isdisjoint(words.forms[at.stop :])):
+            continue
+        if cue.direction is Direction.AROUND:
+            yield backward(words, cue, at, said_until)
+            yield forward(words, cue, at)
+        elif _looks_back(words, cue, at):
+            yield backward(words, cue, at, said_until)
+            said_until = at.stop
+        elif cue.direction is not Direction.CLOSING:
+            scope = forward(words, cue, at)
+            if cue.kind is Kind.UNCERTAIN and at.start in denied and words.forms[at.start] in DOUBTING:
+                continue
+            if cue.kind is Kind.NEGATED:
+                denied = scope.said
+            yield scope
+
+
+def _looks_back(words: Words, cue: Cue, at: range) -> bool:
+    """Whether a cue speaks of what stands before it."""
+    if cue.direction is Direction.BACKWARD:
+        return True
+    if cue.direction is Direction.FORWARD or not any(words.taken[: at.start]):
+        return False
+    if words.closes(at.stop):
+        return True
+    if cue.direction is Direction.PASSIVE:
+        return not _BE.isdisjoint(words.forms[max(0, at.start - 2) : at.stop])
+    # "Seizures: no history"
+    value = words.forms[at.stop :]
+    return words.forms[at.start - 1] == ":" and all(w in EVIDENCE or w in LINKS or w in AUXILIARIES for w in value)
+
+
+def _question_scopes(words: Words) -> Iterator[Scope]:
+    """Yield what question marks say: "?ptosis", "ptosis?", "Does he have ptosis?"."""
+    last = len(words) - 1
+    for index, form in enumerate(words.forms):
+        if form != "?" or words.taken[index]:
+            continue
+        at = range(index, index + 1)
+        glued = index < last and words.places[index][1] == words.places[index + 1][0]
+        if index < last and words.forms[index + 1][0].isalnum() and (glued or not words.closes(index + 1)):
+            yield forward(words, _QUESTION, at)
+        elif index == last and words.forms[0] in QUESTIONS and not words.taken[0]:
+            yield Scope(Kind.UNCERTAIN, at, range(index))
+        else:
+            yield backward(words, _QUESTION, at)
+
+
+def _is_governed(words: Words, mention: range, kind: Kind) -> bool:
+    """Whether a heading's word holds for a mention: "ptosis: yes" or "the patient has ..." says otherwise."""
+    if kind is Kind.FAMILY:
+        return not any(
+            form in PATIENT and form not in PRONOUNS and words.is_subject(index)
+            for index, form in enumerate(words.forms[: mention.start])
+        )
+    for index in range(mention.stop, min(mention.stop + 4, len(words))):
+        if words.forms[index] in AFFIRMING:
+            return False
+        if words.forms[index] in JOINTS:
+            break
+    return True

@@ -8,6 +8,7 @@ contains.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from enum import Enum, auto
 from itertools import product
@@ -19,6 +20,7 @@ __all__ = [
     "AUXILIARIES",
     "CUES",
     "DESCENDANTS",
+    "DOUBTING",
     "EVIDENCE",
     "FEMININE",
     "FRESH",
@@ -30,9 +32,11 @@ __all__ = [
     "OPENERS",
     "PATIENT",
     "PREPOSITIONS",
+    "PRONOUNS",
     "QUESTIONS",
     "RELATIVES",
     "SECTIONS",
+    "SOME",
     "TELLING",
     "TESTS",
     "WELL",
@@ -40,7 +44,7 @@ __all__ = [
     "Direction",
     "Kind",
     "Reach",
-    "words",
+    "table",
 ]
 
 
@@ -82,6 +86,8 @@ class Reach(Enum):
     """To the first comma or "and"; "or" goes on."""
     LIST = auto()
     """A list, by the rule of `weightsmith_phenotype.context`."""
+    NOUN = auto()
+    """As LIST at the beginning of a sentence, else as ITEM: "lack of coordination and chorea" is two findings."""
     ALL = auto()
     """A list, however it is joined."""
     CLAUSE = auto()
@@ -96,87 +102,100 @@ class Cue(NamedTuple):
     reach: Reach = Reach.LIST
 
 
-def words(text: str, separator: str | None = None) -> frozenset[str]:
+def table(text: str, separator: str | None = None) -> frozenset[str]:
     """The words of a table, each once."""
     return frozenset(text.split(separator))
 
 
-_SEEN = (
-    "observed|seen|noted|noticed|found|present|detected|reported|described|identified|evident|demonstrated|documented"
-    "|visualized|visualised|appreciated|apparent|confirmed|recorded|elicited|elicitable|palpable|palpated|felt|heard"
-    "|known|mentioned|encountered|diagnosed|recognized|recognised|shown|visible|discernible|verified|established"
-)
-_SHOW = (
-    "have|has|had|having|show|showed|shown|showing|reveal|revealed|demonstrate|demonstrated|exhibit|exhibited|display"
-    "|displayed|develop|developed|experience|experienced|report|reported|find|found|detect|detected|see|saw|observe"
-    "|identify|note|notice|manifest|include|disclose|indicate|feel|hear|visualize|confirm|support|suggest|present_with"
-    "|suffer_from|suffered_from|complain_of|complained_of|meet_criteria_for|endorse|endorsed|any"
-)
-_MAY_DO = (
-    "have|be|represent|indicate|reflect|suggest|develop|experience|become|show|suffer_from|result_in|include|cause"
-    "|present_with|lead_to|get|exhibit|manifest|signify|point_to"
-)
-_HAPPEN = (
-    "occur|occurs|occurred|recur|recurs|recurred|exist|existed|happen|happened|arise|arose|appear|appeared|develop"
-)
+_AROUND_BAR = re.compile(r"\s*\|\s*")
+
+_SEEN = """
+observed|seen|noted|noticed|found|present|detected|reported|described|identified|evident|demonstrated|documented
+|visualized|visualised|appreciated|apparent|confirmed|recorded|elicited|elicitable|palpable|palpated|felt|heard|known
+|mentioned|encountered|diagnosed|recognized|recognised|shown|visible|discernible|verified|established"""
+_SHOW = """
+have|has|had|having|show|showed|shown|showing|reveal|revealed|demonstrate|demonstrated|exhibit|exhibited|display
+|displayed|develop|developed|experience|experienced|report|reported|find|found|detect|detected|see|saw|observe|identify
+|note|notice|manifest|include|disclose|indicate|feel|hear|visualize|confirm|support|suggest|present_with|suffer_from
+|suffered_from|complain_of|complained_of|meet_criteria_for|endorse|endorsed|any|seem_to_have|appear_to_have
+|known_to_have|thought_to_have|in_keeping_with"""
+_MAY_DO = """
+have|be|represent|indicate|reflect|suggest|develop|experience|become|show|suffer_from|result_in|include|cause
+|present_with|lead_to|get|exhibit|manifest|signify|point_to"""
+_HAPPEN = """
+occur|occurs|occurred|recur|recurs|recurred|exist|existed|happen|happened|arise|arose|appear|appeared|develop"""
 
 _PHRASES: tuple[tuple[Cue, str], ...] = (
     # It is not there. Of two equal phrases the first counts.
-    (Cue(Kind.NEGATED, Direction.PASSIVE, Reach.ALL), f"denied; ruled out; excluded; not {_SEEN}; never {_SEEN}"),
+    (Cue(Kind.NEGATED, Direction.PASSIVE, Reach.ALL), f"denied; ruled out; excluded; not|never {_SEEN}"),
     (Cue(Kind.NEGATED, Direction.EITHER), "no"),
-    (Cue(Kind.NEGATED, Direction.CLOSING), "negative"),
-    (Cue(Kind.NEGATED), "without; absence|lack of; lacks|lacked; nil"),
-    (Cue(Kind.NEGATED, reach=Reach.CLAUSE), "neither; nor; at no time|point; on no occasion; none of"),
+    (Cue(Kind.NEGATED, Direction.CLOSING), "negative; neg"),
+    (Cue(Kind.NEGATED), "without; w / o; lacks|lacked; nil"),
+    (Cue(Kind.NEGATED, reach=Reach.NOUN), "absence|lack of"),
+    (
+        Cue(Kind.NEGATED, reach=Reach.CLAUSE),
+        """neither; nor; at no time|point; on no occasion; none|neither of;
+        no patient|patients|child|children|individual|individuals|subject|subjects|one|participant|participants""",
+    ),
     (Cue(Kind.NEGATED, reach=Reach.NEAR), "not"),
     (Cue(Kind.NEGATED, Direction.EITHER, Reach.NEAR), "never"),
     (Cue(Kind.NEGATED, reach=Reach.NEXT), "non -; non"),
     (
         Cue(Kind.NEGATED, reach=Reach.ALL),
-        f"denies|deny|denying; negative for; free of|from; unremarkable for; ruled out for; rules|ruling out; "
-        f"not {_SHOW}; never {_SHOW}; fails|failed|failing to {_SHOW}; "
-        "speak|speaks|argue|argues|evidence against; exclusion of; excludes|excluding",
+        f"""denies|deny|denying; negative|neg for; neg . for; unremarkable for; free of|from;
+        nothing to suggest|indicate; ruled out for; rules|ruling out; excludes|excluding; exclusion of;
+        speak|speaks|argue|argues|evidence against; not|never {_SHOW}; fails|failed|failing to {_SHOW}""",
     ),
     (Cue(Kind.NEGATED, Direction.EITHER, Reach.ITEM), "absent; lacking"),
-    (Cue(Kind.NEGATED, Direction.EITHER, Reach.ALL), f"not {_HAPPEN}; never {_HAPPEN}"),
-    (Cue(Kind.NEGATED, Direction.BACKWARD), "none; ( - ); ( – ); ( − )"),
+    (Cue(Kind.NEGATED, Direction.EITHER, Reach.ALL), f"not|never {_HAPPEN}"),
+    (
+        Cue(Kind.NEGATED, Direction.BACKWARD),
+        "none; not a problem|issue|feature|concern|complaint|finding; ( - ); ( – ); ( − )",
+    ),
     # Looks like it, and says nothing of the finding's being there.
     (
         Cue(Kind.NOTHING),
-        "no increase|decrease|change|changes|improvement|progression|worsening|deterioration|recurrence|relief|relapse"
-        "|response|benefit|effect; no significant|clear|relevant|major change|changes|improvement|increase|decrease; "
-        "no further|new|longer|more|less|worse|better|later|sooner; no doubt|question; no matter; no one; "
-        "without difficulty|question|doubt|treatment|delay; not only|just|merely|always|all|every|necessarily"
-        "|surprisingly|infrequently|uncommon|uncommonly|unusual|controlled|respond|responding|due|because|since|until"
-        "|before|explained|related|treated|relieved|improve|improved|affected by|certain|sure|clear|known whether|if; "
-        "not known if|when|why|how; gram|rh|hiv - negative; gram negative; negative affect; "
-        # Two negations.
-        "not|never without; not|never deny|denied|denies; no absence|lack of; not|never absent; "
-        "not|never free of|from; "
-        "not|never negative; not|never lack; not|never lacked; not|never excluded for",
+        """no increase|decrease|change|changes|improvement|progression|worsening|deterioration|recurrence|relief|relapse
+        |response|benefit|effect|correlation|correlations|association|associations|relation|relationship|link;
+        no significant|clear|clear_cut|relevant|major|obvious increase|decrease|change|changes|improvement|correlation
+        |correlations|association|difference|relationship;
+        no further|new|longer|more|less|worse|better|later|sooner|doubt|question|matter;
+        without difficulty|question|doubt|treatment|delay;
+        not only|just|merely|always|all|every|necessarily|surprisingly|infrequently|uncommon|uncommonly|unusual
+        |controlled|respond|responding|due|because|since|until|before|explained|related|treated|relieved|improve
+        |improved|affected_by;
+        not certain|sure|clear; not known when|why|how;
+        gram|rh|hiv - negative; gram negative; negative affect;
+        suggest|suggests|suggested|suggesting that the;
+        maternal|paternal|parental age|side|line|inheritance|allele|transmission; such as; as in; as well as; if any;
+        not|never without|absent|negative|lack|lacked; not|never deny|denied|denies; not|never free of|from;
+        no absence|lack of""",
     ),
     # It may be there, or may come.
     (
         Cue(Kind.UNCERTAIN, Direction.EITHER, Reach.ITEM),
-        "possible|possibly|probable|probably|questionable|questionably|suspected|presumed|presumably|likely|unlikely"
-        "|potential|potentially|perhaps|maybe|equivocal|doubtful|query|putative|unconfirmed; most|very likely; "
-        "likely due|secondary to; possibly|probably|presumably due|secondary to; uncertain|unclear",
+        """possible|possibly|probable|probably|questionable|questionably|suspected|presumed|presumably|likely|unlikely
+        |potential|potentially|perhaps|maybe|equivocal|doubtful|query|putative|unconfirmed|uncertain|unclear;
+        most|very likely; likely|possibly|probably|presumably due|secondary to""",
     ),
     (
         Cue(Kind.UNCERTAIN, reach=Reach.ALL),
-        "rule out; ruling out; r / o; to exclude; not rule out; not exclude; not entirely|completely|fully exclude"
-        f"; may|might|could {_MAY_DO}; may|might|could have had|been|developed; can develop|cause|lead_to"
-        "|result_in; consider|considering; "
-        "concern|concerns|concerned|concerning for|of|about; worry|worries|worried about; suspicion|suspicions of|for"
-        "; suspicious for|of; suggestive of; suggest|suggests|suggesting|suggested; screen|screened|screening|test"
-        "|tested|testing|monitor|monitored|monitoring|watch|watching|surveillance|vigilance|look|looking|check for"
-        "; risk|risks of|for; at risk; prone to; predisposed|predisposes|predisposing|predisposition|susceptible"
-        "|susceptibility to; in case|cases of; in the event of; question of; differential diagnosis|diagnoses; prevent|"
-        "preventing|prevention of; prevent|preventing; prophylaxis against|for|of; fear of; features raising; "
-        "history suspicious for; likely|unlikely|expected to have|show|be",
+        f"""rule|ruling out; rule in or out; r / o; to exclude; not rule out; not exclude;
+        not entirely|completely|fully|safely exclude; suspect|suspects|suspecting; suspicion|suspicions of|for;
+        suspicious for|of; suggestive of; suggest|suggests|suggesting|suggested; possibility|question of; consider;
+        concern|concerns|concerned|concerning for|of|about; worry|worries|worried about; fear of;
+        may|might|could {_MAY_DO}; may|might|could have had|been|developed; can develop|cause|lead_to|result_in;
+        likely|unlikely|expected to have|show|be;
+        screen|screened|screening|test|tested|testing|monitor|monitored|monitoring|watch|watching|surveillance|vigilance
+        |look|looking|check for; not tested|screened|examined|evaluated|assessed|investigated for;
+        risk|risks of|for; at risk; prone to; predisposed|predisposes|predisposing|predisposition|susceptible
+        |susceptibility to; in case|cases of; in the event of; differential diagnosis|diagnoses;
+        prevent|preventing; prevention of; prophylaxis against|for|of""",
     ),
+    (Cue(Kind.UNCERTAIN, reach=Reach.ITEM), "with or|/ without"),
     (
         Cue(Kind.UNCERTAIN, reach=Reach.CLAUSE),
-        "if; whether; whether or not; unless; should; not known whether|if; as if; as though",
+        "if; whether; whether or not; not certain|sure|clear|known whether|if; unless; should; as if; as though",
     ),
     (
         Cue(Kind.UNCERTAIN, Direction.EITHER, Reach.ALL),
@@ -185,41 +204,38 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
     (Cue(Kind.UNCERTAIN, Direction.AROUND, Reach.ITEM), "versus; vs; vs ."),
     (
         Cue(Kind.UNCERTAIN, Direction.BACKWARD),
-        "not excluded; not ruled out; not be|been excluded|ruled_out; not completely|entirely"
-        "|fully|safely excluded; be|been considered; to be excluded|ruled_out|confirmed|determined|considered; "
-        "must|should|needs be excluded|considered; may|might|could|can|would|will be present|expected|seen"
-        f"|found; is|are expected; may|might|could|can|will|would|should {_HAPPEN}; possible|probable ?",
+        f"""not excluded; not ruled out; not be|been excluded|ruled_out; not completely|entirely|fully|safely excluded;
+        be|been considered; to be excluded|ruled_out|confirmed|determined|considered;
+        must|should|needs be excluded|considered; a possibility|consideration; in question;
+        may|might|could|can|would|will be present|expected|seen|found; is|are expected;
+        may|might|could|can|will|would|should {_HAPPEN}""",
     ),
     # Whose it is. Relatives themselves stand below: what they do decides.
     (
         Cue(Kind.FAMILY, reach=Reach.ALL),
-        "family|familial history; family history of|for; fhx; fh; fam hx; family medical history; hereditary history",
+        "family|familial|hereditary history; family history of|for; family medical history; fhx; fh; fam hx",
     ),
     (Cue(Kind.FAMILY, reach=Reach.ITEM), "maternal|paternal|parental"),
     (
         Cue(Kind.FAMILY, Direction.BACKWARD),
         "in|within the|his|her|their|this family|pedigree|families; on the maternal|paternal side",
     ),
-    (
-        Cue(Kind.NOTHING),
-        "maternal|paternal|parental age|side|line|inheritance|allele|transmission; such as; as in; as well as; if any",
-    ),
     # A scope ends here.
     (
         Cue(Kind.END),
-        "but; however; although; though; except; except for; excepting; apart from; aside from; other than; besides; "
-        "nevertheless; nonetheless; yet; whereas; while; instead; rather; because; because of; due to; owing to; "
-        "secondary to; despite; in spite of; since; until; after; following; before; when; then; therefore; thus; "
-        "so; still; only; save for; with the exception of; in addition to; in contrast; on the other hand; "
-        "which is|was|were|has|had; who; presenting with; resulting in; leading to; referred|admitted for; reports|"
-        "reporting|admits",
+        """but; however; although; though; except; except for; excepting; apart|aside from; other than; besides;
+        nevertheless; nonetheless; yet; whereas; while; instead; rather; because; because of; due|owing|secondary to;
+        despite; in spite of; since; until; after; following; before; when; then; therefore; thus; so; still; only;
+        save for; with the exception of; in addition|contrast to; in contrast; on the other hand;
+        which is|was|were|has|had; who; whom; whose; where; presenting with; resulting in; leading to;
+        referred|admitted for; reports|reporting|admits""",
     ),
 )
 
-AFFIRMING = words("yes present positive persists persisted confirmed evident + worsened continued continues")
+AFFIRMING = table("yes pos present positive persists persisted confirmed evident + worsened continued continues")
 """Words that say that a finding is there, when they follow it."""
 
-AUXILIARIES = words(
+AUXILIARIES = table(
     "is was are were be been being am has have had do does did can could may might will would shall should must "
     "became become becomes began begins started starts remains remained remain shows showed presents presented "
     "developed reports reported appeared appears occurred occurs revealed reveals suffers suffered resolved "
@@ -229,14 +245,14 @@ AUXILIARIES = words(
 )
 """Verbs that make what stands before them a subject."""
 
-FRESH = words(
+FRESH = table(
     "a an the his her their its this these with has had is was are were mild moderate severe marked profound "
     "bilateral unilateral left right slight prominent progressive significant now also additionally furthermore "
     "there he she it they we"
 )
 """First words of an item that is told for itself: "no cleft palate, a long philtrum"."""
 
-EVIDENCE = words(
+EVIDENCE = table(
     "evidence sign signs history histories feature features symptom symptoms indication indications suggestion "
     "complaint complaints complaining episode episodes finding findings stigmata hint hints trace traces report "
     "reports mention case cases record records occurrence presence documentation manifestation manifestations "
@@ -247,41 +263,48 @@ EVIDENCE = words(
 )
 """Nouns that hand a negation on: "no sign of ataxia" denies the ataxia, "no relief of the pain" does not."""
 
-AFTER_BACKWARD = words(
+AFTER_BACKWARD = table(
     "in on by at from since during after before until based because but and or so with within to under clinically "
     "either anywhere yet anymore any throughout as then when while although though if for ever radiologically either "
     "initially today here there now previously"
 )
 """Words after a cue that say that its finding stood before it: "ptosis was absent in the evening"."""
 
-LINKS = words(
+LINKS = table(
     "been be yet ever clearly clinically definitely obviously reportedly previously currently also otherwise any "
     "convincingly really actually truly apparently initially formally"
 )
 """Words that may stand inside a phrase: "not clearly seen"."""
 
-OPENERS = words(
+OPENERS = table(
     "in at on during after since although though while for by apart besides except aside when as before until from "
     "with despite over within clinically currently today initially"
 )
 """First words of what only leads up to the clause: "at birth, no cyanosis"."""
 
-PREPOSITIONS = words("of for in on to from")
+PRONOUNS = table("he she they we it i")
 
-TESTS = words(
+DOUBTING = table(
+    "suspicion suspicions concern concerns risk risks suggest suggests suggesting suggested suggestive suspicious"
+)
+"""First words of uncertain phrases that are denied as a whole: "no suspicion of" is "no"."""
+
+PREPOSITIONS = table("of for in on to from")
+
+TESTS = table(
     "test tests testing panel analysis screen screening eeg emg pcr culture cultures biopsy study studies sequencing "
     "array serology antibodies scan mri ct x-ray radiograph ultrasound gene result results exome karyotype"
 )
 """What is negative without a finding's being absent."""
 
-QUESTIONS = words(
+QUESTIONS = table(
     "does do did is has have any are was were could can might would will should whether what which who why how"
 )
 """First words of a question."""
 
 
 def _spelled(phrase: str) -> Iterator[tuple[str, ...]]:
-    for words in product(*(word.split("|") for word in phrase.split())):
+    for words in product(*(choice.split("|") for choice in _AROUND_BAR.sub("|", phrase).split())):
         yield tuple(" ".join(words).replace("_", " ").split())
 
 
@@ -297,7 +320,7 @@ def _by_first_word() -> dict[str, list[tuple[tuple[str, ...], Cue]]]:
 CUES = _by_first_word()
 """The further words and the cue of each phrase, by its first word, longest first."""
 
-RELATIVES = words(
+RELATIVES = table(
     "mother father mom mum dad parent parents brother brothers sister sisters sibling siblings sib sibs aunt aunts "
     "uncle uncles cousin cousins nephew nephews niece nieces grandmother grandfather grandparent grandparents "
     "grandmothers grandfathers grandma grandpa grandson granddaughter grandchildren relative relatives son sons "
@@ -305,19 +328,19 @@ RELATIVES = words(
 )
 """Nouns for the patient's relatives."""
 
-MASCULINE = words("father dad brother uncle nephew grandfather grandpa grandson son husband")
-FEMININE = words("mother mom mum sister aunt niece grandmother grandma granddaughter daughter wife")
+MASCULINE = table("father dad brother uncle nephew grandfather grandpa grandson son husband")
+FEMININE = table("mother mom mum sister aunt niece grandmother grandma granddaughter daughter wife")
 
-DESCENDANTS = words("son daughter sons daughters")
+DESCENDANTS = table("son daughter sons daughters")
 """With "of" after them these are the patient: "the son of healthy parents"."""
 
-PATIENT = words(
+PATIENT = table(
     "patient patients proband probands proposita propositus boy boys girl girls child children infant newborn neonate "
     "baby fetus foetus he she they himself herself case subject man woman adolescent toddler index"
 )
 """Subjects that are the patient."""
 
-OF_A_RELATIVE = words(
+OF_A_RELATIVE = table(
     "a an the one two three four five several many other his her their our this my both all some any another older "
     "younger elder eldest oldest youngest affected unaffected healthy first second third maternal paternal twin twins "
     "half full only late biological adoptive great patient's proband's boy's girl's child's infant's patients' close "
@@ -326,13 +349,13 @@ OF_A_RELATIVE = words(
 )
 """Words between a preposition or verb and a relative."""
 
-NOT_A_SUBJECT = words(
+NOT_A_SUBJECT = table(
     "from by with to per like unlike of than via without toward towards resembling resembles accompanied informed for "
     "against despite between"
 )
 """Before a relative: somebody else has the finding ("brought by his mother for seizures")."""
 
-TELLING = words(
+TELLING = table(
     "report reports reported reporting say says said state states stated notice notices noticed note notes noted "
     "describe describes described deny denies denied tell tells told think thinks thought believe believes believed "
     "bring brings brought recall recalls recalled observe observes observed mention mentions mentioned give gave "
@@ -343,17 +366,20 @@ TELLING = words(
 )
 """What a relative does who speaks of the patient."""
 
-WELL = words(
+WELL = table(
     "healthy unaffected well normal asymptomatic alive consanguineous nonconsanguineous unrelated carriers carrier "
     "heterozygous first second related"
 )
 """What a relative is of whom nothing else is told in this clause."""
 
+SOME = table("none one two three four five some both all several many neither each any most")
+"""With "of" and relatives after them these are relatives: "none of the sibs"."""
+
 HEADINGS: tuple[tuple[Kind, frozenset[str]], ...] = (
-    (Kind.FAMILY, frozenset({"family history", "family medical history", "fhx", "fh", "family", "relatives"})),
+    (Kind.FAMILY, frozenset({"family history", "family medical history", "fhx", "fh", "fam hx"})),
     (
         Kind.NEGATED,
-        words(
+        table(
             "negative;negatives;absent;denies;denied;excluded;ruled out;not seen;not present;not observed;not found;"
             "no evidence of;no signs of;not reported;not detected;unaffected systems;findings not present",
             ";",
@@ -361,7 +387,7 @@ HEADINGS: tuple[tuple[Kind, frozenset[str]], ...] = (
     ),
     (
         Kind.UNCERTAIN,
-        words(
+        table(
             "differential;differential diagnosis;differential diagnoses;suspected;possible;rule out;to rule out;"
             "to exclude;risk factors;risks;questionable;ddx;working diagnosis;to be excluded;uncertain",
             ";",
@@ -370,7 +396,7 @@ HEADINGS: tuple[tuple[Kind, frozenset[str]], ...] = (
 )
 """Words of a heading that govern what stands below it."""
 
-SECTIONS = words(
+SECTIONS = table(
     "history examination exam findings summary impression assessment plan medications medication labs laboratory "
     "imaging course diagnosis diagnoses pmh pmhx hpi ros conclusion introduction methods results "
     "discussion presentation "

@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from weightsmith_phenotype.cues import HEADINGS, OF_A_RELATIVE, RELATIVES, SECTIONS, Kind, words
+from weightsmith_phenotype.cues import HEADINGS, OF_A_RELATIVE, RELATIVES, SECTIONS, Kind, table
 
 __all__ = ["Governor", "Sentence", "sentences"]
+
+LONGEST_BLOCK = 1500
+"""Characters below a heading that it governs at most: some texts have no blank lines."""
 
 NARROWEST = 40
 """Characters of a paragraph's longest line below which its lines were not wrapped."""
@@ -20,10 +23,13 @@ _LINE = re.compile(r"[^\r\n\v\f\x85\u2028\u2029]+")
 _FIRST_WORD = re.compile(r"[^\W\d_]\w*")
 _END = re.compile(r"[.!?]+[)\]\"'”’]*(?=\s)|;|(?<=[a-z]{2})\.(?=[A-Z][a-z])")
 _WORD_BEFORE = re.compile(r"[\w.]*\Z")
-_GOES_ON = words("and or nor of the a an with no not without any for to in such as by from")
-_ABBREVIATED = words("dr mr mrs ms prof st vs fig e.g i.e eg ie cf approx resp incl ca etc a.k.a")
-_LABEL = re.compile(r"[\s\-–*#•·>(]*(?:\d{1,2}[.)]\s*)?([^\W\d_][^:;,\r\n]{0,50}):(?!//)")
-_BARE = re.compile(r"[\s\-–*#•·>]*([^\W\d_][^:;,\r\n]{0,40})")
+_GOES_ON = table("and or nor of the a an with no not without any for to in such as by from")
+_ABBREVIATED = table(
+    "dr mr mrs ms prof st vs fig e.g i.e eg ie cf approx resp incl ca etc a.k.a neg pos hx pt pts dx hosp bilat abd "
+    "temp yrs yr wk wks mos"
+)
+_LABEL = re.compile(r"[\s\-–*#•·>(]*(?:\d{1,2}[.)]\s*)?(?P<label>[^\W\d_][^:;,\r\n]{0,50}):(?!//)")
+_TITLE = re.compile(r"(?P<bullet>[\s\-–*#•·>]*)(?P<label>[^\W\d_]+(?:[ \-][^\W\d_]+)*)\s*")
 _WHO = RELATIVES | {"family"}
 _SAYS_WHO = _WHO | OF_A_RELATIVE
 _SPLIT = re.compile(r"[^\w'’]+")
@@ -136,7 +142,8 @@ class Governor:
         (Kind, int, int) or None
             What the heading says that governs this sentence, and where the heading stands.
         """
-        if sentence.opens_paragraph and not self._heading_alone:
+        far = self._block is not None and sentence.start - self._block[2] > LONGEST_BLOCK
+        if far or (sentence.opens_paragraph and not self._heading_alone):
             self._block = None
         if sentence.opens_line:
             self._line = None
@@ -144,14 +151,14 @@ class Governor:
         match = _LABEL.match(text, sentence.start, sentence.end)
         alone = match is not None and not text[match.end() : sentence.end].strip()
         if match is None and sentence.opens_line and sentence.closes_line:
-            match = _BARE.fullmatch(text, sentence.start, sentence.end)
-            alone = match is not None and _is_title(match.group())
+            match = _TITLE.fullmatch(text, sentence.start, sentence.end)
+            alone = match is not None and _is_title(match)
             match = match if alone else None
-        if match is None or any(start < match.end(1) for start, _ in taken):
+        if match is None or any(start < match.end("label") for start, _ in taken):
             return self._line or self._block
-        words = [word for word in _SPLIT.split(match.group(1).lower()) if word]
+        words = [word for word in _SPLIT.split(match["label"].lower()) if word]
         kind = _kind(words)
-        heading = None if kind is None else (kind, match.start(1), match.end(1))
+        heading = None if kind is None else (kind, match.start("label"), match.end("label"))
         if alone:
             self._block, self._line, self._heading_alone = heading, None, True
         elif heading is not None or not SECTIONS.isdisjoint(words):
@@ -161,18 +168,24 @@ class Governor:
         return self._line or self._block
 
 
-def _is_title(line: str) -> bool:
-    words = [word for word in _SPLIT.split(line.lower()) if word]
-    return 0 < len(words) <= 5 and (
-        line.lstrip().startswith("#") or SECTIONS.issuperset(words) or _kind(words) is not None
+def _is_title(match: re.Match[str]) -> bool:
+    words = match["label"].lower().split()
+    return len(words) <= 5 and (
+        "#" in match["bullet"] or SECTIONS.issuperset(words) or _of_phrase(" ".join(words)) is not None
     )
 
 
 def _kind(words: list[str]) -> Kind | None:
-    if _SAYS_WHO.issuperset(words):
+    if words and _SAYS_WHO.issuperset(words):
         return None if _WHO.isdisjoint(words) else Kind.FAMILY
-    label = " ".join(words)
+    return _of_phrase(" ".join(words))
+
+
+def _of_phrase(label: str) -> Kind | None:
     for kind, phrases in HEADINGS:
-        if any(label == phrase or label.startswith(phrase + " ") or label.endswith(" " + phrase) for phrase in phrases):
-            return kind
+        for phrase in phrases:
+            if label == phrase or label.startswith(phrase + " "):
+                return kind
+            if kind is not Kind.FAMILY and label.endswith(" " + phrase):
+                return kind
     return None
