@@ -27,6 +27,7 @@ a screening speaks of is uncertain.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -36,8 +37,7 @@ from weightsmith_phenotype.cues import (
     DOUBTING,
     EVIDENCE,
     LINKS,
-    PATIENT,
-    PRONOUNS,
+    NAMED,
     QUESTIONS,
     Cue,
     Direction,
@@ -47,7 +47,7 @@ from weightsmith_phenotype.cues import (
 )
 from weightsmith_phenotype.document import Mention
 from weightsmith_phenotype.relatives import relative_scopes
-from weightsmith_phenotype.scope import Scope, backward, forward
+from weightsmith_phenotype.scope import LONGEST, Scope, backward, forward
 from weightsmith_phenotype.sentences import Governor, sentences
 from weightsmith_phenotype.words import JOINTS, Words
 
@@ -172,25 +172,30 @@ def _after_negation(text: str, start: int, end: int) -> int:
 
 
 def _contexts(words: Words, heading: tuple[Kind, int, int] | None) -> list[Context]:
-    """What is said of each mention of a sentence below a heading."""
-    scopes = [*_cue_scopes(words), *relative_scopes(words), *_question_scopes(words)]
-    found = []
-    for mention in words.mentions:
-        context = Context()
-        certain: set[Kind] = set()
-        doubted: set[Kind] = set()
-        for scope in scopes:
-            doubtful = mention.start in scope.doubtful
-            if doubtful:
-                doubted.add(scope.kind)
-            if mention.start in scope.said and mention.start not in scope.hole:
-                context.add(scope.kind, words.offsets(scope.cue))
-                certain.update(() if doubtful else (scope.kind,))
-        context.doubtful = not doubted <= certain
-        if heading is not None and _is_governed(words, mention, heading[0]):
+    """What is said of each mention of a sentence below a heading. The mentions are sorted by place."""
+    found = [Context() for _ in words.mentions]
+    starts = [mention.start for mention in words.mentions]
+    certain: list[set[Kind]] = [set() for _ in starts]
+    doubted: list[set[Kind]] = [set() for _ in starts]
+    for scope in [*_cue_scopes(words), *relative_scopes(words), *_question_scopes(words)]:
+        for index in _within(starts, scope.doubtful):
+            doubted[index].add(scope.kind)
+        for index in _within(starts, scope.said):
+            if starts[index] not in scope.hole:
+                found[index].add(scope.kind, words.offsets(scope.cue))
+                certain[index].update(() if starts[index] in scope.doubtful else (scope.kind,))
+    patient = next((i for i, form in enumerate(words.forms) if form in NAMED and words.is_subject(i)), len(words))
+    for context, mention, sure, unsure in zip(found, words.mentions, certain, doubted, strict=True):
+        context.doubtful = not unsure <= sure
+        if heading is not None and (
+            mention.start < patient if heading[0] is Kind.FAMILY else not _is_affirmed(words, mention)
+        ):
             context.add(heading[0], heading[1:])
-        found.append(context)
     return found
+
+
+def _within(starts: Sequence[int], words: range) -> range:
+    return range(bisect_left(starts, words.start), bisect_left(starts, words.stop))
 
 
 def _cue_scopes(words: Words) -> Iterator[Scope]:
@@ -198,7 +203,9 @@ def _cue_scopes(words: Words) -> Iterator[Scope]:
     denied = range(0)
     for cue, at in words.cues:
         needed = _ONLY_BEFORE.get(words.forms[at.start])
-        if cue.kind in (Kind.NOTHING, Kind.END) or (needed and needed.isdisjoint(words.forms[at.stop :])):
+        if cue.kind in (Kind.NOTHING, Kind.END) or (
+            needed and needed.isdisjoint(words.forms[at.stop : at.stop + LONGEST])
+        ):
             continue
         if cue.direction is Direction.AROUND:
             yield backward(words, cue, at, said_until)
@@ -219,14 +226,14 @@ def _looks_back(words: Words, cue: Cue, at: range) -> bool:
     """Whether a cue speaks of what stands before it."""
     if cue.direction is Direction.BACKWARD:
         return True
-    if cue.direction is Direction.FORWARD or not any(words.taken[: at.start]):
+    if cue.direction is Direction.FORWARD or words.first_taken >= at.start:
         return False
     if words.closes(at.stop):
         return True
     if cue.direction is Direction.PASSIVE:
         return not _BE.isdisjoint(words.forms[max(0, at.start - 2) : at.stop])
     # "Seizures: no history"
-    value = words.forms[at.stop :]
+    value = words.forms[at.stop : at.stop + LONGEST]
     return words.forms[at.start - 1] == ":" and all(w in EVIDENCE or w in LINKS or w in AUXILIARIES for w in value)
 
 
@@ -234,7 +241,7 @@ def _question_scopes(words: Words) -> Iterator[Scope]:
     """Yield what question marks say: "?ptosis", "ptosis?", "Does he have ptosis?"."""
     last = len(words) - 1
     for index, form in enumerate(words.forms):
-        if form != "?" or words.taken[index]:
+        if form != "?" or words.taken[index] or (index and words.forms[index - 1] == "?"):
             continue
         at = range(index, index + 1)
         glued = index < last and words.places[index][1] == words.places[index + 1][0]
@@ -246,16 +253,11 @@ def _question_scopes(words: Words) -> Iterator[Scope]:
             yield backward(words, _QUESTION, at)
 
 
-def _is_governed(words: Words, mention: range, kind: Kind) -> bool:
-    """Whether a heading's word holds for a mention: "ptosis: yes" or "the patient has ..." says otherwise."""
-    if kind is Kind.FAMILY:
-        return not any(
-            form in PATIENT and form not in PRONOUNS and words.is_subject(index)
-            for index, form in enumerate(words.forms[: mention.start])
-        )
+def _is_affirmed(words: Words, mention: range) -> bool:
+    """Whether the text itself says that a finding is there, whatever the heading says: "ptosis: yes"."""
     for index in range(mention.stop, min(mention.stop + 4, len(words))):
         if words.forms[index] in AFFIRMING:
-            return False
+            return True
         if words.forms[index] in JOINTS:
             break
-    return True
+    return False

@@ -27,6 +27,7 @@ __all__ = [
     "HEADINGS",
     "LINKS",
     "MASCULINE",
+    "NAMED",
     "NOT_A_SUBJECT",
     "OF_A_RELATIVE",
     "OPENERS",
@@ -43,6 +44,7 @@ __all__ = [
     "Cue",
     "Direction",
     "Kind",
+    "Node",
     "Reach",
     "table",
 ]
@@ -204,10 +206,10 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
     (Cue(Kind.UNCERTAIN, Direction.AROUND, Reach.ITEM), "versus; vs; vs ."),
     (
         Cue(Kind.UNCERTAIN, Direction.BACKWARD),
-        f"""not excluded; not ruled out; not be|been excluded|ruled_out; not completely|entirely|fully|safely excluded;
+        f"""not excluded|ruled_out; not completely|entirely|fully|safely excluded;
         be|been considered; to be excluded|ruled_out|confirmed|determined|considered;
         must|should|needs be excluded|considered; a possibility|consideration; in question;
-        may|might|could|can|would|will be present|expected|seen|found; is|are expected;
+        may|might|could|can|would|will be present|expected|seen|found; would|will expected; is|are expected;
         may|might|could|can|will|would|should {_HAPPEN}""",
     ),
     # Whose it is. Relatives themselves stand below: what they do decides.
@@ -282,13 +284,6 @@ OPENERS = table(
 )
 """First words of what only leads up to the clause: "at birth, no cyanosis"."""
 
-PRONOUNS = table("he she they we it i")
-
-DOUBTING = table(
-    "suspicion suspicions concern concerns risk risks suggest suggests suggesting suggested suggestive suspicious"
-)
-"""First words of uncertain phrases that are denied as a whole: "no suspicion of" is "no"."""
-
 PREPOSITIONS = table("of for in on to from")
 
 TESTS = table(
@@ -308,17 +303,30 @@ def _spelled(phrase: str) -> Iterator[tuple[str, ...]]:
         yield tuple(" ".join(words).replace("_", " ").split())
 
 
-def _by_first_word() -> dict[str, list[tuple[tuple[str, ...], Cue]]]:
-    table: dict[str, dict[tuple[str, ...], Cue]] = {}
+class Node:
+    """A word of a phrase: the cue of the phrase that ends with it, if any, and the words that may follow."""
+
+    __slots__ = ("cue", "following")
+
+    def __init__(self) -> None:
+        self.cue: Cue | None = None
+        self.following: dict[str, Node] = {}
+
+
+def _trie() -> dict[str, Node]:
+    root = Node()
     for cue, phrases in _PHRASES:
         for phrase in phrases.split(";"):
-            for first, *rest in _spelled(phrase):
-                table.setdefault(first, {}).setdefault(tuple(rest), cue)
-    return {first: sorted(rests.items(), key=lambda item: -len(item[0])) for first, rests in table.items()}
+            for words in _spelled(phrase):
+                node = root
+                for word in words:
+                    node = node.following.setdefault(word, Node())
+                node.cue = node.cue or cue
+    return root.following
 
 
-CUES = _by_first_word()
-"""The further words and the cue of each phrase, by its first word, longest first."""
+CUES = _trie()
+"""All phrases, by their first words."""
 
 RELATIVES = table(
     "mother father mom mum dad parent parents brother brothers sister sisters sibling siblings sib sibs aunt aunts "
@@ -339,6 +347,16 @@ PATIENT = table(
     "baby fetus foetus he she they himself herself case subject man woman adolescent toddler index"
 )
 """Subjects that are the patient."""
+
+PRONOUNS = table("he she they we it i")
+
+NAMED = PATIENT - PRONOUNS
+"""Subjects that can only be the patient."""
+
+DOUBTING = table(
+    "suspicion suspicions concern concerns risk risks suggest suggests suggesting suggested suggestive suspicious"
+)
+"""First words of uncertain phrases that are denied as a whole: "no suspicion of" is "no"."""
 
 OF_A_RELATIVE = table(
     "a an the one two three four five several many other his her their our this my both all some any another older "

@@ -22,7 +22,7 @@ from weightsmith_phenotype.cues import (
     Kind,
     table,
 )
-from weightsmith_phenotype.scope import Scope, backward
+from weightsmith_phenotype.scope import LONGEST, Scope, backward
 from weightsmith_phenotype.words import JOINTS, Words
 
 __all__ = ["relative_scopes"]
@@ -56,7 +56,7 @@ def relative_scopes(words: Words) -> Iterator[Scope]:
             yield backward(words, _BACKWARD, range(before, index + 1))
             told[index] = False
             continue
-        if before > 0 and words.forms[before] in _IN and any(words.taken[:before]):
+        if before > 0 and words.forms[before] in _IN and words.first_taken < before:
             shared = words.forms[max(0, before - 3) : before]
             if "also" not in shared and shared[-1] not in ("and", "as", "but"):
                 yield backward(words, _BACKWARD, range(before, index + 1))
@@ -129,7 +129,7 @@ def _told_until(words: Words, index: int, before: int) -> tuple[int, range]:
     """Where the patient is the subject again, and what is doubtful: "her mother had migraine and she has ptosis"."""
     noun = words.forms[index].removesuffix("'s")
     possessives = words.forms[before + 1 : index]
-    limit = words.bracket_end(index)
+    limit = min(words.bracket_end(index), index + LONGEST)
     for place in range(index + 1, limit):
         form = words.forms[place]
         if form == "own":

@@ -26,7 +26,10 @@ from weightsmith_phenotype.cues import (
 )
 from weightsmith_phenotype.words import JOINTS, Joint, Words
 
-__all__ = ["Scope", "backward", "forward"]
+__all__ = ["LONGEST", "Scope", "backward", "forward"]
+
+LONGEST = 150
+"""Words of a scope at most, so that hostile text takes linear time."""
 
 NEAR_WORDS = 4
 """Words after a bare "not" among which its finding must begin."""
@@ -59,14 +62,14 @@ def forward(words: Words, cue: Cue, at: range) -> Scope:
         The cue's words.
     """
     begin = at.stop
-    limit = words.bracket_end(at.start)
+    limit = min(words.bracket_end(at.start), begin + LONGEST)
     if cue.reach is Reach.NEXT:
         return Scope(cue.kind, at, range(begin, min(begin + 1, limit)))
     opens = _begins_clause(words, at.start)
     reach = cue.reach
     if reach is Reach.NOUN:
         reach = Reach.LIST if at.start == 0 else Reach.ITEM
-    joints, end = _items_after(words, begin, limit, reach, opens)
+    joints, end = _items_after(words, begin, _next_denial(words, cue, begin, limit), reach, opens)
     first_end = joints[0].start if joints else end
     if reach is Reach.NEAR:
         return Scope(cue.kind, at, range(begin, min(begin + NEAR_WORDS, first_end)))
@@ -90,7 +93,7 @@ def backward(words: Words, cue: Cue, at: range, said_until: int = 0) -> Scope:
         What stands before this word has a cue of its own.
     """
     end, label = _end_before(words, at.start)
-    joints, begin, governed = _items_before(words, end, said_until)
+    joints, begin, governed = _items_before(words, end, max(said_until, end - LONGEST))
     last_item = joints[0].end if joints else begin
     if cue.direction is Direction.CLOSING and not TESTS.isdisjoint(words.forms[last_item:end]):
         return Scope(cue.kind, at, _EMPTY)
@@ -100,6 +103,14 @@ def backward(words: Words, cue: Cue, at: range, said_until: int = 0) -> Scope:
     return Scope(
         cue.kind, at, range(last_item, end), _EMPTY if joints[0].kind == "," else range(begin, last_item), hole
     )
+
+
+def _next_denial(words: Words, cue: Cue, begin: int, limit: int) -> int:
+    """Where the next cue that denies takes over: "no fever or no cough"; "nor" goes on."""
+    if cue.kind is not Kind.NEGATED:
+        return limit
+    denials = (index for index in range(begin, limit) if index in words.denying and words.forms[index] not in JOINTS)
+    return next(denials, limit)
 
 
 def _items_after(words: Words, begin: int, limit: int, reach: Reach, opens: bool) -> tuple[list[Joint], int]:
@@ -168,7 +179,7 @@ def _begins_clause(words: Words, index: int) -> bool:
         before -= 1
     if before < 0:
         return True
-    if not words.taken[0] and words.forms[0] in OPENERS and "," not in words.forms[:before]:
+    if not words.taken[0] and words.forms[0] in OPENERS and words.first_comma >= before:
         return True
     if words.forms[index] == "without":
         return False

@@ -21,7 +21,7 @@ NARROWEST = 40
 
 _LINE = re.compile(r"[^\r\n\v\f\x85\u2028\u2029]+")
 _FIRST_WORD = re.compile(r"[^\W\d_]\w*")
-_END = re.compile(r"[.!?]+[)\]\"'”’]*(?=\s)|;|(?<=[a-z]{2})\.(?=[A-Z][a-z])")
+_END = re.compile(r"(?<![.!?])[.!?]++[)\]\"'”’]*+(?=\s)|;|(?<=[a-z]{2})\.(?=[A-Z][a-z])")
 _WORD_BEFORE = re.compile(r"[\w.]*\Z")
 _GOES_ON = table("and or nor of the a an with no not without any for to in such as by from")
 _ABBREVIATED = table(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from weightsmith_phenotype.cues import (
@@ -17,12 +19,16 @@ from weightsmith_phenotype.cues import (
     PRONOUNS,
     Cue,
     Kind,
+    Node,
 )
 
 __all__ = ["JOINTS", "Joint", "Words"]
 
 JOINTS = {",": ",", "and": "and", "&": "and", "or": "or", "nor": "or", "/": "or"}
 """What joins the items of a list, by kind."""
+
+MOST_LINKS = 3
+"""Words of `LINKS` that may stand at one place of a phrase."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[^\w\s]|_")
 _NOT = re.compile(r"can(?:no|')t|\w+n't")
@@ -61,6 +67,12 @@ class Words:
         The words of each mention, in the order given.
     cues : list of (Cue, range)
         The phrases of `weightsmith_phenotype.cues`, in order.
+    ending : set of int
+        Words of phrases at which a scope ends.
+    denying, beginning : set of int
+        First words of the phrases that deny, and of those that deny or doubt.
+    first_taken, first_comma : int
+        The first word inside a mention, and the first comma; the number of words if there is none.
     """
 
     def __init__(self, text: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -> None:
@@ -76,37 +88,45 @@ class Words:
             for index in mention:
                 self.taken[index] = True
         self.cues = list(self._find_cues())
+        self._bracket_ends = self._find_bracket_ends()
+        self.first_taken = self.taken.index(True) if True in self.taken else len(self)
+        self.first_comma = self.forms.index(",") if "," in self.forms else len(self)
         self.ending = {index for cue, at in self.cues if cue.kind is Kind.END for index in at}
-        self.beginning = {at.start for cue, at in self.cues if cue.kind in (Kind.NEGATED, Kind.UNCERTAIN)}
+        self.denying = {at.start for cue, at in self.cues if cue.kind is Kind.NEGATED}
+        self.beginning = self.denying | {at.start for cue, at in self.cues if cue.kind is Kind.UNCERTAIN}
 
     def __len__(self) -> int:
         return len(self.forms)
 
     def _covered(self, start: int, end: int) -> range:
-        inside = [index for index, (first, last) in enumerate(self.places) if first < end and last > start]
-        return range(inside[0], inside[-1] + 1) if inside else range(0)
+        first = bisect_right(self.places, start, key=itemgetter(1))
+        return range(first, max(first, bisect_left(self.places, end, key=itemgetter(0))))
 
     def _find_cues(self) -> Iterator[tuple[Cue, range]]:
         index = 0
         while index < len(self):
-            following = index + 1
-            for rest, cue in CUES.get(self.forms[index], ()) if not self.taken[index] else ():
-                stop = self._match(rest, index + 1)
-                if stop:
-                    yield cue, range(index, stop)
-                    following = stop
-                    break
-            index = following
+            node = CUES.get(self.forms[index]) if not self.taken[index] else None
+            cue, stop = (None, index + 1) if node is None else self._longest(node, index + 1)
+            if cue is not None:
+                yield cue, range(index, stop)
+            index = stop
 
-    def _match(self, rest: Sequence[str], index: int) -> int:
-        """The word after a phrase whose further words stand from `index` on, or 0."""
-        for word in rest:
-            while index < len(self) and self.forms[index] != word and self.forms[index] in LINKS:
-                index += 1
-            if index == len(self) or self.forms[index] != word or self.taken[index]:
-                return 0
+    def _longest(self, node: Node, index: int) -> tuple[Cue | None, int]:
+        """The longest phrase that goes on at `index` after the word of `node`, and the word after it."""
+        found, stop = node.cue, index
+        links = 0
+        while index < len(self) and not self.taken[index]:
+            following = node.following.get(self.forms[index])
+            if following is not None:
+                node, links = following, 0
+            elif links < MOST_LINKS and self.forms[index] in LINKS:
+                links += 1
+            else:
+                break
             index += 1
-        return index
+            if following is not None and node.cue is not None:
+                found, stop = node.cue, index
+        return found, stop
 
     def offsets(self, at: range) -> tuple[int, int]:
         """Where some words stand in the document."""
@@ -142,10 +162,15 @@ class Words:
 
     def bracket_end(self, index: int) -> int:
         """The bracket that closes the one around the word at `index`, or the end."""
-        depth = 0
-        if "(" in self.forms[:index]:
-            for place in range(index, len(self)):
-                depth += (self.forms[place] == "(") - (self.forms[place] == ")")
-                if depth < 0:
-                    return place
-        return len(self)
+        return self._bracket_ends[index]
+
+    def _find_bracket_ends(self) -> list[int]:
+        ends = [len(self)] * len(self)
+        closing: list[int] = []
+        for index in range(len(self) - 1, -1, -1):
+            if self.forms[index] == "(" and closing:
+                closing.pop()
+            ends[index] = closing[-1] if closing else len(self)
+            if self.forms[index] == ")":
+                closing.append(index)
+        return ends
