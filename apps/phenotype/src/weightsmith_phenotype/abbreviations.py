@@ -2,7 +2,7 @@
 
 The method of Schwartz and Hearst (2003), "A simple algorithm for identifying abbreviation definitions in biomedical
 text": the letters of the short form are looked for from the right in the words before it, and its first letter must
-begin a word.
+begin a word. Words whose initials are the short form are preferred.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _BRACKETED = re.compile(r"[(\[]([^()\[\]]{2,250})[)\]]")
 _SHORT = re.compile(r"[^\W_]+(?:[-/&.][^\W_]+)*")
 _STOPS = (". ", ".\n", "? ", "! ", "; ", ": ", "(", ")", "[", "]", "\n\n", "\n\r\n")
 _WORD = re.compile(r"\S+")
+_INITIAL = re.compile(r"[^\W_]+")
+_SMALL = frozenset(["a", "an", "and", "by", "for", "in", "of", "on", "or", "the", "to", "with"])
 _QUOTES = "\"'“”‘’ \t"
 
 
@@ -181,6 +183,33 @@ def _singular(short: str) -> str:
 
 def _long_form(short: str, window: str) -> int | None:
     """Characters of the long form at the end of `window`, or None."""
+    at = _by_initials(short, window)
+    if at is None:
+        at = _by_letters(short, window)
+    if at is None:
+        return None
+    long = window[at:]
+    return None if len(long) <= len(short) or short in _SHORT.findall(long) else len(long)
+
+
+def _by_initials(short: str, window: str) -> int | None:
+    """Where the words begin whose initials are the short form.
+
+    Tried first: by letters alone, SS would be the "sclerosis" of systemic sclerosis, which has the letter twice.
+    """
+    letters = list(short.lower())
+    for match in reversed(list(_INITIAL.finditer(window))):
+        if match.group().lower() in _SMALL and match.group()[0].lower() != letters[-1]:
+            continue
+        if match.group()[0].lower() != letters.pop():
+            return None
+        if not letters:
+            return match.start()
+    return None
+
+
+def _by_letters(short: str, window: str) -> int | None:
+    """Where the long form begins by the method of Schwartz and Hearst."""
     at = len(window)
     for index in range(len(short) - 1, -1, -1):
         letter = short[index].lower()
@@ -193,10 +222,7 @@ def _long_form(short: str, window: str) -> int | None:
             return None
     while at > 0 and not window[at - 1].isspace():
         at -= 1
-    long = window[at:]
-    if len(long) <= len(short) or short in _SHORT.findall(long):
-        return None
-    return len(long)
+    return at
 
 
 def _occurrences(text: str, known: dict[str, tuple[list[int], list[list[Mention]]]]) -> Iterator[tuple[int, int, str]]:

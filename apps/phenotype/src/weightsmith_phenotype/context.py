@@ -19,7 +19,12 @@ was only wrapped. An item that begins with an article, a pronoun or a word of se
 palate, a long philtrum*.
 
 **Headings.** Below "Negative findings:" or "Family history:" the heading governs each line until a blank line or the
-next heading; with text on its own line it governs that line.
+next heading, and 1,500 characters at most; a blank line right below it does not count. With text on its own line it
+governs that line. "Ptosis: yes" or "the patient has ..." below it says otherwise and counts.
+
+**Relatives.** A relative is told of from the word for it to where the patient is the subject again. Whoever only
+reports or brings the patient, is healthy, or is compared with the patient is not told of. "Maternal diabetes" is a
+finding of the patient where the mention covers both words, else the mother's.
 
 A finding that ended ("no longer", "no further seizures") is a finding. "Unlikely" is uncertain. What an "if", a risk or
 a screening speaks of is uncertain.
