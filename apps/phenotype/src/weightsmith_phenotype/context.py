@@ -36,6 +36,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from weightsmith_phenotype.cued_words import JOINTS, Words
 from weightsmith_phenotype.cues import (
     AFFIRMING,
     AUXILIARIES,
@@ -54,7 +55,6 @@ from weightsmith_phenotype.document import Mention
 from weightsmith_phenotype.relatives import relative_scopes
 from weightsmith_phenotype.scope import LONGEST, Scope, backward, forward
 from weightsmith_phenotype.sentences import Governor, sentences
-from weightsmith_phenotype.words import JOINTS, Words
 
 __all__ = ["Context", "annotate", "explain", "without_cue"]
 

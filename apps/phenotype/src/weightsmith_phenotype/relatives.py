@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from weightsmith_phenotype.cued_words import JOINTS, Words
 from weightsmith_phenotype.cues import (
     AUXILIARIES,
     CUES,
@@ -23,7 +24,6 @@ from weightsmith_phenotype.cues import (
     table,
 )
 from weightsmith_phenotype.scope import LONGEST, Scope, backward
-from weightsmith_phenotype.words import JOINTS, Words
 
 __all__ = ["relative_scopes"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from weightsmith_phenotype.cued_words import JOINTS, Joint, Words
 from weightsmith_phenotype.cues import (
     AFFIRMING,
     AUXILIARIES,
@@ -24,7 +25,6 @@ from weightsmith_phenotype.cues import (
     Reach,
     table,
 )
-from weightsmith_phenotype.words import JOINTS, Joint, Words
 
 __all__ = ["LONGEST", "Scope", "backward", "forward"]
 
