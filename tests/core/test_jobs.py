@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
-from weightsmith.core.jobs import run_jobs
+from weightsmith.core.jobs import run_jobs, stream_jobs
 from weightsmith.core.training import Task, train_many
 
 linear = partial(nn.Linear, 3, 2)
@@ -26,10 +27,34 @@ def test_processes_keep_the_order_and_the_error():
         run_jobs(abs, [1], workers=0)
 
 
+def test_stream_takes_few_jobs_ahead_and_yields_every_result():
+    taken = 0
+
+    def jobs():
+        nonlocal taken
+        for number in range(60):
+            taken += 1
+            yield number / 1000
+
+    slow = stream_jobs(time.sleep, jobs(), workers=2)
+    next(slow)
+    assert taken <= 20
+    assert len(list(slow)) == 59
+    assert sorted(stream_jobs(abs, iter(range(-200, 0)), workers=2)) == list(range(1, 201))
+    one = stream_jobs(abs, iter([-1, -2]))
+    assert [next(one), next(one)] == [1, 2]
+    with pytest.raises(TypeError, match="bad operand"):
+        list(stream_jobs(abs, [1, "two"], workers=2))
+    with pytest.raises(HyperparameterError, match="workers: found 0"):
+        stream_jobs(abs, [1], workers=0)
+
+
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(WeightsmithError, match=r"Ray is not installed.*weightsmith\[ray\]"):
         list(run_jobs(abs, [1], backend="ray"))
+    with pytest.raises(WeightsmithError, match="Ray is not installed"):
+        list(stream_jobs(abs, [1], backend="ray"))
 
 
 @pytest.fixture
@@ -45,6 +70,7 @@ def test_ray_keeps_the_order_the_error_and_trains_the_same_members(ray):
     ray.init(num_cpus=2, include_dashboard=False)
     assert list(run_jobs(partial(pow, 2), [3, 1], backend="ray")) == [8, 2]
     assert list(run_jobs(abs, [], backend="ray")) == []
+    assert list(stream_jobs(abs, iter(range(600)), backend="ray")) == list(range(600))
     with pytest.raises(TypeError, match="bad operand"):
         list(run_jobs(abs, [1, "two"], backend="ray"))
     with pytest.raises(HyperparameterError, match="no such job"):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Literal, TypeVar, get_args
 
 from joblib import Parallel, delayed
 
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
-__all__ = ["Backend", "run_jobs"]
+__all__ = ["Backend", "run_jobs", "stream_jobs"]
 
 Job = TypeVar("Job")
 Backend = Literal["processes", "ray"]
+
+AT_ONCE = 256
+"""Jobs that are sent to Ray at a time when there are too many to hold."""
 
 
 def run_jobs(
@@ -44,10 +49,7 @@ def run_jobs(
     >>> list(run_jobs(abs, [-1, 2, -3]))
     [1, 2, 3]
     """
-    if workers < 1:
-        raise HyperparameterError("workers", found=workers, expected=">= 1")
-    if backend not in get_args(Backend):
-        raise HyperparameterError("backend", found=repr(backend), expected=f"one of {list(get_args(Backend))}")
+    _check(workers, backend)
     if backend == "ray":
         return _on_ray(function, jobs)
     if workers == 1 or len(jobs) < 2:
@@ -56,7 +58,67 @@ def run_jobs(
     return iter(parallel(delayed(function)(job) for job in jobs))
 
 
+def stream_jobs(
+    function: Callable[[Job], Any], jobs: Iterable[Job], *, workers: int = 1, backend: Backend = "processes"
+) -> Iterator[Any]:
+    """Yield ``function(job)`` for jobs that are too many to hold, in the order in which they finish.
+
+    Parameters
+    ----------
+    function : callable
+        Sent to the other processes by cloudpickle, so that any function works.
+    jobs : iterable
+        Its arguments. Few more than are being worked on are taken from it. With several workers, another thread may
+        take them.
+    workers : int, default: 1
+        Processes of the local pool; 1 runs here. Ray has its own idea of how many.
+    backend : {"processes", "ray"}, default: "processes"
+        Where to run, as in `run_jobs`. On Ray, `AT_ONCE` jobs are sent at a time.
+
+    Raises
+    ------
+    HyperparameterError
+        If there is no worker, or no such backend.
+    WeightsmithError
+        If Ray is asked for and not installed.
+
+    Examples
+    --------
+    >>> sorted(stream_jobs(abs, iter([-1, 2, -3])))
+    [1, 2, 3]
+    """
+    _check(workers, backend)
+    if backend == "ray":
+        return _stream_on_ray(function, iter(jobs))
+    if workers == 1:
+        return map(function, jobs)
+    parallel = Parallel(
+        n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
+    )
+    return iter(parallel(delayed(function)(job) for job in jobs))
+
+
+def _check(workers: int, backend: str) -> None:
+    if workers < 1:
+        raise HyperparameterError("workers", found=workers, expected=">= 1")
+    if backend not in get_args(Backend):
+        raise HyperparameterError("backend", found=repr(backend), expected=f"one of {list(get_args(Backend))}")
+
+
 def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Any]:
+    with _ray():
+        yield from Parallel(n_jobs=-1, backend="ray")(delayed(function)(job) for job in jobs)
+
+
+def _stream_on_ray(function: Callable[[Job], Any], jobs: Iterator[Job]) -> Iterator[Any]:
+    with _ray():
+        while some := list(islice(jobs, AT_ONCE)):
+            yield from Parallel(n_jobs=-1, backend="ray")(delayed(function)(job) for job in some)
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Ray as a backend of joblib: the one that runs already, or one of our own."""
     try:
         import ray  # type: ignore[import-not-found]
         from ray.util.joblib import register_ray  # type: ignore[import-not-found]
@@ -67,7 +129,7 @@ def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Any
         ray.init(include_dashboard=False)
     register_ray()
     try:
-        yield from Parallel(n_jobs=-1, backend="ray")(delayed(function)(job) for job in jobs)
+        yield
     finally:
         if ours:
             ray.shutdown()
