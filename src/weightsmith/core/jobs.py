@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -54,7 +57,7 @@ def run_jobs(
         return _on_ray(function, jobs)
     if workers == 1 or len(jobs) < 2:
         return map(function, jobs)
-    parallel = Parallel(n_jobs=min(workers, len(jobs)), backend="loky", return_as="generator")
+    parallel = _pool(min(workers, len(jobs)), return_as="generator")
     return iter(parallel(delayed(function)(job) for job in jobs))
 
 
@@ -92,10 +95,23 @@ def stream_jobs(
         return _stream_on_ray(function, iter(jobs))
     if workers == 1:
         return map(function, jobs)
-    parallel = Parallel(
-        n_jobs=workers, backend="loky", return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1
-    )
+    parallel = _pool(workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1)
     return iter(parallel(delayed(function)(job) for job in jobs))
+
+
+def _pool(workers: int, **options: Any) -> Parallel:
+    return Parallel(n_jobs=workers, backend="loky", initializer=_end_with, initargs=(os.getpid(),), **options)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent was killed: loky's would wait five minutes for work."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check(workers: int, backend: str) -> None:
