@@ -87,7 +87,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "pubtator",
-            (".pubtator",),
+            (".pubtator", ".txt"),
             "id|t|title, id|a|abstract, one line per annotation.",
             read=_pubtator.read,
             render=_pubtator.render,
@@ -95,7 +95,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "tsv",
-            (".tsv",),
+            (".tsv", ".txt"),
             "PhenoTagger's gold corpora: id, text, one line per annotation.",
             read=_tsv.read,
             render=_tsv.render,
