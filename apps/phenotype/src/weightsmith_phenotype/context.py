@@ -59,6 +59,7 @@ from weightsmith_phenotype.sentences import Governor, sentences
 __all__ = ["Context", "annotate", "explain", "without_cue"]
 
 _BE = table("is was are were be been being")
+_LEADING = table("with had has was is : showed")
 _QUESTION = Cue(Kind.UNCERTAIN, reach=Reach.ITEM)
 _ONLY_BEFORE = {"should": table("occur recur develop appear arise return worsen")}
 
@@ -204,8 +205,8 @@ def _within(starts: Sequence[int], words: range) -> range:
 
 
 def _cue_scopes(words: Words) -> Iterator[Scope]:
-    said_until = 0
     denied = range(0)
+    last = Scope(Kind.NOTHING, range(0), range(0))
     for cue, at in words.cues:
         needed = _ONLY_BEFORE.get(words.forms[at.start])
         if cue.kind in (Kind.NOTHING, Kind.END) or (
@@ -213,18 +214,27 @@ def _cue_scopes(words: Words) -> Iterator[Scope]:
         ):
             continue
         if cue.direction is Direction.AROUND:
-            yield backward(words, cue, at, said_until)
+            yield backward(words, cue, at, last.cue.stop)
             yield forward(words, cue, at)
         elif _looks_back(words, cue, at):
-            yield backward(words, cue, at, said_until)
-            said_until = at.stop
-        elif cue.direction is not Direction.CLOSING:
+            if last.cue and last.cue.stop == at.start - 1 and words.forms[at.start - 1] in ("but", "and", "then"):
+                last = last._replace(kind=cue.kind, cue=at)  # "was suspected but not confirmed"
+            else:
+                last = backward(words, cue, at, last.cue.stop)
+            yield last
+        elif cue.direction is not Direction.CLOSING or _stands_before_its_finding(words, at):
             scope = forward(words, cue, at)
             if cue.kind is Kind.UNCERTAIN and at.start in denied and words.forms[at.start] in DOUBTING:
                 continue
             if cue.kind is Kind.NEGATED:
                 denied = scope.said
             yield scope
+
+
+def _stands_before_its_finding(words: Words, at: range) -> bool:
+    """Whether it is "negative proteinuria", not "RF-negative arthritis" or "a negative test"."""
+    before = words.forms[at.start - 1] if at.start else ""
+    return at.stop < len(words) and words.taken[at.stop] and (not before or before in JOINTS or before in _LEADING)
 
 
 def _looks_back(words: Words, cue: Cue, at: range) -> bool:

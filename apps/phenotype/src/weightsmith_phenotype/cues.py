@@ -22,6 +22,7 @@ __all__ = [
     "DESCENDANTS",
     "DOUBTING",
     "EVIDENCE",
+    "EXAMPLES",
     "FEMININE",
     "FRESH",
     "HEADINGS",
@@ -94,6 +95,8 @@ class Reach(Enum):
     """A list, however it is joined."""
     CLAUSE = auto()
     """A list, past subjects and verbs."""
+    SENTENCE = auto()
+    """To where the patient is the subject, or a new verb begins."""
 
 
 class Cue(NamedTuple):
@@ -131,7 +134,7 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
     # It is not there. Of two equal phrases the first counts.
     (Cue(Kind.NEGATED, Direction.PASSIVE, Reach.ALL), f"denied; ruled out; excluded; not|never {_SEEN}"),
     (Cue(Kind.NEGATED, Direction.EITHER), "no"),
-    (Cue(Kind.NEGATED, Direction.CLOSING), "negative; neg"),
+    (Cue(Kind.NEGATED, Direction.CLOSING), "negative; neg; free; - free"),
     (Cue(Kind.NEGATED), "without; w / o; lacks|lacked; nil"),
     (Cue(Kind.NEGATED, reach=Reach.NOUN), "absence|lack of"),
     (
@@ -144,8 +147,8 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
     (Cue(Kind.NEGATED, reach=Reach.NEXT), "non -; non"),
     (
         Cue(Kind.NEGATED, reach=Reach.ALL),
-        f"""denies|deny|denying; negative|neg for; neg . for; unremarkable for; free of|from;
-        nothing to suggest|indicate; ruled out for; rules|ruling out; excludes|excluding; exclusion of;
+        f"""denies|deny|denying; negative|neg for; neg . for; negative with respect|regard to; unremarkable for;
+        free of|from; nothing to suggest|indicate; ruled out for; rules|ruling out; excludes|excluding; exclusion of;
         speak|speaks|argue|argues|evidence against; not|never {_SHOW}; fails|failed|failing to {_SHOW}""",
     ),
     (Cue(Kind.NEGATED, Direction.EITHER, Reach.ITEM), "absent; lacking"),
@@ -209,12 +212,14 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
         f"""not excluded|ruled_out; not completely|entirely|fully|safely excluded;
         be|been considered; to be excluded|ruled_out|confirmed|determined|considered;
         must|should|needs be excluded|considered; a possibility|consideration; in question;
-        may|might|could|can|would|will be present|expected|seen|found; would|will expected; is|are expected;
+        may|might be {_SEEN};
+        may|might|could|can|would|will be present|expected; can be seen|found;
+        would|will expected; is|are expected;
         may|might|could|can|will|would|should {_HAPPEN}""",
     ),
     # Whose it is. Relatives themselves stand below: what they do decides.
     (
-        Cue(Kind.FAMILY, reach=Reach.ALL),
+        Cue(Kind.FAMILY, reach=Reach.SENTENCE),
         "family|familial|hereditary history; family history of|for; family medical history; fhx; fh; fam hx",
     ),
     (Cue(Kind.FAMILY, reach=Reach.ITEM), "maternal|paternal|parental"),
@@ -283,6 +288,9 @@ OPENERS = table(
     "with despite over within clinically currently today initially"
 )
 """First words of what only leads up to the clause: "at birth, no cyanosis"."""
+
+EXAMPLES = table("such including like namely eg")
+"""First words of a list of examples, which is one list whatever stands before it."""
 
 PREPOSITIONS = table("of for in on to from")
 

@@ -52,20 +52,36 @@ def relative_scopes(words: Words) -> Iterator[Scope]:
         if noun == "relative" and index + 1 < len(words) and words.taken[index + 1]:
             continue  # an adjective: "relative macrocephaly"
         before = _before(words, index)
-        if before > 0 and words.forms[before] == "(" and words.taken[before - 1] and _is_alone(words, index):
-            yield backward(words, _BACKWARD, range(before, index + 1))
-            told[index] = False
-            continue
-        if before > 0 and words.forms[before] in _IN and words.first_taken < before:
-            shared = words.forms[max(0, before - 3) : before]
-            if "also" not in shared and shared[-1] not in ("and", "as", "but"):
-                yield backward(words, _BACKWARD, range(before, index + 1))
+        owner = _owner_of_what_stands_before(words, index, before)
+        if owner is not None:
+            if owner:
+                yield backward(words, _BACKWARD, owner)
             told[index] = False
             continue
         told[index] = _is_told_of(words, index, before, told)
         if told[index]:
             end, doubtful = _told_until(words, index, before)
             yield Scope(Kind.FAMILY, range(index, index + 1), range(index + 1, end), doubtful)
+
+
+def _owner_of_what_stands_before(words: Words, index: int, before: int) -> range | None:
+    """The words that give the finding before them to the relative at `index`; empty if the patient has it too.
+
+    "Ptosis in his father", "ptosis of his father", "ptosis in two of the brothers", "ptosis (father)".
+    """
+    if before <= 0 or words.first_taken >= before:
+        return None
+    leading = words.forms[before]
+    if leading == "of" and words.forms[before - 1] in SOME and before > 1 and words.forms[before - 2] in _IN:
+        before -= 2
+    elif leading == "(":
+        if not (words.taken[before - 1] and _is_alone(words, index)):
+            return None
+    elif not (leading in _IN or (leading == "of" and words.taken[before - 1])):
+        return None
+    shared = words.forms[max(0, before - 3) : before]
+    too = "also" in shared or (not words.taken[before - 1] and shared[-1] in ("and", "as", "but"))
+    return range(0) if too else range(before, index + 1)
 
 
 def _is_alone(words: Words, index: int) -> bool:
@@ -80,7 +96,9 @@ def _before(words: Words, index: int) -> int:
     others = 0
     while before >= 0 and not words.taken[before]:
         form = words.forms[before]
-        if form not in OF_A_RELATIVE and not form.isdigit():
+        if form in JOINTS and before and OF_A_RELATIVE.issuperset(words.forms[before - 1 : before + 2 : 2]):
+            pass  # "young and healthy parents"
+        elif form not in OF_A_RELATIVE and not form.isdigit():
             if form in JOINTS or form in NOT_A_SUBJECT or form in _IN or form in AUXILIARIES or form in PATIENT:
                 break
             if before in words.ending or not form[0].isalnum() or others == ADJECTIVES:

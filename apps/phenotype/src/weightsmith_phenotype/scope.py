@@ -13,6 +13,7 @@ from weightsmith_phenotype.cues import (
     AFFIRMING,
     AUXILIARIES,
     EVIDENCE,
+    EXAMPLES,
     FRESH,
     LINKS,
     OPENERS,
@@ -34,7 +35,14 @@ LONGEST = 150
 NEAR_WORDS = 4
 """Words after a bare "not" among which its finding must begin."""
 
-_BETWEEN = AUXILIARIES | LINKS | table(": - – — = ( \" ' “ ” which that all history both to")
+_BETWEEN = (
+    AUXILIARIES
+    | LINKS
+    | AFFIRMING
+    | table(
+        ": - – — = ( \" ' “ ” which that all history both to seen noted found observed reported described diagnosed"
+    )
+)
 _PLURAL = table("are were have")
 _EMPTY = range(0)
 
@@ -65,6 +73,8 @@ def forward(words: Words, cue: Cue, at: range) -> Scope:
     limit = min(words.bracket_end(at.start), begin + LONGEST)
     if cue.reach is Reach.NEXT:
         return Scope(cue.kind, at, range(begin, min(begin + 1, limit)))
+    if cue.reach is Reach.SENTENCE:
+        return Scope(cue.kind, at, range(begin, _sentence_end(words, begin, limit)))
     opens = _begins_clause(words, at.start)
     reach = cue.reach
     if reach is Reach.NOUN:
@@ -73,6 +83,7 @@ def forward(words: Words, cue: Cue, at: range) -> Scope:
     first_end = joints[0].start if joints else end
     if reach is Reach.NEAR:
         return Scope(cue.kind, at, range(begin, min(begin + NEAR_WORDS, first_end)))
+    opens = opens or not EXAMPLES.isdisjoint(words.forms[begin:first_end])
     stop, doubtful = _list_end(joints, end, reach, opens)
     hole = _hole(words, begin, first_end) if reach is not Reach.CLAUSE and cue.kind is not Kind.FAMILY else _EMPTY
     return Scope(cue.kind, at, range(begin, stop), doubtful, hole)
@@ -105,6 +116,16 @@ def backward(words: Words, cue: Cue, at: range, said_until: int = 0) -> Scope:
     )
 
 
+def _sentence_end(words: Words, begin: int, limit: int) -> int:
+    for index in range(begin, limit):
+        if words.taken[index]:
+            continue
+        verb = words.forms[index] in AUXILIARIES and index > begin and words.forms[index - 1] in JOINTS
+        if verb or words.is_subject(index):
+            return index
+    return limit
+
+
 def _next_denial(words: Words, cue: Cue, begin: int, limit: int) -> int:
     """Where the next cue that denies takes over: "no fever or no cough"; "nor" goes on."""
     if cue.kind is not Kind.NEGATED:
@@ -131,6 +152,9 @@ def _items_after(words: Words, begin: int, limit: int, reach: Reach, opens: bool
             break
         elif form in JOINTS:
             joint = words.joint(index)
+            if joint.end < limit and words.forms[joint.end] in EXAMPLES:
+                index = joint.end
+                continue
             if joint.end >= limit or (joint.kind != "or" and _told_for_itself(words, joint.end, clause)):
                 break
             joints.append(joint)
@@ -162,7 +186,7 @@ def _list_end(joints: Sequence[Joint], end: int, reach: Reach, opens: bool) -> t
     if closing is None:
         return (end if whole else first), (range(first, end) if reach is Reach.LIST else _EMPTY)
     after = closing + 1
-    while after < len(joints) and joints[after].kind == "or" and not joints[after].comma:
+    while after < len(joints) and not joints[after].comma and (joints[after].kind == "or" or reach is Reach.ALL):
         after += 1
     stop = joints[after].start if after < len(joints) else end
     if joints[closing].kind == "or" or whole:
