@@ -13,10 +13,11 @@ rules of scope are our own (`weightsmith_phenotype.cues`).
   *high forehead, but no cleft palate, low-set ears, long philtrum*;
 - every item of a list without any conjunction, if the cue opens its clause (*No fever, cough, headache.*).
 
-The last two can be meant otherwise, so `explain` marks what follows the first item as doubtful. A scope also ends at
-"but", "except", a new subject or verb, a semicolon, the end of a sentence, and the end of a line, unless the line
-was only wrapped. An item that begins with an article, a pronoun or a word of severity is told for itself: *no cleft
-palate, a long philtrum*.
+The last two can be meant otherwise, so `explain` marks what follows the first item as doubtful. A list of examples
+("such as", "including") and a list that is a verb's subject (*no fever and cough were noted*) are taken whole. A scope
+also ends at "but", "except", a new subject or verb, a semicolon, the end of a sentence, and the end of a line, unless
+the line was only wrapped. An item that begins with an article or a pronoun is told for itself (*no cleft palate, a long
+philtrum*), and so is one that begins with a degree, unless "or" closes the list (*no seizures, severe ataxia*).
 
 **Headings.** Below "Negative findings:" or "Family history:" the heading governs each line until a blank line or the
 next heading, and 1,500 characters at most; a blank line right below it does not count. With text on its own line it

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from weightsmith_phenotype.cues import (
     AFTER_BACKWARD,
+    AUXILIARIES,
     CUES,
     LINKS,
     NOT_A_SUBJECT,
@@ -71,8 +72,8 @@ class Words:
         Words of phrases at which a scope ends.
     denying, beginning : set of int
         First words of the phrases that deny, and of those that deny or doubt.
-    first_taken, first_comma : int
-        The first word inside a mention, and the first comma; the number of words if there is none.
+    first_taken, first_comma, first_verb : int
+        The first word inside a mention, comma and verb; the number of words if there is none.
     """
 
     def __init__(self, text: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -> None:
@@ -89,8 +90,9 @@ class Words:
                 self.taken[index] = True
         self.cues = list(self._find_cues())
         self._bracket_ends = self._find_bracket_ends()
-        self.first_taken = self.taken.index(True) if True in self.taken else len(self)
-        self.first_comma = self.forms.index(",") if "," in self.forms else len(self)
+        self.first_taken = next((index for index, taken in enumerate(self.taken) if taken), len(self))
+        self.first_comma = next((index for index, form in enumerate(self.forms) if form == ","), len(self))
+        self.first_verb = next((index for index, form in enumerate(self.forms) if form in AUXILIARIES), len(self))
         self.ending = {index for cue, at in self.cues if cue.kind is Kind.END for index in at}
         self.denying = {at.start for cue, at in self.cues if cue.kind is Kind.NEGATED}
         self.beginning = self.denying | {at.start for cue, at in self.cues if cue.kind is Kind.UNCERTAIN}

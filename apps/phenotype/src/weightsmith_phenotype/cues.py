@@ -19,6 +19,7 @@ __all__ = [
     "AFTER_BACKWARD",
     "AUXILIARIES",
     "CUES",
+    "DEGREES",
     "DESCENDANTS",
     "DOUBTING",
     "EVIDENCE",
@@ -133,7 +134,7 @@ occur|occurs|occurred|recur|recurs|recurred|exist|existed|happen|happened|arise|
 _PHRASES: tuple[tuple[Cue, str], ...] = (
     # It is not there. Of two equal phrases the first counts.
     (Cue(Kind.NEGATED, Direction.PASSIVE, Reach.ALL), f"denied; ruled out; excluded; not|never {_SEEN}"),
-    (Cue(Kind.NEGATED, Direction.EITHER), "no"),
+    (Cue(Kind.NEGATED, Direction.EITHER), "no; lacking"),
     (Cue(Kind.NEGATED, Direction.CLOSING), "negative; neg; free; - free"),
     (Cue(Kind.NEGATED), "without; w / o; lacks|lacked; nil"),
     (Cue(Kind.NEGATED, reach=Reach.NOUN), "absence|lack of"),
@@ -151,7 +152,7 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
         free of|from; nothing to suggest|indicate; ruled out for; rules|ruling out; excludes|excluding; exclusion of;
         speak|speaks|argue|argues|evidence against; not|never {_SHOW}; fails|failed|failing to {_SHOW}""",
     ),
-    (Cue(Kind.NEGATED, Direction.EITHER, Reach.ITEM), "absent; lacking"),
+    (Cue(Kind.NEGATED, Direction.EITHER, Reach.ITEM), "absent"),
     (Cue(Kind.NEGATED, Direction.EITHER, Reach.ALL), f"not|never {_HAPPEN}"),
     (
         Cue(Kind.NEGATED, Direction.BACKWARD),
@@ -253,11 +254,15 @@ AUXILIARIES = table(
 """Verbs that make what stands before them a subject."""
 
 FRESH = table(
-    "a an the his her their its this these with has had is was are were mild moderate severe marked profound "
-    "bilateral unilateral left right slight prominent progressive significant now also additionally furthermore "
-    "there he she it they we"
+    "a an the his her their its this these with has had is was are were now also additionally furthermore there he she "
+    "it they we"
 )
 """First words of an item that is told for itself: "no cleft palate, a long philtrum"."""
+
+DEGREES = table(
+    "mild moderate severe marked profound bilateral unilateral left right slight prominent progressive significant"
+)
+"""First words of an item that is told for itself, unless "or" closes the list: "no seizures, severe ataxia"."""
 
 EVIDENCE = table(
     "evidence sign signs history histories feature features symptom symptoms indication indications suggestion "

@@ -12,6 +12,7 @@ from weightsmith_phenotype.cued_words import JOINTS, Joint, Words
 from weightsmith_phenotype.cues import (
     AFFIRMING,
     AUXILIARIES,
+    DEGREES,
     EVIDENCE,
     EXAMPLES,
     FRESH,
@@ -79,12 +80,12 @@ def forward(words: Words, cue: Cue, at: range) -> Scope:
     reach = cue.reach
     if reach is Reach.NOUN:
         reach = Reach.LIST if at.start == 0 else Reach.ITEM
-    joints, end = _items_after(words, begin, _next_denial(words, cue, begin, limit), reach, opens)
+    joints, end, subject = _items_after(words, begin, _next_denial(words, cue, begin, limit), reach, at.start)
     first_end = joints[0].start if joints else end
     if reach is Reach.NEAR:
         return Scope(cue.kind, at, range(begin, min(begin + NEAR_WORDS, first_end)))
     opens = opens or not EXAMPLES.isdisjoint(words.forms[begin:first_end])
-    stop, doubtful = _list_end(joints, end, reach, opens)
+    stop, doubtful = (end, _EMPTY) if subject else _list_end(joints, end, reach, opens)
     hole = _hole(words, begin, first_end) if reach is not Reach.CLAUSE and cue.kind is not Kind.FAMILY else _EMPTY
     return Scope(cue.kind, at, range(begin, stop), doubtful, hole)
 
@@ -134,8 +135,8 @@ def _next_denial(words: Words, cue: Cue, begin: int, limit: int) -> int:
     return next(denials, limit)
 
 
-def _items_after(words: Words, begin: int, limit: int, reach: Reach, opens: bool) -> tuple[list[Joint], int]:
-    """The joints of the list that begins at `begin`, and where the list must be over."""
+def _items_after(words: Words, begin: int, limit: int, reach: Reach, cue: int) -> tuple[list[Joint], int, bool]:
+    """The joints of the list that begins at `begin`, where it must be over, and whether a verb makes it the subject."""
     joints: list[Joint] = []
     depth = 0
     index = begin
@@ -162,13 +163,23 @@ def _items_after(words: Words, begin: int, limit: int, reach: Reach, opens: bool
             continue
         elif not clause and index > begin and (form in AUXILIARIES or form in AFFIRMING):
             # "No seizures and ataxia were noted" is one subject; "no seizures, and ataxia was noted" is two.
-            if joints and joints[-1].kind != "or":
-                several = len(joints) > 1 or (not joints[0].comma and form in _PLURAL)
-                if not (opens and joints[-1].kind == "and" and several):
-                    return joints[:-1], joints[-1].start
+            one = not joints or joints[-1].kind == "or" or (joints[-1].kind == "and" and not joints[-1].comma)
+            several = len(joints) > 1 and joints[-1].kind == "and" and all(joint.kind == "," for joint in joints[:-1])
+            if words.first_verb > cue and (one or several):
+                return joints, index, True
+            if joints and joints[-1].kind != "or" and not (one and form in _PLURAL):
+                return joints[:-1], joints[-1].start, False
             break
         index += 1
-    return joints, index
+    return _without_degrees(words, joints, index, reach)
+
+
+def _without_degrees(words: Words, joints: list[Joint], end: int, reach: Reach) -> tuple[list[Joint], int, bool]:
+    if reach is Reach.LIST and not any(joint.kind == "or" for joint in joints):
+        for number, joint in enumerate(joints):
+            if words.forms[joint.end] in DEGREES:
+                return joints[:number], joint.start, False
+    return joints, end, False
 
 
 def _told_for_itself(words: Words, index: int, clause: bool) -> bool:
