@@ -500,6 +500,7 @@ def test_format_by_name(tmp_path):
     ]  # fmt: skip
     assert format_of("a.docx") is None
     (tmp_path / "a.txt").write_text(PUBTATOR)
+    assert len(list(read_documents(tmp_path / "a.txt", "text"))) == 1
     assert len(list(read_documents(tmp_path / "a.txt"))) == 2
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(CorpusError, match="its format is not known by its name: found '.docx'"):

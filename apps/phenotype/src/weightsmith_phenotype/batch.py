@@ -25,7 +25,7 @@ from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TemporaryFolder, kept_folder, read_json, scratch_folder, write_file
 from weightsmith.core.jobs import Backend, stream_jobs
 from weightsmith.core.progress import track
-from weightsmith_phenotype.corpus import STDIN, Failure, Input, find_inputs, read_inputs, shown
+from weightsmith_phenotype.corpus import Failure, Input, find_inputs, read_inputs, shown
 from weightsmith_phenotype.document import Document, Mention
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.formats import FORMATS, CorpusNotice, OffsetUnit, WriteOptions
@@ -265,25 +265,19 @@ class _Reader:
         self.notes, self.format, self.batch_size, self.stdin = notes, format, batch_size, stdin
         self.notices: list[str] = []
         self.count = 0
+        self.expected: int | None = None
 
     def inputs(self, failed: Callable[[Failure], None]) -> Iterator[Input]:
         return find_inputs(self.notes, self.format, failed=failed)
 
     def listing(self) -> Iterator[str]:
-        """A line per input: its name and size."""
+        """A line per input: its name and size. Counts the documents, if the files say it: a plain text is one."""
+        count: int | None = 0
         for item in self.inputs(lambda failure: None):
+            single = item.path is not None and item.format in ("text", "brat")
+            count = count + 1 if single and count is not None else None
             yield f"{json.dumps(item.name)} {item.size} bytes\n"
-
-    def expected(self) -> int | None:
-        """The number of documents, if the files say it: a plain text is one."""
-        if STDIN in map(str, self.notes):
-            return None
-        count = 0
-        for item in self.inputs(lambda failure: None):
-            if item.format not in ("text", "brat"):
-                return None
-            count += 1
-        return count
+        self.expected = count
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards of all inputs, in order. What is not found makes up the last."""
@@ -392,7 +386,7 @@ class _Run:
         function = partial(_tag_shard, holder, self.settings)
         try:
             results = stream_jobs(function, self.to_do(), workers=self.jobs, backend=self.backend)
-            for _ in track(self.ticks(results, put), "tagging notes", self.reader.expected()):
+            for _ in track(self.ticks(results, put), "tagging notes", self.reader.expected):
                 pass
         finally:
             pickled.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from weightsmith.core.errors import WeightsmithError
@@ -27,7 +26,7 @@ class Input:
 
     Attributes
     ----------
-    path : Path or None
+    path : str or None
         None is standard input.
     id : str
         Id of its document, if its format has none: the path below the folder that all inputs share, without suffix.
@@ -35,12 +34,15 @@ class Input:
         Name of the format.
     size : int
         Bytes; 0 for standard input.
+    sniffed : bool
+        The format is by the name, and what the file starts with may say otherwise.
     """
 
-    path: Path | None
+    path: str | None
     id: str
     format: str
     size: int = 0
+    sniffed: bool = False
 
     @property
     def name(self) -> str:
@@ -99,7 +101,8 @@ def find_inputs(
             readable = ", ".join(name for name, item in FORMATS.items() if item.readable)
             raise CorpusError("format of the notes", found=repr(format), expected=f"one of {readable}")
         chosen = FORMATS[format]
-    base = _shared_folder([Path(note) for note in notes if note != STDIN])
+    paths = [os.fspath(note) for note in notes]
+    base = _shared_folder([path for path in paths if path != STDIN])
     count = 0
 
     def refuse(failure: Failure) -> None:
@@ -109,13 +112,13 @@ def find_inputs(
             raise CorpusError(str(failure))
         failed(failure)
 
-    for note in notes:
-        if note == STDIN:
+    for path in paths:
+        if path == STDIN:
             found: Iterator[Input] = iter([Input(None, "stdin", format or "text")])
-        elif Path(note).is_dir():
-            found = _in_folder(Path(note), base, chosen, refuse)
+        elif os.path.isdir(path):
+            found = _in_folder(path, base, chosen, refuse)
         else:
-            found = _file(Path(note), base, chosen, refuse)
+            found = _file(path, os.path.relpath(os.path.dirname(os.path.abspath(path)), base), chosen, refuse)
         for item in found:
             count += 1
             yield item
@@ -126,27 +129,26 @@ def find_inputs(
         )
 
 
-def _shared_folder(paths: list[Path]) -> Path:
-    folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
-    return Path(os.path.commonpath(folders)) if folders else Path()
+def _shared_folder(names: list[str]) -> str:
+    folders = [os.path.abspath(name if os.path.isdir(name) else os.path.dirname(name)) for name in names]
+    return os.path.commonpath(folders) if folders else ""
 
 
-def _file(path: Path, base: Path, chosen: Format | None, failed: Callable[[Failure], None]) -> Iterator[Input]:
+def _file(path: str, folder: str, chosen: Format | None, failed: Callable[[Failure], None]) -> Iterator[Input]:
+    """The file, if it can be one; ``folder`` is where it is, below the folder that all inputs share."""
     try:
         found = chosen or format_of(path)
-        if found is None and path.exists():
-            failed(Failure(shown(path), f"its format is not known by its name, {path.suffix!r}; name the input format"))
-        else:
-            yield _input(path, base, found or FORMATS["text"])
-    except OSError as error:
-        failed(Failure(shown(path), error.strerror or str(error)))
-    except CorpusError as error:
-        failed(Failure(shown(path), str(error)))
-
-
-def _input(path: Path, base: Path, found: Format) -> Input:
-    relative = Path(os.path.abspath(path)).relative_to(base)
-    return Input(path, shown(relative.with_suffix("").as_posix()), found.name, path.stat().st_size)
+        status = os.stat(path)
+        if found is None:
+            known = f"its format is not known by its name, {os.path.splitext(path)[1]!r}; name the input format"
+            failed(Failure(shown(path), known))
+            return
+        identifier = os.path.splitext(os.path.basename(path))[0]
+        if folder != os.curdir:
+            identifier = f"{folder.replace(os.sep, '/')}/{identifier}"
+        yield Input(path, shown(identifier), found.name, status.st_size, sniffed=chosen is None)
+    except (OSError, ValueError) as error:
+        failed(Failure(shown(path), getattr(error, "strerror", None) or str(error)))
 
 
 def _searched(item: Format) -> tuple[str, ...]:
@@ -154,20 +156,21 @@ def _searched(item: Format) -> tuple[str, ...]:
     return item.suffixes if item.read is not None else ()
 
 
-def _in_folder(folder: Path, base: Path, chosen: Format | None, failed: Callable[[Failure], None]) -> Iterator[Input]:
+def _in_folder(top: str, base: str, chosen: Format | None, failed: Callable[[Failure], None]) -> Iterator[Input]:
     def refuse(error: OSError) -> None:
-        failed(Failure(shown(error.filename or folder), error.strerror or str(error)))
+        failed(Failure(shown(error.filename or top), error.strerror or str(error)))
 
-    known = {suffix for item in FORMATS.values() for suffix in _searched(item)}
-    for root, folders, names in os.walk(folder, onerror=refuse):
+    suffixes = chosen.suffixes if chosen else {suffix for item in FORMATS.values() for suffix in _searched(item)}
+    for root, folders, names in os.walk(top, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folder = os.path.relpath(root, base)
         for name in sorted(names):
-            path = Path(root, name)
-            if name.startswith(".") or not path.is_file():
-                continue
-            suffix = path.suffix.lower()
-            if suffix in chosen.suffixes if chosen is not None else suffix in known:
-                yield from _file(path, base, chosen, failed)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                path = os.path.join(root, name)
+                if os.path.isfile(path) or not os.path.exists(
+                    path
+                ):  # a link that leads nowhere is named; a pipe is not
+                    yield from _file(path, folder, chosen, failed)
 
 
 def read_inputs(
@@ -196,13 +199,16 @@ def read_inputs(
     seen: set[str] = set()
     for item in inputs:
         source = item.path if item.path is not None else stdin or sys.stdin.buffer
+        format = None if item.sniffed else item.format
         documents = None
         while True:
             try:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     if documents is None:
-                        documents = read_documents(source, item.format, offset_unit=offset_unit, mentions=False)
+                        documents = read_documents(
+                            source, format, offset_unit=offset_unit, mentions=False, default_id=item.id
+                        )
                     document = next(documents, None)
             except (WeightsmithError, OSError, MemoryError) as error:
                 yield Failure(item.name, str(error) or type(error).__name__)
@@ -212,8 +218,6 @@ def read_inputs(
                     noticed(str(warning.message))
             if document is None:
                 break
-            if item.format in ("text", "brat"):
-                document.id = item.id
             if document.id in seen:
                 yield Failure(item.name, "another document has this id", document.id)
                 continue

@@ -153,7 +153,7 @@ class _Handler:
             if tag in ("offset", "text"):
                 setattr(holder, tag, value)
         elif tag == "id" and self.stack[-1] == "document" and self.document is not None:
-            self.document["id"] = value.strip()
+            self.document["id"] = value.strip() if "\n" in value else value
 
     def built(self, found: dict[str, Any]) -> Document:
         what = f"{self.where}: document {found['id']!r}"

@@ -60,7 +60,7 @@ def read_path(path: Path, options: ReadOptions) -> Iterator[Document]:
         for file in found:
             yield _document(file, file.relative_to(path).with_suffix("").as_posix(), options)
     else:
-        yield _document(path.with_suffix(".ann"), path.stem, options)
+        yield _document(path.with_suffix(".ann"), options.default_id or path.stem, options)
 
 
 def _document(path: Path, identifier: str, options: ReadOptions) -> Document:
@@ -161,7 +161,7 @@ def _add(target: Annotation, kind: str, words: list[str], cells: list[str], wher
 
 
 def files(document: Document, options: WriteOptions) -> dict[str, str]:
-    """The two files of a document, by their names relative to the folder.
+    """The two files of a document, by their names relative to the folder. Blanks in a kind or source are underscores.
 
     Raises
     ------

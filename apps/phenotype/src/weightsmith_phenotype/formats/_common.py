@@ -59,10 +59,13 @@ class ReadOptions:
         What the file's offsets count. Code points, unless the file itself says otherwise.
     mentions : bool
         Read the annotations too. Without them, a document whose annotations are wrong can still be tagged.
+    default_id : str, optional
+        Id of a document whose format has none.
     """
 
     offset_unit: OffsetUnit | None = None
     mentions: bool = True
+    default_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.offset_unit is not None:
@@ -231,7 +234,7 @@ def check_document(document: Document) -> None:
     CorpusError
         If the id, the text or a mention's field has a lone surrogate, the id is empty, or a score is not finite.
     """
-    if not document.id:
+    if not document.id.strip():
         raise CorpusError("a document without an id cannot be written")
     for what, value in (("id", document.id), ("text", document.text)):
         lone = _SURROGATE.search(value)

@@ -128,6 +128,9 @@ FORMATS: dict[str, Format] = {
 }
 """The formats, by name."""
 
+FIRST = 256
+"""Bytes that tell PubTator from plain text."""
+
 _BY_SUFFIX = {suffix: item for item in reversed(FORMATS.values()) for suffix in item.suffixes if item.readable}
 _WRITTEN = {suffix: item for item in reversed(FORMATS.values()) for suffix in item.suffixes if item.writable}
 
@@ -146,24 +149,23 @@ def named_format(name: str) -> Format:
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
-    """The format of a file that is read, by the end of its name; a ``.txt`` file may be PubTator, by its first line.
+    """The format of a file that is read, by the end of its name.
 
     Examples
     --------
     >>> format_of("corpus.PubTator").name
     'pubtator'
     """
-    found = _BY_SUFFIX.get(Path(path).suffix.lower())
-    if found is FORMATS["text"] and Path(path).is_file():
-        with opened(path) as stream:
-            start = stream.read(256).decode("utf-8-sig", "ignore")
-        if _pubtator.FIRST_LINE.match(start):
-            return FORMATS["pubtator"]
-    return found
+    return _BY_SUFFIX.get(os.path.splitext(path)[1].lower())
 
 
 def read_documents(
-    source: Source, format: str | None = None, *, offset_unit: OffsetUnit | None = None, mentions: bool = True
+    source: Source,
+    format: str | None = None,
+    *,
+    offset_unit: OffsetUnit | None = None,
+    mentions: bool = True,
+    default_id: str | None = None,
 ) -> Iterator[Document]:
     r"""Yield the documents of a file, folder or stream, one at a time.
 
@@ -172,11 +174,14 @@ def read_documents(
     source : path or stream
         A file, a folder of brat files, or a stream of bytes or text.
     format : str, optional
-        A name of `FORMATS`. By default by the end of the file's name.
+        A name of `FORMATS`. By default by the end of the file's name; a ``.txt`` file whose first line is one of
+        PubTator is read as such.
     offset_unit : {"codepoints", "utf16", "bytes"}, optional
         What the file's offsets count: code points, unless a JSON file says otherwise.
     mentions : bool, default: True
         Read the annotations too.
+    default_id : str, optional
+        Id of a document whose format has none; by default the file's name without its suffix.
 
     Yields
     ------
@@ -196,7 +201,7 @@ def read_documents(
     >>> [(found.id, found.mentions[0].text) for found in read_documents(file, "pubtator")]
     [('7', 'tall')]
     """
-    options = ReadOptions(offset_unit, mentions)
+    options = ReadOptions(offset_unit, mentions, default_id)
     name = source_name(source)
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
     if path is not None and not path.exists():
@@ -209,7 +214,7 @@ def read_documents(
         chosen = found_format(name)
     if not chosen.readable:
         raise CorpusError(f"{name}: {chosen.name} holds no texts and can only be written")
-    return _unique(_documents(source, path, name, chosen, options), name)
+    return _unique(_documents(source, path, name, chosen, options, sniffed=format is None), name)
 
 
 def found_format(name: str) -> Format:
@@ -224,7 +229,7 @@ def found_format(name: str) -> Format:
     if found is None:
         raise CorpusError(
             f"{name}: its format is not known by its name",
-            found=repr(Path(name).suffix),
+            found=repr(os.path.splitext(name)[1]),
             expected=f"one of {', '.join(_BY_SUFFIX)}",
             do="Name the format.",
         )
@@ -232,7 +237,7 @@ def found_format(name: str) -> Format:
 
 
 def _documents(
-    source: Source, path: Path | None, name: str, chosen: Format, options: ReadOptions
+    source: Source, path: Path | None, name: str, chosen: Format, options: ReadOptions, *, sniffed: bool
 ) -> Iterator[Document]:
     if chosen.read_path is not None:
         if path is None:
@@ -242,7 +247,11 @@ def _documents(
         if path is not None and path.is_dir():
             raise CorpusError(f"{name} is a folder", expected=f"a file in the format {chosen.name}")
         with opened(source) as stream:
-            yield from chosen.read(stream, name, options)
+            reader = chosen.read
+            if sniffed and chosen is FORMATS["text"] and isinstance(stream, io.BufferedReader):
+                start = stream.peek(FIRST)[:FIRST].decode("utf-8-sig", "ignore")
+                reader = _pubtator.read if _pubtator.FIRST_LINE.match(start) else reader
+            yield from reader(stream, name, options)
 
 
 def _unique(documents: Iterator[Document], name: str) -> Iterator[Document]:

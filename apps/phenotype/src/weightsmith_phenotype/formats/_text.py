@@ -14,7 +14,7 @@ __all__ = ["read"]
 
 
 def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Document]:
-    """Yield the one document of a text file. Its id is the file's name without the suffix.
+    """Yield the one document of a text file. Its id is the file's name without the suffix, or the default id.
 
     Line ends stay as they are. A byte order mark is not part of the text.
 
@@ -33,4 +33,4 @@ def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Document
             expected="UTF-8",
             do=CONVERT,
         )
-    yield assemble(name, PurePath(name).stem, text, (), options)
+    yield assemble(name, options.default_id or PurePath(name).stem, text, (), options)
