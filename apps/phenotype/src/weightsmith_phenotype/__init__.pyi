@@ -6,6 +6,7 @@ from .errors import (
     TaggerError as TaggerError,
 )
 from .ontology import HPO_ROOT as HPO_ROOT, Ontology as Ontology, Synonym as Synonym, Term as Term
-from .tagger import PhenoTagger as PhenoTagger
+from .evaluate import Evaluation as Evaluation, evaluate as evaluate
+from .tagger import PhenoTagger as PhenoTagger, Settings as Settings
 
 __version__: str

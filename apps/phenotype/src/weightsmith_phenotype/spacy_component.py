@@ -111,7 +111,7 @@ class PhenotypeComponent:
             if self._given is None:
                 self._tagger = PhenoTagger.default()
             elif isinstance(self._given, str | Path):
-                self._tagger = PhenoTagger.from_pretrained(self._given)  # type: ignore[attr-defined]
+                self._tagger = PhenoTagger.from_pretrained(self._given)
             else:
                 self._tagger = self._given
         return self._tagger
@@ -146,7 +146,7 @@ class PhenotypeComponent:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         if self._given is not None:
-            self.tagger.save_pretrained(folder / _FOLDER)  # type: ignore[attr-defined]
+            self.tagger.save_pretrained(folder / _FOLDER)
         settings = {"spans_key": self.spans_key, "prefix": self.prefix, "default": self._given is None}
         temporary = folder / f"{_SETTINGS}.tmp"
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

