@@ -118,7 +118,8 @@ _AROUND_BAR = re.compile(r"\s*\|\s*")
 _SEEN = """
 observed|seen|noted|noticed|found|present|detected|reported|described|identified|evident|demonstrated|documented
 |visualized|visualised|appreciated|apparent|confirmed|recorded|elicited|elicitable|palpable|palpated|felt|heard|known
-|mentioned|encountered|diagnosed|recognized|recognised|shown|visible|discernible|verified|established"""
+|mentioned|encountered|diagnosed|recognized|recognised|shown|visible|discernible|verified|established|observable
+|noticeable|detectable"""
 _SHOW = """
 have|has|had|having|show|showed|shown|showing|reveal|revealed|demonstrate|demonstrated|exhibit|exhibited|display
 |displayed|develop|developed|experience|experienced|report|reported|find|found|detect|detected|see|saw|observe|identify
@@ -271,7 +272,7 @@ EVIDENCE = table(
     "diagnosis form "
     "forms type types kind sort degree problem problems issue issues proof clue clues criteria attack attacks bout "
     "bouts concern concerns suspicion suspicions risk signal pattern patterns appearance instance instances amount "
-    "onset family"
+    "onset family suggestive suspicious indicative typical characteristic development involvement existence detection"
 )
 """Nouns that hand a negation on: "no sign of ataxia" denies the ataxia, "no relief of the pain" does not."""
 

@@ -165,13 +165,21 @@ def _items_after(words: Words, begin: int, limit: int, reach: Reach, cue: int) -
             # "No seizures and ataxia were noted" is one subject; "no seizures, and ataxia was noted" is two.
             one = not joints or joints[-1].kind == "or" or (joints[-1].kind == "and" and not joints[-1].comma)
             several = len(joints) > 1 and joints[-1].kind == "and" and all(joint.kind == "," for joint in joints[:-1])
-            if words.first_verb > cue and (one or several):
+            if (one or several) and _is_subject_position(words, cue):
                 return joints, index, True
             if joints and joints[-1].kind != "or" and not (one and form in _PLURAL):
                 return joints[:-1], joints[-1].start, False
             break
         index += 1
     return _without_degrees(words, joints, index, reach)
+
+
+def _is_subject_position(words: Words, cue: int) -> bool:
+    """Whether a clause begins with the cue, so that what it denies is the subject of the clause's verb."""
+    if words.first_verb > cue:
+        return True
+    before = words.forms[cue - 1]
+    return not words.taken[cue - 1] and (before in JOINTS or cue - 1 in words.ending or not before[0].isalnum())
 
 
 def _without_degrees(words: Words, joints: list[Joint], end: int, reach: Reach) -> tuple[list[Joint], int, bool]:
