@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -93,7 +95,7 @@ def test_spans_key_empty_text_and_a_second_run(small_tagger):
 
 def test_the_default_tagger_is_loaded_at_the_first_document(hpo_tagger, monkeypatch):
     loaded = []
-    monkeypatch.setattr("weightsmith_phenotype.tagger.PhenoTagger.default", lambda: loaded.append(1) or hpo_tagger)
+    monkeypatch.setattr("weightsmith_phenotype.tagger.default_tagger", lambda: loaded.append(1) or hpo_tagger)
     nlp = spacy.blank("en")
     nlp.add_pipe("phenotype_tagger")
     assert loaded == []
@@ -149,7 +151,7 @@ def test_a_failing_document_goes_alone_to_the_error_handler():
 
 
 def test_disk_round_trip_of_the_default_tagger(tmp_path, hpo_tagger, monkeypatch):
-    monkeypatch.setattr("weightsmith_phenotype.tagger.PhenoTagger.default", lambda: hpo_tagger)
+    monkeypatch.setattr("weightsmith_phenotype.tagger.default_tagger", lambda: hpo_tagger)
     nlp = spacy.blank("en")
     nlp.add_pipe("phenotype_tagger", config={"spans_key": "findings"})
     nlp.to_disk(tmp_path / "pipeline")
@@ -158,6 +160,44 @@ def test_disk_round_trip_of_the_default_tagger(tmp_path, hpo_tagger, monkeypatch
     assert sorted(path.name for path in (tmp_path / "pipeline" / "phenotype_tagger").iterdir()) == [
         "phenotype_tagger.json"
     ]
+
+
+def test_disk_round_trip_of_a_given_tagger_and_over_what_is_there(tmp_path, monkeypatch):
+    class Saved(FixedTagger):
+        def save_pretrained(self, folder):
+            folder.mkdir()
+            (folder / "concepts.json").write_text(json.dumps(self.concepts))
+
+    def load(folder):
+        return Saved(**json.loads((Path(folder) / "concepts.json").read_text()))
+
+    monkeypatch.setattr("weightsmith_phenotype.tagger.PhenoTagger.from_pretrained", load)
+    folder = tmp_path / "pipeline"
+    pipeline(Saved(ptosis="X:1")).to_disk(folder)
+    pipeline(Saved(ataxia="X:2")).to_disk(folder)
+    again = spacy.load(folder)
+    assert spans(again("ptosis and ataxia")) == [("ataxia", "X:2")]
+    again.to_disk(folder)  # over the files that it reads from
+    assert spans(spacy.load(folder)("ataxia")) == [("ataxia", "X:2")]
+    again.to_disk(tmp_path / "other")
+    assert spans(spacy.load(tmp_path / "other")("ataxia")) == [("ataxia", "X:2")]
+    assert sorted(path.name for path in (tmp_path / "other" / "phenotype_tagger").iterdir()) == [
+        "phenotype_tagger.json",
+        "tagger",
+    ]
+
+
+def test_a_folder_in_the_settings_is_loaded_at_the_first_document(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "weightsmith_phenotype.tagger.PhenoTagger.from_pretrained",
+        lambda folder: asked.append(folder) or FixedTagger(ataxia="X:2"),
+    )
+    nlp = spacy.blank("en")
+    nlp.add_pipe("phenotype_tagger", config={"tagger": "some/folder"})
+    assert asked == []
+    assert spans(nlp("ataxia")) == [("ataxia", "X:2")]
+    assert asked == ["some/folder"]
 
 
 def test_damaged_settings_are_refused(tmp_path):

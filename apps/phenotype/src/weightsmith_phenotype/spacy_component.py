@@ -8,6 +8,7 @@ and ``mention_start`` and ``mention_end``, the exact offsets, which may lie insi
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -106,10 +107,10 @@ class PhenotypeComponent:
     def tagger(self) -> PhenoTagger:
         """The tagger, loaded on first use."""
         if self._tagger is None:
-            from weightsmith_phenotype.tagger import PhenoTagger
+            from weightsmith_phenotype.tagger import PhenoTagger, default_tagger
 
             if self._given is None:
-                self._tagger = PhenoTagger.default()
+                self._tagger = default_tagger()
             elif isinstance(self._given, str | Path):
                 self._tagger = PhenoTagger.from_pretrained(self._given)
             else:
@@ -142,15 +143,26 @@ class PhenotypeComponent:
         return getattr(self, "_error_handler", _raise)
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Save the settings and, unless it is the default one, the tagger."""
+        """Save the settings and, unless it is the default one, the tagger. What stands there is replaced.
+
+        The default tagger is not saved: where the pipeline is loaded, that machine's default is used.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._given is not None:
-            self.tagger.save_pretrained(folder / _FOLDER)
+        target = folder / _FOLDER
+        if self._given is not None and not self._is_at(target):
+            fresh = folder / f"{_FOLDER}.new"
+            shutil.rmtree(fresh, ignore_errors=True)
+            self.tagger.save_pretrained(fresh)
+            shutil.rmtree(target, ignore_errors=True)
+            fresh.rename(target)
         settings = {"spans_key": self.spans_key, "prefix": self.prefix, "default": self._given is None}
         temporary = folder / f"{_SETTINGS}.tmp"
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder / _SETTINGS)
+
+    def _is_at(self, folder: Path) -> bool:
+        return isinstance(self._given, str | Path) and folder.exists() and folder.samefile(self._given)
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> PhenotypeComponent:
         """Load what `to_disk` saved. The tagger itself is loaded when the first document comes."""
