@@ -187,6 +187,21 @@ def test_disk_round_trip_of_a_given_tagger_and_over_what_is_there(tmp_path, monk
     ]
 
 
+def test_disk_round_trip_of_a_real_tagger(tmp_path, small_tagger):
+    nlp = pipeline(small_tagger)
+    nlp.to_disk(tmp_path / "pipeline")
+    again = spacy.load(tmp_path / "pipeline")
+    text = "He has short-stature/obesity, no seizures, and his mother had migraine."
+    first, second = nlp(text), again(text)
+    assert spans(second) == spans(first)
+    assert [(s.text, s._.negated, s._.family) for s in second.spans["hpo"]] == [
+        ("short-stature", False, False),
+        ("obesity", False, False),
+        ("seizures", True, False),
+        ("migraine", False, True),
+    ]
+
+
 def test_a_folder_in_the_settings_is_loaded_at_the_first_document(monkeypatch):
     asked = []
     monkeypatch.setattr(
