@@ -22,7 +22,7 @@ NOTE = "She has ptosis and ataxia, but no seizures."
 def run(small_obo):
     def call(*arguments, stdin=None):
         command = list(map(str, arguments))
-        if command[0] == "tag":
+        if command[0] in ("tag", "train", "evaluate") and "--tagger" not in command:
             command += ["--ontology", str(small_obo)]
         return CliRunner().invoke(app, command, input=stdin)
 
@@ -87,6 +87,78 @@ def test_tag_names_bad_files_counts_them_and_exits_with_1(run, tmp_path):
 )
 def test_wrong_usage_exits_with_2(run, arguments):
     assert run(*arguments, stdin=NOTE).exit_code == 2
+
+
+LONG = "x" * 60
+GOLD = (
+    f"1|t|{LONG}\n1|a|\n1\t0\t10\t{LONG[:10]}\tPhenotype\tHP:0001250\n"
+    f"1\t22\t30\t{LONG[:8]}\tPhenotype\tHP:0001251\n1\t50\t55\t{LONG[:5]}\tPhenotype\tHP:0000508\n\n"
+    "2|t|Nothing\n2|a|\n\n"
+)
+PREDICTED = (
+    f"1|t|{LONG}\n1|a|\n1\t0\t10\t{LONG[:10]}\tPhenotype\tHP:0001250\n"
+    f"1\t20\t30\t{LONG[:10]}\tPhenotype\tHP:0007050\n1\t40\t45\t{LONG[:5]}\tPhenotype\tHP:0001513\n\n"
+    "2|t|Nothing\n2|a|\n2\t0\t7\tNothing\tX\tHP:0000005\n\n"
+)
+
+
+def test_evaluate_compares_what_another_tool_found(run, tmp_path):
+    (tmp_path / "gold.pubtator").write_text(GOLD)
+    (tmp_path / "found.pubtator").write_text(PREDICTED)
+    arguments = ("evaluate", tmp_path / "gold.pubtator", "--predicted", tmp_path / "found.pubtator")
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    # HP:0007050 was merged into ataxia; a mode of inheritance is no phenotype.
+    for name, value in (("mention_strict", 1 / 3), ("mention_relaxed", 2 / 3), ("document_micro", 2 / 3)):
+        assert found[name]["precision"] == pytest.approx(value)
+        assert found[name]["recall"] == pytest.approx(value)
+    assert found["document_macro"]["f1"] == pytest.approx(5 / 6)
+    assert (found["documents"], found["annotated"], found["predicted"], found["left_out"]) == (2, 3, 3, 1)
+    only = json.loads(run(*arguments, "--json", "--level", "document").stdout)
+    assert "document_macro" in only
+    assert "mention_strict" not in only
+    table = run(*arguments, "--level", "mention").stdout
+    assert "2 documents, 3 annotated and 3 predicted mentions" in table
+    assert "mention relaxed" in table
+    assert "document micro" not in table
+    assert "1 mentions whose id is not a concept of the ontology are left out." in table
+
+
+def test_evaluate_refuses_predictions_of_other_documents(run, tmp_path):
+    (tmp_path / "gold.pubtator").write_text(GOLD)
+    for change, match in (
+        (("2|", "3|"), "document '2' is missing"),
+        (("Nothing", "Something"), "'2' has another text"),
+        (("\n\n2|t", "\n\n4|t|x\n\n2|t"), "'4' is not in the corpus"),
+    ):
+        lines = PREDICTED.replace("2\t0\t7\tNothing\tX\tHP:0000005\n", "").replace(*change)
+        (tmp_path / "found.pubtator").write_text(lines)
+        result = run("evaluate", tmp_path / "gold.pubtator", "--predicted", tmp_path / "found.pubtator")
+        assert result.exit_code == 1
+        assert match in str(result.exception)
+
+
+def test_train_writes_a_tagger_that_tag_and_evaluate_load(run, tmp_path):
+    (tmp_path / "text.txt").write_text(" ".join(f"The boy{n} was seen{n} in clinic{n}." for n in range(200)))
+    options = ("--negatives", "50", "--epochs", "1", "--negative-text", tmp_path / "text.txt")
+    result = run("train", tmp_path / "tagger", *options)
+    assert result.exit_code == 0, result.output
+    assert "concepts of hp hp/releases/2030-01-02" in result.stderr
+    again = run("train", tmp_path / "tagger", *options)
+    assert again.exit_code == 1
+    assert "tagger exists" in str(again.exception)
+    tagged = run("tag", "-", "--format", "pubtator", "--tagger", tmp_path / "tagger", stdin="Ptosis\nand ataxia.")
+    assert tagged.exit_code == 0, tagged.output
+    (tmp_path / "gold.pubtator").write_text(tagged.stdout)
+    result = run("evaluate", tmp_path / "gold.pubtator", "--tagger", tmp_path / "tagger", "--json")
+    found = json.loads(result.stdout)
+    assert found["mention_strict"]["f1"] == 1
+    assert found["annotated"] >= 2
+    assert found["tagger"]["ontology"] == "hp hp/releases/2030-01-02"
+    both = run("tag", "-", "--tagger", tmp_path / "tagger", "--ontology", "x.obo", stdin="x")
+    assert both.exit_code == 2
+    assert run("evaluate", tmp_path / "no.tsv", "--tagger", tmp_path / "tagger").exit_code == 1
 
 
 def weightsmith(*arguments, stdin=b""):

