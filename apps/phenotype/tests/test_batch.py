@@ -383,6 +383,8 @@ def test_resuming_with_anything_else_is_refused_by_name(notes, small_tagger, sma
     other = PhenoTagger(Ontology.from_obo(small_obo, root="HP:0000707"))
     with pytest.raises(CorpusError, match="was begun with another tagger"):
         tag_corpus([notes], other, out, resume=True)
+    with pytest.raises(CorpusError, match="was begun with another tagger"):
+        tag_corpus([notes], small_tagger.with_settings(variants=0.5), out, resume=True)
     with pytest.raises(CorpusError, match="was begun with another format: found csv, expected json"):
         tag_corpus([notes], small_tagger, out, format="csv", resume=True)
     (notes / "ward0" / "n0000a.txt").write_text("new")
@@ -460,6 +462,9 @@ def test_two_runs_do_not_write_one_output(notes, small_tagger, tmp_path):
 def test_stamp_names_the_ontology_and_its_release(small_tagger):
     assert stamp(small_tagger)["ontology"] == "hp hp/releases/2030-01-02"
     assert stamp(small_tagger)["concepts"] == small_tagger.ontology.fingerprint
+    again = PhenoTagger(small_tagger.ontology)
+    assert stamp(again) == stamp(small_tagger)
+    assert stamp(again.with_settings(nested=False)) != stamp(small_tagger)
 
 
 def test_workers_end_with_a_run_that_is_killed(small_obo, tmp_path):

@@ -21,6 +21,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
+import numpy as np
+
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TemporaryFolder, kept_folder, read_json, scratch_folder, write_file
 from weightsmith.core.jobs import Backend, stream_jobs
@@ -32,6 +34,7 @@ from weightsmith_phenotype.formats import FORMATS, CorpusNotice, OffsetUnit, Wri
 from weightsmith_phenotype.formats._registry import check_target, in_files, put_file, put_in_place
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.shards import AGAIN, MANIFEST, Done, Shard, ShardFolder
+from weightsmith_phenotype.tagger import PhenoTagger
 
 __all__ = ["BatchResult", "Tagger", "stamp", "tag_corpus"]
 
@@ -188,8 +191,20 @@ def stamp(tagger: Tagger) -> dict[str, str]:
         "package": f"weightsmith-phenotype {__version__}",
         "ontology": f"{ontology.name} {ontology.version}".strip(),
         "concepts": ontology.fingerprint,
-        "tagger": str(getattr(tagger, "fingerprint", type(tagger).__name__)),
+        "tagger": f"{type(tagger).__name__} {_fingerprint(tagger)}".strip(),
     }
+
+
+def _fingerprint(tagger: Tagger) -> str:
+    """Hash of what two taggers of one ontology differ in: settings and tables."""
+    if not isinstance(tagger, PhenoTagger):
+        return str(getattr(tagger, "fingerprint", ""))
+    found = sha256(repr(tagger.settings).encode())
+    parts = [tagger.dictionary.arrays(), vars(tagger.classifier) if tagger.classifier is not None else {}]
+    for part in parts:
+        for name, array in sorted(part.items()):
+            found.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
