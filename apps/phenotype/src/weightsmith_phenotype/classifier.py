@@ -173,7 +173,7 @@ def train_classifier(
     ontology: Ontology,
     *,
     negative_text: Iterable[str] | None = None,
-    negatives: int = 40_000,
+    negatives: int = 60_000,
     hidden: Iterable[tuple[str, str]] = (),
     epochs: int = 4,
     batch_size: int = 512,
@@ -189,8 +189,8 @@ def train_classifier(
         Every name of every concept is a positive example.
     negative_text : iterable of str, optional
         Running text; the ontology's definitions when left out.
-    negatives : int, default: 40,000
-        N-grams drawn from it; fewer when the definitions have fewer. A quarter as many are parts of names.
+    negatives : int, default: 60,000
+        N-grams drawn from it; fewer when the definitions have fewer.
     hidden : iterable of (str, str), optional
         (Concept id, name) pairs that are not shown, for experiments.
     epochs, batch_size, learning_rate
@@ -218,11 +218,8 @@ def train_classifier(
     else:
         texts = list(negative_text)
     outside = [(words, none) for words in negative_ngrams(texts, negatives, names=names)] if negatives else []
-    parts = _parts_of_names(positives)
-    rng = np.random.default_rng(seed)
-    some = rng.permutation(len(parts))[: negatives // 4]
-    outside += [(parts[place], none) for place in some]
     generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     exchange = _surface_exchanges(positives)
 
     table = torch.nn.EmbeddingBag(BUCKETS, SIZE, mode="mean")
@@ -275,22 +272,6 @@ def train_classifier(
             torch.nn.functional.normalize(concepts, dim=1).numpy().copy(),
             gate.numpy().copy(),
         )
-
-
-def _parts_of_names(positives: list[tuple[tuple[str, ...], int]]) -> list[tuple[str, ...]]:
-    """Names without the word that says what is wrong: the *thoracic cavity* alone is no finding."""
-    bags = {frozenset(map(stem, words)) for words, _ in positives}
-    parts: dict[tuple[str, ...], None] = {}
-    for words, _ in positives:
-        if len(words) > 2 and words[1] in ("of", "in"):
-            rest = words[3:] if words[2] in LINKS else words[2:]
-        elif len(words) > 2 and "of" not in words:
-            rest = words[:-1]
-        else:
-            continue
-        if len(rest) > 1 and rest[-1] not in LINKS and frozenset(map(stem, rest)) not in bags:
-            parts[rest] = None
-    return list(parts)
 
 
 def _surface_exchanges(positives: list[tuple[tuple[str, ...], int]]) -> dict[str, list[str]]:

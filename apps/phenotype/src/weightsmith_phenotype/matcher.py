@@ -13,7 +13,7 @@ from weightsmith_phenotype.dictionary import Dictionary
 from weightsmith_phenotype.kernels import match as kernel
 from weightsmith_phenotype.kernels.embed import candidates
 from weightsmith_phenotype.tokens import BARRIERS, JOINTS, split
-from weightsmith_phenotype.words import CONJUNCTIONS, FUNCTION_WORDS, LINKS, code, lemma, plain, stem
+from weightsmith_phenotype.words import CONJUNCTIONS, COPULAS, FUNCTION_WORDS, LINKS, code, lemma, plain, stem
 
 __all__ = ["Matcher"]
 
@@ -145,6 +145,7 @@ class Matcher:
         flags = self.dictionary.vocabulary.get(lemma(form), known | kernel.ENDS)
         flags |= kernel.LINK if form in LINKS else 0
         flags |= kernel.FUNCTION if form in FUNCTION_WORDS else 0
+        flags |= kernel.COPULA if form in COPULAS else 0
         return flags | (kernel.CONJUNCTION if form in CONJUNCTIONS else 0)
 
 

@@ -54,8 +54,8 @@ class Settings:
     """
 
     names: bool = True
-    variants: float = 0.9
-    classifier: float = 0.6
+    variants: float = 0.92
+    classifier: float = 0.7
     lists: bool = True
     nested: bool = True
     abbreviations: bool = True

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import snowballstemmer
 
-__all__ = ["CONJUNCTIONS", "FUNCTION_WORDS", "LINKS", "code", "lemma", "lexicon", "plain", "stem"]
+__all__ = ["CONJUNCTIONS", "COPULAS", "FUNCTION_WORDS", "LINKS", "code", "lemma", "lexicon", "plain", "stem"]
 
 
 def _set(words: str) -> frozenset[str]:
@@ -36,6 +36,8 @@ FUNCTION_WORDS = _set(
 """Words that a name does not stretch over, unless the name itself has them."""
 
 CONJUNCTIONS = frozenset(("and", "or"))
+
+COPULAS = frozenset(("is", "are", "was", "were", "appeared", "appears", "appear", "remained", "became"))
 
 _LEXICON = Path(__file__).parent / "lexicon.txt"
 _stemmer = snowballstemmer.stemmer("english")

@@ -13,12 +13,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["BARRIER", "COMMA", "CONJUNCTION", "ENDS", "FUNCTION", "HEADS", "JOINT", "KNOWN", "LINK", "MATCH"]
+__all__ = ["BARRIER", "COMMA", "CONJUNCTION", "COPULA", "ENDS", "FUNCTION", "HEADS", "JOINT", "KNOWN", "LINK", "MATCH"]
 __all__ += ["build_table", "find", "look_up", "phrase", "resolve"]
 
-BARRIER, JOINT, LINK, FUNCTION, COMMA, CONJUNCTION, KNOWN, ENDS, HEADS = (1 << bit for bit in range(9))
+BARRIER, JOINT, LINK, FUNCTION, COMMA, CONJUNCTION, KNOWN, ENDS, HEADS, COPULA = (1 << bit for bit in range(10))
 """What a word is: ends a segment; is dropped; carries no meaning; is not crossed; ``,``; ``and``/``or``; occurs in the
-ontology; can end a name; is what a name is about (as *anomaly* in *renal anomaly*)."""
+ontology; can end a name; is what a name is about (as *anomaly* in *renal anomaly*); ``was`` and the like."""
 
 MATCH = np.dtype([("start", "i4"), ("end", "i4"), ("concept", "i4"), ("score", "f4"), ("kind", "i4"), ("kept", "i4")])
 """One match: first word, word after the last, concept, score, kind (0 exact, 1 set of words, 2 list or gap)."""
@@ -35,7 +35,7 @@ _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _append(state: np.uint64, code: np.uint64) -> np.uint64:
     mixed = (state ^ code) * _PRIME
     return mixed ^ (mixed >> _SHIFT)
@@ -66,7 +66,7 @@ def build_table(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[n
     return slots, rows
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def look_up(key: np.uint64, slots: NDArray[np.uint64], rows: NDArray[np.int32]) -> int:
     """The row of a key, or -1."""
     mask = np.uint64(len(slots) - 1)
@@ -130,7 +130,7 @@ def _either(picked: Any, count: Any, words: Any, phrases: Any, bags: Any, thresh
     return _as_set(picked, count, words, bags, threshold)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _add(found: Any, count: Any, start: Any, end: Any, concept: Any, score: Any, kind: Any) -> Any:
     if count < len(found):
         match = found[count]
@@ -172,30 +172,20 @@ def _contiguous(
 
 
 @njit(cache=True, nogil=True)
-def _across(
-    row: Any,
-    first: Any,
-    middle: Any,
-    again: Any,
-    last: Any,
-    worth: Any,
-    search: Any,
-    count: Any,
-) -> Any:
-    """The name of ``row[first:middle]`` and ``row[again:last]`` read together."""
-    length = middle - first + last - again
+def _across(row: Any, a: Any, b: Any, c: Any, d: Any, worth: Any, search: Any, count: Any) -> Any:
+    """The name of ``row[a:b]`` and then ``row[c:d]`` read together; the match stretches over both."""
     words, phrases, bags, threshold, picked, found = search
-    flags = words[0]
-    # Only names of the ontology in one piece may have words that no name has; none of them are across a list.
-    if length > LONGEST or not flags[row[first]] & KNOWN or not flags[row[last - 1]] & KNOWN:
+    length = b - a + d - c
+    # Names with words that the ontology does not know are found in one piece only.
+    if length > LONGEST or not words[0][row[a]] & words[0][row[d - 1]] & KNOWN:
         return count
-    for n in range(middle - first):
-        picked[n] = row[first + n]
-    for n in range(last - again):
-        picked[middle - first + n] = row[again + n]
+    for n in range(b - a):
+        picked[n] = row[a + n]
+    for n in range(d - c):
+        picked[b - a + n] = row[c + n]
     concept, score = _either(picked, length, words, phrases, bags, threshold)
     if concept >= 0:
-        count = _add(found, count, first, last, concept, score * worth, 2)
+        count = _add(found, count, min(a, c), max(b, d), concept, score * worth, 2)
     return count
 
 
@@ -369,6 +359,27 @@ def _skipping(
 
 
 @njit(cache=True, nogil=True)
+def _predicates(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
+    """What is said of a noun: "the nails were severely hypoplastic"."""
+    flags = search[0][0]
+    for copula in range(first + 1, last - 1):
+        if not flags[row[copula]] & COPULA:
+            continue
+        for again in range(copula + 1, min(last, copula + 3)):
+            if flags[row[again]] & (LINK | FUNCTION | COMMA):
+                break
+            for end in range(again + 1, min(last, again + 2) + 1):
+                if flags[row[end - 1]] & (LINK | FUNCTION | COMMA):
+                    break
+                for start in range(copula - 1, max(first, copula - 3) - 1, -1):
+                    if flags[row[start]] & (FUNCTION | COMMA):
+                        break
+                    if not flags[row[start]] & LINK:
+                        count = _across(row, again, end, start, copula, SKIPPED, search, count)
+    return count
+
+
+@njit(cache=True, nogil=True)
 def _is_above(ancestor: Any, concept: Any, above: Any) -> Any:
     """Whether the first concept is an ancestor of the second; ``above`` holds sorted ancestors per concept."""
     starts, members = above
@@ -453,6 +464,7 @@ def find(
                 count = _lists(row, begin, length, search, count)
                 count = _adjectives(row, begin, length, search, count)
                 count = _skipping(row, begin, length, search, count)
+                count = _predicates(row, begin, length, search, count)
             if count <= len(found):
                 count = before + resolve(found[before:count], above, nested)
         begin = length
