@@ -214,6 +214,16 @@ def test_wrapped_lines_go_on_and_listed_lines_do_not():
     assert flags("no seizures or\nataxia\ndystonia", "seizures", "ataxia", "dystonia") == ["n", "n", ""]
 
 
+def test_she_and_he_after_a_relative():
+    assert flags("His mother is 34. She has migraine.", "migraine") == ["f"]
+    assert flags("His mother is 34.\n\nShe has migraine.", "migraine") == [""]
+    for text in ("Her mother is 34. She has migraine.", "The patient's mother is 34. She has migraine."):
+        assert flags(text, "migraine") == [""]
+        assert doubtful(text, "migraine") == [True]
+    assert doubtful("Her mother is 34. He has migraine.", "migraine") == [False]
+    assert doubtful("Her mother had gout and she has migraine.", "gout", "migraine") == [False, True]
+
+
 # ---------------------------------------------------------------- headings
 
 

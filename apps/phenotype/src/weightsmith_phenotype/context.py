@@ -24,7 +24,8 @@ next heading, and 1,500 characters at most; a blank line right below it does not
 governs that line. "Ptosis: yes" or "the patient has ..." below it says otherwise and counts.
 
 **Relatives.** A relative is told of from the word for it to where the patient is the subject again. Whoever only
-reports or brings the patient, is healthy, or is compared with the patient is not told of. "Maternal diabetes" is a
+reports or brings the patient, is healthy, or is compared with the patient is not told of. "She" after "His mother is 34
+years old." is the mother; after "Her mother ..." she may be either, which is doubtful. "Maternal diabetes" is a
 finding of the patient where the mention covers both words, else the mother's.
 
 A finding that ended ("no longer", "no further seizures") is a finding. "Unlikely" is uncertain. What an "if", a risk or
@@ -53,12 +54,16 @@ from weightsmith_phenotype.cues import (
     table,
 )
 from weightsmith_phenotype.document import Mention
-from weightsmith_phenotype.relatives import relative_scopes
+from weightsmith_phenotype.relatives import Topic, pronoun_scope, relative_scopes, sentence_topic
 from weightsmith_phenotype.scope import LONGEST, Scope, backward, forward
-from weightsmith_phenotype.sentences import Governor, sentences
+from weightsmith_phenotype.sentences import Governor, Sentence, sentences
 
 __all__ = ["Context", "annotate", "explain", "without_cue"]
 
+FARTHEST_TOPIC = 3
+"""Sentences before one that begins with "she" or "he" in which that person is looked for."""
+
+_SHE_OR_HE = (["she"], ["he"])
 _BE = table("is was are were be been being")
 _LEADING = table("with had has was is : showed")
 _QUESTION = Cue(Kind.UNCERTAIN, reach=Reach.ITEM)
@@ -127,6 +132,7 @@ def explain(text: str, mentions: Sequence[Mention]) -> list[Context]:
     contexts = [Context() for _ in mentions]
     order = sorted(range(len(mentions)), key=lambda index: (mentions[index].start, mentions[index].end))
     governor = Governor()
+    paragraph: list[Sentence] = []
     first = 0
     for sentence in sentences(text):
         if first == len(order):
@@ -136,10 +142,15 @@ def explain(text: str, mentions: Sequence[Mention]) -> list[Context]:
             last += 1
         spans = [(mentions[index].start, mentions[index].end) for index in order[first:last]]
         heading = governor.read(text, sentence, spans)
+        if sentence.opens_paragraph:
+            paragraph.clear()
         if spans:
-            found = _contexts(Words(text, sentence.start, sentence.end, spans), heading)
+            words = Words(text, sentence.start, sentence.end, spans)
+            topic = _topic_before(text, paragraph) if words.forms[:1] in _SHE_OR_HE else None
+            found = _contexts(words, heading, topic)
             for index, context in zip(order[first:last], found, strict=True):
                 contexts[index] = context
+        paragraph.append(sentence)
         first = last
     return contexts
 
@@ -178,13 +189,26 @@ def _after_negation(text: str, start: int, end: int) -> int:
     return 0
 
 
-def _contexts(words: Words, heading: tuple[Kind, int, int] | None) -> list[Context]:
+def _topic_before(text: str, paragraph: Sequence[Sentence]) -> Topic | None:
+    """Who "she" or "he" at the beginning of the next sentence is, if it is a relative."""
+    for sentence in reversed(paragraph[-FARTHEST_TOPIC:]):
+        words = Words(text, sentence.start, sentence.end, ())
+        topic = sentence_topic(words)
+        if topic is not None or words.forms[:1] not in _SHE_OR_HE:
+            return topic
+    return None
+
+
+def _contexts(words: Words, heading: tuple[Kind, int, int] | None, topic: Topic | None) -> list[Context]:
     """What is said of each mention of a sentence below a heading. The mentions are sorted by place."""
     found = [Context() for _ in words.mentions]
     starts = [mention.start for mention in words.mentions]
     certain: list[set[Kind]] = [set() for _ in starts]
     doubted: list[set[Kind]] = [set() for _ in starts]
-    for scope in [*_cue_scopes(words), *relative_scopes(words), *_question_scopes(words)]:
+    scopes = [*_cue_scopes(words), *relative_scopes(words), *_question_scopes(words)]
+    if topic is not None and (of_topic := pronoun_scope(words, topic)) is not None:
+        scopes.append(of_topic)
+    for scope in scopes:
         for index in _within(starts, scope.doubtful):
             doubted[index].add(scope.kind)
         for index in _within(starts, scope.said):

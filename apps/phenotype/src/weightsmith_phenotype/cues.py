@@ -42,6 +42,7 @@ __all__ = [
     "SOME",
     "TELLING",
     "TESTS",
+    "TITLES",
     "WELL",
     "Cue",
     "Direction",
@@ -427,6 +428,13 @@ HEADINGS: tuple[tuple[Kind, frozenset[str]], ...] = (
     ),
 )
 """Words of a heading that govern what stands below it."""
+
+TITLES = table(
+    "family history;family medical history;negative findings;pertinent negatives;absent findings;negatives;"
+    "findings not present;differential diagnosis;differential diagnoses;suspected diagnoses;risk factors",
+    ";",
+)
+"""Headings that need no colon, as no finding is reported in these words."""
 
 SECTIONS = table(
     "history examination exam findings summary impression assessment plan medications medication labs laboratory "

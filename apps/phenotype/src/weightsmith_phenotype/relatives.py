@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from weightsmith_phenotype.cued_words import JOINTS, Words
 from weightsmith_phenotype.cues import (
@@ -25,7 +26,7 @@ from weightsmith_phenotype.cues import (
 )
 from weightsmith_phenotype.scope import LONGEST, Scope, backward
 
-__all__ = ["relative_scopes"]
+__all__ = ["Topic", "pronoun_scope", "relative_scopes", "sentence_topic"]
 
 ADJECTIVES = 4
 """Words that may stand between a preposition and a relative: "of Iraqi Kurdish parents"."""
@@ -35,6 +36,38 @@ _TELLING_WITHIN = 6
 _BE = table("is was are were be been")
 _WITH = table("with who whose")
 _IN = table("in among")
+_HIS = table("his boy's man's")
+_HERS = table("her girl's woman's")
+
+
+class Topic(NamedTuple):
+    """The pronoun of the relative whom a sentence is about, and the patient's, if the sentence tells it."""
+
+    relative: str
+    patient: str
+
+
+def sentence_topic(words: Words) -> Topic | None:
+    """The relative that a sentence begins with: "His mother is 34 years old."."""
+    for index, form in enumerate(words.forms[:_TELLING_WITHIN]):
+        noun = form.removesuffix("'s")
+        if (noun in FEMININE or noun in MASCULINE) and _before(words, index) < 0:
+            owner = words.forms[:index]
+            patient = "he" if not _HIS.isdisjoint(owner) else "she" if not _HERS.isdisjoint(owner) else ""
+            return Topic("she" if noun in FEMININE else "he", patient)
+    return None
+
+
+def pronoun_scope(words: Words, topic: Topic) -> Scope | None:
+    """What a sentence tells of the relative of the sentence before: "She has migraine."; doubtful if not certain."""
+    if words.forms[0] != topic.relative or words.taken[0] or _only_tells(words, 0):
+        return None
+    subjects = (index for index in range(1, min(len(words), LONGEST)) if words.is_subject(index))
+    other = (index for index in subjects if words.forms[index] not in (topic.relative, "it", "we", "i"))
+    said = range(1, next(other, min(len(words), LONGEST)))
+    if topic.patient not in ("", topic.relative):
+        return Scope(Kind.FAMILY, range(1), said)
+    return Scope(Kind.FAMILY, range(1), range(0), said)
 
 
 def relative_scopes(words: Words) -> Iterator[Scope]:

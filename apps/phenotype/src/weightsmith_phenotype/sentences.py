@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from weightsmith_phenotype.cues import HEADINGS, OF_A_RELATIVE, RELATIVES, SECTIONS, Kind, table
+from weightsmith_phenotype.cues import HEADINGS, OF_A_RELATIVE, RELATIVES, SECTIONS, TITLES, Kind, table
 
 __all__ = ["Governor", "Sentence", "sentences"]
 
@@ -169,10 +169,9 @@ class Governor:
 
 
 def _is_title(match: re.Match[str]) -> bool:
+    """Whether a line without a colon is a heading: "Scoliosis not detected" is a finding."""
     words = match["label"].lower().split()
-    return len(words) <= 5 and (
-        "#" in match["bullet"] or SECTIONS.issuperset(words) or _of_phrase(" ".join(words)) is not None
-    )
+    return "#" in match["bullet"] or SECTIONS.issuperset(words) or " ".join(words) in TITLES
 
 
 def _kind(words: list[str]) -> Kind | None:
