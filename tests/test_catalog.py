@@ -92,6 +92,9 @@ def test_claim_exists(method):
 
 @ready
 def test_tests_exist(method):
+    if method.verb == "apps":
+        assert [*ROOT.glob(f"apps/*/src/{method.package}"), *ROOT.glob("apps/*/tests/test_*.py")]
+        return
     name = method.module.rpartition(".")[2].lstrip("_")
     folder = ROOT / "tests" / method.verb
     assert [*folder.glob(f"test_{name}*.py"), *folder.glob(f"{name}/test_*.py")]

@@ -89,6 +89,8 @@ class Method:
         without commands and classes is planned.
     aliases : sequence of str
         Other names it is found by, such as the paper's own.
+    package : str
+        What it is imported from: a product beside weightsmith is a package of its own, which may not be installed.
     """
 
     slug: str
@@ -101,6 +103,7 @@ class Method:
     commands: Mapping[str, Command] = field(default_factory=dict)
     classes: Sequence[str] = ()
     aliases: Sequence[str] = ()
+    package: str = "weightsmith"
 
     @property
     def planned(self) -> bool:
@@ -110,12 +113,14 @@ class Method:
     @property
     def module(self) -> str:
         """The module that defines it."""
-        return f"weightsmith.{self.verb}._{self.slug.replace('-', '_')}"
+        own = self.package == "weightsmith"
+        return f"weightsmith.{self.verb}._{self.slug.replace('-', '_')}" if own else self.package
 
     @property
     def claim_module(self) -> str:
         """The module whose ``run`` is the claim's experiment."""
-        return f"weightsmith.claims.{self.slug.replace('-', '_')}"
+        own = self.package == "weightsmith"
+        return f"weightsmith.claims.{self.slug.replace('-', '_')}" if own else f"{self.package}.claim"
 
     @property
     def url(self) -> str:
@@ -187,6 +192,8 @@ def _read() -> tuple[dict[str, str], tuple[Method, ...]]:
 
 def _row(slug: str, *, verb: str, commands: Sequence[str] = (), classes: Sequence[str] = (), **row: Any) -> Method:
     def entry(name: str) -> str:
+        if "package" in row:
+            return f"{row['package']}:{name}"
         other, _, own = name.rpartition(".")
         return f"weightsmith.{other or verb}:{own}"
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from weightsmith_phenotype.ontology import Ontology
 __all__ = ["PhenoTagger", "Settings"]
 
 FORMAT = 1
-"""Of saved taggers and of their tables; another one is refused, a cached one built anew."""
+"""Of saved taggers; another one is refused."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class PhenoTagger:
 
         from weightsmith_phenotype.ontology import hpo_fingerprint
 
-        folder = user_cache_path("weightsmith") / "phenotype" / f"hpo-{hpo_fingerprint()}-{FORMAT}"
+        folder = user_cache_path("weightsmith") / "phenotype" / f"hpo-{hpo_fingerprint()}-{_code_fingerprint()}"
         if not folder.exists():
             cls.from_ontology(Ontology.default()).save_pretrained(folder, exist_ok=True)
         return cls.from_pretrained(folder)
@@ -321,6 +322,22 @@ class PhenoTagger:
     def __getstate__(self) -> dict[str, Any]:
         """All but the cache of words, which every process makes for itself."""
         return {name: value for name, value in self.__dict__.items() if name != "_made"}
+
+
+def _code_fingerprint() -> str:
+    """Hash of the code that decides what a trained tagger contains: a cached one of other code is not used."""
+    digest = sha256()
+    for name in (
+        "tagger.py",
+        "dictionary.py",
+        "substitutions.py",
+        "classifier.py",
+        "tokens.py",
+        "words.py",
+        "lexicon.txt",
+    ):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)
