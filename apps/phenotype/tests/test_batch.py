@@ -123,7 +123,7 @@ def test_annotations_of_the_notes_are_not_read_so_wrong_ones_do_no_harm(small_ta
     assert b"1\t8\t14\tAtaxia\tPhenotype\tHP:0001251" in out.getvalue()
 
 
-def test_large_documents_are_tagged_and_shards_end_at_a_million_characters(small_tagger, tmp_path):
+def test_large_documents_are_tagged(small_tagger, tmp_path):
     for number in range(2):
         (tmp_path / f"n{number}.txt").write_text("ptosis and nothing else here. " * (40_000 if number else 1))
     result = tag_corpus([tmp_path], small_tagger, tmp_path / "out.csv", format="csv")

@@ -38,9 +38,9 @@ from weightsmith_phenotype.tagger import PhenoTagger
 
 __all__ = ["BatchResult", "Tagger", "stamp", "tag_corpus"]
 
-SHARD_DOCUMENTS = 128
-SHARD_CHARACTERS = 1_000_000
-"""A shard ends at whichever comes first: about a second of work is lost when a run is killed."""
+SHARD_DOCUMENTS = 64
+SHARD_CHARACTERS = 200_000
+"""A shard ends at whichever comes first: about a second of work, which is what a kill costs each process."""
 
 
 class Tagger(Protocol):
@@ -126,7 +126,7 @@ def tag_corpus(
         Write mentions that are not asserted in formats that cannot mark them.
     offset_unit : {"codepoints", "utf16", "bytes"}, default: "codepoints"
         What offsets count in JSON.
-    batch_size : int, default: 128
+    batch_size : int, default: 64
         Documents in a shard. A resumed run keeps the one that it began with.
     created : datetime, optional
         Time stamp of phenopackets; by default the start of the run.
