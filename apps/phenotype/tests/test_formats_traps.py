@@ -386,6 +386,8 @@ def test_json_may_be_an_array_or_one_object_over_lines_and_may_lack_ids():
         ("[" * 100_000, "not JSON"),
         ('{"text": "a", "mentions": [{"start": %s, "end": 1, "concept_id": "X"}]}' % ("9" * 5000), "not JSON"),
         ('{"text": "a", "id": [1]}', "id: found"),
+        ('{"text": "a", "mentions": [{"start": 0, "end": 1, "concept_id": "X", "score": 1e999}]}', "score: found inf"),
+        ('{"text": "a", "mentions": [{"start": 0, "end": 1, "concept_id": "X", "score": -1}]}', "score: found -1.0"),
         ('{"text": "a", "offset_unit": "words"}', "offset_unit: found 'words'"),
     ],
 )  # fmt: skip

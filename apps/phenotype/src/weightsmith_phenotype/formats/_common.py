@@ -345,6 +345,8 @@ def _mention(name: str, identifier: str, text: str, annotation: Annotation, offs
             expected=f"0 <= start < end <= {length}, at the bounds of characters",
             do=_hint(text, annotation, offsets.unit),
         )
+    if not 0 <= annotation.fields.get("score", 1) < float("inf"):
+        raise CorpusError(f"{what}: score", found=annotation.fields["score"], expected="a finite number >= 0")
     there = text[start:end]
     given = there if annotation.text is None else annotation.text
     if given != there and given.split() != there.split():
