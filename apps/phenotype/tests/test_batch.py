@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError, WeightsmithError
-from weightsmith_phenotype import CorpusError, Mention, PhenoTagger
+from weightsmith_phenotype import CorpusError, Mention, Ontology, PhenoTagger
 from weightsmith_phenotype.batch import stamp, tag_corpus
 from weightsmith_phenotype.corpus import find_inputs
 from weightsmith_phenotype.formats import read_documents, read_phenopacket
@@ -84,6 +84,14 @@ def test_output_does_not_depend_on_jobs_or_shards(notes, small_tagger, tmp_path,
     assert outputs[0] == outputs[1] == outputs[2]
     assert len(outputs[0]) == {"brat": 60, "phenopacket": 30}.get(format, 1)
     assert left(tmp_path) == ["notes", *(f"out{n}{end}" for n in range(3) for end in ("", ".run.json"))]
+
+
+def test_second_run_in_the_same_processes_has_its_own_tagger(notes, small_obo, small_tagger, tmp_path):
+    out = tmp_path / "out.jsonl"
+    for tagger in (small_tagger, PhenoTagger(Ontology.from_obo(small_obo, root="HP:0000707"))):
+        tag_corpus([notes], tagger, out, jobs=2, overwrite=True, batch_size=5)
+        for document in read_documents(out):
+            assert list(document.mentions) == tagger.tag(document.text)
 
 
 def test_json_output_is_in_the_order_of_the_inputs_and_fits_the_texts(notes, small_tagger, tmp_path):
@@ -265,13 +273,17 @@ def test_memory_does_not_grow_with_the_corpus(small_tagger, tmp_path):
 # Killed and resumed.
 
 SLOW = """
-import sys, time
+import os, sys, time
 from weightsmith_phenotype import Ontology, PhenoTagger
 from weightsmith_phenotype.batch import tag_corpus
+
+first = int(os.environ.setdefault("FIRST_PROCESS", str(os.getpid())))
 
 class Slow(PhenoTagger):
     def tag(self, text):
         time.sleep(0.004)
+        if "lethal" in text and __name__ == "slow" and os.getpid() != first:
+            os.kill(os.getpid(), 9)
         return super().tag(text)
 
 if __name__ == "__main__":
@@ -283,11 +295,13 @@ if __name__ == "__main__":
 """
 
 
-def run_slow(tmp_path, *arguments):
+def run_slow(tmp_path, *arguments, stderr=None):
     (tmp_path / "slow.py").write_text(SLOW)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, str(tmp_path / "slow.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True, start_new_session=True
+    )
 
 
 def count_shards(folder):
@@ -376,8 +390,6 @@ def test_resumed_phenopackets_keep_the_time_at_which_the_run_began(notes, small_
 
 
 def test_resuming_with_anything_else_is_refused_by_name(notes, small_tagger, small_obo, tmp_path):
-    from weightsmith_phenotype import Ontology
-
     out = tmp_path / "out"
     interrupted(notes, small_tagger, out)
     other = PhenoTagger(Ontology.from_obo(small_obo, root="HP:0000707"))
@@ -483,6 +495,23 @@ def test_workers_end_with_a_run_that_is_killed(small_obo, tmp_path):
             pytest.fail("workers outlive the run")
         time.sleep(0.05)
     assert len(workers) >= 2
+
+
+def test_worker_that_is_killed_ends_the_run_and_one_process_resumes_it(small_obo, tmp_path):
+    notes = write_notes(tmp_path / "notes", 60)
+    last = notes / "ward2" / "n0059.txt"
+    last.write_text(last.read_text() + "lethal")
+    out = tmp_path / "out"
+    process = run_slow(tmp_path, small_obo, notes, out, "json", 2, stderr=subprocess.PIPE)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "TaggerError: a worker process was killed" in said
+    assert not out.exists()
+    process = run_slow(tmp_path, small_obo, notes, out, "json", 1)
+    printed, _ = process.communicate(timeout=60)
+    documents, _, resumed, _ = map(int, printed.split())
+    assert documents == 60
+    assert resumed > 0
 
 
 def state(pid):

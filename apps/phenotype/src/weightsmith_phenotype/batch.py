@@ -11,46 +11,33 @@ import json
 import os
 import pickle
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
-
-import numpy as np
+from typing import Any, BinaryIO, cast
+from uuid import uuid4
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TemporaryFolder, kept_folder, read_json, scratch_folder, write_file
 from weightsmith.core.jobs import Backend, stream_jobs
 from weightsmith.core.progress import track
 from weightsmith_phenotype.corpus import Failure, Input, find_inputs, read_inputs, shown
-from weightsmith_phenotype.document import Document, Mention
-from weightsmith_phenotype.errors import CorpusError
-from weightsmith_phenotype.formats import FORMATS, CorpusNotice, OffsetUnit, WriteOptions
+from weightsmith_phenotype.errors import CorpusError, TaggerError
+from weightsmith_phenotype.formats import FORMATS, OffsetUnit
 from weightsmith_phenotype.formats._registry import check_target, in_files, put_file, put_in_place
-from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.shards import AGAIN, MANIFEST, Done, Shard, ShardFolder
-from weightsmith_phenotype.tagger import PhenoTagger
+from weightsmith_phenotype.workers import OutputSettings, PickledTagger, Tagger, stamp, tag_shard
 
 __all__ = ["BatchResult", "Tagger", "stamp", "tag_corpus"]
 
 SHARD_DOCUMENTS = 64
 SHARD_CHARACTERS = 200_000
 """A shard ends at whichever comes first: about a second of work, which is what a kill costs each process."""
-
-
-class Tagger(Protocol):
-    """What finds mentions in a text, as `PhenoTagger` does. It must be picklable to be used in several processes."""
-
-    ontology: Ontology
-
-    def tag(self, text: str) -> list[Mention]:
-        """Find the concepts that a text mentions, by place."""
-        ...
 
 
 @dataclass(slots=True)
@@ -165,7 +152,7 @@ def tag_corpus(
     if place is None and (resume or chosen.render is None):
         what = "a run whose output is a stream cannot be resumed" if resume else f"{format} is written to a folder"
         raise CorpusError(what, do="Name an output with --out.")
-    settings = _Settings(
+    settings = OutputSettings(
         format=format,
         as_files=place is not None and in_files(chosen, place),
         include_negated=include_negated,
@@ -180,91 +167,6 @@ def tag_corpus(
         run.to_place(place, resume=resume, overwrite=overwrite)
     run.result.seconds = time.monotonic() - start
     return run.result
-
-
-def stamp(tagger: Tagger) -> dict[str, str]:
-    """What the mentions that a tagger finds follow from: this package's version, the ontology, the tagger itself."""
-    from weightsmith_phenotype import __version__
-
-    ontology = tagger.ontology
-    return {
-        "package": f"weightsmith-phenotype {__version__}",
-        "ontology": f"{ontology.name} {ontology.version}".strip(),
-        "concepts": ontology.fingerprint,
-        "tagger": f"{type(tagger).__name__} {_fingerprint(tagger)}".strip(),
-    }
-
-
-def _fingerprint(tagger: Tagger) -> str:
-    """Hash of what two taggers of one ontology differ in: settings and tables."""
-    if not isinstance(tagger, PhenoTagger):
-        return str(getattr(tagger, "fingerprint", ""))
-    found = sha256(repr(tagger.settings).encode())
-    parts = [tagger.dictionary.arrays(), vars(tagger.classifier) if tagger.classifier is not None else {}]
-    for part in parts:
-        for name, array in sorted(part.items()):
-            found.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What the output follows from, beside documents and tagger; sent to every process."""
-
-    format: str
-    as_files: bool
-    include_negated: bool
-    offset_unit: OffsetUnit
-    created: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class _Pickled:
-    """A tagger in a file, loaded once per process."""
-
-    path: str
-
-    def load(self) -> Tagger:
-        if _loaded.get("path") != self.path:
-            # This run wrote it into a folder of this user's own: it is what joblib itself would send.
-            with open(self.path, "rb") as stream:
-                _loaded.update(path=self.path, tagger=pickle.load(stream))
-        return cast(Tagger, _loaded["tagger"])
-
-
-_loaded: dict[str, Any] = {}
-
-
-def _tag_shard(holder: Tagger | _Pickled, settings: _Settings, shard: Shard) -> Done:
-    """Tag the documents of a shard and write them as text; a document that fails does not stop the rest."""
-    tagger = holder.load() if isinstance(holder, _Pickled) else holder
-    chosen = FORMATS[settings.format]
-    options = WriteOptions(tagger.ontology, settings.created, settings.include_negated, settings.offset_unit)
-    done = Done(shard.number, shard.digest(), failures=list(shard.failures))
-    bodies = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", CorpusNotice)
-        for file, identifier, text, passages in shard.items:
-            try:
-                document = Document(identifier, text, tuple(tagger.tag(text)), passages)
-                if settings.as_files and chosen.files is not None:
-                    files = chosen.files(document, options)
-                    body = "".join(json.dumps([name, content]) + "\n" for name, content in files.items())
-                else:
-                    body = chosen.render(document, options) if chosen.render is not None else ""
-                bodies.append(body.encode("utf-8"))
-            except Exception as error:  # whatever a tagger does with one text, the others are tagged
-                message = str(error) if isinstance(error, CorpusError) else f"{type(error).__name__}: {error}"
-                done.failures.append(Failure(file, message, identifier))
-                continue
-            done.documents += 1
-            done.mentions += len(document.mentions)
-            if not (chosen.carries_flags or settings.include_negated):
-                done.left_out += sum(not mention.asserted for mention in document.mentions)
-    done.body = b"".join(bodies)
-    done.notices = [str(item.message) for item in caught]
-    return done
 
 
 class _Reader:
@@ -319,7 +221,7 @@ class _Reader:
 class _Run:
     """One run over a corpus."""
 
-    def __init__(self, reader: _Reader, tagger: Tagger, settings: _Settings, jobs: int, backend: Backend) -> None:
+    def __init__(self, reader: _Reader, tagger: Tagger, settings: OutputSettings, jobs: int, backend: Backend) -> None:
         self.reader, self.tagger, self.settings, self.jobs, self.backend = reader, tagger, settings, jobs, backend
         self.result = BatchResult()
         self.kept: dict[int, Done] = {}
@@ -394,15 +296,21 @@ class _Run:
     def work(self, folder: Path, put: Callable[[Done], None]) -> None:
         """Tag all shards that were not kept, and hand each over in the order in which they finish."""
         pickled = folder / "tagger.pickle"
-        holder: Tagger | _Pickled = self.tagger
+        holder: Tagger | PickledTagger = self.tagger
         if self.jobs != 1 or self.backend != "processes":
             pickled.write_bytes(pickle.dumps(self.tagger, protocol=5))
-            holder = _Pickled(str(pickled))
-        function = partial(_tag_shard, holder, self.settings)
+            holder = PickledTagger(str(pickled), uuid4().hex)
+        function = partial(tag_shard, holder, self.settings)
         try:
             results = stream_jobs(function, self.to_do(), workers=self.jobs, backend=self.backend)
             for _ in track(self.ticks(results, put), "tagging notes", self.reader.expected):
                 pass
+        except BrokenProcessPool as error:
+            raise TaggerError(
+                "a worker process was killed, by the system if memory ran out",
+                found=f"{len(self.done)} shards done",
+                do="Use fewer --jobs; a run with --out goes on with --resume.",
+            ) from error
         finally:
             pickled.unlink(missing_ok=True)
         if self.fault is not None:
