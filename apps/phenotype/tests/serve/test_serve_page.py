@@ -347,7 +347,7 @@ def test_hostile_text_is_shown_and_harmless(page, kind):
         assert content == text
         expect(page.locator("#unseen")).to_be_hidden()
     else:
-        expect(page.locator("#unseen")).to_contain_text("control characters of the text are shown as a sign")
+        expect(page.locator("#unseen")).to_contain_text("control characters of the text are shown as \ufffd.")
     assert page.evaluate("document.querySelectorAll('img, script, b, iframe').length") == tags
     start = int(page.evaluate("document.querySelector('#note .mention').previousSibling.textContent.length"))
     assert start == text.index("ataxia")

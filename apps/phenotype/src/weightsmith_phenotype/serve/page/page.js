@@ -71,7 +71,7 @@ async function tag(ask) {
     ranking.reset();
     const unseen = countUnseen(text);
     byId("unseen").hidden = unseen === 0;
-    byId("unseen").textContent = `${count(unseen, "invisible control character")} of the text ${unseen === 1 ? "is" : "are"} shown as a sign such as ␀ or ␦.`;
+    byId("unseen").textContent = `${count(unseen, "invisible control character")} of the text ${unseen === 1 ? "is" : "are"} shown as \ufffd.`;
     showReading();
     render();
     say(mentions.length ? `${summaryLine()}.` : "No term found.");

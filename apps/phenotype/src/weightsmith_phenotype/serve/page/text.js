@@ -39,19 +39,16 @@ export class Offsets {
   }
 }
 
-const CONTROLS = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]/g;
-// They change the order in which other characters are shown, and could make a note read differently.
-const DIRECTIONS = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+// Control characters, and those that change the order in which others are shown: they could make a note read differently.
+const UNSEEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
-// The text with a sign for each control character; the signs have one unit too, so offsets stay.
+// The text with a sign for each such character; the sign has one unit too, so offsets stay.
 export function visible(text) {
-  return text
-    .replace(CONTROLS, (sign) => String.fromCharCode(sign === "\u007f" ? 0x2421 : 0x2400 + sign.charCodeAt(0)))
-    .replace(DIRECTIONS, "\u2426");
+  return text.replace(UNSEEN, "\ufffd");
 }
 
 export function countUnseen(text) {
-  return (text.match(CONTROLS) ?? []).length + (text.match(DIRECTIONS) ?? []).length;
+  return (text.match(UNSEEN) ?? []).length;
 }
 
 // Half of a surrogate pair cannot be sent as UTF-8.
