@@ -154,4 +154,5 @@ def small_tagger(small_obo):
 
 @pytest.fixture(scope="session")
 def hpo_tagger():
-    return PhenoTagger.default()
+    """Names and their variants of all of HPO; the classifier of the default tagger would take a minute to train."""
+    return PhenoTagger(Ontology.default())

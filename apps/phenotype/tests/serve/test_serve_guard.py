@@ -179,26 +179,53 @@ def test_run_says_the_address_and_opens_the_page(app, monkeypatch):
 
     monkeypatch.setattr(server, "LocalServer", Recorded)
     monkeypatch.setattr(server.webbrowser, "open", lambda address: (opened.append(address), ready.set()))
-    thread = threading.Thread(target=run, args=(app,), kwargs={"port": 0, "say": said.append}, daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    assert said[0].startswith(opened[0])
-    assert httpx.get(opened[0]).status_code == 200
-    servers[0].should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    with listen(0) as listener:
+        thread = threading.Thread(target=run, args=(app, listener), kwargs={"say": said.append}, daemon=True)
+        thread.start()
+        assert ready.wait(20)
+        assert said[0].startswith(opened[0])
+        assert httpx.get(opened[0]).status_code == 200
+        servers[0].should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
 
 
-def test_the_command_serves_the_ontology_it_is_given(small_obo, monkeypatch):
+@pytest.fixture
+def command(monkeypatch):
+    """Run the command up to where it would serve; give the status of what it would have served."""
     made = []
-    monkeypatch.setattr("weightsmith_phenotype.serve.run", lambda app, **options: made.append((app, options)))
-    arguments = ["serve", "--no-open", "--port", "0", "--max-bytes", "99", "--rate", "7", "--ontology", str(small_obo)]
-    for extra, insight in ([], "loading"), (["--root", "HP:0000202"], "unavailable"):
-        answer = CliRunner().invoke(phenotype, [*arguments, *extra])
-        assert answer.exit_code == 0, answer.output
-        app, options = made.pop()
-        assert options == {"port": 0, "open_page": False}
-        assert app.limits == Limits(99, 7)
-        status = TestClient(app, base_url=BASE).get("/api/status").json()  # without its start, which reads annotations
-        assert (status["insight"], status["max_bytes"]) == (insight, 99)
-        assert status["ontology"]["concepts"] == (18 if insight == "loading" else 3)
+    monkeypatch.setattr("weightsmith_phenotype.serve.run", lambda *given, **options: made.append((*given, options)))
+
+    def command(*arguments):
+        answer = CliRunner().invoke(phenotype, ["serve", "--no-open", "--port", "0", *arguments])
+        if answer.exception:
+            raise answer.exception
+        app, listener, options = made.pop()
+        assert options == {"open_page": False}
+        assert listener.fileno() == -1  # closed at the end
+        return app.limits, TestClient(app, base_url=BASE).get("/api/status").json()
+
+    return command
+
+
+def test_the_command_serves_the_ontology_it_is_given(command, small_obo):
+    limits, status = command("--max-bytes", "99", "--rate", "7", "--ontology", str(small_obo))
+    assert limits == Limits(99, 7)
+    assert (status["insight"], status["max_bytes"], status["ontology"]["concepts"]) == ("loading", 99, 18)
+    _, status = command("--ontology", str(small_obo), "--root", "HP:0000202")
+    assert (status["insight"], status["ontology"]["concepts"]) == ("unavailable", 3)
+
+
+def test_the_command_serves_a_trained_tagger(command, small_tagger, tmp_path):
+    folder = tmp_path / "tagger"
+    small_tagger.save_pretrained(folder)
+    _, status = command("--tagger", str(folder))
+    assert status["ontology"] == {"name": "hp", "version": "hp/releases/2030-01-02", "concepts": 18}
+
+
+def test_a_port_in_use_is_said_before_the_tagger_is_loaded(monkeypatch):
+    monkeypatch.setattr(PhenoTagger, "default", lambda: pytest.fail("the tagger was loaded"))
+    with listen(0) as listener:
+        port = str(listener.getsockname()[1])
+        answer = CliRunner().invoke(phenotype, ["serve", "--no-open", "--port", port])
+    assert isinstance(answer.exception, HyperparameterError)

@@ -7,7 +7,7 @@ try:
     from weightsmith_phenotype.serve.app import create_app
     from weightsmith_phenotype.serve.guard import Limits
     from weightsmith_phenotype.serve.insight import Insight
-    from weightsmith_phenotype.serve.server import HOST, run
+    from weightsmith_phenotype.serve.server import HOST, listen, run
 except ImportError as error:
     from weightsmith.core.errors import MissingDependencyError
 
@@ -18,4 +18,4 @@ except ImportError as error:
         do="Install them with `pip install 'weightsmith-phenotype[serve]'`.",
     ) from error
 
-__all__ = ["HOST", "Insight", "Limits", "create_app", "run"]
+__all__ = ["HOST", "Insight", "Limits", "create_app", "listen", "run"]

@@ -12,7 +12,7 @@ import uvicorn
 from weightsmith.core.errors import HyperparameterError
 from weightsmith_phenotype.serve.guard import Guard
 
-__all__ = ["HOST", "LocalServer", "run"]
+__all__ = ["HOST", "LocalServer", "listen", "run"]
 
 HOST = "127.0.0.1"
 
@@ -51,6 +51,11 @@ class LocalServer(uvicorn.Server):
 def listen(port: int) -> socket.socket:
     """A socket on 127.0.0.1, and on no other address.
 
+    Parameters
+    ----------
+    port : int
+        0 takes any free one.
+
     Raises
     ------
     HyperparameterError
@@ -65,26 +70,25 @@ def listen(port: int) -> socket.socket:
         raise HyperparameterError(f"--port {port}", found=found, do="Choose another, or 0 for any free one.") from None
 
 
-def run(app: Guard, *, port: int = 8421, open_page: bool = True, say: Callable[[str], None] = print) -> None:
+def run(app: Guard, listener: socket.socket, *, open_page: bool = True, say: Callable[[str], None] = print) -> None:
     """Serve until interrupted.
 
     Parameters
     ----------
     app : Guard
         From `create_app`.
-    port : int, default: 8421
-        0 takes any free one.
+    listener : socket
+        From `listen`.
     open_page : bool, default: True
         Open the page in the browser.
     say : callable
         Is told the address.
     """
-    with listen(port) as listener:
-        address = f"http://{HOST}:{listener.getsockname()[1]}/"
+    address = f"http://{HOST}:{listener.getsockname()[1]}/"
 
-        def ready() -> None:
-            say(f"{address}  (Ctrl+C ends it)")
-            if open_page:
-                webbrowser.open(address)
+    def ready() -> None:
+        say(f"{address}  (Ctrl+C ends it)")
+        if open_page:
+            webbrowser.open(address)
 
-        LocalServer(app, ready).run(sockets=[listener])
+    LocalServer(app, ready).run(sockets=[listener])
