@@ -20,10 +20,14 @@ export function describe(mention) {
   return `${visible(mention.text)}: ${mention.name}, ${mention.concept_id}, score ${mention.score.toFixed(2)}${flags && `, ${flags}`}`;
 }
 
+// In the order of the text; the longer one first where two begin together, and the surer one of two at one place.
+export const inOrder = (mentions) =>
+  [...mentions].sort((a, b) => a.start - b.start || b.end - a.end || b.score - a.score || a.key - b.key);
+
 // Mentions that share characters, each group with the range it covers.
 export function* groups(mentions) {
   let group = null;
-  for (const mention of [...mentions].sort((a, b) => a.start - b.start || b.end - a.end)) {
+  for (const mention of inOrder(mentions)) {
     if (group && mention.start < group.end) {
       group.mentions.push(mention);
       group.end = Math.max(group.end, mention.end);

@@ -2,7 +2,7 @@
 
 import { byId, call, count, download, el, fetchJson } from "./dom.js";
 import { Inspector } from "./inspector.js";
-import { NoteView, describe, placeBubble, status } from "./note.js";
+import { NoteView, describe, inOrder, placeBubble, status } from "./note.js";
 import { Ranking } from "./ranking.js";
 import { Offsets, byteLength, countUnseen, visible, wellFormed } from "./text.js";
 
@@ -65,7 +65,7 @@ async function tag(ask) {
     offsets = new Offsets(text);
     history = [];
     exported = true;
-    mentions = found.mentions.map((mention) => ({ ...mention, key: ++keys }));
+    mentions = inOrder(found.mentions.map((mention) => ({ ...mention, key: ++keys })));
     byId("text").value = text;
     inspector.hide();
     ranking.reset();
@@ -108,7 +108,7 @@ const tooLarge = (bytes) =>
 function put(next) {
   history.push(mentions);
   exported = false;
-  mentions = next.sort((a, b) => a.start - b.start || b.end - a.end || a.key - b.key);
+  mentions = inOrder(next);
   render();
   ranking.changed();
 }
