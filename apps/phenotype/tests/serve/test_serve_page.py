@@ -354,12 +354,12 @@ def test_hostile_text_is_shown_and_harmless(page, kind):
     assert features(page) == {("HP:0001251", False)}
 
 
-def test_hostile_names_of_an_ontology_are_text(open_page, serve):
-    from weightsmith_phenotype import Ontology, PhenoTagger, Synonym, Term
+def test_hostile_names_of_an_ontology_are_text(open_page, flagging_tagger, serve):
+    from weightsmith_phenotype import Ontology, Synonym, Term
 
     name = "<img src=x onerror=alert(1)>tall"
     term = Term("X:2", name, name, [Synonym("tall"), Synonym(name + "!")], ["X:1"])
-    tagger = PhenoTagger(Ontology([Term("X:1", name), term], root="X:1", name=name))
+    tagger = type(flagging_tagger)(Ontology([Term("X:1", name), term], root="X:1", name=name))
     with serve(create_app(tagger)) as address:
         page = open_page(address)
         tag(page, "tall")
@@ -565,6 +565,7 @@ def test_all_text_has_enough_contrast(open_page, scheme):
 
 
 def test_the_example_with_the_human_phenotype_ontology(open_page, hpo_tagger, serve):
+    hpo_tagger.tag("He has short stature.")  # compiles what the page would wait for
     with serve(create_app(hpo_tagger)) as address:
         page = open_page(address)
         page.get_by_role("button", name="Example note").click()
