@@ -46,8 +46,11 @@ class FlaggingTagger(PhenoTagger):
     def tag(self, text):
         flags = {"no": "negated", "possible": "uncertain", "father's": "family"}
         found = []
+        lower = text.lower()
         for name, concept in self.names.items():
-            for match in re.finditer(re.escape(name).replace(r"\ ", "[ -]") + "s?", text, re.IGNORECASE):
+            if re.split("[ -]", name)[0] not in lower:
+                continue
+            for match in re.finditer(rf"\b{re.escape(name)}s?\b".replace(r"\ ", "[ -]"), text, re.IGNORECASE):
                 flag = flags.get((text[: match.start()].split() or [""])[-1].lower())
                 context = {flag: True} if flag else {}
                 found.append(Mention(*match.span(), match[0], concept, self.ontology[concept].name, **context))
@@ -57,6 +60,11 @@ class FlaggingTagger(PhenoTagger):
 @pytest.fixture(scope="session")
 def flagging_tagger(small_obo):
     return FlaggingTagger(Ontology.from_obo(small_obo))
+
+
+@pytest.fixture(scope="session")
+def hpo_names():
+    return FlaggingTagger(Ontology.default())
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,14 @@ def test_mentions_have_offsets_in_code_points_and_contexts(client):
     assert all(text[m["start"] : m["end"]] == m["text"] for m in body["mentions"])
 
 
+def test_the_tagger_itself_answers(small_tagger):
+    with TestClient(create_app(small_tagger), base_url=BASE) as client:
+        (found,) = client.post("/api/tag", json={"text": "\N{GRINNING FACE} He has no short-stature."}).json()[
+            "mentions"
+        ]
+    assert (found["start"], found["concept_id"], found["negated"]) == (12, "HP:0004322", True)
+
+
 def test_empty_text_has_no_mentions(client):
     assert client.post("/api/tag", json={"text": ""}).json()["mentions"] == []
 

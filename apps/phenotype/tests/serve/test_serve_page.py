@@ -564,9 +564,8 @@ def test_all_text_has_enough_contrast(open_page, scheme):
     assert least()[0] >= 4.5, least()
 
 
-def test_the_example_with_the_human_phenotype_ontology(open_page, hpo_tagger, serve):
-    hpo_tagger.tag("He has short stature.")  # compiles what the page would wait for
-    with serve(create_app(hpo_tagger)) as address:
+def test_the_example_with_the_human_phenotype_ontology(open_page, hpo_names, serve):
+    with serve(create_app(hpo_names)) as address:
         page = open_page(address)
         page.get_by_role("button", name="Example note").click()
         page.get_by_role("button", name="aortic root dilatation: Aortic root aneurysm, HP:0002616").click()
