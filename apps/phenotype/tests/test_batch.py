@@ -49,7 +49,16 @@ def left(folder):
 
 
 def test_folders_are_searched_by_name_with_ids_below_the_shared_folder(tmp_path):
-    for name in ("b/x.txt", "a/y.TXT", "a/.hidden.txt", ".git/z.txt", "a/p.docx", "c.jsonl", "a/z.ann"):
+    for name in (
+        "b/x.txt",
+        "a/y.TXT",
+        "a/.hidden.txt",
+        ".git/z.txt",
+        "a/p.docx",
+        "c.jsonl",
+        "a/z.ann",
+        "out.csv.run.json",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     found = [(item.id, item.format) for item in find_inputs([tmp_path])]
@@ -222,6 +231,38 @@ def test_output_that_is_there_is_kept_unless_overwritten(notes, small_tagger, tm
     assert out.read_text() == "mine"
     tag_corpus([notes], small_tagger, out, overwrite=True)
     assert out.read_bytes().count(b"\n") == 30
+
+
+@pytest.mark.parametrize(("out", "format"), [("found.jsonl", "json"), ("brat", "brat"), ("found.txt", "pubtator")])
+def test_output_in_the_folder_of_the_notes_is_not_read(notes, small_tagger, out, format):
+    for _ in range(2):
+        result = tag_corpus([notes], small_tagger, notes / out, format=format, overwrite=True)
+        assert (result.documents, result.failures) == (30, [])
+    assert tag_corpus([notes], small_tagger, notes / out, format=format, resume=True).resumed == 30
+
+
+def test_notes_devices_and_folders_are_never_replaced(notes, small_tagger, tmp_path, monkeypatch):
+    one = notes / "ward0" / "n0000.txt"
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.chdir(folder)
+    for source, out, format, match in (
+        (one, one, "json", "notes that are read"),
+        (one, notes, "brat", "notes that are read"),
+        (notes, notes, "brat", "notes that are read"),
+        (notes, folder, "json", "found a folder, expected a file"),
+        (notes, file, "brat", "found a file, expected a folder"),
+        (notes, pipe, "json", "found a device or a pipe"),
+        (notes, folder, "brat", "the current folder or one above it"),
+    ):
+        with pytest.raises(CorpusError, match=match):
+            tag_corpus([source], small_tagger, out, format=format, overwrite=True)
+    assert left(tmp_path) == ["file", "folder", "notes", "pipe"]
+    assert (file.read_text(), left(folder), len(list(notes.rglob("*.txt")))) == ("mine", ["mine"], 30)
 
 
 def test_phenopackets_are_files_of_a_folder_or_lines_of_a_file(notes, small_tagger, tmp_path):

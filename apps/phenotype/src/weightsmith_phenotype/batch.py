@@ -26,11 +26,11 @@ from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TemporaryFolder, kept_folder, read_json, scratch_folder, write_file
 from weightsmith.core.jobs import Backend, stream_jobs
 from weightsmith.core.progress import track
-from weightsmith_phenotype.corpus import Failure, Input, find_inputs, read_inputs, shown
+from weightsmith_phenotype.corpus import RECORD, STDIN, Failure, Input, find_inputs, read_inputs, shown
 from weightsmith_phenotype.errors import CorpusError, TaggerError
 from weightsmith_phenotype.formats import FORMATS, OffsetUnit
 from weightsmith_phenotype.formats._registry import check_target, in_files, put_file, put_in_place
-from weightsmith_phenotype.shards import AGAIN, MANIFEST, Done, Shard, ShardFolder
+from weightsmith_phenotype.shards import AGAIN, Done, Shard, ShardFolder
 from weightsmith_phenotype.workers import OutputSettings, PickledTagger, Tagger, stamp, tag_shard
 
 __all__ = ["BatchResult", "Tagger", "stamp", "tag_corpus"]
@@ -180,12 +180,29 @@ class _Reader:
         stdin: BinaryIO | None,
     ) -> None:
         self.notes, self.format, self.batch_size, self.stdin = notes, format, batch_size, stdin
+        self.without: frozenset[str] = frozenset()
         self.notices: list[str] = []
         self.count = 0
         self.expected: int | None = None
 
     def inputs(self, failed: Callable[[Failure], None]) -> Iterator[Input]:
-        return find_inputs(self.notes, self.format, failed=failed)
+        return find_inputs(self.notes, self.format, failed=failed, without=self.without)
+
+    def leave_out(self, *written: Path) -> None:
+        """Do not read what is written.
+
+        Raises
+        ------
+        CorpusError
+            If a note that is named would be replaced.
+        """
+        for note in (Path(os.path.abspath(note)) for note in self.notes if str(note) != STDIN):
+            for place in written:
+                if note.is_relative_to(place):
+                    raise CorpusError(
+                        f"{shown(place)} cannot be written", found="notes that are read", do="Name another output."
+                    )
+        self.without = frozenset(map(str, written))
 
     def listing(self) -> Iterator[str]:
         """A line per input: its name and size. Counts the documents, if the files say it: a plain text is one."""
@@ -254,14 +271,17 @@ class _Run:
 
     def to_place(self, place: Path, *, resume: bool, overwrite: bool) -> None:
         """Write to a file or folder, by way of shards that are kept until all are done."""
-        record = place.with_name(f"{place.name}.{MANIFEST}")
+        record = place.with_name(place.name + RECORD)
+        self.reader.leave_out(place, record)
+        check_target(place, as_folder=self.settings.as_files, overwrite=True)
         with kept_folder(place) as folder:
             shards = ShardFolder(folder)
             manifest = self.manifest(overwrite)
             if shards.begun and resume and not overwrite:
                 old = shards.manifest()
                 self.take_over(old, manifest, place)
-                check_target(place, overwrite=old["overwrite"] or record.is_file())
+                may = old["overwrite"] or record.is_file()
+                check_target(place, as_folder=self.settings.as_files, overwrite=may)
                 shards.compare_inputs(self.reader.listing(), shown(place))
                 self.kept = {done.number: done for done in map(shards.load, shards.numbers()) if done is not None}
                 for done in self.kept.values():
@@ -276,7 +296,7 @@ class _Run:
                 self.already(read_json(record), manifest, place)
                 return
             else:
-                check_target(place, overwrite=overwrite)
+                check_target(place, as_folder=self.settings.as_files, overwrite=overwrite)
                 listing = self.reader.listing()
                 first = next(listing, "")  # raises if there is nothing to read, before anything is written
                 shards.begin(manifest, chain([first], listing))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -14,10 +14,13 @@ from weightsmith_phenotype.document import Document
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.formats import FORMATS, Format, OffsetUnit, format_of, read_documents
 
-__all__ = ["STDIN", "Failure", "Input", "find_inputs", "read_inputs"]
+__all__ = ["RECORD", "STDIN", "Failure", "Input", "find_inputs", "read_inputs"]
 
 STDIN = "-"
 """Stands for standard input among the names of files."""
+
+RECORD = ".run.json"
+"""End of the name of what stands beside an output and says what it was made with; never a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ def find_inputs(
     format: str | None = None,
     *,
     failed: Callable[[Failure], None] | None = None,
+    without: Collection[str] = (),
 ) -> Iterator[Input]:
     """Yield the files that are named, and all files of a known format in the folders that are named.
 
@@ -87,6 +91,8 @@ def find_inputs(
     failed : callable, optional
         Gets each file that is not there or of no known format, and each folder that cannot be read. Without it, the
         first of them is an error.
+    without : collection of str, optional
+        Absolute paths of files and folders to leave out of the folders: what this program writes.
 
     Raises
     ------
@@ -116,7 +122,7 @@ def find_inputs(
         if path == STDIN:
             found: Iterator[Input] = iter([Input(None, "stdin", format or "text")])
         elif os.path.isdir(path):
-            found = _in_folder(path, base, chosen, refuse)
+            found = _in_folder(path, base, chosen, refuse, without)
         else:
             found = _file(path, os.path.relpath(os.path.dirname(os.path.abspath(path)), base), chosen, refuse)
         for item in found:
@@ -156,16 +162,23 @@ def _searched(item: Format) -> tuple[str, ...]:
     return item.suffixes if item.read is not None else ()
 
 
-def _in_folder(top: str, base: str, chosen: Format | None, failed: Callable[[Failure], None]) -> Iterator[Input]:
+def _in_folder(
+    top: str, base: str, chosen: Format | None, failed: Callable[[Failure], None], without: Collection[str]
+) -> Iterator[Input]:
     def refuse(error: OSError) -> None:
         failed(Failure(shown(error.filename or top), error.strerror or str(error)))
 
     suffixes = chosen.suffixes if chosen else {suffix for item in FORMATS.values() for suffix in _searched(item)}
     for root, folders, names in os.walk(top, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = os.path.abspath(root)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.join(here, name) not in without
+        )
         folder = os.path.relpath(root, base)
         for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+            if name.startswith(".") or name.endswith(RECORD) or os.path.join(here, name) in without:
+                continue
+            if os.path.splitext(name)[1].lower() in suffixes:
                 path = os.path.join(root, name)
                 if os.path.isfile(path) or not os.path.exists(
                     path

@@ -15,7 +15,7 @@ from weightsmith_phenotype.corpus import Failure
 from weightsmith_phenotype.document import Passage
 from weightsmith_phenotype.errors import CorpusError
 
-__all__ = ["AGAIN", "MANIFEST", "Done", "Shard", "ShardFolder"]
+__all__ = ["AGAIN", "Done", "Shard", "ShardFolder"]
 
 MANIFEST, INPUTS = "run.json", "inputs.txt"
 AGAIN = "Put them back, or start again with --overwrite."

@@ -318,10 +318,11 @@ def write_documents(
         _to_stream(documents, target, chosen, settings)
         return
     place = Path(os.path.abspath(target))
-    check_target(place, overwrite=overwrite)
+    as_folder = in_files(chosen, place)
+    check_target(place, as_folder=as_folder, overwrite=overwrite)
     with scratch_folder(place) as scratch:
         made = scratch / place.name
-        if in_files(chosen, place):
+        if as_folder:
             made.mkdir()
             for document in documents:
                 put_files(chosen, document, settings, made)
@@ -359,15 +360,24 @@ def put_file(path: Path, text: str) -> None:
         raise CorpusError(f"two documents would be written to {path.name}", do="Give each an id of its own.") from None
 
 
-def check_target(place: Path, *, overwrite: bool) -> None:
-    """Refuse an output that is there, before any work is done.
+def check_target(place: Path, *, as_folder: bool, overwrite: bool) -> None:
+    """Refuse an output that is there and cannot or may not be replaced, before any work is done.
 
     Raises
     ------
     CorpusError
-        If it exists and is not to be replaced.
+        If it is a device, a folder where a file is written or the other way round, the current folder or one above it,
+        or if it exists and is not to be replaced.
     """
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())) and not overwrite:
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not (place.is_dir() if as_folder else place.is_file()):
+        found = "a folder" if place.is_dir() else "a file" if place.is_file() else "a device or a pipe"
+        expected = "a folder" if as_folder else "a file"
+        raise CorpusError(f"{place} cannot be written", found=found, expected=expected, do="Choose another output.")
+    if Path.cwd().is_relative_to(place):
+        raise CorpusError(f"{place} cannot be replaced", found="the current folder or one above it")
+    if not overwrite:
         raise CorpusError(f"{place} exists", do="Choose another output or overwrite it (--overwrite).")
 
 
