@@ -1,4 +1,4 @@
-"""PhenoTagger: dictionary and classifier together find more than either, and names with exchanged words find more still.
+"""PhenoTagger: dictionary and classifier together find more than either, names with exchanged words more still.
 
 Three experiments. On the test part of GSC+ (206 abstracts, in the user's data) mentions and documents are scored; the
 abstracts are dealt to as many folds as there are seeds, and each seed trains a classifier of its own. Thresholds are

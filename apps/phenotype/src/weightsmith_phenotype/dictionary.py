@@ -30,17 +30,16 @@ ANY_ORDER = 0.99
 """Score of the words of a name in another order."""
 
 
-def name_words(name: str) -> list[str]:
-    """The words of a name without signs.
+def name_words(name: str, *, commas: bool = False) -> list[str]:
+    """The words of a name without signs, or with its commas.
 
     Examples
     --------
     >>> name_words("Aplasia/Hypoplasia of the thumb")
     ['aplasia', 'hypoplasia', 'of', 'the', 'thumb']
     """
-    return [
-        t.form for t in tokenize(name) if t.form and t.form not in JOINTS and t.form not in BARRIERS and t.form != ","
-    ]
+    signs = JOINTS | BARRIERS if commas else JOINTS | BARRIERS | {","}
+    return [token.form for token in tokenize(name) if token.form.strip() and token.form not in signs]
 
 
 def usable_names(ontology: Ontology, identifier: str) -> list[str]:
@@ -93,13 +92,17 @@ class Dictionary:
         number = {identifier: n for n, identifier in enumerate(ontology.concepts)}
         ancestors = [sorted(number[a] for a in ontology.ancestors(i) if a in number) for i in ontology.concepts]
         hidden = set(hidden)
-        names = [
-            (number[identifier], words, name == ontology[identifier].name)
+        labels = [
+            (number[identifier], name, name == ontology[identifier].name)
             for identifier in ontology.concepts
             for name in usable_names(ontology, identifier)
-            if (identifier, name) not in hidden and (words := name_words(name))
+            if (identifier, name) not in hidden and name_words(name)
         ]
-        exact = _exact_names(names, ancestors)
+        names = [(concept, name_words(name), is_name) for concept, name, is_name in labels]
+        with_commas = [
+            (concept, name_words(name, commas=True), is_name) for concept, name, is_name in labels if "," in name
+        ]
+        exact = _exact_names(names + with_commas, ancestors)
         bags = _bags(names)
         keys, concepts, scores = _with_exchanges(bags, ancestors)
         slots, rows = build_table(np.fromiter(exact, np.uint64, len(exact)))

@@ -17,6 +17,9 @@ from weightsmith_phenotype.words import CONJUNCTIONS, COPULAS, FUNCTION_WORDS, L
 
 __all__ = ["Matcher"]
 
+LONGEST_WORD = 100
+"""Characters of a word that are looked at: a megabyte without a space is one word."""
+
 Found = tuple[int, int, int, float, int]
 """Start, end, index of the concept, score, kind (0 exact, 1 set of words, 2 across a list or gap)."""
 
@@ -122,7 +125,7 @@ class Matcher:
             self._columns = tuple(np.concatenate([column, np.zeros_like(column)]) for column in self._columns)
             if self.classifier is not None:
                 self._features = tuple(np.concatenate([part, np.zeros_like(part)]) for part in self._features)
-        form = plain(word)
+        form = plain(word[:LONGEST_WORD])
         self._numbers[word] = number
         flags, surface, singular, stems = self._columns
         flags[number] = self._flags(form)

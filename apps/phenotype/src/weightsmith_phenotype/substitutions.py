@@ -3,15 +3,17 @@
 Two names that differ in one word, such as *small kidney* and *hypoplastic kidney*, name one concept
 or two. Over all such pairs,
 
-    reliability(x, y) = agreeing / (agreeing + disagreeing + 1)
+    reliability(x, y) = agreeing / (agreeing + disagreeing + together + 1)
 
-estimates how often exchanging ``x`` for ``y`` keeps the meaning.
+estimates how often exchanging ``x`` for ``y`` keeps the meaning; ``together`` counts the names that have both words, as
+*long-bone fracture* has: they say different things.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 from weightsmith_phenotype.words import lexicon, stem
 
@@ -51,6 +53,9 @@ def learn_substitutions(names: Names, *, least: float = 0.5) -> dict[str, list[t
         with_word[bag].setdefault(NOTHING, set()).update(concepts)
     agreeing: Counter[tuple[str, str]] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
+    together: Counter[tuple[str, str]] = Counter()
+    for bag in names:
+        together.update(combinations(sorted(bag), 2))
     for holders in with_word.values():
         words = sorted(holders)
         for place, one in enumerate(words):
@@ -60,7 +65,7 @@ def learn_substitutions(names: Names, *, least: float = 0.5) -> dict[str, list[t
                     agreeing[one, other] += 1
     best: dict[str, dict[str, float]] = defaultdict(dict)
     for (one, other), count in agreeing.items():
-        reliability = count / (pairs[one, other] + 1)
+        reliability = count / (pairs[one, other] + together[one, other] + 1)
         if reliability >= least:
             best[one][other] = best[other][one] = reliability
     for one, other, reliability in _lexicon_pairs():

@@ -184,7 +184,9 @@ class PhenoTagger:
         if mentions and settings.abbreviations:
             from weightsmith_phenotype.abbreviations import expand
 
-            mentions = expand(text, mentions)
+            # Only names as they are: a wrong guess of the other two would be repeated at every short form.
+            named = [mention for mention in mentions if mention.source == "dictionary"]
+            mentions += [mention for mention in expand(text, named) if mention.source == "abbreviation"]
         if mentions and settings.context:
             from weightsmith_phenotype.context import annotate
 

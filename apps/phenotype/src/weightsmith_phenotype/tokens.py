@@ -43,7 +43,7 @@ def split(text: str, is_word: Callable[[str], bool]) -> tuple[list[str], list[in
     words, starts, ends = parts[1::2], offsets[0:-1:2], offsets[1::2]
     if "-" in text or not text.isascii():
         for place in [n for n, word in enumerate(words) if word in _JOINERS]:
-            if 0 < place < len(words) - 1:
+            if place > 0:
                 _join(text, words, starts, ends, place, is_word)
     return words, starts, ends
 
@@ -55,16 +55,17 @@ def _join(
     before = place - 1
     while before > 0 and not words[before]:
         before -= 1
-    hyphen = words[place] in HYPHENS
-    gap = text[ends[place] : starts[place + 1]]
     if ends[before] != starts[place] or not words[before][:1].isalpha():
         return
-    if not words[place + 1][:1].isalpha():
+    hyphen = words[place] in HYPHENS
+    following = place + 1 < len(words) and words[place + 1][:1].isalpha()
+    gap = text[ends[place] : starts[place + 1]] if following else ""
+    adjacent = following and (not gap or (hyphen and "\n" in gap))
+    if not adjacent:
         if not hyphen:  # an accent at the end of a word
             words[before] += words[place]
             words[place], ends[before] = "", ends[place]
-        return
-    if gap and not (hyphen and "\n" in gap):
+            starts[place] = ends[place]
         return
     whole = words[before] + ("" if hyphen else words[place]) + words[place + 1]
     if not hyphen or is_word(plain(whole)):
@@ -92,7 +93,7 @@ def segments(tokens: list[Token]) -> list[list[Token]]:
     """
     runs: list[list[Token]] = [[]]
     for token in tokens:
-        if token.form in BARRIERS or not token.form:
+        if token.form in BARRIERS or not token.form.strip():
             if runs[-1]:
                 runs.append([])
         elif token.form not in JOINTS:

@@ -208,7 +208,9 @@ def _list(
     start = signs[0]
     while start > first and signs[0] - start < ELEMENT and not flags[row[start - 1]] & (FUNCTION | COMMA):
         start -= 1
-    begins[0], stops[0], elements = start, signs[0], 1
+    elements = 0
+    if start < signs[0]:
+        begins[0], stops[0], elements = start, signs[0], 1
     for n in range(many - 1):
         if signs[n + 1] > signs[n] + 1:
             begins[elements], stops[elements] = signs[n] + 1, signs[n + 1]
@@ -221,7 +223,7 @@ def _list(
         elements += 1
     for closing in range(1, elements):
         a, b = begins[closing], stops[closing]
-        if not flags[row[a - 1]] & CONJUNCTION and not (a >= 2 and flags[row[a - 2]] & CONJUNCTION):
+        if not flags[row[a - 1]] & CONJUNCTION and not (a - 2 >= first and flags[row[a - 2]] & CONJUNCTION):
             continue
         for opening in range(closing - 1, -1, -1):
             start, stop = begins[opening], stops[opening]
@@ -235,16 +237,7 @@ def _list(
                             continue
                         for left in range(max(start, stop - 2), stop):
                             if not flags[row[left]] & LINK:
-                                count = _across(
-                                    row,
-                                    left,
-                                    stop,
-                                    head,
-                                    end,
-                                    LISTED,
-                                    search,
-                                    count,
-                                )
+                                count = _across(row, left, stop, head, end, LISTED, search, count)
             # The list's first element has the head: "hypopigmentation of skin | or | hair".
             for cut in range(start + 1, stop):
                 for left in range(max(start, cut - 3), cut):
@@ -411,6 +404,9 @@ def resolve(found: Any, above: Any, nested: Any) -> Any:
             same = x.start == y.start and x.end == y.end
             inside = y.start <= x.start and x.end <= y.end and not same
             listed = x.kind == 2
+            if listed and y.kind == 0 and y.start <= x.start and x.end <= y.end:
+                x.kept = 0  # a name of the ontology explains these words better
+                break
             if x.concept == y.concept:
                 better = y.score > x.score or (y.score == x.score and (inside or (same and b < a)))
                 if listed and y.kind != 2:
