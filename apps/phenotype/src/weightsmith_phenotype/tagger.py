@@ -21,7 +21,7 @@ import numpy as np
 from weightsmith_phenotype.classifier import LONGEST_NGRAM, Classifier, train_classifier
 from weightsmith_phenotype.dictionary import Dictionary
 from weightsmith_phenotype.document import Document, Mention
-from weightsmith_phenotype.errors import TaggerError
+from weightsmith_phenotype.errors import OntologyError, TaggerError
 from weightsmith_phenotype.evaluate import Evaluation, evaluate
 from weightsmith_phenotype.matcher import Matcher
 from weightsmith_phenotype.ontology import Ontology
@@ -185,8 +185,8 @@ class PhenoTagger:
             from weightsmith_phenotype.abbreviations import expand
 
             # Only names as they are: a wrong guess of the other two would be repeated at every short form.
-            named = [mention for mention in mentions if mention.source == "dictionary"]
-            mentions += [mention for mention in expand(text, named) if mention.source == "abbreviation"]
+            exact = [mention for mention in mentions if mention.source == "dictionary"]
+            mentions += [mention for mention in expand(text, exact) if mention.source == "abbreviation"]
         if mentions and settings.context:
             from weightsmith_phenotype.context import annotate
 
@@ -289,7 +289,7 @@ class PhenoTagger:
             dictionary = Dictionary(words["vocabulary"], set(words["stems"]), **parts["dictionary."])
             classifier = Classifier(**parts["classifier."]) if parts["classifier."] else None
             tagger = cls(own, dictionary, classifier, Settings(**config["settings"]))
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError, OntologyError, SafetensorError) as error:
             raise TaggerError(
                 f"{folder}: not a saved tagger ({type(error).__name__}: {error})",
                 do="Train it again, or name its folder.",

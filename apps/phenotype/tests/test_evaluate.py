@@ -1,0 +1,81 @@
+"""The metrics by hand-counted examples."""
+
+from __future__ import annotations
+
+import pytest
+
+from weightsmith_phenotype import CorpusError, Document, Mention, evaluate
+
+TEXT = "x" * 60
+
+
+def document(identifier, *places):
+    return Document(identifier, TEXT, [Mention(a, b, TEXT[a:b], concept) for a, b, concept in places])
+
+
+GOLD = [document("1", (0, 10, "A"), (22, 30, "B"), (50, 55, "D")), document("2")]
+FOUND = [document("1", (0, 10, "A"), (20, 30, "B"), (40, 45, "C")), document("2")]
+
+
+def test_the_worked_example_of_the_specification():
+    result = evaluate(GOLD, FOUND)
+    for score, expected in (
+        (result.document_micro, 2 / 3),
+        (result.document_macro, 0.83333),
+        (result.mention_strict, 1 / 3),
+        (result.mention_relaxed, 2 / 3),
+    ):
+        assert (score.precision, score.recall, score.f1) == pytest.approx((expected,) * 3, abs=1e-5)
+    assert (result.documents, result.annotated, result.predicted) == (2, 3, 3)
+
+
+def test_spans_that_touch_do_not_overlap():
+    result = evaluate([document("1", (0, 5, "A"))], [document("1", (5, 9, "A"))])
+    assert result.mention_relaxed.f1 == 0
+
+
+def test_nothing_found_and_nothing_there():
+    assert evaluate([document("1")], [document("1")]).mention_strict.f1 == 1
+    assert evaluate([document("1", (0, 5, "A"))], [document("1")]).mention_strict.f1 == 0
+    assert evaluate([document("1")], [document("1", (0, 5, "A"))]).document_macro.precision == 0
+
+
+def test_a_mention_annotated_twice_counts_once():
+    result = evaluate([document("1", (0, 5, "A"), (0, 5, "A"))], [document("1", (0, 5, "A"))])
+    assert result.annotated == 1
+
+
+def test_old_ids_become_live_ones_and_other_branches_are_left_out(small_tagger):
+    gold = [document("1", (0, 5, "HP:0007050"), (6, 9, "HP:0000005"))]
+    found = [document("1", (0, 5, "HP:0001251"), (30, 40, "HP:0000001"))]
+    result = evaluate(gold, found, small_tagger.ontology)
+    assert result.mention_strict.f1 == 1
+    assert result.left_out == 2
+
+
+def test_other_documents_are_refused():
+    with pytest.raises(CorpusError, match="1 annotated and 2 predicted"):
+        evaluate([document("1")], [document("1"), document("2")])
+    with pytest.raises(CorpusError, match="the same ids"):
+        evaluate([document("1")], [document("2")])
+    with pytest.raises(CorpusError):
+        evaluate([], [])
+
+
+def test_intervals_hold_the_score_and_need_no_documents_that_agree():
+    gold = [document(str(n), (0, 5, "A")) for n in range(30)]
+    found = [document(str(n), (0, 5, "A" if n % 3 else "B")) for n in range(30)]
+    score = evaluate(gold, found).mention_strict
+    assert score.f1 == pytest.approx(2 / 3)
+    assert score.low < score.f1 < score.high
+    assert score.low > 0.4
+    assert score.high < 0.9
+    assert evaluate(gold, found).mention_strict == score  # the same seed, the same interval
+
+
+def test_the_order_of_documents_does_not_matter():
+    one = evaluate(GOLD, FOUND, resamples=0).to_dict()
+    assert {
+        k: v for k, v in evaluate(GOLD[::-1], FOUND[::-1], resamples=0).to_dict().items() if k != "x"
+    }.keys() == one.keys()
+    assert evaluate(GOLD[::-1], FOUND[::-1], resamples=0).document_macro.f1 == one["document_macro"]["f1"]
