@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError, WeightsmithError
-from weightsmith_phenotype import CorpusError, Mention, Ontology, PhenoTagger
+from weightsmith_phenotype import CorpusError, Mention, Ontology, PhenoTagger, TaggerError
 from weightsmith_phenotype.batch import stamp, tag_corpus
 from weightsmith_phenotype.corpus import find_inputs
 from weightsmith_phenotype.formats import read_documents, read_phenopacket
+from weightsmith_phenotype.workers import PickledTagger
 
 WHEN = datetime(2025, 1, 2, tzinfo=UTC)
 FINDINGS = ["seizures", "ataxia", "ptosis", "cleft palate", "short stature", "obesity", "a cold"]
@@ -101,6 +102,14 @@ def test_second_run_in_the_same_processes_has_its_own_tagger(notes, small_obo, s
         tag_corpus([notes], tagger, out, jobs=2, overwrite=True, batch_size=5)
         for document in read_documents(out):
             assert list(document.mentions) == tagger.tag(document.text)
+
+
+def test_pickled_tagger_that_was_changed_is_refused_before_it_is_run(small_tagger, tmp_path):
+    written = PickledTagger.write(small_tagger, tmp_path / "tagger.pickle")
+    assert written.load().tag("ptosis") == small_tagger.tag("ptosis")
+    (tmp_path / "tagger.pickle").write_bytes(b"cos\nsystem\n(S'touch run'\ntR.")
+    with pytest.raises(TaggerError, match="was changed by another program"):
+        PickledTagger(written.path, "0" * 64).load()
 
 
 def test_json_output_is_in_the_order_of_the_inputs_and_fits_the_texts(notes, small_tagger, tmp_path):

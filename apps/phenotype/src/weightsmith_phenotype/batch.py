@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +19,6 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from uuid import uuid4
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TemporaryFolder, kept_folder, read_json, scratch_folder, write_file
@@ -318,8 +316,7 @@ class _Run:
         pickled = folder / "tagger.pickle"
         holder: Tagger | PickledTagger = self.tagger
         if self.jobs != 1 or self.backend != "processes":
-            pickled.write_bytes(pickle.dumps(self.tagger, protocol=5))
-            holder = PickledTagger(str(pickled), uuid4().hex)
+            holder = PickledTagger.write(self.tagger, pickled)
         function = partial(tag_shard, holder, self.settings)
         try:
             results = stream_jobs(function, self.to_do(), workers=self.jobs, backend=self.backend)

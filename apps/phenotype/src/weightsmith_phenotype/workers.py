@@ -8,13 +8,14 @@ import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from weightsmith_phenotype.corpus import Failure
 from weightsmith_phenotype.document import Document, Mention
-from weightsmith_phenotype.errors import CorpusError
+from weightsmith_phenotype.errors import CorpusError, TaggerError
 from weightsmith_phenotype.formats import FORMATS, CorpusNotice, OffsetUnit, WriteOptions
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.shards import Done, Shard
@@ -77,19 +78,28 @@ class PickledTagger:
     ----------
     path : str
         The file.
-    run : str
-        Tells this run from another that wrote the same file: joblib keeps processes from one run to the next.
+    digest : str
+        SHA-256 of its content. Another content is refused, since unpickling runs what a file says. It also tells this
+        run from an earlier one that wrote the same file: joblib keeps processes from one run to the next.
     """
 
     path: str
-    run: str
+    digest: str
+
+    @classmethod
+    def write(cls, tagger: Tagger, path: Path) -> PickledTagger:
+        """Write a tagger to a file."""
+        raw = pickle.dumps(tagger, protocol=5)
+        path.write_bytes(raw)
+        return cls(str(path), sha256(raw).hexdigest())
 
     def load(self) -> Tagger:
         """The tagger, read when a process asks for it first."""
-        if _loaded.get("run") != self.run:
-            # This run wrote it into a folder of this user's own: it is what joblib itself would send.
-            with open(self.path, "rb") as stream:
-                _loaded.update(run=self.run, tagger=pickle.load(stream))
+        if _loaded.get("digest") != self.digest:
+            raw = Path(self.path).read_bytes()
+            if sha256(raw).hexdigest() != self.digest:
+                raise TaggerError(f"{self.path} was changed by another program")
+            _loaded.update(digest=self.digest, tagger=pickle.loads(raw))
         return cast(Tagger, _loaded["tagger"])
 
 
