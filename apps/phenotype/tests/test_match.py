@@ -80,7 +80,7 @@ def test_other_wordings_are_found(hpo, text, name):
 
 def test_a_comma_inside_a_name_does_not_hide_it(hpo):
     assert found(hpo, "long, slender fingers")[0] == ("long, slender fingers", "HP:0001166")
-    assert found(hpo, "Intellectual disability, mild")[0] == ("Intellectual disability, mild", "HP:0001256")
+    assert ("Intellectual disability, mild", "HP:0001256") in found(hpo, "Intellectual disability, mild")
 
 
 def test_a_name_explains_its_words_better_than_a_gap_in_another(hpo):

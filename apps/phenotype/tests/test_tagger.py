@@ -172,3 +172,9 @@ def test_tagging_needs_no_torch(trained, tmp_path):
     )
     line = [sys.executable, "-c", code, str(tmp_path / "tagger")]
     assert subprocess.run(line, capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_fingerprint_follows_all_that_decides_what_is_found(trained, small_tagger):
+    assert trained.fingerprint == pickle.loads(pickle.dumps(trained)).fingerprint
+    others = [small_tagger, trained.with_settings(variants=0.5), PhenoTagger(newer(trained.ontology))]
+    assert len({trained.fingerprint, *(tagger.fingerprint for tagger in others)}) == 4

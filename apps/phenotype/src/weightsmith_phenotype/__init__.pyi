@@ -5,7 +5,7 @@ from .errors import (
     PhenotypeError as PhenotypeError,
     TaggerError as TaggerError,
 )
-from .evaluate import Evaluation as Evaluation, evaluate as evaluate
+from .metrics import Evaluation as Evaluation, evaluate as evaluate
 from .ontology import HPO_ROOT as HPO_ROOT, Ontology as Ontology, Synonym as Synonym, Term as Term
 from .tagger import PhenoTagger as PhenoTagger, Settings as Settings
 

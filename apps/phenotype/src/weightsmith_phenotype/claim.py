@@ -21,9 +21,9 @@ from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_s
 from weightsmith_phenotype.classifier import Classifier, negative_ngrams, train_classifier
 from weightsmith_phenotype.dictionary import Dictionary, name_words, usable_names
 from weightsmith_phenotype.document import Document
-from weightsmith_phenotype.evaluate import evaluate
 from weightsmith_phenotype.formats import read_documents
 from weightsmith_phenotype.matcher import Matcher
+from weightsmith_phenotype.metrics import evaluate
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.tagger import PhenoTagger
 

@@ -148,8 +148,8 @@ def evaluate(
     """Compare what is found with annotated documents: precision, recall and F1 with 95 % intervals over documents."""
     from weightsmith_phenotype import report
     from weightsmith_phenotype.batch import stamp
-    from weightsmith_phenotype.evaluate import evaluate as compare
     from weightsmith_phenotype.formats import read_documents
+    from weightsmith_phenotype.metrics import evaluate as compare
 
     gold = list(read_documents(corpus, format, offset_unit=offset_unit))
     loaded = _tagger(tagger, ontology, root)

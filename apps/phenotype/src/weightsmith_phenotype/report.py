@@ -11,7 +11,7 @@ from rich.table import Table
 
 from weightsmith_phenotype.document import Document
 from weightsmith_phenotype.errors import CorpusError
-from weightsmith_phenotype.evaluate import Evaluation
+from weightsmith_phenotype.metrics import Evaluation
 
 __all__ = ["as_json", "matched", "print_table"]
 

@@ -22,8 +22,8 @@ from weightsmith_phenotype.classifier import LONGEST_NGRAM, Classifier, train_cl
 from weightsmith_phenotype.dictionary import Dictionary
 from weightsmith_phenotype.document import Document, Mention
 from weightsmith_phenotype.errors import OntologyError, TaggerError
-from weightsmith_phenotype.evaluate import Evaluation, evaluate
 from weightsmith_phenotype.matcher import Matcher
+from weightsmith_phenotype.metrics import Evaluation, evaluate
 from weightsmith_phenotype.ontology import Ontology
 
 __all__ = ["PhenoTagger", "Settings"]
@@ -203,7 +203,7 @@ class PhenoTagger:
         return Document(document.id, document.text, self.tag(document.text), document.passages)
 
     def evaluate(self, documents: Sequence[Document], **options: Any) -> Evaluation:
-        """Compare what is found with annotated documents; see `weightsmith_phenotype.evaluate.evaluate`."""
+        """Compare what is found with annotated documents; see `weightsmith_phenotype.evaluate`."""
         return evaluate(documents, map(self.tag_document, documents), self.ontology, **options)
 
     def save_pretrained(self, folder: str | Path, *, exist_ok: bool = False) -> None:
@@ -314,6 +314,17 @@ class PhenoTagger:
         live = [ontology.resolve(identifier) for identifier in self.ontology.concepts]
         self._concepts = [None if i is None else (i, ontology[i].name) for i in live]
         self.ontology = ontology
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what is found: settings, words and tables."""
+        digest = sha256(
+            repr((self.settings, sorted(self.dictionary.vocabulary.items()), sorted(self.dictionary.stems))).encode()
+        )
+        classifier = {} if self.classifier is None else vars(self.classifier)
+        for name, array in sorted({**self.dictionary.arrays(), **classifier}.items()):
+            digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def _matcher(self) -> Matcher:

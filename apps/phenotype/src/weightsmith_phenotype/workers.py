@@ -11,15 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
-
 from weightsmith_phenotype.corpus import Failure
 from weightsmith_phenotype.document import Document, Mention
 from weightsmith_phenotype.errors import CorpusError, TaggerError
 from weightsmith_phenotype.formats import FORMATS, CorpusNotice, OffsetUnit, WriteOptions
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.shards import Done, Shard
-from weightsmith_phenotype.tagger import PhenoTagger
 
 __all__ = ["OutputSettings", "PickledTagger", "Tagger", "stamp", "tag_shard"]
 
@@ -43,20 +40,8 @@ def stamp(tagger: Tagger) -> dict[str, str]:
         "package": f"weightsmith-phenotype {__version__}",
         "ontology": f"{ontology.name} {ontology.version}".strip(),
         "concepts": ontology.fingerprint,
-        "tagger": f"{type(tagger).__name__} {_fingerprint(tagger)}".strip(),
+        "tagger": f"{type(tagger).__name__} {getattr(tagger, 'fingerprint', '')}".strip(),
     }
-
-
-def _fingerprint(tagger: Tagger) -> str:
-    """Hash of what two taggers of one ontology differ in: settings and tables."""
-    if not isinstance(tagger, PhenoTagger):
-        return str(getattr(tagger, "fingerprint", ""))
-    found = sha256(repr(tagger.settings).encode())
-    parts = [tagger.dictionary.arrays(), vars(tagger.classifier) if tagger.classifier is not None else {}]
-    for part in parts:
-        for name, array in sorted(part.items()):
-            found.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -181,8 +181,3 @@ def _score(average: Any, counts: NDArray[np.float64], samples: NDArray[np.int64]
 
 def _f1(precision: Any, recall: Any) -> Any:
     return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-
-
-def same_documents(documents: Sequence[Document], tagged: Iterable[Any]) -> list[Document]:
-    """The documents with the mentions that were found in their texts."""
-    return [Document(d.id, d.text, mentions, d.passages) for d, mentions in zip(documents, tagged, strict=True)]
