@@ -101,23 +101,33 @@ def negative_ngrams(
     TaggerError
         If the texts do not have as many.
     """
-    pool: dict[tuple[str, ...], None] = {}
-    for text in texts:
-        for run in segments(tokenize(text)):
-            words = [token.form for token in run]
-            for _, start, end in candidate_spans([len(words)], shortest=1):
-                ngram = tuple(words[start:end])
-                outer = {ngram[0], ngram[-1]}
-                if "," in ngram or outer & LINKS or outer & FUNCTION_WORDS or _is_name(ngram, names):
-                    continue
-                pool[ngram] = None
-    if len(pool) < count:
+    runs = [[token.form for token in run] for text in texts for run in segments(tokenize(text))]
+    sizes = [sum(max(0, len(run) - size + 1) for size in range(1, LONGEST_NGRAM + 1)) for run in runs]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    chosen: dict[tuple[str, ...], None] = {}
+    for place in np.random.default_rng(seed).permutation(int(ends[-1]) if runs else 0):
+        if len(chosen) == count:
+            break
+        run = int(np.searchsorted(ends, place, side="right"))
+        ngram = _nth(runs[run], int(place - ends[run] + sizes[run]))
+        outer = {ngram[0], ngram[-1]}
+        if "," not in ngram and not outer & LINKS and not outer & FUNCTION_WORDS and not _is_name(ngram, names):
+            chosen[ngram] = None
+    if len(chosen) < count:
         raise TaggerError(
-            "negative n-grams", found=f"{len(pool)} in the text", expected=f"at least {count}", do="Give more text."
+            "negative n-grams", found=f"{len(chosen)} in the text", expected=f"at least {count}", do="Give more text."
         )
-    chosen = np.random.default_rng(seed).choice(len(pool), count, replace=False)
-    ngrams = list(pool)
-    return [ngrams[place] for place in chosen]
+    return list(chosen)
+
+
+def _nth(words: list[str], number: int) -> tuple[str, ...]:
+    """The n-gram at a place in the order of `candidate_spans`: shorter ones first."""
+    for size in range(1, LONGEST_NGRAM + 1):
+        many = len(words) - size + 1
+        if number < many:
+            return tuple(words[number : number + size])
+        number -= many
+    raise AssertionError("the sizes of runs do not fit")
 
 
 def _is_name(ngram: tuple[str, ...], names: frozenset[tuple[str, ...]]) -> bool:

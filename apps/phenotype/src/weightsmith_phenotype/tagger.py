@@ -126,7 +126,7 @@ class PhenoTagger:
         folder = user_cache_path("weightsmith") / "phenotype" / f"hpo-{hpo_fingerprint()}-{_code_fingerprint()}"
         if not folder.exists():
             cls.from_ontology(Ontology.default()).save_pretrained(folder, exist_ok=True)
-        return cls.from_pretrained(folder)
+        return cls.from_pretrained(folder).with_settings(**asdict(Settings()))
 
     def with_settings(self, **changes: Any) -> PhenoTagger:
         """The same tagger with other settings; tables are shared.
@@ -341,7 +341,6 @@ def _code_fingerprint() -> str:
     """Hash of the code that decides what a trained tagger contains: a cached one of other code is not used."""
     digest = sha256()
     for name in (
-        "tagger.py",
         "dictionary.py",
         "substitutions.py",
         "classifier.py",
