@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,16 @@ class Method:
     def planned(self) -> bool:
         """Whether there is no code yet."""
         return not self.commands and not self.classes
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package can be imported: products beside weightsmith are installed separately."""
+        return importlib.util.find_spec(self.package) is not None
+
+    @property
+    def distribution(self) -> str:
+        """What pip calls its package."""
+        return self.package.replace("_", "-")
 
     @property
     def module(self) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoints
 
 import pytest
 from typer.testing import CliRunner
@@ -177,3 +178,45 @@ def test_claims_are_run_stored_and_shown(monkeypatch, tmp_path, value, code):
     status = {row["slug"]: row["status"] for row in json.loads(runner.invoke(app, ["methods", "--json"]).output)}
     assert status["wina"] == ("held" if code == 0 else "not held")
     assert status["know"] == "not measured"
+
+
+def test_show_of_a_product_tells_how_it_is_imported_and_called():
+    text = words("show", "phenotagger")
+    assert "from weightsmith_phenotype import PhenoTagger" in text
+    assert "weightsmith phenotype --help" in text
+
+
+@pytest.fixture
+def no_products(monkeypatch):
+    """As on a machine where weightsmith is installed and no product is."""
+    monkeypatch.setitem(sys.modules, "weightsmith_phenotype", None)
+    monkeypatch.setattr("weightsmith.cli.lazy.products", lambda: EntryPoints())
+
+
+def test_the_catalog_tells_of_products_that_are_not_installed(no_products):
+    assert not catalog.find("phenotagger").installed
+    assert catalog.find("wina").installed
+    assert "phenotagger" in words("methods")
+    text = words("show", "phenotagger")
+    assert "https://arxiv.org/abs/2009.08478" in text
+    assert "weightsmith-phenotype, a package of its own, is not installed" in text
+
+
+def test_claims_leave_out_products_that_are_not_installed(no_products, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(catalog, "METHODS", [catalog.find("wina"), catalog.find("phenotagger")])
+    monkeypatch.setattr(catalog, "load", lambda entry: lambda scale: ran.append(entry) or [])
+    with pytest.raises(SystemExit) as stop:
+        main(["claims"])
+    assert stop.value.code == 0
+    assert ran == ["weightsmith.claims.wina:run"]
+    said = "phenotagger: the product weightsmith-phenotype is not installed; its claim is left out\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_claim_of_a_product_that_is_not_installed_is_refused(no_products, capsys):
+    code, text = fails(capsys, "claims", "phenotagger")
+    assert code == 1
+    assert text == (
+        "error: phenotagger: the product weightsmith-phenotype is not installed. Install it, and run the claim again.\n"
+    )

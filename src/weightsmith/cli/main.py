@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from weightsmith import __version__, catalog
 from weightsmith.cli.lazy import Product, Root, Verb, hush_transformers, products
 from weightsmith.core import progress
-from weightsmith.core.errors import HyperparameterError, RecipeError, WeightsmithError
+from weightsmith.core.errors import HyperparameterError, MissingDependencyError, RecipeError, WeightsmithError
 
 __all__ = ["app", "main"]
 
@@ -152,6 +152,12 @@ def claims(
     for method in chosen:
         if method.planned:
             raise WeightsmithError(f"{method.slug!r} is planned: it has no claim to run yet")
+        if not method.installed:
+            missing = f"{method.slug}: the product {method.distribution} is not installed"
+            if slugs:
+                raise MissingDependencyError(missing, do="Install it, and run the claim again.")
+            print(f"{missing}; its claim is left out", file=sys.stderr)
+    chosen = [method for method in chosen if method.installed]
     hold = True
     for method in chosen:
         chosen_seeds = {} if seeds is None else {"seeds": range(seeds)}

@@ -55,10 +55,23 @@ def print_method(method: Method, name: str) -> None:
     for entry in method.classes:
         module, _, name = entry.partition(":")
         console.print(f"[dim]python [/]from {module} import {name}", highlight=False)
+    if method.package != "weightsmith":
+        _print_product(console, method)
     for each in commands:
         _print_command(console, method.commands[each])
     for claim in claims.stored(method.slug):
         _print_claim(console, claim)
+
+
+def _print_product(console: Console, method: Method) -> None:
+    """The commands of a product, which are its package's own; or that it is not installed."""
+    from weightsmith.cli.lazy import products
+
+    names = [point.name for point in products() if point.module.partition(".")[0] == method.package]
+    for name in names:
+        console.print(f"[dim]shell  [/]weightsmith {name} --help", highlight=False)
+    if not names:
+        console.print(f"[dim]shell  [/]{method.distribution}, a package of its own, is not installed", highlight=False)
 
 
 def _print_claim(console: Console, claim: Mapping[str, Any]) -> None:
