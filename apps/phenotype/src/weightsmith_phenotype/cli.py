@@ -46,6 +46,25 @@ def phenotype() -> None:
 
 
 @app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write the note and what was found into.")] = Path(
+        "phenotype-demo"
+    ),
+    tagger: TaggerFolder = None,
+    ontology: NamesOnly = None,
+    root: Root = HPO_ROOT,
+) -> None:
+    """Tag a note of an invented patient: print the terms, write them as JSON, CSV and a phenopacket."""
+    from rich.console import Console
+
+    from weightsmith.core.io import check_file
+    from weightsmith_phenotype import demo as demonstration
+
+    check_file(out / "note.txt")  # said before the minutes of training
+    demonstration.run(_tagger(tagger, ontology, root), out, Console(quiet=progress.is_silent()))
+
+
+@app.command()
 def tag(
     notes: Annotated[list[str], typer.Argument(help="Files and folders of notes; - is standard input.")],
     out: Annotated[
