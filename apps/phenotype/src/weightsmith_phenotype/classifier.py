@@ -81,7 +81,7 @@ def candidate_spans(
 
 
 def negative_ngrams(
-    texts: Iterable[str], count: int, *, names: frozenset[tuple[str, ...]], seed: int = 123
+    texts: Iterable[str], count: int, *, names: frozenset[tuple[str, ...]], seed: int = 123, at_most: bool = False
 ) -> list[tuple[str, ...]]:
     """Draw n-grams of running text that name no concept.
 
@@ -95,11 +95,13 @@ def negative_ngrams(
         Words of all names; an n-gram that is one, or is one with function words around it, is not drawn.
     seed : int, default: 123
         Of the random choice.
+    at_most : bool, default: False
+        Take all that the texts have where they have fewer.
 
     Raises
     ------
     TaggerError
-        If the texts do not have as many.
+        If the texts do not have as many, unless ``at_most``.
     """
     runs = [[token.form for token in run] for text in texts for run in segments(tokenize(text))]
     sizes = [sum(max(0, len(run) - size + 1) for size in range(1, LONGEST_NGRAM + 1)) for run in runs]
@@ -113,7 +115,7 @@ def negative_ngrams(
         outer = {ngram[0], ngram[-1]}
         if "," not in ngram and not outer & LINKS and not outer & FUNCTION_WORDS and not _is_name(ngram, names):
             chosen[ngram] = None
-    if len(chosen) < count:
+    if len(chosen) < count and not at_most:
         raise TaggerError(
             "negative n-grams", found=f"{len(chosen)} in the text", expected=f"at least {count}", do="Give more text."
         )
@@ -223,11 +225,11 @@ def train_classifier(
     names = frozenset(words for words, _ in positives)
     none = len(ontology.concepts)
     if negative_text is None:
-        texts = [ontology[identifier].definition for identifier in ontology.concepts]
-        negatives = min(negatives, sum(max(0, len(text.split()) - 4) for text in texts))
+        negative_text = [ontology[identifier].definition for identifier in ontology.concepts]
+        drawn = negative_ngrams(negative_text, negatives, names=names, at_most=True)
     else:
-        texts = list(negative_text)
-    outside = [(words, none) for words in negative_ngrams(texts, negatives, names=names)] if negatives else []
+        drawn = negative_ngrams(negative_text, negatives, names=names)
+    outside = [(words, none) for words in drawn]
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     exchange = _surface_exchanges(positives)
