@@ -18,16 +18,21 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from typer.main import get_command
 
 from weightsmith.cli import adaptor
+from weightsmith.cli.lazy import LazyCommand
 from weightsmith.cli.main import app
 from weightsmith.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-         *sorted((ROOT / "docs/methods").glob("*.md"))]  # fmt: skip
+         *sorted((ROOT / "docs/methods").glob("*.md")), *sorted(ROOT.glob("apps/*/README.md"))]  # fmt: skip
 BUILT = ROOT / "docs/_build/html"
 _spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
 generate = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(generate)
+
+
+def _name(page):
+    return page.stem if page.is_relative_to(ROOT / "docs") else str(page.relative_to(ROOT))
 
 
 def _blocks(page, language):
@@ -35,7 +40,7 @@ def _blocks(page, language):
 
 
 def _with(language):
-    return pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, language)], ids=lambda p: p.stem)
+    return pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, language)], ids=_name)
 
 
 @_with("python")
@@ -47,7 +52,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 
 COMMANDS = [
-    pytest.param(line, id=f"{page.stem}-{number}")
+    pytest.param(line, id=f"{_name(page)}-{number}")
     for page in PAGES
     for block in _blocks(page, "bash")
     for number, line in enumerate(block.replace("\\\n", " ").splitlines(), 1)
@@ -63,11 +68,11 @@ def test_command_lines_parse(line, monkeypatch):
     _, *words = shlex.split(line, comments=True)
     while hasattr(command, "resolve_command"):
         context = command.make_context(name, words[:1], parent=context)
-        name, command, _ = command.resolve_command(context, words[:1])
+        name, command, _ = context.command.resolve_command(context, words[:1])  # a product hands over to its own
         words = words[1:]
     with suppress(typer.Exit):  # --help
         made = command.make_context(name, words, parent=context)
-        if context.parent is not None:  # a method
+        if isinstance(command, LazyCommand) and context.parent is not None:  # a method
             made.command.invoke(made)
 
 
@@ -88,7 +93,7 @@ def test_generated_pages_are_up_to_date(path):
     assert path.read_text("utf-8") == generate.pages()[path], "run `python docs/generate.py` and commit what it wrote"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_references_name_public_objects(page):
     for kind, name in re.findall(r"\{py:(\w+)\}`~?([^`]+)`", page.read_text("utf-8")):
         assert "._" not in name, f"{name} is private: the API pages do not have it"
@@ -96,7 +101,7 @@ def test_references_name_public_objects(page):
         assert not attribute or hasattr(importlib.import_module(module), attribute), f"{name} does not exist"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_and_pictures_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
         if "://" not in target and not target.startswith("gallery/"):
@@ -127,7 +132,7 @@ def test_the_configuration_loads_nothing_from_the_network():
     assert not re.findall(r"https?://", text)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_formulas_become_mathml(page):
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
     for block, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, re.DOTALL):
