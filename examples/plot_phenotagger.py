@@ -87,6 +87,7 @@ for pair in pairs:
 import matplotlib.pyplot as plt
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+reliability, pairs = zip(*sorted(zip(reliability, pairs, strict=True), reverse=True), strict=True)
 left.barh(pairs, reliability, color="#c8501e")
 left.axvline(settings.variants, color="#8a8178", lw=1, ls=":")
 left.text(settings.variants + 0.02, 9, "considered from here on", va="center", color="#8a8178", size=8)
