@@ -103,6 +103,32 @@ def test_anatomy_alone_is_no_finding(hpo):
     assert found(hpo.with_settings(variants=0.8), "the lower limbs and long bones") == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mouth: small\nEars: large",
+        "Hair: sparse\r\nEyebrows: normal",
+        "Speech: delayed\n- Puberty: normal",
+        "philtrum long\nnose normal",
+        "Neck: short\n2. Fingers: long",
+        "hair sparse\teyebrows normal",
+    ],
+)
+def test_names_do_not_stretch_over_the_lines_of_a_list(hpo, text):
+    assert found(hpo, text) == []
+
+
+def test_names_stretch_over_the_lines_of_prose(hpo):
+    text = "The boy was seen again in our clinic because of his short\nstature and other findings."
+    assert found(hpo, text) == [("short\nstature", "HP:0004322")]
+
+
+def test_a_list_without_end_is_read_in_pieces(small_tagger):
+    plain = small_tagger.with_settings(context=False, abbreviations=False)
+    assert len(plain.tag("ataxia, " * 16_000)) == 16_000
+    assert plain.tag("short and long " * 16_000) == []
+
+
 def test_names_do_not_stretch_over_sentences_brackets_or_function_words(hpo):
     assert found(hpo, "He is short. Stature was not measured.") == []
     assert found(hpo, "short (see stature)") == []

@@ -45,7 +45,9 @@ def word_features(word: str) -> NDArray[np.int64]:
         for length in range(SHORTEST_PIECE, LONGEST_PIECE + 1)
         for start in range(len(marked) - length + 1)
     ]
-    return np.array([zlib.crc32(piece.encode()) % BUCKETS for piece in (f"={word}", *pieces)], np.int64)
+    return np.array(
+        [zlib.crc32(piece.encode(errors="surrogatepass")) % BUCKETS for piece in (f"={word}", *pieces)], np.int64
+    )
 
 
 def candidate_spans(

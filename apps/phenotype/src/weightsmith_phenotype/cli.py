@@ -124,7 +124,7 @@ def train(
     negative_text: Annotated[
         Path | None, typer.Option(help="Running text of the field, in any format; by default the definitions.")
     ] = None,
-    negatives: Annotated[int, typer.Option(min=0, help="N-grams of it that are no concept.")] = 40_000,
+    negatives: Annotated[int, typer.Option(min=0, help="N-grams of it that are no concept.")] = 60_000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all names.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of order, augmentation and samples.")] = 0,
 ) -> None:

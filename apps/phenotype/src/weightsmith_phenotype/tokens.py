@@ -15,7 +15,13 @@ from weightsmith_phenotype.words import plain
 
 __all__ = ["BARRIERS", "JOINTS", "Token", "segments", "split", "tokenize"]
 
-_TOKEN = re.compile(r"([^\W_]+|(?:\r?\n[ \t]*){2,}|[^\s])")
+_TOKEN = re.compile(r"([^\W_]+|(?:\r?\n[ \t]*)+|\t|[^\s])")
+_ITEM = re.compile(r"[-*•·▪◦–][ \t]|\(?\d{1,2}[.)][ \t]|[^\W\d_][^\n:.]{0,40}:")
+"""What begins a line of a list or of a form: a bullet, a number, or some words and a colon."""
+
+SHORT_LINE = 40
+"""Characters below which a line is not one of wrapped prose."""
+
 BARRIERS = frozenset(".!;:?()[]{}")
 """Signs that no name stretches over."""
 HYPHENS = frozenset("-‐‑\u00ad")
@@ -35,17 +41,30 @@ class Token(NamedTuple):
 def split(text: str, is_word: Callable[[str], bool]) -> tuple[list[str], list[int], list[int]]:
     """Words and signs, their starts and their ends; what is not space is in one of them.
 
-    A word that an accent, a hyphen or a hyphen at a line's end cuts in two is one word, in the place of its first part,
-    if ``is_word`` knows it. The rest of its parts become empty words at its end.
+    A line break is a sign where a name cannot stretch over it: at a blank line, before a bullet or a heading, and after
+    a short line. A word that an accent, a hyphen or a hyphen at a line's end cuts in two is one word,
+    in the place of its first part, if ``is_word`` knows it. The rest of its parts become empty words at its end.
     """
     parts = _TOKEN.split(text)
     offsets = list(accumulate(map(len, parts)))
     words, starts, ends = parts[1::2], offsets[0:-1:2], offsets[1::2]
+    if "\n" in text:
+        for place in [n for n, word in enumerate(words) if word[0] in "\r\n"][::-1]:
+            if not _ends_a_run(text, words[place], starts[place], ends[place]):
+                del words[place], starts[place], ends[place]
     if "-" in text or not text.isascii():
         for place in [n for n, word in enumerate(words) if word in _JOINERS]:
             if place > 0:
                 _join(text, words, starts, ends, place, is_word)
     return words, starts, ends
+
+
+def _ends_a_run(text: str, breaks: str, start: int, end: int) -> bool:
+    """Whether a line break stands between two lines of a list, and not inside wrapped prose."""
+    if breaks.count("\n") > 1 or _ITEM.match(text, end):
+        return True
+    line = text.rfind("\n", 0, start) + 1
+    return start - line < SHORT_LINE and text[start - 1 : start] not in HYPHENS
 
 
 def _join(

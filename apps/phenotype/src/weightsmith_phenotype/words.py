@@ -121,7 +121,7 @@ def stem(form: str) -> str:
 @lru_cache(maxsize=1 << 17)
 def code(word: str) -> int:
     """64 bits for a word, the same in every process and release."""
-    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,9 @@ MATCH = np.dtype([("start", "i4"), ("end", "i4"), ("concept", "i4"), ("score", "
 
 LONGEST, CONTENT, ELEMENT, GAP = 14, 6, 4, 6
 """Words of a match; its content words; words of a list's element; words between two signs of one list."""
+MOST_ELEMENTS, MOST_WORDS = 12, 400
+"""Elements of a list that share a word; words after which a comma ends a segment, so that no text takes long."""
+
 LISTED, SKIPPED = np.float32(0.98), np.float32(0.95)
 """What a match across a list, and one that skips a word, is worth."""
 
@@ -225,7 +228,7 @@ def _list(
         a, b = begins[closing], stops[closing]
         if not flags[row[a - 1]] & CONJUNCTION and not (a - 2 >= first and flags[row[a - 2]] & CONJUNCTION):
             continue
-        for opening in range(closing - 1, -1, -1):
+        for opening in range(closing - 1, max(-1, closing - MOST_ELEMENTS), -1):
             start, stop = begins[opening], stops[opening]
             # The list's last element has the head: "palmar | and | plantar pits".
             if not flags[row[stop - 1]] & HEADS:
@@ -448,7 +451,10 @@ def find(
     search = words, phrases, bags, threshold, np.empty(LONGEST, np.int32), found
     count, length, begin = 0, 0, 0
     for n in range(len(ids) + 1):
-        if n < len(ids) and not flags[ids[n]] & BARRIER:
+        long = length - begin >= MOST_WORDS and (
+            flags[ids[min(n, len(ids) - 1)]] & COMMA or length - begin >= 2 * MOST_WORDS
+        )
+        if n < len(ids) and not flags[ids[n]] & BARRIER and not long:
             if not flags[ids[n]] & JOINT:
                 row[length], place[length] = ids[n], n
                 length += 1
