@@ -224,6 +224,62 @@ def test_she_and_he_after_a_relative():
     assert doubtful("Her mother had gout and she has migraine.", "gout", "migraine") == [False, True]
 
 
+# ---------------------------------------------------------------- signs and boxes
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("ROS: (+) cough (-) fever", "cough, fever", "-n"),
+        ("ROS: (+)cough (-)fever (+)rash", "cough, fever, rash", "-n-"),
+        ("ROS: (-) cough (+) fever", "cough, fever", "n-"),
+        ("Cough (+) fever (-)", "Cough, fever", "-n"),
+        ("Cough (-) fever (+)", "Cough, fever", "n-"),
+        ("Cough (+) fever (-)", "fever", "n"),
+        ("Seizures (-), ataxia (+)", "Seizures, ataxia", "n-"),
+        ("Seizures: N\nAtaxia: Y", "Seizures, Ataxia", "n-"),
+        ("Seizures N Ataxia Y", "Seizures, Ataxia", "n-"),
+        ("Seizures Y Ataxia N", "Seizures, Ataxia", "-n"),
+        ("Seizures: N, Ataxia: Y, fever: N", "Seizures, Ataxia, fever", "n-n"),
+        ("Seizures: Y/N", "Seizures", "-"),
+        ("seizures: -", "seizures", "n"),
+        ("Seizures - ; ataxia +", "Seizures, ataxia", "n-"),
+        ("Seizures -, ataxia +", "Seizures, ataxia", "n-"),
+        ("Seizures +, ataxia -", "Seizures, ataxia", "-n"),
+        ("Seizures: + Ataxia: -", "Seizures, Ataxia", "-n"),
+        ("ROS: + cough, + fever, - rash, - vomiting", "cough, fever, rash, vomiting", "--nn"),
+        ("+cough -fever", "cough, fever", "-n"),
+        ("-cough -fever +rash", "cough, fever, rash", "nn-"),
+        ("ROS: -cough -fever", "cough, fever", "nn"),
+        ("- Seizures\n- Ataxia", "Seizures, Ataxia", "--"),
+        ("Seizures - ataxia", "Seizures, ataxia", "--"),
+        ("seizures - they began - and ataxia", "seizures, ataxia", "--"),
+        ("[ ] Seizures [x] Ataxia", "Seizures, Ataxia", "n-"),
+        ("[X] Seizures [ ] Ataxia", "Seizures, Ataxia", "-n"),
+        ("Seizures [x] Ataxia [ ]", "Seizures, Ataxia", "-n"),
+        ("☐ Seizures ☑ Ataxia", "Seizures, Ataxia", "n-"),
+        ("- [ ] Seizures\n- [x] Ataxia", "Seizures, Ataxia", "n-"),
+        ("No fever, (+) cough", "fever, cough", "n-"),
+        ("ROS: (+) cough, wheeze (-) fever or rash", "cough, wheeze, fever, rash", "--nn"),
+        ("Follow-up: seizures (-), ataxia (+), fever", "seizures, ataxia, fever", "n--"),
+        ("Rh (-) hepatitis", "hepatitis", "-"),
+        ("ataxia + seizures", "ataxia, seizures", "--"),
+        ("Asthma, (+) cough, (-) fever", "Asthma, cough, fever", "--n"),
+        ("seizures: (-) ataxia: (+)", "seizures, ataxia", "n-"),
+    ],
+)
+def test_signs_boxes_and_letters(text, names, expected):
+    assert [flag or "-" for flag in flags(text, *names.split(", "))] == list(expected)
+
+
+def test_a_minus_is_told_from_a_dash_and_a_bullet():
+    assert flags("- Seizures -", "Seizures") == [""]
+    assert flags("Seizures -2.5 SD", "Seizures") == [""]
+    assert flags("Seizures, ataxia: N", "Seizures", "ataxia") == ["n", "n"]
+    (context,) = explain("ROS: (-) fever", [mention("ROS: (-) fever", "fever")])
+    assert ["ROS: (-) fever"[start:end] for start, end in context.cues] == ["(-)"]
+
+
 # ---------------------------------------------------------------- headings
 
 
@@ -314,7 +370,7 @@ def test_other_paragraphs_do_not_matter(row, other, gap):
 def test_curly_quotes_and_offsets_of_other_alphabets(row):
     before = "😀 “α-thalassämie” é. "
     if row["text"].startswith(
-        ("Negative", "Positive", "Pertinent", "Family", "Absent", "Not seen", "Denies", "Examination")
+        ("Negative", "Positive", "Pertinent", "Family", "Absent", "Not seen", "Denies", "Examination", "-", "[")
     ):
         before = "😀\n\n"
     shifted = [Mention(m.start + len(before), m.end + len(before), m.text, m.concept_id) for m in gold(row)]
@@ -325,7 +381,7 @@ def test_curly_quotes_and_offsets_of_other_alphabets(row):
 
 WORDS = (
     "no not without , . ; : ? ( ) and or but mother his had the patient denies possible absent was seen x y ataxia if "
-    "family history in - / nor neither 😀 ı ﬁ \u0301"
+    "family history in - + n y [ ] normal / nor neither 😀 ı ﬁ \u0301"
 )
 PIECES = [*WORDS.split(), "\n", "\n\n", "\t"]
 
@@ -369,7 +425,22 @@ def test_a_sentence_takes_less_than_a_third_of_a_millisecond():
 
 
 @pytest.mark.parametrize(
-    "piece", ["no ", "ataxia, ", "(", "?", ".", "not been been ", "mother ", "\n", "if ( ", "ataxia absent "]
+    "piece",
+    [
+        "no ",
+        "ataxia, ",
+        "(",
+        "?",
+        ".",
+        "not been been ",
+        "mother ",
+        "\n",
+        "if ( ",
+        "ataxia absent ",
+        "(-) ",
+        "+ x ",
+        "[ ] ",
+    ],
 )
 def test_hostile_text_takes_linear_time(piece):
     def seconds(size):

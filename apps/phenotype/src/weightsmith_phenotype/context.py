@@ -66,6 +66,7 @@ FARTHEST_TOPIC = 3
 _SHE_OR_HE = (["she"], ["he"])
 _BE = table("is was are were be been being")
 _LEADING = table("with had has was is : showed")
+_MINUS = Cue(Kind.NEGATED)
 _QUESTION = Cue(Kind.UNCERTAIN, reach=Reach.ITEM)
 _ONLY_BEFORE = {"should": table("occur recur develop appear arise return worsen")}
 
@@ -205,7 +206,7 @@ def _contexts(words: Words, heading: tuple[Kind, int, int] | None, topic: Topic 
     starts = [mention.start for mention in words.mentions]
     certain: list[set[Kind]] = [set() for _ in starts]
     doubted: list[set[Kind]] = [set() for _ in starts]
-    scopes = [*_cue_scopes(words), *relative_scopes(words), *_question_scopes(words)]
+    scopes = [*_cue_scopes(words), *_sign_scopes(words), *relative_scopes(words), *_question_scopes(words)]
     if topic is not None and (of_topic := pronoun_scope(words, topic)) is not None:
         scopes.append(of_topic)
     for scope in scopes:
@@ -254,6 +255,15 @@ def _cue_scopes(words: Words) -> Iterator[Scope]:
             if cue.kind is Kind.NEGATED:
                 denied = scope.said
             yield scope
+
+
+def _sign_scopes(words: Words) -> Iterator[Scope]:
+    """Yield what signs deny: "seizures (-)", "(-) seizures", "[ ] seizures", "seizures: N"."""
+    until = 0
+    for sign in words.signs:
+        if not sign.positive:
+            yield forward(words, _MINUS, sign.at) if words.signs_precede else backward(words, _MINUS, sign.at, until)
+        until = sign.at.stop
 
 
 def _stands_before_its_finding(words: Words, at: range) -> bool:

@@ -23,7 +23,7 @@ from weightsmith_phenotype.cues import (
     Node,
 )
 
-__all__ = ["JOINTS", "Joint", "Words"]
+__all__ = ["JOINTS", "Joint", "Sign", "Words"]
 
 JOINTS = {",": ",", "and": "and", "&": "and", "or": "or", "nor": "or", "/": "or"}
 """What joins the items of a list, by kind."""
@@ -32,6 +32,10 @@ MOST_LINKS = 3
 """Words of `LINKS` that may stand at one place of a phrase."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[^\w\s]|_")
+_MARKS = {"+": True, "-": False, "–": False, "−": False}
+_LETTERS = {"y": True, "n": False}
+_BOXES = {"☐": False, "☑": True, "☒": True}
+_OPENED = {"(": ")", "[": "]"}
 _NOT = re.compile(r"can(?:no|')t|\w+n't")
 
 
@@ -42,6 +46,13 @@ class Joint(NamedTuple):
     end: int
     kind: str
     comma: bool
+
+
+class Sign(NamedTuple):
+    """A plus, a minus, a box, or a letter that says whether a finding is there: "(-)", "[x]", "N"."""
+
+    at: range
+    positive: bool
 
 
 class Words:
@@ -68,6 +79,10 @@ class Words:
         The words of each mention, in the order given.
     cues : list of (Cue, range)
         The phrases of `weightsmith_phenotype.cues`, in order.
+    signs : list of Sign
+        The signs that speak of findings, in order.
+    signs_precede : bool
+        Whether each sign stands before its finding: the first one stands before the first finding, or after a comma.
     ending : set of int
         Words of phrases at which a scope ends.
     denying, beginning : set of int
@@ -77,6 +92,7 @@ class Words:
     """
 
     def __init__(self, text: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -> None:
+        self._text = text
         self.places: list[tuple[int, int]] = []
         self.forms: list[str] = []
         for match in _WORD.finditer(text, start, end):
@@ -94,6 +110,9 @@ class Words:
         self.first_comma = next((index for index, form in enumerate(self.forms) if form == ","), len(self))
         self.first_verb = next((index for index, form in enumerate(self.forms) if form in AUXILIARIES), len(self))
         self.ending = {index for cue, at in self.cues if cue.kind is Kind.END for index in at}
+        self.signs, self.signs_precede = self._find_signs()
+        if self.signs_precede:
+            self.ending.update(sign.at.start for sign in self.signs)
         self.denying = {at.start for cue, at in self.cues if cue.kind is Kind.NEGATED}
         self.beginning = self.denying | {at.start for cue, at in self.cues if cue.kind is Kind.UNCERTAIN}
 
@@ -129,6 +148,93 @@ class Words:
             if following is not None and node.cue is not None:
                 found, stop = node.cue, index
         return found, stop
+
+    def _find_signs(self) -> tuple[list[Sign], bool]:
+        """The signs of the sentence, and whether they stand before their findings."""
+        boxes = list(self._find_boxes())
+        inside = {index for box in boxes for index in box.at}
+        bare = [
+            Sign(range(index, index + 1), _MARKS[form])
+            for index, form in enumerate(self.forms)
+            if form in _MARKS and not self.taken[index] and index not in inside
+        ]
+        before = self._before_findings(bare)
+        after = self._after_findings(bare, bool(boxes))
+        signs = sorted({*boxes, *before, *after}, key=lambda sign: sign.at.start)
+        if not signs:
+            return [], False
+        first = signs[0].at.start
+        precede = (
+            (first < self.first_taken or self.forms[first - 1] in JOINTS)
+            and any(form[0].isalnum() for form in self.forms[signs[-1].at.stop :])
+            and (not first or not self.forms[first - 1][0].isalnum() or len(signs) > 1)
+        )
+        chosen = {*boxes, *(before if precede else after)}
+        return [sign for sign in signs if sign in chosen], precede
+
+    def _find_boxes(self) -> Iterator[Sign]:
+        """Yield signs in brackets and boxes to tick: "(+)", "[x]", "[ ]"."""
+        for index, form in enumerate(self.forms):
+            if self.taken[index]:
+                continue
+            if form in _BOXES:
+                yield Sign(range(index, index + 1), _BOXES[form])
+            closing = _OPENED.get(form)
+            inside = self.forms[index + 1 : index + 3]
+            if closing is None or closing not in inside or self.taken[index + 1]:
+                continue
+            stop = index + 1 + inside.index(closing)
+            mark = "".join(self.forms[index + 1 : stop])
+            if mark in _MARKS:
+                yield Sign(range(index, stop + 1), _MARKS[mark])
+            elif closing == "]" and mark in ("", "x"):
+                yield Sign(range(index, stop + 1), mark == "x")
+
+    def _before_findings(self, bare: Sequence[Sign]) -> list[Sign]:
+        """The plus and minus signs that stand before a finding: a minus alone is a hyphen, a dash or a bullet."""
+        found, glued = [], 0
+        for sign in bare:
+            index = sign.at.start
+            after = sign.at.stop
+            if after == len(self) or not self.forms[after][0].isalpha():
+                continue
+            apart = not index or self.places[index - 1][1] < self.places[index][0]
+            item = not index or self.forms[index - 1] in ":,&"
+            close = self.places[index][1] == self.places[after][0]
+            if item or (apart and self.taken[after] and (close or (index and self.taken[index - 1]))):
+                found.append(sign)
+                glued += apart and close and self.taken[after]
+        return found if glued > 1 or any(sign.positive for sign in found) else []
+
+    def _after_findings(self, bare: Sequence[Sign], boxes: bool) -> list[Sign]:
+        """The plus and minus signs, and the letters Y and N, that stand after a finding."""
+        letters = [
+            Sign(range(index, index + 1), _LETTERS[form])
+            for index, form in enumerate(self.forms)
+            if form in _LETTERS and not self.taken[index]
+        ]
+        found = []
+        plus = any(sign.positive and sign.at.stop == len(self) for sign in bare)
+        several = sum(sign.at.start > 0 and self.taken[sign.at.start - 1] for sign in bare) > 1
+        for sign in (*bare, *letters):
+            index = sign.at.start
+            after = sign.at.stop
+            label = index > 1 and self.forms[index - 1] in ":=" and self.taken[index - 2]
+            letter = self.forms[index] in _LETTERS
+            if not label and not (index and self.taken[index - 1] and (not letter or self._is_capital(index))):
+                continue
+            if after == len(self):
+                known = label or letter or sign.positive or boxes or several
+            elif self.taken[after]:
+                known = label or letter or plus
+            else:
+                known = self.forms[after] in ",;." or (self.forms[after] in "()" and letter)
+            if known:
+                found.append(sign)
+        return found
+
+    def _is_capital(self, index: int) -> bool:
+        return self._text[self.places[index][0]].isupper()
 
     def offsets(self, at: range) -> tuple[int, int]:
         """Where some words stand in the document."""

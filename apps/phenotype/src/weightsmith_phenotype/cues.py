@@ -158,7 +158,7 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
     (Cue(Kind.NEGATED, Direction.EITHER, Reach.ALL), f"not|never {_HAPPEN}"),
     (
         Cue(Kind.NEGATED, Direction.BACKWARD),
-        "none; not a problem|issue|feature|concern|complaint|finding; ( - ); ( – ); ( − )",
+        "none; not a problem|issue|feature|concern|complaint|finding",
     ),
     # Looks like it, and says nothing of the finding's being there.
     (

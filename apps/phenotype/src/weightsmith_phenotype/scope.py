@@ -145,7 +145,7 @@ def _items_after(words: Words, begin: int, limit: int, reach: Reach, cue: int) -
         form = words.forms[index]
         if words.taken[index]:
             pass
-        elif form in "()":
+        elif form in "()" and index not in words.ending:
             depth += 1 if form == "(" else -1
         elif depth:
             pass
