@@ -30,6 +30,7 @@ _ABBREVIATED = table(
 )
 _LABEL = re.compile(r"[\s\-–*#•·>(]*(?:\d{1,2}[.)]\s*)?(?P<label>[^\W\d_][^:;,\r\n]{0,50}):(?!//)")
 _TITLE = re.compile(r"(?P<bullet>[\s\-–*#•·>]*)(?P<label>[^\W\d_]+(?:[ \-][^\W\d_]+)*)\s*")
+_EXAMINED = re.compile(r"[\s\-–*#•·>(]*(?P<label>o/e)\b:?", re.IGNORECASE)
 _WHO = RELATIVES | {"family"}
 _SAYS_WHO = _WHO | OF_A_RELATIVE
 _SPLIT = re.compile(r"[^\w'’]+")
@@ -148,7 +149,7 @@ class Governor:
         if sentence.opens_line:
             self._line = None
         self._heading_alone = False
-        match = _LABEL.match(text, sentence.start, sentence.end)
+        match = _EXAMINED.match(text, sentence.start, sentence.end) or _LABEL.match(text, sentence.start, sentence.end)
         alone = match is not None and not text[match.end() : sentence.end].strip()
         if match is None and sentence.opens_line and sentence.closes_line:
             match = _TITLE.fullmatch(text, sentence.start, sentence.end)
@@ -161,7 +162,7 @@ class Governor:
         heading = None if kind is None else (kind, match.start("label"), match.end("label"))
         if alone:
             self._block, self._line, self._heading_alone = heading, None, True
-        elif heading is not None or not SECTIONS.isdisjoint(words):
+        elif heading is not None or not SECTIONS.isdisjoint(words) or words == ["o", "e"]:
             if not words or not RELATIVES.issuperset(words):
                 self._block = None
             self._line = heading
