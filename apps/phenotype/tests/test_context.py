@@ -280,6 +280,75 @@ def test_a_minus_is_told_from_a_dash_and_a_bullet():
     assert ["ROS: (-) fever"[start:end] for start, end in context.cues] == ["(-)"]
 
 
+# ---------------------------------------------------------------- values and names of things
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("Head control: normal", "Head control", "n"),
+        ("Head control normal", "Head control", "n"),
+        ("Head control was normal.", "Head control", "n"),
+        ("Head control and gait were normal.", "Head control, gait", "n n"),
+        ("Head control and gait was normal.", "Head control, gait", "- n"),
+        ("normal head control", "head control", "n"),
+        ("Normal head control, ataxia", "head control, ataxia", "n -"),
+        ("normal head control but ataxia", "head control, ataxia", "n -"),
+        ("ataxia with otherwise normal speech", "ataxia, speech", "- n"),
+        ("Seizures with normal EEG", "Seizures", "-"),
+        ("Seizures and EEG was normal.", "Seizures", "-"),
+        ("good head control", "head control", "n"),
+        ("Head control good", "Head control", "n"),
+        ("Head control is grossly intact.", "Head control", "n"),
+        ("Hearing: within normal limits", "Hearing", "n"),
+        ("Hearing within normal limits.", "Hearing", "n"),
+        ("Hearing WNL, ataxia", "Hearing, ataxia", "n -"),
+        ("good seizure control", "seizure", "-"),
+        ("Seizures: good control", "Seizures", "-"),
+        ("The EEG after seizures was normal.", "seizures", "-"),
+        ("MRI for ataxia was normal", "ataxia", "-"),
+        ("Gait was not normal.", "Gait", "-"),
+        ("Hearing was below normal.", "Hearing", "-"),
+        ("No normal speech.", "speech", "-"),
+        ("Seizures, normal vision, ataxia", "Seizures, vision, ataxia", "- n -"),
+        ("Seizures normal EEG", "Seizures", "-"),
+        ("no seizures, good cry, or fever", "seizures, fever", "n n"),
+        ("Patient with seizures and normal hearing", "seizures, hearing", "- n"),
+        ("Vision was normal and hearing was reduced", "Vision, hearing", "n -"),
+        ("Seizures and ataxia, speech normal", "Seizures, ataxia, speech", "- - n"),
+        ("Appetite good but fever", "Appetite, fever", "n -"),
+        ("Allergies: NKDA", "Allergies", "n"),
+        ("Rash resolved", "Rash", "-"),
+        ("resolved rash", "rash", "-"),
+        ("Seizure precautions", "Seizure", "u"),
+        ("seizure medication", "seizure", "u"),
+        ("anti-seizure medication", "seizure", "u"),
+        ("takes anti-nausea and has fever", "nausea, fever", "u -"),
+        ("cough syrup", "cough", "u"),
+        ("fever reducer", "fever", "u"),
+        ("pain killers for headache", "pain, headache", "u -"),
+        ("Fall risk: low", "Fall", "u"),
+        ("Counselled about side effects including nausea, rash and headache", "nausea, rash, headache", "u u u"),
+        ("risk of seizures", "seizures", "u"),
+        ("seizure prophylaxis", "seizure", "u"),
+        ("He developed side effects including nausea and rash.", "nausea, rash", "- -"),
+        ("Seizures, medication refused", "Seizures", "-"),
+        ("No fever, cough medication given", "fever, cough", "n nu"),
+        ("Asthma, NKDA", "Asthma", "-"),
+        ("Asthma, no known drug allergies", "Asthma", "-"),
+        ("No known drug allergies, asthma since childhood.", "asthma", "-"),
+        ("Head control: normal Gait: normal Ataxia: yes", "Head control, Gait, Ataxia", "n n -"),
+        ("Ataxia, normal.", "Ataxia", "-"),
+        ("Hearing, which was normal, ataxia", "Hearing, ataxia", "n -"),
+        ("Rash drug-induced", "Rash", "-"),
+        ("Normal gait and ataxia", "gait, ataxia", "n -"),
+        ("Allergies: no known drug allergies", "Allergies", "n"),
+    ],
+)
+def test_values_and_what_a_finding_only_names(text, names, expected):
+    assert [flag or "-" for flag in flags(text, *names.split(", "))] == expected.split()
+
+
 # ---------------------------------------------------------------- headings
 
 
@@ -310,6 +379,27 @@ def test_headings_end_at_the_next_heading_and_have_exceptions():
     assert flags(text, "Migraine", "ptosis", "ataxia", "Gout") == ["f", "", "f", "f"]
     assert flags("Pertinent negatives: fever, rash.\nGout", "fever", "rash", "Gout") == ["n", "n", ""]
     assert flags("Family history:\n\nGout\n\nPtosis", "Gout", "Ptosis") == ["f", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("FH: ataxia in sister. O/E: ptosis.", "ataxia, ptosis", "f -"),
+        ("FH: ataxia in sister. O/E ptosis.", "ataxia, ptosis", "f -"),
+        ("FH: ataxia in sister; O/E: ptosis", "ataxia, ptosis", "f -"),
+        ("FH: ataxia in sister. Exam: ptosis.", "ataxia, ptosis", "f -"),
+        ("FH: ataxia in sister. PE: ptosis. Gout.", "ataxia, ptosis, Gout", "f - -"),
+        ("FH: ataxia in sister. HPI: ptosis.", "ataxia, ptosis", "f -"),
+        ("FH: ataxia in sister. PMH: ptosis.", "ataxia, ptosis", "f -"),
+        ("FH: ataxia in sister. O/E: seizures in brother.", "ataxia, seizures", "f f"),
+        ("FH:\nataxia in sister\nO/E: ptosis\nGout", "ataxia, ptosis, Gout", "f - -"),
+        ("FH:\nataxia in sister\nO/E:\nptosis", "ataxia, ptosis", "f -"),
+        ("Family history:\nPE\nptosis", "ptosis", "-"),
+        ("FH: ataxia. Gout", "ataxia, Gout", "f f"),
+    ],
+)
+def test_the_examination_and_other_sections_end_the_family_history(text, names, expected):
+    assert [flag or "-" for flag in flags(text, *names.split(", "))] == expected.split()
 
 
 def test_a_family_of_a_study_is_no_heading():

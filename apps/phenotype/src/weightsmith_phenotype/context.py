@@ -28,8 +28,15 @@ reports or brings the patient, is healthy, or is compared with the patient is no
 years old." is the mother; after "Her mother ..." she may be either, which is doubtful. "Maternal diabetes" is a
 finding of the patient where the mention covers both words, else the mother's.
 
-A finding that ended ("no longer", "no further seizures") is a finding. "Unlikely" is uncertain. What an "if", a risk or
-a screening speaks of is uncertain.
+**Signs.** "(-)", "[ ]", "N" and a bare minus deny a finding. "(+)", "[x]", "Y" and a plus end what another sign says.
+If the first sign of a sentence stands before its first finding or after a comma, each sign speaks of what follows it,
+else of what stands before it. A bare minus counts beside other signs or after a colon, as it may be a dash or a bullet.
+
+**Values.** "Normal", "good", "intact", "unremarkable" and "within normal limits" deny the finding they are said of.
+
+A finding that ended ("no longer", "no further seizures", "resolved") is a finding. "Unlikely" is uncertain. What an
+"if", a risk, a screening or advice speaks of is uncertain, and so is a finding that only names a thing: "seizure
+medication".
 """
 
 from __future__ import annotations
@@ -55,7 +62,7 @@ from weightsmith_phenotype.cues import (
 )
 from weightsmith_phenotype.document import Mention
 from weightsmith_phenotype.relatives import Topic, pronoun_scope, relative_scopes, sentence_topic
-from weightsmith_phenotype.scope import LONGEST, Scope, backward, forward
+from weightsmith_phenotype.scope import LONGEST, Scope, backward, forward, of_head, of_value
 from weightsmith_phenotype.sentences import Governor, Sentence, sentences
 
 __all__ = ["Context", "annotate", "explain", "without_cue"]
@@ -239,7 +246,14 @@ def _cue_scopes(words: Words) -> Iterator[Scope]:
             needed and needed.isdisjoint(words.forms[at.stop : at.stop + LONGEST])
         ):
             continue
-        if cue.direction is Direction.AROUND:
+        if cue.direction is Direction.VALUE:
+            yield of_value(words, cue, at)
+        elif cue.direction is Direction.LABELED:
+            if at.start and words.forms[at.start - 1] == ":":
+                yield backward(words, cue, at, last.cue.stop)
+        elif cue.direction is Direction.HEAD:
+            yield of_head(words, cue, at)
+        elif cue.direction is Direction.AROUND:
             yield backward(words, cue, at, last.cue.stop)
             yield forward(words, cue, at)
         elif _looks_back(words, cue, at):

@@ -19,6 +19,7 @@ from weightsmith_phenotype.cues import (
     PREPOSITIONS,
     PRONOUNS,
     Cue,
+    Direction,
     Kind,
     Node,
 )
@@ -113,8 +114,12 @@ class Words:
         self.signs, self.signs_precede = self._find_signs()
         if self.signs_precede:
             self.ending.update(sign.at.start for sign in self.signs)
-        self.denying = {at.start for cue, at in self.cues if cue.kind is Kind.NEGATED}
-        self.beginning = self.denying | {at.start for cue, at in self.cues if cue.kind is Kind.UNCERTAIN}
+        self.denying = {
+            at.start for cue, at in self.cues if cue.kind is Kind.NEGATED and cue.direction is not Direction.VALUE
+        }
+        self.beginning = self.denying | {
+            at.start for cue, at in self.cues if cue.kind is Kind.UNCERTAIN and cue.direction is not Direction.HEAD
+        }
 
     def __len__(self) -> int:
         return len(self.forms)

@@ -78,6 +78,12 @@ class Direction(Enum):
     """Backward under the condition of EITHER, else nothing."""
     AROUND = auto()
     """Both the finding before and the finding after."""
+    VALUE = auto()
+    """The finding that it is said of and no other: "normal gait", "gait: normal", "gait was normal"."""
+    LABELED = auto()
+    """What stands before it and a colon: "allergies: NKDA"."""
+    HEAD = auto()
+    """The finding that is the word right before it: "seizure precautions"."""
 
 
 class Reach(Enum):
@@ -160,6 +166,11 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
         Cue(Kind.NEGATED, Direction.BACKWARD),
         "none; not a problem|issue|feature|concern|complaint|finding",
     ),
+    (
+        Cue(Kind.NEGATED, Direction.VALUE, Reach.NEXT),
+        "normal|good|unremarkable|intact|wnl; within normal limits|range|bounds; within the normal range",
+    ),
+    (Cue(Kind.NEGATED, Direction.LABELED), "nkda; nka; no known drug|food|medication allergies; no known allergies"),
     # Looks like it, and says nothing of the finding's being there.
     (
         Cue(Kind.NOTHING),
@@ -177,7 +188,8 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
         suggest|suggests|suggested|suggesting that the;
         maternal|paternal|parental age|side|line|inheritance|allele|transmission; such as; as in; as well as; if any;
         not|never without|absent|negative|lack|lacked; not|never deny|denied|denies; not|never free of|from;
-        no absence|lack of""",
+        no absence|lack of; not|never|no|without|less_than|loss_of|below|above normal|good|intact; not|never
+        within normal limits|range|bounds; not within the normal range""",
     ),
     # It may be there, or may come.
     (
@@ -201,6 +213,18 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
         prevent|preventing; prevention of; prophylaxis against|for|of""",
     ),
     (Cue(Kind.UNCERTAIN, reach=Reach.ITEM), "with or|/ without"),
+    (Cue(Kind.UNCERTAIN, reach=Reach.NEXT), "anti -; anti"),
+    (
+        Cue(Kind.UNCERTAIN, Direction.HEAD),
+        """medication|medications|medicine|medicines|drugs|med|meds|precaution|precautions|prophylaxis|syrup|syrups
+        |reducer|reducers|reliever|relievers|killer|killers|risk|risks|screen|screening|prevention|questionnaire""",
+    ),
+    (
+        Cue(Kind.UNCERTAIN, reach=Reach.ALL),
+        """counselled|counseled|counselling|counseling|educated|advised|warned about|of|on|regarding;
+        side_effects|risks include; side_effects|risks|symptoms may|can include; return precautions for|including
+        |regarding""",
+    ),
     (
         Cue(Kind.UNCERTAIN, reach=Reach.CLAUSE),
         "if; whether; whether or not; not certain|sure|clear|known whether|if; unless; should; as if; as though",
@@ -437,7 +461,7 @@ TITLES = table(
 """Headings that need no colon, as no finding is reported in these words."""
 
 SECTIONS = table(
-    "history examination exam findings summary impression assessment plan medications medication labs laboratory "
+    "history examination exam pe findings summary impression assessment plan medications medication labs laboratory "
     "imaging course diagnosis diagnoses pmh pmhx hpi ros conclusion introduction methods results "
     "discussion presentation "
     "investigations treatment allergies background case report neurological social birth development positive present "

@@ -28,7 +28,7 @@ from weightsmith_phenotype.cues import (
     table,
 )
 
-__all__ = ["LONGEST", "Scope", "backward", "forward"]
+__all__ = ["LONGEST", "Scope", "backward", "forward", "of_head", "of_value"]
 
 LONGEST = 150
 """Words of a scope at most, so that hostile text takes linear time."""
@@ -43,6 +43,10 @@ _BETWEEN = (
     | table(
         ": - – — = ( \" ' “ ” which that all history both to seen noted found observed reported described diagnosed"
     )
+)
+_HOW = table("grossly entirely completely essentially all quite very still both fully generally again")
+_RELATED = table(
+    "in of for with without after before during despite on from to by about through under over between within"
 )
 _PLURAL = table("are were have")
 _EMPTY = range(0)
@@ -115,6 +119,55 @@ def backward(words: Words, cue: Cue, at: range, said_until: int = 0) -> Scope:
     return Scope(
         cue.kind, at, range(last_item, end), _EMPTY if joints[0].kind == "," else range(begin, last_item), hole
     )
+
+
+def of_value(words: Words, cue: Cue, at: range) -> Scope:
+    """The scope of a value such as "normal": the finding right after it, else the one whose value it is."""
+    after = at.stop
+    end = after
+    label = at.start > 0 and words.forms[at.start - 1] in ":="
+    if after < len(words) and words.taken[after]:
+        while end < len(words) and words.taken[end]:
+            end += 1
+        # "good seizure control" is about control.
+        next_label = label and end < len(words) and words.forms[end] == ":"
+        alone = words.closes(end) or words.forms[end] in JOINTS or words.forms[end] in AUXILIARIES
+        if not next_label:
+            return Scope(cue.kind, at, range(after, end if alone or end in words.ending else after))
+        after = end
+    begin = at.start
+    while begin and not words.taken[begin - 1] and words.forms[begin - 1] in _HOW:
+        begin -= 1
+    end, _ = _end_before(words, begin)
+    first = end
+    while first and words.taken[first - 1]:
+        first -= 1
+    verb = not AUXILIARIES.isdisjoint(words.forms[end:begin])
+    whole = verb or words.closes(after) or words.forms[after] in JOINTS or after in words.ending
+    if first == end or not whole or (words.forms[end] == "," and words.forms[end + 1] != "which"):
+        return Scope(cue.kind, at, _EMPTY)
+    # "EEG after seizures was normal" is about the EEG.
+    before = first - 1
+    while before >= 0 and words.forms[before] in FRESH:
+        before -= 1
+    if before >= 0 and words.forms[before] in _RELATED and (verb or before):
+        return Scope(cue.kind, at, _EMPTY)
+    if not _PLURAL.isdisjoint(words.forms[end:begin]):
+        joints, first_of_list, governed = _items_before(words, end, max(0, end - LONGEST))
+        if joints and not governed and _joined(joints, False, governed):
+            first = first_of_list
+    return Scope(cue.kind, at, range(first, end))
+
+
+def of_head(words: Words, cue: Cue, at: range) -> Scope:
+    """The scope of a noun that makes the finding right before it a part of its own name: "fall risk"."""
+    begin = at.start
+    if begin and words.forms[begin - 1] == "-":
+        begin -= 1
+    first = begin
+    while first and words.taken[first - 1]:
+        first -= 1
+    return Scope(cue.kind, at, range(first, begin))
 
 
 def _sentence_end(words: Words, begin: int, limit: int) -> int:
