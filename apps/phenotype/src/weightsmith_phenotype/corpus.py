@@ -195,8 +195,9 @@ def read_inputs(
 ) -> Iterator[tuple[str, Document] | Failure]:
     """Yield the documents of all inputs with the name of their file, and what could not be read, in order.
 
-    The annotations of the files are not read. A file that cannot be read ends where the fault is; the next file
-    follows. Of two documents with one id, in one file or in two, the second is a failure.
+    The annotations of the files are not read. After a document that cannot be read the next one follows, where the
+    format tells where it begins; elsewhere the file ends there, which its failure says. Of two documents with one id,
+    in one file or in two, the second is a failure.
 
     Parameters
     ----------
@@ -214,23 +215,37 @@ def read_inputs(
         source = item.path if item.path is not None else stdin or sys.stdin.buffer
         format = None if item.sniffed else item.format
         documents = None
+        count = 0
+        faults: list[CorpusError] = []
         while True:
             try:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     if documents is None:
                         documents = read_documents(
-                            source, format, offset_unit=offset_unit, mentions=False, default_id=item.id
+                            source,
+                            format,
+                            offset_unit=offset_unit,
+                            mentions=False,
+                            default_id=item.id,
+                            failed=faults.append,
                         )
                     document = next(documents, None)
             except (WeightsmithError, OSError, MemoryError) as error:
-                yield Failure(item.name, str(error) or type(error).__name__)
+                yield from (Failure(item.name, str(fault)) for fault in faults)
+                said = str(error) or type(error).__name__
+                if count or item.format == "bioc":
+                    said = f"{said.rstrip('.')}. The file was not read further; {count} documents before this were"
+                yield Failure(item.name, said)
                 break
+            yield from (Failure(item.name, str(fault)) for fault in faults)
+            faults.clear()
             if noticed is not None:
                 for warning in caught:
                     noticed(str(warning.message))
             if document is None:
                 break
+            count += 1
             if document.id in seen:
                 yield Failure(item.name, "another document has this id", document.id)
                 continue

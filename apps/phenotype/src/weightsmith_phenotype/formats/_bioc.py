@@ -138,7 +138,10 @@ class _Handler:
         elif tag in ("passage", "sentence") and self.part is not None:
             self.part = self.part.passage if tag == "sentence" else None
         elif tag == "document":
-            self.done.append(self.built(self.document))
+            try:
+                self.done.append(self.built(self.document))
+            except CorpusError as error:
+                self.options.refuse(error)
             self.document = None
 
     def text(self, tag: str, value: str) -> None:

@@ -18,6 +18,7 @@ from weightsmith_phenotype.document import Document, Mention
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.formats._common import (
     Annotation,
+    Line,
     OffsetMap,
     ReadOptions,
     WriteOptions,
@@ -103,11 +104,11 @@ def _built(name: str, identifier: str, text: str, found: list[_Fragments], optio
     return assemble(name, identifier, text, annotations, options)
 
 
-def _annotations(numbered: Iterator[tuple[int, str]], name: str) -> list[_Fragments]:
+def _annotations(numbered: Iterator[Line], name: str) -> list[_Fragments]:
     found: dict[str, _Fragments] = {}
     later: list[tuple[int, str, list[str]]] = []
     others = 0
-    for number, line in numbered:
+    for number, line in ((item.number, item.checked()) for item in numbered):
         cells = line.split("\t")
         if not line.strip():
             continue

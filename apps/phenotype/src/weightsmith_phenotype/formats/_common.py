@@ -9,7 +9,7 @@ import re
 import unicodedata
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -61,11 +61,15 @@ class ReadOptions:
         Read the annotations too. Without them, a document whose annotations are wrong can still be tagged.
     default_id : str, optional
         Id of a document whose format has none.
+    failed : callable, optional
+        Gets the error of each document that cannot be read, where the format allows to go on with the next one.
+        Without it, the first of them is raised.
     """
 
     offset_unit: OffsetUnit | None = None
     mentions: bool = True
     default_id: str | None = None
+    failed: Callable[[CorpusError], None] | None = None
 
     def __post_init__(self) -> None:
         if self.offset_unit is not None:
@@ -75,6 +79,12 @@ class ReadOptions:
     def unit(self) -> OffsetUnit:
         """The unit of a file that does not say."""
         return self.offset_unit or "codepoints"
+
+    def refuse(self, error: CorpusError) -> None:
+        """Report a document that cannot be read; raise the error if nobody asked for reports."""
+        if self.failed is None:
+            raise error
+        self.failed(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +219,44 @@ def decoded(raw: bytes, name: str, *, where: str = "", first: bool = True, bom: 
         raise CorpusError(f"{name} is not UTF-8", found=place, do=CONVERT) from error
 
 
-def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each line, without its end; only line feeds end a line."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a file, without its end."""
+
+    number: int
+    text: str
+    fault: CorpusError | None = None
+    """The line is not UTF-8; its text has U+FFFD where it is not."""
+
+    @property
+    def blank(self) -> bool:
+        """There is nothing but blanks in it."""
+        return not self.text.strip()
+
+    def checked(self) -> str:
+        """The text; raises the line's fault."""
+        if self.fault is not None:
+            raise self.fault
+        return self.text
+
+
+def lines(stream: BinaryIO, name: str) -> Iterator[Line]:
+    """Yield the lines; only line feeds end a line.
+
+    Raises
+    ------
+    CorpusError
+        If a byte order mark says that the file is in another encoding.
+    """
     for number, raw in enumerate(stream, 1):
-        text = decoded(raw, name, where=f"line {number}", first=number == 1)
-        yield number, text.removesuffix("\n").removesuffix("\r")
+        fault = None
+        try:
+            text = decoded(raw, name, where=f"line {number}", first=number == 1)
+        except CorpusError as error:
+            if number == 1 and raw.startswith(tuple(mark for mark, _ in _BOMS)):
+                raise
+            text, fault = raw.decode("utf-8", "replace"), error
+        yield Line(number, text.removesuffix("\n").removesuffix("\r"), fault)
 
 
 def one_line(text: str) -> str:

@@ -7,6 +7,7 @@ Offsets count code points unless a field ``offset_unit`` says ``"utf16"`` or ``"
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from weightsmith_phenotype.document import Document, Passage
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.formats._common import (
     Annotation,
+    Line,
     OffsetMap,
     OffsetUnit,
     ReadOptions,
@@ -24,12 +26,15 @@ from weightsmith_phenotype.formats._common import (
     assemble,
     check_document,
     decoded,
+    lines,
 )
 
 __all__ = ["as_object", "read", "render"]
 
 # Python's and other readers' notions of a line differ on these; within JSON they may be escaped.
 _OTHER_BREAKS = re.compile("[\x85\u2028\u2029]")
+_ROWS = re.compile(rb"^\{", re.MULTILINE)
+"""Another object begins at the start of a line: the file is one of lines, whatever its first line is."""
 _KINDS: dict[str, tuple[type, ...]] = {
     "start": (int,),
     "end": (int,),
@@ -49,7 +54,8 @@ def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Document
     """Yield the documents of a file, line by line.
 
     A file that is one array, or one object over several lines, is read whole. Only ``text`` must be there: a document
-    without an id is called after the file and its number. Fields that are not ours are left out.
+    without an id is called after the file and its number. Fields that are not ours are left out. A line that cannot be
+    read does not stop the others, if the options take reports.
 
     Raises
     ------
@@ -57,30 +63,46 @@ def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Document
         If a line is no JSON, a field is of the wrong type, or a mention does not fit the text.
     """
     for number, (place, found) in enumerate(_objects(stream, name), 1):
-        yield _document(found, f"{name}{place}", f"{PurePath(name).stem}-{number}", options)
+        try:
+            if isinstance(found, CorpusError):
+                raise found
+            document = _document(found, f"{name}{place}", f"{PurePath(name).stem}-{number}", options)
+        except CorpusError as error:
+            options.refuse(error)
+            continue
+        yield document
 
 
 def _objects(stream: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the value of each object, or the error in its place."""
     first = True
-    for number, raw in enumerate(stream, 1):
-        text = decoded(raw, name, where=f"line {number}", first=number == 1)
-        if not text.strip():
+    for line in lines(stream, name):
+        if line.blank:
             continue
-        if first and text.lstrip().startswith("["):
-            found = _parsed(text + decoded(stream.read(), name, first=False), name)
+        if first and line.text.lstrip().startswith("["):
+            found = _parsed(_whole(line, stream.read(), name), name)
             yield from ((f", item {place}", item) for place, item in enumerate(found, 1))
             return
         try:
-            yield f", line {number}", _parsed(text, f"{name}, line {number}")
-        except CorpusError:
-            if not first:
-                raise
-            rest = stream.read()
-            if not rest.strip() or text.rstrip().endswith("}"):
-                raise
-            yield "", _parsed(text + decoded(rest, name, first=False), name)
-            return
+            yield f", line {line.number}", _parsed(line.checked(), f"{name}, line {line.number}")
+        except CorpusError as error:
+            rest = stream.read() if first and line.fault is None and not line.text.rstrip().endswith("}") else b""
+            if rest.strip() and not _ROWS.search(rest):
+                yield "", _parsed(_whole(line, rest, name), name)
+                return
+            yield f", line {line.number}", error
+            for other in lines(io.BytesIO(rest), name):
+                if not other.blank:
+                    place = f", line {line.number + other.number}"
+                    try:
+                        yield place, _parsed(other.checked(), f"{name}{place}")
+                    except CorpusError as fault:
+                        yield place, fault
         first = False
+
+
+def _whole(line: Line, rest: bytes, name: str) -> str:
+    return f"{line.checked()}\n{decoded(rest, name, first=False)}"
 
 
 def _parsed(text: str, what: str) -> Any:

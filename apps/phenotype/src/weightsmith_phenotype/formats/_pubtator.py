@@ -15,6 +15,7 @@ from weightsmith_phenotype.document import Document, Passage
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.formats._common import (
     Annotation,
+    Line,
     ReadOptions,
     WriteOptions,
     assemble,
@@ -60,7 +61,8 @@ def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Document
     """Yield the documents of a PubTator file, one at a time.
 
     Title and abstract are joined by a line break. A seventh column that is a number is the annotation's score. Lines of
-    relations are left out, with a notice.
+    relations are left out, with a notice. After a document that cannot be read, reading goes on behind the next blank
+    line or with the next title, if the options take reports.
 
     Raises
     ------
@@ -68,30 +70,52 @@ def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Document
         If a line is none of the format's, belongs to another document, or an annotation does not fit the text.
     """
     current: _Open | None = None
-    for number, line in lines(stream, name):
-        if not line.strip():
-            if current is not None:
-                yield current.close(name, options)
+    bad: str | None = None  # id of the document that is skipped
+    for line in lines(stream, name):
+        text = _TEXT.match(line.text)
+        if current is not None and (line.blank or (text and text[1] != current.id)):
+            yield from _closed(current, name, options)
             current = None
+        if line.blank:
+            bad = None
+        if line.blank or (bad is not None and not (text and text[2] == "t" and text[1] != bad)):
             continue
-        text = _TEXT.match(line)
-        if text:
-            identifier, part = text[1], text[2]
-            if current is not None and current.id != identifier:
-                yield current.close(name, options)
-                current = None
-            current = current or _Open(identifier)
-            if part in current.parts:
-                raise CorpusError(f"{name}, line {number}: document {identifier!r} has two lines |{part}|")
-            current.parts[part] = text[3]
-        elif current is None:
-            raise CorpusError(
-                f"{name}, line {number}", found=repr(line[:80]), expected="the title of a document, 'id|t|title'"
-            )
-        else:
-            _annotation(current, line, name, number, options)
+        bad = None
+        try:
+            current = _line(current, line, name, options)
+        except CorpusError as error:
+            options.refuse(error)
+            bad, current = current.id if current is not None else text[1] if text else "", None
     if current is not None:
-        yield current.close(name, options)
+        yield from _closed(current, name, options)
+
+
+def _closed(current: _Open, name: str, options: ReadOptions) -> Iterator[Document]:
+    try:
+        document = current.close(name, options)
+    except CorpusError as error:
+        options.refuse(error)
+        return
+    yield document
+
+
+def _line(current: _Open | None, line: Line, name: str, options: ReadOptions) -> _Open:
+    """The document that a line belongs to, with what the line says of it."""
+    text = _TEXT.match(line.checked())
+    if text:
+        identifier, part = text[1], text[2]
+        current = current or _Open(identifier)
+        if part in current.parts or current.id != identifier:
+            found = f"has two lines |{part}|" if current.id == identifier else f"begins within {current.id!r}"
+            raise CorpusError(f"{name}, line {line.number}: document {identifier!r} {found}")
+        current.parts[part] = text[3]
+        return current
+    if current is None:
+        raise CorpusError(
+            f"{name}, line {line.number}", found=repr(line.text[:80]), expected="the title of a document, 'id|t|title'"
+        )
+    _annotation(current, line.text, name, line.number, options)
+    return current
 
 
 def _annotation(current: _Open, line: str, name: str, number: int, options: ReadOptions) -> None:

@@ -166,6 +166,7 @@ def read_documents(
     offset_unit: OffsetUnit | None = None,
     mentions: bool = True,
     default_id: str | None = None,
+    failed: Callable[[CorpusError], None] | None = None,
 ) -> Iterator[Document]:
     r"""Yield the documents of a file, folder or stream, one at a time.
 
@@ -182,6 +183,9 @@ def read_documents(
         Read the annotations too.
     default_id : str, optional
         Id of a document whose format has none; by default the file's name without its suffix.
+    failed : callable, optional
+        Gets the error of each document that cannot be read; reading goes on with the next line of JSON, the next
+        block of PubTator or TSV, or the next document of well-formed XML. Without it, the first error is raised.
 
     Yields
     ------
@@ -201,7 +205,7 @@ def read_documents(
     >>> [(found.id, found.mentions[0].text) for found in read_documents(file, "pubtator")]
     [('7', 'tall')]
     """
-    options = ReadOptions(offset_unit, mentions, default_id)
+    options = ReadOptions(offset_unit, mentions, default_id, failed)
     name = source_name(source)
     path = Path(source) if isinstance(source, (str, os.PathLike)) else None
     if path is not None and not path.exists():
@@ -214,7 +218,7 @@ def read_documents(
         chosen = found_format(name)
     if not chosen.readable:
         raise CorpusError(f"{name}: {chosen.name} holds no texts and can only be written")
-    return _unique(_documents(source, path, name, chosen, options, sniffed=format is None), name)
+    return _unique(_documents(source, path, name, chosen, options, sniffed=format is None), name, options)
 
 
 def found_format(name: str) -> Format:
@@ -254,13 +258,16 @@ def _documents(
             yield from reader(stream, name, options)
 
 
-def _unique(documents: Iterator[Document], name: str) -> Iterator[Document]:
+def _unique(documents: Iterator[Document], name: str, options: ReadOptions) -> Iterator[Document]:
     seen: set[str] = set()
     for document in documents:
         if document.id in seen:
-            raise CorpusError(
-                f"{name}: two documents have the id {document.id!r}", do="Give each document an id of its own."
+            options.refuse(
+                CorpusError(
+                    f"{name}: two documents have the id {document.id!r}", do="Give each document an id of its own."
+                )
             )
+            continue
         seen.add(document.id)
         yield document
 
