@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weightsmith_phenotype import CorpusError, Document, Mention, evaluate
+from weightsmith_phenotype.metrics import described_ids
 
 TEXT = "x" * 60
 
@@ -35,9 +36,11 @@ def test_spans_that_touch_do_not_overlap():
 
 
 def test_nothing_found_and_nothing_there():
-    assert evaluate([document("1")], [document("1")]).mention_strict.f1 == 1
+    gold = [document("1"), document("2", (0, 5, "A"))]
+    assert evaluate(gold, gold).mention_strict_macro.f1 == 1
     assert evaluate([document("1", (0, 5, "A"))], [document("1")]).mention_strict.f1 == 0
-    assert evaluate([document("1")], [document("1", (0, 5, "A"))]).document_macro.precision == 0
+    found = [document("1", (0, 5, "A")), document("2", (0, 5, "A"))]
+    assert evaluate(gold, found).document_macro.precision == 0.5
 
 
 def test_a_mention_annotated_twice_counts_once():
@@ -79,3 +82,25 @@ def test_the_order_of_documents_does_not_matter():
         k: v for k, v in evaluate(GOLD[::-1], FOUND[::-1], resamples=0).to_dict().items() if k != "x"
     }.keys() == one.keys()
     assert evaluate(GOLD[::-1], FOUND[::-1], resamples=0).document_macro.f1 == one["document_macro"]["f1"]
+
+
+def test_without_an_annotated_concept_there_is_nothing_to_compare(small_tagger):
+    with pytest.raises(CorpusError, match="nothing to compare with: found 2 documents and no annotated mention"):
+        evaluate([document("1"), document("2")], [document("1", (0, 5, "A")), document("2")])
+    gold = [document("1", (0, 5, "HP:0008888"), (6, 9, "HP:0008888"), (10, 12, "OMIM:1"), (20, 22, ""))]
+    with pytest.raises(CorpusError) as refused:
+        evaluate(gold, gold, small_tagger.ontology)
+    assert (
+        "found 1 documents, and 4 annotated mentions of no concept of the ontology: "
+        "HP:0008888 (2 mentions; obsolete, consider HP:0000204, HP:0000202); OMIM:1 (1 mention); no id (1 mention)"
+    ) in str(refused.value)
+
+
+def test_ids_that_are_left_out_are_counted_by_id(small_tagger):
+    gold = [document("1", (0, 5, "HP:0001250"), (6, 9, "HP:0008888"), (10, 12, "X:1"))]
+    result = evaluate(gold, [document("1", (6, 9, "HP:0008888"))], small_tagger.ontology)
+    assert result.left_out == 3
+    assert result.left_out_ids == {"HP:0008888": 2, "X:1": 1}
+    many = {f"X:{number}": 1 for number in range(12)}
+    assert len(described_ids(many)) == 11
+    assert described_ids(many)[-1] == "and 2 more ids"

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from weightsmith_phenotype import Ontology, OntologyError, Term
-from weightsmith_phenotype.ontology import hpo_folder
+from weightsmith_phenotype import Ontology, OntologyError, PhenoTagger, Term
+from weightsmith_phenotype.ontology import OntologyNotice, hpo_folder
 
 HEADER = "format-version: 1.2\ndata-version: v1\nontology: x\n\n"
 
@@ -142,3 +142,46 @@ def test_a_fingerprint_follows_names_not_the_order_of_lines():
 
 def test_hpo_is_found_without_importing_its_package():
     assert (hpo_folder() / "hp.obo").is_file()
+
+
+def test_a_parent_that_is_not_in_the_file_is_named_and_counted(tmp_path):
+    body = stanza("X:1", "root") + stanza("X:2", "a", "is_a: X:1", "is_a: X:8") + stanza("X:3", "b", "is_a: X:9")
+    with pytest.warns(OntologyNotice, match=r"x.obo: 2 is_a of .*: X:2 \(is_a X:8\), X:3 \(is_a X:9\)"):
+        assert Ontology.from_obo(obo(tmp_path, body), root="X:1").concepts == ["X:2"]
+
+
+def test_of_a_repeated_id_the_first_term_counts_and_it_is_said(tmp_path):
+    body = stanza("X:1", "root") + stanza("X:2", "first", "is_a: X:1") + stanza("X:2", "second", "is_a: X:1")
+    with pytest.warns(OntologyNotice, match="1 ids that are there twice; the first term counts: X:2"):
+        assert Ontology.from_obo(obo(tmp_path, body), root="X:1")["X:2"].name == "first"
+
+
+def test_a_term_without_a_name_has_its_id_for_a_name(tmp_path):
+    body = stanza("X:1", "root") + "[Term]\nid: X:2\nis_a: X:1\n\n" + stanza("X:3", "tall", "is_a: X:1")
+    with pytest.warns(OntologyNotice, match="1 terms without a name; their id is taken for it: X:2"):
+        ontology = Ontology.from_obo(obo(tmp_path, body), root="X:1")
+    assert ontology["X:2"].names == ["X:2"]
+    assert [mention.concept_id for mention in PhenoTagger(ontology).tag("He is tall.")] == ["X:3"]
+
+
+def test_hpo_gives_no_notice(recwarn):
+    Ontology.default()
+    assert [str(item.message) for item in recwarn if issubclass(item.category, OntologyNotice)] == []
+
+
+def test_what_is_no_obo_file_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "x.obo").write_bytes(b"format-version: 1.2\nname: caf\xe9")
+    for path, says in (
+        (tmp_path / "x.obo", "x.obo is not text in UTF-8: found byte 0xE9 at byte 29, expected an ontology in OBO"),
+        (tmp_path / "gone.obo", "gone.obo: found No such file or directory, expected a file in OBO format. Check"),
+        (tmp_path, ": found Is a directory"),
+    ):
+        with pytest.raises(OntologyError) as refused:
+            Ontology.from_obo(path)
+        assert says in str(refused.value)
+
+
+def test_candidates_for_a_root_are_terms_without_parents_that_have_children(tmp_path):
+    body = stanza("X:7", "single") + stanza("X:1", "root") + stanza("X:2", "a", "is_a: X:1")
+    with pytest.raises(OntologyError, match=r"Set --root .*candidates: X:1 \(root\), X:7 \(single\)"):
+        Ontology.from_obo(obo(tmp_path, body))

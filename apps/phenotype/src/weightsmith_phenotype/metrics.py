@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from weightsmith_phenotype.document import Document
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.ontology import Ontology
 
-__all__ = ["Evaluation", "Score", "evaluate"]
+__all__ = ["Evaluation", "Score", "described_ids", "evaluate"]
 
 Place = tuple[int, int, str]
 CONFIDENCE = (2.5, 97.5)
+LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Evaluation:
         1. F1 of an average is that of averaged precision and recall.
     documents, annotated, predicted, left_out : int
         Documents; mentions on both sides; mentions whose id is not a concept of the ontology, on both sides.
+    left_out_ids : dict of str to int
+        The ids of the last, with the number of mentions of each, most frequent first.
     """
 
     mention_strict: Score
@@ -58,6 +62,7 @@ class Evaluation:
     annotated: int
     predicted: int
     left_out: int
+    left_out_ids: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -93,7 +98,8 @@ def evaluate(
     Raises
     ------
     CorpusError
-        If the two sides are not the same documents, or there is none.
+        If the two sides are not the same documents, there is none, or none has an annotated mention of a concept:
+        precision and recall would be of nothing.
 
     Examples
     --------
@@ -105,7 +111,8 @@ def evaluate(
     >>> result.mention_strict.precision, result.mention_strict.recall
     (1.0, 0.5)
     """
-    left_out = 0
+    left_out: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()  # the annotated ones of these
     rows = []
     gold, predicted = list(gold), list(predicted)
     if [d.id for d in gold] != [d.id for d in predicted] or not gold:
@@ -123,10 +130,26 @@ def evaluate(
                 for m in document.mentions
                 if (identifier := m.concept_id if ontology is None else ontology.resolve(m.concept_id)) is not None
             }
-            left_out += sum(ontology is not None and ontology.resolve(m.concept_id) is None for m in document.mentions)
+            if ontology is not None:
+                ids = [m.concept_id for m in document.mentions if ontology.resolve(m.concept_id) is None]
+                left_out.update(ids)
+                unknown.update(ids if side == 0 else ())
             totals[side] += len(places)
             sides.append(places)
         rows.append(_counts(*sides))
+    if not totals[0]:
+        found = f"{len(gold)} documents and no annotated mention"
+        if unknown:
+            some = "; ".join(described_ids(unknown, ontology))
+            found = (
+                f"{len(gold)} documents, and {unknown.total()} annotated mentions of no concept of the ontology: {some}"
+            )
+        raise CorpusError(
+            "nothing to compare with",
+            found=found,
+            expected="annotated mentions with ids of the ontology's concepts",
+            do="Name the annotated corpus, its format and its ontology.",
+        )
     counts = np.array(
         rows, float
     )  # [documents, kind, (right predictions, predictions, found annotations, annotations)]
@@ -137,7 +160,32 @@ def evaluate(
         micro, macro = ("_micro", "_macro") if name == "document" else ("", "_macro")
         scores[name + micro] = _score(_micro, of_kind, samples)
         scores[name + macro] = _score(_macro, of_kind, samples)
-    return Evaluation(**scores, documents=len(rows), annotated=totals[0], predicted=totals[1], left_out=left_out)
+    return Evaluation(
+        **scores,
+        documents=len(rows),
+        annotated=totals[0],
+        predicted=totals[1],
+        left_out=left_out.total(),
+        left_out_ids=dict(left_out.most_common()),
+    )
+
+
+def described_ids(ids: Mapping[str, int], ontology: Ontology | None = None) -> list[str]:
+    """The first ten ids with how often each is there, and the terms that the ontology tells to consider in its place.
+
+    Examples
+    --------
+    >>> described_ids({"X:9": 2})
+    ['X:9 (2 mentions)']
+    """
+    lines = []
+    for identifier, count in list(ids.items())[:LISTED]:
+        suggested = ", ".join(ontology.suggestions(identifier)) if ontology is not None else ""
+        more = f"; obsolete, consider {suggested}" if suggested else ""
+        lines.append(f"{identifier or 'no id'} ({count} mention{'s' if count > 1 else ''}{more})")
+    if len(ids) > LISTED:
+        lines.append(f"and {len(ids) - LISTED} more ids")
+    return lines
 
 
 def _counts(gold: set[Place], found: set[Place]) -> list[list[int]]:

