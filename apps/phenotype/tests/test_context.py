@@ -280,6 +280,31 @@ def test_a_minus_is_told_from_a_dash_and_a_bullet():
     assert ["ROS: (-) fever"[start:end] for start, end in context.cues] == ["(-)"]
 
 
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("Seizures: [x] No [ ] Yes", "Seizures", "n"),
+        ("Seizures: [ ] No [x] Yes", "Seizures", "-"),
+        ("Seizures [ ] Yes [x] No", "Seizures", "n"),
+        ("Seizures [x] Yes [ ] No", "Seizures", "-"),
+        ("Seizures [ ] Yes [ ] No", "Seizures", "-"),
+        ("Seizures [ ] Yes [x] No Ataxia [x] Yes [ ] No", "Seizures, Ataxia", "n -"),
+        ("Seizures: Yes [ ] No [x], ataxia: Yes [x] No [ ]", "Seizures, ataxia", "n -"),
+        ("Seizures (yes) ataxia (no)", "Seizures, ataxia", "- n"),
+        ("Seizures (no), ataxia (yes)", "Seizures, ataxia", "n -"),
+        ("Seizures (absent), ataxia (present)", "Seizures, ataxia", "n -"),
+        ("Seizures (neg), ataxia (pos)", "Seizures, ataxia", "n -"),
+        ("Seizures - N, ataxia - Y", "Seizures, ataxia", "n -"),
+        ("Fever +/- rash", "Fever, rash", "- u"),
+        ("Fever (+/-), rash", "Fever, rash", "u -"),
+        ("Seizures (n = 3), ataxia (N = 4)", "Seizures, ataxia", "- -"),
+        ("Seizures (absent in sleep), ataxia", "Seizures, ataxia", "n -"),
+    ],
+)
+def test_ticked_answers_and_words_in_brackets(text, names, expected):
+    assert [flag or "-" for flag in flags(text, *names.split(", "))] == expected.split()
+
+
 # ---------------------------------------------------------------- values and names of things
 
 

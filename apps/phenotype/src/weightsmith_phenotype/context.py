@@ -241,6 +241,8 @@ def _cue_scopes(words: Words) -> Iterator[Scope]:
     denied = range(0)
     last = Scope(Kind.NOTHING, range(0), range(0))
     for cue, at in words.cues:
+        if at.start in words.answering:
+            continue
         needed = _ONLY_BEFORE.get(words.forms[at.start])
         if cue.kind in (Kind.NOTHING, Kind.END) or (
             needed and needed.isdisjoint(words.forms[at.stop : at.stop + LONGEST])

@@ -36,6 +36,13 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[^\w\s]|_")
 _MARKS = {"+": True, "-": False, "–": False, "−": False}
 _LETTERS = {"y": True, "n": False}
 _BOXES = {"☐": False, "☑": True, "☒": True}
+_ANSWERS = {"yes": True, "no": False, "y": True, "n": False}
+_IN_BRACKETS = {
+    **_MARKS,
+    **_ANSWERS,
+    **dict.fromkeys(("pos", "positive", "present"), True),
+    **dict.fromkeys(("neg", "negative", "absent"), False),
+}
 _OPENED = {"(": ")", "[": "]"}
 _NOT = re.compile(r"can(?:no|')t|\w+n't")
 
@@ -84,6 +91,8 @@ class Words:
         The signs that speak of findings, in order.
     signs_precede : bool
         Whether each sign stands before its finding: the first one stands before the first finding, or after a comma.
+    answering : set of int
+        Words of signs, which are no cues of their own.
     ending : set of int
         Words of phrases at which a scope ends.
     denying, beginning : set of int
@@ -111,6 +120,7 @@ class Words:
         self.first_comma = next((index for index, form in enumerate(self.forms) if form == ","), len(self))
         self.first_verb = next((index for index, form in enumerate(self.forms) if form in AUXILIARIES), len(self))
         self.ending = {index for cue, at in self.cues if cue.kind is Kind.END for index in at}
+        self.answering: set[int] = set()
         self.signs, self.signs_precede = self._find_signs()
         if self.signs_precede:
             self.ending.update(sign.at.start for sign in self.signs)
@@ -156,7 +166,8 @@ class Words:
 
     def _find_signs(self) -> tuple[list[Sign], bool]:
         """The signs of the sentence, and whether they stand before their findings."""
-        boxes = list(self._find_boxes())
+        boxes, answered = self._answers(list(self._find_boxes()))
+        self.answering.update(index for box in boxes for index in box.at)
         inside = {index for box in boxes for index in box.at}
         bare = [
             Sign(range(index, index + 1), _MARKS[form])
@@ -170,12 +181,38 @@ class Words:
             return [], False
         first = signs[0].at.start
         precede = (
-            (first < self.first_taken or self.forms[first - 1] in JOINTS)
+            not answered
+            and (first < self.first_taken or self.forms[first - 1] in JOINTS)
             and any(form[0].isalnum() for form in self.forms[signs[-1].at.stop :])
             and (not first or not self.forms[first - 1][0].isalnum() or len(signs) > 1)
         )
         chosen = {*boxes, *(before if precede else after)}
         return [sign for sign in signs if sign in chosen], precede
+
+    def _answers(self, boxes: list[Sign]) -> tuple[list[Sign], bool]:
+        """The boxes, each with the "yes" or "no" that it ticks, if any does: "[ ] yes [x] no" is one sign."""
+        if not boxes:
+            return [], False
+        before = boxes[0].at.start > 0 and self._is_answer(boxes[0].at.start - 1)
+        found: list[Sign] = []
+        start = stop = -1
+        answered = False
+        for box in boxes:
+            answer = box.at.start - 1 if before else box.at.stop
+            if not self._is_answer(answer):
+                found.append(box)
+                continue
+            answered = True
+            self.answering.add(answer)
+            begin = min(answer, box.at.start)
+            start = start if begin == stop else begin
+            stop = max(answer + 1, box.at.stop)
+            if box.positive:
+                found.append(Sign(range(start, stop), _ANSWERS[self.forms[answer]]))
+        return found, answered
+
+    def _is_answer(self, index: int) -> bool:
+        return 0 <= index < len(self) and self.forms[index] in _ANSWERS and not self.taken[index]
 
     def _find_boxes(self) -> Iterator[Sign]:
         """Yield signs in brackets and boxes to tick: "(+)", "[x]", "[ ]"."""
@@ -190,8 +227,8 @@ class Words:
                 continue
             stop = index + 1 + inside.index(closing)
             mark = "".join(self.forms[index + 1 : stop])
-            if mark in _MARKS:
-                yield Sign(range(index, stop + 1), _MARKS[mark])
+            if mark in _IN_BRACKETS:
+                yield Sign(range(index, stop + 1), _IN_BRACKETS[mark])
             elif closing == "]" and mark in ("", "x"):
                 yield Sign(range(index, stop + 1), mark == "x")
 
@@ -224,8 +261,8 @@ class Words:
         for sign in (*bare, *letters):
             index = sign.at.start
             after = sign.at.stop
-            label = index > 1 and self.forms[index - 1] in ":=" and self.taken[index - 2]
             letter = self.forms[index] in _LETTERS
+            label = index > 1 and self.forms[index - 1] in (":=-–" if letter else ":=") and self.taken[index - 2]
             if not label and not (index and self.taken[index - 1] and (not letter or self._is_capital(index))):
                 continue
             if after == len(self):

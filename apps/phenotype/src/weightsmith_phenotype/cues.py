@@ -213,6 +213,7 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
         prevent|preventing; prevention of; prophylaxis against|for|of""",
     ),
     (Cue(Kind.UNCERTAIN, reach=Reach.ITEM), "with or|/ without"),
+    (Cue(Kind.UNCERTAIN, Direction.EITHER, Reach.ITEM), "+ / -; ( + / - ); ±"),
     (Cue(Kind.UNCERTAIN, reach=Reach.NEXT), "anti -; anti"),
     (
         Cue(Kind.UNCERTAIN, Direction.HEAD),
