@@ -200,7 +200,7 @@ class PhenoTagger:
             from weightsmith_phenotype.context import annotate
 
             mentions = annotate(text, mentions)
-        return sorted(mentions)
+        return sorted(mentions, key=_place)
 
     def tag_many(self, texts: Iterable[str]) -> Iterator[list[Mention]]:
         """Yield ``tag(text)`` of each text, in order."""
@@ -344,6 +344,10 @@ class PhenoTagger:
     def __getstate__(self) -> dict[str, Any]:
         """All but the cache of words, which every process makes for itself."""
         return {name: value for name, value in self.__dict__.items() if name != "_made"}
+
+
+def _place(mention: Mention) -> tuple[int, int, str]:
+    return mention.start, mention.end, mention.concept_id
 
 
 def _code_fingerprint() -> str:

@@ -83,13 +83,19 @@ def look_up(key: np.uint64, slots: NDArray[np.uint64], rows: NDArray[np.int32]) 
 
 @njit(cache=True, nogil=True)
 def _exact(picked: Any, count: Any, words: Any, phrases: Any) -> Any:
-    """The concept that has these words in this order as a name, or -1: as written first, then in the singular."""
+    """The concept that has these words in this order as a name, or -1."""
     surface, lemmas = words[1], words[2]
-    slots, rows, concepts = phrases
     state, singular = np.uint64(1), np.uint64(1)
     for n in range(count):
         state = _append(state, surface[picked[n]])
         singular = _append(singular, lemmas[picked[n]])
+    return _named(state, singular, phrases)
+
+
+@njit(cache=True, nogil=True)
+def _named(state: Any, singular: Any, phrases: Any) -> Any:
+    """The concept with a name of this code: as written first, then in the singular."""
+    slots, rows, concepts = phrases
     row = look_up(state, slots, rows)
     if row < 0:
         row = look_up(singular, slots, rows)
@@ -156,15 +162,18 @@ def _contiguous(
         if flags[row[start]] & (LINK | COMMA) or not flags[row[start]] & KNOWN:
             continue
         crossed = False
+        state, singular = np.uint64(1), np.uint64(1)
         for end in range(start + 1, min(last, start + LONGEST) + 1):
             kind = flags[row[end - 1]]
             picked[end - 1 - start] = row[end - 1]
+            state = _append(state, words[1][row[end - 1]])
+            singular = _append(singular, words[2][row[end - 1]])
             if not kind & (KNOWN | LINK | FUNCTION | COMMA):
                 break
             crossed |= kind & (FUNCTION | COMMA) != 0
             if kind & (COMMA | LINK):
                 continue
-            concept = _exact(picked, end - start, words, phrases)
+            concept = _named(state, singular, phrases)
             if concept >= 0:
                 count = _add(found, count, start, end, concept, np.float32(1), 0)
             elif not crossed:
