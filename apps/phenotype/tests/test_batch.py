@@ -67,7 +67,7 @@ def test_folders_are_searched_by_name_with_ids_below_the_shared_folder(tmp_path)
     assert [item.id for item in find_inputs([tmp_path / "b" / "x.txt", tmp_path / "a" / "y.TXT"])] == ["b/x", "a/y"]
     assert [item.id for item in find_inputs([tmp_path / "b" / "x.txt"])] == ["x"]
     assert [item.id for item in find_inputs([tmp_path], "tsv")] == ["a/y", "b/x"]
-    with pytest.raises(CorpusError, match="no notes in .*: expected files that end in .xml"):
+    with pytest.raises(CorpusError, match="no notes in .*: found 5 files skipped .*expected files that end in .xml"):
         list(find_inputs([tmp_path], "bioc"))
     with pytest.raises(CorpusError, match="format of the notes: found 'csv', expected one of text, json"):
         list(find_inputs([tmp_path], "csv"))
@@ -77,6 +77,38 @@ def test_links_to_folders_above_do_not_loop(tmp_path):
     (tmp_path / "n.txt").write_text("x")
     (tmp_path / "loop").symlink_to(tmp_path)
     assert len(list(find_inputs([tmp_path]))) == 1
+
+
+def test_texts_of_one_name_but_for_the_suffix_have_their_whole_names_for_ids(tmp_path, small_tagger):
+    (tmp_path / "a").mkdir()
+    for name in ("a/n.txt", "a/n.md", "a/n.text", "a/m.txt", "a/m.jsonl", "n.txt"):
+        (tmp_path / name).write_text('{"id": "j", "text": "x"}')
+    ids = [item.id for item in find_inputs([tmp_path])]
+    assert ids == ["n", "a/m", "a/m", "a/n.md", "a/n.text", "a/n.txt"]
+    assert [item.id for item in find_inputs([tmp_path / "a" / "n.txt", tmp_path / "a" / "n.md"])] == ["n.txt", "n.md"]
+    result = tag_corpus([tmp_path], small_tagger, io.BytesIO())
+    assert (result.documents, result.failures) == (6, [])
+
+
+def test_what_is_not_read_in_folders_is_counted_by_kind(tmp_path, small_tagger):
+    notes = tmp_path / "notes"
+    (notes / "brat").mkdir(parents=True)
+    for name in ("n.txt", "a.docx", "b.DOCX", "c.png", "README", ".hidden", "found.jsonl", "brat/x.txt"):
+        (notes / name).write_text("ptosis")
+    for name in ("found.jsonl.run.json", "brat.run.json"):
+        (notes / name).write_text("{}")
+    os.mkfifo(notes / "pipe.txt")
+    (notes / "link").symlink_to(tmp_path)
+    result = tag_corpus([notes], small_tagger, tmp_path / "out.jsonl")
+    expected = {".docx": 2, ".png": 1, "no suffix": 1, "earlier output": 2, "pipe or device": 1, "link to a folder": 1}
+    assert (result.documents, result.failures, result.skipped) == (1, [], expected)
+    assert f"{notes}/brat is not read: {notes}/brat.run.json says that an earlier run wrote it" in result.notices
+    assert len(result.notices) == 2
+    assert tag_corpus([notes], small_tagger, tmp_path / "out.jsonl", resume=True).skipped == expected
+    (notes / "n.txt").unlink()
+    with pytest.raises(CorpusError, match=r"no notes in .*: found 8 files skipped \(.docx 2, earlier output 2, .png 1"):
+        tag_corpus([notes], small_tagger, tmp_path / "out2.jsonl")
+    assert tag_corpus([notes / "found.jsonl"], small_tagger, io.BytesIO(), input_format="text").documents == 1
 
 
 # What comes out.
@@ -176,19 +208,20 @@ def test_what_a_format_cannot_mark_is_left_out_and_counted(small_tagger):
 def test_bad_files_are_named_and_do_not_stop_the_rest(notes, small_tagger, tmp_path):
     (notes / "ward0" / "bad.txt").write_bytes(b"caf\xe9 ptosis")
     (notes / "ward1" / "cut.jsonl").write_text('{"id": "good", "text": "ptosis"}\n{"id": "cut", "te')
-    (notes / "ward2" / "n0002.md").write_text("the same id as n0002.txt")
+    (notes / "ward2" / "n0002.md").write_text("not the same id as n0002.txt")
+    (notes / "ward2" / "n0005.jsonl").write_text('{"id": "good", "text": "the same id as in cut.jsonl"}')
     missing = notes / "gone.txt"
     for jobs in (1, 2):
         out = tmp_path / f"out{jobs}.jsonl"
         result = tag_corpus([notes, missing], small_tagger, out, jobs=jobs, batch_size=5)
-        assert result.documents == 31
+        assert result.documents == 32
         lines = [str(failure) for failure in result.failures]
         assert [Path(failure.file).name for failure in result.failures] == [
-            "bad.txt", "cut.jsonl", "n0002.txt", "gone.txt",
+            "bad.txt", "cut.jsonl", "n0005.jsonl", "gone.txt",
         ]  # fmt: skip
         assert "byte 0xE9" in lines[0]
         assert "line 2 is not JSON" in lines[1]
-        assert lines[2].endswith("document 'ward2/n0002': another document has this id")
+        assert lines[2].endswith("document 'good': another document has this id")
         assert "No such file" in lines[3]
         assert len(json.loads((tmp_path / f"out{jobs}.jsonl.run.json").read_text())["failures"]) == 4
     assert (tmp_path / "out1.jsonl").read_bytes() == (tmp_path / "out2.jsonl").read_bytes()
@@ -292,6 +325,11 @@ def test_options_that_do_not_go_together_are_refused(notes, small_tagger, tmp_pa
         ({"out": tmp_path / "o", "format": "text"}, "format of the output: found 'text'"),
         ({"out": tmp_path / "o", "batch_size": 0}, "batch_size: found 0"),
         ({"out": tmp_path / "o", "jobs": 0}, "workers: found 0"),
+        (
+            {"out": tmp_path / "o", "format": "csv", "offset_unit": "utf16"},
+            "'utf16' with the format csv, expected code",
+        ),
+        ({"out": tmp_path / "o", "include_negated": True}, "include_negated: found the format json"),
     ):
         with pytest.raises((CorpusError, HyperparameterError), match=match):
             tag_corpus([notes], small_tagger, **options)
@@ -414,7 +452,7 @@ def interrupted(notes, tagger, out, *, after=2, **options):
 
     shards.ShardFolder.save = failing
     try:
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(CorpusError, match=f"cannot write {out}: found no space left on device. Make room"):
             tag_corpus([notes], tagger, out, batch_size=5, created=WHEN, **options)
     finally:
         shards.ShardFolder.save = save

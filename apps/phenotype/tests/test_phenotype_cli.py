@@ -81,9 +81,41 @@ def test_tag_names_bad_files_counts_them_and_exits_with_1(run, tmp_path):
     assert record["tagger"]["ontology"] == "hp hp/releases/2030-01-02"
 
 
+def test_the_closing_line_counts_what_is_not_read(run, tmp_path):
+    for name in ("a.txt", "b.docx", "c.docx", "d.png"):
+        (tmp_path / name).write_text(NOTE)
+    result = run("tag", tmp_path)
+    assert "1 documents, 3 mentions, 0 failed; 3 files skipped (.docx 2, .png 1); " in result.stderr
+
+
+def test_notices_are_one_line_without_a_path_of_the_source(run, tmp_path):
+    path = tmp_path / "gold.tsv"
+    path.write_text("1\nTNF-\u03b1\n0\t5\tTNF-a\tHP:0001250\n", "utf-8")
+    result = run("evaluate", path)
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"notice: {path}, line 3: document '1': mention [0, 5] of HP:0001250: the document's own")
+
+
+def test_closed_and_full_streams_are_said_in_one_line(small_obo, tmp_path):
+    command = f"{sys.executable} -m weightsmith phenotype tag - --ontology {small_obo}"
+    for ends, says in (
+        ("<&-", "error: standard input is closed. Pipe a note into it, or name a file."),
+        (">/dev/full <<< ptosis", "error: cannot write standard output: found No space left on device"),
+    ):
+        result = subprocess.run(["bash", "-c", f"{command} {ends}"], capture_output=True, check=False, text=True)
+        assert (result.returncode, result.stderr.splitlines()) == (1, [says])
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [("tag",), ("tag", "-", "--format", "word"), ("tag", "-", "--jobs", "0"), ("tag", "-", "--backend", "x")],
+    [
+        ("tag", "-", "--format", "csv", "--offset-unit", "bytes"),
+        ("tag",),
+        ("tag", "-", "--format", "word"),
+        ("tag", "-", "--jobs", "0"),
+        ("tag", "-", "--backend", "x"),
+    ],
 )
 def test_wrong_usage_exits_with_2(run, arguments):
     assert run(*arguments, stdin=NOTE).exit_code == 2

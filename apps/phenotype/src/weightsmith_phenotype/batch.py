@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +27,16 @@ from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import TemporaryFolder, kept_folder, read_json, scratch_folder, write_file
 from weightsmith.core.jobs import Backend, stream_jobs
 from weightsmith.core.progress import track
-from weightsmith_phenotype.corpus import RECORD, STDIN, Failure, Input, find_inputs, read_inputs, shown
+from weightsmith_phenotype.corpus import (
+    EARLIER,
+    RECORD,
+    STDIN,
+    Failure,
+    Input,
+    find_inputs,
+    read_inputs,
+    shown,
+)
 from weightsmith_phenotype.errors import CorpusError, TaggerError
 from weightsmith_phenotype.formats import FORMATS, OffsetUnit
 from weightsmith_phenotype.formats._registry import check_target, in_files, put_file, put_in_place
@@ -36,6 +48,8 @@ __all__ = ["BatchResult", "Tagger", "stamp", "tag_corpus"]
 SHARD_DOCUMENTS = 64
 SHARD_CHARACTERS = 200_000
 """A shard ends at whichever comes first: about a second of work, which is what a kill costs each process."""
+RECORDED = ("documents", "mentions", "left_out", "skipped", "notices")
+"""Attributes of the result that stand in the record."""
 
 
 @dataclass(slots=True)
@@ -52,6 +66,8 @@ class BatchResult:
         Documents that an earlier run had tagged.
     failures : list of Failure
         Files and documents that could not be tagged, in the order of the corpus.
+    skipped : dict of str to int
+        Files in folders that were not read, by kind: their suffix, or why. See `find_inputs`.
     notices : list of str
         What was kept in another way than a file has it.
     seconds : float
@@ -63,6 +79,7 @@ class BatchResult:
     left_out: int = 0
     resumed: int = 0
     failures: list[Failure] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -126,7 +143,8 @@ def tag_corpus(
     Raises
     ------
     CorpusError
-        If nothing is found to tag, ``out`` exists, or a run is resumed with other inputs, another tagger or format.
+        If nothing is found to tag, ``out`` exists, an option has no effect with the format, or a run is resumed with
+        other inputs, another tagger or format.
 
     Examples
     --------
@@ -146,6 +164,18 @@ def tag_corpus(
     if chosen is None or not chosen.writable:
         names = ", ".join(name for name, item in FORMATS.items() if item.writable)
         raise CorpusError("format of the output", found=repr(format), expected=f"one of {names}")
+    if offset_unit != "codepoints" and format != "json":
+        raise CorpusError(
+            "offset_unit", found=f"{offset_unit!r} with the format {format}", expected="code points", do="Write json."
+        )
+    if include_negated and chosen.carries_flags:
+        raise CorpusError(
+            "include_negated",
+            found=f"the format {format}, which has every mention that it has a place for",
+            expected="pubtator or tsv",
+        )
+    if STDIN in map(str, notes) and stdin is None and sys.stdin is None:
+        raise CorpusError("standard input is closed", do="Pipe a note into it, or name a file.")
     place = Path(os.path.abspath(out)) if isinstance(out, (str, os.PathLike)) else None
     if place is None and (resume or chosen.render is None):
         what = "a run whose output is a stream cannot be resumed" if resume else f"{format} is written to a folder"
@@ -180,11 +210,20 @@ class _Reader:
         self.notes, self.format, self.batch_size, self.stdin = notes, format, batch_size, stdin
         self.without: frozenset[str] = frozenset()
         self.notices: list[str] = []
+        self.skipped: Counter[str] = Counter()
         self.count = 0
         self.expected: int | None = None
 
-    def inputs(self, failed: Callable[[Failure], None]) -> Iterator[Input]:
-        return find_inputs(self.notes, self.format, failed=failed, without=self.without)
+    def inputs(
+        self, failed: Callable[[Failure], None], skipped: Callable[[str, str], None] | None = None
+    ) -> Iterator[Input]:
+        return find_inputs(self.notes, self.format, failed=failed, skipped=skipped, without=self.without)
+
+    def skip(self, path: str, kind: str) -> None:
+        """Count what is not read, and name what looks like notes."""
+        self.skipped[kind] += 1
+        if kind == EARLIER:
+            self.notices.append(f"{shown(path)} is not read: {shown(path)}{RECORD} says that an earlier run wrote it")
 
     def leave_out(self, *written: Path) -> None:
         """Do not read what is written.
@@ -215,7 +254,7 @@ class _Reader:
         """Yield the shards of all inputs, in order. What is not found makes up the last."""
         shard = Shard(0)
         missing: list[Failure] = []
-        for item in read_inputs(self.inputs(missing.append), stdin=self.stdin, noticed=self.notices.append):
+        for item in read_inputs(self.inputs(missing.append, self.skip), stdin=self.stdin, noticed=self.notices.append):
             if isinstance(item, Failure):
                 shard.failures.append(item)
             else:
@@ -252,7 +291,8 @@ class _Run:
         def put(done: Done | None) -> None:
             nonlocal due
             if done is not None and done.number != due:
-                waiting.save(done)
+                with _writing(waiting.folder, "Make room there, or name an output with --out."):
+                    waiting.save(done)
                 return
             while done is not None:
                 stream.write(done.body)
@@ -297,16 +337,23 @@ class _Run:
                 check_target(place, as_folder=self.settings.as_files, overwrite=overwrite)
                 listing = self.reader.listing()
                 first = next(listing, "")  # raises if there is nothing to read, before anything is written
-                shards.begin(manifest, chain([first], listing))
+                with _writing(place):
+                    shards.begin(manifest, chain([first], listing))
+
+            def save(done: Done) -> None:
+                with _writing(place):
+                    shards.save(done)
+
             try:
-                self.work(folder, shards.save)
+                self.work(folder, save)
             except BaseException:
                 if not shards.numbers():
                     shards.clear()
                 raise
             with scratch_folder(place) as scratch:
                 made = scratch / place.name
-                self.assemble(shards, made)
+                with _writing(place):
+                    self.assemble(shards, made)
                 # The record comes first: a run that is killed between the two is resumed and puts both in place again.
                 write_file(record, json.dumps(self.record(manifest), indent=2) + "\n")
                 put_in_place(made, place, scratch)
@@ -376,6 +423,7 @@ class _Run:
         """Add up what all shards say, in their order."""
         result = self.result
         result.notices.extend(self.reader.notices)
+        result.skipped = dict(self.reader.skipped)
         for number in range(self.reader.count):
             done = self.done[number]
             result.documents += done.documents
@@ -435,7 +483,7 @@ class _Run:
 
     def record(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """What the output was made with, and what became of the documents."""
-        counts = {name: getattr(self.result, name) for name in ("documents", "mentions", "left_out", "notices")}
+        counts = {name: getattr(self.result, name) for name in RECORDED}
         failures = [asdict(failure) for failure in self.result.failures]
         kept = {key: value for key, value in manifest.items() if key != "overwrite"}
         digests = (self.done[number].digest for number in range(self.reader.count))
@@ -448,10 +496,19 @@ class _Run:
             raise CorpusError(
                 f"{shown(place)} is complete, of other documents", do="Choose another output, or pass --overwrite."
             )
-        for name in ("documents", "mentions", "left_out", "notices"):
-            setattr(self.result, name, record[name])
+        for name in RECORDED:
+            setattr(self.result, name, record.get(name, getattr(self.result, name)))
         self.result.resumed = self.result.documents
         self.result.failures = [Failure(**failure) for failure in record["failures"]]
+
+
+@contextmanager
+def _writing(place: Path, do: str = "Make room, then go on with --resume.") -> Iterator[None]:
+    """Say what could not be written: the system's message of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(f"cannot write {shown(place)}", found=error.strerror or str(error), do=do) from error
 
 
 def _digest(digests: Iterable[str]) -> str:

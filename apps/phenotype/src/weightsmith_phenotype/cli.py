@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from weightsmith.core import progress
-from weightsmith_phenotype.ontology import HPO_ROOT, Ontology
+from weightsmith_phenotype.ontology import HPO_ROOT, Ontology, OntologyNotice
 
 if TYPE_CHECKING:
     from weightsmith_phenotype.batch import BatchResult
@@ -46,8 +49,29 @@ app = typer.Typer(
 
 
 @app.callback()
-def phenotype() -> None:
+def phenotype(context: typer.Context) -> None:
     """Clinical text to Human Phenotype Ontology terms."""
+    context.with_resource(_notices())
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Show notices of this package as one line each; other warnings as Python does."""
+    from weightsmith_phenotype.formats import CorpusNotice
+
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, (CorpusNotice, OntologyNotice)):
+            show(message, category, *place, **more)
+        elif not progress.is_silent():
+            print("notice:", " ".join(str(message).split()), file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CorpusNotice)
+        warnings.simplefilter("always", OntologyNotice)
+        warnings.showwarning = shown
+        yield
 
 
 @app.command()
@@ -98,7 +122,14 @@ def tag(
 ) -> None:
     """Find the terms in notes. Exits with 1 when a note could not be tagged; the others are."""
     from weightsmith_phenotype.batch import tag_corpus
+    from weightsmith_phenotype.errors import CorpusError
 
+    if format != "json" and offset_unit != "codepoints":
+        raise typer.BadParameter(
+            f"{format} counts code points; only json can count others", param_hint="'--offset-unit'"
+        )
+    if out is None and sys.stdout is None:
+        raise CorpusError("standard output is closed", do="Name an output with --out.")
     try:
         result = tag_corpus(
             notes,
@@ -116,6 +147,10 @@ def tag(
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except OSError as error:
+        if out is not None or error.filename is not None:
+            raise
+        raise CorpusError("cannot write standard output", found=error.strerror or str(error)) from error
     _report(result, out)
     if result.failures:
         raise typer.Exit(1)
@@ -245,6 +280,8 @@ def _tagger(folder: Path | None, ontology: Path | None, root: str | None) -> Phe
 
 def _report(result: BatchResult, out: Path | None) -> None:
     """Say on standard error what failed, and how much was done."""
+    from weightsmith_phenotype.corpus import counted
+
     notices = [] if progress.is_silent() else [f"notice: {notice}" for notice in result.notices]
     for lines in (notices, [f"error: {failure}" for failure in result.failures]):
         for line in lines[:LISTED]:
@@ -257,6 +294,8 @@ def _report(result: BatchResult, out: Path | None) -> None:
     said = f"{result.documents} documents, {result.mentions} mentions, {len(result.failures)} failed"
     if result.resumed:
         said += f"; {result.resumed} documents were done before"
+    if result.skipped:
+        said += f"; {counted(result.skipped)}"
     if result.left_out:
         said += f"; {result.left_out} mentions that are not asserted are left out (--include-negated)"
     print(f"{said}; {result.seconds:.1f} s", file=sys.stderr)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -14,13 +15,19 @@ from weightsmith_phenotype.document import Document
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.formats import FORMATS, Format, OffsetUnit, format_of, read_documents
 
-__all__ = ["RECORD", "STDIN", "Failure", "Input", "find_inputs", "read_inputs"]
+__all__ = ["EARLIER", "RECORD", "STDIN", "Failure", "Input", "counted", "find_inputs", "read_inputs"]
 
 STDIN = "-"
 """Stands for standard input among the names of files."""
 
 RECORD = ".run.json"
 """End of the name of what stands beside an output and says what it was made with; never a note."""
+
+EARLIER = "earlier output"
+"""Kind of what is skipped because an earlier run wrote it."""
+
+KINDS = 8
+"""Kinds of skipped files that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,8 @@ class Input:
     path : str or None
         None is standard input.
     id : str
-        Id of its document, if its format has none: the path below the folder that all inputs share, without suffix.
+        Id of its document, if its format has none: the path below the folder that all inputs share, without suffix
+        unless another text beside it has the same name but for the suffix.
     format : str
         Name of the format.
     size : int
@@ -77,6 +85,7 @@ def find_inputs(
     format: str | None = None,
     *,
     failed: Callable[[Failure], None] | None = None,
+    skipped: Callable[[str, str], None] | None = None,
     without: Collection[str] = (),
 ) -> Iterator[Input]:
     """Yield the files that are named, and all files of a known format in the folders that are named.
@@ -85,12 +94,15 @@ def find_inputs(
     ----------
     notes : sequence of path
         Files and folders; ``"-"`` is standard input. Folders are searched with all folders in them, by name; hidden
-        files are left out.
+        files are left out, and so is what has a file ``NAME.run.json`` beside it, which an earlier run wrote.
     format : str, optional
         A name of `FORMATS`. By default by the ends of the files' names; standard input is plain text.
     failed : callable, optional
         Gets each file that is not there or of no known format, and each folder that cannot be read. Without it, the
         first of them is an error.
+    skipped : callable, optional
+        Gets the path and the kind of each file or folder within a folder that is not read: its suffix, ``"link to a
+        folder"``, ``"pipe or device"`` or ``"earlier output"``.
     without : collection of str, optional
         Absolute paths of files and folders to leave out of the folders: what this program writes.
 
@@ -109,7 +121,14 @@ def find_inputs(
         chosen = FORMATS[format]
     paths = [os.fspath(note) for note in notes]
     base = _shared_folder([path for path in paths if path != STDIN])
+    doubled = _doubled({os.path.abspath(path) for path in paths if path != STDIN and not os.path.isdir(path)}, chosen)
     count = 0
+    kinds: Counter[str] = Counter()
+
+    def skip(path: str, kind: str) -> None:
+        kinds[kind] += 1
+        if skipped is not None:
+            skipped(path, kind)
 
     def refuse(failure: Failure) -> None:
         nonlocal count
@@ -122,17 +141,47 @@ def find_inputs(
         if path == STDIN:
             found: Iterator[Input] = iter([Input(None, "stdin", format or "text")])
         elif os.path.isdir(path):
-            found = _in_folder(path, base, chosen, refuse, without)
+            found = _in_folder(path, base, chosen, refuse, skip, without)
         else:
-            found = _file(path, os.path.relpath(os.path.dirname(os.path.abspath(path)), base), chosen, refuse)
+            folder = os.path.relpath(os.path.dirname(os.path.abspath(path)), base)
+            found = _file(path, folder, chosen, refuse, whole=os.path.abspath(path) in doubled)
         for item in found:
             count += 1
             yield item
     if not count:
         suffixes = chosen.suffixes if chosen else [suffix for item in FORMATS.values() for suffix in _searched(item)]
         raise CorpusError(
-            f"no notes in {', '.join(map(shown, notes))}", expected=f"files that end in {', '.join(suffixes)}"
+            f"no notes in {', '.join(map(shown, notes))}",
+            found=counted(kinds) or None,
+            expected=f"files that end in {', '.join(suffixes)}",
         )
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """How many files of which kinds, in words; empty if there is none.
+
+    Examples
+    --------
+    >>> counted({".png": 1, ".docx": 2})
+    '3 files skipped (.docx 2, .png 1)'
+    """
+    total = sum(kinds.values())
+    if not total:
+        return ""
+    listed = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    some = ", ".join(f"{kind} {count}" for kind, count in listed[:KINDS])
+    more = ", ..." if len(listed) > KINDS else ""
+    return f"{total} file{'s' if total > 1 else ''} skipped ({some}{more})"
+
+
+def _doubled(paths: Iterable[str], chosen: Format | None) -> set[str]:
+    """Those texts of the same name but for the suffix: their ids would be the same."""
+    texts: dict[str, list[str]] = {}
+    for path in paths:
+        found = chosen or format_of(path)
+        if found is not None and found.name == "text":
+            texts.setdefault(os.path.splitext(path)[0], []).append(path)
+    return {path for group in texts.values() if len(group) > 1 for path in group}
 
 
 def _shared_folder(names: list[str]) -> str:
@@ -140,7 +189,9 @@ def _shared_folder(names: list[str]) -> str:
     return os.path.commonpath(folders) if folders else ""
 
 
-def _file(path: str, folder: str, chosen: Format | None, failed: Callable[[Failure], None]) -> Iterator[Input]:
+def _file(
+    path: str, folder: str, chosen: Format | None, failed: Callable[[Failure], None], *, whole: bool
+) -> Iterator[Input]:
     """The file, if it can be one; ``folder`` is where it is, below the folder that all inputs share."""
     try:
         found = chosen or format_of(path)
@@ -149,7 +200,8 @@ def _file(path: str, folder: str, chosen: Format | None, failed: Callable[[Failu
             known = f"its format is not known by its name, {os.path.splitext(path)[1]!r}; name the input format"
             failed(Failure(shown(path), known))
             return
-        identifier = os.path.splitext(os.path.basename(path))[0]
+        name = os.path.basename(path)
+        identifier = name if whole else os.path.splitext(name)[0]
         if folder != os.curdir:
             identifier = f"{folder.replace(os.sep, '/')}/{identifier}"
         yield Input(path, shown(identifier), found.name, status.st_size, sniffed=chosen is None)
@@ -163,7 +215,12 @@ def _searched(item: Format) -> tuple[str, ...]:
 
 
 def _in_folder(
-    top: str, base: str, chosen: Format | None, failed: Callable[[Failure], None], without: Collection[str]
+    top: str,
+    base: str,
+    chosen: Format | None,
+    failed: Callable[[Failure], None],
+    skip: Callable[[str, str], None],
+    without: Collection[str],
 ) -> Iterator[Input]:
     def refuse(error: OSError) -> None:
         failed(Failure(shown(error.filename or top), error.strerror or str(error)))
@@ -171,19 +228,37 @@ def _in_folder(
     suffixes = chosen.suffixes if chosen else {suffix for item in FORMATS.values() for suffix in _searched(item)}
     for root, folders, names in os.walk(top, onerror=refuse):
         here = os.path.abspath(root)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and os.path.join(here, name) not in without
-        )
+        outputs = {name.removesuffix(RECORD) for name in names if name.endswith(RECORD)}
+        kept = []
+        for name in sorted(folders):
+            path = os.path.join(root, name)
+            if name.startswith(".") or os.path.join(here, name) in without:
+                continue
+            if name in outputs:
+                skip(path, EARLIER)
+            elif os.path.islink(path):
+                skip(path, "link to a folder")
+            else:
+                kept.append(name)
+        folders[:] = kept
         folder = os.path.relpath(root, base)
+        read = []
         for name in sorted(names):
+            path = os.path.join(root, name)
             if name.startswith(".") or name.endswith(RECORD) or os.path.join(here, name) in without:
                 continue
-            if os.path.splitext(name)[1].lower() in suffixes:
-                path = os.path.join(root, name)
-                if os.path.isfile(path) or not os.path.exists(
-                    path
-                ):  # a link that leads nowhere is named; a pipe is not
-                    yield from _file(path, folder, chosen, failed)
+            suffix = os.path.splitext(name)[1].lower()
+            if name in outputs:
+                skip(path, EARLIER)
+            elif os.path.exists(path) and not os.path.isfile(path):
+                skip(path, "pipe or device")
+            elif suffix not in suffixes:
+                skip(path, shown(suffix) or "no suffix")
+            else:
+                read.append(path)  # a link that leads nowhere, too: it is named as a failure
+        doubled = _doubled(read, chosen)
+        for path in read:
+            yield from _file(path, folder, chosen, failed, whole=path in doubled)
 
 
 def read_inputs(
