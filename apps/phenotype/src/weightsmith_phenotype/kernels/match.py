@@ -148,13 +148,7 @@ def _add(found: Any, count: Any, start: Any, end: Any, concept: Any, score: Any,
 
 
 @njit(cache=True, nogil=True)
-def _contiguous(
-    row: Any,
-    first: Any,
-    last: Any,
-    search: Any,
-    count: Any,
-) -> Any:
+def _contiguous(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
     """Names that stand in one piece, in any order of words."""
     words, phrases, bags, threshold, picked, found = search
     flags = words[0]
@@ -202,15 +196,7 @@ def _across(row: Any, a: Any, b: Any, c: Any, d: Any, worth: Any, search: Any, c
 
 
 @njit(cache=True, nogil=True)
-def _list(
-    row: Any,
-    first: Any,
-    last: Any,
-    signs: Any,
-    many: Any,
-    search: Any,
-    count: Any,
-) -> Any:
+def _list(row: Any, first: Any, last: Any, signs: Any, many: Any, search: Any, count: Any) -> Any:
     """Names that share their head or their end across a list: "branchial, otic and renal anomalies".
 
     ``signs[:many]`` are the places of the list's commas and conjunctions.
@@ -262,13 +248,7 @@ def _list(
 
 
 @njit(cache=True, nogil=True)
-def _lists(
-    row: Any,
-    first: Any,
-    last: Any,
-    search: Any,
-    count: Any,
-) -> Any:
+def _lists(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
     flags = search[0][0]
     signs = np.empty(last - first, np.int32)
     place = first
@@ -296,13 +276,7 @@ def _lists(
 
 
 @njit(cache=True, nogil=True)
-def _adjectives(
-    row: Any,
-    first: Any,
-    last: Any,
-    search: Any,
-    count: Any,
-) -> Any:
+def _adjectives(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
     """Adjectives in a row before their noun: "a broad, flat nose"."""
     flags = search[0][0]
     for comma in range(first + 1, last - 1):
@@ -322,13 +296,7 @@ def _adjectives(
 
 
 @njit(cache=True, nogil=True)
-def _skipping(
-    row: Any,
-    first: Any,
-    last: Any,
-    search: Any,
-    count: Any,
-) -> Any:
+def _skipping(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
     """Names with one word too much inside: "long curly eyelashes"."""
     words, phrases, bags, threshold, picked, found = search
     search = words, phrases, bags, max(threshold, LEAST_SKIPPING), picked, found
@@ -350,16 +318,7 @@ def _skipping(
                 continue
             for skipped in range(start + 1, end - 1):
                 if not flags[row[skipped]] & (LINK | HEADS) and (strange < 0 or strange == skipped):
-                    count = _across(
-                        row,
-                        start,
-                        skipped,
-                        skipped + 1,
-                        end,
-                        SKIPPED,
-                        search,
-                        count,
-                    )
+                    count = _across(row, start, skipped, skipped + 1, end, SKIPPED, search, count)
     return count
 
 
