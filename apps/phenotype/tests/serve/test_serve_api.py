@@ -127,9 +127,15 @@ class TestUpload:
 
     def test_forms_without_one_file_are_refused(self, client):
         file = ("a.txt", b"ataxia")
-        assert "no such file" in refused(client.post("/api/upload", files={"other": file}), 422)
-        assert "Too many files" in refused(client.post("/api/upload", files=[("file", file), ("file", file)]), 400)
-        assert "Too many fields" in refused(client.post("/api/upload", files={"file": file}, data={"a": "b"}), 400)
+        says = "form: found a file in the field 'other', expected one .txt or .md file in the field 'file'"
+        assert says in refused(client.post("/api/upload", files={"other": file}), 422)
+        says = "found a text in the field 'file', expected one"
+        assert says in refused(client.post("/api/upload", files={"file": (None, b"ataxia")}), 422)
+        says = "found a file in the field 'file', a file in the field 'file', expected one"
+        assert says in refused(client.post("/api/upload", files=[("file", file), ("file", file)]), 422)
+        says = "a text in the field 'a'"
+        assert says in refused(client.post("/api/upload", files={"file": file}, data={"a": "b"}), 422)
+        assert "Too many files" in refused(client.post("/api/upload", files=[("file", file)] * 9), 400)
         assert "multipart" in refused(client.post("/api/upload", content=b"ataxia"), 415)
         assert "boundary" in refused(
             client.post("/api/upload", content=b"x", headers={"content-type": "multipart/form-data"}), 400
@@ -145,6 +151,14 @@ class TestUpload:
         with TestClient(create_app(flagging_tagger, limits=Limits(max_bytes=4 << 20)), base_url=BASE) as client:
             answer = client.post("/api/upload", files={"file": ("a.txt", b" " * (2 << 20) + b"ataxia")})
         assert [m["start"] for m in answer.json()["mentions"]] == [2 << 20]
+
+
+@pytest.mark.parametrize("path", ["/api/tag", "/api/export", "/api/insight"])
+@pytest.mark.parametrize("headers", [{"content-type": "text/plain"}, {}])
+def test_requests_that_are_not_json_are_refused_by_type(client, path, headers):
+    detail = refused(client.post(path, content=b'{"text": "ataxia"}', headers=headers), 415)
+    found = headers.get("content-type", "none")
+    assert detail == f"content-type: found {found}, expected application/json."
 
 
 class TestTerms:
@@ -301,12 +315,12 @@ def test_the_schema_names_every_answer(client):
     schema = client.get("/openapi.json").json()
     wanted = {
         "/api/status": {"200", "421", "429"},
-        "/api/tag": {"200", "400", "403", "408", "413", "421", "422", "429"},
+        "/api/tag": {"200", "400", "403", "408", "413", "415", "421", "422", "429"},
         "/api/upload": {"200", "400", "403", "408", "413", "415", "421", "422", "429"},
         "/api/terms": {"200", "421", "422", "429"},
         "/api/terms/{identifier}": {"200", "404", "421", "422", "429"},
-        "/api/export": {"200", "400", "403", "408", "413", "421", "422", "429"},
-        "/api/insight": {"200", "400", "403", "404", "408", "413", "421", "422", "429", "503"},
+        "/api/export": {"200", "400", "403", "408", "413", "415", "421", "422", "429"},
+        "/api/insight": {"200", "400", "403", "404", "408", "413", "415", "421", "422", "429", "503"},
     }
     assert schema["paths"].keys() == wanted.keys()
     for path, answers in wanted.items():

@@ -64,7 +64,7 @@ def test_only_our_own_page_may_send(client, headers, status):
 
 def test_a_text_under_another_type_is_not_read_as_json(client):
     answer = client.post("/api/tag", content='{"text": "ataxia"}', headers={"content-type": "text/plain"})
-    assert answer.status_code == 422
+    assert answer.status_code == 415
 
 
 def test_every_answer_has_the_headers(client):

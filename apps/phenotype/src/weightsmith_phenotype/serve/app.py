@@ -47,13 +47,15 @@ T = TypeVar("T")
 PAGE = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 TEXT_FILES = (".txt", ".md")
 RETRY_SECONDS = 3
+FORM_PARTS = 8
+"""Files, and fields, of a form that are read so that they can be named; one file is taken."""
 REASONS = {
     400: "The request is not HTTP as it should be.",
     403: "The request comes from another origin.",
     404: "There is no such term or path.",
     408: "The request did not arrive in time.",
     413: "The text or the request is too large.",
-    415: "The file is not plain text.",
+    415: "The file is not plain text, or the request is of another type.",
     421: "The request names another host.",
     422: "A field is missing, unknown or not as it should be.",
     429: "Too many requests; `Retry-After` says when to try again.",
@@ -127,7 +129,7 @@ def create_app(tagger: PhenoTagger, *, limits: Limits | None = None, insight: In
         state = "unavailable" if insight is None else insight.state
         return ServerStatus(version=__version__, ontology=stamp, insight=state, max_bytes=limits.max_bytes)
 
-    @app.post("/api/tag", responses=_problems(400, 403, 408, 413, 422), operation_id="tag")
+    @app.post("/api/tag", responses=_problems(400, 403, 408, 413, 415, 422), operation_id="tag")
     async def tag_text(request: TagRequest) -> TagResponse:
         """Find the terms that a text mentions."""
         return TagResponse(ontology=stamp, mentions=await tag(check_size(request.text)))
@@ -159,7 +161,7 @@ def create_app(tagger: PhenoTagger, *, limits: Limits | None = None, insight: In
 
     @app.post(
         "/api/export",
-        responses=_problems(400, 403, 408, 413, 422) | EXPORTED,
+        responses=_problems(400, 403, 408, 413, 415, 422) | EXPORTED,
         response_class=Response,
         operation_id="export",
     )
@@ -173,7 +175,7 @@ def create_app(tagger: PhenoTagger, *, limits: Limits | None = None, insight: In
         disposition = f'attachment; filename="{name}"'
         return Response(content, media_type=MEDIA_TYPES[format], headers={"content-disposition": disposition})
 
-    @app.post("/api/insight", responses=_problems(400, 403, 404, 408, 413, 422, 503), operation_id="insight")
+    @app.post("/api/insight", responses=_problems(400, 403, 404, 408, 413, 415, 422, 503), operation_id="insight")
     async def rank(request: InsightRequest) -> InsightResponse:
         """Rank the genes and diseases that the terms point to."""
         if insight is None:
@@ -245,7 +247,11 @@ def _answer_problems(app: FastAPI) -> None:
         return answer(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def not_valid(_: Request, error: RequestValidationError) -> Response:
+    async def not_valid(request: Request, error: RequestValidationError) -> Response:
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        sent = media or request.headers.get("content-length", "0") != "0"
+        if request.method == "POST" and sent and media != "application/json" and not media.endswith("+json"):
+            return answer(415, f"content-type: found {media[:80] or 'none'}, expected application/json.")
         # Pydantic's own answer would quote the input.
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
@@ -281,15 +287,22 @@ async def _uploaded(request: Request, most: int) -> tuple[str, bytes]:
     """Name and content of the one file of a form, held in memory: nothing is spooled to the disk."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise HTTPException(415, "Expected multipart/form-data with the field `file`.")
-    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=0)
+    parser = MultiPartParser(request.headers, request.stream(), max_files=FORM_PARTS, max_fields=FORM_PARTS)
     parser.spool_max_size = most * 2 + (1 << 16)
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise HTTPException(400, f"The form cannot be read: {error.message}") from None
+    parts = form.multi_items()
     file = form.get("file")
-    if not isinstance(file, UploadFile):
-        raise HTTPException(422, "file: the form has no such file. Send one .txt or .md file in the field `file`.")
+    if len(parts) != 1 or not isinstance(file, UploadFile):
+        kinds = ("a file" if isinstance(value, UploadFile) else "a text" for _, value in parts)
+        found = ", ".join(f"{kind} in the field {name[:40]!r}" for kind, (name, _) in zip(kinds, parts, strict=True))
+        await form.close()
+        raise HTTPException(
+            422,
+            f"form: found {found or 'no field'}, expected one .txt or .md file in the field 'file' and no other field.",
+        )
     content = await file.read()
     await form.close()
     return PurePath((file.filename or "").replace("\\", "/")).name[:200], content
