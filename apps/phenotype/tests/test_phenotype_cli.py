@@ -73,7 +73,7 @@ def test_tag_names_bad_files_counts_them_and_exits_with_1(run, tmp_path):
     result = run("tag", tmp_path, tmp_path / "gone.txt", "--out", tmp_path / "out.jsonl")
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
-    assert lines[0].startswith(f"error: {tmp_path}/b.txt: {tmp_path}/b.txt is not UTF-8: found byte 0xE9")
+    assert lines[0].startswith(f"error: {tmp_path}/b.txt is not UTF-8: found byte 0xE9")
     assert lines[-2].endswith(f"and 12 more; {tmp_path}/out.jsonl.run.json has them all")
     assert "1 documents, 3 mentions, 62 failed" in lines[-1]
     record = json.loads((tmp_path / "out.jsonl.run.json").read_text())

@@ -72,6 +72,8 @@ class Failure:
     def __str__(self) -> str:
         """One line."""
         where = f"{self.file}, document {self.document!r}" if self.document else self.file
+        if self.error.startswith(where):  # most errors of reading name the file
+            return self.error
         return f"{where}: {self.error}"
 
 

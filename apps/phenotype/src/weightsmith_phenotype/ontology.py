@@ -288,16 +288,18 @@ class Ontology:
 
 def _check_terms(terms: list[Term], path: Path) -> None:
     """Give terms without a name their id as name; tell of them, of ids that are repeated, and of missing parents."""
-    seen: set[str] = set()
-    repeated = [term.id for term in terms if term.id in seen or seen.add(term.id)]  # type: ignore[func-returns-value]
+    first: dict[str, Term] = {}
+    for term in terms:
+        first.setdefault(term.id, term)
+    repeated = [term.id for term in terms if first[term.id] is not term]
     nameless = []
     orphans = []
-    for term in terms:
+    for term in first.values():
         if not term.name.strip():
             term.name = term.id
             nameless.append(term.id)
         if not term.obsolete:
-            orphans += [f"{term.id} (is_a {parent})" for parent in term.parents if parent not in seen]
+            orphans += [f"{term.id} (is_a {parent})" for parent in term.parents if parent not in first]
     for found, what in (
         (repeated, "ids that are there twice; the first term counts"),
         (nameless, "terms without a name; their id is taken for it"),
