@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from weightsmith_phenotype import Ontology, PhenoTagger, Settings, Synonym, Term
+from weightsmith_phenotype import Ontology, OntologyError, PhenoTagger, Settings, Synonym, Term
 from weightsmith_phenotype.dictionary import Dictionary
 from weightsmith_phenotype.kernels import match as kernel
 from weightsmith_phenotype.kernels.match import MATCH, build_table, look_up, phrase, resolve
@@ -152,6 +152,16 @@ def test_short_synonyms_in_capitals_are_abbreviations():
 def test_an_ontology_without_synonyms_works():
     tagger = PhenoTagger(ontology(a=["one finding"]), settings=PLAIN)
     assert found(tagger, "One finding!") == [("One finding", "X:2")]
+
+
+def test_a_name_of_words_without_meaning_is_found_as_it_is():
+    assert found(PhenoTagger(ontology(a=["of the"]), settings=PLAIN), "of the") == []
+    assert found(PhenoTagger(ontology(a=["of the"], b=["tall"]), settings=PLAIN), "tall") == [("tall", "X:3")]
+
+
+def test_an_ontology_without_names_is_refused():
+    with pytest.raises(OntologyError, match="no names"):
+        PhenoTagger(ontology(a=["?!"]))
 
 
 def test_a_variants_threshold_above_one_leaves_the_names(hpo):

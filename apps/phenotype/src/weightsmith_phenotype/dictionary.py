@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith_phenotype.errors import OntologyError
 from weightsmith_phenotype.kernels.match import ENDS, HEADS, KNOWN, build_table, phrase
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.substitutions import NOTHING, learn_substitutions
@@ -88,6 +89,11 @@ class Dictionary:
             Its concepts are numbered in its order.
         hidden : iterable of (str, str), optional
             (Concept id, name) pairs to leave out, for experiments.
+
+        Raises
+        ------
+        OntologyError
+            If no concept has a name.
         """
         number = {identifier: n for n, identifier in enumerate(ontology.concepts)}
         ancestors = [sorted(number[a] for a in ontology.ancestors(i) if a in number) for i in ontology.concepts]
@@ -102,6 +108,8 @@ class Dictionary:
         with_commas = [
             (concept, name_words(name, commas=True), is_name) for concept, name, is_name in labels if "," in name
         ]
+        if not names:
+            raise OntologyError("the concepts have no names", do="Give an ontology whose terms have a name line.")
         exact = _exact_names(names + with_commas, ancestors)
         bags = _bags(names)
         keys, concepts, scores = _with_exchanges(bags, ancestors)
@@ -214,7 +222,7 @@ def _with_exchanges(
     depth = np.fromiter(map(len, ancestors), np.int32, len(ancestors))[found[1]]
     order = np.lexsort((np.arange(len(keys)), depth, -found[2], found[0]))
     ordered = found[0][order]
-    first = order[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    first = order[np.flatnonzero(np.diff(ordered, prepend=ordered[:1] ^ np.uint64(1)))]
     first.sort()
     return found[0][first], found[1][first], np.minimum(found[2][first], np.float32(ANY_ORDER))
 
