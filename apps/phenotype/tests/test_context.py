@@ -305,6 +305,31 @@ def test_ticked_answers_and_words_in_brackets(text, names, expected):
     assert [flag or "-" for flag in flags(text, *names.split(", "))] == expected.split()
 
 
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("(+): cough, fever (-): rash, vomiting", "cough, fever, rash, vomiting", "- - n n"),
+        ("ROS: + fatigue; - fever", "fatigue, fever", "- n"),
+        ("+ fatigue\n- fever", "fatigue, fever", "- -"),
+        ("Seizures = N", "Seizures", "n"),
+        ("✓ Seizures ✗ Ataxia", "Seizures, Ataxia", "- n"),
+        ("Seizures: ✗\nAtaxia: ✓", "Seizures, Ataxia", "n -"),
+        ("[_] Seizures [X] Ataxia", "Seizures, Ataxia", "n -"),
+        ("Seizures\tN\nAtaxia\tY", "Seizures, Ataxia", "n -"),
+        ("Seizures\t-\nAtaxia\t+", "Seizures, Ataxia", "n -"),
+        ("Seizures\t+\tAtaxia\t-", "Seizures, Ataxia", "- n"),
+        ("Discussed risks including bleeding, fever and infection", "bleeding, fever, infection", "u u u"),
+        ("Mother educated about fever", "fever", "u"),
+        ("Call for fever, rash", "fever, rash", "u u"),
+        ("Sepsis work-up was begun.", "Sepsis", "u"),
+        ("Pain clinic", "Pain", "u"),
+        ("| Seizures | - |\n| Ataxia | + |", "Seizures, Ataxia", "n -"),
+    ],
+)
+def test_tables_marks_and_advice(text, names, expected):
+    assert [flag or "-" for flag in flags(text, *names.split(", "))] == expected.split()
+
+
 # ---------------------------------------------------------------- values and names of things
 
 

@@ -74,6 +74,7 @@ _SHE_OR_HE = (["she"], ["he"])
 _BE = table("is was are were be been being")
 _LEADING = table("with had has was is : showed")
 _MINUS = Cue(Kind.NEGATED)
+_MINUS_OF_ALL = Cue(Kind.NEGATED, reach=Reach.ALL)
 _QUESTION = Cue(Kind.UNCERTAIN, reach=Reach.ITEM)
 _ONLY_BEFORE = {"should": table("occur recur develop appear arise return worsen")}
 
@@ -142,6 +143,7 @@ def explain(text: str, mentions: Sequence[Mention]) -> list[Context]:
     governor = Governor()
     paragraph: list[Sentence] = []
     first = 0
+    signed = False
     for sentence in sentences(text):
         if first == len(order):
             break
@@ -149,11 +151,13 @@ def explain(text: str, mentions: Sequence[Mention]) -> list[Context]:
         while last < len(order) and mentions[order[last]].start < sentence.end:
             last += 1
         spans = [(mentions[index].start, mentions[index].end) for index in order[first:last]]
+        signed = signed and not sentence.opens_line
         heading = governor.read(text, sentence, spans)
         if sentence.opens_paragraph:
             paragraph.clear()
         if spans:
-            words = Words(text, sentence.start, sentence.end, spans)
+            words = Words(text, sentence.start, sentence.end, spans, signed)
+            signed = words.signed
             topic = _topic_before(text, paragraph) if words.forms[:1] in _SHE_OR_HE else None
             found = _contexts(words, heading, topic)
             for index, context in zip(order[first:last], found, strict=True):
@@ -278,7 +282,11 @@ def _sign_scopes(words: Words) -> Iterator[Scope]:
     until = 0
     for sign in words.signs:
         if not sign.positive:
-            yield forward(words, _MINUS, sign.at) if words.signs_precede else backward(words, _MINUS, sign.at, until)
+            if words.signs_precede:
+                heads_list = words.forms[sign.at.stop : sign.at.stop + 1] == [":"]
+                yield forward(words, _MINUS_OF_ALL if heads_list else _MINUS, sign.at)
+            else:
+                yield backward(words, _MINUS, sign.at, until)
         until = sign.at.stop
 
 

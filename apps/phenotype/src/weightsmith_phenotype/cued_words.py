@@ -35,7 +35,7 @@ MOST_LINKS = 3
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[^\w\s]|_")
 _MARKS = {"+": True, "-": False, "–": False, "−": False}
 _LETTERS = {"y": True, "n": False}
-_BOXES = {"☐": False, "☑": True, "☒": True}
+_BOXES = {"☐": False, "☑": True, "☒": True, "✓": True, "✔": True, "✗": False, "✘": False}
 _ANSWERS = {"yes": True, "no": False, "y": True, "n": False}
 _IN_BRACKETS = {
     **_MARKS,
@@ -74,6 +74,8 @@ class Words:
         Offsets of the sentence.
     spans : sequence of (int, int)
         Offsets of the mentions that begin in it. Words inside a mention are no cues: "absent thumb" is a finding.
+    signed : bool
+        Whether a plus stands before a finding earlier in the line, so that a minus before a finding is a sign.
 
     Attributes
     ----------
@@ -89,6 +91,8 @@ class Words:
         The phrases of `weightsmith_phenotype.cues`, in order.
     signs : list of Sign
         The signs that speak of findings, in order.
+    signed : bool
+        Whether a plus stands before a finding here or earlier in the line.
     signs_precede : bool
         Whether each sign stands before its finding: the first one stands before the first finding, or after a comma.
     answering : set of int
@@ -101,8 +105,9 @@ class Words:
         The first word inside a mention, comma and verb; the number of words if there is none.
     """
 
-    def __init__(self, text: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, text: str, start: int, end: int, spans: Sequence[tuple[int, int]], signed: bool = False) -> None:
         self._text = text
+        self.signed = signed
         self.places: list[tuple[int, int]] = []
         self.forms: list[str] = []
         for match in _WORD.finditer(text, start, end):
@@ -229,7 +234,7 @@ class Words:
             mark = "".join(self.forms[index + 1 : stop])
             if mark in _IN_BRACKETS:
                 yield Sign(range(index, stop + 1), _IN_BRACKETS[mark])
-            elif closing == "]" and mark in ("", "x"):
+            elif closing == "]" and mark in ("", "_", "x"):
                 yield Sign(range(index, stop + 1), mark == "x")
 
     def _before_findings(self, bare: Sequence[Sign]) -> list[Sign]:
@@ -246,7 +251,8 @@ class Words:
             if item or (apart and self.taken[after] and (close or (index and self.taken[index - 1]))):
                 found.append(sign)
                 glued += apart and close and self.taken[after]
-        return found if glued > 1 or any(sign.positive for sign in found) else []
+        self.signed = self.signed or any(sign.positive for sign in found)
+        return found if glued > 1 or self.signed else []
 
     def _after_findings(self, bare: Sequence[Sign], boxes: bool) -> list[Sign]:
         """The plus and minus signs, and the letters Y and N, that stand after a finding."""
@@ -262,7 +268,8 @@ class Words:
             index = sign.at.start
             after = sign.at.stop
             letter = self.forms[index] in _LETTERS
-            label = index > 1 and self.forms[index - 1] in (":=-–" if letter else ":=") and self.taken[index - 2]
+            label = index > 1 and self.forms[index - 1] in (":=|-–" if letter else ":=|") and self.taken[index - 2]
+            label = label or (index > 0 and self.taken[index - 1] and self._in_next_cell(index))
             if not label and not (index and self.taken[index - 1] and (not letter or self._is_capital(index))):
                 continue
             if after == len(self):
@@ -270,10 +277,14 @@ class Words:
             elif self.taken[after]:
                 known = label or letter or plus
             else:
-                known = self.forms[after] in ",;." or (self.forms[after] in "()" and letter)
+                known = self.forms[after] in ",;.|" or (self.forms[after] in "()" and letter)
             if known:
                 found.append(sign)
         return found
+
+    def _in_next_cell(self, index: int) -> bool:
+        """Whether a tab stands before the word at `index`, as in a table."""
+        return "\t" in self._text[self.places[index - 1][1] : self.places[index][0]]
 
     def _is_capital(self, index: int) -> bool:
         return self._text[self.places[index][0]].isupper()

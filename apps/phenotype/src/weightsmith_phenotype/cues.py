@@ -218,13 +218,15 @@ _PHRASES: tuple[tuple[Cue, str], ...] = (
     (
         Cue(Kind.UNCERTAIN, Direction.HEAD),
         """medication|medications|medicine|medicines|drugs|med|meds|precaution|precautions|prophylaxis|syrup|syrups
-        |reducer|reducers|reliever|relievers|killer|killers|risk|risks|screen|screening|prevention|questionnaire""",
+        |reducer|reducers|reliever|relievers|killer|killers|risk|risks|screen|screening|prevention|questionnaire|workup
+        |evaluation|clinic|clinics; work - up""",
     ),
     (
         Cue(Kind.UNCERTAIN, reach=Reach.ALL),
         """counselled|counseled|counselling|counseling|educated|advised|warned about|of|on|regarding;
-        side_effects|risks include; side_effects|risks|symptoms may|can include; return precautions for|including
-        |regarding""",
+        side_effects|risks include; risks including|such_as; discussed|reviewed side_effects|complications
+        including|such_as|of; call|return for; side_effects|risks|symptoms may|can include;
+        return precautions for|including|regarding""",
     ),
     (
         Cue(Kind.UNCERTAIN, reach=Reach.CLAUSE),
@@ -417,7 +419,8 @@ TELLING = table(
     "report reports reported reporting say says said state states stated notice notices noticed note notes noted "
     "describe describes described deny denies denied tell tells told think thinks thought believe believes believed "
     "bring brings brought recall recalls recalled observe observes observed mention mentions mentioned give gave "
-    "concerned worried worry wonder wonders wondered complain complained complains ask asks asked request requested "
+    "educated counselled counseled advised warned concerned worried worry wonder wonders wondered complain complained "
+    "complains ask asks asked request requested "
     "feel feels felt see sees saw record recorded estimate estimated remember remembers remembered claim claims "
     "claimed confirm confirms confirmed indicate indicates indicated deliver delivered pregnancy opinion account words "
     "wish wishes wished fear fears feared decided declined refused seek sought suspect suspects suspected"
