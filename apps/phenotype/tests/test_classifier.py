@@ -7,10 +7,8 @@ import pytest
 
 from weightsmith_phenotype import PhenoTagger, Settings, TaggerError
 from weightsmith_phenotype.classifier import (
-    LONGEST_NGRAM,
     SIZE,
     Classifier,
-    candidate_spans,
     negative_ngrams,
     train_classifier,
     word_features,
@@ -29,13 +27,6 @@ def trained(small_tagger):
     return train_classifier(small_tagger.ontology, negative_text=TEXT, negatives=40, epochs=60, batch_size=32)
 
 
-def test_candidate_counts_of_the_specification():
-    assert len(candidate_spans([10])) == 9 + 8 + 7 + 6 + 5 + 4 + 3
-    assert len(candidate_spans([3])) == 3
-    assert len(candidate_spans([3, 10])) == len(candidate_spans([10, 3])) == 45
-    assert len(candidate_spans([3, 10], reference_compat=True)) == 3 + 9 + 8
-
-
 def windows(flags, lengths=(2, 8), taken=()):
     """The windows that the kernel makes of words with these flags, one feature each."""
     n = len(flags)
@@ -52,7 +43,7 @@ def windows(flags, lengths=(2, 8), taken=()):
 WORD = KNOWN | ENDS
 
 
-def test_the_kernel_makes_the_same_candidates():
+def test_candidate_counts_of_the_specification():
     assert len(windows([WORD] * 10)[0]) == 42
     assert len(windows([WORD] * 3)[0]) == 3
     assert len(windows([WORD] * 3, lengths=(1, 8))[0]) == 6
@@ -70,7 +61,7 @@ def test_candidates_begin_and_end_with_words_that_can():
     assert windows([LINK | WORD, WORD, WORD])[0] == [(1, 3)]
     assert windows([WORD, WORD, KNOWN])[0] == [(0, 2)]
     assert windows([WORD, JOINT, WORD])[0] == [(0, 3)]
-    assert windows([ENDS, ENDS, ENDS])[0] == []  # no word of the ontology
+    assert windows([ENDS, ENDS, ENDS])[0] == []  # none of them occurs in the ontology
     assert windows([WORD] * 4, taken=[1])[0] == [(2, 4)]
 
 
@@ -121,7 +112,7 @@ def test_a_threshold_of_one_is_the_dictionary_and_no_names_the_classifier(traine
 
 def test_the_matcher_and_the_classifier_make_the_same_vectors(trained, small_tagger):
     matcher = PhenoTagger(small_tagger.ontology, small_tagger.dictionary, trained)._matcher
-    matcher.classify("short stature", [], threshold=0.0, shortest=2, longest=LONGEST_NGRAM)
+    matcher.find("short stature", variants=None, classifier=0.0)
     sums, counts = matcher._features
     rows = [matcher._numbers["short"], matcher._numbers["stature"]]
     mean = sums[rows].sum(0) / counts[rows].sum()

@@ -302,7 +302,7 @@ def checked(part):
 def test_the_kernel_stays_inside_its_arrays(small_tagger, interpreted, text):
     """Python checks each index; compiled code reads whatever is there."""
     matcher = small_tagger._matcher
-    _, _, _, ids = matcher.words(text)
+    *_, ids = matcher._words(text)
     tables = (matcher._columns, matcher._phrases, matcher._bags, matcher._above)
     fast, slow = np.zeros(512, MATCH), np.zeros(512, MATCH)
     count, _ = kernel.find(ids, *tables, np.float32(0.5), True, True, fast)

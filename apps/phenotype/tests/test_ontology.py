@@ -185,3 +185,10 @@ def test_candidates_for_a_root_are_terms_without_parents_that_have_children(tmp_
     body = stanza("X:7", "single") + stanza("X:1", "root") + stanza("X:2", "a", "is_a: X:1")
     with pytest.raises(OntologyError, match=r"Set --root .*candidates: X:1 \(root\), X:7 \(single\)"):
         Ontology.from_obo(obo(tmp_path, body))
+
+
+def test_a_name_of_two_terms_is_said(tmp_path):
+    body = stanza("X:1", "root") + stanza("X:2", "cyst", "is_a: X:1") + stanza("X:3", "cyst", "is_a: X:2")
+    with pytest.warns(OntologyNotice, match=r"2 terms whose name another one has.*cyst \(X:2\), cyst \(X:3\)"):
+        ontology = Ontology.from_obo(obo(tmp_path, body), root="X:1")
+    assert [m.concept_id for m in PhenoTagger(ontology).tag("a cyst")] == ["X:2"]

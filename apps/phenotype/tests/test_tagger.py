@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -112,7 +113,7 @@ def newer(ontology):
 
 def test_another_release_of_the_ontology_is_refused_with_what_changed(trained, tmp_path):
     trained.save_pretrained(tmp_path / "tagger")
-    with pytest.raises(TaggerError, match=r"1 concepts added \(HP:7777777 \.\.\.\), 2 removed") as caught:
+    with pytest.raises(TaggerError, match=r"1 concepts added \(HP:7777777\), 2 concepts removed") as caught:
         PhenoTagger.from_pretrained(tmp_path / "tagger", newer(trained.ontology))
     assert "allow_ontology_drift" in str(caught.value)
 
@@ -124,6 +125,32 @@ def test_allowed_drift_reports_live_ids_and_drops_those_that_are_gone(trained, t
     assert found["Partial seizure"] == "HP:0001250"
     assert "ptosis" not in found
     assert found["short stature"] == "HP:0004322"
+    changed = tagger.with_settings(context=False)
+    assert {m.text: m.concept_id for m in changed.tag("Partial seizure, ptosis and short stature.")} == found
+    tagger.save_pretrained(tmp_path / "followed")
+    again = PhenoTagger.from_pretrained(tmp_path / "followed")
+    assert {m.text: m.concept_id for m in again.tag("Partial seizure, ptosis and short stature.")} == found
+    assert pickle.loads(pickle.dumps(tagger)).tag(NOTES[0]) == tagger.tag(NOTES[0])
+
+
+def test_threads_may_share_a_tagger(trained):
+    shared = trained.with_settings(classifier=0.5)
+    notes = [" ".join(random.Random(n).choices(NOTES, k=30)) + f" word{n}" for n in range(200)]
+    alone = [shared.tag(note) for note in notes]
+    fresh = PhenoTagger(trained.ontology, trained.dictionary, trained.classifier, shared.settings)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(fresh.tag, notes)) == alone
+
+
+def test_the_default_tagger_works_without_a_place_to_keep_it(small_tagger, tmp_path, monkeypatch):
+    monkeypatch.setattr(Ontology, "default", lambda: small_tagger.ontology)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "file" / name)
+    (tmp_path / "file").write_text("no folder")
+    assert PhenoTagger.default().tag(NOTES[0]) == small_tagger.tag(NOTES[0])
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
+    first = PhenoTagger.default()
+    assert list((tmp_path / "weightsmith" / "phenotype").iterdir())
+    assert PhenoTagger.default().fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize("text", [None, b"short stature", 7, ["short stature"]])

@@ -195,7 +195,7 @@ def hidden_synonyms(ontology: Ontology, seed: int) -> dict[str, float]:
     exact = {
         text
         for text, _ in cases
-        if any(kind == 0 and (a, b) == (0, len(text)) for a, b, _, _, kind in matcher.find(text, threshold=2.0))
+        if any(kind == 0 and (a, b) == (0, len(text)) for a, b, _, _, kind in matcher.find(text, variants=2.0))
     }
     cases = [case for case in cases if case[0] not in exact]  # a hidden synonym that is another concept's name as well
     by_exchange = [_whole(matcher, text) for text, _ in cases]
@@ -210,7 +210,7 @@ def hidden_synonyms(ontology: Ontology, seed: int) -> dict[str, float]:
 def _whole(matcher: Matcher, text: str) -> tuple[float, int]:
     """Score and concept of the match that covers the whole text."""
     found = [
-        (score, concept) for a, b, concept, score, _ in matcher.find(text, threshold=0.5) if (a, b) == (0, len(text))
+        (score, concept) for a, b, concept, score, _ in matcher.find(text, variants=0.5) if (a, b) == (0, len(text))
     ]
     return max(found, default=(0.0, -1))
 

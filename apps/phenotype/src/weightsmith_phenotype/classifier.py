@@ -26,7 +26,7 @@ from weightsmith_phenotype.substitutions import NOTHING, learn_substitutions
 from weightsmith_phenotype.tokens import segments, tokenize
 from weightsmith_phenotype.words import FUNCTION_WORDS, LINKS, stem
 
-__all__ = ["Classifier", "candidate_spans", "negative_ngrams", "train_classifier"]
+__all__ = ["Classifier", "negative_ngrams", "train_classifier"]
 
 BUCKETS, SIZE, SCALE = 1 << 16, 96, 20.0
 """Rows of the table of character n-grams, length of a vector, factor of the logits."""
@@ -48,38 +48,6 @@ def word_features(word: str) -> NDArray[np.int64]:
     return np.array(
         [zlib.crc32(piece.encode(errors="surrogatepass")) % BUCKETS for piece in (f"={word}", *pieces)], np.int64
     )
-
-
-def candidate_spans(
-    lengths: Sequence[int], *, shortest: int = 2, longest: int = LONGEST_NGRAM, reference_compat: bool = False
-) -> list[tuple[int, int, int]]:
-    """All n-grams of sentences with these numbers of words: (sentence, start, end).
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Words per sentence.
-    shortest, longest : int
-        Words of an n-gram.
-    reference_compat : bool, default: False
-        Repeat a fault of the reference code: the longest n-gram shrinks to the shortest sentence so far and never
-        grows again. For comparisons only.
-
-    Examples
-    --------
-    >>> len(candidate_spans([10])), len(candidate_spans([3])), len(candidate_spans([3, 10]))
-    (42, 3, 45)
-    >>> len(candidate_spans([3, 10], reference_compat=True))
-    20
-    """
-    spans = []
-    limit = longest
-    for sentence, length in enumerate(lengths):
-        limit = min(limit, length) if reference_compat else longest
-        spans += [
-            (sentence, start, start + size) for size in range(shortest, limit + 1) for start in range(length - size + 1)
-        ]
-    return spans
 
 
 def negative_ngrams(
@@ -125,7 +93,7 @@ def negative_ngrams(
 
 
 def _nth(words: list[str], number: int) -> tuple[str, ...]:
-    """The n-gram at a place in the order of `candidate_spans`: shorter ones first."""
+    """The n-gram at a place among all of a run, shorter ones first."""
     for size in range(1, LONGEST_NGRAM + 1):
         many = len(words) - size + 1
         if number < many:

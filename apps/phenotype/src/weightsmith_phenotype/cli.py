@@ -89,7 +89,7 @@ def demo(
     from weightsmith.core.io import check_file
     from weightsmith_phenotype import demo as demonstration
 
-    check_file(out / "note.txt")  # said before the minutes of training
+    check_file(out / "note.txt")  # said before the tables are made
     demonstration.run(_tagger(tagger, ontology, root), out, Console(quiet=progress.is_silent()))
 
 

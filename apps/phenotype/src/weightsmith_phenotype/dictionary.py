@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,8 @@ class Dictionary:
 
     Attributes
     ----------
+    identifiers : list of str
+        Ids of the concepts; all else refers to them by their place here.
     vocabulary : dict of str to int
         Every word of the names in the singular, with the kernel's flags of what it does in names.
     stems : set of str
@@ -67,6 +70,7 @@ class Dictionary:
         For each concept the sorted indices of its ancestors among the concepts.
     """
 
+    identifiers: list[str]
     vocabulary: dict[str, int]
     stems: set[str]
     slots: NDArray[np.uint64]
@@ -117,6 +121,7 @@ class Dictionary:
         bag_slots, bag_rows = build_table(keys)
         lengths = np.fromiter(map(len, ancestors), np.int32, len(ancestors))
         return cls(
+            identifiers=list(ontology.concepts),
             vocabulary=_vocabulary(names),
             stems={stem(word) for _, words, _ in names for word in words}.union(
                 *(map(stem, group) for _, group in lexicon())
@@ -134,7 +139,11 @@ class Dictionary:
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """All tables by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("vocabulary", "stems")}
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+    def words(self) -> dict[str, Any]:
+        """All but the tables, as plain values; with `arrays` it makes the same dictionary again."""
+        return {"identifiers": self.identifiers, "vocabulary": self.vocabulary, "stems": sorted(self.stems)}
 
 
 def _general(holders: list[int], ancestors: list[list[int]]) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightsmith_phenotype.classifier import Classifier, word_features
+from weightsmith_phenotype.classifier import LONGEST_NGRAM, Classifier, word_features
 from weightsmith_phenotype.dictionary import Dictionary
 from weightsmith_phenotype.kernels import match as kernel
 from weightsmith_phenotype.kernels.embed import candidates
@@ -21,7 +21,9 @@ LONGEST_WORD = 100
 """Characters of a word that are looked at: a megabyte without a space is one word."""
 
 Found = tuple[int, int, int, float, int]
-"""Start, end, index of the concept, score, kind (0 exact, 1 set of words, 2 across a list or gap)."""
+"""Start, end, index of the concept, score, kind: 0 a name, 1 a set of words, 2 across a list or gap, 3 classified."""
+
+CLASSIFIED = 3
 
 MOST_WORDS = 1 << 20
 """Rows of the word table; beyond it the table starts anew, so that memory stays bounded."""
@@ -42,6 +44,7 @@ class Matcher:
         self._found = np.empty(1024, kernel.MATCH)
         if classifier is not None:
             self._windows = _windows(1024, classifier.table.shape[1])
+        self._lock = Lock()
         self._forget()
 
     def _forget(self) -> None:
@@ -58,8 +61,50 @@ class Matcher:
         """Whether a name contains this word."""
         return lemma(form) in self.dictionary.vocabulary
 
-    def words(self, text: str) -> tuple[list[str], list[int], list[int], NDArray[np.int32]]:
-        """The words of a text, their starts and ends, and their rows in the table of words."""
+    def find(
+        self,
+        text: str,
+        *,
+        variants: float | None,
+        classifier: float | None = None,
+        lists: bool = True,
+        nested: bool = True,
+    ) -> list[Found]:
+        """What a text mentions.
+
+        Parameters
+        ----------
+        text : str
+            Any text.
+        variants : float or None
+            Least reliability of a variant, in (0, 1]; above 1 only names are found, with None not even these.
+        classifier : float, optional
+            Least probability of the classifier, exclusive. It is asked about words in which nothing was found; about
+            single ones only where no names are looked for.
+        lists : bool, default: True
+            Also find names across lists and gaps.
+        nested : bool, default: True
+            Also report a concept inside a match of one below it.
+
+        Returns
+        -------
+        list of Found
+            The names and variants, then what the classifier adds.
+        """
+        with self._lock:  # the tables of words and the buffers are shared
+            starts, ends, ids = self._words(text)
+            used = np.zeros(len(ids), np.bool_)
+            found = []
+            if variants is not None:
+                found = self._named(ids, np.float32(variants), lists, nested)
+                for start, end, *_ in found:
+                    used[start:end] = True
+            if classifier is not None and self.classifier is not None:
+                found += self._classified(self.classifier, ids, used, classifier, 1 if variants is None else 2)
+            return [(starts[a], ends[b - 1], concept, score, kind) for a, b, concept, score, kind in found]
+
+    def _words(self, text: str) -> tuple[list[int], list[int], NDArray[np.int32]]:
+        """Starts and ends of the words of a text, and their rows in the table of words."""
         words, starts, ends = split(text, self.is_word)
         numbers = self._numbers
         ids = [numbers.get(word, -1) for word in words]
@@ -68,55 +113,44 @@ class Matcher:
                 self._forget()
                 numbers = self._numbers
             ids = [numbers[word] if word in numbers else self._learn(word) for word in words]
-        return words, starts, ends, np.array(ids, np.int32)
+        return starts, ends, np.array(ids, np.int32)
 
-    def find(self, text: str, *, threshold: float, lists: bool = True, nested: bool = True) -> list[Found]:
-        """The matches in a text."""
-        _, starts, ends, ids = self.words(text)
-        level = np.float32(threshold)
+    def _named(self, ids: NDArray[np.int32], threshold: np.float32, lists: bool, nested: bool) -> list[Found]:
+        """Names and variants, by the places of their words."""
         while True:
             count, place = kernel.find(
-                ids, self._columns, self._phrases, self._bags, self._above, level, lists, nested, self._found
+                ids, self._columns, self._phrases, self._bags, self._above, threshold, lists, nested, self._found
             )
             if count <= len(self._found):
                 break
             self._found = np.empty(2 * count, kernel.MATCH)
         return [
-            (starts[place[start]], ends[place[end - 1]], concept, score, kind)
+            (int(place[start]), int(place[end - 1]) + 1, concept, score, kind)
             for start, end, concept, score, kind, _ in self._found[:count].tolist()
         ]
 
-    def classify(
-        self, text: str, taken: list[tuple[int, int]], *, threshold: float, shortest: int, longest: int
-    ) -> list[tuple[int, int, int, float, str]]:
-        """What the classifier finds outside the spans ``taken``: start, end, concept, probability, "classifier".
-
-        Of windows that overlap the most probable one is kept.
-        """
-        assert self.classifier is not None
-        _, starts, ends, ids = self.words(text)
-        used = np.zeros(len(ids), np.bool_)
-        for start, end in taken:
-            used[bisect_left(ends, start + 1) : bisect_left(starts, end)] = True
-        gate = self.classifier.gate
+    def _classified(
+        self, classifier: Classifier, ids: NDArray[np.int32], used: NDArray[np.bool_], threshold: float, shortest: int
+    ) -> list[Found]:
+        """What the classifier finds in words that are not ``used``; of windows that overlap the most probable one."""
+        gate, lengths = classifier.gate, (shortest, LONGEST_NGRAM)
         while True:
-            count = candidates(ids, self._columns[0], self._features, used, gate, (shortest, longest), *self._windows)
+            count = candidates(ids, self._columns[0], self._features, used, gate, lengths, *self._windows)
             if count <= len(self._windows[0]):
                 break
             self._windows = _windows(2 * count, len(gate) - 1)
         if not count:
             return []
         spans, vectors = self._windows[0][:count], self._windows[1][:count]
-        probability, concept = self.classifier.best(vectors)
-        none = len(self.classifier.concepts) - 1
-        good = np.flatnonzero((probability > threshold) & (concept != none))
-        accepted: list[tuple[int, int, int, float, str]] = []
+        probability, concept = classifier.best(vectors)
+        good = np.flatnonzero((probability > threshold) & (concept != len(classifier.concepts) - 1))
+        accepted: list[Found] = []
         free = ~used
         for n in good[np.argsort(-probability[good], kind="stable")].tolist():
             start, end = spans[n].tolist()
             if free[start:end].all():
                 free[start:end] = False
-                accepted.append((starts[start], ends[end - 1], int(concept[n]), float(probability[n]), "classifier"))
+                accepted.append((start, end, int(concept[n]), float(probability[n]), CLASSIFIED))
         return accepted
 
     def _learn(self, word: str) -> int:

@@ -146,8 +146,8 @@ class Ontology:
         Warns
         -----
         OntologyNotice
-            If an id is there twice (the first counts), a term has no name (its id is its name), or a parent is not in
-            the file.
+            If an id is there twice (the first counts), a name belongs to two terms, a term has no name (its id is its
+            name), or a parent is not in the file.
         """
         path = Path(path)
         header: dict[str, str] = {}
@@ -264,25 +264,19 @@ class Ontology:
     def _refuse_cycles(self) -> None:
         done: set[str] = set()
         for start in self.terms:
-            path: list[str] = []
-            on_path: set[str] = set()
-            stack = [(start, iter(self.terms[start].parents))] if start not in done else []
-            if stack:
-                path, on_path = [start], {start}
-            while stack:
-                identifier, parents = stack[-1]
+            path = {} if start in done else {start: iter(self.terms[start].parents)}  # in the order of the way up
+            while path:
+                identifier, parents = next(reversed(path.items()))
                 for parent in parents:
-                    if parent in on_path:
-                        cycle = " -> ".join([*path[path.index(parent) :], parent])
+                    if parent in path:
+                        names = list(path)
+                        cycle = " -> ".join([*names[names.index(parent) :], parent])
                         raise OntologyError(f"is_a has a cycle: {cycle}")
                     if parent in self.terms and parent not in done:
-                        stack.append((parent, iter(self.terms[parent].parents)))
-                        path.append(parent)
-                        on_path.add(parent)
+                        path[parent] = iter(self.terms[parent].parents)
                         break
                 else:
-                    stack.pop()
-                    on_path.discard(path.pop())
+                    del path[identifier]
                     done.add(identifier)
 
 
@@ -300,7 +294,10 @@ def _check_terms(terms: list[Term], path: Path) -> None:
             nameless.append(term.id)
         if not term.obsolete:
             orphans += [f"{term.id} (is_a {parent})" for parent in term.parents if parent not in first]
+    live = Counter(term.name for term in first.values() if not term.obsolete)
+    shared = [f"{term.name} ({term.id})" for term in first.values() if not term.obsolete and live[term.name] > 1]
     for found, what in (
+        (shared, "terms whose name another one has; it stands for the one above, or the first"),
         (repeated, "ids that are there twice; the first term counts"),
         (nameless, "terms without a name; their id is taken for it"),
         (orphans, "is_a of terms that are not in the file, which are left out"),

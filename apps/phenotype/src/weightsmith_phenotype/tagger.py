@@ -3,22 +3,27 @@
 Paper: L. Luo and others, "PhenoTagger: A Hybrid Method for Phenotype Concept Recognition using Human Phenotype
 Ontology", 2020, arXiv:2009.08478. A dictionary finds the names as they are; a classifier of n-grams, trained on the
 names alone, finds unseen wordings. Between the two stand names with exchanged words (`Dictionary`), which the paper
-does not have: they find most of what the classifier is for, and cost less.
+does not have: they find what the classifier is for, and cost less. So the default tagger has no classifier.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weightsmith_phenotype.classifier import LONGEST_NGRAM, Classifier, train_classifier
+from weightsmith.core.errors import CheckpointError
+from weightsmith_phenotype.abbreviations import expand
+from weightsmith_phenotype.classifier import Classifier, train_classifier
+from weightsmith_phenotype.context import annotate
 from weightsmith_phenotype.dictionary import Dictionary
 from weightsmith_phenotype.document import Document, Mention
 from weightsmith_phenotype.errors import OntologyError, TaggerError
@@ -28,8 +33,14 @@ from weightsmith_phenotype.ontology import Ontology
 
 __all__ = ["PhenoTagger", "Settings"]
 
-FORMAT = 1
+FORMAT = 2
 """Of saved taggers; another one is refused."""
+
+SOURCES = ("dictionary", "variant", "variant", "classifier")
+"""What a mention's ``source`` says, by the kind of a match."""
+
+LISTED = 5
+"""Concepts that an error names; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,9 @@ class PhenoTagger:
         self.dictionary = Dictionary.build(ontology) if dictionary is None else dictionary
         self.classifier = classifier
         self.settings = settings
-        self._concepts: list[tuple[str, str] | None] = [(i, ontology[i].name) for i in ontology.concepts]
+        # Of another release the live ids are reported, and ids that are gone are not.
+        live = map(ontology.resolve, self.dictionary.identifiers)
+        self._concepts = [None if i is None else (i, ontology[i].name) for i in live]
 
     @classmethod
     def from_ontology(
@@ -133,9 +146,12 @@ class PhenoTagger:
         from weightsmith_phenotype.ontology import hpo_fingerprint
 
         folder = user_cache_path("weightsmith") / "phenotype" / f"hpo-{hpo_fingerprint()}-{_code_fingerprint()}"
-        if not folder.exists():
-            cls(Ontology.default()).save_pretrained(folder, exist_ok=True)
-        return cls.from_pretrained(folder).with_settings(**asdict(Settings()))
+        if folder.exists():
+            return cls.from_pretrained(folder).with_settings(**asdict(Settings()))
+        tagger = cls(Ontology.default())
+        with suppress(CheckpointError, OSError):  # another process writes it, or the cache cannot be written
+            tagger.save_pretrained(folder)
+        return tagger
 
     def with_settings(self, **changes: Any) -> PhenoTagger:
         """The same tagger with other settings; tables are shared.
@@ -149,7 +165,9 @@ class PhenoTagger:
         if unknown:
             known = ", ".join(field.name for field in fields(Settings))
             raise TaggerError("settings", found=", ".join(sorted(unknown)), expected=f"some of {known}")
-        return PhenoTagger(self.ontology, self.dictionary, self.classifier, replace(self.settings, **changes))
+        changed = copy(self)
+        changed.settings = replace(self.settings, **changes)
+        return changed
 
     def tag(self, text: str) -> list[Mention]:
         """Find the concepts that a text mentions.
@@ -172,33 +190,22 @@ class PhenoTagger:
         if not isinstance(text, str):
             raise TypeError(f"text: found {type(text).__name__}, expected str")
         settings = self.settings
-        found: list[tuple[int, int, int, float, str]] = []
-        if settings.names:
-            matches = self._matcher.find(
-                text, threshold=settings.variants, lists=settings.lists, nested=settings.nested
-            )
-            found = [(a, b, c, score, "variant" if kind else "dictionary") for a, b, c, score, kind in matches]
-        if self.classifier is not None and settings.classifier < 1:
-            found += self._matcher.classify(
-                text,
-                [(a, b) for a, b, *_ in found],
-                threshold=settings.classifier,
-                shortest=2 if settings.names else 1,
-                longest=LONGEST_NGRAM,
-            )
+        found = self._matcher.find(
+            text,
+            variants=settings.variants if settings.names else None,
+            classifier=settings.classifier if settings.classifier < 1 else None,
+            lists=settings.lists,
+            nested=settings.nested,
+        )
         mentions = []
-        for start, end, concept, score, source in found:
+        for start, end, concept, score, kind in found:
             if (named := self._concepts[concept]) is not None:
-                mentions.append(Mention(start, end, text[start:end], *named, round(score, 4), source))
+                mentions.append(Mention(start, end, text[start:end], *named, round(score, 4), SOURCES[kind]))
         if mentions and settings.abbreviations:
-            from weightsmith_phenotype.abbreviations import expand
-
             # Only names as they are: a wrong guess of the other two would be repeated at every short form.
             exact = [mention for mention in mentions if mention.source == "dictionary"]
             mentions += [mention for mention in expand(text, exact) if mention.source == "abbreviation"]
         if mentions and settings.context:
-            from weightsmith_phenotype.context import annotate
-
             mentions = annotate(text, mentions)
         return sorted(mentions, key=_place)
 
@@ -215,15 +222,13 @@ class PhenoTagger:
         """Compare what is found with annotated documents; see `weightsmith_phenotype.evaluate`."""
         return evaluate(documents, map(self.tag_document, documents), self.ontology, **options)
 
-    def save_pretrained(self, folder: str | Path, *, exist_ok: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write the tagger into a new folder, whole or not at all.
 
         Parameters
         ----------
         folder : path
             Where to.
-        exist_ok : bool, default: False
-            Leave a folder that is there already as it is, instead of refusing.
 
         Raises
         ------
@@ -232,12 +237,10 @@ class PhenoTagger:
         """
         from safetensors.numpy import save
 
-        from weightsmith.core.io import atomic_output
+        from weightsmith.core.io import atomic_output  # brings torch, which tagging does not need
 
         folder = Path(folder)
         if folder.exists():
-            if exist_ok:
-                return
             raise TaggerError(f"{folder}: exists", do="Choose another folder, or delete this one first.")
         arrays: dict[str, Any] = {f"dictionary.{name}": array for name, array in self.dictionary.arrays().items()}
         if self.classifier is not None:
@@ -253,8 +256,7 @@ class PhenoTagger:
             written.mkdir(exist_ok=True)
             (written / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
             self.ontology.save(written / "ontology.jsonl")
-            words = {"vocabulary": self.dictionary.vocabulary, "stems": sorted(self.dictionary.stems)}
-            (written / "words.json").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
+            (written / "words.json").write_text(json.dumps(self.dictionary.words(), ensure_ascii=False), "utf-8")
             # Not `save_file`, which makes a file that only its owner can read.
             tables = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
             (written / "tables.safetensors").write_bytes(tables)
@@ -295,7 +297,7 @@ class PhenoTagger:
                 part: {name.removeprefix(part): array for name, array in arrays.items() if name.startswith(part)}
                 for part in ("dictionary.", "classifier.")
             }
-            dictionary = Dictionary(words["vocabulary"], set(words["stems"]), **parts["dictionary."])
+            dictionary = Dictionary(**words | {"stems": set(words["stems"])}, **parts["dictionary."])
             classifier = Classifier(**parts["classifier."]) if parts["classifier."] else None
             tagger = cls(own, dictionary, classifier, Settings(**config["settings"]))
         except (OSError, KeyError, TypeError, ValueError, OntologyError, SafetensorError) as error:
@@ -305,45 +307,40 @@ class PhenoTagger:
             ) from error
         if own.fingerprint != config["fingerprint"]:
             raise TaggerError(f"{folder}/ontology.jsonl", found=own.fingerprint, expected=config["fingerprint"])
-        if ontology is not None and ontology.fingerprint != own.fingerprint:
-            tagger._follow(ontology, allow_ontology_drift)
-        return tagger
-
-    def _follow(self, ontology: Ontology, allowed: bool) -> None:
-        """Report the ids and names of another release."""
-        added = [i for i in ontology.concepts if i not in self.ontology]
-        removed = [i for i in self.ontology.concepts if i not in ontology]
-        if not allowed:
+        if ontology is None or ontology.fingerprint == own.fingerprint:
+            return tagger
+        if not allow_ontology_drift:
             raise TaggerError(
-                f"the tagger was trained on {self.ontology.name} {self.ontology.version}, the ontology given is "
-                f"{ontology.name} {ontology.version}: {len(added)} concepts added ({', '.join(added[:5])} ...), "
-                f"{len(removed)} removed ({', '.join(removed[:5])} ...)",
+                f"the tagger was trained on {own.name} {own.version}, the ontology given is {ontology.name} "
+                f"{ontology.version}: {_changed_ids('added', ontology, own)}, {_changed_ids('removed', own, ontology)}",
                 do="Train a tagger on the new ontology, or pass allow_ontology_drift=True.",
             )
-        live = [ontology.resolve(identifier) for identifier in self.ontology.concepts]
-        self._concepts = [None if i is None else (i, ontology[i].name) for i in live]
-        self.ontology = ontology
+        return cls(ontology, dictionary, classifier, tagger.settings)
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides what is found: settings, words and tables."""
-        digest = sha256(
-            repr((self.settings, sorted(self.dictionary.vocabulary.items()), sorted(self.dictionary.stems))).encode()
-        )
+        digest = sha256(repr((self.settings, self.dictionary.words())).encode())
         classifier = {} if self.classifier is None else vars(self.classifier)
         for name, array in sorted({**self.dictionary.arrays(), **classifier}.items()):
             digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
-    @property
+    @cached_property
     def _matcher(self) -> Matcher:
-        if (matcher := self.__dict__.get("_made")) is None:
-            matcher = self.__dict__["_made"] = Matcher(self.dictionary, self.classifier)
-        return matcher
+        return Matcher(self.dictionary, self.classifier)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the cache of words, which every process makes for itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+        return {name: value for name, value in vars(self).items() if name != "_matcher"}
+
+
+def _changed_ids(what: str, here: Ontology, there: Ontology) -> str:
+    """How many concepts one ontology has and the other has not, with the first ones."""
+    ids = [identifier for identifier in here.concepts if identifier not in there]
+    return f"{len(ids)} concepts {what}" + (
+        f" ({', '.join(ids[:LISTED])}{' ...' if len(ids) > LISTED else ''})" if ids else ""
+    )
 
 
 def _place(mention: Mention) -> tuple[int, int, str]:
@@ -351,12 +348,13 @@ def _place(mention: Mention) -> tuple[int, int, str]:
 
 
 def _code_fingerprint() -> str:
-    """Hash of the code that decides what a trained tagger contains: a cached one of other code is not used."""
+    """Hash of the code that decides what the default tagger contains: a cached one of other code is not used."""
     digest = sha256()
     for name in (
+        "ontology.py",
+        "kernels/match.py",
         "dictionary.py",
         "substitutions.py",
-        "classifier.py",
         "tokens.py",
         "words.py",
         "lexicon.txt",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from weightsmith_phenotype.cues import HEADINGS, OF_A_RELATIVE, RELATIVES, SECTIONS, TITLES, Kind, table
+from weightsmith_phenotype.context.cues import HEADINGS, OF_A_RELATIVE, RELATIVES, SECTIONS, TITLES, Kind, table
 
 __all__ = ["Governor", "Sentence", "sentences"]
 

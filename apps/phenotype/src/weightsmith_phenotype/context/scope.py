@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from weightsmith_phenotype.cued_words import JOINTS, Joint, Words
-from weightsmith_phenotype.cues import (
+from weightsmith_phenotype.context.cued_words import JOINTS, Joint, Words
+from weightsmith_phenotype.context.cues import (
     AFFIRMING,
     AUXILIARIES,
     DEGREES,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
-from weightsmith_phenotype.cues import (
+from weightsmith_phenotype.context.cues import (
     AFTER_BACKWARD,
     AUXILIARIES,
     CUES,
@@ -88,7 +88,7 @@ class Words:
     mentions : list of range
         The words of each mention, in the order given.
     cues : list of (Cue, range)
-        The phrases of `weightsmith_phenotype.cues`, in order.
+        The phrases of `weightsmith_phenotype.context.cues`, in order.
     signs : list of Sign
         The signs that speak of findings, in order.
     signed : bool

@@ -1,9 +1,9 @@
 """Words that change what a text says of a finding: who has it, whether it is there, and how sure that is.
 
-Tables only; `weightsmith_phenotype.scope` reads them. A phrase is words between blanks, ``a|b`` is a choice, ``_`` is
-a blank inside a choice, and phrases are separated by semicolons. ``not`` stands for every form of it (``cannot``,
-``didn't``, ...). Where two phrases match at one word the longer one counts, so a harmless phrase hides the cue that it
-contains.
+Tables only; `weightsmith_phenotype.context.scope` reads them. A phrase is words between blanks, ``a|b`` is a choice,
+``_`` is a blank inside a choice, and phrases are separated by semicolons. ``not`` stands for every form of it
+(``cannot``, ``didn't``, ...). Where two phrases match at one word the longer one counts, so a harmless phrase hides
+the cue that it contains.
 """
 
 from __future__ import annotations

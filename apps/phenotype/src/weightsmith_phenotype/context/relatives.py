@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from weightsmith_phenotype.cued_words import JOINTS, Words
-from weightsmith_phenotype.cues import (
+from weightsmith_phenotype.context.cued_words import JOINTS, Words
+from weightsmith_phenotype.context.cues import (
     AUXILIARIES,
     CUES,
     DESCENDANTS,
@@ -24,7 +24,7 @@ from weightsmith_phenotype.cues import (
     Kind,
     table,
 )
-from weightsmith_phenotype.scope import LONGEST, Scope, backward
+from weightsmith_phenotype.context.scope import LONGEST, Scope, backward
 
 __all__ = ["Topic", "pronoun_scope", "relative_scopes", "sentence_topic"]
 

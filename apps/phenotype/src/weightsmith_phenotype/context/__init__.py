@@ -2,7 +2,7 @@
 
 Rules after the idea of NegEx (Chapman et al., 2001) and ConText (Harkema et al., 2009): a cue ("no", "was ruled out",
 "possible", "his mother had") speaks of the findings before or after it, up to the end of its scope. The cues and the
-rules of scope are our own (`weightsmith_phenotype.cues`).
+rules of scope are our own (`weightsmith_phenotype.context.cues`).
 
 **Scope in a list.** A cue before a list reaches
 
@@ -45,8 +45,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from weightsmith_phenotype.cued_words import JOINTS, Words
-from weightsmith_phenotype.cues import (
+from weightsmith_phenotype.context.cued_words import JOINTS, Words
+from weightsmith_phenotype.context.cues import (
     AFFIRMING,
     AUXILIARIES,
     DOUBTING,
@@ -60,10 +60,10 @@ from weightsmith_phenotype.cues import (
     Reach,
     table,
 )
+from weightsmith_phenotype.context.relatives import Topic, pronoun_scope, relative_scopes, sentence_topic
+from weightsmith_phenotype.context.scope import LONGEST, Scope, backward, forward, of_head, of_value
+from weightsmith_phenotype.context.sentences import Governor, Sentence, sentences
 from weightsmith_phenotype.document import Mention
-from weightsmith_phenotype.relatives import Topic, pronoun_scope, relative_scopes, sentence_topic
-from weightsmith_phenotype.scope import LONGEST, Scope, backward, forward, of_head, of_value
-from weightsmith_phenotype.sentences import Governor, Sentence, sentences
 
 __all__ = ["Context", "annotate", "explain", "without_cue"]
 
