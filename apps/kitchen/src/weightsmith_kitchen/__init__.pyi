@@ -5,5 +5,8 @@ from .errors import (
     PhotoError as PhotoError,
     RecipeError as RecipeError,
 )
+from .foods import Estimate as Estimate, Food as Food, Portion as Portion
+from .quantity import Quantity as Quantity
+from .recipe import Event as Event, Ingredient as Ingredient, Recipe as Recipe, Span as Span
 
 __version__: str

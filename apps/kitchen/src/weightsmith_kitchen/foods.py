@@ -1,0 +1,127 @@
+"""Foods and what a household measure of them weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["Estimate", "Food", "Portion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number and the interval that it comes from.
+
+    Attributes
+    ----------
+    value : float
+        The number that is shown.
+    low, high : float
+        Bounds: of a range in the recipe, of the spread of densities or piece weights, or of both.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+
+    def __mul__(self, factor: float) -> Estimate:
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        shown = [f"{number:.0f}" for number in (self.value, self.low, self.high)]
+        return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]}-{shown[2]})"
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What one household measure of a food weighs.
+
+    Attributes
+    ----------
+    unit : str
+        Name of a unit, or ``"milliliter"`` for a density.
+    grams : Estimate
+        Weight of one unit, in grams.
+    source : str
+        The table and rows that the weight comes from.
+    """
+
+    unit: str
+    grams: Estimate
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        weight = self.grams
+        return {"unit": self.unit, "grams": [weight.value, weight.low, weight.high], "source": self.source}
+
+
+@dataclass(frozen=True, slots=True)
+class Food:
+    """A row of a nutrition table.
+
+    Attributes
+    ----------
+    id : str
+        The table and the row in it: ``"usda:22043"``.
+    name : str
+        As the table has it.
+    kcal : float or None
+        Energy per 100 g. None where the table has none: it is never taken for 0.
+    source : str
+        Name of the table and kind of the row, such as ``"USDA FoodData Central, SR Legacy"``.
+    category : str
+        The table's own group of foods.
+    nutrients : mapping of str to float
+        Per 100 g, by name with unit: ``"protein_g"``. What the table does not have is not in it.
+    portions : tuple of Portion
+        Household measures.
+    notes : tuple of str
+        What is odd about the row, such as an energy that does not fit its protein, fat and carbohydrate.
+    """
+
+    id: str
+    name: str
+    kcal: float | None
+    source: str
+    category: str = ""
+    nutrients: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    portions: tuple[Portion, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "kcal_per_100g": self.kcal,
+            "source": self.source,
+            "category": self.category,
+            "nutrients": dict(self.nutrients),
+            "portions": [portion.to_dict() for portion in self.portions],
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Food:
+        """Read what `to_dict` wrote."""
+        portions = tuple(
+            Portion(item["unit"], Estimate(*item["grams"]), item["source"]) for item in stored.get("portions", ())
+        )
+        return cls(
+            stored["id"],
+            stored["name"],
+            stored["kcal_per_100g"],
+            stored["source"],
+            stored.get("category", ""),
+            MappingProxyType(dict(stored.get("nutrients", {}))),
+            portions,
+            tuple(stored.get("notes", ())),
+        )

@@ -1,0 +1,339 @@
+"""Amounts as exact fractions: read from text, computed with, and written as a cook writes them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+
+from weightsmith_kitchen.errors import RecipeError
+
+__all__ = ["Quantity", "find_quantity", "read_minutes", "read_yield"]
+
+VULGAR = {
+    "¼": Fraction(1, 4),
+    "½": Fraction(1, 2),
+    "¾": Fraction(3, 4),
+    "⅐": Fraction(1, 7),
+    "⅑": Fraction(1, 9),
+    "⅒": Fraction(1, 10),
+    "⅓": Fraction(1, 3),
+    "⅔": Fraction(2, 3),
+    "⅕": Fraction(1, 5),
+    "⅖": Fraction(2, 5),
+    "⅗": Fraction(3, 5),
+    "⅘": Fraction(4, 5),
+    "⅙": Fraction(1, 6),
+    "⅚": Fraction(5, 6),
+    "⅛": Fraction(1, 8),
+    "⅜": Fraction(3, 8),
+    "⅝": Fraction(5, 8),
+    "⅞": Fraction(7, 8),
+}
+WORDS = {
+    "a": Fraction(1),
+    "an": Fraction(1),
+    "one": Fraction(1),
+    "two": Fraction(2),
+    "three": Fraction(3),
+    "four": Fraction(4),
+    "five": Fraction(5),
+    "six": Fraction(6),
+    "seven": Fraction(7),
+    "eight": Fraction(8),
+    "nine": Fraction(9),
+    "ten": Fraction(10),
+    "eleven": Fraction(11),
+    "twelve": Fraction(12),
+    "dozen": Fraction(12),
+    "half": Fraction(1, 2),
+    "quarter": Fraction(1, 4),
+}
+# What measuring cups and spoons can show; eighths of the smallest amounts only.
+KITCHEN = tuple(sorted({Fraction(n, d) for d in (1, 2, 3, 4) for n in range(d + 1)}))
+EIGHTHS = tuple(sorted({*KITCHEN, *(Fraction(n, 8) for n in range(9))}))
+
+_V = "[" + "".join(VULGAR) + "]"
+_SLASH = r"\s?[/\u2044\u2215]\s?"
+# One number. A mixed number has its fraction after a blank, a hyphen or "and"; "1 3 lb" is two numbers.
+NUMBER = (
+    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)"
+    rf"|\d+(?:\s*|\s+and\s+|\s*-\s*){_V}"
+    rf"|\d+(?:\s+and\s+|\s+|-)\d+{_SLASH}\d+(?:st|rd|ths?)?\b"
+    rf"|\d+{_SLASH}\d+(?:st|rd|ths?)?\b"
+    rf"|{_V}|\d+[.,]\d+|\.\d+|\d+)"
+)
+_DASH = r"\s*(?:[-\u2010-\u2015~]|\bto\b|\bor\b)\s*"
+_RANGE = re.compile(rf"({NUMBER}){_DASH}({NUMBER})", re.IGNORECASE)
+_NUMBER = re.compile(NUMBER, re.IGNORECASE)
+_WORD = re.compile(
+    r"(half\s+(?:an?\s+)?dozen|(?:an?|one|two|three|four|five|six)\s+dozen"
+    r"|(?:an?\s+)?half(?:\s+(?:of\s+)?an?)?|(?:an?\s+)?quarter(?:\s+of\s+an?)?|" + "|".join(WORDS) + r")\b(?![-'])",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """An exact amount, or a range of amounts.
+
+    Parameters
+    ----------
+    low, high : Fraction
+        The least and the most. Equal for an exact amount. A number of another kind is made a fraction.
+
+    Raises
+    ------
+    RecipeError
+        If an amount is negative or not finite, or ``low`` is above ``high``.
+
+    Examples
+    --------
+    >>> Quantity.parse("1 1/2") * 3
+    Quantity('4 1/2')
+    >>> Quantity.parse("2-4").middle
+    Fraction(3, 1)
+    """
+
+    low: Fraction
+    high: Fraction
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            try:
+                value = Fraction(getattr(self, name))
+            except (TypeError, ValueError, OverflowError):
+                raise RecipeError("amount", found=repr(getattr(self, name)), expected="a finite number") from None
+            if value < 0:
+                raise RecipeError("amount", found=str(value), expected=">= 0")
+            object.__setattr__(self, name, value)
+        if self.low > self.high:
+            raise RecipeError("amount", found=f"{self.low} to {self.high}", expected="the smaller number first")
+
+    @classmethod
+    def of(cls, value: Quantity | Fraction | float | str) -> Quantity:
+        """Make a quantity of a number or a text. A float is taken as the decimal number that it prints as."""
+        if isinstance(value, Quantity):
+            return value
+        if isinstance(value, str):
+            return cls.parse(value)
+        if isinstance(value, float):
+            try:
+                value = Fraction(repr(value))
+            except ValueError:
+                raise RecipeError("amount", found=repr(value), expected="a finite number") from None
+        return cls(value, value)
+
+    @classmethod
+    def parse(cls, text: str) -> Quantity:
+        """Read a text that is nothing but an amount.
+
+        Raises
+        ------
+        RecipeError
+            If it is something else.
+        """
+        stripped = text.strip()
+        found = find_quantity(stripped)
+        if found is None or found[1:] != (0, len(stripped)):
+            raise RecipeError("amount", found=repr(text), expected="a number, such as 2, 1 1/2, 0.75 or 2-4")
+        return found[0]
+
+    @property
+    def exact(self) -> bool:
+        """It is one amount, not a range."""
+        return self.low == self.high
+
+    @property
+    def middle(self) -> Fraction:
+        """The middle of the range; the amount itself if it is exact."""
+        return (self.low + self.high) / 2
+
+    def __mul__(self, factor: Fraction | float) -> Quantity:
+        factor = Fraction(repr(factor)) if isinstance(factor, float) else Fraction(factor)
+        return Quantity(self.low * factor, self.high * factor)
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Quantity) -> Quantity:
+        return Quantity(self.low + other.low, self.high + other.high)
+
+    def __float__(self) -> float:
+        return float(self.middle)
+
+    def __str__(self) -> str:
+        low, high = _mixed(self.low), _mixed(self.high)
+        return low if self.exact else f"{low}-{high}"
+
+    def __repr__(self) -> str:
+        return f"Quantity({str(self)!r})"
+
+    def kitchen(self) -> str:
+        """Write it with the nearest eighth, quarter, third or half, for display only.
+
+        Examples
+        --------
+        >>> Quantity.of(1.34).kitchen(), Quantity.of(12.4).kitchen(), Quantity.of(0.01).kitchen()
+        ('1 1/3', '12 1/3', '0.01')
+        """
+        low, high = _kitchen(self.low), _kitchen(self.high)
+        return low if low == high else f"{low}-{high}"
+
+    def to_json(self) -> str | list[str]:
+        """Text of the fraction, or a pair of texts: nothing is lost when it is read back by `from_json`."""
+        return str(self.low) if self.exact else [str(self.low), str(self.high)]
+
+    @classmethod
+    def from_json(cls, stored: str | float | list[str]) -> Quantity:
+        """Read what `to_json` wrote, or any number."""
+        if isinstance(stored, list):
+            if len(stored) != 2:
+                raise RecipeError("amount", found=f"{len(stored)} numbers", expected="one, or a pair")
+            return cls(cls.of(stored[0]).low, cls.of(stored[1]).high)
+        return cls.of(stored)
+
+
+def find_quantity(text: str, start: int = 0) -> tuple[Quantity, int, int] | None:
+    """Read the amount that begins at ``start``, or None.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+    start : int, default: 0
+        Where the amount begins; blanks before it are passed.
+
+    Returns
+    -------
+    tuple of Quantity, int, int
+        The amount, and the offsets at which its text begins and ends.
+
+    Raises
+    ------
+    RecipeError
+        If a fraction has a denominator of 0.
+
+    Examples
+    --------
+    >>> find_quantity("1 and 1/2 cups")
+    (Quantity('1 1/2'), 0, 9)
+    >>> find_quantity("½–1 tsp")[0]
+    Quantity('1/2-1')
+    """
+    while start < len(text) and text[start].isspace():
+        start += 1
+    match = _RANGE.match(text, start)
+    if match:
+        low, high = _value(match[1]), _value(match[2])
+        if low <= high:
+            return Quantity(low, high), match.start(), match.end()
+    match = _NUMBER.match(text, start)
+    if match:
+        value = _value(match[0])
+        return Quantity(value, value), match.start(), match.end()
+    match = _WORD.match(text, start)
+    if match:
+        value = Fraction(1)
+        for word in match[0].lower().split():
+            if word != "of" and word in WORDS:
+                value *= WORDS[word]
+        return Quantity(value, value), match.start(), match.end()
+    return None
+
+
+_YIELD = re.compile(r"^\D*?(?:(?:serves|makes|yields?|servings|for|about|approximately)\b[:\s]*)*", re.IGNORECASE)
+
+
+def read_yield(text: str) -> tuple[Quantity, str] | None:
+    """Read what a recipe makes: an amount and what it counts.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``"4-6 servings"``, ``"Serves 4"`` or ``"2 1/2 cups"``.
+
+    Returns
+    -------
+    tuple of Quantity and str, or None
+        The unit is in lower case, and ``""`` where none is named. A volume is not a number of servings: the caller
+        looks at the unit.
+
+    Examples
+    --------
+    >>> read_yield("Serves 4 to 6"), read_yield("0.75 cup"), read_yield("some")
+    ((Quantity('4-6'), ''), (Quantity('3/4'), 'cup'), None)
+    """
+    match = _YIELD.match(text)
+    start = match.end() if match else 0
+    first = re.search(rf"{NUMBER}|\b(?:{'|'.join(WORDS)})\b", text[start:], re.IGNORECASE)
+    if first is None:
+        return None
+    found = find_quantity(text, start + first.start())
+    if found is None:
+        return None
+    unit = re.match(r"\s*([^\W\d_]+)?", text[found[2] :])
+    return found[0], (unit[1] or "").lower() if unit else ""
+
+
+_TIME = re.compile(
+    rf"({NUMBER}(?:{_DASH}{NUMBER})?)\s*(days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\b", re.IGNORECASE
+)
+_MINUTES = {"d": Fraction(1440), "h": Fraction(60), "m": Fraction(1), "s": Fraction(1, 60)}
+
+
+def read_minutes(text: str) -> Quantity | None:
+    """Read a time in minutes; hours and minutes beside each other are added.
+
+    Examples
+    --------
+    >>> read_minutes("1½ hours"), read_minutes("1 hour 20 min"), read_minutes("overnight")
+    (Quantity('90'), Quantity('80'), None)
+    """
+    total: Quantity | None = None
+    for match in _TIME.finditer(text):
+        found = find_quantity(match[1])
+        if found is not None:
+            part = found[0] * _MINUTES[match[2][0].lower()]
+            total = part if total is None else total + part
+    return total
+
+
+def _value(text: str) -> Fraction:
+    text = text.strip()
+    if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
+        return Fraction(text.replace(",", ""))
+    total = Fraction(0)
+    rest = re.sub(r"(?:st|rd|ths?)$", "", text, flags=re.IGNORECASE)
+    for glyph, value in VULGAR.items():
+        if glyph in rest:
+            total += value
+            rest = rest.replace(glyph, " ")
+    fraction = re.search(rf"(\d+){_SLASH}(\d+)", rest)
+    if fraction:
+        if int(fraction[2]) == 0:
+            raise RecipeError("amount", found=repr(text), expected="a denominator other than 0")
+        total += Fraction(int(fraction[1]), int(fraction[2]))
+        rest = rest[: fraction.start()]
+    whole = re.sub(r"(?i)and|[-\s]", "", rest).replace(",", ".")
+    return total + (Fraction(whole) if whole else 0)
+
+
+def _mixed(value: Fraction) -> str:
+    whole, rest = divmod(value, 1)
+    if rest == 0:
+        return str(whole)
+    if rest.denominator > 64:
+        return f"{float(value):.4g}"
+    return f"{whole} {rest}" if whole else str(rest)
+
+
+def _kitchen(value: Fraction) -> str:
+    if value and value < Fraction(1, 16):
+        return f"{float(value):.2g}"
+    if value >= 20:
+        return str(round(value))
+    whole = floor(value)
+    rest = value - whole
+    nearest = min(EIGHTHS if value < 2 else KITCHEN, key=lambda mark: (abs(mark - rest), mark.denominator))
+    return _mixed(whole + nearest)

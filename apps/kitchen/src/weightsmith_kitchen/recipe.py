@@ -1,0 +1,310 @@
+"""Ingredients and recipes, as they were written and as they were read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.foods import Estimate, Food
+from weightsmith_kitchen.quantity import Quantity
+
+__all__ = ["Event", "Ingredient", "Recipe", "Span"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Labeled characters of a text: ``text[start:end]``."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """One ingredient: as a line of a recipe has it, and what was found out about it.
+
+    Attributes
+    ----------
+    name : str
+        The food: ``"corned beef"``. Empty if the line names none.
+    quantity : Quantity or None
+        How many units. None where the line has none, as in "salt to taste".
+    unit : str or None
+        Name of a unit of `weightsmith_kitchen.units`, the word of the line if that is none, or None for a plain count.
+    text : str
+        The line.
+    size, state, temperature, dry_fresh : str or None
+        Such as ``"small"``, ``"chopped"``, ``"frozen"``, ``"fresh"``.
+    package : tuple of Quantity and str, or None
+        What one unit holds: 14 ounce in "2 (14 ounce) cans".
+    alternatives : tuple of (Quantity, str)
+        The same amount in other units, as in "300g/10 1/2 oz".
+    optional : bool
+        The line says so.
+    spans : tuple of Span
+        What the tagger found in ``text``.
+    confidence : float or None
+        Lowest probability of a label in the line, from 0 to 1.
+    food : Food or None
+        The row that energy comes from.
+    grams, kcal : Estimate or None
+        Weight and energy of the whole amount.
+    basis : str
+        How the weight was found: "amount", "density of ...", "weight of one clove of ...".
+    notes : tuple of str
+        What could not be done, and why.
+    """
+
+    name: str
+    quantity: Quantity | None = None
+    unit: str | None = None
+    text: str = ""
+    size: str | None = None
+    state: str | None = None
+    temperature: str | None = None
+    dry_fresh: str | None = None
+    package: tuple[Quantity, str] | None = None
+    alternatives: tuple[tuple[Quantity, str], ...] = ()
+    optional: bool = False
+    spans: tuple[Span, ...] = ()
+    confidence: float | None = None
+    food: Food | None = None
+    grams: Estimate | None = None
+    kcal: Estimate | None = None
+    basis: str = ""
+    notes: tuple[str, ...] = ()
+
+    def scale(self, factor: Fraction | float) -> Ingredient:
+        """The same ingredient with all amounts times a factor; sizes, temperatures and packages stay.
+
+        Raises
+        ------
+        RecipeError
+            If the factor is not above 0.
+        """
+        if not factor > 0:
+            raise RecipeError("factor", found=str(factor), expected="> 0")
+        factor = Fraction(repr(factor)) if isinstance(factor, float) else Fraction(factor)
+        return replace(
+            self,
+            quantity=None if self.quantity is None else self.quantity * factor,
+            alternatives=tuple((amount * factor, unit) for amount, unit in self.alternatives),
+            grams=None if self.grams is None else self.grams * float(factor),
+            kcal=None if self.kcal is None else self.kcal * float(factor),
+        )
+
+    def measured(self) -> str:
+        """Amount and unit as a cook writes them: ``"1 1/2 cups"``; empty if the line has no amount.
+
+        Examples
+        --------
+        >>> Ingredient("flour", Quantity.parse("1.5"), "cup").measured()
+        '1 1/2 cups'
+        """
+        if self.quantity is None:
+            return ""
+        from weightsmith_kitchen.units import find_unit
+
+        known = None if self.unit is None else find_unit(self.unit)
+        unit = self.unit or ""
+        return f"{self.quantity.kitchen()} {known.spelled(self.quantity) if known else unit}".strip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them; `from_dict` gives the same ingredient again."""
+        pair = lambda item: [item[0].to_json(), item[1]]  # noqa: E731
+        return {
+            "name": self.name,
+            "quantity": None if self.quantity is None else self.quantity.to_json(),
+            "unit": self.unit,
+            "text": self.text,
+            "size": self.size,
+            "state": self.state,
+            "temperature": self.temperature,
+            "dry_fresh": self.dry_fresh,
+            "package": None if self.package is None else pair(self.package),
+            "alternatives": [pair(item) for item in self.alternatives],
+            "optional": self.optional,
+            "spans": [[span.start, span.end, span.label] for span in self.spans],
+            "confidence": self.confidence,
+            "food": None if self.food is None else self.food.to_dict(),
+            "grams": _numbers(self.grams),
+            "kcal": _numbers(self.kcal),
+            "basis": self.basis,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Ingredient:
+        """Read what `to_dict` wrote. Only ``name`` must be there.
+
+        Raises
+        ------
+        RecipeError
+            If a field is not one of `to_dict`'s, or holds something else.
+        """
+        if not isinstance(stored, Mapping) or not isinstance(stored.get("name"), str):
+            raise RecipeError("ingredient", found=str(stored)[:80], expected="a JSON object with the text field 'name'")
+        unknown = set(stored) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise RecipeError(
+                f"ingredient {stored['name']!r}",
+                found=f"the field {sorted(unknown)[0]!r}",
+                expected=", ".join(cls.__dataclass_fields__),
+            )
+        pair = lambda item: (Quantity.from_json(item[0]), str(item[1]))  # noqa: E731
+        fields = dict(stored)
+        try:
+            if fields.get("quantity") is not None:
+                fields["quantity"] = Quantity.from_json(fields["quantity"])
+            if fields.get("package") is not None:
+                fields["package"] = pair(fields["package"])
+            fields["alternatives"] = tuple(pair(item) for item in fields.get("alternatives", ()))
+            fields["spans"] = tuple(Span(*item) for item in fields.get("spans", ()))
+            fields["notes"] = tuple(fields.get("notes", ()))
+            for name in ("grams", "kcal"):
+                if fields.get(name) is not None:
+                    fields[name] = Estimate(*map(float, fields[name]))
+            if fields.get("food") is not None:
+                fields["food"] = Food.from_dict(fields["food"])
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise RecipeError(f"ingredient {stored['name']!r}", found=str(error)) from None
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One action of an instruction: who, does what, with what.
+
+    Attributes
+    ----------
+    step : int
+        Number of the instruction, from 0.
+    process : str
+        The verb, with ``"!"`` before it if it is negated.
+    object : str
+        What it is done to or with.
+    subject : str or None
+        Who or what does it.
+    techniques, utensils, ingredients : tuple of str
+        Which of its words are known techniques, utensils, and ingredients of the recipe.
+    """
+
+    step: int
+    process: str
+    object: str
+    subject: str | None = None
+    techniques: tuple[str, ...] = ()
+    utensils: tuple[str, ...] = ()
+    ingredients: tuple[str, ...] = ()
+
+    def as_tuple(self) -> tuple[str, ...]:
+        """(subject, process, object), or (process, object) where there is no subject."""
+        return (self.process, self.object) if self.subject is None else (self.subject, self.process, self.object)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Event:
+        """Read what `to_dict` wrote."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe as it was read.
+
+    Attributes
+    ----------
+    ingredients : tuple of Ingredient
+        In the order of the recipe.
+    instructions : tuple of str
+        One text per step.
+    title : str
+        Its name; may be empty.
+    servings : Quantity or None
+        How many people it feeds. None if it is not said: nothing is made up.
+    events : tuple of Event
+        In order of time.
+    techniques, utensils : tuple of str
+        All that the steps name, in order, each once.
+    """
+
+    ingredients: tuple[Ingredient, ...]
+    instructions: tuple[str, ...] = ()
+    title: str = ""
+    servings: Quantity | None = None
+    events: tuple[Event, ...] = ()
+    techniques: tuple[str, ...] = ()
+    utensils: tuple[str, ...] = ()
+
+    def scale(self, *, servings: Quantity | Fraction | float) -> Recipe:
+        """The recipe for another number of people.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe does not say how many it feeds, or ``servings`` is not above 0.
+        """
+        wanted = Quantity.of(servings)
+        if not wanted.low > 0:
+            raise RecipeError("servings", found=str(wanted), expected="> 0")
+        if self.servings is None or not self.servings.middle > 0:
+            raise RecipeError("servings of the recipe are not known", do="Set `servings` first.")
+        factor = wanted.middle / self.servings.middle
+        return replace(self, servings=wanted, ingredients=tuple(item.scale(factor) for item in self.ingredients))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return {
+            "title": self.title,
+            "servings": None if self.servings is None else self.servings.to_json(),
+            "ingredients": [item.to_dict() for item in self.ingredients],
+            "instructions": list(self.instructions),
+            "events": [event.to_dict() for event in self.events],
+            "techniques": list(self.techniques),
+            "utensils": list(self.utensils),
+        }
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """`to_dict` as a text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Recipe:
+        """Read what `to_dict` wrote."""
+        events = tuple(Event.from_dict(item) for item in stored.get("events", ()))
+        return cls(
+            ingredients=tuple(Ingredient.from_dict(item) for item in stored["ingredients"]),
+            instructions=tuple(stored.get("instructions", ())),
+            title=stored.get("title", ""),
+            servings=None if stored.get("servings") is None else Quantity.from_json(stored["servings"]),
+            events=events,
+            techniques=tuple(stored.get("techniques", ())),
+            utensils=tuple(stored.get("utensils", ())),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        RecipeError
+            If it is not a recipe in JSON.
+        """
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError("recipe", found=f"{type(error).__name__}: {error}", expected="JSON of a recipe") from None
+
+
+def _numbers(estimate: Estimate | None) -> list[float] | None:
+    return None if estimate is None else [estimate.value, estimate.low, estimate.high]

@@ -1,0 +1,107 @@
+"""Amounts, yields and times read from text."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, strategies as st
+
+from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.quantity import Quantity, find_quantity, read_minutes, read_yield
+
+F = Fraction
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "end"),
+    [
+        ("1 and 1/2 cups rye flour", F(3, 2), F(3, 2), 9),
+        ("1/3rd cup molasses", F(1, 3), F(1, 3), 5),
+        ("1/3 cup flour", F(1, 3), F(1, 3), 3),
+        ("2½ tablespoons capers", F(5, 2), F(5, 2), 2),
+        ("1 ½ (14 ounce) jars", F(3, 2), F(3, 2), 3),
+        ("1-1/2 cups", F(3, 2), F(3, 2), 5),
+        ("2 - 3 x 15ml tablespoons", 2, 3, 5),
+        ("1 -2 teaspoons", 1, 2, 4),
+        ("½–1 tsp", F(1, 2), 1, 3),
+        ("1 to 3 cups", 1, 3, 6),
+        ("1½-2 cups", F(3, 2), 2, 4),
+        ("1 3 lb. duck", 1, 1, 1),
+        ("1 14 oz can corn", 1, 1, 1),
+        ("250g unsalted butter", 250, 250, 3),
+        ("6large eggs", 6, 6, 1),
+        ("half a cup", F(1, 2), F(1, 2), 6),
+        ("a dozen eggs", 12, 12, 7),
+        ("half a dozen eggs", 6, 6, 12),
+        ("1,500 g", 1500, 1500, 5),
+        ("1,5 l", F(3, 2), F(3, 2), 3),
+        ("1⁄2 cup", F(1, 2), F(1, 2), 3),
+        (".5 cup", F(1, 2), F(1, 2), 2),
+    ],
+)
+def test_the_amount_at_the_beginning_of_a_line(text, low, high, end):
+    found, begin, stop = find_quantity(text)
+    assert (found.low, found.high, begin, stop) == (low, high, 0, end)
+
+
+@pytest.mark.parametrize("text", ["salt", "anise seed", "two-inch pieces", "", "   ", "onion", "tender"])
+def test_no_amount(text):
+    assert find_quantity(text) is None
+
+
+@pytest.mark.parametrize("text", ["1/0", "1/0 cup", "2 1/0"])
+def test_a_denominator_of_zero_is_an_error_of_its_own(text):
+    with pytest.raises(RecipeError, match="denominator"):
+        find_quantity(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("2 1/2 cups", "2 1/2", "cups"),
+        ("0.75 cup", "3/4", "cup"),
+        ("4-6 servings", "4-6", "servings"),
+        ("Serves: 4", "4", ""),
+        ("Makes about 24 cookies", "24", "cookies"),
+    ],
+)
+def test_yields(text, amount, unit):
+    assert read_yield(text) == (Quantity.parse(amount), unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("24 hours", 1440), ("1 1/2 hours", 90), ("1½ hours", 90), ("1.5 hours", 90), ("PT45M", 45)]
+)
+def test_times(text, minutes):
+    assert read_minutes(text) == Quantity.of(minutes)
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "-2", "x", ""])
+def test_what_is_no_amount_is_refused(value):
+    with pytest.raises(RecipeError, match="amount"):
+        Quantity.of(value)
+
+
+def test_a_range_has_its_smaller_number_first():
+    with pytest.raises(RecipeError, match="smaller number first"):
+        Quantity(F(3), F(2))
+
+
+@given(st.fractions(min_value=0, max_value=500, max_denominator=64))
+def test_what_is_written_is_read_back(value):
+    amount = Quantity(value, value)
+    assert Quantity.parse(str(amount)) == amount
+    assert Quantity.from_json(amount.to_json()) == amount
+
+
+@given(st.fractions(min_value=0, max_value=99, max_denominator=1000), st.fractions(min_value=0, max_value=9))
+def test_ranges_survive_json_and_scale_exactly(low, width):
+    amount = Quantity(low, low + width)
+    assert Quantity.from_json(amount.to_json()) == amount
+    assert (amount * 2).middle == 2 * amount.middle
+    assert (amount * F(1, 7)) * 7 == amount
+
+
+@given(st.fractions(min_value=F(1, 16), max_value=100, max_denominator=1000))
+def test_kitchen_fractions_are_near(value):
+    shown = Quantity.parse(Quantity(value, value).kitchen())
+    assert abs(shown.middle - value) <= (F(1, 16) if value < 2 else F(1, 8) if value < 20 else F(1, 2))
