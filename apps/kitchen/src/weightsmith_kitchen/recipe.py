@@ -214,7 +214,10 @@ class Event:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Event:
         """Read what `to_dict` wrote."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+        }
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
