@@ -13,7 +13,7 @@ class PhotoError(KitchenError):
     """A photo, a box or a folder of photos that cannot be read or used."""
 
 
-class RecipeError(KitchenError):
+class RecipeError(KitchenError, ValueError):
     """A recipe, an ingredient, a unit or an amount that cannot be read or used."""
 
 

@@ -1,0 +1,1 @@
+"""Ingredient lines: tokens, labels, amounts."""

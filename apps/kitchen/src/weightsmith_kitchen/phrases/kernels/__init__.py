@@ -1,0 +1,1 @@
+"""Loops over code points and tokens, compiled by numba."""
