@@ -8,5 +8,11 @@ from .errors import (
 from .foods import Estimate as Estimate, Food as Food, Portion as Portion
 from .quantity import Quantity as Quantity
 from .recipe import Event as Event, Ingredient as Ingredient, Recipe as Recipe, Span as Span
+from .photos.boxes import Box as Box
+from .photos.classifier import FoodClassifier as FoodClassifier
+from .photos.folder import Example as Example, FoodFolder as FoodFolder, FoodPhotos as FoodPhotos
+from .photos.images import PhotoNotice as PhotoNotice, open_photo as open_photo, photo_hash as photo_hash
+from .photos.inception import InceptionV1 as InceptionV1
+from .photos.preprocess import Preprocess as Preprocess
 
 __version__: str
