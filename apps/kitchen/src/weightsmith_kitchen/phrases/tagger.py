@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -313,7 +314,14 @@ class IngredientTagger:
         ids = token_features(batch, buckets=self.buckets) if ids is None else ids
         return decode(ids, batch.first, self.table_, self.transitions_)
 
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False, extra: Mapping[str, Any] = {}) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        half: bool = False,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Write the tagger: ``config.json`` and ``model.safetensors``, which holds the rows that are not zero.
 
         Parameters
@@ -322,6 +330,8 @@ class IngredientTagger:
             A folder that does not exist, unless ``overwrite``.
         overwrite : bool, default: False
             Replace the folder.
+        half : bool, default: False
+            Store the table in half precision.
         extra : mapping, optional
             What else to say in ``config.json``: where the data came from, what was measured.
         """
@@ -330,11 +340,12 @@ class IngredientTagger:
         if not hasattr(self, "table_"):
             raise RecipeError("the tagger was not fitted", do="Call fit before saving.")
         used = np.flatnonzero(np.any(self.table_ != 0, axis=1)).astype(np.int32)
+        weights = self.table_[used].astype(np.float16 if half else np.float32)
         config = {"format": FORMAT, **self.get_params(), "labels": list(self.labels), **extra}
         with atomic_output(folder, overwrite=overwrite) as written:
             written.mkdir(exist_ok=True)
             (written / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-            arrays = {"rows": used, "weights": self.table_[used], "transitions": self.transitions_}
+            arrays = {"rows": used, "weights": weights, "transitions": self.transitions_}
             (written / "model.safetensors").write_bytes(save(arrays))
 
     @classmethod

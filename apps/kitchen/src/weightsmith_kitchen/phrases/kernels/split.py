@@ -121,7 +121,7 @@ def _simple_fraction(chars: Any, place: int, end: int) -> tuple[int, int, int]:
     if after == place or after + 1 >= end or after - place > 3 or (chars[after] != 47 and chars[after] != 0x2044):
         return 0, 0, 0
     stop, under = _digits(chars, after + 1, end)
-    if stop == after + 1 or stop - after > 4 or under == 0:
+    if stop == after + 1 or stop - after > 4:
         return 0, 0, 0
     return stop, int(over), int(under)
 
@@ -155,7 +155,7 @@ def _number(chars: Any, place: int, end: int, form: Any, size: int) -> tuple[int
         size = _write(form, size, over)
         form[size] = 47
         size = _write(form, size + 1, under)
-        return _ordinal(chars, stop, end), size, over / under
+        return _ordinal(chars, stop, end), size, over / max(under, 1)
     stop, value = _digits(chars, place, end)
     for at in range(place, stop):
         form[size] = chars[at]
