@@ -9,6 +9,7 @@ from .foods import Estimate as Estimate, Food as Food, Portion as Portion
 from .phrases.crf import LinearChainCRF as LinearChainCRF
 from .phrases.read import read_ingredient as read_ingredient, read_ingredients as read_ingredients
 from .phrases.tagger import IngredientTagger as IngredientTagger
+from .nutrition import NutritionTable as NutritionTable, price as price
 from .quantity import Quantity as Quantity
 from .recipe import Event as Event, Ingredient as Ingredient, Recipe as Recipe, Span as Span
 from .photos.boxes import Box as Box

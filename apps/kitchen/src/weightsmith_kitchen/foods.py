@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 __all__ = ["Estimate", "Food", "Portion"]
@@ -92,7 +91,7 @@ class Food:
     kcal: float | None
     source: str
     category: str = ""
-    nutrients: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    nutrients: Mapping[str, float] = field(default_factory=dict)
     portions: tuple[Portion, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -121,7 +120,7 @@ class Food:
             stored["kcal_per_100g"],
             stored["source"],
             stored.get("category", ""),
-            MappingProxyType(dict(stored.get("nutrients", {}))),
+            dict(stored.get("nutrients", {})),
             portions,
             tuple(stored.get("notes", ())),
         )

@@ -47,5 +47,6 @@ from ._stack import (
     block_difference as block_difference,
     find_stack as find_stack,
 )
+from ._text_features import text_features as text_features
 from ._token_masks import StreamMasks as StreamMasks, token_masks as token_masks
 from ._unreached import unreached as unreached

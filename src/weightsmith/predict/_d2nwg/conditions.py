@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
-from weightsmith.core.models import evaluation_mode
+from weightsmith.core.models import text_features
 
 __all__ = ["OrderedEncoder", "SetEncoder", "alignment_loss", "describe", "draw_shots"]
 
@@ -153,7 +153,6 @@ def draw_shots(support_BCSF: Float[Tensor, "B C S F"], shots: int) -> Float[Tens
     return support_BCSF.gather(2, order[..., None].expand(-1, -1, -1, support_BCSF.shape[3]))
 
 
-@torch.no_grad()
 def describe(
     texts: Sequence[str], model: nn.Module, tokenizer: Any, *, batch_size: int = 32
 ) -> Float[Tensor, "N 1 1 F"]:
@@ -186,18 +185,7 @@ def describe(
     """
     if not texts or not all(text.strip() for text in texts):
         raise CalibrationError("descriptions of tasks", found=list(texts)[:3], expected="texts, none of them empty")
-    device = next(model.parameters()).device
-    found = []
-    with evaluation_mode(model):
-        for start in range(0, len(texts), batch_size):
-            # one by one where a tokenizer cannot pad
-            group = list(texts[start : start + batch_size])
-            for part in [group] if tokenizer.pad_token is not None else [[text] for text in group]:
-                inputs = tokenizer(part, padding=len(part) > 1, truncation=True, return_tensors="pt").to(device)
-                hidden_NLF = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
-                real_NL1 = inputs["attention_mask"][..., None]
-                found.append((hidden_NLF * real_NL1).sum(1) / real_NL1.sum(1))
-    return torch.cat(found).cpu()[:, None, None]
+    return text_features(texts, model, tokenizer, batch_size=batch_size)[:, None, None]
 
 
 class _Attention(nn.Module):

@@ -1,0 +1,118 @@
+"""From an ingredient's name and amount to its weight and energy, each with where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from weightsmith_kitchen.foods import Estimate, Food
+from weightsmith_kitchen.nutrition import measures
+from weightsmith_kitchen.nutrition.table import NutritionTable
+from weightsmith_kitchen.quantity import Quantity
+from weightsmith_kitchen.recipe import Ingredient
+from weightsmith_kitchen.units import Unit, find_unit
+
+__all__ = ["price"]
+
+SIZES = frozenset({"small", "medium", "large", "extra large"})
+
+
+def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = None) -> Ingredient:
+    """Find the food, its weight and its energy.
+
+    Nothing is made up: without an amount, a food, or a measure that joins the unit with grams, the weight or the energy
+    stays None, and a note says which of them is missing and what would help.
+
+    Parameters
+    ----------
+    ingredient : Ingredient
+        As it was read. Anything that an earlier call found is replaced.
+    table : NutritionTable
+        Where foods are looked up.
+    food : Food, optional
+        The row to take, where the user chose one.
+
+    Returns
+    -------
+    Ingredient
+        With ``food``, ``grams``, ``kcal``, ``basis`` and ``notes``.
+
+    Examples
+    --------
+    >>> table = NutritionTable.default()
+    >>> flour = price(Ingredient("flour", Quantity.of(2), "cup"), table)
+    >>> round(flour.grams.value), flour.basis
+    (250, 'density: USDA SR Legacy, household weight')
+    >>> price(Ingredient("butter", Quantity.of(100), "gram"), table).kcal.value
+    743.0
+    """
+    notes: list[str] = []
+    found = food or table.lookup(ingredient.name)
+    if found is None:
+        near = "; ".join(table.nearest(ingredient.name))
+        notes.append(f"{ingredient.name!r} is in no table" + (f"; nearest: {near}" if near else ""))
+    weight, basis = _weight(ingredient, found, table, notes)
+    kcal = None
+    if found is not None:
+        notes.extend(found.notes)
+        if found.kcal is not None and weight is not None:
+            kcal = weight * (found.kcal / 100.0)
+    return replace(ingredient, food=found, grams=weight, kcal=kcal, basis=basis, notes=tuple(notes))
+
+
+def _weight(
+    ingredient: Ingredient, food: Food | None, table: NutritionTable, notes: list[str]
+) -> tuple[Estimate | None, str]:
+    """Grams of the whole amount and how they were found."""
+    amount = ingredient.quantity
+    if amount is None:
+        notes.append("no amount: it counts for nothing")
+        return None, ""
+    ways = [(amount, ingredient.unit), *ingredient.alternatives]
+    # A weight needs no density: of two ways to say the same amount it is the better one.
+    ways.sort(key=lambda way: _order(way[1]))
+    if ingredient.package is not None:  # 2 cans of 14 ounces each
+        inner, held = ingredient.package
+        ways.insert(0, (Quantity(amount.low * inner.low, amount.high * inner.high), held))
+    units = [find_unit(name or "piece") for _, name in ways]
+    for (quantity, _), unit in zip(ways, units, strict=True):
+        if unit is not None and unit.kind == "mass" and unit.factor is not None:
+            return _estimate(quantity, unit.factor), "amount"
+    size = (ingredient.size or "").lower()
+    portions = (
+        *(food.portions if food is not None else ()),
+        *measures.find(ingredient.name, size if size in SIZES else None),
+        *table.portions(ingredient.name),
+    )
+    for (quantity, _), unit in zip(ways, units, strict=True):
+        if unit is None:
+            continue
+        for portion in portions:
+            if unit.factor is not None and portion.unit == "milliliter":
+                return _times(_estimate(quantity, unit.factor), portion.grams), f"density: {portion.source}"
+            if portion.unit == unit.name:
+                return _times(_estimate(quantity, Fraction(1)), portion.grams), f"weight of one: {portion.source}"
+    notes.append(_missing(ingredient, units[0]))
+    return None, ""
+
+
+def _order(name: str | None) -> int:
+    unit = find_unit(name) if name else None
+    return {"mass": 0, "volume": 1, "count": 2}[unit.kind] if unit is not None else 3
+
+
+def _missing(ingredient: Ingredient, unit: Unit | None) -> str:
+    if unit is None:
+        return f"the unit {ingredient.unit!r} is not known"
+    if unit.kind == "volume":
+        return f"no table has the density of {ingredient.name!r}: give grams"
+    of = "a piece" if unit.name == "piece" else f"a {unit.name}"
+    return f"no table has the weight of {of} of {ingredient.name!r}: give grams"
+
+
+def _estimate(amount: Quantity, factor: Fraction) -> Estimate:
+    return Estimate(float(amount.middle * factor), float(amount.low * factor), float(amount.high * factor))
+
+
+def _times(amount: Estimate, weight: Estimate) -> Estimate:
+    return Estimate(amount.value * weight.value, amount.low * weight.low, amount.high * weight.high)

@@ -1,0 +1,178 @@
+"""Which row of a table a cook means by the name of an ingredient.
+
+Tables write "Onions, raw" and "Flour, wheat, white, all-purpose"; cooks write "onion" and "plain flour". Candidates
+share words with the cook's name, or have an embedding near its own. Each gets a score from what the two names share, in
+which part of the row's name, and from how close their embeddings are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log
+from typing import NamedTuple
+
+from weightsmith_kitchen.nutrition.vocabulary import BARE, GROUPS, PHRASES, PLAIN, PREPARED, RAW, SAME
+
+__all__ = ["Name", "Rarity", "Weights", "known", "rewritten", "score", "stems"]
+
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?%?")
+_IRREGULAR = {
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "halves": "half",
+    "knives": "knife",
+    "mice": "mouse",
+    "geese": "goose",
+}
+
+_PHRASE = re.compile(rf"\b({'|'.join(sorted(map(re.escape, PHRASES), key=len, reverse=True))})(?:s|es)?\b")
+
+
+class Name(NamedTuple):
+    """A name as it is compared.
+
+    ``first`` are the stems before the first comma, or before the second where a group of foods stands first; ``last``
+    is the last of them, which in English names the kind of food.
+    """
+
+    stems: frozenset[str]
+    first: frozenset[str]
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What each part of the score counts.
+
+    They were set on half of the names of a table that is not part of the package; the other half is a test.
+    """
+
+    covered: float = 1.5
+    first: float = 0.5
+    last: float = 0.45
+    similarity: float = 1.0
+    extra: float = 0.1
+    prepared: float = 0.3
+    raw: float = 0.12
+
+
+def stem(word: str) -> str:
+    """The singular of an English noun, by its ending.
+
+    Examples
+    --------
+    >>> [stem(word) for word in ("tomatoes", "berries", "leaves", "radishes", "asparagus", "couscous", "cheese")]
+    ['tomato', 'berry', 'leaf', 'radish', 'asparagus', 'couscous', 'cheese']
+    """
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is", "'s")):
+        if word.endswith("ies") and len(word) > 4:
+            return word[:-3] + "y"
+        if word.endswith(("oes", "ches", "shes", "sses", "xes")):
+            return word[:-2]
+        return word[:-1]
+    return word
+
+
+def words(text: str) -> list[str]:
+    """Stems of a text in order, other names replaced.
+
+    Examples
+    --------
+    >>> words("Aubergines, baked")
+    ['eggplant', 'baked']
+    """
+    found = (stem(word) for word in _WORD.findall(text.lower()))
+    return [SAME.get(word, word) for word in found]
+
+
+@lru_cache(maxsize=32_768)
+def stems(text: str) -> Name:
+    """A name as it is compared.
+
+    Examples
+    --------
+    >>> sorted(stems("Spices, cumin seed").first), stems("Red onions, chopped").last
+    (['cumin', 'seed'], 'onion')
+    """
+    parts = [part for part in map(words, re.sub(r"\(.*?\)", " ", text).split(",")) if part] or [words(text)]
+    if len(parts) > 1 and GROUPS.issuperset(parts[0]):
+        parts = parts[1:]
+    return Name(frozenset(words(text)), frozenset(parts[0]), parts[0][-1] if parts[0] else "")
+
+
+def rewritten(query: str) -> str:
+    """A cook's name with phrases replaced that no row has; of alternatives the first, without remarks.
+
+    Examples
+    --------
+    >>> rewritten("Plain flour"), rewritten("2 spring onions")
+    ('all-purpose flour', '2 onions spring or scallions')
+    """
+    alternatives = re.split(r"/|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", query.lower()))
+    first = next((part for part in alternatives if part.strip()), query.lower())
+    text = " ".join(re.sub(r"[^a-z0-9%'&]+", " ", first).split())
+    bare = " ".join(words(text))
+    if bare in BARE:
+        return BARE[bare]
+    return _PHRASE.sub(lambda match: PHRASES[match[1]], text)
+
+
+class Rarity(dict[str, float]):
+    """Weight of each stem of a table: the rarer, the more it tells. A stem that no row has weighs most."""
+
+    def __init__(self, names: Collection[Name]) -> None:
+        counts = Counter(stem for name in names for stem in name.stems)
+        self.most = log(max(len(counts), 2))
+        rows = max(len(names), 1)
+        super().__init__({stem: log(rows / found) for stem, found in counts.items()})
+
+    def __missing__(self, stem: str) -> float:
+        return self.most
+
+    def total(self, stems: Iterable[str]) -> float:
+        """Weight of several stems together."""
+        return sum(self[stem] for stem in stems)
+
+
+def score(query: Name, row: Name, similarity: float, rarity: Rarity, weights: Weights = Weights()) -> float:
+    """How well a row fits a name: above 2 for the same words.
+
+    Parameters
+    ----------
+    query, row : Name
+        From `stems`.
+    similarity : float
+        Cosine of the embeddings, 0 where there are none.
+    rarity : Rarity
+        Weights of the stems.
+    """
+    shared = query.stems & row.stems
+    covered = rarity.total(shared) / max(rarity.total(query.stems), 1e-9)
+    extra = row.stems - query.stems
+    told = [word for word in extra if word not in PLAIN]
+    prepared = sum(word in PREPARED for word in told)
+    raw = not RAW.isdisjoint(extra)
+    return (
+        weights.covered * covered
+        + weights.first * len(query.stems & row.first) / max(len(row.first), 1)
+        + weights.last * (query.last in row.first)
+        + weights.similarity * similarity
+        - weights.extra * (len(told) - prepared)
+        - weights.prepared * prepared
+        + weights.raw * raw
+    )
+
+
+def known(query: Name, row: Name, similarity: float, rarity: Rarity) -> bool:
+    """The row is the food that a cook means, or a kind of it.
+
+    Half of what the name tells is in the row, or the two mean nearly the same and share the kind of food.
+    """
+    covered = rarity.total(query.stems & row.stems) / max(rarity.total(query.stems), 1e-9)
+    return covered >= 0.5 or (similarity >= 0.55 and query.last in row.stems)

@@ -1,0 +1,293 @@
+"""The nutrition table: what names mean, what measures weigh, and what contradicts itself."""
+
+import json
+import pickle
+import statistics
+from pathlib import Path
+
+import pytest
+
+from weightsmith_kitchen import Estimate, Food, Ingredient, NutritionError, NutritionTable, Quantity, price
+from weightsmith_kitchen.nutrition import energy_notes, measures, sodium_mg, usda
+
+REFERENCE = Path(__file__).parents[4] / "shared" / "data" / "apps" / "caloraify" / "database.json"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return NutritionTable.default()
+
+
+# Names as cooks write them, and the energy per 100 g within which a right row lies.
+MEANT = [
+    ("butter", 700, 760),
+    ("unsalted butter", 700, 760),
+    ("onion", 30, 50),
+    ("plain flour", 340, 370),
+    ("all-purpose flour", 340, 370),
+    ("olive oil", 880, 902),
+    ("eggs", 130, 160),
+    ("egg yolk", 300, 340),
+    ("milk", 45, 70),
+    ("caster sugar", 375, 405),
+    ("icing sugar", 375, 405),
+    ("brown sugar", 370, 390),
+    ("salt", 0, 1),
+    ("black pepper", 240, 260),
+    ("garlic", 130, 160),
+    ("chicken", 150, 300),
+    ("minced beef", 150, 270),
+    ("tomatoes", 15, 25),
+    ("tomato paste", 75, 100),
+    ("soy sauce", 45, 65),
+    ("basmati rice", 340, 370),
+    ("spaghetti", 350, 375),
+    ("cheddar cheese", 390, 415),
+    ("feta", 260, 280),
+    ("mozzarella", 250, 310),
+    ("double cream", 320, 360),
+    ("sour cream", 180, 210),
+    ("honey", 300, 310),
+    ("vanilla extract", 280, 295),
+    ("baking soda", 0, 1),
+    ("cinnamon", 240, 270),
+    ("cumin", 370, 385),
+    ("oregano", 255, 275),
+    ("lemon juice", 18, 30),
+    ("carrots", 35, 45),
+    ("potatoes", 55, 95),
+    ("aubergine", 18, 30),
+    ("courgette", 14, 25),
+    ("spring onions", 25, 40),
+    ("red bell pepper", 24, 35),
+    ("jalapeno", 25, 35),
+    ("chickpeas", 130, 390),
+    ("walnuts", 640, 680),
+    ("peanut butter", 580, 620),
+    ("cocoa powder", 220, 240),
+    ("breadcrumbs", 380, 400),
+    ("mayonnaise", 660, 720),
+    ("white wine", 78, 86),
+    ("coconut milk", 180, 240),
+    ("cilantro", 20, 26),
+    ("avocado", 155, 170),
+    ("raisins", 290, 310),
+    ("cornstarch", 375, 385),
+    ("sesame oil", 880, 902),
+    ("gelatin", 330, 340),
+    ("icing sugar (for dusting)", 375, 405),
+    ("butter or margarine", 700, 760),
+]
+
+
+def test_most_names_of_a_kitchen_mean_the_right_row(table):
+    wrong = []
+    for name, low, high in MEANT:
+        food = table.lookup(name)
+        if food is None or food.kcal is None or not low <= food.kcal <= high:
+            wrong.append((name, food and (food.name, food.kcal)))
+    assert len(wrong) <= 1, wrong
+
+
+def test_what_is_in_no_table_is_not_made_up(table):
+    assert table.lookup("unobtainium") is None
+    assert table.lookup("") is None
+    found = price(Ingredient("unobtainium", Quantity.of(100), "gram"), table)
+    assert found.grams == Estimate(100, 100, 100)
+    assert found.kcal is None
+    assert "in no table; nearest:" in found.notes[0]
+
+
+def test_plurals_and_letter_case_change_nothing(table):
+    for one, other in (("tomato", "Tomatoes"), ("egg", "EGGS"), ("red onion", "Red onions")):
+        assert table.lookup(one).id == table.lookup(other).id
+
+
+def test_a_row_is_found_by_its_id(table):
+    food = table.lookup("honey")
+    assert table.get(food.id) == food
+    assert food.id.startswith("usda:")
+    for bad in ("usda:999999999", "usda:x", "honey", "own:1"):
+        with pytest.raises(NutritionError, match="id of a food"):
+            table.get(bad)
+
+
+def test_a_row_names_its_source_and_survives_json(table):
+    food = table.lookup("honey")
+    assert food.source in {f"USDA FoodData Central, {kind}" for kind in usda.KINDS.values()}
+    again = Food.from_dict(json.loads(json.dumps(food.to_dict())))
+    assert again.to_dict() == food.to_dict()
+
+
+def test_a_missing_value_is_not_zero(table):
+    food = next(match.food for match in table.search("Oil, olive, extra virgin") if match.food.kcal is None)
+    assert "the table has no energy for it" in food.notes
+    assert all(value is not None for value in food.nutrients.values())
+    assert set(food.nutrients) < set(usda.NUTRIENTS)
+
+
+def test_sodium_is_read_by_its_column(table):
+    salt = table.lookup("table salt")
+    assert 38_000 < salt.nutrients["sodium_mg"] < 39_400  # 22.99 / 58.44 of a kilogram
+
+
+@pytest.mark.parametrize(("amount", "unit"), [(3000, "mg"), (3, "g"), (3_000_000, "ug"), (3, "grams")])
+def test_sodium_of_salt_does_not_depend_on_the_unit(amount, unit):
+    assert sodium_mg(amount, unit, salt=True) == pytest.approx(1180.2, abs=0.1)
+    assert sodium_mg(amount, unit, salt=False) == pytest.approx(3000)
+
+
+def test_energies_that_contradict_themselves_are_named():
+    assert "exchanged" in energy_notes(720, None, 172)[0]
+    assert "one kcal is 4.184 kJ" in energy_notes(172, None, 172)[0]
+    assert energy_notes(172, None, 720) == ()
+    assert "kilojoules" in energy_notes(1490, 352)[0]
+    assert energy_notes(356, 352) == ()
+    assert "pure fat" in energy_notes(1800, None)[0]
+
+
+def test_the_embedding_finds_what_shares_no_word(table):
+    names = [match.food.name for match in table.search("zwieback rusk", limit=5)]
+    assert any("toast" in name.lower() or "rusk" in name.lower() or "bread" in name.lower() for name in names), names
+
+
+def test_a_users_own_table_is_preferred(table, tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text(
+        "name,kcal,kj,protein_g,grams_per_cup,grams_per_piece\n"
+        "Grandma's flour,350,,10,118,\n"
+        "quark,,280,12,,\n"
+        "protein bar,200,48,20,,55\n",
+        encoding="utf-8",
+    )
+    own = table.with_csv(path)
+    assert len(own) == len(table) + 3
+    flour = price(Ingredient("grandma's flour", Quantity.of(1), "cup"), own)
+    assert flour.food.source == "own.csv, line 2"
+    assert (round(flour.grams.value), round(flour.kcal.value)) == (118, 413)
+    assert own.lookup("quark").kcal == pytest.approx(280 / 4.184)
+    bar = price(Ingredient("protein bar", Quantity.of(2)), own)
+    assert bar.grams.value == 110
+    assert "may be exchanged" in bar.notes[0]
+    assert table.lookup("grandma's flour").source != "own.csv, line 2"
+    assert pickle.loads(pickle.dumps(own)).lookup("quark").name == "quark"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("food,energy\nx,1\n", "the columns food, energy"),
+        ("name,kcal\nx,many\n", "line 2, kcal"),
+        ("name,kcal\nx,-3\n", "line 2, kcal"),
+        ("name,kcal\nx,nan\n", "line 2, kcal"),
+        ("name,kcal\n,3\n", "line 2, name"),
+        ("name,kcal,grams_per_armful\nx,3,3\n", "grams_per_armful"),
+        ("", "the columns none"),
+    ],
+)
+def test_a_table_that_cannot_be_read_names_the_place(table, tmp_path, text, said):
+    path = tmp_path / "own.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(NutritionError, match=said):
+        table.with_csv(path)
+
+
+def test_a_table_in_another_encoding_is_refused(table, tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_bytes("name,kcal\ncrème,3\n".encode("latin-1"))
+    with pytest.raises(NutritionError, match="not UTF-8"):
+        table.with_csv(path)
+
+
+# --- weights of household measures -----------------------------------------------------------------------------------
+
+
+def test_two_units_of_volume_give_the_same_weight(table):
+    cup = price(Ingredient("flour", Quantity.of(1), "cup"), table)
+    spoons = price(Ingredient("flour", Quantity.of(16), "tablespoon"), table)
+    pinches = price(Ingredient("flour", Quantity.of(48 * 16), "pinch"), table)
+    assert cup.grams.value == pytest.approx(125)
+    assert spoons.grams.value == pytest.approx(cup.grams.value)
+    assert pinches.kcal.value == pytest.approx(cup.kcal.value)
+
+
+def test_an_ounce_of_volume_is_weighed_with_the_food_and_an_ounce_of_weight_is_not(table):
+    honey = price(Ingredient("honey", Quantity.of(5), "fluid ounce"), table)
+    weighed = price(Ingredient("honey", Quantity.of(5), "ounce"), table)
+    assert weighed.grams.value == pytest.approx(141.75, abs=0.01)
+    assert honey.grams.value == pytest.approx(5 * 29.5735 * 339 / 236.588, rel=1e-4)
+
+
+def test_a_link_that_is_missing_is_said(table):
+    handful = price(Ingredient("parsley", Quantity.of(1), "handful"), table)
+    assert handful.grams is None
+    assert handful.kcal is None
+    assert "weight of a handful of 'parsley'" in handful.notes[-1]
+    unknown = price(Ingredient("flour", Quantity.of(1), "blorp"), table)
+    assert "the unit 'blorp' is not known" in unknown.notes[-1]
+    assert "no amount" in price(Ingredient("salt"), table).notes[0]
+
+
+def test_sizes_and_packages(table):
+    small, large = (price(Ingredient("eggs", Quantity.of(3), size=size), table) for size in ("small", "large"))
+    assert (small.grams.value, large.grams.value) == (114, 150)
+    cans = price(Ingredient("black beans", Quantity.of(2), "can", package=(Quantity.of(14), "ounce")), table)
+    assert cans.grams.value == pytest.approx(28 * 28.349523125)
+    dual = price(Ingredient("butter", Quantity.of(1), "cup", alternatives=((Quantity.of(230), "gram"),)), table)
+    assert dual.grams.value == 230
+
+
+def test_a_range_becomes_an_interval(table):
+    found = price(Ingredient("sugar", Quantity.parse("1-2"), "cup"), table)
+    assert found.grams.value == pytest.approx(300)
+    assert found.grams.low <= 200
+    assert found.grams.high >= 400
+    assert found.kcal.low < found.kcal.value < found.kcal.high
+
+
+def test_every_measure_has_a_source_and_bounds_around_its_value():
+    assert len(measures.rows()) > 250
+    for name, _, _, portion in measures.rows():
+        assert portion.source, name
+        assert 0 < portion.grams.low <= portion.grams.value <= portion.grams.high, name
+
+
+def test_curated_densities_agree_with_the_labels_of_products(table):
+    """Two independent sources: USDA's household weights, and the servings printed on branded products."""
+    ratios = {}
+    for name, _, _, portion in measures.rows():
+        if portion.unit == "milliliter":
+            labels = table.label_density(name)
+            if labels is not None:
+                ratios[name] = labels.grams.value / portion.grams.value
+    assert len(ratios) > 60
+    assert 0.9 < statistics.median(ratios.values()) < 1.1
+    assert sum(0.7 < ratio < 1.4 for ratio in ratios.values()) / len(ratios) > 0.7
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason="the shared data are not here: CaLoRAify's table")
+def test_curated_densities_agree_with_energies_of_cups_and_ounces():
+    """A third source: kcal per cup over kcal per ounce is the weight of a cup."""
+    stored = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    ratios = []
+    for name in {key.split(" ", 1)[1] for key in stored}:
+        cup, ounce = (stored.get(f"{unit} {name}", {}).get("nrg") for unit in ("cup", "ounce"))
+        found = [portion for portion in measures.find(name) if portion.unit == "milliliter"]
+        if cup and ounce and found:
+            ratios.append(found[0].grams.value * 236.588 / (cup / ounce * 28.3495))
+    assert len(ratios) > 30
+    assert 0.9 < statistics.median(ratios) < 1.1
+    assert sum(0.67 < ratio < 1.5 for ratio in ratios) / len(ratios) > 0.7
+
+
+def test_servings_of_labels_are_read():
+    assert usda.household("1/4 cup") == ("cup", 0.25)
+    assert usda.household("2 ONZ") == ("ounce", 2.0)
+    assert usda.household("8 OZA") == ("fluid ounce", 8.0)
+    for text in ("1 bar", "3 crackers", "", "cup", "1/0 cup", "0 cup"):
+        assert usda.household(text) is None
+
+
+def test_a_table_that_is_not_there_says_how_to_make_it(tmp_path):
+    with pytest.raises(NutritionError, match=r"NutritionTable\.build"):
+        NutritionTable(tmp_path)
