@@ -51,12 +51,18 @@ def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = 
     if found is None:
         near = "; ".join(table.nearest(ingredient.name))
         notes.append(f"{ingredient.name!r} is in no table" + (f"; nearest: {near}" if near else ""))
+    elif food is None:
+        unknown = table.unknown_words(ingredient.name)
+        if unknown and not found.id.startswith("own:"):
+            notes.append(f"{', '.join(unknown)} is in no row of the table: taken for {found.name!r}")
     weight, basis = _weight(ingredient, found, table, notes)
     kcal = None
     if found is not None:
         notes.extend(found.notes)
         if found.kcal is not None and weight is not None:
             kcal = weight * (found.kcal / 100.0)
+        elif found.kcal == 0:  # however much salt or water it is
+            kcal = Estimate(0.0, 0.0, 0.0)
     return replace(ingredient, food=found, grams=weight, kcal=kcal, basis=basis, notes=tuple(notes))
 
 

@@ -24,7 +24,7 @@ from weightsmith_kitchen.errors import NutritionError
 from weightsmith_kitchen.foods import Estimate, Food, Portion
 from weightsmith_kitchen.nutrition import measures, usda
 from weightsmith_kitchen.nutrition.checks import energy_notes
-from weightsmith_kitchen.nutrition.ranking import Name, Rarity, known, rewritten, score, stems
+from weightsmith_kitchen.nutrition.ranking import Name, Rarity, known, rewritten, score, stems, words
 from weightsmith_kitchen.units import find_unit
 
 __all__ = ["Match", "NutritionTable"]
@@ -181,6 +181,10 @@ class NutritionTable:
         """Names of the rows nearest to a name, for messages."""
         return list(dict.fromkeys(match.food.name for match in self.search(name, limit=limit * 2)))[:limit]
 
+    def unknown_words(self, name: str) -> list[str]:
+        """Words of a name that no row has, in their singular."""
+        return [stem for stem in dict.fromkeys(words(rewritten(name))) if stem not in self._rarity]
+
     # --- household measures -----------------------------------------------------------------------------------------
 
     def portions(self, name: str) -> tuple[Portion, ...]:
@@ -215,11 +219,12 @@ class NutritionTable:
         if found is None:
             return None
         low, high = np.percentile(found, [10, 90])
-        words = " ".join(sorted(stems(rewritten(name)).stems))
         note = (
             f"energy is the median of {len(found)} {LABELED} {name!r}; four in five have {low:.0f} to {high:.0f} kcal"
         )
-        return Food(f"labels:{words}", name, float(np.median(found)), "USDA FoodData Central, branded", notes=(note,))
+        return Food(
+            f"labels:{rewritten(name)}", name, float(np.median(found)), "USDA FoodData Central, branded", notes=(note,)
+        )
 
     def _labels(self, name: str, query: str) -> list[float] | None:
         rows = self._branded(stems(rewritten(name)), LABELS)

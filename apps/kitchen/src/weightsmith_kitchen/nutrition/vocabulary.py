@@ -42,7 +42,7 @@ PHRASES = {
     "bicarbonate of soda": "baking soda",
     "baking soda": "leavening agents baking soda",
     "baking powder": "leavening agents baking powder",
-    "spring onion": "green onion",
+    "spring onion": "onions spring or scallions",
     "green onion": "onions spring or scallions",
     "scallion": "onions spring or scallions",
     "sultana": "raisin",

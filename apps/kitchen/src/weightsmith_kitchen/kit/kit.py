@@ -1,0 +1,204 @@
+"""The meal kit: what to buy for how many people, with the energy of each part and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.foods import Estimate
+from weightsmith_kitchen.quantity import Quantity
+from weightsmith_kitchen.recipe import Ingredient
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["MealKit"]
+
+ZERO = Estimate(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MealKit:
+    """Priced ingredients for a number of people.
+
+    A kit never changes: each correction gives another one.
+
+    Attributes
+    ----------
+    ingredients : tuple of Ingredient
+        From `price`.
+    servings : Fraction
+        How many people it is for.
+    dish : str
+        Its name; may be empty.
+    servings_known : bool
+        The recipe, or the user, said how many. Otherwise ``servings`` is 1 for the whole recipe.
+    notes : tuple of str
+        What concerns the whole kit.
+
+    Examples
+    --------
+    >>> from weightsmith_kitchen.kit import make_kit
+    >>> kit = make_kit(["2 cups flour", "100 g butter"], servings=2)
+    >>> round(kit.kcal.value), round(kit.scale(4).kcal.value)
+    (1653, 3306)
+    """
+
+    ingredients: tuple[Ingredient, ...]
+    servings: Fraction = Fraction(1)
+    dish: str = ""
+    servings_known: bool = True
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "servings", _servings(self.servings))
+
+    @property
+    def kcal(self) -> Estimate:
+        """Energy of all that could be priced. It is a lower bound unless the kit is `complete`.
+
+        The interval has all parts at their lowest, or all at their highest.
+        """
+        return sum((item.kcal for item in self.ingredients if item.kcal is not None), ZERO)
+
+    @property
+    def kcal_per_serving(self) -> Estimate:
+        """`kcal` for one person."""
+        return self.kcal * (1.0 / float(self.servings))
+
+    @property
+    def unpriced(self) -> tuple[Ingredient, ...]:
+        """Ingredients without an energy; their notes say why."""
+        return tuple(item for item in self.ingredients if item.kcal is None)
+
+    @property
+    def complete(self) -> bool:
+        """Every ingredient has an energy."""
+        return not self.unpriced
+
+    def scale(self, servings: Fraction | float | str) -> MealKit:
+        """The kit for another number of people; amounts and energies are multiplied.
+
+        Raises
+        ------
+        RecipeError
+            If ``servings`` is not above 0.
+        """
+        wanted = _servings(servings)
+        factor = wanted / self.servings
+        return replace(
+            self,
+            ingredients=tuple(item.scale(factor) for item in self.ingredients),
+            servings=wanted,
+            servings_known=True,
+        )
+
+    def put(self, place: int, ingredient: Ingredient) -> MealKit:
+        """The kit with one ingredient replaced.
+
+        Raises
+        ------
+        RecipeError
+            If there is no such place.
+        """
+        self._check(place)
+        return replace(self, ingredients=(*self.ingredients[:place], ingredient, *self.ingredients[place + 1 :]))
+
+    def without(self, place: int) -> MealKit:
+        """The kit without one ingredient."""
+        self._check(place)
+        return replace(self, ingredients=self.ingredients[:place] + self.ingredients[place + 1 :])
+
+    def plus(self, ingredient: Ingredient) -> MealKit:
+        """The kit with one more ingredient."""
+        return replace(self, ingredients=(*self.ingredients, ingredient))
+
+    def _check(self, place: int) -> None:
+        if not 0 <= place < len(self.ingredients):
+            raise RecipeError(f"ingredient {place}", expected=f"0 to {len(self.ingredients) - 1}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per ingredient, as the page, CSV and `to_frame` show it."""
+        return [
+            {
+                "ingredient": item.name,
+                "amount": item.measured(),
+                "grams": _shown(item.grams),
+                "kcal": _shown(item.kcal),
+                "kcal_low": None if item.kcal is None else round(item.kcal.low),
+                "kcal_high": None if item.kcal is None else round(item.kcal.high),
+                "kcal_per_serving": None if item.kcal is None else round(item.kcal.value / float(self.servings)),
+                "food": "" if item.food is None else item.food.name,
+                "source": "" if item.food is None else f"{item.food.source}, {item.food.id}",
+                "weight_by": item.basis,
+                "notes": "; ".join(item.notes),
+                "text": item.text,
+            }
+            for item in self.ingredients
+        ]
+
+    def to_frame(self) -> pd.DataFrame:
+        """`rows` as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them; totals are for reading, `from_dict` computes them again."""
+        total, single = self.kcal, self.kcal_per_serving
+        return {
+            "dish": self.dish,
+            "servings": str(self.servings),
+            "servings_known": self.servings_known,
+            "kcal": [total.value, total.low, total.high],
+            "kcal_per_serving": [single.value, single.low, single.high],
+            "complete": self.complete,
+            "ingredients": [item.to_dict() for item in self.ingredients],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """`to_dict` as a text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> MealKit:
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        RecipeError
+            If it is something else.
+        """
+        if not isinstance(stored, Mapping) or not isinstance(stored.get("ingredients"), list):
+            raise RecipeError("meal kit", found=str(stored)[:60], expected="a JSON object with the list 'ingredients'")
+        return cls(
+            ingredients=tuple(Ingredient.from_dict(item) for item in stored["ingredients"]),
+            servings=_servings(stored.get("servings", 1)),
+            dish=str(stored.get("dish", "")),
+            servings_known=bool(stored.get("servings_known", True)),
+            notes=tuple(map(str, stored.get("notes", ()))),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> MealKit:
+        """Read what `to_json` wrote."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except ValueError as error:
+            raise RecipeError("meal kit", found=str(error), expected="JSON") from None
+
+
+def _servings(value: Fraction | float | str) -> Fraction:
+    amount = Quantity.of(value)
+    if not amount.low > 0 or amount.high > 10_000:
+        raise RecipeError("servings", found=str(value), expected="above 0, at most 10000")
+    return amount.middle
+
+
+def _shown(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else round(estimate.value, 1)

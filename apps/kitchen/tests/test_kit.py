@@ -1,0 +1,226 @@
+"""Meal kits: reading recipes, scaling, corrections in words, exports."""
+
+import csv
+import io
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from weightsmith_kitchen import Ingredient, MealKit, NutritionTable, Quantity, RecipeError, edit, make_kit, read_recipe
+from weightsmith_kitchen.foods import Estimate
+from weightsmith_kitchen.kit import to_csv, to_pdf
+
+PASTED = """
+Grandma's Pancakes
+Serves 4
+
+Ingredients:
+- 2 cups all-purpose flour
+- 2 large eggs, beaten
+* 1 1/2 cups milk
+- 1/2 stick unsalted butter, melted
+- 1 (14 ounce) can black beans, drained
+- salt to taste
+
+Method
+1. Whisk the eggs with the milk.
+2) Add flour, then fry in butter.
+"""
+
+
+@pytest.fixture(scope="module")
+def table():
+    return NutritionTable.default()
+
+
+@pytest.fixture(scope="module")
+def kit(table):
+    return make_kit(read_recipe(PASTED), table)
+
+
+def amounts(kit):
+    return {item.name: item.measured() for item in kit.ingredients}
+
+
+def test_a_pasted_recipe_is_read(kit):
+    recipe = read_recipe(PASTED)
+    assert recipe.title == "Grandma's Pancakes"
+    assert recipe.servings == Quantity.of(4)
+    assert len(recipe.ingredients) == 6
+    assert recipe.instructions == ("Whisk the eggs with the milk.", "Add flour, then fry in butter.")
+    assert amounts(kit)["black beans"] == "1 can"
+
+
+def test_totals_are_the_sums_of_the_parts(kit):
+    parts = [item.kcal for item in kit.ingredients if item.kcal is not None]
+    assert kit.kcal.value == pytest.approx(sum(part.value for part in parts))
+    assert kit.kcal.low <= kit.kcal.value <= kit.kcal.high
+    assert kit.kcal_per_serving.value == pytest.approx(kit.kcal.value / 4)
+    assert kit.complete  # salt has no energy, however much it is
+    assert 900 < next(item.kcal.value for item in kit.ingredients if "flour" in item.name) < 920
+
+
+def test_scaling_multiplies_exactly_and_back(kit):
+    double = kit.scale(8)
+    assert double.kcal.value == pytest.approx(2 * kit.kcal.value)
+    assert [item.quantity for item in double.ingredients if item.quantity] == [
+        item.quantity * 2 for item in kit.ingredients if item.quantity
+    ]
+    assert double.scale(4).to_dict()["ingredients"][0]["quantity"] == "2"
+    assert kit.scale(4).kcal == kit.kcal
+    assert kit.scale(Fraction(4, 3)).scale(4).ingredients[0].quantity == kit.ingredients[0].quantity
+    assert kit.ingredients[4].package == double.ingredients[4].package  # a can holds what it held
+
+
+@pytest.mark.parametrize("servings", [0, -1, float("nan"), "0", "many", 10**9])
+def test_impossible_servings_are_refused(kit, servings):
+    with pytest.raises(RecipeError):
+        kit.scale(servings)
+
+
+def test_a_recipe_that_does_not_say_how_many_it_serves(table):
+    kit = make_kit(["2 eggs"], table)
+    assert not kit.servings_known
+    assert "does not say how many" in kit.notes[0]
+    assert make_kit(["2 eggs"], table, servings=2).servings_known
+
+
+def test_a_volume_is_no_number_of_people():
+    assert read_recipe("Sauce\nMakes 2 1/2 cups\n1 cup cream").servings is None
+    assert read_recipe("Stew\nServes 4-6\n1 onion").servings == Quantity.parse("4-6")
+
+
+@pytest.mark.parametrize("text", ["", "  \n ", "Ingredients\nMethod\n1. Cook it."])
+def test_a_text_without_ingredients_is_refused(text):
+    with pytest.raises(RecipeError, match="no ingredient line"):
+        read_recipe(text)
+
+
+def test_too_long_recipes_are_refused_and_long_ones_are_read():
+    assert len(read_recipe("\n".join(["1 egg"] * 5_000)).ingredients) == 5_000
+    with pytest.raises(RecipeError, match="10001 lines"):
+        read_recipe("\n".join(["1 egg"] * 10_001))
+    with pytest.raises(RecipeError, match="line 1 of the recipe"):
+        read_recipe("x" * 3_000)
+
+
+# --- corrections in words --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "amount"),
+    [
+        ("3 eggs instead of 2", "eggs", "3"),
+        ("3 instead of 2 eggs", "eggs", "3"),
+        ("use 1 egg", "eggs", "1"),
+        ("there are 5 eggs", "eggs", "5"),
+        ("half the milk", "milk", "3/4 cup"),
+        ("half a cup of milk", "milk", "1/2 cup"),
+        ("twice as much milk", "milk", "3 cups"),
+        ("200 g flour", "all-purpose flour", "200 grams"),
+        ("add 2 tbsp honey", "honey", "2 tablespoons"),
+        ("oat milk instead of milk", "oat milk", "1 1/2 cups"),
+        ("replace butter with margarine", "margarine", "1/2 stick"),
+        ("1 cup of rye flour instead of flour", "rye flour", "1 cup"),
+        ("for 6 people", "eggs", "3"),
+        ("6 servings", "eggs", "3"),
+        ("serves 8", "eggs", "4"),
+        ("double it", "eggs", "4"),
+    ],
+)
+def test_what_can_be_said(kit, table, said, name, amount):
+    reply = edit(kit, said, table)
+    assert reply.understood, reply.said
+    assert amounts(reply.kit)[name] == amount
+
+
+@pytest.mark.parametrize("said", ["no butter", "without the butter", "leave out butter", "I have no butter"])
+def test_what_is_left_out(kit, table, said):
+    reply = edit(kit, said, table)
+    assert [item.name for item in reply.kit.ingredients] == [
+        item.name for item in kit.ingredients if "butter" not in item.name
+    ]
+    assert reply.kit.kcal.value < kit.kcal.value
+
+
+def test_several_corrections_are_done_in_order(kit, table):
+    reply = edit(kit, "3 eggs instead of 2, no butter; for 8 people", table)
+    assert amounts(reply.kit)["eggs"] == "6"
+    assert "unsalted butter" not in amounts(reply.kit)
+    assert reply.kit.servings == 8
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "make it spicy", "no chocolate", "for 0 people", "for -2 people", "2 eggs, no chocolate", "1/0 eggs", "???"],
+)
+def test_what_is_not_understood_changes_nothing(kit, table, said):
+    reply = edit(kit, said, table)
+    assert not reply.understood
+    assert reply.kit == kit
+    assert reply.said
+
+
+def test_an_ambiguous_name_asks(table):
+    kit = make_kit(["1 cup white flour", "1 cup rye flour"], table)
+    reply = edit(kit, "no flour", table)
+    assert not reply.understood
+    assert "white flour or rye flour" in reply.said
+
+
+def test_energy_follows_the_correction(kit, table):
+    reply = edit(kit, "3 eggs instead of 2", table)
+    before, after = (next(i.kcal.value for i in k.ingredients if i.name == "eggs") for k in (kit, reply.kit))
+    assert after == pytest.approx(1.5 * before)
+
+
+# --- exports ---------------------------------------------------------------------------------------------------------
+
+
+def test_json_gives_the_same_kit(kit):
+    assert MealKit.from_json(kit.to_json()) == kit
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"ingredients": 3}', '{"ingredients": [{"nam": "x"}]}', "nonsense"])
+def test_json_of_something_else_is_refused(text):
+    with pytest.raises(RecipeError):
+        MealKit.from_json(text)
+
+
+def test_csv_has_a_row_per_ingredient_and_no_formula(kit, table):
+    hostile = kit.plus(Ingredient("=HYPERLINK(1)", text="=HYPERLINK(1)"))
+    rows = list(csv.DictReader(io.StringIO(to_csv(hostile))))
+    assert [row["ingredient"] for row in rows[:-2]] == [item.name for item in kit.ingredients]
+    assert rows[-2]["ingredient"] == "'=HYPERLINK(1)"
+    assert rows[-1]["ingredient"] == "total"
+    assert int(rows[-1]["kcal"]) == round(kit.kcal.value)
+    assert "lower bound" in rows[-1]["notes"]
+
+
+def test_pdf_holds_the_list_and_its_sources(kit):
+    from pypdf import PdfReader
+
+    made = to_pdf(replace(kit, dish="Crêpes <b>& Co</b>"))
+    assert made == to_pdf(replace(kit, dish="Crêpes <b>& Co</b>"))  # no time stamp
+    text = " ".join(page.extract_text() for page in PdfReader(io.BytesIO(made)).pages)
+    for wanted in ("Crêpes <b>& Co</b>", "all-purpose flour", "1/2 stick", "For 4 people", "FoodData Central"):
+        assert wanted in text
+
+
+def test_pdf_of_a_long_list_has_several_pages(table):
+    from pypdf import PdfReader
+
+    item = Ingredient("flour", Quantity.of(1), "cup", kcal=Estimate(1, 1, 1))
+    assert len(PdfReader(io.BytesIO(to_pdf(MealKit((item,) * 200)))).pages) > 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.fractions(0, 50, max_denominator=16), st.sampled_from(["cup", "gram", None])), max_size=6),
+    st.fractions(Fraction(1, 8), 40),
+)
+def test_scaling_and_json_commute(items, servings):
+    kit = MealKit(tuple(Ingredient("flour", Quantity.of(amount), unit) for amount, unit in items), Fraction(2))
+    assert MealKit.from_json(kit.scale(servings).to_json()) == MealKit.from_json(kit.to_json()).scale(servings)
