@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weightsmith_phenotype import PhenoTagger, Settings, TaggerError
+from weightsmith_phenotype import PhenoTagger, Settings, TaggerError, matcher
 from weightsmith_phenotype.classifier import (
     SIZE,
     Classifier,
@@ -36,7 +36,7 @@ def windows(flags, lengths=(2, 8), taken=()):
     used[list(taken)] = True
     gate = np.array([0, 0, 0, 0, 1], np.float32)
     spans, vectors = np.empty((200, 2), np.int32), np.empty((200, 4), np.float32)
-    count = candidates(ids, flags, features, used, gate, lengths, spans, vectors)
+    count = candidates(ids, flags, features, used, gate, lengths, spans, vectors, np.empty(4, np.float32))
     return [tuple(map(int, span)) for span in spans[:count]], vectors[:count], features[0]
 
 
@@ -111,13 +111,25 @@ def test_a_threshold_of_one_is_the_dictionary_and_no_names_the_classifier(traine
 
 
 def test_the_matcher_and_the_classifier_make_the_same_vectors(trained, small_tagger):
-    matcher = PhenoTagger(small_tagger.ontology, small_tagger.dictionary, trained)._matcher
-    matcher.find("short stature", variants=None, classifier=0.0)
-    sums, counts = matcher._features
-    rows = [matcher._numbers["short"], matcher._numbers["stature"]]
+    made = PhenoTagger(small_tagger.ontology, small_tagger.dictionary, trained)._matcher
+    made.find("short stature", variants=None, classifier=0.0)
+    sums, counts = made.words.features
+    rows = [made.words.numbers["short"], made.words.numbers["stature"]]
     mean = sums[rows].sum(0) / counts[rows].sum()
     centered = (mean - mean.mean()) / np.linalg.norm(mean - mean.mean())
     assert trained.vectors([["short", "stature"]])[0] == pytest.approx(centered, abs=1e-5)
+
+
+def test_the_shortlist_changes_no_answer(trained, small_tagger, monkeypatch):
+    text = (
+        "Clefts of the palate, small of stature, seizures of epileptic kind; the eyelid upper drooping, a focal onset."
+    )
+    tagger = PhenoTagger(small_tagger.ontology, small_tagger.dictionary, trained, Settings(names=False, context=False))
+    taggers = [tagger.with_settings(classifier=least) for least in (0.1, 0.5, 0.9)]
+    short = [one.tag(text) for one in taggers]
+    monkeypatch.setattr(matcher, "shortlist", lambda *given: given[-1].fill(True))
+    assert [one.tag(text) for one in taggers] == short
+    assert len(short[0]) > 1
 
 
 def test_the_same_seed_trains_the_same_classifier(small_tagger):
@@ -135,6 +147,8 @@ def test_features_are_a_word_and_its_pieces():
 
 
 def test_numbers_that_are_not_finite_are_refused():
-    broken = Classifier(np.ones((4, SIZE), np.float32), np.full((3, SIZE), np.nan, np.float32), np.zeros(SIZE + 1))
+    nan = np.full((3, SIZE), np.nan, np.float32)
+    index = np.zeros(0, np.uint64), np.zeros(1, np.int32), np.zeros(0, np.int32)
+    broken = Classifier(np.ones((4, SIZE), np.float32), nan, np.zeros(SIZE + 1), *index)
     with pytest.raises(TaggerError, match="NaN or infinite"):
         broken.best(np.ones((1, SIZE), np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from weightsmith_phenotype import Ontology, OntologyError, PhenoTagger, Settings, Synonym, Term
 from weightsmith_phenotype.dictionary import Dictionary
-from weightsmith_phenotype.kernels import match as kernel
-from weightsmith_phenotype.kernels.match import MATCH, build_table, look_up, phrase, resolve
+from weightsmith_phenotype.kernels import match as kernel, scan, tables
+from weightsmith_phenotype.kernels.match import MATCH, resolve
+from weightsmith_phenotype.kernels.tables import build_filter, build_table, look_up, passes, phrase
 from weightsmith_phenotype.substitutions import NOTHING, learn_substitutions
+from weightsmith_phenotype.word_table import character_classes
 
 PLAIN = Settings(context=False, abbreviations=False)
 
@@ -205,6 +208,21 @@ def test_the_hash_table_finds_each_key_and_no_other(keys):
     assert look_up(np.uint64(absent), slots, rows) == -1
 
 
+@given(st.lists(st.tuples(st.integers(1, 2**64 - 1), st.floats(0, 1, width=32)), unique_by=lambda pair: pair[0]))
+def test_the_bitmap_lets_every_key_of_a_good_score_through(pairs):
+    keys, scores = np.array([k for k, _ in pairs], np.uint64), np.array([s for _, s in pairs], np.float32)
+    table = build_table(keys)
+    some, every = build_filter(*table, scores, np.float32(0.5)), build_filter(*table, scores[:0], np.float32(0.5))
+    assert all(passes(key, every) for key in keys)
+    assert all(passes(key, some) for key in keys[scores >= 0.5])
+
+
+def test_the_bitmap_keeps_most_other_keys_out():
+    keys = np.random.default_rng(0).integers(1, 2**63, 20_000).astype(np.uint64)
+    bits = build_filter(*build_table(keys[:10_000]), np.zeros(0, np.float32), np.float32(0))
+    assert np.mean([passes(key, bits) for key in keys[10_000:]]) < 1 / 8
+
+
 def test_the_code_of_words_depends_on_their_order():
     codes = np.array([3, 5, 7], np.uint64)
     assert phrase(codes) != phrase(codes[::-1])
@@ -274,40 +292,55 @@ class Checked(np.ndarray):
         return super().__getitem__(place)
 
 
-class CheckedNumpy:
-    """numpy whose new arrays are checked."""
-
-    def __getattr__(self, name):
-        made = getattr(np, name)
-        return (lambda *given: made(*given).view(Checked)) if name in ("empty", "zeros") else made
-
-
 @pytest.fixture(scope="module")
 def interpreted():
-    """The kernel's `find`, run by Python."""
-    source = Path(kernel.__file__).read_text("utf-8").replace("@njit(cache=True, nogil=True)", "")
+    """The kernels, run by Python."""
     space = {"__name__": "interpreted"}
-    exec(compile(source, kernel.__file__, "exec"), space)
-    space["np"] = CheckedNumpy()
-    return space["find"]
+    for module in (tables, scan, kernel):
+        source = Path(module.__file__).read_text("utf-8")
+        source = re.sub(r"^@(compiled|njit.*)$|^from weightsmith_phenotype.*$", "", source, flags=re.M)
+        exec(compile(source, module.__file__, "exec"), space)
+    return space
 
 
 def checked(part):
     return tuple(map(checked, part)) if isinstance(part, tuple) else part.view(Checked)
 
 
+INTERPRETED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@INTERPRETED
 @given(st.lists(st.sampled_from([*PIECES, "pits", " was ", "in "]), max_size=20).map("".join))
 def test_the_kernel_stays_inside_its_arrays(small_tagger, interpreted, text):
     """Python checks each index; compiled code reads whatever is there."""
     matcher = small_tagger._matcher
-    *_, ids = matcher._words(text)
-    tables = (matcher._columns, matcher._phrases, matcher._bags, matcher._above)
+    words = matcher.words.read(text)
+    given_ = words, *matcher.tables(np.float32(0.5))
     fast, slow = np.zeros(512, MATCH), np.zeros(512, MATCH)
-    count, _ = kernel.find(ids, *tables, np.float32(0.5), True, True, fast)
-    again, _ = interpreted(
-        ids.view(Checked), *map(checked, tables), np.float32(0.5), True, True, slow.view(np.recarray)
-    )
+    room = kernel.room(len(words[0]))
+    count = kernel.find(*given_, np.float32(0.5), True, True, room, fast)
+    again = interpreted["find"](*checked(given_), np.float32(0.5), True, True, checked(room), slow.view(np.recarray))
     assert again == count
     assert (fast[:count] == slow[:count]).all()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@INTERPRETED
+@given(
+    st.lists(st.sampled_from([*PIECES, "epi", "-\n", "physes", "\u0301", "1) ", "\r\n", ":"]), max_size=20).map("".join)
+)
+def test_the_scanner_stays_inside_its_arrays(small_tagger, interpreted, text):
+    words = small_tagger._matcher.words
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    size = len(points)
+    table = words._slots, words._rows, words.columns[0]
+
+    def scanned(run, checked):
+        kinds = (np.int32, np.int32, np.uint64, np.int32, np.int32)
+        room, unknown = tuple(np.zeros(size, kind) for kind in kinds), np.zeros((4, 4), np.int32)
+        counts = run(*checked((points, character_classes(), table)), kernel.NAMED, *checked((room, unknown)))
+        return counts, [column[: counts[0]].tolist() for column in room], unknown.tolist()
+
+    assert scanned(scan.scan, lambda part: part) == scanned(interpreted["scan"], checked)

@@ -39,9 +39,9 @@ def test_neither_order_nor_company_of_documents_changes_what_is_found(trained, n
 
 
 def test_the_cache_of_words_does_not_change_what_is_found(trained, monkeypatch):
-    from weightsmith_phenotype import matcher
+    from weightsmith_phenotype import word_table
 
-    monkeypatch.setattr(matcher, "MOST_WORDS", 8)
+    monkeypatch.setattr(word_table, "MOST_WORDS", 8)
     small = PhenoTagger(trained.ontology, trained.dictionary, trained.classifier)
     draw = random.Random(0)
     for _ in range(50):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, strategies as st
 
-from weightsmith_phenotype.tokens import segments, split, tokenize
+from weightsmith_phenotype import word_table
+from weightsmith_phenotype.kernels import match, scan
+from weightsmith_phenotype.tokens import HYPHENS, JOINERS, segments, split, tokenize
+from weightsmith_phenotype.word_table import WordTable, character_classes
 from weightsmith_phenotype.words import lemma, plain, stem
 
 NASTY = st.lists(
@@ -99,3 +104,61 @@ def test_normal_forms_are_stable(word):
     assert plain(plain(word)) == plain(word)
     assert lemma(lemma(plain(word))) == lemma(plain(word))
     assert stem(plain(word))
+
+
+def assert_same_words(words, text):
+    """The kernel splits a text as `split` does; lines end in one word, however they end."""
+    starts, ends, rows = (column.tolist() for column in words.read(text))
+    known = list(words.numbers)
+    flags = words.columns[0]
+    expected, *places = split(text, lambda word: bool(flags[words.numbers[word]] & match.NAMED))
+    assert [starts, ends] == places
+    assert [known[row] for row in rows] == ["\n" if "\n" in word else word for word in expected]
+
+
+@given(NASTY)
+def test_the_kernel_splits_as_the_rules_say(small_tagger, text):
+    assert_same_words(WordTable(small_tagger.dictionary), text)
+    assert_same_words(small_tagger._matcher.words, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epi-\n  physes and epi-physes, short-stature, low-set",
+        "Sjo\u0308gren cafe\u0301 a\u0301-\nb\u0301-\nc",
+        "Line one is short\n- item\n(1) item\n12. item\nLabel here: x\n\nNext",
+        "A line that is much longer than any line of a list is, so it\nwas wrapped.\r\n\r\nNew\tcell",
+        "x\ud800y \U0010ffff 1\u0661 \u2167 \xb2",
+    ],
+)
+def test_the_kernel_splits_these(small_tagger, text):
+    words = WordTable(small_tagger.dictionary)
+    assert_same_words(words, text)
+    assert_same_words(words, text)
+
+
+def test_a_text_of_new_words_is_read_whole(small_tagger):
+    text = " ".join(f"word{n} new{n}-part{n}" for n in range(3000))
+    words = WordTable(small_tagger.dictionary)
+    assert_same_words(words, text)
+    assert len(words.read(text)[0]) == 4 * 3000
+
+
+def test_the_table_of_words_starts_anew_when_it_is_full(small_tagger, monkeypatch):
+    monkeypatch.setattr(word_table, "MOST_WORDS", 20)
+    words = WordTable(small_tagger.dictionary)
+    for turn in range(5):
+        words.read(" ".join(f"word{turn}x{n}" for n in range(10)))
+        assert len(words.numbers) <= 20
+    assert len(words.read(" ".join(f"w{n}" for n in range(100)))[0]) == 100
+
+
+def test_what_characters_are_is_what_the_rules_say():
+    classes = character_classes()
+    for kind, pattern in ((scan.WORD, r"[^\W_]"), (scan.SPACE, r"\s"), (scan.DIGIT, r"\d")):
+        expected = re.compile(pattern)
+        assert all(bool(classes[n] & kind) == bool(expected.match(chr(n))) for n in range(0, len(classes), 7))
+    assert all(bool(classes[n] & scan.LETTER) == chr(n).isalpha() for n in range(0, len(classes), 7))
+    assert {chr(n) for n in (classes & scan.HYPHEN).nonzero()[0]} == HYPHENS
+    assert {chr(n) for n in (classes & scan.JOINER).nonzero()[0]} == JOINERS

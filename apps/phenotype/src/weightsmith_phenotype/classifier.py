@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from weightsmith.core.progress import track
 from weightsmith_phenotype.dictionary import name_words, usable_names
 from weightsmith_phenotype.errors import TaggerError
+from weightsmith_phenotype.kernels.embed import products
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.substitutions import NOTHING, learn_substitutions
 from weightsmith_phenotype.tokens import segments, tokenize
-from weightsmith_phenotype.words import FUNCTION_WORDS, LINKS, stem
+from weightsmith_phenotype.words import FUNCTION_WORDS, LINKS, code, stem
 
 __all__ = ["Classifier", "negative_ngrams", "train_classifier"]
 
@@ -123,11 +124,25 @@ class Classifier:
         A vector of length one per concept; the last stands for "no concept".
     gate : float32 array, [SIZE + 1]
         Weights and bias of a linear test, with which most n-grams of running text are left out.
+    stems : uint64 array, [stems]
+        Sorted codes of the stems of all names.
+    starts : int32 array, [stems + 1]
+        Where the concepts of each stem begin in ``members``.
+    members : int32 array
+        Row of each concept with the stem in a name.
     """
 
     table: NDArray[np.float32]
     concepts: NDArray[np.float32]
     gate: NDArray[np.float32]
+    stems: NDArray[np.uint64]
+    starts: NDArray[np.int32]
+    members: NDArray[np.int32]
+
+    def posting(self, stem_code: int) -> int:
+        """The place of a stem in `stems`, or -1."""
+        place = int(np.searchsorted(self.stems, np.uint64(stem_code)))
+        return place if place < len(self.stems) and self.stems[place] == stem_code else -1
 
     def vectors(self, ngrams: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """The vectors of n-grams, [ngrams, SIZE]."""
@@ -143,12 +158,15 @@ class Classifier:
         TaggerError
             If a logit is not finite.
         """
-        logits = SCALE * (vectors @ self.concepts.T)
+        logits = np.empty((len(vectors), len(self.concepts)), np.float32)
+        products(vectors, self.concepts, logits)
+        logits *= SCALE
         top = logits.argmax(1)
         highest = logits[np.arange(len(top)), top]
         if not np.isfinite(highest).all():
             raise TaggerError("the classifier's logits", found="NaN or infinite values", do="Train the tagger again.")
-        return 1 / np.exp(logits - highest[:, None]).sum(1), top
+        logits -= highest[:, None]
+        return 1 / np.exp(logits, out=logits).sum(1), top
 
 
 def train_classifier(
@@ -253,7 +271,23 @@ def train_classifier(
             table.weight.numpy().copy(),
             torch.nn.functional.normalize(concepts, dim=1).numpy().copy(),
             gate.numpy().copy(),
+            *_index(positives),
         )
+
+
+def _index(
+    named: Iterable[tuple[Sequence[str], int]],
+) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]:
+    """Stems, starts and members of `Classifier`, from the words of names and their concepts."""
+    holders: dict[int, set[int]] = {}
+    for words, concept in named:
+        for word in words:
+            if word not in LINKS:
+                holders.setdefault(code(stem(word)), set()).add(concept)
+    stems = sorted(holders)
+    starts = np.concatenate([[0], np.cumsum([len(holders[one]) for one in stems])]).astype(np.int32)
+    members = np.fromiter((n for one in stems for n in sorted(holders[one])), np.int32, int(starts[-1]))
+    return np.array(stems, np.uint64), starts, members
 
 
 def _surface_exchanges(positives: list[tuple[tuple[str, ...], int]]) -> dict[str, list[str]]:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightsmith_phenotype.errors import OntologyError
-from weightsmith_phenotype.kernels.match import ENDS, HEADS, KNOWN, build_table, phrase
+from weightsmith_phenotype.kernels.match import ENDS, HEADS, KNOWN
+from weightsmith_phenotype.kernels.tables import build_table, phrase
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.substitutions import NOTHING, learn_substitutions
 from weightsmith_phenotype.tokens import BARRIERS, JOINTS, tokenize

@@ -33,7 +33,7 @@ from weightsmith_phenotype.ontology import Ontology
 
 __all__ = ["PhenoTagger", "Settings"]
 
-FORMAT = 2
+FORMAT = 3
 """Of saved taggers; another one is refused."""
 
 SOURCES = ("dictionary", "variant", "variant", "classifier")
@@ -167,6 +167,7 @@ class PhenoTagger:
             raise TaggerError("settings", found=", ".join(sorted(unknown)), expected=f"some of {known}")
         changed = copy(self)
         changed.settings = replace(self.settings, **changes)
+        vars(changed)["_matcher"] = self._matcher
         return changed
 
     def tag(self, text: str) -> list[Mention]:
@@ -349,10 +350,11 @@ def _place(mention: Mention) -> tuple[int, int, str]:
 
 def _code_fingerprint() -> str:
     """Hash of the code that decides what the default tagger contains: a cached one of other code is not used."""
-    digest = sha256()
+    digest = sha256(str(FORMAT).encode())
     for name in (
         "ontology.py",
         "kernels/match.py",
+        "kernels/tables.py",
         "dictionary.py",
         "substitutions.py",
         "tokens.py",

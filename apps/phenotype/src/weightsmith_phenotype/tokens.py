@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from weightsmith_phenotype.words import plain
 
-__all__ = ["BARRIERS", "JOINTS", "Token", "segments", "split", "tokenize"]
+__all__ = ["BARRIERS", "HYPHENS", "JOINERS", "JOINTS", "Token", "segments", "split", "tokenize"]
 
 _TOKEN = re.compile(r"([^\W_]+|(?:\r?\n[ \t]*)+|\t|[^\s])")
 _ITEM = re.compile(r"[-*•·▪◦–][ \t]|\(?\d{1,2}[.)][ \t]|[^\W\d_][^\n:.]{0,40}:")
@@ -27,7 +27,7 @@ BARRIERS = frozenset(".!;:?()[]{}")
 HYPHENS = frozenset("-‐‑\u00ad")
 JOINTS = frozenset("/‒–'\"’‘“”`´") | HYPHENS
 """Signs without meaning between the words of a name: "short-stature" is "short stature"."""
-_JOINERS = HYPHENS | {"\u200d", *map(chr, range(0x300, 0x370))}
+JOINERS = HYPHENS | {"\u200d", *map(chr, range(0x300, 0x370))}
 
 
 class Token(NamedTuple):
@@ -53,7 +53,7 @@ def split(text: str, is_word: Callable[[str], bool]) -> tuple[list[str], list[in
             if not _ends_a_run(text, words[place], starts[place], ends[place]):
                 del words[place], starts[place], ends[place]
     if "-" in text or not text.isascii():
-        for place in [n for n, word in enumerate(words) if word in _JOINERS]:
+        for place in [n for n, word in enumerate(words) if word in JOINERS]:
             if place > 0:
                 _join(text, words, starts, ends, place, is_word)
     return words, starts, ends
@@ -87,7 +87,7 @@ def _join(
             starts[place] = ends[place]
         return
     whole = words[before] + ("" if hyphen else words[place]) + words[place + 1]
-    if not hyphen or is_word(plain(whole)):
+    if not hyphen or is_word(whole):
         words[before], ends[before] = whole, ends[place + 1]
         words[place] = words[place + 1] = ""
         starts[place] = ends[place] = starts[place + 1] = ends[before]

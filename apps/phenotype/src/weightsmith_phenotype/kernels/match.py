@@ -1,8 +1,9 @@
 """Find names in a row of words: contiguous, in another order, with exchanged words, and across lists.
 
-Words are rows of a table of codes and flags (`Words`). A name is the code of its words in order (`phrase`), or the code
-of its set of stems (a sum, so that order does not count). Codes are looked up in open-addressing tables. Two different
-names share a 64-bit code with probability 1e-8 in a table of a million.
+Words are rows of flags and codes. A name is the code of its words in order, or the code of its set of stems (a sum, so
+that order does not count). Codes are looked up in open-addressing tables, after a bitmap that most of them do not pass
+(`weightsmith_phenotype.kernels.tables`). Two different names share a 64-bit code with probability 1e-8 in a table of a
+million.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["BARRIER", "COMMA", "CONJUNCTION", "COPULA", "ENDS", "FUNCTION", "HEADS", "JOINT", "KNOWN", "LINK", "MATCH"]
-__all__ += ["build_table", "find", "look_up", "phrase", "resolve"]
+from weightsmith_phenotype.kernels.compiled import compiled
+from weightsmith_phenotype.kernels.tables import append, look_up, passes
 
-BARRIER, JOINT, LINK, FUNCTION, COMMA, CONJUNCTION, KNOWN, ENDS, HEADS, COPULA = (1 << bit for bit in range(10))
+__all__ = ["BARRIER", "COMMA", "CONJUNCTION", "COPULA", "ENDS", "FUNCTION", "HEADS", "JOINT", "KNOWN", "LINK", "MATCH"]
+__all__ += ["NAMED", "find", "resolve", "room"]
+
+BARRIER, JOINT, LINK, FUNCTION, COMMA, CONJUNCTION, KNOWN, ENDS, HEADS, COPULA, NAMED = (1 << bit for bit in range(11))
 """What a word is: ends a segment; is dropped; carries no meaning; is not crossed; ``,``; ``and``/``or``; occurs in the
-ontology; can end a name; is what a name is about (as *anomaly* in *renal anomaly*); ``was`` and the like."""
+ontology; can end a name; is what a name is about (as *anomaly* in *renal anomaly*); ``was`` and the like; occurs in the
+names, not just its stem."""
 
 MATCH = np.dtype([("start", "i4"), ("end", "i4"), ("concept", "i4"), ("score", "f4"), ("kind", "i4"), ("kept", "i4")])
 """One match: first word, word after the last, concept, score, kind (0 exact, 1 set of words, 2 list or gap)."""
@@ -34,84 +38,34 @@ LISTED, SKIPPED = np.float32(0.98), np.float32(0.95)
 LEAST_SKIPPING = np.float32(0.9)
 """Least score of a name before a word is skipped."""
 
-_PRIME = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(29)
+NO_WORDS = (np.uint64(1), np.uint64(1), np.uint64(0))
+"""Codes of no words: in order as written, in order in the singular, as a set of stems."""
 
 
-@njit(cache=True, nogil=True)
-def _append(state: np.uint64, code: np.uint64) -> np.uint64:
-    mixed = (state ^ code) * _PRIME
-    return mixed ^ (mixed >> _SHIFT)
-
-
-@njit(cache=True, nogil=True)
-def phrase(codes: NDArray[np.uint64]) -> np.uint64:
-    """The code of words in order."""
-    state = np.uint64(1)
-    for code in codes:
-        state = _append(state, code)
-    return state
-
-
-@njit(cache=True, nogil=True)
-def build_table(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Slots (half of them empty) with the keys, and the row of each; key 0 means empty."""
-    size = 16
-    while size < 2 * len(keys):
-        size *= 2
-    slots, rows = np.zeros(size, np.uint64), np.full(size, -1, np.int32)
-    mask = np.uint64(size - 1)
-    for row in range(len(keys)):
-        place = keys[row] & mask
-        while slots[place] != 0:
-            place = (place + np.uint64(1)) & mask
-        slots[place], rows[place] = keys[row], row
-    return slots, rows
-
-
-@njit(cache=True, nogil=True)
-def look_up(key: np.uint64, slots: NDArray[np.uint64], rows: NDArray[np.int32]) -> int:
-    """The row of a key, or -1."""
-    mask = np.uint64(len(slots) - 1)
-    place = key & mask
-    while slots[place] != 0:
-        if slots[place] == key:
-            return rows[place]
-        place = (place + np.uint64(1)) & mask
-    return -1
-
-
-@njit(cache=True, nogil=True)
-def _exact(picked: Any, count: Any, words: Any, phrases: Any) -> Any:
-    """The concept that has these words in this order as a name, or -1."""
-    surface, lemmas = words[1], words[2]
-    state, singular = np.uint64(1), np.uint64(1)
-    for n in range(count):
-        state = _append(state, surface[picked[n]])
-        singular = _append(singular, lemmas[picked[n]])
-    return _named(state, singular, phrases)
-
-
-@njit(cache=True, nogil=True)
-def _named(state: Any, singular: Any, phrases: Any) -> Any:
-    """The concept with a name of this code: as written first, then in the singular."""
-    slots, rows, concepts = phrases
-    row = look_up(state, slots, rows)
-    if row < 0:
+@compiled
+def _named(code: Any, phrases: Any) -> Any:
+    """The concept with a name of this code: as written first, then in the singular; or -1."""
+    written, singular, _ = code
+    slots, rows, concepts, bits = phrases
+    row = look_up(written, slots, rows) if passes(written, bits) else -1
+    if row < 0 and passes(singular, bits):
         row = look_up(singular, slots, rows)
     return concepts[row] if row >= 0 else -1
 
 
-@njit(cache=True, nogil=True)
-def _as_set(picked: Any, count: Any, words: Any, bags: Any, threshold: Any) -> Any:
-    """The concept that has these content words as a name in any order, or exchanged for others, and the score."""
-    flags, stems = words[0], words[3]
-    slots, rows, concepts, scores = bags
-    if not flags[picked[count - 1]] & ENDS:
+@compiled
+def _as_set(a: Any, b: Any, c: Any, d: Any, total: Any, words: Any, bags: Any, threshold: Any) -> Any:
+    """The concept with a name of the content words of ``[a, b)`` and ``[c, d)``, in any order or exchanged; its score.
+
+    ``total`` is the sum of their stems' codes.
+    """
+    flags, _, _, stems = words
+    slots, rows, concepts, scores, bits = bags
+    if not passes(total, bits) or not flags[d - 1] & ENDS:
         return -1, np.float32(0)
-    total, content = np.uint64(0), 0
-    for n in range(count):
-        word = picked[n]
+    content = 0
+    for n in range(b - a + d - c):
+        word = a + n if n < b - a else c - b + a + n
         if flags[word] & LINK:
             continue
         if not flags[word] & KNOWN:
@@ -120,9 +74,9 @@ def _as_set(picked: Any, count: Any, words: Any, bags: Any, threshold: Any) -> A
         if content > CONTENT:
             return -1, np.float32(0)
         for m in range(n):
-            if stems[picked[m]] == stems[word] and not flags[picked[m]] & LINK:
+            other = a + m if m < b - a else c - b + a + m
+            if stems[other] == stems[word] and not flags[other] & LINK:
                 return -1, np.float32(0)
-        total += stems[word]
     if content < 2:
         return -1, np.float32(0)
     row = look_up(total, slots, rows)
@@ -131,15 +85,7 @@ def _as_set(picked: Any, count: Any, words: Any, bags: Any, threshold: Any) -> A
     return concepts[row], scores[row]
 
 
-@njit(cache=True, nogil=True)
-def _either(picked: Any, count: Any, words: Any, phrases: Any, bags: Any, threshold: Any) -> Any:
-    concept = _exact(picked, count, words, phrases)
-    if concept >= 0:
-        return concept, np.float32(1)
-    return _as_set(picked, count, words, bags, threshold)
-
-
-@njit(cache=True, nogil=True)
+@compiled
 def _add(found: Any, count: Any, start: Any, end: Any, concept: Any, score: Any, kind: Any) -> Any:
     if count < len(found):
         match = found[count]
@@ -147,64 +93,80 @@ def _add(found: Any, count: Any, start: Any, end: Any, concept: Any, score: Any,
     return count + 1
 
 
-@njit(cache=True, nogil=True)
-def _contiguous(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
+@compiled
+def _read(code: Any, place: Any, words: Any) -> Any:
+    """Codes of words in order, of their singulars in order, and of the set of stems, with one more word."""
+    flags, surface, lemmas, stems = words
+    written, singular, total = code
+    if not flags[place] & LINK:
+        total += stems[place]
+    return append(written, surface[place]), append(singular, lemmas[place]), total
+
+
+@compiled
+def _contiguous(first: Any, last: Any, search: Any, count: Any) -> Any:
     """Names that stand in one piece, in any order of words."""
-    words, phrases, bags, threshold, picked, found = search
+    words, phrases, bags, threshold, found, _ = search
     flags = words[0]
     for start in range(first, last):
-        if flags[row[start]] & (LINK | COMMA) or not flags[row[start]] & KNOWN:
+        if flags[start] & (LINK | COMMA) or not flags[start] & KNOWN:
             continue
         crossed = False
-        state, singular = np.uint64(1), np.uint64(1)
+        code = NO_WORDS
         for end in range(start + 1, min(last, start + LONGEST) + 1):
-            kind = flags[row[end - 1]]
-            picked[end - 1 - start] = row[end - 1]
-            state = _append(state, words[1][row[end - 1]])
-            singular = _append(singular, words[2][row[end - 1]])
+            kind = flags[end - 1]
             if not kind & (KNOWN | LINK | FUNCTION | COMMA):
                 break
+            code = _read(code, end - 1, words)
             crossed |= kind & (FUNCTION | COMMA) != 0
             if kind & (COMMA | LINK):
                 continue
-            concept = _named(state, singular, phrases)
+            concept = _named(code, phrases)
             if concept >= 0:
                 count = _add(found, count, start, end, concept, np.float32(1), 0)
             elif not crossed:
-                concept, score = _as_set(picked, end - start, words, bags, threshold)
+                concept, score = _as_set(start, end, end, end, code[2], words, bags, threshold)
                 if concept >= 0:
                     count = _add(found, count, start, end, concept, score, 1)
     return count
 
 
-@njit(cache=True, nogil=True)
-def _across(row: Any, a: Any, b: Any, c: Any, d: Any, worth: Any, search: Any, count: Any) -> Any:
-    """The name of ``row[a:b]`` and then ``row[c:d]`` read together; the match stretches over both."""
-    words, phrases, bags, threshold, picked, found = search
-    length = b - a + d - c
+@compiled
+def _across(a: Any, b: Any, c: Any, d: Any, worth: Any, search: Any, count: Any) -> Any:
+    """The name of the words ``[a, b)`` and then ``[c, d)`` read together; the match stretches over both."""
+    words = search[0]
     # Names with words that the ontology does not know are found in one piece only.
-    if length > LONGEST or not words[0][row[a]] & words[0][row[d - 1]] & KNOWN:
+    if b - a + d - c > LONGEST or not words[0][a] & words[0][d - 1] & KNOWN:
         return count
-    for n in range(b - a):
-        picked[n] = row[a + n]
-    for n in range(d - c):
-        picked[b - a + n] = row[c + n]
-    concept, score = _either(picked, length, words, phrases, bags, threshold)
+    code = NO_WORDS
+    for place in range(a, b):
+        code = _read(code, place, words)
+    for place in range(c, d):
+        code = _read(code, place, words)
+    return _together(a, b, c, d, code, worth, search, count)
+
+
+@compiled
+def _together(a: Any, b: Any, c: Any, d: Any, code: Any, worth: Any, search: Any, count: Any) -> Any:
+    words, phrases, bags, threshold, found, _ = search
+    concept, score = _named(code, phrases), np.float32(1)
+    if concept < 0:
+        concept, score = _as_set(a, b, c, d, code[2], words, bags, threshold)
     if concept >= 0:
         count = _add(found, count, min(a, c), max(b, d), concept, score * worth, 2)
     return count
 
 
-@njit(cache=True, nogil=True)
-def _list(row: Any, first: Any, last: Any, signs: Any, many: Any, search: Any, count: Any) -> Any:
+@compiled
+def _list(first: Any, last: Any, signs: Any, many: Any, search: Any, count: Any) -> Any:
     """Names that share their head or their end across a list: "branchial, otic and renal anomalies".
 
     ``signs[:many]`` are the places of the list's commas and conjunctions.
     """
     flags = search[0][0]
-    begins, stops = np.empty(many + 1, np.int32), np.empty(many + 1, np.int32)
+    _, begins, stops = search[5]
     start = signs[0]
-    while start > first and signs[0] - start < ELEMENT and not flags[row[start - 1]] & (FUNCTION | COMMA):
+    while start > first and signs[0] - start < ELEMENT and not flags[start - 1] & (FUNCTION | COMMA):
         start -= 1
     elements = 0
     if start < signs[0]:
@@ -214,55 +176,55 @@ def _list(row: Any, first: Any, last: Any, signs: Any, many: Any, search: Any, c
             begins[elements], stops[elements] = signs[n] + 1, signs[n + 1]
             elements += 1
     end = signs[many - 1] + 1
-    while end < last and end - signs[many - 1] <= ELEMENT + 1 and not flags[row[end]] & (FUNCTION | COMMA):
+    while end < last and end - signs[many - 1] <= ELEMENT + 1 and not flags[end] & (FUNCTION | COMMA):
         end += 1
     if end > signs[many - 1] + 1:
         begins[elements], stops[elements] = signs[many - 1] + 1, end
         elements += 1
     for closing in range(1, elements):
         a, b = begins[closing], stops[closing]
-        if not flags[row[a - 1]] & CONJUNCTION and not (a - 2 >= first and flags[row[a - 2]] & CONJUNCTION):
+        if not flags[a - 1] & CONJUNCTION and not (a - 2 >= first and flags[a - 2] & CONJUNCTION):
             continue
         for opening in range(closing - 1, max(-1, closing - MOST_ELEMENTS), -1):
             start, stop = begins[opening], stops[opening]
             # The list's last element has the head: "palmar | and | plantar pits".
-            if not flags[row[stop - 1]] & HEADS:
+            if not flags[stop - 1] & HEADS:
                 for head in range(a + 1, b):
-                    if flags[row[head]] & LINK:
+                    if flags[head] & LINK:
                         continue
                     for end in range(head + 1, min(b, head + 3) + 1):
-                        if flags[row[end - 1]] & LINK:
+                        if flags[end - 1] & LINK:
                             continue
                         for left in range(max(start, stop - 2), stop):
-                            if not flags[row[left]] & LINK:
-                                count = _across(row, left, stop, head, end, LISTED, search, count)
+                            if not flags[left] & LINK:
+                                count = _across(left, stop, head, end, LISTED, search, count)
             # The list's first element has the head: "hypopigmentation of skin | or | hair".
             for cut in range(start + 1, stop):
                 for left in range(max(start, cut - 3), cut):
-                    if flags[row[left]] & LINK:
+                    if flags[left] & LINK:
                         continue
                     for end in range(a + 1, min(b, a + 3) + 1):
-                        if not flags[row[end - 1]] & LINK and not flags[row[a]] & FUNCTION:
-                            count = _across(row, left, cut, a, end, LISTED, search, count)
+                        if not flags[end - 1] & LINK and not flags[a] & FUNCTION:
+                            count = _across(left, cut, a, end, LISTED, search, count)
     return count
 
 
-@njit(cache=True, nogil=True)
-def _lists(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
+@compiled
+def _lists(first: Any, last: Any, search: Any, count: Any) -> Any:
     flags = search[0][0]
-    signs = np.empty(last - first, np.int32)
+    signs = search[5][0]
     place = first
     while place < last:
-        if not flags[row[place]] & (COMMA | CONJUNCTION):
+        if not flags[place] & (COMMA | CONJUNCTION):
             place += 1
             continue
         signs[0], many = place, 1
-        conjunctions = flags[row[place]] & CONJUNCTION != 0
+        conjunctions = flags[place] & CONJUNCTION != 0
         searching = True
         while searching:
             searching = False
             for after in range(signs[many - 1] + 1, min(last, signs[many - 1] + GAP)):
-                kind = flags[row[after]]
+                kind = flags[after]
                 if kind & (COMMA | CONJUNCTION):
                     signs[many], many, searching = after, many + 1, True
                     conjunctions |= kind & CONJUNCTION != 0
@@ -270,80 +232,84 @@ def _lists(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
                 if kind & FUNCTION:
                     break
         if conjunctions:
-            count = _list(row, first, last, signs, many, search, count)
+            count = _list(first, last, signs, many, search, count)
         place = signs[many - 1] + 1
     return count
 
 
-@njit(cache=True, nogil=True)
-def _adjectives(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
+@compiled
+def _adjectives(first: Any, last: Any, search: Any, count: Any) -> Any:
     """Adjectives in a row before their noun: "a broad, flat nose"."""
     flags = search[0][0]
     for comma in range(first + 1, last - 1):
-        if not flags[row[comma]] & COMMA:
+        if not flags[comma] & COMMA:
             continue
         for start in range(comma - 1, max(first, comma - 2) - 1, -1):
-            if flags[row[start]] & (LINK | FUNCTION | COMMA) or flags[row[comma - 1]] & HEADS:
+            if flags[start] & (LINK | FUNCTION | COMMA) or flags[comma - 1] & HEADS:
                 break
             for head in range(comma + 2, min(last, comma + 5)):
-                if flags[row[head]] & (FUNCTION | COMMA) or flags[row[head - 1]] & (FUNCTION | COMMA):
+                if flags[head] & (FUNCTION | COMMA) or flags[head - 1] & (FUNCTION | COMMA):
                     break
                 for end in range(head + 1, min(last, head + 2) + 1):
-                    if flags[row[end - 1]] & (FUNCTION | COMMA | LINK):
+                    if flags[end - 1] & (FUNCTION | COMMA | LINK):
                         break
-                    count = _across(row, start, comma, head, end, LISTED, search, count)
+                    count = _across(start, comma, head, end, LISTED, search, count)
     return count
 
 
-@njit(cache=True, nogil=True)
-def _skipping(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
+@compiled
+def _skipping(first: Any, last: Any, search: Any, count: Any) -> Any:
     """Names with one word too much inside: "long curly eyelashes"."""
-    words, phrases, bags, threshold, picked, found = search
-    search = words, phrases, bags, max(threshold, LEAST_SKIPPING), picked, found
+    words, phrases, bags, threshold, found, places = search
+    search = words, phrases, bags, max(threshold, LEAST_SKIPPING), found, places
     flags = words[0]
     for start in range(first, last - 2):
-        if flags[row[start]] & (LINK | FUNCTION | COMMA) or not flags[row[start]] & KNOWN:
+        if flags[start] & (LINK | FUNCTION | COMMA) or not flags[start] & KNOWN:
             continue
-        strange = -1  # the one word that no name has, if there is one: it must be the skipped one
-        for end in range(start + 2, min(last, start + 7) + 1):
-            kind = flags[row[end - 1]]
+        before = _read(NO_WORDS, start, words)
+        stop = min(last, start + 7)
+        for skipped in range(start + 1, stop - 1):
+            kind = flags[skipped]
             if kind & (FUNCTION | COMMA | CONJUNCTION):
                 break
+            if not kind & (LINK | HEADS):
+                code = before
+                for end in range(skipped + 2, stop + 1):
+                    ending = flags[end - 1]
+                    # A word that no name has can only be the skipped one.
+                    if ending & (FUNCTION | COMMA | CONJUNCTION) or not ending & (KNOWN | LINK):
+                        break
+                    code = _read(code, end - 1, words)
+                    if ending & ENDS and not ending & LINK:
+                        count = _together(start, skipped, skipped + 1, end, code, SKIPPED, search, count)
             if not kind & (KNOWN | LINK):
-                if strange >= 0:
-                    break
-                strange = end - 1
-                continue
-            if kind & LINK or end - start < 3 or not kind & ENDS:
-                continue
-            for skipped in range(start + 1, end - 1):
-                if not flags[row[skipped]] & (LINK | HEADS) and (strange < 0 or strange == skipped):
-                    count = _across(row, start, skipped, skipped + 1, end, SKIPPED, search, count)
+                break
+            before = _read(before, skipped, words)
     return count
 
 
-@njit(cache=True, nogil=True)
-def _predicates(row: Any, first: Any, last: Any, search: Any, count: Any) -> Any:
+@compiled
+def _predicates(first: Any, last: Any, search: Any, count: Any) -> Any:
     """What is said of a noun: "the nails were severely hypoplastic"."""
     flags = search[0][0]
     for copula in range(first + 1, last - 1):
-        if not flags[row[copula]] & COPULA:
+        if not flags[copula] & COPULA:
             continue
         for again in range(copula + 1, min(last, copula + 3)):
-            if flags[row[again]] & (LINK | FUNCTION | COMMA):
+            if flags[again] & (LINK | FUNCTION | COMMA):
                 break
             for end in range(again + 1, min(last, again + 2) + 1):
-                if flags[row[end - 1]] & (LINK | FUNCTION | COMMA):
+                if flags[end - 1] & (LINK | FUNCTION | COMMA):
                     break
                 for start in range(copula - 1, max(first, copula - 3) - 1, -1):
-                    if flags[row[start]] & (FUNCTION | COMMA):
+                    if flags[start] & (FUNCTION | COMMA):
                         break
-                    if not flags[row[start]] & LINK:
-                        count = _across(row, again, end, start, copula, SKIPPED, search, count)
+                    if not flags[start] & LINK:
+                        count = _across(again, end, start, copula, SKIPPED, search, count)
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_above(ancestor: Any, concept: Any, above: Any) -> Any:
     """Whether the first concept is an ancestor of the second; ``above`` holds sorted ancestors per concept."""
     starts, members = above
@@ -357,7 +323,7 @@ def _is_above(ancestor: Any, concept: Any, above: Any) -> Any:
     return low < starts[concept + 1] and members[low] == ancestor
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def resolve(found: Any, above: Any, nested: Any) -> Any:
     """Move the matches to report to the front and return how many they are.
 
@@ -406,36 +372,64 @@ def resolve(found: Any, above: Any, nested: Any) -> Any:
     return kept
 
 
-@njit(cache=True, nogil=True)
-def find(
-    ids: Any, words: Any, phrases: Any, bags: Any, above: Any, threshold: Any, lists: Any, nested: Any, found: Any
-) -> Any:
-    """All matches in a text's words: how many are in ``found``, and the place in ``ids`` of each word it speaks of.
+def room(words: int) -> tuple[NDArray[Any], ...]:
+    """What `find` needs for a text of so many words.
 
-    ``ids`` are rows of ``words`` (flags, codes as written, of the singular, of the stem); joints are skipped.
+    Per word whether a match has it, its place, flags and three codes; per sign of a list three places.
     """
-    flags = words[0]
-    row, place = np.empty(len(ids), np.int32), np.empty(len(ids), np.int32)
-    search = words, phrases, bags, threshold, np.empty(LONGEST, np.int32), found
+    codes = (np.empty(words, np.uint64) for _ in range(3))
+    signs = (np.empty(2 * MOST_WORDS + 2, np.int32) for _ in range(3))
+    return np.empty(words, np.bool_), np.empty(words, np.int32), np.empty(words, np.int32), *codes, *signs
+
+
+@compiled
+def find(
+    text: Any,
+    words: Any,
+    phrases: Any,
+    bags: Any,
+    above: Any,
+    threshold: Any,
+    lists: Any,
+    nested: Any,
+    room: Any,
+    found: Any,
+) -> Any:
+    """All matches in a text's words: how many are in ``found``, with offsets into the text.
+
+    ``text`` holds the words' starts, ends, and rows in ``words`` (flags, codes as written, of the singular, of the
+    stem); joints are skipped. ``room[0]`` is set where a match has the word.
+    """
+    starts, ends, ids = text
+    flags, surface, lemmas, stems = words
+    # The words of this text side by side: each is read many times.
+    used, place, kinds, written, singulars, parts, signs, begins, stops = room
+    search = (kinds, written, singulars, parts), phrases, bags, threshold, found, (signs, begins, stops)
     count, length, begin = 0, 0, 0
     for n in range(len(ids) + 1):
-        long = length - begin >= MOST_WORDS and (
-            flags[ids[min(n, len(ids) - 1)]] & COMMA or length - begin >= 2 * MOST_WORDS
-        )
-        if n < len(ids) and not flags[ids[n]] & BARRIER and not long:
-            if not flags[ids[n]] & JOINT:
-                row[length], place[length] = ids[n], n
+        kind = flags[ids[n]] if n < len(ids) else BARRIER
+        long = length - begin >= MOST_WORDS and (kind & COMMA or length - begin >= 2 * MOST_WORDS)
+        if not kind & BARRIER and not long:
+            if not kind & JOINT:
+                place[length], kinds[length] = n, kind
+                written[length], singulars[length], parts[length] = surface[ids[n]], lemmas[ids[n]], stems[ids[n]]
                 length += 1
             continue
         if length > begin:
             before = count
-            count = _contiguous(row, begin, length, search, count)
+            count = _contiguous(begin, length, search, count)
             if lists:
-                count = _lists(row, begin, length, search, count)
-                count = _adjectives(row, begin, length, search, count)
-                count = _skipping(row, begin, length, search, count)
-                count = _predicates(row, begin, length, search, count)
+                count = _lists(begin, length, search, count)
+                count = _adjectives(begin, length, search, count)
+                count = _skipping(begin, length, search, count)
+                count = _predicates(begin, length, search, count)
             if count <= len(found):
                 count = before + resolve(found[before:count], above, nested)
         begin = length
-    return count, place
+    used[: len(ids)] = False
+    if count <= len(found):
+        for n in range(count):
+            first, last = place[found[n].start], place[found[n].end - 1]
+            used[first : last + 1] = True
+            found[n].start, found[n].end = starts[first], ends[last]
+    return count
