@@ -19,5 +19,7 @@ from .phrases.read import read_ingredient as read_ingredient, read_ingredients a
 from .phrases.tagger import IngredientTagger as IngredientTagger
 from .quantity import Quantity as Quantity
 from .recipe import Event as Event, Ingredient as Ingredient, Recipe as Recipe, Span as Span
+from .steps.labels import InstructionTagger as InstructionTagger
+from .steps.structure import structure_recipe as structure_recipe
 
 __version__: str

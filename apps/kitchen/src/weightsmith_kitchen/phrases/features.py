@@ -23,7 +23,9 @@ __all__ = ["BUCKETS", "token_features"]
 BUCKETS = 2**18
 
 
-def token_features(batch: TokenBatch, *, buckets: int = BUCKETS) -> NDArray[np.int32]:
+def token_features(
+    batch: TokenBatch, *, buckets: int = BUCKETS, classes: NDArray[np.uint8] | None = None
+) -> NDArray[np.int32]:
     """Ids of the features of every token.
 
     Parameters
@@ -32,6 +34,9 @@ def token_features(batch: TokenBatch, *, buckets: int = BUCKETS) -> NDArray[np.i
         Tokens of many phrases.
     buckets : int, default: 262144
         A power of two; ids are below it.
+    classes : ndarray of uint8, shape (tokens,), optional
+        Class of each token in a dictionary, as a feature alone and joined with the token before and the neighbors'
+        classes. 0 for a token that is not in it.
 
     Returns
     -------
@@ -48,10 +53,11 @@ def token_features(batch: TokenBatch, *, buckets: int = BUCKETS) -> NDArray[np.i
     >>> from weightsmith_kitchen.phrases.tokens import TokenBatch
     >>> ids = token_features(TokenBatch.from_forms([["red", "onion"], ["onion"]]))
     >>> ids.shape, bool(ids[1, 1] == ids[2, 1])
-    ((3, 29), True)
+    ((3, 33), True)
     """
     from .kernels.chain import feature_ids
 
     if buckets < 2 or buckets > 2**30 or buckets & (buckets - 1):
         raise RecipeError("buckets", found=buckets, expected="a power of two up to 2**30")
-    return feature_ids(batch.chars, batch.offsets, batch.first, buckets)
+    classes = np.empty(0, np.uint8) if classes is None else classes
+    return feature_ids(batch.chars, batch.offsets, batch.first, classes, buckets)

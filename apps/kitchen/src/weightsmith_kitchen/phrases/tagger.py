@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from .features import BUCKETS, token_features
 from .spans import SpanScore, span_score, spans_of_tags
 from .tokens import Token, TokenBatch, tokenize_lines
 
-__all__ = ["DIWAN", "IngredientTagger", "TaggedLine", "TaggedLines", "TaggedSpan", "default_tagger"]
+__all__ = ["DIWAN", "IngredientTagger", "TaggedLine", "TaggedLines", "TaggedSpan", "TokenTagger", "default_tagger"]
 
 DIWAN = ("O", "NAME", "STATE", "UNIT", "QUANTITY", "SIZE", "TEMP", "DF")
 """The paper's labels: name, state (ground, thawed), unit, quantity, size, temperature (hot, frozen), dry or fresh."""
@@ -126,13 +126,14 @@ class TaggedLines(Sequence[TaggedLine]):
         return sum(len(batch.starts) for batch, _, _ in self._parts)
 
 
-class IngredientTagger:
-    """Labels the tokens of ingredient lines.
+class TokenTagger:
+    """Labels the tokens of lines of any kind: what `IngredientTagger` and `InstructionTagger` have in common.
 
     Parameters
     ----------
-    tags : str or sequence of str, default: "diwan"
-        Labels it may learn: "diwan" for the paper's eight (`DIWAN`), or their names, with ``O`` for no label.
+    tags : str or sequence of str
+        Labels it may learn: the name of a tag set ("diwan" for the paper's eight, `DIWAN`), or the labels, with ``O``
+        for none.
     buckets : int, default: 262144
         Rows of the table of hashed features, a power of two.
     l2 : float, default: 0.1
@@ -141,19 +142,14 @@ class IngredientTagger:
         Iterations of L-BFGS at most.
     tolerance : float, default: 1e-4
         Relative decrease of the objective at which L-BFGS stops.
-
-    Examples
-    --------
-    >>> tokens = [["2", "cups", "flour"], ["1", "onion"], ["3", "cups", "rice"]]
-    >>> tags = [["QUANTITY", "UNIT", "NAME"], ["QUANTITY", "NAME"], ["QUANTITY", "UNIT", "NAME"]]
-    >>> tagger = IngredientTagger().fit(tokens, tags)
-    >>> [(span.text, span.label) for span in tagger.tag("4 cups onion").spans]
-    [('4', 'QUANTITY'), ('cups', 'UNIT'), ('onion', 'NAME')]
     """
+
+    shipped: Path
+    """Folder of the tagger of this kind that ships with the package."""
 
     def __init__(
         self,
-        tags: str | Sequence[str] = "diwan",
+        tags: str | Sequence[str],
         *,
         buckets: int = BUCKETS,
         l2: float = 0.1,
@@ -167,7 +163,7 @@ class IngredientTagger:
         """The constructor's arguments, as scikit-learn asks for them."""
         return {name: getattr(self, name) for name in ("tags", "buckets", "l2", "max_iterations", "tolerance")}
 
-    def set_params(self, **params: Any) -> IngredientTagger:
+    def set_params(self, **params: Any) -> Self:
         """Change constructor arguments; takes effect at the next `fit`."""
         for name, value in params.items():
             if name not in self.get_params():
@@ -193,7 +189,7 @@ class IngredientTagger:
             raise RecipeError("tags", found=labels, expected="two or more different labels")
         return labels
 
-    def fit(self, tokens: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> IngredientTagger:
+    def fit(self, tokens: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> Self:
         """Learn from labeled phrases.
 
         Parameters
@@ -205,8 +201,8 @@ class IngredientTagger:
 
         Returns
         -------
-        IngredientTagger
-            Itself.
+        Self
+            The tagger.
 
         Raises
         ------
@@ -221,7 +217,7 @@ class IngredientTagger:
         labels = self.labels
         gold = _numbered(tokens, tags, labels)
         batch = TokenBatch.from_forms(tokens)
-        ids = token_features(batch, buckets=self.buckets)
+        ids = self._features(batch)
         found, inverse = np.unique(ids, return_inverse=True)
         absent = int(found[0] < 0)
         rows, used = inverse.reshape(ids.shape).astype(np.int32) - absent, found[absent:]
@@ -301,17 +297,20 @@ class IngredientTagger:
         texts, parts = list(texts), []
         for start in range(0, len(texts), BATCH):
             batch = tokenize_lines(texts[start : start + BATCH])
-            ids = token_features(batch, buckets=self.buckets)
+            ids = self._features(batch)
             tags = self._decoded(batch, ids)
             parts.append((batch, tags, marginals(ids, batch.first, self.table_, self.transitions_, tags)))
         return TaggedLines(texts, parts, self.labels)
+
+    def _features(self, batch: TokenBatch) -> NDArray[np.int32]:
+        return token_features(batch, buckets=self.buckets)
 
     def _decoded(self, batch: TokenBatch, ids: NDArray[np.int32] | None = None) -> NDArray[np.int8]:
         from .kernels.chain import decode
 
         if not hasattr(self, "table_"):
             raise RecipeError("the tagger was not fitted", do="Call fit, or load one with from_pretrained or default.")
-        ids = token_features(batch, buckets=self.buckets) if ids is None else ids
+        ids = self._features(batch) if ids is None else ids
         return decode(ids, batch.first, self.table_, self.transitions_)
 
     def save_pretrained(
@@ -349,7 +348,7 @@ class IngredientTagger:
             (written / "model.safetensors").write_bytes(save(arrays))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> IngredientTagger:
+    def from_pretrained(cls, folder: str | Path) -> Self:
         """Load a tagger that `save_pretrained` wrote.
 
         Raises
@@ -383,9 +382,40 @@ class IngredientTagger:
         return tagger
 
     @classmethod
-    def default(cls) -> IngredientTagger:
-        """The tagger that ships with the package, trained on MIT-licensed phrases; see its NOTICE."""
-        return cls.from_pretrained(SHIPPED)
+    def default(cls) -> Self:
+        """The tagger that ships with the package; ``NOTICE`` beside its folder says what it was trained on."""
+        return cls.from_pretrained(cls.shipped)
+
+
+class IngredientTagger(TokenTagger):
+    """Labels the tokens of ingredient lines.
+
+    Parameters
+    ----------
+    tags : str or sequence of str, default: "diwan"
+        Labels it may learn: "diwan" for the paper's eight (`DIWAN`), or their names, with ``O`` for no label.
+    buckets : int, default: 262144
+        Rows of the table of hashed features, a power of two.
+    l2 : float, default: 0.1
+        Weight of the sum of squared weights.
+    max_iterations : int, default: 100
+        Iterations of L-BFGS at most.
+    tolerance : float, default: 1e-4
+        Relative decrease of the objective at which L-BFGS stops.
+
+    Examples
+    --------
+    >>> tokens = [["2", "cups", "flour"], ["1", "onion"], ["3", "cups", "rice"]]
+    >>> tags = [["QUANTITY", "UNIT", "NAME"], ["QUANTITY", "NAME"], ["QUANTITY", "UNIT", "NAME"]]
+    >>> tagger = IngredientTagger().fit(tokens, tags)
+    >>> [(span.text, span.label) for span in tagger.tag("4 cups onion").spans]
+    [('4', 'QUANTITY'), ('cups', 'UNIT'), ('onion', 'NAME')]
+    """
+
+    shipped = SHIPPED
+
+    def __init__(self, tags: str | Sequence[str] = "diwan", **options: Any) -> None:
+        super().__init__(tags, **options)
 
 
 def _numbered(

@@ -10,7 +10,7 @@ from numba import njit
 __all__ = ["FEATURES", "decode", "feature_ids", "loss_and_gradient", "marginals"]
 
 AFFIX, NEIGHBORS, LONGEST = 5, 4, 40
-FEATURES = 1 + 4 + 2 * AFFIX + 6 + 2 * NEIGHBORS
+FEATURES = 1 + 4 + 2 * AFFIX + 6 + 2 * NEIGHBORS + 4
 """Feature ids of one token; -1 where one is absent."""
 
 _PRIME = np.uint64(0x100000001B3)
@@ -57,11 +57,12 @@ def _shape(chars: Any, start: int, end: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def feature_ids(chars: Any, offsets: Any, first: Any, buckets: int) -> Any:
+def feature_ids(chars: Any, offsets: Any, first: Any, classes: Any, buckets: int) -> Any:
     """Ids of the features of all tokens, shape (tokens, `FEATURES`), int32.
 
     ``offsets`` says where each token's code points start in ``chars``, ``first`` which token starts each phrase.
-    ``buckets`` is a power of two. Tokens are read up to `LONGEST` code points.
+    ``classes`` holds a dictionary's class of each token, or is empty. ``buckets`` is a power of two. Tokens are read up
+    to `LONGEST` code points.
     """
     count = len(offsets) - 1
     words, lowered, shapes = np.empty(count, np.uint64), np.empty(count, np.uint64), np.empty(count, np.uint64)
@@ -105,6 +106,15 @@ def feature_ids(chars: Any, offsets: Any, first: Any, buckets: int) -> Any:
             ids[token, row + 3] = np.int32(_mixed(pair, row + 3) & mask)
             ids[token, row + 4] = np.int32(_mixed(_mixed(after, row + 4) ^ shape, row + 4) & mask)
             ids[token, row + 5] = np.int32(_mixed(_mixed(after, row + 5) ^ pair, row + 5) & mask)
+            if len(classes):
+                kind = np.uint64(classes[token])
+                kind_left = np.uint64(classes[token - 1]) if token > begin else _EDGE
+                kind_right = np.uint64(classes[token + 1]) if token + 1 < stop else _EDGE
+                last = row + 6 + 2 * NEIGHBORS
+                ids[token, last] = np.int32(_mixed(kind, last) & mask)
+                ids[token, last + 1] = np.int32(_mixed(_mixed(left, last) ^ kind, last + 1) & mask)
+                ids[token, last + 2] = np.int32(_mixed(_mixed(kind_left, last) ^ kind, last + 2) & mask)
+                ids[token, last + 3] = np.int32(_mixed(_mixed(kind_right, last) ^ kind, last + 3) & mask)
             for distance in range(1, NEIGHBORS + 1):
                 # Unordered: the template's number is the side's, not the distance's.
                 if token - distance >= begin:

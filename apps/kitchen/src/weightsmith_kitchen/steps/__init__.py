@@ -1,0 +1,1 @@
+"""Instructions: techniques and utensils, events, and the whole recipe."""
