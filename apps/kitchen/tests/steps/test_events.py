@@ -7,7 +7,7 @@ spacy = pytest.importorskip("spacy")
 from spacy.tokens import Doc  # noqa: E402
 
 from weightsmith.core.errors import MissingDependencyError  # noqa: E402
-from weightsmith_kitchen.steps import events as module  # noqa: E402
+from weightsmith_kitchen import language as module  # noqa: E402
 from weightsmith_kitchen.steps.events import events_of_doc, parse_steps, split_steps  # noqa: E402
 
 VOCAB = spacy.blank("en").vocab

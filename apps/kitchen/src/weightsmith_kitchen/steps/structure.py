@@ -9,12 +9,13 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.language import load_parser
 from weightsmith_kitchen.phrases.read import read_ingredients
 from weightsmith_kitchen.phrases.tagger import IngredientTagger, TaggedLine
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import Event, Ingredient, Recipe
 
-from .events import events_of_doc, load_parser, parse_steps, split_steps
+from .events import events_of_doc, parse_steps, split_steps
 from .labels import InstructionTagger, default_instruction_tagger, techniques, utensils
 
 if TYPE_CHECKING:
