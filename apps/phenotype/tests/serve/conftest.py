@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from weightsmith.core.web import LocalServer, listen
 from weightsmith_phenotype import Mention, Ontology, PhenoTagger
 from weightsmith_phenotype.serve import HOST, Insight, create_app
-from weightsmith_phenotype.serve.server import LocalServer, listen
 
 HPOA = """#description: "written for a test"
 #version: 2030-01-02

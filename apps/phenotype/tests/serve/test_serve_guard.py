@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.web import listen
 from weightsmith_phenotype import PhenoTagger
 from weightsmith_phenotype.cli import app as phenotype
 from weightsmith_phenotype.serve import HOST, Limits, create_app, run
-from weightsmith_phenotype.serve.server import listen
 
 BASE = "http://127.0.0.1:8421"
 
@@ -170,7 +170,7 @@ def test_run_says_the_address_and_opens_the_page(app, monkeypatch):
     opened, said = [], []
     ready = threading.Event()
     servers = []
-    from weightsmith_phenotype.serve import server
+    from weightsmith.core.web import _server as server
 
     class Recorded(server.LocalServer):
         def __init__(self, *arguments):

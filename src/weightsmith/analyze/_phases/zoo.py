@@ -127,7 +127,7 @@ class PhaseZoo:
 
     def table(self, **taus: Any) -> Any:
         """Return all cells as a pandas table: axes, measures, phase."""
-        import pandas  # type: ignore[import-untyped]
+        import pandas
 
         return pandas.DataFrame(
             [{**cell, "phase": phase} for cell, phase in zip(self.cells, self.phases(**taus), strict=True)]

@@ -4,10 +4,9 @@ The server answers only on 127.0.0.1, loads nothing from elsewhere, and keeps no
 """
 
 try:
+    from weightsmith.core.web import HOST, Limits, listen, run
     from weightsmith_phenotype.serve.app import create_app
-    from weightsmith_phenotype.serve.guard import Limits
     from weightsmith_phenotype.serve.insight import Insight
-    from weightsmith_phenotype.serve.server import HOST, listen, run
 except ImportError as error:
     from weightsmith.core.errors import MissingDependencyError
 

@@ -19,7 +19,6 @@ __all__ = [
     "InsightResponse",
     "InsightState",
     "OntologyStamp",
-    "Problem",
     "Ranked",
     "ServerStatus",
     "TagRequest",
@@ -42,14 +41,6 @@ class Given(BaseModel):
     """A request: fields that are not known are refused, so that a misspelled one is not ignored."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class Problem(BaseModel):
-    """Why a request was not answered (RFC 9457)."""
-
-    title: str = Field(description="The kind of problem, in a few words.", examples=["Too large"])
-    status: int = Field(description="The HTTP status code.", examples=[413])
-    detail: str = Field(description="What was found, what was expected, and what to do.")
 
 
 class OntologyStamp(BaseModel):

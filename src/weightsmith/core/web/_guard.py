@@ -48,7 +48,7 @@ class Limits:
     Parameters
     ----------
     max_bytes : int, default: 1 MiB
-        Largest text, in bytes of UTF-8. Requests may be larger by their JSON.
+        Largest text or file, in bytes. Requests may be larger by their JSON.
     rate : int, default: 600
         Requests to the REST interface per minute and client; as many may come at once.
 

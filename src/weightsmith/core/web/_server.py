@@ -10,7 +10,7 @@ from collections.abc import Callable
 import uvicorn
 
 from weightsmith.core.errors import HyperparameterError
-from weightsmith_phenotype.serve.guard import Guard
+from weightsmith.core.web._guard import Guard
 
 __all__ = ["HOST", "LocalServer", "listen", "run"]
 
