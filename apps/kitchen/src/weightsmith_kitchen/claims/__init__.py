@@ -1,0 +1,1 @@
+"""The papers' claims: the method against its baselines, on the user's data or on what ships."""
