@@ -40,8 +40,8 @@ MATRIX = Claim(
     experiment="matrix",
     title="Recipe-NER, training and test sources",
     statement=(
-        "Trained and tested on the same sources the CRF beats the most frequent tag by 2 points in every cell; "
-        "trained on both it loses at most a point to the best single source; from AllRecipes to FOOD.com it loses 5 points."
+        "Trained and tested on the same sources the CRF beats the most frequent tag by 2 points in every cell; trained "
+        "on both it loses at most a point to the best single source; from AllRecipes to FOOD.com it loses 5 points."
     ),
     metric="micro F1 of exact spans",
     higher_is_better=True,
@@ -55,8 +55,8 @@ MATRIX = Claim(
 )
 
 TRIED = (
-    "Seeds 0 to 4 were run first: the advantages were .026 ± .002, -.0055 ± .0047 and .064 ± .008. The second cannot be "
-    "told from its margin with five seeds, so that ten others were declared. Trained on FOOD.com and tested on "
+    "Seeds 0 to 4 were run first: the advantages were .026 ± .002, -.0055 ± .0047 and .064 ± .008. The second cannot "
+    "be told from its margin with five seeds, so that ten others were declared. Trained on FOOD.com and tested on "
     "AllRecipes the CRF does not beat the most frequent tag."
 )
 
