@@ -152,6 +152,11 @@ def to_labels(forms: Sequence[str], fields: Sequence[str]) -> list[str]:
     return labels
 
 
+def held_out(text: str) -> bool:
+    """The sentence is one of the tenth that is not trained on."""
+    return crc32(text.lower().encode()) % 10 == 0
+
+
 def split_data(folder: Path) -> tuple[dict[str, tuple[list[list[str]], list[list[str]]]], int]:
     """Tokens and tags to train and to test on, and how many sentences could not be aligned."""
     parts: dict[str, tuple[list[list[str]], list[list[str]]]] = {"train": ([], []), "test": ([], [])}
@@ -164,7 +169,7 @@ def split_data(folder: Path) -> tuple[dict[str, tuple[list[list[str]], list[list
         if fields is None:
             dropped += 1
             continue
-        part = parts["test" if crc32(row["input"].lower().encode()) % 10 == 0 else "train"]
+        part = parts["test" if held_out(row["input"]) else "train"]
         part[0].append(forms)
         part[1].append(to_labels(forms, fields))
     return parts, dropped
