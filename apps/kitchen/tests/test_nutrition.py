@@ -225,7 +225,8 @@ def test_a_link_that_is_missing_is_said(table):
     assert "weight of a handful of 'parsley'" in handful.notes[-1]
     unknown = price(Ingredient("flour", Quantity.of(1), "blorp"), table)
     assert "the unit 'blorp' is not known" in unknown.notes[-1]
-    assert "no amount" in price(Ingredient("salt"), table).notes[0]
+    assert "no amount" in price(Ingredient("flour"), table).notes[0]
+    assert price(Ingredient("salt"), table).kcal == Estimate(0, 0, 0)
 
 
 def test_sizes_and_packages(table):

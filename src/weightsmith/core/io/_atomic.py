@@ -147,8 +147,8 @@ def check_file(path: str | os.PathLike[str]) -> None:
         _check_creatable(_beside(place, PART))
 
 
-def write_file(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, whole or not at all; its folder is made, an older file is replaced.
+def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file of bytes, or of text as UTF-8, whole or not at all; its folder is made, an older file is replaced.
 
     Raises
     ------
@@ -165,13 +165,14 @@ def write_file(path: str | os.PathLike[str], text: str) -> None:
     """
     check_file(path)
     place = _place(path)
+    raw = content.encode() if isinstance(content, str) else content
     with writing(path), _parents(place):
         if _is_device(place):
-            place.write_text(text, "utf-8")
+            place.write_bytes(raw)
             return
         part = _beside(place, PART)
         try:
-            part.write_text(text, "utf-8")
+            part.write_bytes(raw)
             os.replace(part, place)
         except BaseException:
             part.unlink(missing_ok=True)

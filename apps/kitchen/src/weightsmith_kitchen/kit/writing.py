@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from weightsmith_kitchen.kit.kit import MealKit
 from weightsmith_kitchen.quantity import Quantity
 
-__all__ = ["to_csv", "to_pdf"]
+__all__ = ["cell", "to_csv", "to_pdf"]
 
 DANGEROUS = ("=", "+", "-", "@", "\t", "\r")
 """What makes a spreadsheet take a cell for a formula."""
@@ -27,16 +27,17 @@ def to_csv(kit: MealKit) -> str:
     writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_cell(row[column]) for column in columns])
+        writer.writerow([cell(row[column]) for column in columns])
     total = {"ingredient": "total", "kcal": round(kit.kcal.value), "kcal_low": round(kit.kcal.low)}
     total |= {"kcal_high": round(kit.kcal.high), "kcal_per_serving": round(kit.kcal_per_serving.value)}
     if not kit.complete:
         total["notes"] = f"a lower bound: {len(kit.unpriced)} ingredients have no energy"
-    writer.writerow([_cell(total.get(column, "")) for column in columns])
+    writer.writerow([cell(total.get(column, "")) for column in columns])
     return stream.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A value for a cell of CSV that no spreadsheet takes for a formula."""
     if isinstance(value, str) and value.startswith(DANGEROUS):
         return "'" + value
     return "" if value is None else value

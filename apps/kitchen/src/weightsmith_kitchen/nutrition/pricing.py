@@ -61,7 +61,7 @@ def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = 
         notes.extend(found.notes)
         if found.kcal is not None and weight is not None:
             kcal = weight * (found.kcal / 100.0)
-        elif found.kcal == 0:  # however much salt or water it is
+        elif found.kcal == 0:
             kcal = Estimate(0.0, 0.0, 0.0)
     return replace(ingredient, food=found, grams=weight, kcal=kcal, basis=basis, notes=tuple(notes))
 
@@ -72,7 +72,8 @@ def _weight(
     """Grams of the whole amount and how they were found."""
     amount = ingredient.quantity
     if amount is None:
-        notes.append("no amount: it counts for nothing")
+        if food is None or food.kcal != 0:  # however much salt it is
+            notes.append("no amount: it counts for nothing")
         return None, ""
     ways = [(amount, ingredient.unit), *ingredient.alternatives]
     # A weight needs no density: of two ways to say the same amount it is the better one.

@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
-from weightsmith_kitchen.nutrition.vocabulary import BARE, GROUPS, PHRASES, PLAIN, PREPARED, RAW, SAME
+from weightsmith_kitchen.nutrition.vocabulary import BARE, DROPPED, GROUPS, PHRASES, PLAIN, PREPARED, RAW, SAME
 
 __all__ = ["Name", "Rarity", "Weights", "known", "rewritten", "score", "stems"]
 
@@ -117,6 +117,8 @@ def rewritten(query: str) -> str:
     alternatives = re.split(r"/|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", query.lower()))
     first = next((part for part in alternatives if part.strip()), query.lower())
     text = " ".join(re.sub(r"[^a-z0-9%'&]+", " ", first).split())
+    kept = [word for word in text.split() if word not in DROPPED]
+    text = " ".join(kept) or text
     bare = " ".join(words(text))
     if bare in BARE:
         return BARE[bare]

@@ -90,6 +90,8 @@ BARE = {
     "kiwi": "kiwi fruit raw",
     "oil": "vegetable oil nfs",
     "pepper": "spices pepper black",
+    "potato": "potato red without skin raw",
+    "zucchini": "squash summer zucchini raw",
     "rice": "rice white medium grain raw unenriched",
     "basmati rice": "rice white medium grain raw unenriched",
     "long grain rice": "rice white medium grain raw unenriched",
@@ -105,6 +107,12 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+DROPPED = _words(
+    """unsalted salted fresh freshly ripe organic quality good best boneless skinless extra virgin pure natural homemade
+    store bought finely coarsely roughly chopped diced sliced minced grated shredded crumbled melted softened beaten
+    peeled trimmed rinsed drained halved quartered packed sifted toasted"""
+)
+"""Words of a cook's name that say how the food is prepared, not which it is; kept where no other is left."""
 PLAIN = _words(
     """raw nfs ns as to type of with without and or in the for all purpose regular plain fresh uncooked dry unprepared
     whole commercial varieties includes usda commodity ready eat serve added salt skin unspecified medium large common

@@ -1,0 +1,263 @@
+"""Work on many files: streaming, in several processes, and resumed where a run was killed.
+
+Each file that is done is one line in a folder beside the output. The output appears when all are done, whole, in the
+order of the files. A killed run loses the files that were being worked on, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from weightsmith.core.errors import WeightsmithError
+from weightsmith.core.io import check_file, kept_folder, write_file
+from weightsmith.core.jobs import Backend, stream_jobs
+from weightsmith.core.progress import track
+from weightsmith_kitchen.errors import KitchenError
+
+__all__ = ["PHOTOS", "RECIPES", "BatchResult", "Failure", "find_files", "run_batch"]
+
+PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
+RECIPES = (".txt", ".md", ".json")
+DONE, MADE_WITH = "done.jsonl", "run.json"
+CHANGED = "Put it back, or start again with --overwrite."
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A file that could not be worked on, and why."""
+
+    file: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """What became of the files.
+
+    Attributes
+    ----------
+    files : int
+        How many were done, those of an earlier run included.
+    resumed : int
+        How many an earlier run had done.
+    failures : list of Failure
+        In the order of the files.
+    skipped : dict of str to int
+        Files in folders that were not read, by suffix.
+    seconds : float
+        Wall time of this run.
+    """
+
+    files: int = 0
+    resumed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    number: int
+    path: str
+
+    def key(self) -> list[Any]:
+        """What the result of a file follows from; another size or time makes it another file."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return [self.number, self.path, -1, -1]
+        return [self.number, self.path, found.st_size, found.st_mtime_ns]
+
+
+def find_files(
+    paths: Sequence[str | os.PathLike[str]], suffixes: Sequence[str], skipped: dict[str, int] | None = None
+) -> list[Path]:
+    """Files to work on: those that are named, and in folders those with one of the suffixes, each once, in order.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Files and folders. Folders are read with all that is in them, hidden files and folders excepted.
+    suffixes : sequence of str
+        In lower case, with the dot.
+    skipped : dict, optional
+        Gets the count of files in folders that are not read, by suffix.
+
+    Raises
+    ------
+    KitchenError
+        If there is no file.
+    """
+    found: dict[Path, None] = {}
+    for given in map(Path, paths):
+        if not given.is_dir():
+            found[given] = None
+            continue
+        for path in sorted(given.rglob("*")):
+            if any(part.startswith(".") for part in path.relative_to(given).parts) or not path.is_file():
+                continue
+            suffix = path.suffix.lower()
+            if suffix in suffixes:
+                found[path] = None
+            elif skipped is not None:
+                skipped[suffix or "no suffix"] = skipped.get(suffix or "no suffix", 0) + 1
+    if not found:
+        raise KitchenError("nothing to read", found=", ".join(map(str, paths)), expected=", ".join(suffixes))
+    return list(found)
+
+
+def run_batch(
+    files: Sequence[Path],
+    work: Callable[[Path], dict[str, Any]],
+    out: Path | TextIO,
+    *,
+    made_with: dict[str, Any],
+    render: Callable[[Iterator[dict[str, Any]]], Iterator[str]] | None = None,
+    jobs: int = 1,
+    backend: Backend = "processes",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> BatchResult:
+    """Work on files and write one JSON object per line, or what ``render`` makes of the objects.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        From `find_files`.
+    work : callable
+        From a file to plain values. Sent to other processes. What it raises is the failure of that file only.
+    out : Path or text stream
+        A file appears whole or not at all; a stream gets its lines in the order of the files.
+    made_with : dict
+        Options that the results follow from. A run is resumed with the same ones only.
+    render : callable, optional
+        From all objects, in order, to pieces of text.
+    jobs : int, default: 1
+        Processes.
+    backend : {"processes", "ray"}
+        Where they run.
+    resume : bool, default: False
+        Go on where a run was killed, if one was.
+    overwrite : bool, default: False
+        Replace ``out``, and start again where a run was killed.
+
+    Raises
+    ------
+    KitchenError
+        If ``out`` exists, or a killed run is there, and neither ``resume`` nor ``overwrite`` says what to do; or if a
+        run is resumed with other files or options.
+    """
+    start = time.monotonic()
+    items = [_Item(number, str(path)) for number, path in enumerate(files)]
+    result = BatchResult()
+    do = partial(_one, work)
+    write = render or _lines
+    if not isinstance(out, Path):
+        if resume:
+            raise KitchenError("a run whose output is a stream cannot be resumed", do="Name an output with --out.")
+        waiting: dict[int, dict[str, Any]] = {}
+
+        def ordered() -> Iterator[dict[str, Any]]:
+            due = 0
+            for number, made in stream_jobs(do, items, workers=jobs, backend=backend):
+                waiting[number] = made
+                while due in waiting:
+                    yield from _counted(waiting.pop(due), result)
+                    due += 1
+
+        for piece in write(ordered()):
+            out.write(piece)
+            out.flush()
+        result.seconds = time.monotonic() - start
+        return result
+
+    check_file(out)
+    with kept_folder(out) as folder:
+        done = _begin(folder, out, items, made_with, result, resume=resume, overwrite=overwrite)
+        left = [item for item in items if item.number not in done]
+        with (folder / DONE).open("a", encoding="utf-8") as stream:
+            for number, made in track(stream_jobs(do, left, workers=jobs, backend=backend), "working", total=len(left)):
+                stream.write(json.dumps([items[number].key(), made], ensure_ascii=False) + "\n")
+                stream.flush()
+                done[number] = made
+        objects = (one for item in items for one in _counted(done[item.number], result))
+        write_file(out, "".join(write(objects)))
+        for kept in (DONE, MADE_WITH):
+            (folder / kept).unlink(missing_ok=True)
+    result.seconds = time.monotonic() - start
+    return result
+
+
+def _begin(
+    folder: Path,
+    out: Path,
+    items: Sequence[_Item],
+    made_with: dict[str, Any],
+    result: BatchResult,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[int, dict[str, Any]]:
+    """What an earlier run has done; the folder is ready to go on."""
+    begun = (folder / MADE_WITH).is_file()
+    if begun and not (resume or overwrite):
+        raise KitchenError(
+            f"a run that writes {out} was stopped", do="Go on with --resume, or start again with --overwrite."
+        )
+    if out.exists() and not overwrite and not begun:
+        raise KitchenError(f"{out} exists", do="Choose another output, or replace it with --overwrite.")
+    wanted = json.loads(json.dumps({"options": made_with, "files": [item.path for item in items]}))
+    done: dict[int, dict[str, Any]] = {}
+    if begun and resume and not overwrite:
+        was = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
+        for part, what in (("options", "other options"), ("files", "other files")):
+            if was[part] != wanted[part]:
+                raise KitchenError(f"the run that writes {out} was begun with {what}", do=CHANGED)
+        whole = 0
+        raw = (folder / DONE).read_bytes() if (folder / DONE).is_file() else b""
+        for line in raw.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break  # the run was killed in the middle of this line
+            key, made = json.loads(line)
+            whole += len(line)
+            if key == items[key[0]].key():
+                done[key[0]] = made
+        with (folder / DONE).open("ab") as stream:
+            stream.truncate(whole)
+        result.resumed = len(done)
+    else:
+        for kept in folder.iterdir():
+            kept.unlink()
+        write_file(folder / MADE_WITH, json.dumps(wanted))
+    return done
+
+
+def _one(work: Callable[[Path], dict[str, Any]], item: _Item) -> tuple[int, dict[str, Any]]:
+    try:
+        return item.number, {"file": item.path, **work(Path(item.path))}
+    except (WeightsmithError, OSError, ValueError, MemoryError) as error:
+        message = str(error) or type(error).__name__
+        return item.number, {"failure": asdict(Failure(item.path, " ".join(message.split())))}
+
+
+def _counted(made: dict[str, Any], result: BatchResult) -> Iterator[dict[str, Any]]:
+    if "failure" in made:
+        result.failures.append(Failure(**made["failure"]))
+    else:
+        result.files += 1
+        yield made
+
+
+def _lines(objects: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for made in objects:
+        yield json.dumps(made, ensure_ascii=False) + "\n"

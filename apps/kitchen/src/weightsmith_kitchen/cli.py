@@ -1,0 +1,311 @@
+"""``weightsmith kitchen``: recognize photos, read recipes, price them, train on own data, serve the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from weightsmith.core import progress
+
+if TYPE_CHECKING:
+    from weightsmith_kitchen.batch import BatchResult
+    from weightsmith_kitchen.kit import MealKit
+    from weightsmith_kitchen.nutrition import NutritionTable
+
+__all__ = ["app"]
+
+Table = Annotated[
+    list[Path] | None,
+    typer.Option("--table", help="CSV with columns name and kcal (per 100 g); preferred. May be repeated."),
+]
+Out = Annotated[Path | None, typer.Option(help="File to write; standard output when left out.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes; the output does not depend on it.")]
+Runs = Annotated[Literal["processes", "ray"], typer.Option("--backend", help="Where they run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run was killed, if one was.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or start again.")]
+Servings = Annotated[float | None, typer.Option(help="Number of people to scale to.")]
+
+LISTED = 50
+"""Failures that are printed; the rest is counted."""
+
+app = typer.Typer(
+    name="kitchen",
+    help="Photos and recipes to ingredients, portions, calories and meal kits.",
+    no_args_is_help=True,
+    add_completion=False,  # that of `weightsmith` covers it
+)
+
+
+@app.callback()
+def kitchen() -> None:
+    """Photos and recipes to ingredients, portions, calories and meal kits."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write the meal kit into.")] = Path("kitchen-demo"),
+) -> None:
+    """Read a recipe, price it, correct it in words, and write the meal kit as PDF, CSV and JSON."""
+    from rich.console import Console
+
+    from weightsmith.core.io import check_file
+    from weightsmith_kitchen import demo as demonstration
+
+    check_file(out / "recipe.txt")  # said before the table is made
+    demonstration.run(out, Console(quiet=progress.is_silent()))
+
+
+@app.command()
+def parse(
+    recipes: Annotated[list[Path], typer.Argument(help="Text files, or folders of them; - is standard input.")],
+    out: Out = None,
+    format: Annotated[
+        Literal["json", "csv"], typer.Option(help="JSON: a line per recipe; CSV: a row per ingredient.")
+    ] = ("json"),
+    events: Annotated[bool, typer.Option("--events", help="Also read who does what (needs spaCy).")] = False,
+    jobs: Jobs = 1,
+    backend: Runs = "processes",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read recipes: ingredients with amount, unit, size and state. Exits with 1 when a file could not be read."""
+    from weightsmith_kitchen.work import ingredient_rows, parse_file
+
+    _batch(
+        recipes,
+        "recipes",
+        partial(parse_file, events=events),
+        out,
+        made_with={"command": "parse", "format": format, "events": events},
+        render=_csv_of(ingredient_rows) if format == "csv" else None,
+        jobs=jobs,
+        backend=backend,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def kit(
+    inputs: Annotated[list[Path], typer.Argument(help="Recipes as text, photos, or folders; - is standard input.")],
+    out: Out = None,
+    format: Annotated[
+        Literal["text", "json", "csv", "pdf"], typer.Option(help="JSON: a line per kit; CSV: a row per ingredient.")
+    ] = "text",
+    servings: Servings = None,
+    say: Annotated[list[str] | None, typer.Option(help='Correction in words: "no butter". May be repeated.')] = None,
+    table: Table = None,
+    jobs: Jobs = 1,
+    backend: Runs = "processes",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make meal kits: what to buy, how much, its energy, and where each number comes from."""
+    from weightsmith_kitchen.errors import KitchenError
+    from weightsmith_kitchen.work import kit_file, kit_rows
+
+    tables = [str(path) for path in table or ()]
+    _table(table)  # a table that cannot be read is said before any work
+    if servings is not None and not servings > 0:
+        raise typer.BadParameter("must be above 0", param_hint="'--servings'")
+    work = partial(kit_file, servings=servings, say=tuple(say or ()), tables=tuple(tables))
+    if format in ("text", "pdf"):
+        if len(inputs) != 1 or inputs[0].is_dir() or resume:
+            raise KitchenError(f"the format {format}", found=f"{len(inputs)} inputs", expected="one", do="Write json.")
+        from weightsmith_kitchen.kit import MealKit
+
+        made = MealKit.from_dict(work(_stdin(inputs)[0]))
+        _write_one(made, out, format, overwrite)
+        return
+    _batch(
+        inputs,
+        "both",
+        work,
+        out,
+        made_with={"command": "kit", "format": format, "servings": servings, "say": say, "tables": tables},
+        render=_csv_of(kit_rows) if format == "csv" else None,
+        jobs=jobs,
+        backend=backend,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def estimate(
+    items: Annotated[list[str], typer.Argument(help='Ingredient lines: "2 eggs" "1 tbsp butter".')],
+    servings: Servings = None,
+    table: Table = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Add up the energy of ingredients, each with its row in the nutrition table."""
+    from weightsmith_kitchen.kit import make_kit
+
+    made = make_kit(items, _table(table), servings=servings)
+    print(made.to_json(indent=2)) if json else _print_kit(made)
+
+
+@app.command()
+def search(
+    name: Annotated[str, typer.Argument(help="Name of a food, as a cook writes it.")],
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Most rows.")] = 10,
+    branded: Annotated[bool, typer.Option("--branded", help="Also branded products.")] = False,
+    table: Table = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Search the nutrition table."""
+    from rich.table import Table as Grid
+
+    found = _table(table).search(name, limit=limit, branded=branded)
+    if json:
+        print(_dumps([{"score": round(match.score, 3), **match.food.to_dict()} for match in found]))
+        return
+    grid = Grid("food", "kcal / 100 g", "source", "id")
+    for match in found:
+        energy = "?" if match.food.kcal is None else f"{match.food.kcal:.0f}"
+        grid.add_row(match.food.name, energy, match.food.source, match.food.id)
+    _console().print(grid)
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8422,
+    table: Table = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest photo or text, in bytes.")] = 20 << 20,
+    rate: Annotated[int, typer.Option(min=1, help="Requests per minute and client.")] = 600,
+) -> None:
+    """Serve the page and the REST interface on this machine only; no photo or text is stored or logged."""
+    from weightsmith_kitchen.serve import Limits, create_app, listen, run
+
+    with listen(port) as listener:  # a port in use is said at once
+        run(create_app(_table(table), limits=Limits(max_bytes, rate)), listener, open_page=open_page)
+
+
+# --- what the commands share ------------------------------------------------------------------------------------------
+
+
+def _table(own: Sequence[Path] | None) -> NutritionTable:
+    from weightsmith_kitchen.nutrition import NutritionTable
+
+    table = NutritionTable.default()
+    for path in own or ():
+        table = table.with_csv(path)
+    return table
+
+
+def _stdin(paths: Sequence[Path]) -> list[Path]:
+    """Paths, with standard input as the file that it is."""
+    return [Path("/dev/stdin") if str(path) == "-" else path for path in paths]
+
+
+def _batch(
+    inputs: Sequence[Path],
+    kind: Literal["photos", "recipes", "both"],
+    work: Callable[[Path], dict[str, Any]],
+    out: Path | None,
+    **options: Any,
+) -> None:
+    from weightsmith_kitchen.batch import PHOTOS, RECIPES, find_files, run_batch
+    from weightsmith_kitchen.errors import KitchenError
+
+    if out is None and sys.stdout is None:
+        raise KitchenError("standard output is closed", do="Name an output with --out.")
+    skipped: dict[str, int] = {}
+    suffixes = {"photos": PHOTOS, "recipes": RECIPES, "both": PHOTOS + RECIPES}[kind]
+    files = find_files(_stdin(inputs), suffixes, skipped)
+    try:
+        result = run_batch(files, work, sys.stdout if out is None else out, **options)
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if out is not None:
+            print(f"stopped; go on with --resume --out {out}", file=sys.stderr)
+        raise
+    result.skipped = skipped
+    _report(result)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+def _report(result: BatchResult) -> None:
+    """Say on standard error what failed, and how much was done."""
+    for failure in result.failures[:LISTED]:
+        print(f"error: {failure}", file=sys.stderr)
+    if len(result.failures) > LISTED:
+        print(f"... and {len(result.failures) - LISTED} more", file=sys.stderr)
+    if progress.is_silent():
+        return
+    said = f"{result.files} files, {len(result.failures)} failed"
+    if result.resumed:
+        said += f"; {result.resumed} were done before"
+    if result.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.skipped.items()))
+        said += f"; not read: {kinds}"
+    print(f"{said}; {result.seconds:.1f} s", file=sys.stderr)
+
+
+def _csv_of(rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> Callable[..., Iterator[str]]:
+    """From objects to CSV: a row per ingredient, under one header."""
+    return partial(_csv_pieces, rows_of)
+
+
+def _csv_pieces(
+    rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]], objects: Iterator[dict[str, Any]]
+) -> Iterator[str]:
+    from weightsmith_kitchen.kit.writing import cell
+
+    columns: list[str] = []
+    for made in objects:
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\r\n")
+        for row in rows_of(made):
+            if not columns:
+                columns = list(row)
+                writer.writerow(columns)
+            writer.writerow([cell(row[name]) for name in columns])
+        yield stream.getvalue()
+
+
+def _write_one(made: MealKit, out: Path | None, format: Literal["text", "pdf"], overwrite: bool) -> None:
+    from weightsmith.core.io import check_file, write_file
+    from weightsmith_kitchen.errors import KitchenError
+    from weightsmith_kitchen.kit import to_pdf
+
+    if format == "text":
+        if out is not None:
+            raise KitchenError("the format text is for the terminal", do="Write json, csv or pdf to a file.")
+        _print_kit(made)
+        return
+    if out is None:
+        raise KitchenError("a PDF is no text for the terminal", do="Name a file with --out.")
+    check_file(out)
+    if out.exists() and not overwrite:
+        raise KitchenError(f"{out} exists", do="Choose another output, or replace it with --overwrite.")
+    write_file(out, to_pdf(made))
+
+
+def _print_kit(made: MealKit) -> None:
+    from weightsmith_kitchen.report import kit_text
+
+    _console().print(kit_text(made))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,170 @@
+"""What the commands do with one file. Each function is sent to other processes, so it loads what it needs itself."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsmith_kitchen.batch import PHOTOS
+from weightsmith_kitchen.errors import RecipeError
+
+if TYPE_CHECKING:
+    from weightsmith_kitchen.kit import MealKit
+    from weightsmith_kitchen.nutrition import NutritionTable
+    from weightsmith_kitchen.recipe import Recipe
+
+__all__ = ["ingredient_rows", "kit_file", "kit_rows", "parse_file", "read_text"]
+
+MOST_BYTES = 8 << 20
+"""Size of a recipe that is read."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises
+    ------
+    RecipeError
+        If it is not UTF-8, or too large for a recipe.
+    """
+    with path.open("rb") as stream:
+        raw = stream.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise RecipeError(f"{path}", found=f"more than {MOST_BYTES:,} bytes", expected="a recipe")
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise RecipeError(f"{path}", found="UTF-16", expected="UTF-8", do="Save it as UTF-8.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}", found=f"byte {error.start} is not UTF-8", do="Save it as UTF-8.") from None
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe in a text file, or in a JSON file that `parse` or another program wrote.
+
+    A JSON object has ``ingredients``, a list of lines or of ingredients, and may have ``title``, ``instructions``, and
+    ``servings`` or ``yields``.
+    """
+    from weightsmith_kitchen.kit import read_recipe
+    from weightsmith_kitchen.phrases.read import read_ingredients
+    from weightsmith_kitchen.quantity import Quantity, read_yield
+    from weightsmith_kitchen.recipe import Recipe
+
+    text = read_text(path)
+    if path.suffix.lower() != ".json":
+        return read_recipe(text)
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}", found=str(error), expected="JSON") from None
+    listed = stored.get("ingredients") if isinstance(stored, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise RecipeError(f"{path}", found="no list 'ingredients'", expected="a JSON object with that list")
+    if all(isinstance(item, dict) for item in listed):
+        return Recipe.from_dict(stored)
+    if not all(isinstance(item, str) for item in listed):
+        raise RecipeError(f"{path}, ingredients", found="other things than texts", expected="lines")
+    steps = stored.get("instructions_list") or stored.get("instructions") or []
+    servings = stored.get("servings", stored.get("yields"))
+    said: Quantity | None = None
+    if isinstance(servings, (int, float)) and servings > 0:
+        said = Quantity.of(float(servings))
+    elif isinstance(servings, str) and (read := read_yield(servings)) is not None:
+        from weightsmith_kitchen.kit.make import PEOPLE
+
+        said = read[0] if not read[1] or read[1] in PEOPLE else None
+    return Recipe(
+        tuple(read_ingredients(listed)),
+        tuple(steps.splitlines() if isinstance(steps, str) else map(str, steps)),
+        str(stored.get("title", "")),
+        said,
+    )
+
+
+def parse_file(path: Path, *, events: bool = False) -> dict[str, Any]:
+    """The recipe in a file as plain values."""
+    recipe = recipe_of(path)
+    if events:
+        from weightsmith_kitchen.steps.structure import structure_recipe
+
+        recipe = structure_recipe(
+            ingredients=[item.text for item in recipe.ingredients],
+            instructions=list(recipe.instructions),
+            title=recipe.title,
+            servings=recipe.servings,
+        )
+    return recipe.to_dict()
+
+
+def kit_file(
+    path: Path, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The meal kit of a recipe or a photo as plain values."""
+    return kit_of(path, servings=servings, say=say, tables=tables).to_dict()
+
+
+def kit_of(
+    path: Path, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
+) -> MealKit:
+    """The meal kit of a recipe or a photo, scaled and corrected."""
+    from weightsmith_kitchen.kit import edit, make_kit
+
+    table = table_of(tables)
+    if path.suffix.lower() in PHOTOS:
+        from weightsmith_kitchen.kit.photo import kit_of_photo
+
+        made = kit_of_photo(path, table).kit
+    else:
+        made = make_kit(recipe_of(path), table)
+    for text in say:
+        reply = edit(made, text, table)
+        if not reply.understood:
+            raise RecipeError(f"--say {text!r}: {reply.said}")
+        made = reply.kit
+    return made if servings is None else made.scale(servings)
+
+
+@lru_cache(maxsize=4)
+def table_of(tables: tuple[str, ...]) -> NutritionTable:
+    """The nutrition table with a user's own before it, read once per process."""
+    from weightsmith_kitchen.nutrition import NutritionTable
+
+    table = NutritionTable.default()
+    for path in tables:
+        table = table.with_csv(path)
+    return table
+
+
+def ingredient_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per ingredient of what `parse_file` gives."""
+    from weightsmith_kitchen.recipe import Ingredient
+
+    rows = []
+    for stored in made["ingredients"]:
+        item = Ingredient.from_dict(stored)
+        rows.append(
+            {
+                "file": made["file"],
+                "title": made["title"],
+                "name": item.name,
+                "quantity": "" if item.quantity is None else str(item.quantity),
+                "unit": item.unit or "",
+                "size": item.size or "",
+                "state": item.state or "",
+                "temperature": item.temperature or "",
+                "dry_fresh": item.dry_fresh or "",
+                "optional": item.optional,
+                "text": item.text,
+            }
+        )
+    return rows
+
+
+def kit_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per ingredient of what `kit_file` gives."""
+    from weightsmith_kitchen.kit import MealKit
+
+    kit = MealKit.from_dict(made)
+    return [{"file": made["file"], "dish": kit.dish, "servings": str(kit.servings), **row} for row in kit.rows()]
