@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
-from contextlib import contextmanager
 
 import pytest
 
-from weightsmith.core.web import LocalServer, listen
+from weightsmith.core.web import serving
 from weightsmith_phenotype import Mention, Ontology, PhenoTagger
-from weightsmith_phenotype.serve import HOST, Insight, create_app
+from weightsmith_phenotype.serve import Insight, create_app
 
 HPOA = """#description: "written for a test"
 #version: 2030-01-02
@@ -87,21 +85,6 @@ def insight(annotations):
 @pytest.fixture
 def app(flagging_tagger, insight):
     return create_app(flagging_tagger, insight=insight)
-
-
-@contextmanager
-def serving(app):
-    """Serve on a free port; give the address."""
-    started = threading.Event()
-    server = LocalServer(app, started.set)
-    with listen(0) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        assert started.wait(20)
-        yield f"http://{HOST}:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")

@@ -7,4 +7,4 @@ from ._answers import (
     uploaded as uploaded,
 )
 from ._guard import Guard as Guard, Limits as Limits, problem as problem
-from ._server import HOST as HOST, LocalServer as LocalServer, listen as listen, run as run
+from ._server import HOST as HOST, LocalServer as LocalServer, listen as listen, run as run, serving as serving

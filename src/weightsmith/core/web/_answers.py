@@ -102,8 +102,12 @@ def answer_problems(app: FastAPI, statuses: Mapping[type[Exception], int]) -> No
 
 
 def serve_page(app: FastAPI, package: str) -> None:
-    """Serve the folder ``page`` of a package from memory, so that no path of a request reaches the disk."""
-    stored = {entry.name: entry.read_bytes() for entry in (files(package) / "page").iterdir() if entry.is_file()}
+    """Serve the folder ``page`` of a package, and the files that all pages share.
+
+    They are served from memory, so that no path of a request reaches the disk.
+    """
+    folders = (files("weightsmith.core.web") / "page", files(package) / "page")
+    stored = {entry.name: entry.read_bytes() for folder in folders for entry in folder.iterdir() if entry.is_file()}
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.web._guard import Guard
 
-__all__ = ["HOST", "LocalServer", "listen", "run"]
+__all__ = ["HOST", "LocalServer", "listen", "run", "serving"]
 
 HOST = "127.0.0.1"
 
@@ -92,3 +94,35 @@ def run(app: Guard, listener: socket.socket, *, open_page: bool = True, say: Cal
             webbrowser.open(address)
 
     LocalServer(app, ready).run(sockets=[listener])
+
+
+@contextmanager
+def serving(app: Guard, *, seconds: float = 20.0) -> Iterator[str]:
+    """Serve on a free port in a thread of this process, and yield the address.
+
+    Parameters
+    ----------
+    app : Guard
+        From `create_app`.
+    seconds : float, default: 20
+        How long to wait for it to start, and to end.
+
+    Raises
+    ------
+    TimeoutError
+        If it does not.
+    """
+    started = threading.Event()
+    server = LocalServer(app, started.set)
+    with listen(0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            if not started.wait(seconds):
+                raise TimeoutError(f"the server did not start within {seconds:g} s")
+            yield f"http://{HOST}:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(seconds)
+        if thread.is_alive():
+            raise TimeoutError(f"the server did not end within {seconds:g} s")

@@ -45,7 +45,7 @@ export async function call(path, { json, form, signal } = {}) {
     response = await fetch(path, request);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal(0, "The server does not answer. Is `weightsmith phenotype serve` still running?");
+    throw new Refusal(0, "The server does not answer. Is it still running?");
   }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
