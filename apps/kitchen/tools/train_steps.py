@@ -1,9 +1,9 @@
 """Train the tagger of techniques and utensils that ships: ``python apps/kitchen/tools/train_steps.py [OUT]``.
 
 It learns from ``data/steps_train.txt``: instructions written for this project and labeled by hand in two passes (the
-second read every line again against `GUIDELINE`). ``tests/data/steps_test.txt`` has as many others, written after the
-dictionaries were finished and labeled in the same way by the same person. They decide nothing here: settings are chosen
-by cross-validation within the first file.
+second read every line again against `GUIDELINE`). What it is tested on, and how that was labeled, is in
+``tests/data/README.md``. The test sentences decide nothing here: settings are chosen by cross-validation within the
+training sentences.
 """
 
 from __future__ import annotations

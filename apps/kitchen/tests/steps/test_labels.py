@@ -1,4 +1,7 @@
+import json
+import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -15,6 +18,7 @@ from weightsmith_kitchen.steps.labels import (
 )
 
 DATA = Path(__file__).parents[1] / "data/steps_test.txt"
+PUBLIC = DATA.with_name("steps_public.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -80,3 +84,28 @@ def test_saved_and_loaded(tmp_path):
 def test_bad_marks(line):
     with pytest.raises(RecipeError, match="line 1"):
         read_marked([line])
+
+
+def test_score_on_instructions_of_web_pages():
+    """Places in texts that are not ours; see the README beside the data."""
+    source = Path(os.environ.get("WEIGHTSMITH_DATA", "")) / "apps/recipes-json/recipes.json"
+    if not source.is_file():
+        pytest.skip("WEIGHTSMITH_DATA names no folder with apps/recipes-json: the instructions")
+    recipes = json.loads(source.read_text("utf-8"))
+    tagger = default_instruction_tagger()
+    gold, found = [], []
+    for row in map(json.loads, PUBLIC.read_text("utf-8").splitlines()):
+        text = recipes[row["recipe"]]["instructions_list"][row["step"]]
+        assert crc32(text.encode()) == row["crc32"]
+        line = tagger.tag(text)
+        labels = ["O"] * len(line.tokens)
+        for start, end, label in row["spans"]:
+            for place, token in enumerate(line.tokens):
+                if start <= token.start and token.end <= end:
+                    labels[place] = label
+        gold.append(labels)
+        found.append(line.tags)
+    score = span_score(gold, found)
+    assert len(gold) == 57
+    assert score.by_label["TECHNIQUE"].f1 >= 0.88
+    assert score.by_label["UTENSIL"].f1 >= 0.90

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +124,7 @@ def dictionary_classes(forms: Sequence[str]) -> list[int]:
     >>> dictionary_classes(["whisk", "in", "a", "mixing", "bowl"])
     [6, 0, 0, 5, 5]
     """
-    words = [form.lower() for form in forms]
+    words = [normalize("NFC", form.lower()) for form in forms]
     verbs, tools, longest = techniques(), utensils(), _first_words()
     found = [verbs[word][1] if word in verbs else NONE for word in words]
     place = 0
