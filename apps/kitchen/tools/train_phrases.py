@@ -44,7 +44,7 @@ WARMED |= {"buttermilk", "unsalted", "tap"}
 WINES = {"white", "red", "wine", "sherry", "vermouth", "cider", "marsala", "madeira", "riesling", "rosé", "champagne"}
 VAGUE = {"a", "an", "few", "little", "some", "couple", "of", "more", "additional", "extra", "about"}
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-PRUNED = 0.01
+L2, PRUNED = 0.3, 0.01
 """Rows of the table whose weights are all below this are left out."""
 
 
@@ -57,7 +57,7 @@ def rows(folder: Path) -> Iterator[dict[str, str]]:
                 text = row["input"].strip()
                 if any(row[field] for field in FIELDS) and text.lower() not in seen:
                     seen.add(text.lower())
-                    yield row | {"input": text}
+                    yield row | {"input": text, "source": path.name.split("-")[0]}
 
 
 def stem(word: str) -> str:
@@ -157,9 +157,12 @@ def held_out(text: str) -> bool:
     return crc32(text.lower().encode()) % 10 == 0
 
 
-def split_data(folder: Path) -> tuple[dict[str, tuple[list[list[str]], list[list[str]]]], int]:
-    """Tokens and tags to train and to test on, and how many sentences could not be aligned."""
-    parts: dict[str, tuple[list[list[str]], list[list[str]]]] = {"train": ([], []), "test": ([], [])}
+Phrases = tuple[list[list[str]], list[list[str]]]
+
+
+def split_data(folder: Path) -> tuple[dict[tuple[str, str], Phrases], int]:
+    """Tokens and tags by source and part (train, test), and how many sentences could not be aligned."""
+    parts: dict[tuple[str, str], Phrases] = {}
     read = list(rows(folder))
     batch = tokenize_lines([row["input"] for row in read])
     dropped = 0
@@ -169,10 +172,16 @@ def split_data(folder: Path) -> tuple[dict[str, tuple[list[list[str]], list[list
         if fields is None:
             dropped += 1
             continue
-        part = parts["test" if held_out(row["input"]) else "train"]
+        part = parts.setdefault((row["source"], "test" if held_out(row["input"]) else "train"), ([], []))
         part[0].append(forms)
         part[1].append(to_labels(forms, fields))
     return parts, dropped
+
+
+def joined(parts: Mapping[tuple[str, str], Phrases], name: str) -> Phrases:
+    """One part of all sources."""
+    chosen = [phrases for (_, part), phrases in sorted(parts.items()) if part == name]
+    return [line for tokens, _ in chosen for line in tokens], [line for _, tags in chosen for line in tags]
 
 
 def summary(score: SpanScore) -> dict[str, object]:
@@ -184,19 +193,27 @@ def main() -> None:
     """Train, measure, write."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else SHIPPED
     parts, dropped = split_data(folder)
-    train, test = parts["train"], parts["test"]
+    sources = sorted({source for source, _ in parts})
+    train, test = joined(parts, "train"), joined(parts, "test")
     print(f"{len(train[0])} sentences to train on, {len(test[0])} held out, {dropped} not aligned")
-    tagger = IngredientTagger(l2=0.3).fit(*train)
+    taggers = {source: IngredientTagger(l2=L2).fit(*parts[source, "train"]) for source in sources}
+    tagger = taggers["all"] = IngredientTagger(l2=L2).fit(*train)
     tagger.table_[np.abs(tagger.table_).max(1) < PRUNED] = 0
     tagger.table_ = tagger.table_.astype(np.float16).astype(np.float32)
+    tests = {source: parts[source, "test"] for source in sources} | {"all": test}
+    matrix = {
+        trained: {tested: round(one.score(*phrases), 4) for tested, phrases in tests.items()}
+        for trained, one in taggers.items()
+    }
     measured = {
         "held_out_sentences": len(test[0]),
         "tagger": summary(tagger.evaluate(*test)),
         "majority_tag": summary(span_score(test[1], MajorityTagger().fit(*train).predict(test[0]))),
     }
-    print(json.dumps(measured, indent=2))
+    print(json.dumps({"measured": measured, "matrix": matrix}, indent=2))
     made = {"sentences": len(train[0]), "not_aligned": dropped, "files": sorted(p.name for p in folder.glob("*.csv"))}
-    tagger.save_pretrained(out, overwrite=True, half=True, extra={"trained_on": made, "measured": measured})
+    extra = {"trained_on": made, "measured": measured, "matrix": matrix}
+    tagger.save_pretrained(out, overwrite=True, half=True, extra=extra)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from weightsmith.core.io import atomic_output
 from weightsmith_kitchen.errors import ModelError, RecipeError
 
+from .card import model_card
 from .features import BUCKETS, token_features
 from .spans import SpanScore, span_score, spans_of_tags
 from .tokens import Token, TokenBatch, tokenize_lines
@@ -321,7 +322,7 @@ class TokenTagger:
         half: bool = False,
         extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Write the tagger: ``config.json`` and ``model.safetensors``, which holds the rows that are not zero.
+        """Write the tagger: ``config.json``, ``model.safetensors`` (the rows that are not zero) and a model card.
 
         Parameters
         ----------
@@ -343,6 +344,7 @@ class TokenTagger:
         config = {"format": FORMAT, **self.get_params(), "labels": list(self.labels), **extra}
         with atomic_output(folder, overwrite=overwrite) as written:
             written.mkdir(exist_ok=True)
+            (written / "README.md").write_text(model_card(type(self).__name__, self.labels, extra), "utf-8")
             (written / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
             arrays = {"rows": used, "weights": weights, "transitions": self.transitions_}
             (written / "model.safetensors").write_bytes(save(arrays))
