@@ -14,6 +14,9 @@ from weightsmith_kitchen.quantity import Quantity
 
 __all__ = ["Event", "Ingredient", "Recipe", "Span"]
 
+LONGEST = 2_000
+"""Characters of a field that is read from JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -158,6 +161,11 @@ class Ingredient:
             )
         pair = lambda item: (Quantity.from_json(item[0]), str(item[1]))  # noqa: E731
         fields = dict(stored)
+        for name in ("unit", "text", "size", "state", "temperature", "dry_fresh", "basis"):
+            value = fields.get(name)
+            if not (value is None or isinstance(value, str)) or len(value or "") > LONGEST:
+                what = f"ingredient {stored['name'][:80]!r}, {name}"
+                raise RecipeError(what, found=str(value)[:80], expected="a text")
         try:
             if fields.get("quantity") is not None:
                 fields["quantity"] = Quantity.from_json(fields["quantity"])
@@ -165,7 +173,7 @@ class Ingredient:
                 fields["package"] = pair(fields["package"])
             fields["alternatives"] = tuple(pair(item) for item in fields.get("alternatives", ()))
             fields["spans"] = tuple(Span(*item) for item in fields.get("spans", ()))
-            fields["notes"] = tuple(fields.get("notes", ()))
+            fields["notes"] = tuple(map(str, fields.get("notes", ())))
             for name in ("grams", "kcal"):
                 if fields.get(name) is not None:
                     fields[name] = Estimate(*map(float, fields[name]))

@@ -20,7 +20,10 @@ from weightsmith_kitchen.recipe import Ingredient
 
 __all__ = ["HELP", "Reply", "edit"]
 
-HELP = "Say, for example: 2 eggs instead of 1; no butter; add 1 cup of milk; oil instead of butter; for 6 people; double it."
+HELP = (
+    "Say, for example: 2 eggs instead of 1; no butter; add 1 cup of milk; oil instead of butter; for 6 people; "
+    "or double it."
+)
 FACTORS = {
     "half": Fraction(1, 2),
     "halve": Fraction(1, 2),
