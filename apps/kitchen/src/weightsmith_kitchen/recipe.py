@@ -117,6 +117,18 @@ class Ingredient:
         unit = self.unit or ""
         return f"{self.quantity.kitchen()} {known.spelled(self.quantity) if known else unit}".strip()
 
+    def line(self) -> str:
+        """The ingredient as a line that is read to the same amount, exactly.
+
+        Examples
+        --------
+        >>> Ingredient("tomatoes", Quantity.parse("1 1/2"), "can", package=(Quantity.of(14), "ounce")).line()
+        '1 1/2 (14 ounce) can tomatoes'
+        """
+        held = "" if self.package is None else f"({self.package[0]} {self.package[1]})"
+        parts = ("" if self.quantity is None else str(self.quantity), held, self.unit or "", self.size or "", self.name)
+        return " ".join(part for part in parts if part) or self.text
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them; `from_dict` gives the same ingredient again."""
         pair = lambda item: [item[0].to_json(), item[1]]  # noqa: E731

@@ -277,6 +277,7 @@ def _row(item: Ingredient) -> Row:
     return Row(
         name=item.name,
         text=item.text,
+        line=item.line(),
         amount=item.measured(),
         grams=None if weight is None else [weight.value, weight.low, weight.high],
         kcal=None if energy is None else [energy.value, energy.low, energy.high],

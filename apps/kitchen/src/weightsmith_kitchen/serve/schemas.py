@@ -72,7 +72,8 @@ class Row(BaseModel):
     """An ingredient as the page shows it."""
 
     name: str
-    text: str
+    text: str = Field(description="The line of the recipe.")
+    line: str = Field(description="The ingredient as it is now, as a line.")
     amount: str = Field(description="In kitchen fractions.", examples=["1 1/2 cups"])
     grams: list[float] | None = Field(description="Value, lowest and highest.")
     kcal: list[float] | None

@@ -76,12 +76,15 @@ async function change(fields, what = "Working") {
 }
 
 function row(item, place) {
-  const line = item.amount ? `${item.amount} ${item.name}` : item.text || item.name;
+  const shown = item.amount ? `${item.amount} ${item.name}` : item.text || item.name;
   const input = el("input", {
-    type: "text", value: line, maxlength: 400, "aria-label": `Ingredient ${place + 1}`,
-    onchange: (event) => change({ place, line: event.target.value }, "Reading the ingredient"),
+    type: "text", value: shown, maxlength: 400, "aria-label": `Ingredient ${place + 1}`,
+    // Amounts are shown in kitchen fractions, and edited as they are.
+    onfocus: (event) => { if (event.target.value === shown) event.target.value = item.line; },
+    onblur: (event) => { if (event.target.value === item.line) event.target.value = shown; },
+    onchange: (event) => { if (event.target.value !== item.line) change({ place, line: event.target.value }, "Reading the ingredient"); },
   });
-  const energy = item.kcal ? [el("b", {}, `${whole(item.kcal[0])} kcal`), span(item.kcal, "")] : [el("b", {}, "no energy")];
+  const energy = item.kcal ? [el("b", {}, `${whole(item.kcal[0])} kcal`), el("span", { class: "quiet" }, span(item.kcal, ""))] : [el("b", {}, "no energy")];
   const food = item.food ?? "no food";
   return el("li", {},
     el("div", { class: "head" }, input, el("div", { class: "energy" }, energy),
