@@ -23,7 +23,7 @@ from harness import alternate, finish, parser, print_table, ratio
 
 from weightsmith.claims.harness import user_data
 from weightsmith_phenotype import Document, Mention, Ontology, PhenoTagger, evaluate
-from weightsmith_phenotype.claim import gsc
+from weightsmith_phenotype.claims.phenotagger import gsc
 from weightsmith_phenotype.ontology import hpo_folder
 
 GOAL = 5.0

@@ -130,8 +130,7 @@ class Method:
     @property
     def claim_module(self) -> str:
         """The module whose ``run`` is the claim's experiment."""
-        own = self.package == "weightsmith"
-        return f"weightsmith.claims.{self.slug.replace('-', '_')}" if own else f"{self.package}.claim"
+        return f"{self.package}.claims.{self.slug.replace('-', '_')}"
 
     @property
     def url(self) -> str:
