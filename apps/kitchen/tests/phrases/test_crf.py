@@ -161,3 +161,35 @@ def test_trains_on_token_scores():
         optimizer.step()
     assert loss.item() < 0.1
     assert layer.decode(table(words))[0] == [0, 1] * 3
+
+
+def test_on_a_hugging_face_token_classifier():
+    """Its logits, and the labels' -100 as mask: one step of training lowers the loss."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+    )
+    model = transformers.BertForTokenClassification(config)
+    layer = LinearChainCRF(3)
+    inputs = torch.randint(0, 30, (4, 7))
+    labels = torch.randint(0, 3, (4, 7))
+    labels[:, 0] = labels[:, 3] = labels[2:, 5:] = -100
+    optimizer = torch.optim.Adam([*model.parameters(), *layer.parameters()], lr=0.01)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = layer(model(input_ids=inputs).logits, labels, labels != -100)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[0]
+    decoded = layer.decode(model(input_ids=inputs).logits, labels != -100)
+    assert [len(path) for path in decoded] == (labels != -100).sum(1).tolist()

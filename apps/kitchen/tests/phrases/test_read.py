@@ -47,6 +47,11 @@ from weightsmith_kitchen.quantity import Quantity
         ("• 2 cups rice", "2", "cup", "rice"),
         ("3 cloves", "3", "clove", "cloves"),
         ("1/2 of an onion", "1/2", None, "onion"),
+        ("½ an onion, chopped", "1/2", None, "onion"),
+        ("1 lb 8 oz haddock", "1 1/2", "pound", "haddock"),
+        ("6 ¼-inch-thick slices crusty bread", "6", "slice", "crusty bread"),
+        ("4 punnets cherry tomatoes", "4", "punnet", "cherry tomatoes"),
+        ("2 Japanese aubergines or 1 large purple aubergine", "2", None, "Japanese aubergines"),
         ("salt to taste", None, None, "salt"),
         ("olive oil", None, None, "olive oil"),
         ("a few sprigs of thyme", None, "sprig", "thyme"),
@@ -90,6 +95,8 @@ def test_packages(line, quantity, unit, package, name):
         ("1 cup (250 mL) milk", "1", "cup", [("250", "milliliter")]),
         ("1/2 cup (1 stick/4 ounces) butter", "1/2", "cup", [("1", "stick"), ("4", "ounce")]),
         ("1 small onion, minced (about ¼ cup)", "1", None, [("1/4", "cup")]),
+        ("1 cup chopped leeks (see Notes) 250 mL", "1", "cup", [("250", "milliliter")]),
+        ("1 lb vermicelli 500 g", "1", "pound", [("500", "gram")]),
     ],
 )
 def test_alternatives(line, quantity, unit, alternatives):

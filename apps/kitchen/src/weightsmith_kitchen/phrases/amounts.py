@@ -39,6 +39,7 @@ CONTAINERS = frozenset(
     }
 )
 SIZED = re.compile(r"\d[^a-z]*[-\s]?(?:inch(?:es)?|in|cm|mm|foot|feet|ft)\b.*", re.IGNORECASE)
+METRIC = frozenset({"milligram", "gram", "kilogram", "milliliter", "centiliter", "deciliter", "liter"})
 NUMBER_WORDS = frozenset(
     {"a", "an", "half", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"}
 )
@@ -166,6 +167,8 @@ class _Reading:
                 place += 1
             else:
                 break
+        while len(units) > 1 and find_unit(units[0]) is None and find_unit(units[1]) is not None:
+            units.pop(0)  # "thumb-sized pieces"
         return units, place
 
     def _cased(self, place: int) -> str:
@@ -186,8 +189,9 @@ def is_measure(word: str) -> bool:
 
 
 def _named(word: str) -> str:
+    """The name of a unit; a word that is none in the singular."""
     unit = find_unit(word)
-    return unit.name if unit else word
+    return unit.name if unit else word.removesuffix("s") if len(word) > 3 and not word.endswith("ss") else word
 
 
 def _holds(reading: _Reading, main: _Amount, amount: _Amount) -> bool:
@@ -230,7 +234,15 @@ def _collect(reading: _Reading) -> None:
             stop = place + 1
             while stop < len(words) and words[stop] in DIRECTIONS:
                 stop += 1
-            reading.sizes.append(reading.text(place, stop))
+            size = reading.text(place, stop)
+            counted = re.fullmatch(r"(\d+)\s+((?:\d+\s*[/⁄]\s*\d+|[¼-¾⅐-⅞])\D.*)", size)
+            if not reading.found and counted and int(counted[1]) > 1 and _is_plural(words[stop : stop + 1]):
+                # "6 1/4-inch slices": six, not one of 6 1/4 inches.
+                quantity = Quantity.of(int(counted[1]))
+                reading.found.append(_Amount(quantity, (), place, stop, "start", depth))
+                reading.notes.append(f"{size}: read as {quantity} of {counted[2]}")
+                size = counted[2]
+            reading.sizes.append(size)
             reading.used.update(range(place, stop))
             place = last = stop
             continue
@@ -265,6 +277,11 @@ def _collect(reading: _Reading) -> None:
         place = last = stop
 
 
+def _is_plural(words: Sequence[str]) -> bool:
+    unit = find_unit(words[0]) if words else None
+    return unit is not None and words[0] == unit.plural
+
+
 def _before(reading: _Reading, place: int, last: int) -> Before:
     """What stands between an amount and the one before it, which ends at token ``last``."""
     if last < 0:
@@ -275,9 +292,7 @@ def _before(reading: _Reading, place: int, last: int) -> Before:
     for kind, words in (("slash", "/"), ("bracket", "-lrb-"), ("times", "x"), ("times", "×"), ("plus", "plus")):
         if between == [words]:
             return kind  # type: ignore[return-value]
-    if between[-1] in ("or", "+", "plus", "-rrb-"):
-        return {"or": "or", "+": "plus", "plus": "plus", "-rrb-": "space"}[between[-1]]  # type: ignore[return-value]
-    return "apart"
+    return {"or": "or", "+": "plus", "plus": "plus"}.get(between[-1], "apart")  # type: ignore[return-value]
 
 
 def _joined(reading: _Reading) -> Amounts:
@@ -324,9 +339,9 @@ def _joined(reading: _Reading) -> Amounts:
         others = []
     if quantity is None and units and not reading.notes:
         known = find_unit(units[0])
-        if known is not None and units[0].rstrip(".") not in (known.plural, ""):
+        if not (units[0].rstrip(".") == known.plural if known else units[0].endswith("s")):
             quantity = Quantity.of(1)
-            notes.append(f"one {known.name} is assumed")
+            notes.append(f"one {_named(units[0])} is assumed")
     return Amounts(
         quantity,
         _named(units[0]) if units else None,
@@ -351,4 +366,6 @@ def _sum(pairs: Sequence[tuple[Quantity, str]], amount: _Amount) -> tuple[Quanti
     one, other = find_unit(name), find_unit(amount.units[0])
     if one is None or other is None or one.kind != other.kind or one.factor is None or other.factor is None:
         return None
+    if amount.before != "plus" and (one.name in METRIC) != (other.name in METRIC):
+        return None  # "1 cup 250 mL": the same amount twice
     return (quantity + convert(amount.quantity, other, one), name) if one.factor > other.factor else None

@@ -14,6 +14,7 @@ from .tagger import IngredientTagger, TaggedLine, default_tagger
 __all__ = ["read_ingredient", "read_ingredients", "read_tagged_line"]
 
 OPTIONAL = re.compile(r"\boptional\b|\bif (?:desired|liked|you like|wanted|needed)\b", re.IGNORECASE)
+EDGES = re.compile(r"^(?:an?|the|some)\s+|\s+(?:and|or|with|of|for|plus)$", re.IGNORECASE)
 JOINED = frozenset({"STATE", "DF", "SIZE", "TEMP", "UNIT", "QUANTITY"})
 """Labels that may stand between two parts of a name."""
 FUNCTION_WORDS = frozenset(
@@ -148,12 +149,14 @@ def _name(line: TaggedLine, amounts: Amounts) -> tuple[str, tuple[str, ...]]:
         forms = [line.tokens[place].form for place in between]
         if line.tokens[run[0]].form.lower() == "or" and "," in forms:
             notes.append(f"{text(*run)}: another choice, not read")
-        elif all(line.tags[place] in JOINED or line.tokens[place].form in (",", "-", "of") for place in between):
-            if kept[-1] == before:
-                kept.append(run)
-        elif line.tokens[before[1]].form == "or" and kept[-1] == before:
+        elif kept[-1] == before and (
+            all(line.tags[place] in JOINED or line.tokens[place].form in (",", "-", "of") for place in between)
+            or (forms[0], forms[-1]) == ("-LRB-", "-RRB-")  # "whipping (35%) cream"
+            or (forms[0] == "or" and not any(form[0].isdigit() for form in forms))
+        ):
             kept.append(run)
-    return " ".join(text(*run) for run in kept), tuple(notes)
+    name = " ".join(text(*run) for run in kept)
+    return EDGES.sub("", name) or name, tuple(notes)
 
 
 def _unnamed(line: TaggedLine, amounts: Amounts) -> str:

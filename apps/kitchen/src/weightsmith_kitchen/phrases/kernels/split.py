@@ -296,10 +296,10 @@ def split_lines(chars: Any, lines: Any, abbreviations: Any, measures: Any) -> An
     starts, ends = np.empty(total, np.int32), np.empty(total, np.int32)
     offsets, form = np.empty(total + 1, np.int32), np.empty(6 * total + 64, np.uint32)
     first = np.empty(len(lines), np.int32)
-    count, size = 0, 0
+    count, size = np.int64(0), np.int64(0)  # one type everywhere: helpers are compiled once
     for line in range(len(lines) - 1):
         first[line] = count
-        place, end = lines[line], lines[line + 1]
+        place, end = np.int64(lines[line]), np.int64(lines[line + 1])
         while place < end:
             char, kind = chars[place], _kind(chars[place])
             if kind == SPACE:
