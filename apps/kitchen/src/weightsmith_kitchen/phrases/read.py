@@ -147,12 +147,13 @@ def _name(line: TaggedLine, amounts: Amounts) -> tuple[str, tuple[str, ...]]:
     for before, run in pairwise(runs):
         between = range(before[1], run[0])
         forms = [line.tokens[place].form for place in between]
-        if line.tokens[run[0]].form.lower() == "or" and "," in forms:
+        counted = any(form[0].isdigit() for form in forms)
+        if (line.tokens[run[0]].form.lower() == "or" and "," in forms) or ("or" in forms and counted):
             notes.append(f"{text(*run)}: another choice, not read")
         elif kept[-1] == before and (
             all(line.tags[place] in JOINED or line.tokens[place].form in (",", "-", "of") for place in between)
             or (forms[0], forms[-1]) == ("-LRB-", "-RRB-")  # "whipping (35%) cream"
-            or (forms[0] == "or" and not any(form[0].isdigit() for form in forms))
+            or forms[0] == "or"
         ):
             kept.append(run)
     name = " ".join(text(*run) for run in kept)
