@@ -194,7 +194,7 @@ def test_predictions(trained):
     assert found.best.candidates[0] == found.answer
     assert len(found.best.candidates) == 2
     assert found.best.box is None
-    assert set(found.to_dict()["regions"][0]) == {"box", "answer", "food", "reason", "candidates"}
+    assert set(found.to_dict()["regions"][0]) == {"box", "answer", "food", "probability", "reason", "candidates"}
     json.dumps(found.to_dict())
     with pytest.raises(PhotoError, match="topk"):
         trained.predict(photo(COLORS["tomato"], 77), topk=0)

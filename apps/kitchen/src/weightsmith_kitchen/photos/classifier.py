@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Unpack, cast
+from importlib.resources import as_file, files
+from typing import Literal, Unpack, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from weightsmith.core.data import collate
 from weightsmith.core.models import device_of, evaluation_mode
 from weightsmith.core.progress import track
-from weightsmith.core.training import Fit, FitOptions
+from weightsmith.core.training import FitOptions
 from weightsmith_kitchen.errors import ModelError, PhotoError
 from weightsmith_kitchen.photos.backbones import LITE0, FoodNetwork, OpenedBackbone, open_backbone
 from weightsmith_kitchen.photos.boxes import Box, as_box, nms
@@ -29,62 +29,22 @@ from weightsmith_kitchen.photos.calibration import abstain_threshold, fit_temper
 from weightsmith_kitchen.photos.finetune import OptimizerName, PhotoPixels, finetune
 from weightsmith_kitchen.photos.folder import FoodPhotos, grouped_split
 from weightsmith_kitchen.photos.images import PhotoSource, name_of, open_photo, original_size
+from weightsmith_kitchen.photos.merged import NOT_FOOD, OTHER_FOOD
 from weightsmith_kitchen.photos.preprocess import Preprocess
-from weightsmith_kitchen.photos.probe import Probe, fit_probe
-from weightsmith_kitchen.photos.results import Candidate, Evaluation, Recognition, Region, topk_classes
+from weightsmith_kitchen.photos.probe import fit_probe
+from weightsmith_kitchen.photos.results import Candidate, Evaluation, Recognition, Region, Training, topk_classes
 from weightsmith_kitchen.photos.storage import Parts, load, save
 
-__all__ = ["FoodClassifier", "Stage", "Training", "plain_name"]
+__all__ = ["FoodClassifier", "Stage", "plain_name"]
 
 Stage = Literal["probe", "finetune"]
 BATCH = 32
+NO_LABELS = (OTHER_FOOD, NOT_FOOD)
+"""Classes of the default classifier that are no answers."""
 HELD_OUT = 0.15
 """Share of the training photos that calibrates the probabilities when there are no validation photos."""
 
 FINETUNE: FitOptions = {"epochs": 20, "batch_size": 32, "weight_decay": 1e-2, "scheduler": "cosine", "warmup": 0.05}
-
-
-@dataclass(frozen=True)
-class Training:
-    """What training did.
-
-    Attributes
-    ----------
-    photos, validation_photos : int
-        How many were trained on, and how many calibrated the probabilities.
-    classes : int
-        How many classes.
-    probe : Probe or None
-        The first stage.
-    finetuned : Fit or None
-        The record of the second stage.
-    temperature, threshold : float
-        Of the probabilities, and below which the classifier abstains.
-    validation : Evaluation or None
-        On the validation photos; None without any.
-    """
-
-    photos: int
-    validation_photos: int
-    classes: int
-    probe: Probe | None
-    finetuned: Fit | None
-    temperature: float
-    threshold: float
-    validation: Evaluation | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes, as JSON has them."""
-        return {
-            "photos": self.photos,
-            "validation_photos": self.validation_photos,
-            "classes": self.classes,
-            "probe_loss": self.probe.loss if self.probe else None,
-            "finetune_losses": [round(value, 5) for value in self.finetuned.losses] if self.finetuned else None,
-            "temperature": self.temperature,
-            "threshold": self.threshold,
-            "validation": self.validation.to_dict() if self.validation else None,
-        }
 
 
 class FoodClassifier:
@@ -108,7 +68,7 @@ class FoodClassifier:
     temperature : float
         What logits are divided by.
     threshold : float
-        Probability below which there is no answer.
+        Probability of a food below which there is no answer; labels with the same plain name add up.
 
     Examples
     --------
@@ -133,6 +93,7 @@ class FoodClassifier:
         self.temperature, self.threshold = 1.0, 0.0
         self.network = FoodNetwork(opened.module, opened.features, max(len(classes), 1))
         self.network.to(device_of(opened.module)).eval()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.classes: tuple[str, ...] = ()
         self._name(classes)
 
@@ -222,7 +183,7 @@ class FoodClassifier:
             features = features[kept] if features is not None else None
         elif len(validation):
             validation = FoodPhotos(validation.examples, train.classes)
-        if train.classes != self.classes:
+        if train.classes != self.classes or type(self.network) is not FoodNetwork:
             self._name(train.classes)
             self._new_head()
         probe = None
@@ -237,7 +198,7 @@ class FoodClassifier:
         finetuned = None
         if "finetune" in stages:
             finetuned = finetune(
-                self.network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+                self.network,
                 used,
                 self.preprocess,
                 head_lr=head_lr,
@@ -275,10 +236,10 @@ class FoodClassifier:
         logits = self.logits(photos, workers=workers)
         self.temperature = fit_temperature(logits, targets)
         probabilities = torch.softmax(logits.float() / self.temperature, 1)
-        self.threshold = abstain_threshold(probabilities, targets, precision=precision_wanted)
-        return Evaluation.of(
-            probabilities, targets, self.classes, topk=(1, min(5, len(self.classes))), threshold=self.threshold
-        )
+        foods = self._food_columns()
+        by_food = _summed(probabilities, foods)
+        self.threshold = abstain_threshold(by_food, foods[targets], precision=precision_wanted)
+        return self._evaluation(probabilities, targets, (1, 5))
 
     def predict(
         self,
@@ -344,10 +305,7 @@ class FoodClassifier:
         """
         photos = FoodPhotos(photos.examples, self.classes)
         probabilities = self.probabilities(self.logits(photos, workers=workers))
-        wanted = sorted({min(k, len(self.classes)) for k in topk})
-        return Evaluation.of(
-            probabilities, torch.from_numpy(photos.targets), self.classes, topk=wanted, threshold=self.threshold
-        )
+        return self._evaluation(probabilities, torch.from_numpy(photos.targets), topk)
 
     def probabilities(self, logits: Float[Tensor, "photos classes"]) -> Float[Tensor, "photos classes"]:
         """Calibrated probabilities of logits, in float32 whatever the precision of the network."""
@@ -368,6 +326,7 @@ class FoodClassifier:
         *,
         weights: Literal["all", "changed"] = "all",
         dtype: torch.dtype | None = None,
+        files: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
         """Write a folder in the layout of Hugging Face; see :func:`~weightsmith_kitchen.photos.storage.save`."""
@@ -380,7 +339,7 @@ class FoodClassifier:
             self.temperature,
             self.threshold,
         )
-        save(parts, out, weights=weights, dtype=dtype, overwrite=overwrite)
+        save(parts, out, weights=weights, dtype=dtype, files=files, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> FoodClassifier:
@@ -392,6 +351,22 @@ class FoodClassifier:
         found.network = parts.network.eval()
         found.temperature, found.threshold = parts.temperature, parts.threshold
         return found
+
+    @classmethod
+    def default(cls) -> FoodClassifier:
+        """The classifier that comes with the package: 81 groceries and 35 more foods of ImageNet.
+
+        It needs the embedded EfficientNet-Lite0, and abstains on what is no food. How the two label sets are one is
+        said in :mod:`weightsmith_kitchen.photos.merged`.
+
+        Examples
+        --------
+        >>> classifier = FoodClassifier.default()
+        >>> len(classifier.classes), classifier.food_of("Arla-Standard-Milk")
+        (118, 'whole milk')
+        """
+        with as_file(files("weightsmith_kitchen.photos").joinpath("data", "default")) as folder:
+            return cls.from_pretrained(folder)
 
     def food_of(self, label: str) -> str:
         """The plain name of a class's food."""
@@ -422,18 +397,35 @@ class FoodClassifier:
     def _region(self, probabilities: Tensor, box: Box | None, topk: int) -> Region:
         if topk < 1:
             raise PhotoError("topk", found=topk, expected="1 or more")
-        best = topk_classes(probabilities[None], topk)[0].tolist()
+        ranked = topk_classes(probabilities[None], topk + len(NO_LABELS))[0].tolist()
         candidates = tuple(
             Candidate(self.classes[place], self.food_of(self.classes[place]), float(probabilities[place]))
-            for place in best
+            for place in ranked
+            if self.classes[place] not in NO_LABELS
+        )[:topk]
+        by_food = _summed(probabilities[None], self._food_columns())[0]
+        food = float(by_food[self._food_columns()[self.classes.index(candidates[0].label)]])
+        other = {name: float(probabilities[self.classes.index(name)]) for name in NO_LABELS if name in self.classes}
+        reason = ""
+        if other.get(NOT_FOOD, 0.0) > 0.5:
+            reason = f"this does not look like food ({other[NOT_FOOD]:.0%})"
+        elif food < self.threshold:
+            reason = f"not sure: the best food has {food:.0%}, {self.threshold:.0%} is asked for"
+        return Region(candidates, not reason, food, reason, box)
+
+    def _evaluation(self, probabilities: Tensor, targets: Tensor, topk: Sequence[int]) -> Evaluation:
+        foods = self._food_columns()
+        confidence = _summed(probabilities, foods)[torch.arange(len(targets)), foods[probabilities.argmax(1)]]
+        wanted = sorted({min(k, len(self.classes)) for k in topk})
+        return Evaluation.of(
+            probabilities, targets, self.classes, topk=wanted, threshold=self.threshold, confidence=confidence
         )
-        answered = candidates[0].probability >= self.threshold
-        reason = (
-            ""
-            if answered
-            else f"not sure: the best has {candidates[0].probability:.0%}, {self.threshold:.0%} is asked for"
-        )
-        return Region(candidates, answered, reason, box)
+
+    def _food_columns(self) -> Int[Tensor, "classes"]:
+        """The number of every class's food."""
+        names = [self.food_of(label) for label in self.classes]
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        return torch.tensor([places[name] for name in names])
 
     def _name(self, classes: Sequence[str]) -> None:
         if len(set(classes)) < len(classes):
@@ -441,9 +433,9 @@ class FoodClassifier:
         self.classes = tuple(classes)
 
     def _new_head(self) -> None:
-        old = self.network.head
-        head = nn.Linear(old.in_features, len(self.classes))
-        self.network.head = head.to(old.weight.device, old.weight.dtype).eval()
+        weight = self.network.head.weight
+        network = FoodNetwork(self.network.backbone, weight.shape[1], len(self.classes))
+        self.network = network.to(weight.device, weight.dtype).eval()
 
     def _require_classes(self) -> None:
         if not self.classes:
@@ -459,6 +451,11 @@ def plain_name(label: str) -> str:
     'red bell pepper'
     """
     return " ".join(label.replace("_", " ").replace("-", " ").split()).lower()
+
+
+def _summed(probabilities: Tensor, foods: Tensor) -> Tensor:
+    """Probabilities of foods, from those of labels."""
+    return probabilities.new_zeros(len(probabilities), int(foods.max()) + 1).index_add_(1, foods, probabilities)
 
 
 def _channels_last(pixels: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def hash_bits(hashes: Sequence[int]) -> np.ndarray:
     return np.unpackbits(raw).reshape(-1, 64).astype(np.float32) * 2 - 1
 
 
-def near_duplicates(hashes: Sequence[int], *, distance: int = 2) -> list[tuple[int, int]]:
+def near_duplicates(hashes: Sequence[int], *, distance: int = 4) -> list[tuple[int, int]]:
     """Pairs of places whose hashes differ in at most so many bits, the lower place first.
 
     Examples

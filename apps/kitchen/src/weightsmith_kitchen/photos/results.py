@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from rich.table import Table
 from torch import Tensor
 
+from weightsmith.core.training import Fit
 from weightsmith_kitchen.errors import PhotoError
 from weightsmith_kitchen.photos.boxes import Box
 from weightsmith_kitchen.photos.calibration import expected_calibration_error
+from weightsmith_kitchen.photos.probe import Probe
 
-__all__ = ["Candidate", "Evaluation", "PerClass", "Recognition", "Region", "topk_accuracy", "topk_classes"]
+__all__ = ["Candidate", "Evaluation", "PerClass", "Recognition", "Region", "Training", "topk_accuracy", "topk_classes"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Region:
         The most probable foods, best first.
     answered : bool
         Whether the first is probable enough to be given as the answer.
+    probability : float
+        Of the first candidate's food: labels with the same plain name add up.
     reason : str
         Why there is no answer; empty if there is one.
     box : Box or None
@@ -59,6 +63,7 @@ class Region:
 
     candidates: tuple[Candidate, ...]
     answered: bool
+    probability: float
     reason: str = ""
     box: Box | None = None
 
@@ -73,6 +78,7 @@ class Region:
             "box": [round(value, 2) for value in self.box] if self.box is not None else None,
             "answer": self.answer.label if self.answer is not None else None,
             "food": self.answer.food if self.answer is not None else None,
+            "probability": round(self.probability, 6),
             "reason": self.reason,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
@@ -169,8 +175,24 @@ class Evaluation:
         *,
         topk: Sequence[int] = (1, 5),
         threshold: float = 0.0,
+        confidence: Float[Tensor, "photos"] | None = None,
     ) -> Evaluation:
         """Compare probabilities with true classes.
+
+        Parameters
+        ----------
+        probabilities : Tensor of shape (photos, classes)
+            Of the classes.
+        targets : Tensor of shape (photos,)
+            The true classes.
+        classes : sequence of str
+            Their names.
+        topk : sequence of int, default: (1, 5)
+            The accuracies that are asked for.
+        threshold : float, default: 0.0
+            Confidence from which a photo is answered.
+        confidence : Tensor of shape (photos,), optional
+            The highest probability by default.
 
         Raises
         ------
@@ -191,7 +213,7 @@ class Evaluation:
         right = given == targets
         counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
         counts.index_put_((targets, given), torch.ones_like(targets), accumulate=True)
-        answered = probabilities.max(1).values >= threshold
+        answered = (probabilities.max(1).values if confidence is None else confidence) >= threshold
         wrong = counts.clone().fill_diagonal_(0)
         pairs = sorted(
             ((int(wrong[a, b]), classes[a], classes[b]) for a, b in wrong.nonzero().tolist()),
@@ -244,6 +266,49 @@ class Evaluation:
         for label, given, count in self.confusions[:confusions]:
             found.add_row(f"{label} taken for {given}", str(count))
         return found
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training did.
+
+    Attributes
+    ----------
+    photos, validation_photos : int
+        How many were trained on, and how many calibrated the probabilities.
+    classes : int
+        How many classes.
+    probe : Probe or None
+        The first stage.
+    finetuned : Fit or None
+        The record of the second stage.
+    temperature, threshold : float
+        Of the probabilities, and below which the classifier abstains.
+    validation : Evaluation or None
+        On the validation photos; None without any.
+    """
+
+    photos: int
+    validation_photos: int
+    classes: int
+    probe: Probe | None
+    finetuned: Fit | None
+    temperature: float
+    threshold: float
+    validation: Evaluation | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes, as JSON has them."""
+        return {
+            "photos": self.photos,
+            "validation_photos": self.validation_photos,
+            "classes": self.classes,
+            "probe_loss": self.probe.loss if self.probe else None,
+            "finetune_losses": [round(value, 5) for value in self.finetuned.losses] if self.finetuned else None,
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "validation": self.validation.to_dict() if self.validation else None,
+        }
 
 
 def topk_classes(scores: Float[Tensor, "photos classes"], k: int) -> Int[Tensor, "photos k"]:

@@ -25,6 +25,7 @@ from weightsmith_kitchen.photos.backbones import (
     open_backbone,
     rebuild,
 )
+from weightsmith_kitchen.photos.merged import Gate, MergedNetwork
 from weightsmith_kitchen.photos.preprocess import Preprocess
 
 __all__ = ["Parts", "load", "save"]
@@ -69,6 +70,7 @@ def save(
     *,
     weights: Literal["all", "changed"] = "all",
     dtype: torch.dtype | None = None,
+    files: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a classifier as a folder, all or nothing.
@@ -83,6 +85,8 @@ def save(
         ``"changed"`` leaves out what is bit for bit that of the embedded network, which is then needed to load it.
     dtype : torch.dtype, optional
         Element type of the stored floating-point weights; their own by default.
+    files : mapping of str to str, optional
+        More small files: name to text.
     overwrite : bool, default: False
         Replace what is at ``out``.
 
@@ -99,11 +103,13 @@ def save(
     if weights == "changed":
         if classifier.backbone != LITE0:
             raise ModelError("weights='changed'", found=classifier.backbone, expected=LITE0)
-        known = open_backbone(LITE0).module.state_dict()
+        opened = open_backbone(LITE0)
+        own = opened.module.state_dict()
+        known = {f"{part}backbone.{name}": tensor for part in ("", "tuned.") for name, tensor in own.items()}
+        if opened.head is not None:
+            known |= {f"image_head.{name}": tensor for name, tensor in opened.head.state_dict().items()}
         state = {
-            name: tensor
-            for name, tensor in state.items()
-            if (own := known.get(name.removeprefix("backbone."))) is None or not torch.equal(own, tensor)
+            name: tensor for name, tensor in state.items() if name not in known or not torch.equal(known[name], tensor)
         }
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -118,6 +124,7 @@ def save(
         "backbone": classifier.backbone,
         "backbone_config": _hf_config(classifier.network.backbone),
         "stored_weights": weights,
+        **({"gate": classifier.network.gate.to_dict()} if isinstance(classifier.network, MergedNetwork) else {}),
         "preprocess": classifier.preprocess.to_dict(),
         "foods": dict(classifier.foods),
         "temperature": classifier.temperature,
@@ -138,7 +145,8 @@ def save(
         save_file(state, str(target / WEIGHTS), metadata={"format": "pt"})
         for name, values in ((CONFIG, config), (PROCESSOR, processor)):
             write_file(target / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        write_file(target / CARD, _card(classifier, Path(out).name))
+        for name, text in {CARD: _card(classifier, Path(out).name), **(files or {})}.items():
+            write_file(target / name, text)
 
 
 def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Parts:
@@ -171,6 +179,12 @@ def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> 
     preprocess = Preprocess.from_dict(config.get("preprocess") or {})
     opened = _backbone(config, preprocess, backbone, folder)
     network = FoodNetwork(opened.module, opened.features, len(classes))
+    if "gate" in config:
+        if opened.head is None:
+            raise ModelError(f"backbone {opened.name} of {folder}", found="no head of its own", expected=LITE0)
+        network = MergedNetwork(opened.module, opened.head, Gate.from_dict(config["gate"]))
+        if network.labels != tuple(classes):
+            raise ModelError(f"{folder / CONFIG}: id2label", found=f"{len(classes)} classes", expected="foods.csv's")
     _fill(network, stored, config.get("stored_weights") == "changed", folder)
     return Parts(
         network,
@@ -209,8 +223,10 @@ def _backbone(
 def _fill(network: nn.Module, stored: Mapping[str, Tensor], changed: bool, folder: Path) -> None:
     own = network.state_dict()
     unknown = sorted(set(stored) - set(own))
-    missing = sorted(set(own) - set(stored)) if not changed else [name for name in own if name[:5] == "head."]
-    missing = [name for name in missing if name not in stored]
+    needed = [
+        name for name in own if not changed or not name.startswith(("backbone.", "tuned.backbone.", "image_head."))
+    ]
+    missing = [name for name in needed if name not in stored]
     if unknown or missing:
         raise ModelError(
             f"weights of {folder}",
