@@ -138,6 +138,13 @@ def test_what_is_assumed_or_left_out_is_said():
     assert found.notes == ("1/0: no number",)
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "1." + "2" * 5000, "1/" + "9" * 5000])
+def test_numbers_without_end(number):
+    found = read_ingredient(number + " cups flour")
+    assert found.quantity is None
+    assert found.notes[0].endswith(": no number")
+
+
 def test_unsure_lines_have_low_confidence():
     assert read_ingredient("1 cup sugar").confidence > 0.95
     assert read_ingredient("1 lb 85/15 minced beef").confidence < 0.6

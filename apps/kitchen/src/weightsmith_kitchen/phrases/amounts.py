@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.quantity import Quantity, find_quantity
 from weightsmith_kitchen.units import convert, find_unit
 
@@ -121,8 +120,8 @@ class _Reading:
         start = self.line.tokens[place].start
         try:
             found = find_quantity(self.line.text, start)
-        except RecipeError:
-            self.notes.append(f"{self.text(place, place + 1)}: no number")
+        except ValueError:  # 1/0, and numbers of thousands of digits
+            self.notes.append(f"{self.text(place, place + 1)[:40]}: no number")
             return None
         if found is None or found[1] != start:
             return None
