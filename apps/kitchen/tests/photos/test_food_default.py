@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from weightsmith_kitchen import FoodClassifier
+from weightsmith_kitchen.photos.images import open_photo
 from weightsmith_kitchen.photos.merged import food_table
 
 DATA = Path(os.environ.get("WEIGHTSMITH_DATA", "/nowhere"))
@@ -118,6 +119,20 @@ def test_groceries_of_other_stores(classifier):
     assert np.mean(right) > 0.55
     assert np.mean(five) > 0.8
     assert np.mean(["does not look like food" in region.reason for region in found]) < 0.1
+
+
+def test_imagenets_own_head_is_loaded_right(classifier):
+    folder = DATA / "apps/grocery-store"
+    if not folder.is_dir():
+        pytest.skip("WEIGHTSMITH_DATA has no apps/grocery-store")
+    known = {"Banana": 954, "Pineapple": 953, "Granny-Smith": 948}
+    with zipfile.ZipFile(folder / "grocery_128.zip") as archive:
+        for label, number in known.items():
+            names = [name for name in archive.namelist() if name.startswith("train/") and f"/{label}_0" in name][:10]
+            pixels = torch.stack([classifier.preprocess(open_photo(archive.read(name))) for name in names])
+            with torch.no_grad():
+                answers = classifier.network.image_head(classifier.network.features(pixels)).argmax(1)
+            assert (answers == number).sum() >= 6, label
 
 
 def test_vehicles_and_animals(classifier):

@@ -83,9 +83,11 @@ NOTES = (
 BOX_NOTES = (
     "Photos with one food; photos of one portion are in one fold. A margin of 10 % is added to a box. Linear layers "
     "with C = 0.01.",
+    "Each seed stands for two draws of the folds, with seeds of their own. A first run on three draws (seeds 10 to 12) "
+    "had 0.955 against 0.929 for pretrained features, with an interval from 0.009 to 0.043: too wide for the margin.",
 )
 
-FOLDS = 3
+FOLDS, REPEATS = 3, 2
 CRAFTED_STRENGTH, STRENGTH, BOX_STRENGTH = 0.01, 0.03, 0.01
 
 
@@ -121,18 +123,19 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12)) -> list[ClaimRe
         Of training and of the folds.
     """
     results = []
-    for claim, name, experiment, notes in (
-        (GROCERIES, "apps/grocery-store", _groceries, NOTES),
-        (BOXES, "apps/ecustfd", _boxes, BOX_NOTES),
+    draws = [seed + 1000 * repeat for repeat in range(1, 1 + REPEATS) for seed in seeds]
+    for claim, name, experiment, used, notes in (
+        (GROCERIES, "apps/grocery-store", _groceries, list(seeds), NOTES),
+        (BOXES, "apps/ecustfd", _boxes, draws, BOX_NOTES),
     ):
         folder = user_data(name, claim.title)
         if folder is None:
             continue
         start = time.perf_counter()
-        values = each_seed(experiment(folder, scale), seeds, claim.title)
+        values = each_seed(experiment(folder, scale), used, claim.title)
         arms = [Arm(arm, _ROLES.get(arm, "baseline"), found) for arm, found in values.items()]  # type: ignore[arg-type]
         seconds = time.perf_counter() - start
-        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes))
+        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=used, seconds=seconds, notes=notes))
     return results
 
 
