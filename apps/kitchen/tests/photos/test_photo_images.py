@@ -251,3 +251,39 @@ def test_near_duplicates_agree_with_pairs():
     wanted = [(a, b) for a in range(67) for b in range(a + 1, 67) if hash_distance(hashes[a], hashes[b]) <= 2]
     assert near_duplicates(hashes, distance=2) == wanted
     assert len(wanted) == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 80}),
+        ("JPEG", {"quality": 80, "progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("AVIF", {}),
+    ],
+)
+def test_damaged_bytes_are_read_or_refused_and_nothing_else(kind, options):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    whole = encoded(scene(64, 48), kind, **options, **({"exif": exif} if kind not in ("GIF", "BMP") else {}))
+    rng, outcomes = np.random.default_rng(0), set()
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 8)):
+            data[place] = rng.integers(0, 256)
+        if rng.random() < 0.2:
+            del data[rng.integers(1, len(data)) :]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                photo = open_photo(bytes(data), side=32)
+                assert photo.mode == "RGB"
+                assert min(photo.size) >= 32
+                outcomes.add("read")
+            except PhotoError:
+                outcomes.add("refused")
+    assert outcomes

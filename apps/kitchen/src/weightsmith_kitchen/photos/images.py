@@ -7,7 +7,6 @@ refused is said by what was found in the file.
 from __future__ import annotations
 
 import os
-import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,8 +130,8 @@ TIFF or AVIF picture. Save the picture itself, not the page around it.
         ) from error
     except UnidentifiedImageError as error:
         raise _no_photo(called, f"no picture ({_head(data)})") from error
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, TypeError, OverflowError) as error:
-        raise PhotoError(f"photo {called} is damaged", found=str(error), do="Copy it again.") from error
+    except Exception as error:  # decoders raise all kinds on damaged files
+        raise _damaged(called, error) from error
     return _finished(image, called, background, max_megapixels, side)
 
 
@@ -281,6 +280,10 @@ def _no_photo(called: str, found: str, do: str | None = None) -> PhotoError:
     return PhotoError(f"photo {called}", found=found, expected=expected, do=do)
 
 
+def _damaged(called: str, error: Exception) -> PhotoError:
+    return PhotoError(f"photo {called} is damaged", found=str(error) or type(error).__name__, do="Copy it again.")
+
+
 def _head(data: bytes) -> str:
     return "starts with " + " ".join(f"{byte:02x}" for byte in data[:8])
 
@@ -298,23 +301,24 @@ def _finished(
         )
     if width * height == 0:
         raise PhotoError(f"photo {called} has no pixels", found=f"{width} x {height}")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        frames = getattr(image, "n_frames", 2)
-        warnings.warn(f"photo {called}: {frames} frames, the first is read", PhotoNotice, stacklevel=3)
-    if side is not None and image.format in ("JPEG", "MPO"):
-        share = max(side, SMALLEST) / min(width, height)
-        if share < 1:
-            image.draft("RGB", (round(width * share), round(height * share)))
+    frames = 1
     try:
-        # LOAD_TRUNCATED_IMAGES of a program that uses this package would fill the rest of a photo with grey
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            frames = getattr(image, "n_frames", 2)
+        if side is not None and image.format in ("JPEG", "MPO"):
+            share = max(side, SMALLEST) / min(width, height)
+            if share < 1:
+                image.draft("RGB", (round(width * share), round(height * share)))
         image.load()
         turned = _upright(image, called)
         size = (height, width) if _swaps_sides(image) else (width, height)
         rgb = _rgb(turned, called, background)
     except PhotoError:
         raise
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, TypeError, MemoryError) as error:
-        raise PhotoError(f"photo {called} is damaged", found=str(error), do="Copy it again.") from error
+    except Exception as error:  # decoders raise all kinds on damaged files
+        raise _damaged(called, error) from error
+    if frames > 1:
+        warnings.warn(f"photo {called}: {frames} frames, the first is read", PhotoNotice, stacklevel=3)
     if min(rgb.size) < SMALLEST:
         scale = SMALLEST / min(rgb.size)
         larger = (max(SMALLEST, round(rgb.width * scale)), max(SMALLEST, round(rgb.height * scale)))
@@ -335,7 +339,7 @@ def _finished(
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, struct.error, TypeError, KeyError):
+    except Exception:
         return 1  # unreadable metadata do not make the pixels unreadable
 
 
@@ -348,7 +352,7 @@ def _upright(image: Image.Image, called: str) -> Image.Image:
         return image
     try:
         return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, struct.error, TypeError, KeyError) as error:
+    except Exception as error:
         warnings.warn(f"photo {called}: its metadata are damaged ({error})", PhotoNotice, stacklevel=4)
         return image
 
