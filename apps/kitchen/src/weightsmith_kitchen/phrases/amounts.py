@@ -102,6 +102,7 @@ class _Reading:
     found: list[_Amount] = field(default_factory=list)
     sizes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    forced: frozenset[int] = frozenset()
     names: set[int] = field(default_factory=set)
     used: set[int] = field(default_factory=set)
 
@@ -115,7 +116,7 @@ class _Reading:
             return None
         tag, word = self.line.tags[place], self.words[place]
         numeric = NUMERIC.fullmatch(word) is not None
-        if not (tag == "QUANTITY" or (place == 0 and (numeric or word in NUMBER_WORDS))):
+        if not (tag == "QUANTITY" or place in self.forced or (place == 0 and (numeric or word in NUMBER_WORDS))):
             return None
         start = self.line.tokens[place].start
         try:
@@ -219,6 +220,13 @@ def read_amounts(line: TaggedLine) -> Amounts:
     """
     reading = _Reading(line, [token.form.lower() for token in line.tokens])
     _collect(reading)
+    if not any(amount.quantity for amount in reading.found) and not reading.sizes and not reading.notes:
+        # "zest from 2 lemons": a number that the tagger counts to something else, right before the name.
+        for place in range(len(reading.words) - 1):
+            if NUMERIC.fullmatch(reading.words[place]) and line.tags[place + 1] in ("NAME", "DF", "SIZE", "UNIT"):
+                reading = _Reading(line, reading.words, forced=frozenset({place}))
+                _collect(reading)
+                break
     return _joined(reading)
 
 

@@ -162,15 +162,20 @@ def _name(line: TaggedLine, amounts: Amounts) -> tuple[str, tuple[str, ...]]:
 
 def _unnamed(line: TaggedLine, amounts: Amounts) -> str:
     """A name where the tagger found none: the longest run of other words, else the unit ("4 cloves")."""
+    best = _longest_run(line, amounts, ("STATE", "DF", "SIZE", "TEMP")) or _longest_run(line, amounts, ("DF", "TEMP"))
+    if not best:
+        best = range(*next(((p, p + 1) for p in sorted(amounts.used) if line.tags[p] == "UNIT"), (0, 0)))
+    return line.text[line.tokens[best[0]].start : line.tokens[best[-1]].end] if best else ""
+
+
+def _longest_run(line: TaggedLine, amounts: Amounts, without: Sequence[str]) -> range:
     best, start = range(0), -1
     for place in range(len(line.tags) + 1):
         word = line.tokens[place].form if place < len(line.tags) else ""
         free = word.isalpha() and word.lower() not in FUNCTION_WORDS and not is_measure(word)
-        if free and place not in amounts.used and line.tags[place] not in ("STATE", "DF", "SIZE", "TEMP"):
+        if free and place not in amounts.used and line.tags[place] not in without:
             start = place if start < 0 else start
         elif start >= 0:
             best = max(best, range(start, place), key=len)
             start = -1
-    if not best:
-        best = range(*next(((p, p + 1) for p in sorted(amounts.used) if line.tags[p] == "UNIT"), (0, 0)))
-    return line.text[line.tokens[best[0]].start : line.tokens[best[-1]].end] if best else ""
+    return best
