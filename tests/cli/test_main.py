@@ -76,7 +76,7 @@ def test_methods_of_one_verb():
 
 
 def test_show_a_planned_method():
-    text = words("show", "meal-kit")
+    text = words("show", "caloraify")
     assert "https://arxiv.org/abs/2112.09839" in text
     assert "planned" in text
 
@@ -110,7 +110,7 @@ def test_version():
     ("line", "code", "message"),
     [
         (["show", "wandaa"], 1, "error: no method 'wandaa'. Did you mean 'wanda'?\n"),
-        (["claims", "meal-kit"], 1, "error: 'meal-kit' is planned: it has no claim to run yet\n"),
+        (["claims", "caloraify"], 1, "error: 'caloraify' is planned: it has no claim to run yet\n"),
         (["sparsify", "magnitude", "embedded:nothing", "OUT"], 1, "error: no embedded model folder 'nothing'"),
         (["run", "no-such.yaml"], 2, "error: cannot read recipe no-such.yaml"),
         (["methods", "--verb", "cook"], 2, "found 'cook'"),

@@ -17,6 +17,10 @@ from .photos.preprocess import Preprocess as Preprocess
 from .phrases.crf import LinearChainCRF as LinearChainCRF
 from .phrases.read import read_ingredient as read_ingredient, read_ingredients as read_ingredients
 from .phrases.tagger import IngredientTagger as IngredientTagger
+from .portions import (
+    PortionCalorieNet as PortionCalorieNet,
+    PortionEstimator as PortionEstimator,
+)
 from .quantity import Quantity as Quantity
 from .recipe import Event as Event, Ingredient as Ingredient, Recipe as Recipe, Span as Span
 from .steps.labels import InstructionTagger as InstructionTagger

@@ -1,0 +1,184 @@
+"""Recipes with known units, portions and energies, as tensors."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightsmith_kitchen.errors import RecipeError
+
+__all__ = ["LabeledIngredient", "LabeledRecipe", "RecipeTable"]
+
+OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledIngredient:
+    """An ingredient of a recipe to learn from.
+
+    Attributes
+    ----------
+    name : str
+        Its name, the same in all recipes.
+    unit : str
+        Its unit.
+    portion : float or None
+        How many units; None where the recipe does not say: the loss of portions leaves it out.
+    kcal : float
+        Energy of the portion.
+    """
+
+    name: str
+    unit: str
+    portion: float | None
+    kcal: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledRecipe:
+    """A recipe to learn from."""
+
+    ingredients: tuple[LabeledIngredient, ...]
+    title: str = ""
+
+    @property
+    def kcal(self) -> float:
+        """Energy of all ingredients."""
+        return sum(item.kcal for item in self.ingredients)
+
+
+@dataclass(slots=True)
+class RecipeTable:
+    """The vocabulary of recipes, and the scales of their portions and energies.
+
+    Attributes
+    ----------
+    ingredients, units : list of str
+        Vocabulary. A unit seen fewer than ten times becomes "other".
+    slots : int
+        Most ingredients of a recipe that are read; of more, those with the highest energy are kept.
+    portion_scale : dict of str to float
+        Standard deviation of the portions of each unit: what portions are divided by.
+    kcal_scale : float
+        Standard deviation of the ingredients' energies.
+    """
+
+    ingredients: list[str]
+    units: list[str]
+    slots: int
+    portion_scale: dict[str, float]
+    kcal_scale: float
+    unit_counts: list[int] = field(default_factory=list)
+
+    @classmethod
+    def learn(cls, recipes: Sequence[LabeledRecipe], *, slots: int = 10, fewest: int = 10) -> RecipeTable:
+        """Make the table from the recipes to train on.
+
+        Raises
+        ------
+        RecipeError
+            If a recipe has no ingredient, or a portion or energy that is negative or not finite; it names the recipe.
+        """
+        if not recipes:
+            raise RecipeError("recipes", found="none", expected="at least one")
+        for number, recipe in enumerate(recipes):
+            where = f"recipe {number}" + (f" ({recipe.title})" if recipe.title else "")
+            if not recipe.ingredients:
+                raise RecipeError(where, found="no ingredient", expected="at least one")
+            for item in recipe.ingredients:
+                for name, value in (("portion", item.portion), ("kcal", item.kcal)):
+                    if value is not None and not (math.isfinite(value) and value >= 0):
+                        raise RecipeError(f"{where}, {item.name}, {name}", found=value, expected="a number >= 0")
+        items = [item for recipe in recipes for item in recipe.ingredients]
+        counts = Counter(item.unit for item in items)
+        units = [unit for unit, count in counts.most_common() if count >= fewest]
+        if len(units) < len(counts):
+            units.append(OTHER)
+        portions: dict[str, list[float]] = {unit: [] for unit in units}
+        for item in items:
+            if item.portion is not None:
+                portions[item.unit if item.unit in portions else OTHER].append(item.portion)
+        per_unit = Counter(item.unit if item.unit in portions else OTHER for item in items)
+        return cls(
+            ingredients=sorted({item.name for item in items}),
+            units=units,
+            slots=slots,
+            portion_scale={unit: _spread(found) for unit, found in portions.items()},
+            kcal_scale=_spread([item.kcal for item in items]),
+            unit_counts=[per_unit[unit] for unit in units],
+        )
+
+    def number(self, name: str) -> int:
+        """Number of an ingredient, from 1.
+
+        Raises
+        ------
+        RecipeError
+            If it is not in the vocabulary; it names the nearest.
+        """
+        try:
+            return self.ingredients.index(name) + 1
+        except ValueError:
+            near = difflib.get_close_matches(name, self.ingredients, n=3)
+            raise RecipeError(
+                f"ingredient {name!r} was in no recipe that was learned from",
+                do=f"Consider {', '.join(near)}." if near else None,
+            ) from None
+
+    def encode(self, names: Sequence[str]) -> Tensor:
+        """Numbers of the ingredients, as a batch of one."""
+        if not names:
+            raise RecipeError("recipe", found="no ingredient", expected="at least one")
+        return torch.tensor([[self.number(name) for name in names]])
+
+    def samples(self, recipes: Sequence[LabeledRecipe]) -> list[dict[str, Tensor]]:
+        """One sample per recipe, padded to ``slots``, in the network's scale. Unknown ingredients are left out."""
+        known = {name: number for number, name in enumerate(self.ingredients, 1)}
+        made = []
+        for recipe in recipes:
+            items = [item for item in recipe.ingredients if item.name in known]
+            items = sorted(items, key=lambda item: -item.kcal)[: self.slots]
+            if not items:
+                continue
+            pad = self.slots - len(items)
+            units = [item.unit if item.unit in self.portion_scale else OTHER for item in items]
+            portions = [
+                math.nan if item.portion is None else item.portion / self.portion_scale.get(unit, 1.0)
+                for item, unit in zip(items, units, strict=True)
+            ]
+            made.append(
+                {
+                    "ingredients": torch.tensor([known[item.name] for item in items] + [0] * pad),
+                    "mask": torch.tensor([True] * len(items) + [False] * pad),
+                    "unit": torch.tensor([self._unit(unit) for unit in units] + [0] * pad),
+                    "portion": torch.tensor(portions + [math.nan] * pad),
+                    "kcal": torch.tensor([item.kcal / self.kcal_scale for item in items] + [0.0] * pad),
+                    "total": torch.tensor(recipe.kcal / self.kcal_scale),
+                }
+            )
+        return made
+
+    def _unit(self, unit: str) -> int:
+        return self.units.index(unit) if unit in self.units else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> RecipeTable:
+        """Read what `to_dict` wrote."""
+        return cls(**stored)
+
+
+def _spread(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 1.0
+    return float(torch.tensor(values, dtype=torch.float64).std()) or 1.0
