@@ -152,6 +152,47 @@ def test_short_synonyms_in_capitals_are_abbreviations():
     assert found(tagger, "ASD") == []
 
 
+@pytest.fixture(scope="module")
+def short_forms():
+    return PhenoTagger(ontology(a=["Septal defect", "VSD"], b=["Fetal growth delay", "IUGR"], c=["Reflux", "GERD"]))
+
+
+def test_abbreviations_of_the_ontology_are_found_in_capitals_only(short_forms):
+    assert found(short_forms, "VSD and IUGR, not vsd, Gerd or VSDs") == [("VSD", "X:2"), ("IUGR", "X:3")]
+    assert found(short_forms.with_settings(abbreviations=False), "VSD and IUGR") == []
+
+
+def test_an_abbreviation_means_what_the_text_says(short_forms):
+    assert found(short_forms, "The ventral striatum dysfunction (VSD) was seen. VSD and GERD.") == [("GERD", "X:4")]
+    ids = [identifier for _, identifier in found(short_forms, "A septal defect (VSD). VSD was closed.")]
+    assert ids == ["X:2"] * 3
+
+
+@pytest.mark.parametrize("names", [{"a": ["Autism", "VSD"], "b": ["Defect", "VSD"]}, {"a": ["Infarction", "MI"]}])
+def test_abbreviations_of_two_concepts_or_two_letters_are_not_used(names):
+    assert found(PhenoTagger(ontology(**names)), "VSD, MI") == []
+
+
+def test_words_in_phrases_of_another_meaning_are_no_findings(hpo):
+    text = "Last fall he got electric shocks; stroke volume was low in the collecting ducts. Falls, stroke and shock."
+    assert [text for text, _ in found(hpo, text)] == ["Falls", "stroke", "shock"]
+    named = PhenoTagger(ontology(a=["Heat stroke"], b=["Stroke"]), settings=PLAIN)
+    assert found(named, "heat stroke") == [("heat stroke", "X:2")]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("neurological signs", "HP:0000707"),
+        ("auditory manifestations", "HP:0000364"),
+        ("multiple nevi", "HP:0001054"),
+        ("broad metaphyses", "HP:0003016"),
+    ],
+)
+def test_common_nouns_for_an_abnormality_are_one_by_default(hpo, text, name):
+    assert name in [identifier for _, identifier in found(hpo, text)]
+
+
 def test_an_ontology_without_synonyms_works():
     tagger = PhenoTagger(ontology(a=["one finding"]), settings=PLAIN)
     assert found(tagger, "One finding!") == [("One finding", "X:2")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from weightsmith_phenotype.kernels.tables import build_table, phrase
 from weightsmith_phenotype.ontology import Ontology
 from weightsmith_phenotype.substitutions import NOTHING, learn_substitutions
 from weightsmith_phenotype.tokens import BARRIERS, JOINTS, tokenize
-from weightsmith_phenotype.words import LINKS, code, lemma, lexicon, stem
+from weightsmith_phenotype.words import LINKS, OTHER_MEANINGS, code, lemma, lexicon, stem
 
 __all__ = ["Dictionary", "name_words", "usable_names"]
 
@@ -28,6 +29,13 @@ ENDING_SHARE, HEAD_SHARE = 0.08, 0.5
 
 EXCHANGED, LEAST_RELIABILITY = 2, 0.5
 """Words of a name that may be exchanged, and the least reliability of all exchanges together."""
+
+_ABBREVIATION = re.compile("[A-Z]{3,9}")
+
+AMBIGUOUS = frozenset(
+    ("AEA", "AOB", "AOP", "ASD", "CIU", "CVI", "DDN", "LDD", "LFT", "MEMA", "ODD", "OME", "RAD", "RBD", "SRED", "TMD")
+)
+"""Synonyms in capitals that mean something else in many notes, or are a word there."""
 
 ANY_ORDER = 0.99
 """Score of the words of a name in another order."""
@@ -63,8 +71,11 @@ class Dictionary:
         Every word of the names in the singular, with the kernel's flags of what it does in names.
     stems : set of str
         Every stem that a match can contain.
+    abbreviations : list of str
+        Synonyms in capitals that are found as they are written only.
     slots, rows, concepts : arrays
-        Hash table from the code of a name's words in order to a concept's index.
+        Hash table from the code of a name's words in order to a concept's index, or to the number of concepts for
+        phrases that name none of them.
     bag_slots, bag_rows, bag_concepts, bag_scores : arrays
         Hash table from the summed codes of a name's stems to a concept's index and the score.
     above_starts, above : arrays
@@ -74,6 +85,7 @@ class Dictionary:
     identifiers: list[str]
     vocabulary: dict[str, int]
     stems: set[str]
+    abbreviations: list[str]
     slots: NDArray[np.uint64]
     rows: NDArray[np.int32]
     concepts: NDArray[np.int32]
@@ -116,14 +128,24 @@ class Dictionary:
         if not names:
             raise OntologyError("the concepts have no names", do="Give an ontology whose terms have a name line.")
         exact = _exact_names(names + with_commas, ancestors)
+        vocabulary = _vocabulary(names)
+        for other in OTHER_MEANINGS:
+            words = name_words(other)
+            for form in (tuple(words), tuple(map(lemma, words))):
+                exact.setdefault(_phrase(form), len(ontology.concepts))
+            for word in words:
+                vocabulary.setdefault(lemma(word), KNOWN)
+        abbreviations = _abbreviations(ontology)
+        exact |= {_phrase((capitals,)): number[identifier] for capitals, identifier in abbreviations.items()}
         bags = _bags(names)
         keys, concepts, scores = _with_exchanges(bags, ancestors)
         slots, rows = build_table(np.fromiter(exact, np.uint64, len(exact)))
         bag_slots, bag_rows = build_table(keys)
-        lengths = np.fromiter(map(len, ancestors), np.int32, len(ancestors))
+        lengths = np.fromiter((*map(len, ancestors), 0), np.int32, len(ancestors) + 1)
         return cls(
             identifiers=list(ontology.concepts),
-            vocabulary=_vocabulary(names),
+            vocabulary=vocabulary,
+            abbreviations=sorted(abbreviations),
             stems={stem(word) for _, words, _ in names for word in words}.union(
                 *(map(stem, group) for _, group in lexicon())
             ),
@@ -144,7 +166,22 @@ class Dictionary:
 
     def words(self) -> dict[str, Any]:
         """All but the tables, as plain values; with `arrays` it makes the same dictionary again."""
-        return {"identifiers": self.identifiers, "vocabulary": self.vocabulary, "stems": sorted(self.stems)}
+        return {
+            "identifiers": self.identifiers,
+            "vocabulary": self.vocabulary,
+            "stems": sorted(self.stems),
+            "abbreviations": self.abbreviations,
+        }
+
+
+def _abbreviations(ontology: Ontology) -> dict[str, str]:
+    """Synonyms of capitals alone, with their concepts: those of one concept that have no other common meaning."""
+    holders: dict[str, set[str]] = {}
+    for identifier in ontology.concepts:
+        for name in ontology[identifier].names:
+            if _ABBREVIATION.fullmatch(name):
+                holders.setdefault(name, set()).add(identifier)
+    return {name: min(ids) for name, ids in holders.items() if len(ids) == 1 and name not in AMBIGUOUS}
 
 
 def _general(holders: list[int], ancestors: list[list[int]]) -> int:

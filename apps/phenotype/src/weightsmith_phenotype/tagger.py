@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.core.errors import CheckpointError
-from weightsmith_phenotype.abbreviations import expand
+from weightsmith_phenotype.abbreviations import definitions, expand
 from weightsmith_phenotype.classifier import Classifier, train_classifier
 from weightsmith_phenotype.context import annotate
 from weightsmith_phenotype.dictionary import Dictionary
@@ -62,7 +62,7 @@ class Settings:
     nested : bool
         Also report the more general concept inside a longer match: *colitis* in *ulcerative colitis*.
     abbreviations : bool
-        Also report short forms that the text defines.
+        Also report short forms that the text defines, and those that the ontology knows and the text does not define.
     context : bool
         Tell what is negated, of a relative or uncertain.
     """
@@ -112,6 +112,8 @@ class PhenoTagger:
         # Of another release the live ids are reported, and ids that are gone are not.
         live = map(ontology.resolve, self.dictionary.identifiers)
         self._concepts = [None if i is None else (i, ontology[i].name) for i in live]
+        self._concepts.append(None)  # phrases that mean something else
+        self._abbreviations = frozenset(self.dictionary.abbreviations)
 
     @classmethod
     def from_ontology(
@@ -202,6 +204,10 @@ class PhenoTagger:
         for start, end, concept, score, kind in found:
             if (named := self._concepts[concept]) is not None:
                 mentions.append(Mention(start, end, text[start:end], *named, round(score, 4), SOURCES[kind]))
+        if any(mention.text in self._abbreviations for mention in mentions):
+            # A short form means what the text says that it means, if it says so.
+            hidden = {defined.short for defined in definitions(text)} if settings.abbreviations else self._abbreviations
+            mentions = [m for m in mentions if m.text not in self._abbreviations or m.text not in hidden]
         if mentions and settings.abbreviations:
             # Only names as they are: a wrong guess of the other two would be repeated at every short form.
             exact = [mention for mention in mentions if mention.source == "dictionary"]

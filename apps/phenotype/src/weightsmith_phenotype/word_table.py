@@ -48,6 +48,7 @@ class WordTable:
     def __init__(self, dictionary: Dictionary, classifier: Classifier | None = None) -> None:
         self.dictionary = dictionary
         self.classifier = classifier
+        self._abbreviations = frozenset(dictionary.abbreviations)
         self._forget()
 
     def read(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
@@ -117,6 +118,9 @@ class WordTable:
         flags, surface, singular, stems = self.columns
         flags[number] = self._flags(form)
         surface[number], singular[number], stems[number] = code(form), code(lemma(form)), code(stem(form))
+        if word in self._abbreviations:
+            surface[number] = code(word)
+            flags[number] |= kernel.KNOWN | kernel.ENDS
         if self.classifier is not None:
             rows = word_features(form)
             self.features[0][number], self.features[1][number] = self.classifier.table[rows].sum(0), len(rows)

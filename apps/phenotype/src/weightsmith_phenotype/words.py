@@ -14,7 +14,18 @@ from pathlib import Path
 
 import snowballstemmer
 
-__all__ = ["CONJUNCTIONS", "COPULAS", "FUNCTION_WORDS", "LINKS", "code", "lemma", "lexicon", "plain", "stem"]
+__all__ = [
+    "CONJUNCTIONS",
+    "COPULAS",
+    "FUNCTION_WORDS",
+    "LINKS",
+    "OTHER_MEANINGS",
+    "code",
+    "lemma",
+    "lexicon",
+    "plain",
+    "stem",
+]
 
 
 def _set(words: str) -> frozenset[str]:
@@ -38,6 +49,17 @@ FUNCTION_WORDS = _set(
 CONJUNCTIONS = frozenset(("and", "or"))
 
 COPULAS = frozenset(("is", "are", "was", "were", "appeared", "appears", "appear", "remained", "became"))
+
+OTHER_MEANINGS = (
+    *(f"{when} fall" for when in ("last", "this", "next", "early", "late", "every")),
+    "fall semester",
+    *("stroke volume", "stroke work", "heat stroke", "breast stroke", "two stroke"),
+    *("electric shock", "dc shock", "heat shock", "shock wave", "shock therapy", "electroconvulsive shock"),
+    *("marrow aspiration", "needle aspiration", "aspiration biopsy", "aspiration cytology"),
+    *("collecting duct", "collecting system", "collecting tubule", "blood spot", "organic acid analysis"),
+    *("fit and well", "good fit", "goodness of fit"),
+)
+"""Phrases in which a word that names a finding means something else."""
 
 _LEXICON = Path(__file__).parent / "lexicon.txt"
 _stemmer = snowballstemmer.stemmer("english")
