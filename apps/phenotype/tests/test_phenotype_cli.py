@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
 
-from weightsmith_phenotype.cli import app
+from weightsmith_phenotype.cli import _end, app
 from weightsmith_phenotype.formats import read_documents
 
 NOTE = "She has ptosis and ataxia, but no seizures."
@@ -260,3 +262,35 @@ def test_reader_that_stops_early_ends_the_run_without_a_traceback(small_obo, tmp
     result = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert json.loads(result.stdout)["id"] == "0"
     assert result.stderr == b""
+
+
+@pytest.mark.parametrize(("out", "said"), [(True, "go on with --resume"), (False, "start it again")])
+def test_an_interrupted_run_says_how_to_go_on(small_obo, tmp_path, monkeypatch, out, said):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weightsmith_phenotype.batch.tag_corpus", interrupted)
+    (tmp_path / "n.txt").write_text("Ptosis.")
+    where = ["--out", str(tmp_path / "o.jsonl")] if out else []
+    result = CliRunner().invoke(app, ["tag", str(tmp_path / "n.txt"), "--ontology", str(small_obo), *where])
+    assert result.exit_code == 130
+    assert said in result.stderr
+
+
+def test_a_run_that_is_told_to_end_ends_in_order(small_obo, tmp_path, monkeypatch):
+    cleared = []
+
+    def told(*given, **options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleared.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("weightsmith_phenotype.batch.tag_corpus", told)
+    (tmp_path / "n.txt").write_text("Ptosis.")
+    result = CliRunner().invoke(app, ["tag", str(tmp_path / "n.txt"), "--ontology", str(small_obo)])
+    assert (result.exit_code, cleared) == (143, [True])
+    assert signal.getsignal(signal.SIGTERM) is not _end
+    signal.signal(signal.SIGTERM, before)

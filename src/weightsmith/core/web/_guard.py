@@ -50,7 +50,9 @@ class Limits:
     max_bytes : int, default: 1 MiB
         Largest text or file, in bytes. Requests may be larger by their JSON.
     rate : int, default: 600
-        Requests to the REST interface per minute and client; as many may come at once.
+        Requests to the REST interface per minute and address of a client; as many may come at once.
+    seconds : int, default: 30
+        Time for an answer, in seconds, from when the request has arrived.
 
     Raises
     ------
@@ -60,9 +62,10 @@ class Limits:
 
     max_bytes: int = 1 << 20
     rate: int = 600
+    seconds: int = 30
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "rate"):
+        for name in ("max_bytes", "rate", "seconds"):
             if getattr(self, name) < 1:
                 raise HyperparameterError(name, found=getattr(self, name), expected="at least 1")
 
@@ -99,6 +102,7 @@ class Guard:
         if scope["type"] != "http":
             return  # no web sockets here; the server closes the connection
         started = finished = False
+        time_limit: asyncio.Timeout | None = None
 
         async def answer(message: Message) -> None:
             nonlocal started, finished
@@ -115,10 +119,20 @@ class Guard:
                 self._check_rate(scope["client"][0] if scope.get("client") else "")
             body = await self._read(headers, receive, self.limits.body(scope["path"]))
             if body is not None:
-                await self.app(scope, _replay(body, receive), answer)
+                async with asyncio.timeout(self.limits.seconds) as time_limit:
+                    await self.app(scope, _replay(body, receive), answer)
         except Refused as refused:
             await _refuse(answer, refused.status, str(refused), **refused.headers)
         except Exception as error:
+            if isinstance(error, TimeoutError) and time_limit is not None and time_limit.expired() and not started:
+                await _refuse(
+                    answer,
+                    503,
+                    f"There was no answer within {self.limits.seconds} s. Send less at once, or start the server with "
+                    "more time for an answer.",
+                    **{"retry-after": str(self.limits.seconds)},
+                )
+                return
             # The message of an exception may quote the text: only its type and place are logged.
             place = traceback.extract_tb(error.__traceback__)[-1]
             logger.error("%s at %s:%s", type(error).__name__, place.filename, place.lineno)

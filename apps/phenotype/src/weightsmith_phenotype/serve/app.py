@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 
 from weightsmith.core.web import Guard, Limits, answer_problems, problems, serve_page, uploaded
@@ -62,11 +64,12 @@ def create_app(tagger: PhenoTagger, *, limits: Limits | None = None, insight: In
     limits = limits or Limits()
     terms = TermIndex(tagger.ontology)
     stamp = OntologyStamp.of(tagger.ontology)
-    # Tagging is work of one processor: a second thread at it would make both wait.
-    worker = CapacityLimiter(1)
+    # Tagging is work of one processor: a second thread at it would make both wait. What is in this queue when the time
+    # for its answer is over is dropped; a text that is being read is read to its end, and the answer thrown away.
+    worker = ThreadPoolExecutor(1, "tagging")
 
     async def in_thread(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        return await to_thread.run_sync(partial(work, *arguments, **options), limiter=worker)
+        return await asyncio.get_running_loop().run_in_executor(worker, partial(work, *arguments, **options))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -129,7 +132,7 @@ def create_app(tagger: PhenoTagger, *, limits: Limits | None = None, insight: In
         limit: Annotated[int, Query(ge=1, le=100, description="At most so many terms.")] = 20,
     ) -> TermSearch:
         """Search terms by name, synonym or id, as one types."""
-        return await to_thread.run_sync(partial(terms.search, query, limit=limit))
+        return await to_thread.run_sync(partial(terms.search, query, limit=limit), abandon_on_cancel=True)
 
     @app.get("/api/terms/{identifier}", responses=problems(404, 422), operation_id="term")
     async def term(identifier: Annotated[str, Path(max_length=64)]) -> TermDetail:
@@ -168,7 +171,7 @@ def create_app(tagger: PhenoTagger, *, limits: Limits | None = None, insight: In
             [tagger.ontology.resolve(identifier) or identifier for identifier in identifiers]
             for identifiers in (request.terms, request.excluded)
         )
-        return await to_thread.run_sync(insight.rank, present, excluded)
+        return await to_thread.run_sync(insight.rank, present, excluded, abandon_on_cancel=True)
 
     return Guard(app, limits=limits)
 

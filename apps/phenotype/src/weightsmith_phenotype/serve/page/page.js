@@ -21,6 +21,7 @@ let offsets = new Offsets("");
 let mentions = []; // in the order of the text; never changed in place, so that history keeps what was
 let history = [];
 let keys = 0;
+let documentId = "note"; // the name of the file without its ending
 let exported = true; // whether the corrections are in a file
 let mostBytes = Infinity;
 
@@ -62,6 +63,7 @@ async function tag(ask) {
   try {
     const found = await ask();
     text = found.text;
+    documentId = (found.filename ?? "").replace(/\.(txt|md)$/i, "") || "note";
     offsets = new Offsets(text);
     history = [];
     exported = true;
@@ -208,6 +210,7 @@ async function exportAs(format) {
     text,
     mentions: mentions.map(({ key, name, ...given }) => given),
     subject_id: byId("subject").value.trim() || "subject",
+    document_id: documentId,
   };
   try {
     const answer = await call(`/api/export?format=${format}`, { json: body });
