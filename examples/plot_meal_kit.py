@@ -2,8 +2,8 @@
 Where the energy of a recipe is
 ===============================
 
-The kit of a soup, priced from the nutrition table: the energy of each ingredient, and the interval that comes from ranges
-in the recipe and from how much cups and pieces vary. A correction in words changes it.
+The kit of a soup, priced from the nutrition table: the energy of each ingredient, and the interval that comes from
+ranges in the recipe and from how much cups and pieces vary. A correction in words changes it.
 """
 
 # %%

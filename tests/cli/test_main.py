@@ -77,7 +77,7 @@ def test_methods_of_one_verb():
 
 def test_show_a_planned_method():
     text = words("show", "caloraify")
-    assert "https://arxiv.org/abs/2112.09839" in text
+    assert "https://arxiv.org/abs/2412.09936" in text
     assert "planned" in text
 
 

@@ -232,7 +232,8 @@ def serve(
     from weightsmith_kitchen.serve import Limits, create_app, listen, run
 
     with listen(port) as listener:  # a port in use is said at once
-        run(create_app(_table(table), limits=Limits(max_bytes, rate)), listener, open_page=open_page)
+        served = create_app(_table(table), limits=Limits(max_bytes, rate), warm_up=True)
+        run(served, listener, open_page=open_page)
 
 
 train = typer.Typer(help="Train on your own data; every trained model is a folder.", no_args_is_help=True)

@@ -50,6 +50,8 @@ WORDS = {
     "half": Fraction(1, 2),
     "quarter": Fraction(1, 4),
 }
+LONGEST = 40
+"""Characters of a number; more is no amount of food."""
 # What measuring cups and spoons can show; eighths of the smallest amounts only.
 KITCHEN = tuple(sorted({Fraction(n, d) for d in (1, 2, 3, 4) for n in range(d + 1)}))
 EIGHTHS = tuple(sorted({*KITCHEN, *(Fraction(n, 8) for n in range(9))}))
@@ -190,7 +192,9 @@ class Quantity:
         if isinstance(stored, list):
             if len(stored) != 2:
                 raise RecipeError("amount", found=f"{len(stored)} numbers", expected="one, or a pair")
-            return cls(cls.of(stored[0]).low, cls.of(stored[1]).high)
+            return cls(cls.from_json(stored[0]).low, cls.from_json(stored[1]).high)
+        if isinstance(stored, str) and re.fullmatch(r"\d{1,400}(?:/0*[1-9]\d{0,400})?", stored):
+            return cls(Fraction(stored), Fraction(stored))
         return cls.of(stored)
 
 
@@ -301,6 +305,8 @@ def read_minutes(text: str) -> Quantity | None:
 
 def _value(text: str) -> Fraction:
     text = text.strip()
+    if len(text) > LONGEST:
+        raise RecipeError("amount", found=f"{len(text)} characters", expected=f"at most {LONGEST}")
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         return Fraction(text.replace(",", ""))
     total = Fraction(0)

@@ -325,6 +325,8 @@ class Recipe:
         """
         try:
             return cls.from_dict(json.loads(text))
+        except RecipeError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError("recipe", found=f"{type(error).__name__}: {error}", expected="JSON of a recipe") from None
 

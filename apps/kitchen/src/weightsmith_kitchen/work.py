@@ -13,7 +13,6 @@ from weightsmith_kitchen.errors import RecipeError
 if TYPE_CHECKING:
     from weightsmith_kitchen.kit import MealKit
     from weightsmith_kitchen.nutrition import NutritionTable
-    from weightsmith_kitchen.photos.classifier import FoodClassifier
     from weightsmith_kitchen.recipe import Recipe
 
 __all__ = ["ingredient_rows", "kit_file", "kit_rows", "parse_file", "read_text", "recognize_file", "region_rows"]
@@ -136,16 +135,10 @@ def recognize_file(
     topk: int = 5,
 ) -> dict[str, Any]:
     """The foods of a photo as plain values."""
+    from weightsmith_kitchen.photos.loading import classifier_of
+
     own = (boxes or {}).get(str(path), (boxes or {}).get(path.name))
     return classifier_of(model).predict(path, own, topk=topk, normalized=normalized).to_dict()
-
-
-@lru_cache(maxsize=2)
-def classifier_of(model: str | None) -> FoodClassifier:
-    """A trained classifier, or the one that ships, loaded once per process."""
-    from weightsmith_kitchen.photos.classifier import FoodClassifier
-
-    return FoodClassifier.default() if model is None else FoodClassifier.from_pretrained(model)
 
 
 def region_rows(made: dict[str, Any]) -> list[dict[str, Any]]:

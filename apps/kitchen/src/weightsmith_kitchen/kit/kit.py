@@ -188,9 +188,10 @@ class MealKit:
     def from_json(cls, text: str) -> MealKit:
         """Read what `to_json` wrote."""
         try:
-            return cls.from_dict(json.loads(text))
+            stored = json.loads(text)
         except ValueError as error:
             raise RecipeError("meal kit", found=str(error), expected="JSON") from None
+        return cls.from_dict(stored)
 
 
 def _servings(value: Fraction | float | str) -> Fraction:

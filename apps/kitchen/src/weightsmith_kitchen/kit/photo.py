@@ -67,9 +67,9 @@ def kit_of_photo(
     PhotoError
         If the photo or a box cannot be used.
     """
-    from weightsmith_kitchen.work import classifier_of
+    from weightsmith_kitchen.photos.loading import classifier_of
 
-    recognition = (classifier or classifier_of(None)).predict(photo, boxes)
+    recognition = (classifier or classifier_of()).predict(photo, boxes)
     items, notes = [], []
     for number, region in enumerate(recognition.regions, 1):
         if region.answer is None:

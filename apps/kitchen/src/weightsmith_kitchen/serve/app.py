@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +20,7 @@ from weightsmith_kitchen.kit.photo import kit_of_photo
 from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.photos.classifier import FoodClassifier
 from weightsmith_kitchen.photos.images import open_photo, original_size
+from weightsmith_kitchen.photos.loading import classifier_of
 from weightsmith_kitchen.phrases.read import read_ingredient
 from weightsmith_kitchen.recipe import Ingredient
 from weightsmith_kitchen.serve.schemas import (
@@ -44,7 +47,11 @@ TYPES = {"pdf": "application/pdf", "csv": "text/csv", "json": "application/json"
 
 
 def create_app(
-    table: NutritionTable, *, classifier: FoodClassifier | None = None, limits: Limits | None = None
+    table: NutritionTable,
+    *,
+    classifier: FoodClassifier | None = None,
+    limits: Limits | None = None,
+    warm_up: bool = False,
 ) -> Guard:
     """Make the ASGI application.
 
@@ -56,6 +63,8 @@ def create_app(
         Recognizes photos; by default the one that ships, loaded with the first photo.
     limits : Limits, optional
         Of size and rate.
+    warm_up : bool, default: False
+        Load what the first request would wait for when the application starts, in the background.
 
     Returns
     -------
@@ -69,7 +78,20 @@ def create_app(
     async def in_thread(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
         return await to_thread.run_sync(partial(work, *arguments, **options), limiter=worker)
 
+    def warm() -> None:
+        """Load and compile what the first request would wait for."""
+        make_kit(["1 cup flour"], table)
+        if classifier is None:
+            classifier_of()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if warm_up:
+            threading.Thread(target=warm, daemon=True).start()
+        yield
+
     app = FastAPI(
+        lifespan=lifespan,
         title="weightsmith kitchen",
         version=__version__,
         summary="A photo or a recipe to ingredients, portions, calories and a meal kit.",
