@@ -135,11 +135,12 @@ def make_kit(
         read = iter(read_ingredients(lines))
         items = tuple(next(read) if isinstance(item, str) else item for item in recipe)
         said = None
+    items = tuple(item for item in items if item.name or item.text.strip())
     if not items:
         raise RecipeError("recipe", found="no ingredient", do="Give at least one.")
     if servings is not None:
         said = Quantity.of(servings)
-    priced = tuple(price(item, table) for item in items if item.name or item.text.strip())
+    priced = tuple(price(item, table) for item in items)
     notes = () if said is not None else ("the recipe does not say how many it serves: totals are for all of it",)
     return MealKit(priced, Fraction(1) if said is None else said.middle, dish, said is not None, notes)
 

@@ -1,0 +1,154 @@
+"""``weightsmith kitchen``: every command on real input, and what each refuses."""
+
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from weightsmith_kitchen import MealKit, Recipe
+from weightsmith_kitchen.cli import app
+
+RECIPE = "Pancakes\nServes 4\n2 cups flour\n3 eggs\n1 cup milk\n1. Mix all and fry it in a hot pan."
+
+
+def run(*arguments, status=0, **options):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+    if result.exception is not None and not isinstance(result.exception, SystemExit) and status == "error":
+        return result.exception
+    assert result.exit_code == status, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "pancakes.txt"
+    path.write_text(RECIPE, "utf-8")
+    return path
+
+
+def test_the_demo_writes_its_files(tmp_path):
+    result = run("demo", "--out", tmp_path / "demo")
+    assert "butter: 2 tablespoons; onion: 1; for 6 people" in result.output
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "kit.csv",
+        "kit.json",
+        "kit.pdf",
+        "recipe.txt",
+    ]
+    kit = MealKit.from_json((tmp_path / "demo" / "kit.json").read_text("utf-8"))
+    assert kit.servings == 6
+    assert (tmp_path / "demo" / "kit.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_what_is_parsed_is_what_is_read_back(recipe, tmp_path):
+    run("parse", recipe, "--out", tmp_path / "out.jsonl")
+    made = json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
+    assert made.pop("file") == str(recipe)
+    assert Recipe.from_dict(made).to_dict() == made
+    again = tmp_path / "again.json"
+    again.write_text(json.dumps(made), "utf-8")
+    assert json.loads(run("parse", again).stdout)["ingredients"] == made["ingredients"]
+
+
+def test_parse_as_csv(recipe):
+    rows = list(csv.DictReader(io.StringIO(run("parse", recipe, "--format", "csv").stdout)))
+    assert [(row["name"], row["quantity"], row["unit"]) for row in rows] == [
+        ("flour", "2", "cup"),
+        ("eggs", "3", ""),
+        ("milk", "1", "cup"),
+    ]
+
+
+def test_recipes_as_json_of_lines(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"title": "Soup", "ingredients": ["1 onion"], "yields": "4 servings"}), "utf-8")
+    assert json.loads(run("parse", path).stdout)["servings"] == "4"
+    path.write_text(json.dumps({"ingredients": ["1 onion"], "yields": "1.5 cups"}), "utf-8")
+    assert json.loads(run("parse", path).stdout)["servings"] is None
+    path.write_text("[]", "utf-8")
+    assert "no list 'ingredients'" in run("parse", path, status=1).output
+
+
+def test_a_kit_is_scaled_corrected_and_written(recipe, tmp_path):
+    shown = run("kit", recipe, "--servings", "8", "--say", "no milk").output
+    assert "4 cups" in shown
+    assert "milk" not in shown
+    run("kit", recipe, "--format", "pdf", "--out", tmp_path / "kit.pdf")
+    assert (tmp_path / "kit.pdf").read_bytes().startswith(b"%PDF-")
+    made = json.loads(run("kit", recipe, "--format", "json").stdout)
+    assert made["servings"] == "4"
+    rows = list(csv.DictReader(io.StringIO(run("kit", recipe, "--format", "csv").stdout)))
+    assert [row["amount"] for row in rows] == ["2 cups", "3", "1 cup"]
+
+
+def test_a_kit_from_standard_input(recipe):
+    with recipe.open("rb") as stream:
+        import subprocess
+        import sys
+
+        code = "from weightsmith_kitchen.cli import app; app()"
+        command = [sys.executable, "-c", code, "kit", "-", "--format", "json"]
+        found = subprocess.run(command, stdin=stream, capture_output=True, check=True)
+    assert json.loads(found.stdout)["dish"] == "Pancakes"
+
+
+def test_estimate_and_search():
+    made = json.loads(run("estimate", "100 g butter", "2 cups unobtainium", "--json").stdout)
+    assert made["kcal"][0] == pytest.approx(743)
+    assert not made["complete"]
+    hits = json.loads(run("search", "rye flour", "--limit", "2", "--json").stdout)
+    assert len(hits) == 2
+    assert all("rye" in hit["name"].lower() for hit in hits)
+
+
+def test_a_table_of_ones_own(tmp_path):
+    table = tmp_path / "own.csv"
+    table.write_text("name,kcal,grams_per_piece\ngranola bar,400,50\n", "utf-8")
+    made = json.loads(run("estimate", "2 granola bars", "--table", table, "--json").stdout)
+    assert made["kcal"][0] == pytest.approx(400)
+    table.write_text("name,kcal\nx,much\n", "utf-8")
+    assert "line 2, kcal" in str(run("estimate", "1 egg", "--table", table, status="error"))
+
+
+def test_photos(tmp_path):
+    Image.new("RGB", (96, 96), (120, 60, 20)).save(tmp_path / "plain.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"<svg/>")
+    result = run("recognize", tmp_path, "--format", "json", status=1)
+    made = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert len(made) == 1
+    assert made[0]["regions"][0]["candidates"]
+    assert "broken.jpg" in result.output
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"plain.jpg": [[0, 0, 50, 50], [40, 40, 96, 96]]}), "utf-8")
+    rows = run("recognize", tmp_path / "plain.jpg", "--boxes", boxes, "--format", "csv").stdout.splitlines()
+    assert len(rows) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["kit", "{recipe}", "--servings", "0"], "above 0"),
+        (["kit", "{recipe}", "--say", "make it spicy", "--format", "text"], "not understood"),
+        (["kit", "{recipe}", "{recipe}"], "expected one"),
+        (["kit", "{recipe}", "--format", "pdf"], "--out"),
+        (["kit", "{recipe}", "--format", "text", "--out", "{folder}/x"], "terminal"),
+        (["parse", "{folder}", "--resume"], "cannot be resumed"),
+        (["recognize", "{folder}"], "nothing to read"),
+        (["estimate", ""], "ingredient"),
+    ],
+)
+def test_what_is_refused(recipe, tmp_path, arguments, said):
+    result = CliRunner().invoke(app, [argument.format(recipe=recipe, folder=tmp_path) for argument in arguments])
+    assert result.exit_code != 0
+    assert said in " ".join((result.output + str(result.exception)).replace("│", " ").split())
+
+
+def test_training_a_tagger(tmp_path):
+    phrases = tmp_path / "phrases.tsv"
+    phrases.write_text("2\tQUANTITY\ncups\tUNIT\nsugar\tNAME\n\t\n1\tQUANTITY\negg\tNAME\n\t\n" * 3, "utf-8")
+    result = run("train", "ingredients", phrases, tmp_path / "tagger", "--test", phrases)
+    assert "F1 of exact spans on 6 phrases: 1.0000" in result.output
+    assert (tmp_path / "tagger" / "model.safetensors").is_file()
