@@ -2,8 +2,12 @@
 
 import csv
 import io
+import json
+import re
+import statistics
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -11,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from weightsmith_kitchen import Ingredient, MealKit, NutritionTable, Quantity, RecipeError, edit, make_kit, read_recipe
 from weightsmith_kitchen.foods import Estimate
 from weightsmith_kitchen.kit import to_csv, to_pdf
+from weightsmith_kitchen.quantity import read_yield
 
 PASTED = """
 Grandma's Pancakes
@@ -224,3 +229,31 @@ def test_pdf_of_a_long_list_has_several_pages(table):
 def test_scaling_and_json_commute(items, servings):
     kit = MealKit(tuple(Ingredient("flour", Quantity.of(amount), unit) for amount, unit in items), Fraction(2))
     assert MealKit.from_json(kit.scale(servings).to_json()) == MealKit.from_json(kit.to_json()).scale(servings)
+
+
+def test_one_text_is_no_list_of_lines(table):
+    with pytest.raises(RecipeError, match="read_recipe"):
+        make_kit("2 eggs", table)
+
+
+PAGES = Path(__file__).parents[4] / "shared" / "data" / "apps" / "recipes-json" / "recipes.json"
+
+
+@pytest.mark.skipif(not PAGES.is_file(), reason="the shared data are not here: recipes of web pages")
+def test_energies_agree_with_those_that_pages_print(table):
+    """English recipes that say their servings and calories: an independent reading of the same lists."""
+    ratios = []
+    for page in json.loads(PAGES.read_text(encoding="utf-8")):
+        calories = re.match(r"[\d.]+", str((page.get("nutrients") or {}).get("calories", "")))
+        made = read_yield(page.get("yields") or "")
+        if not str(page.get("language", "")).startswith("en") or not calories or made is None:
+            continue
+        if not made[1].startswith("serving") or float(calories[0]) < 50 or len(page["ingredients"]) > 20:
+            continue
+        kit = make_kit(page["ingredients"], table, servings=float(made[0].middle))
+        ratios.append(kit.kcal_per_serving.value / float(calories[0]))
+        if len(ratios) == 60:
+            break
+    assert len(ratios) == 60
+    assert 0.85 < statistics.median(ratios) < 1.15
+    assert sum(0.67 < ratio < 1.5 for ratio in ratios) > 0.7 * len(ratios)

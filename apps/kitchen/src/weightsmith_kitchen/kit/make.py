@@ -127,6 +127,8 @@ def make_kit(
     >>> make_kit(["3 eggs", "1 tbsp butter"]).kcal.value > 300
     True
     """
+    if isinstance(recipe, str):
+        raise RecipeError("recipe", found="one text", expected="lines, or a Recipe", do="Read it with read_recipe.")
     table = NutritionTable.default() if table is None else table
     if isinstance(recipe, Recipe):
         items, said, dish = recipe.ingredients, recipe.servings, dish or recipe.title

@@ -34,6 +34,8 @@ CANDIDATES = 150
 LABELS = 200
 """Rows of branded foods that a density is the median of, at most."""
 FEWEST = 5
+SHORTEST = 3
+"""Letters of the longest word of a name that products are looked up by."""
 LABELED = "labels of products named"
 REMEMBERED = 10_000
 NEAR = 0.2
@@ -231,7 +233,8 @@ class NutritionTable:
         )
 
     def _labels(self, name: str, query: str) -> list[float] | None:
-        rows = self._branded(stems(rewritten(name)), LABELS)
+        named = stems(rewritten(name))
+        rows = self._branded(named, LABELS) if max(map(len, named.stems), default=0) >= SHORTEST else []
         found = [value for (value,) in self._base.execute(query.format(", ".join("?" * len(rows))), rows)]
         return found if len(found) >= FEWEST else None
 

@@ -98,6 +98,10 @@ BARE = {
     "spaghetti": "pasta dry enriched",
     "macaroni": "pasta dry enriched",
     "syrup": "syrup maple",
+    "vanilla": "vanilla extract",
+    "neutral oil": "vegetable oil nfs",
+    "cooking oil": "vegetable oil nfs",
+    "frying oil": "vegetable oil nfs",
     "tofu": "tofu extra firm prepared nigari",
 }
 """Names that would fit many rows as well, and the one that a recipe means by default."""
@@ -108,9 +112,10 @@ def _words(text: str) -> frozenset[str]:
 
 
 DROPPED = _words(
-    """unsalted salted fresh freshly ripe organic quality good best boneless skinless extra virgin pure natural homemade
-    store bought finely coarsely roughly chopped diced sliced minced grated shredded crumbled melted softened beaten
-    peeled trimmed rinsed drained halved quartered packed sifted toasted"""
+    """unsalted boiling hot cold warm lukewarm iced salted fresh freshly ripe organic quality good best boneless
+    skinless extra virgin pure natural homemade store bought finely coarsely roughly chopped diced sliced minced
+    grated shredded crumbled melted softened beaten peeled trimmed rinsed drained halved quartered packed sifted
+    toasted"""
 )
 """Words of a cook's name that say how the food is prepared, not which it is; kept where no other is left."""
 PLAIN = _words(
