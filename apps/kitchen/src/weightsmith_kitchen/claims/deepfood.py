@@ -79,8 +79,8 @@ NOTES = (
     "the noise of training, not that of these photos, which is about five points either way.",
     "Linear layers have strength C = 0.03 on frozen and 0.01 on hand-crafted features, fixed beforehand. Fine-tuning: "
     "the last seven blocks, as many epochs as Inception-v1 from scratch, which reads 64 pixels.",
-    "Two passes; pilots on other seeds had 0.69 after four (eight blocks, half the rate) and 0.68 after six. From scratch "
-    "two passes are close to chance: the control is for equal cost, not for what training from scratch can reach.",
+    "Two passes; pilots on other seeds had 0.69 after four (eight blocks, half the rate) and 0.68 after six. Two "
+    "passes from scratch are close to chance: the control is for equal cost, not for what training from scratch can reach.",
 )
 BOX_NOTES = (
     "Photos with one food; photos of one portion are in one fold. A margin of 10 % is added to a box. Linear layers "
