@@ -80,7 +80,8 @@ NOTES = (
     "Linear layers have strength C = 0.03 on frozen and 0.01 on hand-crafted features, fixed beforehand. Fine-tuning: "
     "the last seven blocks, as many epochs as Inception-v1 from scratch, which reads 64 pixels.",
     "Two passes; pilots on other seeds had 0.69 after four (eight blocks, half the rate) and 0.68 after six. Two "
-    "passes from scratch are close to chance: the control is for equal cost, not for what training from scratch can reach.",
+    "passes from scratch are close to chance: the control is for equal cost, not for what training from scratch can "
+    "reach.",
 )
 BOX_NOTES = (
     "Photos with one food; photos of one portion are in one fold. A margin of 10 % is added to a box. Linear layers "
