@@ -125,6 +125,11 @@ def test_photos(tmp_path):
     boxes.write_text(json.dumps({"plain.jpg": [[0, 0, 50, 50], [40, 40, 96, 96]]}), "utf-8")
     rows = run("recognize", tmp_path / "plain.jpg", "--boxes", boxes, "--format", "csv").stdout.splitlines()
     assert len(rows) >= 2
+    boxes.write_text(json.dumps({"other.jpg": [[0, 0, 50, 50]]}), "utf-8")
+    refused = run("recognize", tmp_path / "plain.jpg", "--boxes", boxes, status="error")
+    assert "for no photo, such as other.jpg" in str(refused)
+    boxes.write_text("[", "utf-8")
+    assert "expected JSON" in str(run("recognize", tmp_path / "plain.jpg", "--boxes", boxes, status="error"))
 
 
 @pytest.mark.parametrize(

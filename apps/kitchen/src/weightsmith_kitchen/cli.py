@@ -87,7 +87,7 @@ def recognize(
     """Name the food of photos, with probabilities; silent on what is no food, and on what is not known."""
     from weightsmith_kitchen.work import recognize_file, region_rows
 
-    given = _boxes(boxes)
+    given = _boxes(boxes, photos)
     options: dict[str, Any] = {
         "model": None if model is None else str(model),
         "boxes": given,
@@ -381,7 +381,8 @@ def _report(result: BatchResult) -> None:
     print(f"{said}; {result.seconds:.1f} s", file=sys.stderr)
 
 
-def _boxes(path: Path | None) -> dict[str, Any] | None:
+def _boxes(path: Path | None, photos: Sequence[Path]) -> dict[str, Any] | None:
+    from weightsmith_kitchen.batch import PHOTOS, find_files
     from weightsmith_kitchen.errors import PhotoError
 
     if path is None:
@@ -392,6 +393,10 @@ def _boxes(path: Path | None) -> dict[str, Any] | None:
         raise PhotoError(f"boxes {path} cannot be read", found=str(error), expected="JSON") from None
     if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
         raise PhotoError(f"boxes {path}", found=type(found).__name__, expected="an object: photo to list of boxes")
+    files = find_files(photos, PHOTOS)
+    known = {str(file) for file in files} | {file.name for file in files}
+    if unknown := sorted(set(found) - known):
+        raise PhotoError(f"boxes {path}", found=f"{len(unknown)} for no photo, such as {unknown[0]}")
     return found
 
 

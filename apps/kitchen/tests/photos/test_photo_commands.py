@@ -1,7 +1,6 @@
-"""What the command line calls: folders in, one report out, a bad photo stops nothing."""
+"""Training on a folder of photos: one report out."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +8,7 @@ from PIL import Image
 
 from weightsmith.core.errors import CheckpointError
 from weightsmith_kitchen import FoodClassifier
-from weightsmith_kitchen.errors import PhotoError
-from weightsmith_kitchen.photos.commands import find_photos, recognize, train_recognize
+from weightsmith_kitchen.photos.commands import train_recognize
 from weightsmith_kitchen.photos.preprocess import Preprocess
 
 COLORS = {"tomato": (200, 40, 30), "spinach": (40, 140, 50)}
@@ -49,41 +47,3 @@ def test_training_writes_a_classifier_and_its_report(trained):
 def test_an_output_that_exists_is_refused_before_training(photos, trained):
     with pytest.raises(CheckpointError, match="exists"):
         train_recognize(photos, trained[1], stages=("probe",), side=64)
-
-
-def test_recognizing_lists_what_cannot_be_read(photos, trained, tmp_path):
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).write_bytes(b"<html>")
-    shutil.copy(photos / "tomato" / "3.png", tmp_path / "c.png")
-    found = recognize([tmp_path, photos / "spinach" / "0.png"], model=trained[1], topk=1)
-    assert [photo.best.candidates[0].label for photo in found.photos] == ["tomato", "spinach"]
-    assert [failure.error.count("an HTML page") for failure in found.failures] == [1, 1]
-    assert set(found.to_dict()) == {"photos", "failures"}
-    json.dumps(found.to_dict())
-    assert found.table().row_count == 4
-
-
-def test_boxes_of_photos(photos, trained, tmp_path):
-    plate = Image.new("RGB", (200, 100), COLORS["tomato"])
-    plate.paste(COLORS["spinach"], (100, 0, 200, 100))
-    plate.save(tmp_path / "plate.png")
-    boxes = tmp_path / "boxes.json"
-    boxes.write_text(json.dumps({"plate.png": [[5, 5, 95, 95], [105, 5, 195, 95]]}))
-    found = recognize([tmp_path / "plate.png"], model=trained[1], boxes=boxes)
-    assert {region.candidates[0].label for region in found.photos[0].regions} == set(COLORS)
-    assert found.table().row_count == 2
-    boxes.write_text(json.dumps({"other.png": [[5, 5, 95, 95]]}))
-    with pytest.raises(PhotoError, match="for no photo, such as other.png"):
-        recognize([tmp_path / "plate.png"], model=trained[1], boxes=boxes)
-    boxes.write_text("[")
-    with pytest.raises(PhotoError, match="expected JSON"):
-        recognize([tmp_path / "plate.png"], model=trained[1], boxes=boxes)
-
-
-def test_photos_are_found(photos, tmp_path):
-    assert len(find_photos([photos])) == 20
-    assert find_photos([photos / "tomato" / "1.png", photos / "tomato" / "0.png"])[0].name == "1.png"
-    with pytest.raises(PhotoError, match="no photos"):
-        find_photos([tmp_path])
-    with pytest.raises(PhotoError, match="no such file"):
-        find_photos([tmp_path / "none.jpg"])

@@ -174,7 +174,7 @@ def score(query: Name, row: Name, similarity: float, rarity: Rarity, weights: We
 def known(query: Name, row: Name, similarity: float, rarity: Rarity) -> bool:
     """The row is the food that a cook means, or a kind of it.
 
-    Half of what the name tells is in the row, or the two mean nearly the same and share the kind of food.
+    Most of what the name tells is in the row, or the two mean nearly the same and share the kind of food.
     """
     covered = rarity.total(query.stems & row.stems) / max(rarity.total(query.stems), 1e-9)
-    return covered >= 0.5 or (similarity >= 0.55 and query.last in row.stems)
+    return covered >= 0.7 or (similarity >= 0.55 and query.last in row.stems)

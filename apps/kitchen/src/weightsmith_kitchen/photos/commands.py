@@ -1,4 +1,4 @@
-"""What the command line does with photos: recognize them, and train a classifier on a folder of one's own."""
+"""Training of a classifier on a folder of one's own photos, from the photos to a folder with a report."""
 
 from __future__ import annotations
 
@@ -6,82 +6,17 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from rich.table import Table
-
-from weightsmith.core.errors import WeightsmithError
 from weightsmith.core.io import check_output
-from weightsmith.core.progress import track
 from weightsmith.core.training import FitOptions
-from weightsmith_kitchen.errors import PhotoError
 from weightsmith_kitchen.photos.backbones import LITE0, open_backbone
 from weightsmith_kitchen.photos.classifier import FoodClassifier, Stage
-from weightsmith_kitchen.photos.folder import ENDINGS, FoodFolder
+from weightsmith_kitchen.photos.folder import FoodFolder
 from weightsmith_kitchen.photos.preprocess import Preprocess
-from weightsmith_kitchen.photos.results import Evaluation, Recognition, Training
+from weightsmith_kitchen.photos.results import Evaluation, Training
 
-__all__ = ["PhotoFailure", "PhotosRecognized", "PhotosTrained", "find_photos", "recognize", "train_recognize"]
-
-
-@dataclass(frozen=True)
-class PhotoFailure:
-    """A photo that was not recognized.
-
-    Attributes
-    ----------
-    photo : str
-        Its name.
-    error : str
-        Why.
-    """
-
-    photo: str
-    error: str
-
-    def to_dict(self) -> dict[str, str]:
-        """The attributes, as JSON has them."""
-        return {"photo": self.photo, "error": self.error}
-
-
-@dataclass(frozen=True)
-class PhotosRecognized:
-    """The foods of several photos.
-
-    Attributes
-    ----------
-    photos : tuple of Recognition
-        What was found, in the order of the photos.
-    failures : tuple of PhotoFailure
-        Photos that could not be read.
-    """
-
-    photos: tuple[Recognition, ...]
-    failures: tuple[PhotoFailure, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes, as JSON has them."""
-        return {
-            "photos": [photo.to_dict() for photo in self.photos],
-            "failures": [failure.to_dict() for failure in self.failures],
-        }
-
-    def table(self) -> Table:
-        """One row for each photo or box, and one for each failure."""
-        found = Table("photo", "food", "probability", "else")
-        for photo in self.photos:
-            for region in photo.regions:
-                name = photo.photo if region.box is None else f"{photo.photo} {[round(x) for x in region.box]}"
-                others = ", ".join(f"{c.label} {c.probability:.0%}" for c in region.candidates[1:3])
-                if region.answer is not None:
-                    found.add_row(name, region.answer.label, f"{region.answer.probability:.0%}", others)
-                else:
-                    guesses = ", ".join(f"{c.label} {c.probability:.0%}" for c in region.candidates[:3])
-                    found.add_row(name, "-", "", f"{region.reason}; {guesses}")
-        for failure in self.failures:
-            found.add_row(failure.photo, "-", "", failure.error)
-        return found
+__all__ = ["PhotosTrained", "train_recognize"]
 
 
 @dataclass(frozen=True)
@@ -113,76 +48,6 @@ class PhotosTrained:
             "test": self.test.to_dict() if self.test is not None else None,
             "leaks": [list(pair) for pair in self.leaks],
         }
-
-
-def find_photos(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The photos among files and in folders, sorted within each folder.
-
-    Raises
-    ------
-    PhotoError
-        If there are none, or a path does not exist.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(path.rglob("*"))
-            found += [x for x in inside if x.suffix.lower() in ENDINGS and x.is_file() and not x.name.startswith(".")]
-        elif path.exists():
-            found.append(path)
-        else:
-            raise PhotoError(f"photo {path}", found="no such file")
-    if not found:
-        raise PhotoError("no photos", found=", ".join(map(str, paths)), expected=f"files {', '.join(ENDINGS[:4])} ...")
-    return found
-
-
-def recognize(
-    photos: Sequence[str | os.PathLike[str]],
-    *,
-    model: str | os.PathLike[str] | None = None,
-    boxes: str | os.PathLike[str] | None = None,
-    normalized: bool = False,
-    topk: int = 5,
-    classifier: FoodClassifier | None = None,
-) -> PhotosRecognized:
-    """Recognize the foods of photos. A photo that cannot be read is listed and does not stop the others.
-
-    Parameters
-    ----------
-    photos : sequence of path-like
-        Files and folders.
-    model : path-like, optional
-        Folder that :func:`train_recognize` wrote; the default classifier otherwise.
-    boxes : path-like, optional
-        JSON: from a photo's name to a list of boxes.
-    normalized : bool, default: False
-        The boxes are shares of the photos' sides.
-    topk : int, default: 5
-        Candidates for each.
-    classifier : FoodClassifier, optional
-        One that is loaded already.
-
-    Raises
-    ------
-    PhotoError
-        If there are no photos, or the boxes cannot be read or are of other photos.
-    ModelError
-        If the classifier cannot be loaded.
-    """
-    files = find_photos(photos)
-    regions = _read_boxes(boxes, files)
-    if classifier is None:
-        classifier = FoodClassifier.from_pretrained(model) if model is not None else FoodClassifier.default()
-    found: list[Recognition] = []
-    failures: list[PhotoFailure] = []
-    for file in track(files, "recognizing photos"):
-        try:
-            own = regions.get(str(file), regions.get(file.name))
-            found.append(classifier.predict(file, own, topk=topk, normalized=normalized))
-        except WeightsmithError as error:
-            failures.append(PhotoFailure(str(file), str(error)))
-    return PhotosRecognized(tuple(found), tuple(failures))
 
 
 def train_recognize(
@@ -255,18 +120,3 @@ def train_recognize(
     report = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
     classifier.save_pretrained(out, files={"report.json": report}, overwrite=overwrite)
     return result
-
-
-def _read_boxes(boxes: str | os.PathLike[str] | None, files: Sequence[Path]) -> dict[str, Any]:
-    if boxes is None:
-        return {}
-    try:
-        found = json.loads(Path(boxes).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise PhotoError(f"boxes {boxes} cannot be read", found=str(error), expected="JSON") from error
-    if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
-        raise PhotoError(f"boxes {boxes}", found=type(found).__name__, expected="an object: photo to list of boxes")
-    known = {str(file) for file in files} | {file.name for file in files}
-    if unknown := sorted(set(found) - known):
-        raise PhotoError(f"boxes {boxes}", found=f"{len(unknown)} for no photo, such as {unknown[0]}")
-    return found
