@@ -137,7 +137,7 @@ def create_app(
 
         def work() -> PhotoAnswer:
             made = kit_of_photo(content, table, boxes=_boxes(boxes), classifier=classifier)
-            width, height = original_size(open_photo(content))
+            width, height = original_size(open_photo(content, side=64))  # decoded small
             fields = _answer(made.kit).model_dump()
             return PhotoAnswer(**fields, recognition=made.recognition.to_dict(), width=width, height=height)
 
