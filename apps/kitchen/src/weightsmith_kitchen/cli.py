@@ -227,7 +227,7 @@ def serve(
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest photo or text, in bytes.")] = 20 << 20,
     rate: Annotated[int, typer.Option(min=1, help="Requests per minute and client.")] = 600,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Longest wait for an answer.")] = 60.0,
+    seconds: Annotated[int, typer.Option(min=1, help="Time for an answer.")] = 60,
 ) -> None:
     """Serve the page and the REST interface on this machine only; no photo or text is stored or logged."""
     from weightsmith_kitchen.serve import Limits, create_app, listen, run
