@@ -1,3 +1,4 @@
+from .calories import CalorieEstimator as CalorieEstimator, CalorieTable as CalorieTable
 from .errors import (
     KitchenError as KitchenError,
     ModelError as ModelError,

@@ -1,0 +1,165 @@
+"""Read generated ingredient lists: "1 cup of rice, 3 tablespoons of butter". A grammar; nothing is evaluated.
+
+The lists are those of CaLoRAify (Yao et al., 2024, arXiv:2412.09936).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.quantity import Quantity, find_quantity
+from weightsmith_kitchen.units import find_unit
+
+__all__ = ["ListItem", "parse_list", "unit_name"]
+
+LONGEST = 100_000
+"""Characters of a list; more is no list of ingredients."""
+# Units of drinks and of the market; `units` has no factor for them.
+_OTHER = {
+    "glass": "glass",
+    "glasses": "glass",
+    "shot": "shot",
+    "shots": "shot",
+    "bushel": "bushel",
+    "bushels": "bushel",
+}
+_PREAMBLE = re.compile(
+    r"^.*\bthey are\b\s*:?|^\s*(?:the )?ingredients?\s*(?:are)?\s*:|^\s*the dish is\b.*?\bin total\b\.?", re.I | re.S
+)
+# A comma inside a number ("1,000 g") separates nothing.
+_SEPARATOR = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;\n]|\.\s+(?=\d)")
+_NEXT = re.compile(r"(?<=[^\W\d_)])\s+(?:and\s+)?(?=[\d¼½¾⅓⅔⅛⅜⅝⅞])")
+_AMOUNT = re.compile(r"\s*(?:[\d¼½¾⅓⅔⅛⅜⅝⅞.]|(?:an?|half|quarter|one|two|three|four|five|six)\b)", re.I)
+_WORDS = re.compile(r"\s*(?P<one>[^\W\d_]+\.?)(?:[\s-]+(?P<two>[^\W\d_]+\.?))?")
+
+
+@dataclass(frozen=True, slots=True)
+class ListItem:
+    """One item of a list.
+
+    Attributes
+    ----------
+    text : str
+        As written.
+    amount : Quantity or None
+        Exact, or a range. None where it cannot be read.
+    unit : str
+        Its name in the singular (``"teaspoon"``), or ``""`` where none is named.
+    ingredient : str
+        In lower case, without "of".
+    error : str or None
+        Why the item cannot be used.
+    """
+
+    text: str
+    amount: Quantity | None
+    unit: str
+    ingredient: str
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Unit and ingredient, as the table's keys are written."""
+        return f"{self.unit} {self.ingredient}".strip()
+
+
+def unit_name(name: str) -> str | None:
+    """The singular name of a unit, or None where the word is no unit.
+
+    Examples
+    --------
+    >>> unit_name("tbsp."), unit_name("fl. oz"), unit_name("glasses"), unit_name("rice")
+    ('tablespoon', 'fluid ounce', 'glass', None)
+    """
+    unit = find_unit(name)
+    return unit.name if unit is not None else _OTHER.get(name.lower())
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """Divide a text into the unit that it begins with, ``""`` where there is none, and the rest."""
+    match = _WORDS.match(text)
+    if match:
+        for end, words in ((match.end("two"), f"{match['one']} {match['two']}"), (match.end("one"), match["one"])):
+            unit = unit_name(words) if end > 0 else None
+            # A word that is part of a hyphenated word is no unit.
+            if unit is not None and text[end : end + 1] in ("", " ", "\t", ",", "."):
+                return unit, text[end:]
+    return "", text
+
+
+def parse_list(text: str) -> list[ListItem]:
+    """Read a list of ingredients with amounts.
+
+    Parameters
+    ----------
+    text : str
+        Items between commas, semicolons or line breaks. A preamble ("The dish is ... They are:") is skipped.
+
+    Returns
+    -------
+    list of ListItem
+        In the order of the text. What cannot be read is an item with an error.
+
+    Raises
+    ------
+    RecipeError
+        If the text is no string or has more than 100,000 characters.
+
+    Examples
+    --------
+    >>> for item in parse_list("The dish is X. They are: 1 1/2 teaspoons of vinegar, 1-2 cups of flour, 1/0 cup"):
+    ...     print(item.amount, item.key, item.error)
+    1 1/2 teaspoon vinegar None
+    1-2 cup flour None
+    None  the amount cannot be read: '1/0 cup'
+    """
+    if not isinstance(text, str):
+        raise RecipeError("list of ingredients", found=type(text).__name__, expected="a text")
+    if len(text) > LONGEST:
+        raise RecipeError("list of ingredients", found=f"{len(text)} characters", expected=f"at most {LONGEST}")
+    match = _PREAMBLE.match(text)
+    body = text[match.end() :] if match else text
+    return [_item(part) for piece in _SEPARATOR.split(body) for part in _parts(piece) if part]
+
+
+def _parts(piece: str) -> Iterator[str]:
+    """Divide items between which the comma is missing: an amount and a unit begin the next one."""
+    start = 0
+    for match in _NEXT.finditer(piece):
+        before = piece[start : match.start()]
+        if not _AMOUNT.match(before) or re.search(r"\b(?:to|or|and)$", before):
+            continue
+        try:
+            found = find_quantity(piece, match.end())
+        except RecipeError:
+            found = None
+        if found is not None and split_unit(piece[found[2] :])[0]:
+            yield _trim(piece[start : match.start()])
+            start = match.end()
+    yield _trim(piece[start:])
+
+
+def _trim(text: str) -> str:
+    return re.sub(r"^\s*and\s+", "", text.strip(), flags=re.I).rstrip(" .!")
+
+
+def _item(text: str) -> ListItem:
+    try:
+        found = find_quantity(text)
+    except RecipeError:
+        return ListItem(text, None, "", "", f"the amount cannot be read: {text[:40]!r}")
+    if found is None:
+        return ListItem(text, None, "", _name(text), "no amount")
+    amount, _, end = found
+    if text[end : end + 1] == "/":
+        return ListItem(text, None, "", "", f"the amount cannot be read: {text[:40]!r}")
+    unit, rest = split_unit(text[end:])
+    ingredient = _name(rest)
+    return ListItem(text, amount, unit, ingredient, None if ingredient else "no ingredient")
+
+
+def _name(text: str) -> str:
+    return " ".join(re.sub(r"^\s*of\b", "", text.lower()).split()).strip(" .,")
