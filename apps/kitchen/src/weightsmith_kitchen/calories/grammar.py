@@ -17,6 +17,8 @@ __all__ = ["ListItem", "parse_list", "unit_name"]
 
 LONGEST = 100_000
 """Characters of a list; more is no list of ingredients."""
+LARGEST = 100_000
+"""Of any unit; 100 kg in grams. Larger amounts are digits that a model repeats."""
 # Units of drinks and of the market; `units` has no factor for them.
 _OTHER = {
     "glass": "glass",
@@ -156,6 +158,8 @@ def _item(text: str) -> ListItem:
     amount, _, end = found
     if text[end : end + 1] == "/":
         return ListItem(text, None, "", "", f"the amount cannot be read: {text[:40]!r}")
+    if amount.high > LARGEST:
+        return ListItem(text, None, "", "", f"the amount is above {LARGEST:,}: {text[:40]!r}")
     unit, rest = split_unit(text[end:])
     ingredient = _name(rest)
     return ListItem(text, amount, unit, ingredient, None if ingredient else "no ingredient")

@@ -1,8 +1,8 @@
 """Look items up in the table: exact key, other unit, similar ingredient, or unknown.
 
-An ingredient that is not in the table is compared by the cosine of its character trigrams, weighted by how rare they
-are in the table. Only rows whose unit converts to the item's unit are candidates: "1 tablespoon of buter" never takes
-the energy of a pound of butter. All items are compared in one matrix product.
+An ingredient that is not in the table is compared by the cosine of its pairs and triples of letters, weighted by how
+rare they are in the table. Only rows whose unit converts to the item's unit are candidates: "1 tablespoon of buter"
+never takes the energy of a pound of butter. All items are compared in one matrix product.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CalorieIndex:
     floor : float, default: 0.5
         Least similarity of another ingredient, in (0, 1]; below it an item is unknown.
     embed : callable, optional
-        Texts to vectors (N, F), such as `minilm`. Its cosine is then used where it is above that of the trigrams.
+        Texts to vectors (N, F), such as `minilm`. Its cosine is then used where it is above that of the letters.
 
     Raises
     ------
@@ -109,11 +109,11 @@ class CalorieIndex:
         self._units: dict[str, list[str]] = {}
         for unit, name in table.rows:
             self._units.setdefault(name, []).append(unit)
-        counts = [_trigrams(name) for name in self.ingredients]
+        counts = [_grams(name) for name in self.ingredients]
         documents = Counter(gram for grams in counts for gram in grams)
         self._columns = {gram: place for place, gram in enumerate(documents)}
         self._weights = np.array([1 + math.log(len(counts) / count) for count in documents.values()])
-        # A trigram that no ingredient of the table has counts as the rarest one.
+        # A gram that no ingredient of the table has counts as the rarest one.
         self._rarest = 1 + math.log(len(counts))
         self._vectors_IV = self._vectors(counts)
         self._embedded_IF = self._embeddings(self.ingredients) if embed is not None else None
@@ -121,7 +121,7 @@ class CalorieIndex:
 
     def similarities(self, names: Sequence[str]) -> npt.NDArray[np.float64]:
         """Similarity of names to the table's ingredients, (N, I), each 0 to 1."""
-        found = self._vectors([_trigrams(name) for name in names]) @ self._vectors_IV.T
+        found = self._vectors([_grams(name) for name in names]) @ self._vectors_IV.T
         if self._embedded_IF is not None and names:
             found = np.maximum(found, self._embeddings(names) @ self._embedded_IF.T)
         return np.clip(found, 0, 1)
@@ -236,8 +236,9 @@ def _factor(unit: str, other: str) -> float | None:
     return float(one.factor / two.factor)
 
 
-def _trigrams(name: str) -> Counter[str]:
-    """Trigrams of each word between blanks: the order of the words does not count."""
+def _grams(name: str) -> Counter[str]:
+    """Pairs and triples of letters of each word between blanks: the order of the words does not count."""
+    words = [f" {word} " for word in name.lower().split()]
     return Counter(
-        f" {word} "[start : start + 3] for word in name.lower().split() for start in range(max(len(word), 1))
+        word[start : start + size] for word in words for size in (2, 3) for start in range(len(word) + 1 - size)
     )
