@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoints
 
 import pytest
@@ -75,10 +76,24 @@ def test_methods_of_one_verb():
     assert "wanda" not in text
 
 
-def test_show_a_planned_method():
-    text = words("show", "caloraify")
-    assert "https://arxiv.org/abs/2412.09936" in text
+@pytest.fixture
+def planned_method(monkeypatch):
+    """A row without commands and classes: a method that does not exist yet."""
+    method = replace(catalog.find("magnitude"), slug="dowsing", aliases=(), commands={}, classes=())
+    assert method.planned
+    monkeypatch.setattr(catalog, "METHODS", (*catalog.METHODS, method))
+    return method
+
+
+def test_show_a_planned_method(planned_method):
+    text = words("show", planned_method.slug)
+    assert planned_method.paper in text
     assert "planned" in text
+
+
+def test_claims_of_a_planned_method(capsys, planned_method):
+    found, text = fails(capsys, "claims", planned_method.slug)
+    assert (found, text) == (1, "error: 'dowsing' is planned: it has no claim to run yet\n")
 
 
 def test_show_a_ready_method_tells_its_defaults():
@@ -110,7 +125,6 @@ def test_version():
     ("line", "code", "message"),
     [
         (["show", "wandaa"], 1, "error: no method 'wandaa'. Did you mean 'wanda'?\n"),
-        (["claims", "caloraify"], 1, "error: 'caloraify' is planned: it has no claim to run yet\n"),
         (["sparsify", "magnitude", "embedded:nothing", "OUT"], 1, "error: no embedded model folder 'nothing'"),
         (["run", "no-such.yaml"], 2, "error: cannot read recipe no-such.yaml"),
         (["methods", "--verb", "cook"], 2, "found 'cook'"),
