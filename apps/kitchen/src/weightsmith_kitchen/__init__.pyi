@@ -1,4 +1,8 @@
-from .calories import CalorieEstimator as CalorieEstimator, CalorieTable as CalorieTable
+from .calories import (
+    CalorieEstimator as CalorieEstimator,
+    CalorieTable as CalorieTable,
+    VisionPrefixLM as VisionPrefixLM,
+)
 from .errors import (
     KitchenError as KitchenError,
     ModelError as ModelError,
