@@ -133,6 +133,10 @@ def test_too_long_recipes_are_refused_and_long_ones_are_read():
         ("6 servings", "eggs", "3"),
         ("serves 8", "eggs", "4"),
         ("double it", "eggs", "4"),
+        ("please use 3 eggs", "eggs", "3"),
+        ("half the milk and 3 eggs", "eggs", "3"),
+        ("no butter but 3 eggs", "eggs", "3"),
+        ("2 cans of black beans", "black beans", "2 cans"),
     ],
 )
 def test_what_can_be_said(kit, table, said, name, amount):
@@ -159,13 +163,68 @@ def test_several_corrections_are_done_in_order(kit, table):
 
 @pytest.mark.parametrize(
     "said",
-    ["", "make it spicy", "no chocolate", "for 0 people", "for -2 people", "2 eggs, no chocolate", "1/0 eggs", "???"],
+    [
+        *(
+            "",
+            "make it spicy",
+            "no chocolate",
+            "for 0 people",
+            "for -2 people",
+            "2 eggs, no chocolate",
+            "1/0 eggs",
+            "???",
+        ),
+        *(
+            "1 cup milk less",
+            "no more than 1 cup milk",
+            "not 2 cups milk",
+            "-1 eggs",
+            "margarine instead of half the butter",
+        ),
+        *("no eggs but 2 bananas", "no tomatoes"),
+    ],
 )
 def test_what_is_not_understood_changes_nothing(kit, table, said):
     reply = edit(kit, said, table)
     assert not reply.understood
     assert reply.kit == kit
     assert reply.said
+
+
+def test_several_foods_are_left_out_at_once(kit, table):
+    for said in ("no eggs and butter", "without eggs or butter", "no eggs and no butter"):
+        reply = edit(kit, said, table)
+        assert reply.understood, reply.said
+        assert not {"eggs", "unsalted butter"} & set(amounts(reply.kit))
+
+
+def test_a_sauce_of_a_food_is_not_the_food_and_a_package_keeps_its_content(table):
+    kit = make_kit(["1 cup tomato sauce", "1 (15-oz.) can black beans"], table)
+    assert not edit(kit, "no tomatoes", table).understood
+    reply = edit(kit, "2 cans of black beans", table)
+    assert reply.kit.ingredients[1].grams.value == pytest.approx(30 * 28.3495, rel=1e-4)
+
+
+def test_a_wrong_premise_is_said(kit, table):
+    assert edit(kit, "3 eggs instead of 5", table).said == "eggs: 3 (it was 2, not 5)"
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("For the sauce:\n1 cup cream\nFOR THE TOPPING\n2 eggs\nTo serve\n1 lemon", ["cream", "eggs", "lemon"]),
+        ("Prep time: 10 minutes\nCalories: 300\nPortions: 3\n2 eggs", ["eggs"]),
+        ("2 cups flour\t1 cup sugar\n1 egg    2 tbsp butter", ["flour", "sugar", "egg", "butter"]),
+    ],
+)
+def test_headings_and_facts_are_no_ingredients_and_columns_are_parted(lines, names):
+    assert [item.name for item in read_recipe("Dish\n" + lines).ingredients] == names
+
+
+def test_people_in_words_and_pieces_that_are_no_people():
+    assert read_recipe("Soup\nServes four\n1 onion").servings == Quantity.of(4)
+    assert read_recipe("Cookies\nMakes 24 cookies\n1 egg").servings is None
+    assert read_recipe("Cookies\nMakes 24\n1 egg").servings is None
 
 
 def test_an_ambiguous_name_asks(table):

@@ -138,3 +138,11 @@ def test_a_killed_run_loses_nothing_that_was_done_and_doubles_nothing(recipes, t
     assert result.resumed >= 1
     run_batch(files(recipes), parse_file, tmp_path / "whole.jsonl", made_with=MADE)
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_file_nested_too_deep_stops_nothing(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    (tmp_path / "b.txt").write_text("1 egg")
+    result = run_batch(find_files([tmp_path], RECIPES), parse_file, tmp_path / "out.jsonl", made_with=MADE)
+    assert result.files == 1
+    assert "a.json: RecursionError" in str(result.failures[0])

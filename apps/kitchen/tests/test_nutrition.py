@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith_kitchen import Estimate, Food, Ingredient, NutritionError, NutritionTable, Quantity, price
+from weightsmith_kitchen import (
+    Estimate,
+    Food,
+    Ingredient,
+    NutritionError,
+    NutritionTable,
+    Quantity,
+    price,
+    read_ingredient,
+)
 from weightsmith_kitchen.nutrition import energy_notes, measures, sodium_mg, usda
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "data" / "apps" / "caloraify" / "database.json"
@@ -87,6 +96,39 @@ def test_most_names_of_a_kitchen_mean_the_right_row(table):
         if food is None or food.kcal is None or not low <= food.kcal <= high:
             wrong.append((name, food and (food.name, food.kcal)))
     assert len(wrong) <= 1, wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "low", "high"),
+    [
+        ("100 g dried apricots", 230, 250),
+        ("1 cup cooked rice", 190, 220),
+        ("200 g dried lentils", 690, 730),
+        ("1 (15-oz.) can chickpeas", 500, 650),
+        ("1 cup cream", 450, 850),
+        ("100 g mince", 180, 260),
+        ("1 cup tomato sauce", 50, 80),
+        ("100 g self-raising flour", 340, 370),
+        ("100 g peppers", 20, 35),
+        ("2 peppers", 45, 80),
+        ("1 tsp pepper", 5, 7),
+        ("100 g cod", 75, 90),
+        ("200 g arborio rice", 690, 750),
+        ("1 cup grated parmesan", 380, 450),
+        ("2 dozen eggs", 1600, 1850),
+        ("1 cup tea", 0, 5),
+        ("1 red pepper", 20, 45),
+    ],
+)
+def test_a_line_is_priced_as_a_cook_means_it(table, line, low, high):
+    found = price(read_ingredient(line), table)
+    assert found.kcal is not None, found.notes
+    assert low <= found.kcal.value <= high, found.food.name
+
+
+def test_a_diet_is_kept(table):
+    assert table.lookup("vegan butter") is None
+    assert "vegetarian" not in table.lookup("salmon fillets").name.lower()
 
 
 def test_what_is_in_no_table_is_not_made_up(table):

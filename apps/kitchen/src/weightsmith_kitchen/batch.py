@@ -245,9 +245,12 @@ def _begin(
 def _one(work: Callable[[Path], dict[str, Any]], item: _Item) -> tuple[int, dict[str, Any]]:
     try:
         return item.number, {"file": item.path, **work(Path(item.path))}
-    except (WeightsmithError, OSError, ValueError, MemoryError) as error:
-        message = str(error) or type(error).__name__
-        return item.number, {"failure": asdict(Failure(item.path, " ".join(message.split())))}
+    except WeightsmithError as error:
+        message = " ".join(str(error).split()).removeprefix(item.path).lstrip(":, ")
+    except Exception as error:  # whatever one file does, the others are read
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        message = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return item.number, {"failure": asdict(Failure(item.path, " ".join(message.split())))}
 
 
 def _counted(made: dict[str, Any], result: BatchResult) -> Iterator[dict[str, Any]]:

@@ -159,8 +159,8 @@ def kit(
 
     tables = [str(path) for path in table or ()]
     _table(table)  # a table that cannot be read is said before any work
-    if servings is not None and not servings > 0:
-        raise typer.BadParameter("must be above 0", param_hint="'--servings'")
+    if servings is not None and not 0 < servings <= 10_000:
+        raise typer.BadParameter("must be above 0, at most 10000", param_hint="'--servings'")
     work = partial(kit_file, servings=servings, say=tuple(say or ()), tables=tuple(tables))
     if format in ("text", "pdf"):
         if len(inputs) != 1 or inputs[0].is_dir() or resume:
@@ -213,6 +213,11 @@ def search(
     if json:
         print(_dumps([{"score": round(match.score, 3), **match.food.to_dict()} for match in found]))
         return
+    if not found:
+        print(f"no row of the table has such a name: {name!r}", file=sys.stderr)
+        raise typer.Exit(1)
+    if not found[0].known:
+        print(f"no row is {name!r}; the nearest names:", file=sys.stderr)
     grid = Grid("food", "kcal / 100 g", "source", "id")
     for match in found:
         energy = "?" if match.food.kcal is None else f"{match.food.kcal:.0f}"

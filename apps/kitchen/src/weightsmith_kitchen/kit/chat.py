@@ -34,6 +34,19 @@ FACTORS = {
     "a quarter": Fraction(1, 4),
 }
 _FACTOR = "|".join(FACTORS)
+# "and" parts two corrections only before a new amount or a new verb: "salt and pepper" is one food.
+_VERB = (
+    r"no|without|remove|leave out|skip|drop|omit|add|use|replace|swap|double|triple|halve|half|twice|for|make|serves?"
+)
+_PARTS = re.compile(
+    rf"[;\n]|,(?!\d)|(?<=[a-z])\.(?:\s|$)|\bthen\b|\bbut\b|\band\b(?=\s+(?:\d|(?:{_VERB})\b))",
+    re.IGNORECASE,
+)
+_POLITE = re.compile(r"\b(?:please|pls|kindly|thanks|thank you|can you|could you|would you)\b", re.IGNORECASE)
+_RELATIVE = re.compile(
+    r"\b(?:less|more|fewer|at most|at least|up to|except|only if|maybe)\b|^\s*not\b|^-\s*\d", re.IGNORECASE
+)
+_SEVERAL = re.compile(r"\s*(?:\band\b|\bor\b|\bnor\b|&|,)\s*(?:no\s+)?", re.IGNORECASE)
 _PEOPLE = re.compile(
     r"^(?:(?:make|scale|it|this|the recipe|kit|please|to|is)\s+)*(?:for|serves?|feeds?)\s+(?P<n>\S.*?)"
     r"(?:\s+(?:people|persons?|servings?|portions?|of us|guests?|adults?|eaters?))?$"
@@ -106,21 +119,27 @@ def edit(kit: MealKit, text: str, table: NutritionTable) -> Reply:
     >>> reply.said, [item.measured() for item in reply.kit.ingredients]
     ('egg: 2; butter is left out', ['2'])
     """
-    parts = [part.strip() for part in re.split(r"[;\n]|,(?!\d)|(?<=[a-z])\.(?:\s|$)|\bthen\b", text) if part.strip()]
+    parts = [part for part in map(_politely, _PARTS.split(text)) if part]
     if not parts:
         return Reply(kit, HELP, False)
     said = []
     changed = kit
     for part in parts:
         try:
-            changed, what = _edit_one(changed, part.strip(" .!?"), table)
+            changed, what = _edit_one(changed, part, table)
         except KitchenError as error:
             return Reply(kit, f"{part!r}: {error}", False)
         said.append(what)
     return Reply(changed, "; ".join(said), True)
 
 
+def _politely(text: str) -> str:
+    return " ".join(_POLITE.sub(" ", text).split()).strip(" .!?")
+
+
 def _edit_one(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, str]:
+    if _RELATIVE.search(text):
+        raise RecipeError(f"not understood: say the amount itself. {HELP}")
     rules: list[tuple[re.Pattern[str], Callable[[MealKit, re.Match[str], NutritionTable], tuple[MealKit, str] | None]]]
     rules = [
         (_PEOPLE, _people),
@@ -152,13 +171,25 @@ def _people(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[
 
 
 def _without(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str]:
-    place = _find(kit, match["name"])
-    return kit.without(place), f"{kit.ingredients[place].name} is left out"
+    said = []
+    for name in _SEVERAL.split(match["name"]) if not _is_one(kit, match["name"]) else [match["name"]]:
+        place = _find(kit, name)
+        said.append(kit.ingredients[place].name)
+        kit = kit.without(place)
+    return kit, f"{' and '.join(said)} {'is' if len(said) == 1 else 'are'} left out"
+
+
+def _is_one(kit: MealKit, name: str) -> bool:
+    """The whole name is an ingredient, as "salt and pepper" may be."""
+    wanted = set(stems_of(name))
+    return any(wanted == set(stems_of(item.name)) for item in kit.ingredients)
 
 
 def _replace(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str]:
     new = read_ingredient(match["new"])
     old = match["old"].strip()
+    if re.match(rf"(?:{_FACTOR})\b", old, re.IGNORECASE):
+        raise RecipeError(f"a part of an ingredient cannot be exchanged: say both amounts. {HELP}")
     amount = find_quantity(old)
     only_amount = amount is not None and not old[amount[2] :].strip()
     if new.name and (only_amount or amount is not None) and new.quantity is not None:
@@ -179,10 +210,13 @@ def _replace(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple
             quantity=new.quantity,
             unit=new.unit if new.unit or not same else was.unit,
             size=new.size or (was.size if same else None),
-            package=new.package,
+            package=new.package or (was.package if same else None),
             alternatives=(),
         )
-    return _put(kit, place, changed, table, keep_food=changed.name == was.name)
+    kit, said = _put(kit, place, changed, table, keep_food=changed.name == was.name)
+    if amount is not None and was.quantity is not None and amount[0] != was.quantity:
+        said += f" (it was {was.quantity}, not {amount[0]})"
+    return kit, said
 
 
 def _times_all(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str]:
@@ -221,7 +255,7 @@ def _state(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, str
         quantity=new.quantity,
         unit=new.unit if new.unit is not None or was.unit is None else was.unit,
         size=new.size or was.size,
-        package=new.package,
+        package=new.package or was.package,
         alternatives=(),
     )
     return _put(kit, place, changed, table, keep_food=True)
@@ -252,7 +286,8 @@ def _find(kit: MealKit, name: str) -> int:
     for place, item in enumerate(kit.ingredients):
         have = set(stems_of(item.name))
         shared = wanted & have
-        if shared and shared in (wanted, have):
+        last = stems_of(item.name)[-1:]  # "tomato sauce" is no tomato
+        if shared and (shared == have or (shared == wanted and wanted.issuperset(last))):
             scored.append((len(shared) / len(wanted | have), place))
     if not scored:
         there = ", ".join(item.name for item in kit.ingredients[:12])

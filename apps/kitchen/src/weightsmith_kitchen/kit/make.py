@@ -27,8 +27,19 @@ _HEAD = re.compile(
     r"|(?P<steps>instructions?|directions?|method|preparation|steps|how to make(?: it)?))\W*$",
     re.IGNORECASE,
 )
+# "For the sauce:", "FOR THE TOPPING", "Dough:"; an ingredient line has an amount, or is no title.
+_SECTION = re.compile(
+    r"^\W*(?:for (?:the|serving)\b[^\d]{1,40}|to serve|to garnish|[^\d:,]{1,40}:)\s*:?\W*$", re.IGNORECASE
+)
+_ABOUT = re.compile(
+    r"^\W*(?:(?:prep(?:aration)?|cook(?:ing)?|bak(?:e|ing)|total|active|ready|rest(?:ing)?|chill(?:ing)?)\b[^:]{0,20}"
+    r"|time|calories|kcal|nutrition|difficulty|course|cuisine|author|source|category)\s*:.*$",
+    re.IGNORECASE,
+)
+_COLUMNS = re.compile(r"\t+|\s{3,}")
 _SERVES = re.compile(
-    r"^\W*(?:serves|servings?|yields?|makes|feeds)\b\D{0,20}[\d\u00bc-\u00be]|^\W*[\d\u00bc-\u00be][\d\s/-]*servings?\W*$",
+    r"^\W*(?:serves|servings?|portions?|yields?|makes|feeds)\b\D{0,20}[\d\u00bc-\u00be]"
+    r"|^\W*(?:serves|feeds)\s+(?:one|two|three|four|five|six|seven|eight|ten|twelve)\b|^\W*[\d\u00bc-\u00be][\d\s/-]*servings?\W*$",
     re.IGNORECASE,
 )
 _PEOPLE = re.compile(r"\bfor\s+(\d+)\s+(?:people|persons?)\b", re.IGNORECASE)
@@ -56,7 +67,9 @@ def read_recipe(text: str) -> Recipe:
     >>> recipe.title, str(recipe.servings), len(recipe.ingredients), len(recipe.instructions)
     ('Pancakes', '4', 2, 1)
     """
-    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    if not isinstance(text, str):
+        raise RecipeError("recipe", found=type(text).__name__, expected="a text")
+    lines = [line.strip() for line in text.removeprefix("\ufeff").replace("\r", "\n").split("\n")]
     if len(lines) > MOST_LINES:
         raise RecipeError("recipe", found=f"{len(lines)} lines", expected=f"at most {MOST_LINES}")
     servings: Quantity | None = None
@@ -74,11 +87,14 @@ def read_recipe(text: str) -> Recipe:
         if head:
             part = "ingredients" if head["ingredients"] else "steps"
             continue
+        if _ABOUT.match(line) or (part != "steps" and _SECTION.match(line) and not _begins_with_amount(line)):
+            continue
         if servings is None and (_SERVES.match(line) or _PEOPLE.search(line)):
             made = _PEOPLE.search(line)
             read = read_yield(made[1] if made else line)
             # "Makes 2 1/2 cups" is a volume, no number of people.
-            if read is not None and (not read[1] or read[1] in PEOPLE) and read[0].low > 0:
+            people = bool(made) or not line.lower().lstrip("*-# ").startswith(("makes", "yield"))
+            if read is not None and ((not read[1] and people) or read[1] in PEOPLE) and read[0].low > 0:
                 servings = read[0]
                 continue
             if not made:
@@ -91,7 +107,7 @@ def read_recipe(text: str) -> Recipe:
             title = line.strip("#*= ")
         else:
             found.append(_BULLET.sub("", line))
-    ingredients = read_ingredients(found)
+    ingredients = read_ingredients([cell for line in found for cell in _cells(line)])
     if not ingredients:
         raise RecipeError("recipe", found="no ingredient line", do="Write one ingredient per line: 2 cups flour.")
     return Recipe(tuple(ingredients), tuple(steps), title, servings)
@@ -145,6 +161,12 @@ def make_kit(
     priced = tuple(price(item, table) for item in items)
     notes = () if said is not None else ("the recipe does not say how many it serves: totals are for all of it",)
     return MealKit(priced, Fraction(1) if said is None else said.middle, dish, said is not None, notes)
+
+
+def _cells(line: str) -> list[str]:
+    """The ingredients of a line: of two columns, each that begins with an amount."""
+    cells = [cell.strip() for cell in _COLUMNS.split(line) if cell.strip()]
+    return cells if len(cells) > 1 and all(map(_begins_with_amount, cells)) else [line]
 
 
 def _begins_with_amount(line: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 
 from weightsmith_kitchen.foods import Estimate, Food
 from weightsmith_kitchen.nutrition import measures
+from weightsmith_kitchen.nutrition.ranking import default_row
 from weightsmith_kitchen.nutrition.table import NutritionTable
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import Ingredient
@@ -14,6 +16,8 @@ from weightsmith_kitchen.units import Unit, find_unit
 
 __all__ = ["price"]
 
+MOST = 100_000
+"""Units of an ingredient that are priced."""
 SIZES = frozenset({"small", "medium", "large", "extra large"})
 
 
@@ -47,13 +51,14 @@ def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = 
     743.0
     """
     notes: list[str] = []
-    found = food or table.lookup(ingredient.name)
+    name = _called(ingredient)
+    found = food or table.lookup(name)
     if found is None:
         near = "; ".join(table.nearest(ingredient.name))
         notes.append(f"{ingredient.name!r} is in no table" + (f"; nearest: {near}" if near else ""))
     elif food is None:
-        unknown = table.unknown_words(ingredient.name)
-        if unknown and not found.id.startswith("own:"):
+        unknown = table.unknown_words(name)
+        if unknown and default_row(name) is None and not found.id.startswith("own:"):
             notes.append(f"{', '.join(unknown)} is in no row of the table: taken for {found.name!r}")
     weight, basis = _weight(ingredient, found, table, notes)
     kcal = None
@@ -66,6 +71,19 @@ def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = 
     return replace(ingredient, food=found, grams=weight, kcal=kcal, basis=basis, notes=tuple(notes))
 
 
+def _called(ingredient: Ingredient) -> str:
+    """The name to look up: with what makes it another food, as dried or cooked; a pepper to count is a vegetable."""
+    told = f"{ingredient.dry_fresh or ''} {ingredient.temperature or ''} {ingredient.state or ''}".lower()
+    kept = [word for word in ("dried", "dry", "cooked", "canned") if re.search(rf"\b{word}\b", told)]
+    if ingredient.unit in ("can", "jar") and not kept:
+        kept = ["canned"]
+    name = ingredient.name
+    counted = ingredient.quantity is not None and ingredient.unit in (None, "piece")
+    if name.lower() == "peppers" or (counted and name.lower() == "pepper"):
+        name = "bell pepper"
+    return " ".join([*(word for word in kept if word not in name.lower()), name])
+
+
 def _weight(
     ingredient: Ingredient, food: Food | None, table: NutritionTable, notes: list[str]
 ) -> tuple[Estimate | None, str]:
@@ -76,6 +94,11 @@ def _weight(
             notes.append("no amount: it counts for nothing")
         return None, ""
     ways = [(amount, ingredient.unit), *ingredient.alternatives]
+    if ingredient.unit == "dozen":
+        ways[0] = (amount * 12, None)
+    if amount.high > MOST:
+        notes.append(f"{amount} is no amount of a kitchen")
+        return None, ""
     # A weight needs no density: of two ways to say the same amount it is the better one.
     ways.sort(key=lambda way: _order(way[1]))
     if ingredient.package is not None:  # 2 cans of 14 ounces each
@@ -88,6 +111,7 @@ def _weight(
     size = (ingredient.size or "").lower()
     portions = (
         *(food.portions if food is not None else ()),
+        *measures.find(_called(ingredient), size if size in SIZES else None),
         *measures.find(ingredient.name, size if size in SIZES else None),
         *table.portions(ingredient.name),
     )

@@ -8,6 +8,7 @@ which part of the row's name, and from how close their embeddings are.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -15,9 +16,20 @@ from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
-from weightsmith_kitchen.nutrition.vocabulary import BARE, DROPPED, GROUPS, PHRASES, PLAIN, PREPARED, RAW, SAME
+from weightsmith_kitchen.nutrition.vocabulary import (
+    BARE,
+    DIET,
+    DROPPED,
+    GROUPS,
+    PHRASES,
+    PLAIN,
+    PREPARED,
+    RAW,
+    ROWS,
+    SAME,
+)
 
-__all__ = ["Name", "Rarity", "Weights", "known", "rewritten", "score", "stems"]
+__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "plain", "rewritten", "score", "stems"]
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?%?")
 _IRREGULAR = {
@@ -106,23 +118,43 @@ def stems(text: str) -> Name:
     return Name(frozenset(words(text)), frozenset(parts[0]), parts[0][-1] if parts[0] else "")
 
 
+def plain(query: str) -> str:
+    """A cook's name in lower case: of alternatives the first, without remarks, accents, and how it is cut.
+
+    Examples
+    --------
+    >>> plain("Crème fraîche (cold)"), plain("butter or margarine"), plain("freshly grated ginger")
+    ('creme fraiche', 'butter', 'ginger')
+    """
+    folded = "".join(c for c in unicodedata.normalize("NFKD", query.lower()) if not unicodedata.combining(c))
+    alternatives = re.split(r"/|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", folded))
+    first = next((part for part in alternatives if part.strip()), folded)
+    text = " ".join(re.sub(r"[^a-z0-9%'&]+", " ", first).split())
+    return " ".join(word for word in text.split() if word not in DROPPED) or text
+
+
+def default_row(query: str) -> str | None:
+    """The name of the row that a short name means by default, or None.
+
+    Examples
+    --------
+    >>> default_row("Basmati rice"), default_row("plain yogurt")
+    ('Rice, white, long grain, unenriched, raw', None)
+    """
+    return ROWS.get(" ".join(word for word in words(plain(query)) if word != "and"))
+
+
 def rewritten(query: str) -> str:
-    """A cook's name with phrases replaced that no row has; of alternatives the first, without remarks.
+    """A cook's name with phrases replaced that no row has.
 
     Examples
     --------
     >>> rewritten("Plain flour"), rewritten("2 spring onions")
     ('all-purpose flour', '2 onions spring or scallions')
     """
-    alternatives = re.split(r"/|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", query.lower()))
-    first = next((part for part in alternatives if part.strip()), query.lower())
-    text = " ".join(re.sub(r"[^a-z0-9%'&]+", " ", first).split())
-    kept = [word for word in text.split() if word not in DROPPED]
-    text = " ".join(kept) or text
-    bare = " ".join(words(text))
-    if bare in BARE:
-        return BARE[bare]
-    return _PHRASE.sub(lambda match: PHRASES[match[1]], text)
+    text = plain(query)
+    bare = " ".join(word for word in words(text) if word != "and")
+    return _PHRASE.sub(lambda match: PHRASES[match[1]], BARE.get(bare, text))
 
 
 class Rarity(dict[str, float]):
@@ -176,5 +208,7 @@ def known(query: Name, row: Name, similarity: float, rarity: Rarity) -> bool:
 
     Most of what the name tells is in the row, or the two mean nearly the same and share the kind of food.
     """
+    if (query.stems ^ row.stems) & DIET:
+        return False
     covered = rarity.total(query.stems & row.stems) / max(rarity.total(query.stems), 1e-9)
     return covered >= 0.7 or (similarity >= 0.55 and query.last in row.stems)

@@ -24,7 +24,7 @@ from weightsmith_kitchen.errors import NutritionError
 from weightsmith_kitchen.foods import Estimate, Food, Portion
 from weightsmith_kitchen.nutrition import measures, usda
 from weightsmith_kitchen.nutrition.checks import energy_notes
-from weightsmith_kitchen.nutrition.ranking import Name, Rarity, known, rewritten, score, stems, words
+from weightsmith_kitchen.nutrition.ranking import Name, Rarity, default_row, known, rewritten, score, stems, words
 from weightsmith_kitchen.units import find_unit
 
 __all__ = ["Match", "NutritionTable"]
@@ -40,7 +40,9 @@ LABELED = "labels of products named"
 REMEMBERED = 10_000
 NEAR = 0.2
 """Rows whose scores differ by no more fit as well."""
-OWN_BONUS = 1.0
+BEST = 4.0
+"""Score of the row that a short name means by default."""
+OWN_BONUS = 2.5
 """A user's row has no embedding, and is preferred to a row of the table with the same words."""
 
 
@@ -158,12 +160,16 @@ class NutritionTable:
         for row, text in names.items():
             similarity = self._similarity(row, vector)
             ranked.append((score(compared, stems(text), similarity, self._rarity), row, similarity))
+        first = self._by_name.get(default_row(name) or "")
+        if first is not None:
+            ranked = [(BEST, first, 1.0), *(item for item in ranked if item[1] != first)]
         ranked.sort(key=lambda item: (-item[0], item[1]))
         matches = []
         for value, row, similarity in ranked[:limit]:
             food = self._row(row)
             if food is not None:
-                matches.append(Match(food, value, known(compared, stems(food.name), similarity, self._rarity)))
+                fits = row == first or known(compared, stems(food.name), similarity, self._rarity)
+                matches.append(Match(food, value, fits))
         for food in self._own:
             own = stems(food.name)
             if known(compared, own, 0.0, self._rarity):
@@ -301,6 +307,10 @@ class NutritionTable:
     def _names(self) -> dict[int, str]:
         generic = ", ".join(f"'{kind}'" for kind in usda.GENERIC)
         return dict(self._base.execute(f"SELECT row, name FROM foods WHERE kind IN ({generic}) ORDER BY row"))
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        return {name: row for row, name in reversed(self._names.items())}
 
     @cached_property
     def _rarity(self) -> Rarity:

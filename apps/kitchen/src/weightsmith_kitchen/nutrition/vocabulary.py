@@ -30,7 +30,6 @@ SAME = {
 """British and other names: both sides of a comparison are read this way."""
 PHRASES = {
     "plain flour": "all-purpose flour",
-    "self raising flour": "self-rising flour",
     "wholemeal": "whole wheat",
     "caster sugar": "granulated sugar",
     "icing sugar": "powdered sugar",
@@ -65,6 +64,7 @@ PHRASES = {
     "cayenne pepper": "spices pepper red or cayenne",
     "cayenne": "spices pepper red or cayenne",
     "coconut milk": "coconut milk used in cooking",
+    "marinara sauce": "tomato products canned sauce",
     "chili flake": "spices pepper red or cayenne",
     "red pepper flake": "spices pepper red or cayenne",
     "self rising flour": "wheat flour white all purpose self rising",
@@ -78,47 +78,103 @@ PHRASES = {
 }
 """Names that share no word with the row they mean."""
 BARE = {
-    "bacon": "bacon cooked",
-    "bread": "bread white",
-    "cheese": "cheese cheddar",
-    "chicken": "chicken as ingredient in recipes",
-    "chocolate": "candies semisweet chocolate",
-    "cream": "cream light",
-    "broth": "soup chicken broth ready to serve",
-    "fish": "fish nfs",
-    "ginger": "ginger root raw",
-    "pizza": "pizza cheese regular crust",
-    "flour": "wheat flour white all purpose",
-    "jalapeno": "peppers jalapeno raw",
-    "kiwi": "kiwi fruit raw",
-    "oil": "vegetable oil nfs",
-    "pepper": "spices pepper black",
-    "potato": "potato red without skin raw",
-    "zucchini": "squash summer zucchini raw",
-    "rice": "rice white medium grain raw unenriched",
-    "basmati rice": "rice white medium grain raw unenriched",
-    "long grain rice": "rice white medium grain raw unenriched",
-    "spaghetti": "pasta dry enriched",
-    "macaroni": "pasta dry enriched",
-    "syrup": "syrup maple",
     "vanilla": "vanilla extract",
-    "neutral oil": "vegetable oil nfs",
-    "cooking oil": "vegetable oil nfs",
-    "frying oil": "vegetable oil nfs",
-    "tofu": "tofu extra firm prepared nigari",
+    "neutral oil": "vegetable oil",
+    "cooking oil": "vegetable oil",
+    "frying oil": "vegetable oil",
+    "oil": "vegetable oil",
+    "whipping cream": "heavy cream",
+    "double cream": "heavy cream",
+    "cheddar": "cheddar cheese",
+    "parmesan": "parmesan cheese",
+    "mozzarella": "mozzarella cheese",
+    "feta": "feta cheese",
+    "red pepper": "bell pepper",
+    "green pepper": "bell pepper",
+    "yellow pepper": "bell pepper",
+    "salt pepper": "salt",
 }
-"""Names that would fit many rows as well, and the one that a recipe means by default."""
+"""Short names, and the one that the weights of cups and pieces are looked up by."""
+ROWS = {
+    "bacon": "Pork, cured, bacon, unprepared",
+    "streaky bacon": "Pork, cured, bacon, unprepared",
+    "bean": "Kidney beans, NFS",
+    "beef broth": "Soup, beef broth, cubed, prepared with water",
+    "dried black bean": "Beans, black, mature seeds, raw",
+    "dry black bean": "Beans, black, mature seeds, raw",
+    "dried kidney bean": "Beans, kidney, all types, mature seeds, raw",
+    "dried lentil": "Lentils, dry",
+    "dry lentil": "Lentils, dry",
+    "dried white bean": "Beans, white, mature seeds, raw",
+    "bread": "Bread, white",
+    "bread flour": "Wheat flour, white, bread, enriched",
+    "broth": "Soup, chicken broth, ready-to-serve",
+    "canned black bean": "Black beans, from canned, no added fat",
+    "canned chickpea": "Chickpeas, from canned, no added fat",
+    "canned tomato": "Tomatoes, crushed, canned",
+    "cheese": "Cheese, Cheddar",
+    "chicken": "Chicken as ingredient in recipes",
+    "chicken breast": "Chicken, breast, boneless, skinless, raw",
+    "chicken broth": "Soup, chicken broth, ready-to-serve",
+    "chili": "Peppers, hot chili, red, raw",
+    "chili flake": "Spices, pepper, red or cayenne",
+    "chip": "Snacks, potato chips, plain, salted",
+    "chocolate": "Candies, semisweet chocolate",
+    "cod": "Fish, cod, Atlantic, raw",
+    "coffee": "Coffee, brewed",
+    "cooked pasta": "Pasta, cooked",
+    "cooked rice": "Rice, white, cooked, no added fat",
+    "cream": "Cream, light",
+    "creme fraiche": "Cream, sour, full fat",
+    "crisp": "Snacks, potato chips, plain, salted",
+    "fish": "Fish, NFS",
+    "flour": "Wheat flour, white, all-purpose, unenriched",
+    "ginger": "Ginger root, raw",
+    "golden syrup": "Syrup, Cane",
+    "ground": "Beef, ground, raw",
+    "hamburger bun": "Roll, white, hamburger bun",
+    "ice": "Water, NFS",
+    "jalapeno": "Peppers, jalapeno, raw",
+    "leek": "Leeks, (bulb and lower leaf-portion), raw",
+    "macaroni": "Pasta, dry, enriched",
+    "mozzarella": "Cheese, Mozzarella, NFS",
+    "nutella": "Chocolate hazelnut spread",
+    "oil": "Vegetable oil, NFS",
+    "pasta": "Pasta, dry, enriched",
+    "pepper": "Spices, pepper, black",
+    "potato": "Potatoes, red, without skin, raw",
+    "salmon": "Fish, salmon, raw",
+    "salt pepper": "Salt, table",
+    "self rising flour": "Wheat flour, white, all-purpose, unenriched",
+    "self raising flour": "Wheat flour, white, all-purpose, unenriched",
+    "soy milk": "Soy milk, unsweetened",
+    "spaghetti": "Pasta, dry, enriched",
+    "strong flour": "Wheat flour, white, bread, enriched",
+    "strong white flour": "Wheat flour, white, bread, enriched",
+    "syrup": "Syrups, maple",
+    "tea": "Beverages, tea, black, ready to drink",
+    "tofu": "Tofu, extra firm, prepared with nigari",
+    "tomato sauce": "Tomato products, canned, sauce",
+    "vegetable broth": "Soup, vegetable broth, ready to serve",
+    "zucchini": "Squash, summer, zucchini, includes skin, raw",
+} | dict.fromkeys(
+    ("rice", "basmati rice", "jasmine rice", "long grain rice", "white rice", "arborio rice", "risotto rice"),
+    "Rice, white, long grain, unenriched, raw",
+)
+"""Names that would fit many rows as well, and the row that a recipe means by default."""
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+DIET = _words("vegan vegetarian meatless imitation substitute")
+"""Words that a name and its row share, or neither has."""
 DROPPED = _words(
-    """unsalted boiling hot cold warm lukewarm iced salted fresh freshly ripe organic quality good best boneless
-    skinless extra virgin pure natural homemade store bought finely coarsely roughly chopped diced sliced minced
-    grated shredded crumbled melted softened beaten peeled trimmed rinsed drained halved quartered packed sifted
-    toasted"""
+    """fillet fillets filet filets unsalted boiling hot cold warm lukewarm iced salted fresh freshly ripe organic
+    quality good best boneless skinless extra virgin pure natural homemade store bought finely coarsely roughly
+    chopped diced sliced minced grated shredded crumbled melted softened beaten peeled trimmed rinsed drained halved
+    quartered packed sifted toasted"""
 )
 """Words of a cook's name that say how the food is prepared, not which it is; kept where no other is left."""
 PLAIN = _words(

@@ -265,6 +265,8 @@ def _changed(kit: MealKit, request: ChangeRequest, table: NutritionTable) -> Mea
     if request.remove:
         return kit.without(place)
     if request.line is not None:
+        if len(request.line.strip().splitlines()) > 1:
+            raise RecipeError("line", found="several lines", expected="one ingredient")
         read = read_ingredient(_clean(request.line))
         if not read.name:
             raise RecipeError("ingredient", found=repr(request.line[:80]), expected="a food: 200 g flour")

@@ -42,7 +42,7 @@ class ScaleRequest(Strict):
     """A kit and the number of people it shall be for."""
 
     kit: Kit
-    servings: float = Field(gt=0, le=10_000)
+    servings: float = Field(ge=0.01, le=10_000)
 
 
 class ChatRequest(Strict):

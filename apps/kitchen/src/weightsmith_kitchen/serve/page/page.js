@@ -58,6 +58,8 @@ async function working(what, work) {
 }
 
 function show(next, { keep = true } = {}) {
+  fill(byId("said"));
+  delete byId("said").dataset.failed;
   if (keep && answer) past.push(answer);
   answer = next;
   byId("undo").disabled = past.length === 0;
@@ -215,12 +217,11 @@ byId("chat").addEventListener("submit", async (event) => {
   if (!text) return;
   const next = await working("Correcting", () => ask("chat", { kit: answer.kit, text }));
   if (!next) return;
-  byId("said").textContent = next.said;
   if (next.understood) {
-    delete byId("said").dataset.failed;
     byId("say").value = "";
     correct(next);
   } else byId("said").dataset.failed = "";
+  byId("said").textContent = next.said;
 });
 byId("undo").addEventListener("click", () => { show(past.pop(), { keep: false }); });
 for (const button of document.querySelectorAll("[data-format]")) {
