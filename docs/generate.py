@@ -105,12 +105,12 @@ def _methods_page() -> str:
         WRITTEN.strip(),
         "",
         "# Methods\n",
-        f"{count} of {len(catalog.METHODS)} methods are ready; the planned ones are listed below.\n",
+        f"{count} of {len(catalog.METHODS)} methods are ready{'; the planned ones are listed below' if planned else ''}.\n",
     ]
     for verb, methods in ready.items():
         lines += [f"## {_meaning(verb)}\n", _ready_table("", verb)]
         lines += [f"```{{toctree}}\n:hidden:\n:caption: {verb}\n", *[method.slug for method in methods], "```\n"]
-    lines.append("## Planned\n")
+    lines += ["## Planned\n"] if planned else []
     for verb, methods in planned.items():
         lines += [f"### {_meaning(verb)}\n"]
         lines += [f"- **{m.slug}**: {m.summary} ([{m.paper}]({m.url}), {m.year})" for m in methods]
