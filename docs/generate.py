@@ -101,11 +101,12 @@ def _ready_table(folder: str, verb: str | None = None) -> str:
 def _methods_page() -> str:
     ready, planned = _by_verb(planned=False), _by_verb(planned=True)
     count = sum(map(len, ready.values()))
+    listed = "; the planned ones are listed below" if planned else ""
     lines = [
         WRITTEN.strip(),
         "",
         "# Methods\n",
-        f"{count} of {len(catalog.METHODS)} methods are ready{'; the planned ones are listed below' if planned else ''}.\n",
+        f"{count} of {len(catalog.METHODS)} methods are ready{listed}.\n",
     ]
     for verb, methods in ready.items():
         lines += [f"## {_meaning(verb)}\n", _ready_table("", verb)]
