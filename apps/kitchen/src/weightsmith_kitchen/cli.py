@@ -323,6 +323,44 @@ def train_ingredients(
         print(f"F1 of exact spans on {len(held[0])} phrases: {tagger.score(*held):.4f}")
 
 
+@train.command("portions")
+def train_portions(
+    recipes: Annotated[Path, typer.Argument(help="CSV: recipe, ingredient, unit, portion, kcal.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the recipes to test on.")] = 0.2,
+    width: Annotated[int, typer.Option(min=2, help="Width of the network; the paper has 1024.")] = 256,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the recipes.")] = 60,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-4,
+    seed: Annotated[int, typer.Option(help="Of split, order and dropout.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Train units, portions and energies of ingredients on recipes that have them."""
+    import torch
+
+    from weightsmith.core.io import check_output
+    from weightsmith_kitchen.portions import PortionEstimator, RecipeTable, read_labeled
+
+    check_output(out, overwrite=overwrite)
+    made = read_labeled(recipes)
+    order = torch.randperm(len(made), generator=torch.Generator().manual_seed(seed)).tolist()
+    cut = int(len(made) * held_out)
+    test, learned = [made[place] for place in order[:cut]], [made[place] for place in order[cut:]]
+    torch.manual_seed(seed)
+    estimator = PortionEstimator(RecipeTable.learn(learned), width=width)
+    estimator.fit(learned, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    estimator.save_pretrained(out, overwrite=overwrite)
+    table = estimator.table
+    print(f"{out}: {len(learned)} recipes, {len(table.ingredients)} ingredients, units {', '.join(table.units)}")
+    samples = table.samples(test)
+    if samples:
+        output = estimator.outputs(test)
+        mask, unit = (torch.stack([sample[name] for sample in samples]) for name in ("mask", "unit"))
+        total = torch.stack([sample["total"] for sample in samples])
+        right = (output.units.argmax(-1)[mask] == unit[mask]).float().mean()
+        error = (output.total - total).abs().mean() * table.kcal_scale
+        print(f"{len(samples)} other recipes: units {right:.1%} right, mean error of the total {error:.0f} kcal")
+
+
 # --- what the commands share ------------------------------------------------------------------------------------------
 
 

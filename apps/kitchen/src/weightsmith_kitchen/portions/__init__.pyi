@@ -5,4 +5,9 @@ from .network import (
     kit_loss as kit_loss,
     unit_weights as unit_weights,
 )
-from .recipes import LabeledIngredient as LabeledIngredient, LabeledRecipe as LabeledRecipe, RecipeTable as RecipeTable
+from .recipes import (
+    LabeledIngredient as LabeledIngredient,
+    LabeledRecipe as LabeledRecipe,
+    RecipeTable as RecipeTable,
+    read_labeled as read_labeled,
+)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +17,9 @@ from torch import Tensor
 
 from weightsmith_kitchen.errors import RecipeError
 
-__all__ = ["LabeledIngredient", "LabeledRecipe", "RecipeTable"]
+__all__ = ["LabeledIngredient", "LabeledRecipe", "RecipeTable", "read_labeled"]
+
+COLUMNS = ("recipe", "ingredient", "unit", "portion", "kcal")
 
 OTHER = "other"
 
@@ -176,6 +181,51 @@ class RecipeTable:
     def from_dict(cls, stored: Mapping[str, Any]) -> RecipeTable:
         """Read what `to_dict` wrote."""
         return cls(**stored)
+
+
+def read_labeled(path: str | os.PathLike[str]) -> list[LabeledRecipe]:
+    """Read recipes to learn from: CSV with a row per ingredient.
+
+    Parameters
+    ----------
+    path : path-like
+        Columns ``recipe`` (the same text in all rows of a recipe), ``ingredient``, ``unit``, ``portion`` (may be empty)
+        and ``kcal`` of the portion.
+
+    Raises
+    ------
+    RecipeError
+        Naming the line and column that cannot be read.
+    """
+    found: dict[str, list[LabeledIngredient]] = {}
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                raise RecipeError(f"{path}", found=f"no column {missing[0]}", expected=", ".join(COLUMNS))
+            for line, row in enumerate(reader, 2):
+                for name in ("recipe", "ingredient", "unit"):
+                    if not (row[name] or "").strip():
+                        raise RecipeError(f"{path}, line {line}, {name}", found="nothing", expected="a text")
+                portion = _number(path, line, "portion", row["portion"]) if (row["portion"] or "").strip() else None
+                kcal = _number(path, line, "kcal", row["kcal"])
+                item = LabeledIngredient(row["ingredient"].strip(), row["unit"].strip(), portion, kcal)
+                found.setdefault(row["recipe"].strip(), []).append(item)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}", found=f"byte {error.start} is not UTF-8", do="Save it as UTF-8.") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read", found=error.strerror or str(error)) from None
+    return [LabeledRecipe(tuple(items), title) for title, items in found.items()]
+
+
+def _number(path: str | os.PathLike[str], line: int, name: str, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise RecipeError(f"{path}, line {line}, {name}", found=repr(text), expected="a number >= 0")
+    return value
 
 
 def _spread(values: Sequence[float]) -> float:

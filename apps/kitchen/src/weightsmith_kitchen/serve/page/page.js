@@ -162,7 +162,7 @@ async function recognize(file) {
     region.box ? el("p", { class: "quiet" }, `Box ${number + 1}`) : null,
     region.answer === null ? el("p", { class: "flag" }, `Not recognized: ${region.reason}`) : null,
     region.candidates.slice(0, 4).map((guess) => el("div", { class: "guess" },
-      el("span", {}, guess.food), el("meter", { min: 0, max: 1, value: guess.probability, "aria-label": guess.food }),
+      el("span", {}, guess.label.replaceAll("-", " ")), el("meter", { min: 0, max: 1, value: guess.probability, "aria-label": guess.label }),
       el("span", {}, `${Math.round(100 * guess.probability)} %`))))));
   show(made);
 }
