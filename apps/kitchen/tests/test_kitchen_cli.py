@@ -161,11 +161,12 @@ def test_training_a_tagger(tmp_path):
 
 def test_training_of_portions(tmp_path):
     table = tmp_path / "recipes.csv"
-    rows = [f"r{n},egg,count,2,140\nr{n},milk,cup,1,150\nr{n},salt,tsp,,0" for n in range(20)]
+    foods = ("egg,count,2,140", "milk,cup,1,150", "salt,tsp,,0")
+    rows = [f"r{n},{food}" for n in range(40) for place, food in enumerate(foods) if (n >> place) % 2 or n % 8 == 0]
     table.write_text("recipe,ingredient,unit,portion,kcal\n" + "\n".join(rows), "utf-8")
     result = run("train", "portions", table, tmp_path / "p", "--width", 32, "--epochs", 150, "--learning-rate", 3e-3)
-    assert "16 recipes, 3 ingredients" in result.output
-    assert "4 other recipes: units 100.0% right" in result.output
+    assert "32 recipes, 3 ingredients, units" in result.output
+    assert "8 other recipes: units 100.0% right" in result.output
     table.write_text("recipe,ingredient,unit,portion,kcal\na,egg,count,2,-1\n", "utf-8")
     assert "line 2, kcal" in str(run("train", "portions", table, tmp_path / "q", status="error"))
     table.write_text("recipe,ingredient\n", "utf-8")
