@@ -57,8 +57,8 @@ MATRIX = Claim(
 TRIED = (
     "Seeds 0 to 4 were run first: the advantages were .026 ± .002, -.0055 ± .0047 and .064 ± .008. The second cannot "
     "be told from its margin with five seeds, so that ten others were declared. Trained on FOOD.com and tested on "
-    "AllRecipes the CRF does not beat the most frequent tag. The margin over the most frequent tag was lowered from 2.5 to "
-    "2 points after that pilot."
+    "AllRecipes the CRF does not beat the most frequent tag. The margin over the most frequent tag was lowered from "
+    "2.5 to 2 points after that pilot."
 )
 
 SAMPLING = Claim(
