@@ -131,7 +131,6 @@ class Ingredient:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them; `from_dict` gives the same ingredient again."""
-        pair = lambda item: [item[0].to_json(), item[1]]  # noqa: E731
         return {
             "name": self.name,
             "quantity": None if self.quantity is None else self.quantity.to_json(),
@@ -141,8 +140,8 @@ class Ingredient:
             "state": self.state,
             "temperature": self.temperature,
             "dry_fresh": self.dry_fresh,
-            "package": None if self.package is None else pair(self.package),
-            "alternatives": [pair(item) for item in self.alternatives],
+            "package": None if self.package is None else _stored(self.package),
+            "alternatives": [_stored(item) for item in self.alternatives],
             "optional": self.optional,
             "spans": [[span.start, span.end, span.label] for span in self.spans],
             "confidence": self.confidence,
@@ -171,7 +170,6 @@ class Ingredient:
                 found=f"the field {sorted(unknown)[0]!r}",
                 expected=", ".join(cls.__dataclass_fields__),
             )
-        pair = lambda item: (Quantity.from_json(item[0]), str(item[1]))  # noqa: E731
         fields = dict(stored)
         for name in ("unit", "text", "size", "state", "temperature", "dry_fresh", "basis"):
             value = fields.get(name)
@@ -182,8 +180,8 @@ class Ingredient:
             if fields.get("quantity") is not None:
                 fields["quantity"] = Quantity.from_json(fields["quantity"])
             if fields.get("package") is not None:
-                fields["package"] = pair(fields["package"])
-            fields["alternatives"] = tuple(pair(item) for item in fields.get("alternatives", ()))
+                fields["package"] = _measure(fields["package"])
+            fields["alternatives"] = tuple(map(_measure, fields.get("alternatives", ())))
             fields["spans"] = tuple(Span(*item) for item in fields.get("spans", ()))
             fields["notes"] = tuple(map(str, fields.get("notes", ())))
             for name in ("grams", "kcal"):
@@ -302,10 +300,22 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Recipe:
-        """Read what `to_dict` wrote."""
-        events = tuple(Event.from_dict(item) for item in stored.get("events", ()))
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        RecipeError
+            If it is something else.
+        """
+        try:
+            events = tuple(Event.from_dict(item) for item in stored.get("events", ()))
+            listed = tuple(Ingredient.from_dict(item) for item in stored["ingredients"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RecipeError(
+                "recipe", found=f"{type(error).__name__}: {error}", expected="what to_dict wrote"
+            ) from None
         return cls(
-            ingredients=tuple(Ingredient.from_dict(item) for item in stored["ingredients"]),
+            ingredients=listed,
             instructions=tuple(stored.get("instructions", ())),
             title=stored.get("title", ""),
             servings=None if stored.get("servings") is None else Quantity.from_json(stored["servings"]),
@@ -329,6 +339,14 @@ class Recipe:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError("recipe", found=f"{type(error).__name__}: {error}", expected="JSON of a recipe") from None
+
+
+def _stored(measure: tuple[Quantity, str]) -> list[Any]:
+    return [measure[0].to_json(), measure[1]]
+
+
+def _measure(stored: Any) -> tuple[Quantity, str]:
+    return Quantity.from_json(stored[0]), str(stored[1])
 
 
 def _numbers(estimate: Estimate | None) -> list[float] | None:

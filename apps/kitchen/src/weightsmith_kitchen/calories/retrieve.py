@@ -19,6 +19,7 @@ import numpy.typing as npt
 from weightsmith_kitchen.calories.grammar import ListItem
 from weightsmith_kitchen.calories.table import CalorieTable
 from weightsmith_kitchen.errors import NutritionError
+from weightsmith_kitchen.nutrition.encoder import minilm
 from weightsmith_kitchen.units import find_unit
 
 __all__ = ["CalorieIndex", "Embedding", "Match", "minilm"]
@@ -215,15 +216,6 @@ class CalorieIndex:
                 "embedding", found=f"shape {vectors.shape}", expected=f"({len(names)}, F), finite numbers only"
             )
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def minilm(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Sentence vectors of the MiniLM that is installed with weightsmith, (N, 384)."""
-    from weightsmith.core.models import text_features
-    from weightsmith.embedded import load
-
-    vectors: npt.NDArray[np.float32] = text_features([text or " " for text in texts], *load("minilm")).numpy()
-    return vectors
 
 
 def _factor(unit: str, other: str) -> float | None:

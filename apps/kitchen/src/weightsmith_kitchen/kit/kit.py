@@ -97,29 +97,31 @@ class MealKit:
             servings_known=True,
         )
 
-    def put(self, place: int, ingredient: Ingredient) -> MealKit:
-        """The kit with one ingredient replaced.
+    def at(self, place: int) -> Ingredient:
+        """One ingredient, by its place from 0.
 
         Raises
         ------
         RecipeError
             If there is no such place.
         """
-        self._check(place)
+        if not 0 <= place < len(self.ingredients):
+            raise RecipeError(f"ingredient {place}", expected=f"0 to {len(self.ingredients) - 1}")
+        return self.ingredients[place]
+
+    def put(self, place: int, ingredient: Ingredient) -> MealKit:
+        """The kit with one ingredient replaced; see `at` for the place."""
+        self.at(place)
         return replace(self, ingredients=(*self.ingredients[:place], ingredient, *self.ingredients[place + 1 :]))
 
     def without(self, place: int) -> MealKit:
-        """The kit without one ingredient."""
-        self._check(place)
+        """The kit without one ingredient; see `at` for the place."""
+        self.at(place)
         return replace(self, ingredients=self.ingredients[:place] + self.ingredients[place + 1 :])
 
     def plus(self, ingredient: Ingredient) -> MealKit:
         """The kit with one more ingredient."""
         return replace(self, ingredients=(*self.ingredients, ingredient))
-
-    def _check(self, place: int) -> None:
-        if not 0 <= place < len(self.ingredients):
-            raise RecipeError(f"ingredient {place}", expected=f"0 to {len(self.ingredients) - 1}")
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per ingredient, as the page, CSV and `to_frame` show it."""

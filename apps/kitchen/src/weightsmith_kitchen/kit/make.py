@@ -10,7 +10,7 @@ from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.kit.kit import MealKit
 from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.phrases.read import read_ingredients
-from weightsmith_kitchen.quantity import Quantity, read_yield
+from weightsmith_kitchen.quantity import Quantity, find_quantity, read_yield
 from weightsmith_kitchen.recipe import Ingredient, Recipe
 
 __all__ = ["MOST_LINES", "make_kit", "read_recipe"]
@@ -170,8 +170,6 @@ def _cells(line: str) -> list[str]:
 
 
 def _begins_with_amount(line: str) -> bool:
-    from weightsmith_kitchen.quantity import find_quantity
-
     try:
         found = find_quantity(_BULLET.sub("", line))
     except RecipeError:

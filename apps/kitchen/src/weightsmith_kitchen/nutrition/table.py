@@ -23,7 +23,8 @@ from weightsmith.core.progress import stage
 from weightsmith_kitchen.errors import NutritionError
 from weightsmith_kitchen.foods import Estimate, Food, Portion
 from weightsmith_kitchen.nutrition import measures, usda
-from weightsmith_kitchen.nutrition.checks import energy_notes
+from weightsmith_kitchen.nutrition.checks import KILOJOULE, energy_notes
+from weightsmith_kitchen.nutrition.encoder import minilm
 from weightsmith_kitchen.nutrition.ranking import Name, Rarity, default_row, known, rewritten, score, stems, words
 from weightsmith_kitchen.units import find_unit
 
@@ -346,7 +347,7 @@ class NutritionTable:
             if text not in self._encoded:
                 if len(self._encoded) >= REMEMBERED:
                     self._encoded.clear()
-                self._encoded[text] = _encoder()(text)
+                self._encoded[text] = minilm([text])[0]
             return self._encoded[text]
 
     def _similarity(self, row: int, vector: NDArray[np.float32] | None) -> float:
@@ -430,7 +431,7 @@ def _own_food(path: Path, line: int, row: dict[str, str | None]) -> Food:
     computed = usda.from_macronutrients(*(nutrients.get(part) for part in ("protein_g", "fat_g", "carbohydrate_g")))
     notes = energy_notes(kcal, computed, kilojoules)
     if kcal is None and kilojoules is not None:
-        kcal = kilojoules / 4.184
+        kcal = kilojoules / KILOJOULE
     portions = []
     for column in row:
         if column and column.startswith("grams_per_"):
@@ -457,27 +458,6 @@ def _own_food(path: Path, line: int, row: dict[str, str | None]) -> Food:
     )
 
 
-_loaded: dict[str, Any] = {}
-
-
-def _encoder() -> Any:
-    """Sentence embeddings of unit length, by the embedded MiniLM; loaded once per process."""
-    if "encoder" not in _loaded:
-        from weightsmith.core.models import text_features
-        from weightsmith.embedded import load
-
-        model, tokenizer = load("minilm")
-
-        def encode(text: str | Sequence[str]) -> NDArray[np.float32]:
-            texts = [text] if isinstance(text, str) else list(text)
-            made = text_features(texts, model, tokenizer, batch_size=128).numpy()
-            made /= np.linalg.norm(made, axis=1, keepdims=True)
-            return made[0] if isinstance(text, str) else made
-
-        _loaded["encoder"] = encode
-    return _loaded["encoder"]
-
-
 def _embed(folder: Path) -> None:
     """Write the embeddings of all rows that are not branded; without the encoder's package there are none."""
     from safetensors.numpy import save_file
@@ -487,7 +467,7 @@ def _embed(folder: Path) -> None:
     found = base.execute(f"SELECT row, name FROM foods WHERE kind IN ({generic}) ORDER BY row").fetchall()
     base.close()
     try:
-        encode = _encoder()
+        minilm([""])
     except MissingDependencyError:
         return
     # Texts of like length share a batch, so that little is padded.
@@ -496,5 +476,5 @@ def _embed(folder: Path) -> None:
     with stage("embedding the names of foods (once)"):
         for start in range(0, len(order), 512):
             places = order[start : start + 512]
-            vectors[places] = encode([found[place][1] for place in places]).astype(np.float16)
+            vectors[places] = minilm([found[place][1] for place in places]).astype(np.float16)
     save_file({"rows": np.array([row for row, _ in found], dtype=np.int64), "vectors": vectors}, folder / VECTORS)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from weightsmith.core.progress import track
+from weightsmith_kitchen.batch import PHOTOS
 from weightsmith_kitchen.errors import PhotoError
 from weightsmith_kitchen.photos.boxes import Box, as_box
 from weightsmith_kitchen.photos.images import near_duplicates, open_photo, original_size, photo_hash
@@ -26,7 +27,6 @@ from weightsmith_kitchen.photos.images import near_duplicates, open_photo, origi
 __all__ = ["PARTS", "Example", "FoodFolder", "FoodPhotos", "grouped_split"]
 
 PARTS = ("train", "validation", "test")
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 PART_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 FILE_COLUMNS, LABEL_COLUMNS = ("file", "path", "image", "photo", "filename"), ("label", "class", "food")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -168,7 +168,7 @@ class FoodFolder:
         rows = _folder_rows(path, _boxes(boxes)) if path.is_dir() else _table_rows(path)
         if not rows:
             raise PhotoError(
-                f"no photos in {path}", expected=f"a folder for each class, files {', '.join(ENDINGS[:4])} ..."
+                f"no photos in {path}", expected=f"a folder for each class, files {', '.join(PHOTOS[:4])} ..."
             )
         examples = [_checked(row, normalized) for row in rows]
         parts = [row["part"] for row in rows]
@@ -270,7 +270,7 @@ def _folder_rows(folder: Path, boxes: Mapping[str, Any]) -> list[dict[str, Any]]
     for top in tops:
         for label in sorted(path for path in top.iterdir() if path.is_dir()) if split else [top]:
             for file in sorted(label.rglob("*")):
-                if file.suffix.lower() in ENDINGS and file.is_file() and not file.name.startswith("."):
+                if file.suffix.lower() in PHOTOS and file.is_file() and not file.name.startswith("."):
                     key = file.relative_to(folder).as_posix()
                     found = {"file": str(file), "label": label.name, "box": boxes.get(key), "group": ""}
                     rows.append({**found, "part": parts[top] if split else "", "name": key})

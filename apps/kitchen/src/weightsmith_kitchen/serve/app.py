@@ -14,6 +14,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 
 from weightsmith.core.web import Guard, Limits, answer_problems, problems, serve_page, uploaded
 from weightsmith_kitchen import __version__
+from weightsmith_kitchen.demo import RECIPE
 from weightsmith_kitchen.errors import NutritionError, PhotoError, RecipeError
 from weightsmith_kitchen.kit import MealKit, edit, make_kit, read_recipe, to_csv, to_pdf
 from weightsmith_kitchen.kit.photo import kit_of_photo
@@ -109,6 +110,7 @@ def create_app(
         return Status(
             version=__version__,
             foods=await in_thread(len, table),
+            example=RECIPE,
             max_bytes=limits.max_bytes,
             most_lines=MOST_INGREDIENTS,
         )
@@ -275,8 +277,7 @@ def _changed(kit: MealKit, request: ChangeRequest, table: NutritionTable) -> Mea
         return kit.plus(priced) if adds else kit.put(place, priced)
     if request.food is not None and not adds:
         food = table.get(request.food)
-        kit.put(place, Ingredient("x"))  # says if there is no such place
-        return kit.put(place, price(kit.ingredients[place], table, food=food))
+        return kit.put(place, price(kit.at(place), table, food=food))
     return kit
 
 

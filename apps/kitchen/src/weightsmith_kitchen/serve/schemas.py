@@ -131,5 +131,6 @@ class Status(BaseModel):
 
     version: str
     foods: int
+    example: str = Field(description="A recipe to try.")
     max_bytes: int
     most_lines: int

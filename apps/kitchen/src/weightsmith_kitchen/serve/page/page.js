@@ -2,29 +2,11 @@
 import { byId, call, count, download, el, fetchJson, fill } from "./dom.js";
 import { drawPhoto, photoBoxes, setPhoto } from "./photo.js";
 
-const EXAMPLE = `Lentil soup with lemon
-Serves 4
-
-Ingredients
-2 tbsp olive oil
-1 large onion, chopped
-2-3 cloves garlic, minced
-1 1/2 cups red lentils
-1 (14 ounce) can chopped tomatoes
-1 tsp ground cumin
-1 litre vegetable stock
-juice of 1 lemon
-salt to taste
-
-Method
-1. Heat the oil in a large pot and cook the onion and garlic until soft.
-2. Stir in the cumin, then add lentils, tomatoes and stock.
-3. Simmer for 25 minutes, season, and add the lemon juice.`;
-
 let answer = null; // the server's last answer
 let past = []; // answers before it
 let photoFile = null;
 let busy = 0;
+let example = "";
 
 const whole = (number) => Math.round(number).toLocaleString("en");
 const span = ([, low, high], unit) => (Math.round(low) === Math.round(high) ? "" : `${whole(low)} to ${whole(high)} ${unit}`);
@@ -179,7 +161,7 @@ byId("recipe").addEventListener("submit", async (event) => {
   }
   return undefined;
 });
-byId("example").addEventListener("click", () => { byId("text").value = EXAMPLE; byId("text").focus(); });
+byId("example").addEventListener("click", () => { byId("text").value = example; byId("text").focus(); });
 byId("file").addEventListener("change", (event) => {
   const [file] = event.target.files;
   event.target.value = "";
@@ -233,5 +215,6 @@ for (const button of document.querySelectorAll("[data-format]")) {
 byId("query").addEventListener("input", search);
 byId("branded").addEventListener("change", search);
 fetchJson("/api/status").then((status) => {
+  example = status.example;
   byId("stamp").textContent = `${status.version} · ${status.foods.toLocaleString("en")} foods`;
 }).catch(alertOf);
