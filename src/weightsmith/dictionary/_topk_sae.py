@@ -32,7 +32,7 @@ from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.io import atomic_output, check_output
 from weightsmith.core.linalg import is_finite
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result, documents, record
 from weightsmith.core.training import Fit, FitOptions, check_options, draw_seed, fit, training_method
 from weightsmith.embedded import open_model
 
@@ -61,7 +61,7 @@ def topk_sae(
     model : path
         Folder of a causal language model, or ``embedded:NAME``.
     out : path
-        Folder for the autoencoder: ``cfg.json`` and ``sae_weights.safetensors``.
+        Folder for the autoencoder: ``cfg.json`` and ``sae_weights.safetensors``, with a card and a record.
     site : str, default: "auto"
         Such as ``23.resid@end`` or ``9.z.6@end``, see :func:`~weightsmith.analyze.sae_eval`; ``auto`` is the first
         block output that carries the answer of indirect object identification.
@@ -105,7 +105,7 @@ def topk_sae(
     >>> with tempfile.TemporaryDirectory() as out:
     ...     result = topk_sae(folder("smollm2"), Path(out) / "sae", site="2.resid@end", **small)
     ...     sorted(file.name for file in (Path(out) / "sae").iterdir())
-    ['cfg.json', 'sae_weights.safetensors']
+    ['README.md', 'cfg.json', 'sae_weights.safetensors', 'weightsmith.json']
     """
     check_options(options)
     for name, value, least in (("features", features, 1), ("k", k, 1), ("prompts", prompts, 1), ("names", names, 8),
@@ -146,6 +146,8 @@ def topk_sae(
             save_sae(sae, target, metadata=about)
             for step, each in halfway.items():
                 save_sae(each, target / f"step-{step}", metadata={**about, "step": step})
+            for name, text in documents([result], out, [model]).items():
+                (target / name).write_text(text, "utf-8")
     return result
 
 
