@@ -145,4 +145,4 @@ def test_a_file_nested_too_deep_stops_nothing(tmp_path):
     (tmp_path / "b.txt").write_text("1 egg")
     result = run_batch(find_files([tmp_path], RECIPES), parse_file, tmp_path / "out.jsonl", made_with=MADE)
     assert result.files == 1
-    assert "a.json: RecursionError" in str(result.failures[0])
+    assert "a.json: recipe: found JSON that cannot be read" in str(result.failures[0])

@@ -69,7 +69,7 @@ def test_recipes_as_json_of_lines(tmp_path):
     path.write_text(json.dumps({"ingredients": ["1 onion"], "yields": "1.5 cups"}), "utf-8")
     assert json.loads(run("parse", path).stdout)["servings"] is None
     path.write_text("[]", "utf-8")
-    assert "no list 'ingredients'" in run("parse", path, status=1).output
+    assert "JSON without one" in run("parse", path, status=1).output
 
 
 def test_a_kit_is_scaled_corrected_and_written(recipe, tmp_path):

@@ -327,8 +327,55 @@ def test_servings_of_labels_are_read():
     assert usda.household("1/4 cup") == ("cup", 0.25)
     assert usda.household("2 ONZ") == ("ounce", 2.0)
     assert usda.household("8 OZA") == ("fluid ounce", 8.0)
-    for text in ("1 bar", "3 crackers", "", "cup", "1/0 cup", "0 cup"):
+    assert usda.household("3 crackers") == ("cracker", 3.0)
+    for text in ("", "cup", "1/0 cup", "0 cup", "2", "1 x"):
         assert usda.household(text) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "low", "high"),
+    [
+        ("4 bagels", 250, 420),  # by the labels of products
+        ("2 English muffins", 110, 130),
+        ("10 olives", 25, 60),
+        ("3 croissants", 150, 190),
+        ("2 packets active dry yeast", 13, 15),
+        ("12 large shrimp", 80, 90),
+        ("1 can chickpeas", 230, 280),
+        ("1 can tomato paste", 165, 175),
+        ("6 lasagna sheets", 90, 120),
+        ("1 cup dried chickpeas", 195, 205),
+        ("zest of 1 lemon", 5, 7),
+        ("2 lemons, juiced", 90, 100),
+        ("zest and juice of 1 lemon", 50, 65),
+        ("twenty-five g butter", 25, 25),
+        ("two thirds of a cup of sugar", 130, 135),
+        ("2 sticks butter plus 1 tablespoon", 225, 227),
+    ],
+)
+def test_weights_of_pieces_cans_and_parts_of_fruit(table, line, low, high):
+    found = price(read_ingredient(line), table)
+    assert low <= float(found.grams) <= high, (found.name, found.grams, found.basis)
+
+
+def test_dry_legumes_have_three_times_the_energy_of_cooked_ones(table):
+    dry, canned = (price(read_ingredient(f"100 g {name}"), table) for name in ("dried chickpeas", "canned chickpeas"))
+    assert 340 < float(dry.kcal) < 400
+    assert 100 < float(canned.kcal) < 180
+
+
+def test_labels_agree_with_household_weights_of_pieces(table):
+    for name, curated in (("hamburger bun", 44), ("tortilla", 32), ("egg", 50)):
+        labels = table.label_weight(name, "piece")
+        assert labels.grams.low <= curated <= labels.grams.high
+    assert table.label_weight("no such food", "piece") is None
+    assert table.label_weight("'; DROP TABLE measures", "piece") is None
+
+
+def test_what_was_not_read_is_still_said_after_pricing(table):
+    found = price(read_ingredient("1 egg plus 1 yolk"), table)
+    assert any("not read" in remark for remark in found.remarks)
+    assert Ingredient.from_dict(found.to_dict()) == found
 
 
 def test_a_table_that_is_not_there_says_how_to_make_it(tmp_path):

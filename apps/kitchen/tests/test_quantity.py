@@ -105,3 +105,20 @@ def test_ranges_survive_json_and_scale_exactly(low, width):
 def test_kitchen_fractions_are_near(value):
     shown = Quantity.parse(Quantity(value, value).kitchen())
     assert abs(shown.middle - value) <= (F(1, 16) if value < 2 else F(1, 8) if value < 20 else F(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("twenty-five", 25),
+        ("twenty five grams", 25),
+        ("two hundred and fifty", 250),
+        ("a hundred", 100),
+        ("half a dozen", 6),
+        ("three quarters of a cup", "3/4"),
+        ("a third of a cup", "1/3"),
+        ("eighteen", 18),
+    ],
+)
+def test_numbers_in_words(text, value):
+    assert find_quantity(text)[0] == Quantity.of(value)

@@ -33,6 +33,9 @@ class Estimate:
 
     __rmul__ = __mul__
 
+    def __float__(self) -> float:
+        return self.value
+
     def __str__(self) -> str:
         shown = [f"{number:.0f}" for number in (self.value, self.low, self.high)]
         return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]}-{shown[2]})"

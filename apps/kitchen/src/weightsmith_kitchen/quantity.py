@@ -31,25 +31,21 @@ VULGAR = {
     "⅝": Fraction(5, 8),
     "⅞": Fraction(7, 8),
 }
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 WORDS = {
     "a": Fraction(1),
     "an": Fraction(1),
-    "one": Fraction(1),
-    "two": Fraction(2),
-    "three": Fraction(3),
-    "four": Fraction(4),
-    "five": Fraction(5),
-    "six": Fraction(6),
-    "seven": Fraction(7),
-    "eight": Fraction(8),
-    "nine": Fraction(9),
-    "ten": Fraction(10),
-    "eleven": Fraction(11),
-    "twelve": Fraction(12),
+    **{word: Fraction(number) for number, word in enumerate(_ONES + _TEENS, 1)},
+    **{word: Fraction(10 * number) for number, word in enumerate(_TENS, 2)},
     "dozen": Fraction(12),
+    "hundred": Fraction(100),
     "half": Fraction(1, 2),
     "quarter": Fraction(1, 4),
 }
+PARTS = {"third": Fraction(1, 3), "thirds": Fraction(1, 3), "quarters": Fraction(1, 4)}
+"""Words that are amounts only after a number: two thirds."""
 LONGEST = 40
 """Characters of a number; more is no amount of food."""
 # What measuring cups and spoons can show; eighths of the smallest amounts only.
@@ -71,6 +67,9 @@ _RANGE = re.compile(rf"({NUMBER}){_DASH}({NUMBER})", re.IGNORECASE)
 _NUMBER = re.compile(NUMBER, re.IGNORECASE)
 _WORD = re.compile(
     r"(half\s+(?:an?\s+)?dozen|(?:an?|one|two|three|four|five|six)\s+dozen"
+    rf"|(?:an?|{'|'.join(_ONES)})\s+hundred(?:\s+(?:and\s+)?(?:{'|'.join(_TENS + _TEENS)}))?"
+    rf"|(?:{'|'.join(_TENS)})[-\s](?:{'|'.join(_ONES)})"
+    r"|(?:an?|one|two|three)\s+(?:thirds?|quarters)(?:\s+of\s+an?)?"
     r"|(?:an?\s+)?half(?:\s+(?:of\s+)?an?)?|(?:an?\s+)?quarter(?:\s+of\s+an?)?|" + "|".join(WORDS) + r")\b(?![-'])",
     re.IGNORECASE,
 )
@@ -222,8 +221,8 @@ def find_quantity(text: str, start: int = 0) -> tuple[Quantity, int, int] | None
     --------
     >>> find_quantity("1 and 1/2 cups")
     (Quantity('1 1/2'), 0, 9)
-    >>> find_quantity("½–1 tsp")[0]
-    Quantity('1/2-1')
+    >>> find_quantity("½–1 tsp")[0], find_quantity("two thirds of a cup")[0], find_quantity("twenty-five")[0]
+    (Quantity('1/2-1'), Quantity('2/3'), Quantity('25'))
     """
     while start < len(text) and text[start].isspace():
         start += 1
@@ -238,12 +237,20 @@ def find_quantity(text: str, start: int = 0) -> tuple[Quantity, int, int] | None
         return Quantity(value, value), match.start(), match.end()
     match = _WORD.match(text, start)
     if match:
-        value = Fraction(1)
-        for word in match[0].lower().split():
-            if word != "of" and word in WORDS:
-                value *= WORDS[word]
+        value = _spoken(re.split(r"[-\s]+", match[0].lower()))
         return Quantity(value, value), match.start(), match.end()
     return None
+
+
+def _spoken(words: list[str]) -> Fraction:
+    """Twenty five is a sum, two dozen and half a dozen are products, two hundred fifty is both."""
+    total = Fraction(0)
+    for word in words:
+        value = WORDS.get(word) or PARTS.get(word)
+        if value is not None:
+            times = total and (value < 1 or value >= 100 or word in ("a", "an", "dozen"))
+            total = total * value if times else total + value
+    return total
 
 
 _YIELD = re.compile(r"^\D*?(?:(?:serves|makes|yields?|servings|for|about|approximately)\b[:\s]*)*", re.IGNORECASE)

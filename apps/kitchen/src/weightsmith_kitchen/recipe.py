@@ -60,7 +60,9 @@ class Ingredient:
     basis : str
         How the weight was found: "amount", "density of ...", "weight of one clove of ...".
     notes : tuple of str
-        What could not be done, and why.
+        What could not be done when it was priced, and why.
+    unread : tuple of str
+        What the line says that was left out, or was assumed.
     """
 
     name: str
@@ -81,6 +83,12 @@ class Ingredient:
     kcal: Estimate | None = None
     basis: str = ""
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All that a reader must know: what was not read, then what could not be priced."""
+        return self.unread + self.notes
 
     def scale(self, factor: Fraction | float) -> Ingredient:
         """The same ingredient with all amounts times a factor; sizes, temperatures and packages stay.
@@ -150,6 +158,7 @@ class Ingredient:
             "kcal": _numbers(self.kcal),
             "basis": self.basis,
             "notes": list(self.notes),
+            "unread": list(self.unread),
         }
 
     @classmethod
@@ -183,7 +192,8 @@ class Ingredient:
                 fields["package"] = _measure(fields["package"])
             fields["alternatives"] = tuple(map(_measure, fields.get("alternatives", ())))
             fields["spans"] = tuple(Span(*item) for item in fields.get("spans", ()))
-            fields["notes"] = tuple(map(str, fields.get("notes", ())))
+            for name in ("notes", "unread"):
+                fields[name] = tuple(map(str, fields.get(name, ())))
             for name in ("grams", "kcal"):
                 if fields.get(name) is not None:
                     fields[name] = Estimate(*map(float, fields[name]))

@@ -40,6 +40,6 @@ def kit_text(kit: MealKit) -> Group:
     if kit.servings_known:
         total += f" for {people} {'person' if people.high <= 1 else 'people'}, {kit.kcal_per_serving} each"
     lines = [total] if kit.complete else [f"{total}: a lower bound, see the notes"]
-    lines += [f"note: {item.name or item.text}: {note}" for item in kit.ingredients for note in item.notes]
+    lines += [f"note: {item.name or item.text}: {note}" for item in kit.ingredients for note in item.remarks]
     lines += [f"note: {note}" for note in kit.notes]
     return Group(table, *map(escape, lines))

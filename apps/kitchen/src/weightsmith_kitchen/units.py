@@ -100,6 +100,8 @@ _COUNT = {
     "handful": "handfuls",
     "drop": "drops",
     "knob": "knobs",
+    "sheet": "sheets",
+    "block": "blocks",
     "scoop": "scoops",
     "serving": "servings portion portions",
     "dozen": "dozens",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,45 +41,10 @@ def read_text(path: Path) -> str:
 
 
 def recipe_of(path: Path) -> Recipe:
-    """The recipe in a text file, or in a JSON file that `parse` or another program wrote.
-
-    A JSON object has ``ingredients``, a list of lines or of ingredients, and may have ``title``, ``instructions``, and
-    ``servings`` or ``yields``.
-    """
+    """The recipe in a file; see `read_recipe`."""
     from weightsmith_kitchen.kit import read_recipe
-    from weightsmith_kitchen.phrases.read import read_ingredients
-    from weightsmith_kitchen.quantity import Quantity, read_yield
-    from weightsmith_kitchen.recipe import Recipe
 
-    text = read_text(path)
-    if path.suffix.lower() != ".json":
-        return read_recipe(text)
-    try:
-        stored = json.loads(text)
-    except ValueError as error:
-        raise RecipeError(f"{path}", found=str(error), expected="JSON") from None
-    listed = stored.get("ingredients") if isinstance(stored, dict) else None
-    if not isinstance(listed, list) or not listed:
-        raise RecipeError(f"{path}", found="no list 'ingredients'", expected="a JSON object with that list")
-    if all(isinstance(item, dict) for item in listed):
-        return Recipe.from_dict(stored)
-    if not all(isinstance(item, str) for item in listed):
-        raise RecipeError(f"{path}, ingredients", found="other things than texts", expected="lines")
-    steps = stored.get("instructions_list") or stored.get("instructions") or []
-    servings = stored.get("servings", stored.get("yields"))
-    said: Quantity | None = None
-    if isinstance(servings, (int, float)) and servings > 0:
-        said = Quantity.of(float(servings))
-    elif isinstance(servings, str) and (read := read_yield(servings)) is not None:
-        from weightsmith_kitchen.kit.make import PEOPLE
-
-        said = read[0] if not read[1] or read[1] in PEOPLE else None
-    return Recipe(
-        tuple(read_ingredients(listed)),
-        tuple(steps.splitlines() if isinstance(steps, str) else map(str, steps)),
-        str(stored.get("title", "")),
-        said,
-    )
+    return read_recipe(read_text(path))
 
 
 def parse_file(path: Path, *, events: bool = False) -> dict[str, Any]:

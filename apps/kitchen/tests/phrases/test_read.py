@@ -131,18 +131,18 @@ def test_attributes(line, field, value):
 
 
 def test_what_is_assumed_or_left_out_is_said():
-    assert read_ingredient("handful fresh basil leaves").notes == ("one handful is assumed",)
-    assert "another choice" in read_ingredient("225g/8oz butter, softened, or baking spread").notes[0]
+    assert read_ingredient("handful fresh basil leaves").unread == ("one handful is assumed",)
+    assert "another choice" in read_ingredient("225g/8oz butter, softened, or baking spread").unread[0]
     found = read_ingredient("1/0 cup sugar")
     assert found.quantity is None
-    assert found.notes == ("1/0: no number",)
+    assert found.unread == ("1/0: no number",)
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "1." + "2" * 5000, "1/" + "9" * 5000])
 def test_numbers_without_end(number):
     found = read_ingredient(number + " cups flour")
     assert found.quantity is None
-    assert found.notes[0].endswith(": no number")
+    assert found.unread[0].endswith(": no number")
 
 
 def test_unsure_lines_have_low_confidence():

@@ -1,4 +1,5 @@
 from .chat import Reply as Reply, edit as edit
 from .kit import MealKit as MealKit
-from .make import make_kit as make_kit, read_recipe as read_recipe
+from .make import make_kit as make_kit
+from .reading import read_recipe as read_recipe
 from .writing import to_csv as to_csv, to_pdf as to_pdf

@@ -201,7 +201,9 @@ def _replace(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple
     if new.quantity is None:  # "oil instead of butter": the food changes, the amount stays
         changed = replace(was, name=new.name or match["new"].strip(), food=None)
     elif not new.name:  # "2 instead of 1 egg"
-        changed = replace(was, quantity=new.quantity, unit=new.unit or was.unit, package=None, alternatives=())
+        changed = replace(
+            was, quantity=new.quantity, unit=new.unit or was.unit, package=None, alternatives=(), unread=new.unread
+        )
     else:
         same = _same(new.name, was.name)
         changed = replace(
@@ -212,6 +214,7 @@ def _replace(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple
             size=new.size or (was.size if same else None),
             package=new.package or (was.package if same else None),
             alternatives=(),
+            unread=new.unread,
         )
     kit, said = _put(kit, place, changed, table, keep_food=changed.name == was.name)
     if amount is not None and was.quantity is not None and amount[0] != was.quantity:
@@ -257,6 +260,7 @@ def _state(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, str
         size=new.size or was.size,
         package=new.package or was.package,
         alternatives=(),
+        unread=new.unread,
     )
     return _put(kit, place, changed, table, keep_food=True)
 

@@ -137,7 +137,7 @@ class MealKit:
                 "food": "" if item.food is None else item.food.name,
                 "source": "" if item.food is None else f"{item.food.source}, {item.food.id}",
                 "weight_by": item.basis,
-                "notes": "; ".join(item.notes),
+                "notes": "; ".join(item.remarks),
                 "text": item.text,
             }
             for item in self.ingredients

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,5 @@ def kit_of_photo(
 def _assumed(food: str, table: NutritionTable) -> Ingredient:
     piece = any(portion.unit == "piece" for portion in measures.find(food))
     amount, unit = (Quantity.of(1), None) if piece else (Quantity.of(ASSUMED), "gram")
-    priced = price(Ingredient(food, amount, unit, text=food), table)
     assumed = "one piece" if piece else f"{ASSUMED} g"
-    return replace(priced, notes=(f"{assumed} assumed", *priced.notes))
+    return price(Ingredient(food, amount, unit, text=food, unread=(f"{assumed} assumed",)), table)

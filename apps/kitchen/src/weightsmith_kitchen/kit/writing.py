@@ -77,7 +77,7 @@ def to_pdf(kit: MealKit) -> bytes:
                 text(item.measured()),
                 text("" if item.grams is None else str(item.grams)),
                 text("" if item.kcal is None else str(item.kcal)),
-                text(" ".join([source, *item.notes]).strip(), small),
+                text(" ".join([source, *item.remarks]).strip(), small),
             ]
         )
     table = Table(rows, colWidths=[42 * mm, 28 * mm, 24 * mm, 28 * mm, 56 * mm], repeatRows=1)

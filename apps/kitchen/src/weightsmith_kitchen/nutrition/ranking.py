@@ -29,7 +29,7 @@ from weightsmith_kitchen.nutrition.vocabulary import (
     SAME,
 )
 
-__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "plain", "rewritten", "score", "stems"]
+__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "plain", "rewritten", "score", "stem", "stems", "words"]
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?%?")
 _IRREGULAR = {

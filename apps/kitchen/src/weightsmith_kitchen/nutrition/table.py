@@ -35,6 +35,10 @@ CANDIDATES = 150
 LABELS = 200
 """Rows of branded foods that a density is the median of, at most."""
 FEWEST = 5
+WIDEST = 3.0
+"""Largest ratio of the 90th to the 10th percentile of the weight of a piece."""
+LABELED_UNITS = ("piece", "slice", "can", "bottle", "cube")
+"""Counted units whose weights are taken from labels. Their packages are often of one serving, those of recipes not."""
 SHORTEST = 3
 """Letters of the longest word of a name that products are looked up by."""
 LABELED = "labels of products named"
@@ -206,10 +210,20 @@ class NutritionTable:
         A density is given as the weight of one milliliter.
         """
         curated = measures.find(name)
-        if any(portion.unit == "milliliter" for portion in curated):
-            return curated
-        labels = self.label_density(name)
-        return curated if labels is None else (*curated, labels)
+        have = {portion.unit for portion in curated}
+        labels = [] if "milliliter" in have else [self.label_density(name)]
+        labels += [self.label_weight(name, unit) for unit in LABELED_UNITS if unit not in have]
+        return (*curated, *(portion for portion in labels if portion is not None))
+
+    def label_weight(self, name: str, unit: str) -> Portion | None:
+        """Weight of a piece, a can or another counted unit by the labels of branded products, as `label_density`.
+
+        A piece is what a label calls by the food's own name: "1 bagel" of bagels. The median is that of the spread of
+        sizes, so a factor of 3 between the percentiles is allowed.
+        """
+        word = stems(rewritten(name)).last if unit == "piece" else unit
+        query = f"SELECT grams FROM measures WHERE unit = '{word}' AND row IN ({{}})"
+        return self._spread(name, query, unit, WIDEST) if word.isalpha() else None
 
     def label_density(self, name: str) -> Portion | None:
         """Weight of one milliliter by the labels of branded products whose names have all words of ``name``.
@@ -217,14 +231,18 @@ class NutritionTable:
         The median over up to 200 products, with the 10th and 90th percentile. None from fewer than 5, and where the two
         percentiles differ by more than a factor of 2: then the name stands on drinks and on dry goods.
         """
-        found = self._labels(name, "SELECT grams FROM measures WHERE unit = 'milliliter' AND row IN ({})")
+        query = "SELECT grams FROM measures WHERE unit = 'milliliter' AND row IN ({})"
+        return self._spread(name, query, "milliliter", 2.0)
+
+    def _spread(self, name: str, query: str, unit: str, widest: float) -> Portion | None:
+        found = self._labels(name, query)
         if found is None:
             return None
         middle = float(np.median(found))
         low, high = (float(bound) for bound in np.percentile(found, [10, 90]))
-        if high > 2 * low:
+        if high > widest * low:
             return None
-        return Portion("milliliter", Estimate(middle, low, high), f"median of {len(found)} {LABELED} {name!r}")
+        return Portion(unit, Estimate(middle, low, high), f"median of {len(found)} {LABELED} {name!r}")
 
     def label_food(self, name: str) -> Food | None:
         """A food by the labels of branded products: the median of their energies; None from fewer than 5 of them."""

@@ -17,6 +17,7 @@ from weightsmith.core.errors import MissingDependencyError
 from weightsmith.core.progress import stage
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.nutrition.checks import energy_notes, from_macronutrients
+from weightsmith_kitchen.nutrition.ranking import stem
 from weightsmith_kitchen.quantity import find_quantity
 from weightsmith_kitchen.units import find_unit
 
@@ -58,7 +59,7 @@ NUTRIENTS = {
 COMPUTED = "energy computed from protein, fat and carbohydrate: the table has none"
 LABEL_UNITS = {"onz": "ounce", "oza": "fluid ounce", "tbs": "tablespoon", "grm": "gram", "mlt": "milliliter"}
 """Units that the labels of branded foods spell in their own way."""
-FORMAT = "1"
+FORMAT = "2"
 """Changes when the layout of the file does."""
 
 SCHEMA = """
@@ -96,12 +97,12 @@ def fingerprint() -> str:
 
 
 def household(text: str) -> tuple[str, float] | None:
-    """Unit and amount of a label's serving; None if it names neither a unit nor a countable piece.
+    """Unit and amount of a label's serving; what is counted is named in the singular. None without a number or a word.
 
     Examples
     --------
-    >>> household("1/4 cup"), household("8 OZA"), household("3 crackers"), household("1 bar (40 g)")
-    (('cup', 0.25), ('fluid ounce', 8.0), None, None)
+    >>> household("1/4 cup"), household("8 OZA"), household("3 crackers"), household("0.2 CAN")
+    (('cup', 0.25), ('fluid ounce', 8.0), ('cracker', 3.0), ('can', 0.2))
     """
     try:
         found = find_quantity(text)
@@ -116,11 +117,13 @@ def household(text: str) -> tuple[str, float] | None:
     unit = find_unit(LABEL_UNITS.get(word, word))
     if unit is None and len(words) > 1:
         unit = find_unit(" ".join(words[:2]))
-    return None if unit is None or (unit.kind == "count" and unit.name not in PIECES) else (unit.name, float(found[0]))
+    if unit is None and not (word.isalpha() and len(word) >= SHORTEST_PIECE):
+        return None
+    return stem(word) if unit is None else unit.name, float(found[0])
 
 
-PIECES = frozenset({"slice", "clove", "stick", "stalk", "leaf", "fillet", "strip", "ear"})
-"""Countable units that mean the same on every label; "piece" and "can" do not."""
+SHORTEST_PIECE = 3
+"""Letters of a word that names what is counted."""
 
 
 def build(path: Path) -> None:
@@ -175,14 +178,17 @@ def _read() -> tuple[Iterator[tuple[Any, ...]], list[tuple[int, str, float]]]:
         if found is None:
             continue
         unit = find_unit(found[0])
-        if unit is None or unit.kind == "mass":
+        if unit is not None and unit.kind == "mass":
             continue
         grams = weight / found[1]
-        if unit.factor is not None:  # volume
+        if unit is not None and unit.factor is not None:  # volume
             grams /= float(unit.factor)
             if not 0.05 <= grams <= 2.0:  # g/ml: a misread label
                 continue
-        measures.append((int(row), "milliliter" if unit.factor is not None else unit.name, float(grams)))
+            named = "milliliter"
+        else:
+            named = found[0]
+        measures.append((int(row), named, float(grams)))
     return rows, measures
 
 

@@ -59,6 +59,7 @@ PHRASES = {
     "sea salt": "table salt",
     "black pepper": "spices pepper black",
     "bell pepper": "peppers sweet",
+    "burger bun": "hamburger bun",
     "breadcrumb": "bread crumb dry grated plain",
     "bread crumb": "bread crumb dry grated plain",
     "cayenne pepper": "spices pepper red or cayenne",
@@ -78,6 +79,7 @@ PHRASES = {
 }
 """Names that share no word with the row they mean."""
 BARE = {
+    "yolk": "egg yolk",
     "vanilla": "vanilla extract",
     "neutral oil": "vegetable oil",
     "cooking oil": "vegetable oil",
@@ -100,6 +102,13 @@ ROWS = {
     "streaky bacon": "Pork, cured, bacon, unprepared",
     "bean": "Kidney beans, NFS",
     "beef broth": "Soup, beef broth, cubed, prepared with water",
+    # The table has no dry chickpeas; their flour has the same energy, the other rows are of cooked ones.
+    "dried chickpea": "Chickpea flour (besan)",
+    "dry chickpea": "Chickpea flour (besan)",
+    "dried bean": "Beans, navy, mature seeds, raw",
+    "dry bean": "Beans, navy, mature seeds, raw",
+    "dry kidney bean": "Beans, kidney, all types, mature seeds, raw",
+    "dry white bean": "Beans, white, mature seeds, raw",
     "dried black bean": "Beans, black, mature seeds, raw",
     "dry black bean": "Beans, black, mature seeds, raw",
     "dried kidney bean": "Beans, kidney, all types, mature seeds, raw",

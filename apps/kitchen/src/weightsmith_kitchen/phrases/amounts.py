@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from weightsmith_kitchen.quantity import Quantity, find_quantity
+from weightsmith_kitchen.quantity import WORDS, Quantity, find_quantity
 from weightsmith_kitchen.units import convert, find_unit
 
 from .tagger import TaggedLine
@@ -39,9 +39,6 @@ CONTAINERS = frozenset(
 )
 SIZED = re.compile(r"\d[^a-z]*[-\s]?(?:inch(?:es)?|in|cm|mm|foot|feet|ft)\b.*", re.IGNORECASE)
 METRIC = frozenset({"milligram", "gram", "kilogram", "milliliter", "centiliter", "deciliter", "liter"})
-NUMBER_WORDS = frozenset(
-    {"a", "an", "half", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"}
-)
 NUMERIC = re.compile(r"[\d./,\u00a0-]*\d[\d./,\u00a0-]*")
 
 Before = Literal["start", "space", "slash", "bracket", "times", "plus", "or", "apart"]
@@ -116,7 +113,8 @@ class _Reading:
             return None
         tag, word = self.line.tags[place], self.words[place]
         numeric = NUMERIC.fullmatch(word) is not None
-        if not (tag == "QUANTITY" or place in self.forced or (place == 0 and (numeric or word in NUMBER_WORDS))):
+        spoken = place == 0 and (word in WORDS or word.split("-")[0] in WORDS)
+        if not (tag == "QUANTITY" or place in self.forced or (place == 0 and numeric) or spoken):
             return None
         start = self.line.tokens[place].start
         try:
@@ -139,7 +137,8 @@ class _Reading:
         if self.words[stop : stop + 2] == ["and", "a"] and self.words[stop + 2 : stop + 3] in (["half"], ["quarter"]):
             quantity += Quantity.parse("1/2" if self.words[stop + 2] == "half" else "1/4")
             stop += 3
-        if word in ("a", "an") and stop < len(self.words) and self.line.tags[stop] not in ("UNIT", "SIZE", "QUANTITY"):
+        article = word in ("a", "an") and stop == place + 1
+        if article and stop < len(self.words) and self.line.tags[stop] not in ("UNIT", "SIZE", "QUANTITY"):
             return None
         if stop < len(self.words) and self.words[stop] == "%":
             self.names.update((place, stop))
@@ -331,6 +330,8 @@ def _joined(reading: _Reading) -> Amounts:
                 others[-1] = total
             else:
                 main = replace(main, quantity=total[0])
+        elif amount.before == "plus":
+            notes.append(f"plus {reading.text(amount.first, amount.stop)}: a second amount, not read")
         elif is_measure(amount.units[0]) or amount.before in ("slash", "bracket"):
             others.append((amount.quantity, _named(amount.units[0])))
             if len(amount.units) > 1 and len(main.units) == 1 and main.quantity:

@@ -15,6 +15,9 @@ __all__ = ["read_ingredient", "read_ingredients", "read_tagged_line"]
 
 OPTIONAL = re.compile(r"\boptional\b|\bif (?:desired|liked|you like|wanted|needed)\b", re.IGNORECASE)
 EDGES = re.compile(r"^(?:an?|the|some)\s+|\s+(?:and|or|with|of|for|plus)$", re.IGNORECASE)
+CITRUS = re.compile(r"\b(lemon|lime|orange|grapefruit|clementine|mandarin|tangerine)e?s?$", re.IGNORECASE)
+ZEST = re.compile(r"\b(?:zest(?:ed)?|(?:rind|peel)\b(?!\s+(?:removed|discarded|off)))", re.IGNORECASE)
+JUICE = re.compile(r"\bjuiced?\b", re.IGNORECASE)
 JOINED = frozenset({"STATE", "DF", "SIZE", "TEMP", "UNIT", "QUANTITY"})
 """Labels that may stand between two parts of a name."""
 FUNCTION_WORDS = frozenset(
@@ -98,8 +101,12 @@ def read_tagged_line(line: TaggedLine) -> Ingredient:
     """The record of a line that was tagged with the paper's labels."""
     amounts = read_amounts(line)
     name, notes = _name(line, amounts)
+    notes += _second(line, amounts)
     words = {label: _words(line, label, amounts) for label in ("STATE", "SIZE", "TEMP", "DF")}
     size = [*amounts.sizes, *words["SIZE"]]
+    if amounts.quantity is not None and amounts.unit in (None, "piece") and CITRUS.search(name):
+        name, taken = _part_of_fruit(name, line.text)
+        notes += taken
     return Ingredient(
         name=name,
         quantity=amounts.quantity,
@@ -114,8 +121,26 @@ def read_tagged_line(line: TaggedLine) -> Ingredient:
         optional=OPTIONAL.search(line.text) is not None,
         spans=tuple(Span(span.start, span.end, span.label) for span in line.spans),
         confidence=round(min(line.confidences), 4) if line.confidences else None,
-        notes=amounts.notes + notes,
+        unread=amounts.notes + notes,
     )
+
+
+def _second(line: TaggedLine, amounts: Amounts) -> tuple[str, ...]:
+    """A note on a second food with an amount, which the tagger passed over: `split_line` would part the two."""
+    for place in range(1, len(line.tags)):
+        joined = line.tokens[place - 1].form.lower() in ("plus", "and", "+", "&")
+        if joined and line.tags[place] == "O" and place not in amounts.used and line.tokens[place].form[0].isdigit():
+            return (f"{line.text[line.tokens[place].start :]}: not read",)
+    return ()
+
+
+def _part_of_fruit(name: str, text: str) -> tuple[str, tuple[str, ...]]:
+    """What is taken of a citrus fruit that is counted: the juice or the zest of so many."""
+    zest, juice = ZEST.search(text) is not None, JUICE.search(text) is not None
+    if zest and juice:
+        return name, ("zest and juice: counted as the whole fruit",)
+    part = " zest" if zest else " juice" if juice else ""
+    return CITRUS.sub(rf"\1{part}", name) if part else name, ()
 
 
 def _words(line: TaggedLine, label: str, amounts: Amounts) -> list[str]:

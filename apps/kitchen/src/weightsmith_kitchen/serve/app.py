@@ -310,5 +310,5 @@ def _row(item: Ingredient) -> Row:
         food_id=None if item.food is None else item.food.id,
         source="" if item.food is None else item.food.source,
         basis=item.basis,
-        notes=list(item.notes),
+        notes=list(item.remarks),
     )

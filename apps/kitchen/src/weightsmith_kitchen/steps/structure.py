@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.language import load_parser
+from weightsmith_kitchen.phrases.lines import split_line
 from weightsmith_kitchen.phrases.read import read_ingredients
 from weightsmith_kitchen.phrases.tagger import IngredientTagger, TaggedLine
 from weightsmith_kitchen.quantity import Quantity
@@ -85,7 +86,8 @@ def structure_recipe(
         for place, text in enumerate(value):
             if not isinstance(text, str):
                 raise RecipeError(f"{name}, item {place}", found=type(text).__name__, expected="a string")
-    items = read_ingredients([line for line in ingredients if line.strip()], tagger=tagger)
+    lines_of = [part for line in ingredients if line.strip() for part in split_line(line, tagger=tagger)]
+    items = read_ingredients(lines_of, tagger=tagger)
     steps = split_steps(instructions)
     labeler = default_instruction_tagger() if instruction_tagger is None else instruction_tagger
     lines = list(labeler.tag_many(steps))

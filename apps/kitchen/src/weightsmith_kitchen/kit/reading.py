@@ -1,0 +1,328 @@
+r"""A recipe as it is pasted, to a record: plain lines, a Markdown table, a web page, or JSON.
+
+Web pages carry their recipe as JSON, an object of the type ``Recipe`` of schema.org. It is read where it is there.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.nutrition import measures
+from weightsmith_kitchen.nutrition.ranking import rewritten, stems
+from weightsmith_kitchen.phrases.lines import split_lines
+from weightsmith_kitchen.phrases.read import read_ingredients
+from weightsmith_kitchen.quantity import Quantity, find_quantity, read_yield
+from weightsmith_kitchen.recipe import Recipe
+from weightsmith_kitchen.steps.labels import techniques
+
+__all__ = ["MOST_LINES", "read_recipe"]
+
+MOST_LINES = 10_000
+"""Lines of a recipe that are read."""
+MOST_CHARACTERS = 2_000
+"""Characters of a line."""
+PEOPLE = frozenset(["serving", "servings", "portion", "portions", "person", "persons", "people", "serves"])
+_STEP = re.compile(r"^\s*(?:step\s*)?\d{1,2}\s*[.):]\s+", re.IGNORECASE)
+_BULLET = re.compile(r"^\s*(?:[-*\u2022\u00b7\u2023\u25e6\u2013]|\[[ x]?\])\s+")
+_HEAD = re.compile(
+    r"^\W*(?:(?P<ingredients>ingredients?|you(?:'ll| will)? need|shopping list)"
+    r"|(?P<steps>instructions?|directions?|method|preparation|steps|how to make(?: it)?))\W*$",
+    re.IGNORECASE,
+)
+# "For the sauce:", "FOR THE TOPPING", "Dough:"; an ingredient line has an amount, or is no title.
+_SECTION = re.compile(
+    r"^\W*(?:for (?:the|serving)\b[^\d]{1,40}|to serve|to garnish|[^\d:,]{1,40}:)\s*:?\W*$", re.IGNORECASE
+)
+_ABOUT = re.compile(
+    r"^\W*(?:(?:prep(?:aration)?|cook(?:ing)?|bak(?:e|ing)|total|active|ready|rest(?:ing)?|chill(?:ing)?)\b[^:]{0,20}"
+    r"|time|calories|kcal|nutrition|difficulty|course|cuisine|author|source|category)\s*:.*$",
+    re.IGNORECASE,
+)
+_COLUMNS = re.compile(r"\t+|\s{3,}")
+_SERVES = re.compile(
+    r"^\W*(?:serves|servings?|portions?|yields?|makes|feeds)\b\D{0,20}[\d\u00bc-\u00be]"
+    r"|^\W*(?:serves|feeds)\s+(?:one|two|three|four|five|six|seven|eight|ten|twelve)\b|^\W*[\d\u00bc-\u00be][\d\s/-]*servings?\W*$",
+    re.IGNORECASE,
+)
+_PEOPLE = re.compile(r"\bfor\s+(\d+)\s+(?:people|persons?)\b", re.IGNORECASE)
+
+
+_RULE = re.compile(r"\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)*\|?")
+"""The line of a Markdown table between its head and its rows."""
+_MARKUP = re.compile(r"<(?:html|head|body|script|div|ul|ol|li|p|h[1-6]|table)\b", re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]{1,200}>")
+_COMMAND = re.compile(
+    r"[.!]$|\b(?:the|until|minutes?|mins?|hours?|into|together|well|over|with|heat|oven|aside|degrees)\b", re.IGNORECASE
+)
+_WORDS = "bread butter cream cube dash flour ice juice oil pepper pound quarter rice salt slice strip water zest"
+NOUNS = frozenset(_WORDS.split())
+"""Techniques that begin lines of ingredients more often than steps."""
+
+
+def read_recipe(text: str) -> Recipe:
+    r"""Read a recipe as it is pasted: a title, ingredient lines, steps, and how many it serves.
+
+    Lines after a heading such as "Ingredients" are ingredients, those after "Instructions" or "Method" are steps.
+    Without headings, lines that begin with an amount or are short are ingredients; numbered or long ones, and those
+    that begin with what a cook does, are steps. A line that gives several foods an amount each becomes several.
+
+    Parameters
+    ----------
+    text : str
+        At most 10,000 lines; or HTML or JSON with a recipe of schema.org, or JSON of `Recipe.to_dict`.
+
+    Raises
+    ------
+    RecipeError
+        If the text has no ingredient line, or too many lines, or is JSON without a recipe.
+
+    Examples
+    --------
+    >>> recipe = read_recipe("Pancakes\nServes 4\n2 cups flour\n3 eggs\n1. Mix all and fry in a hot pan.")
+    >>> recipe.title, str(recipe.servings), len(recipe.ingredients), len(recipe.instructions)
+    ('Pancakes', '4', 2, 1)
+    >>> read_recipe('{"@type": "Recipe", "recipeIngredient": ["2 eggs"], "recipeYield": "4 servings"}').servings
+    Quantity('4')
+    """
+    if not isinstance(text, str):
+        raise RecipeError("recipe", found=type(text).__name__, expected="a text")
+    text = text.removeprefix("\ufeff")
+    if text.lstrip()[:1] in ("{", "["):
+        return _of_json(text)
+    if _MARKUP.search(text):
+        page = _Page()
+        page.feed(text)
+        page.close()
+        for script in page.scripts:
+            try:
+                return _of_json(script)
+            except RecipeError:
+                continue  # of the page's owner, not of a recipe
+        text = "".join(page.texts)
+    return _of_lines([line.strip() for line in text.replace("\r", "\n").split("\n")])
+
+
+def _of_lines(lines: Sequence[str]) -> Recipe:
+    if len(lines) > MOST_LINES:
+        raise RecipeError("recipe", found=f"{len(lines)} lines", expected=f"at most {MOST_LINES}")
+    servings: Quantity | None = None
+    title = ""
+    found: list[str] = []
+    steps: list[str] = []
+    part = ""
+    headings = any(_HEAD.match(line) for line in lines)
+    lines = _without_table(lines)
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        if len(line) > MOST_CHARACTERS:
+            raise RecipeError(f"line {number + 1} of the recipe", found=f"{len(line)} characters", do="Break it up.")
+        head = _HEAD.match(line)
+        if head:
+            part = "ingredients" if head["ingredients"] else "steps"
+            continue
+        if _ABOUT.match(line) or (part != "steps" and _SECTION.match(line) and not _begins_with_amount(line)):
+            continue
+        if servings is None and (_SERVES.match(line) or _PEOPLE.search(line)):
+            made = _PEOPLE.search(line)
+            # "Makes 2 1/2 cups" is a volume, no number of people.
+            people = bool(made) or not line.lower().lstrip("*-# ").startswith(("makes", "yield"))
+            said = _people(made[1] if made else line, people)
+            if said is not None:
+                servings = said
+                continue
+            if not made:
+                continue
+        numbered = _STEP.match(line)
+        if numbered and part != "steps" and _begins_with_amount(line[numbered.end() :]):
+            line, numbered = line[numbered.end() :], None
+        if part == "steps" or (not part and (numbered or _is_step(line))):
+            steps.append(_STEP.sub("", line))
+            continue
+        first = not title and not found
+        if part == "ingredients" or not first or (not headings and _begins_with_amount(line)):
+            found.append(_BULLET.sub("", line))
+        elif not headings and lines[number + 1 : number + 2] != [""] and _is_food(line):
+            found.append(line)
+        else:
+            title = line.strip("#*= ")
+    return _recipe([cell for line in found for cell in _cells(line)], steps, title, servings)
+
+
+def _recipe(lines: Sequence[str], steps: Sequence[str], title: str, servings: Quantity | None) -> Recipe:
+    if len(lines) > MOST_LINES:
+        raise RecipeError("recipe", found=f"{len(lines)} ingredients", expected=f"at most {MOST_LINES}")
+    ingredients = read_ingredients(split_lines(lines))
+    if not ingredients:
+        raise RecipeError("recipe", found="no ingredient line", do="Write one ingredient per line: 2 cups flour.")
+    return Recipe(tuple(ingredients), tuple(steps), title, servings)
+
+
+def _people(text: str, people: bool = True) -> Quantity | None:
+    """A number of people that a text says, or a bare number where ``people`` are meant."""
+    read = read_yield(text)
+    if read is None or not ((not read[1] and people) or read[1] in PEOPLE) or read[0].low <= 0:
+        return None
+    return read[0]
+
+
+# --- JSON and web pages -----------------------------------------------------------------------------------------------
+
+
+_TAGS = "p div li br tr h1 h2 h3 h4 h5 h6 ul ol table section article header title"
+BLOCKS = frozenset(_TAGS.split())
+"""Elements of a page that begin a new line."""
+
+
+class _Page(HTMLParser):
+    """The texts of a page, a line per block, and its scripts of linked data."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "style"):
+            self._inside = tag
+            if (dict(attrs).get("type") or "").lower() == "application/ld+json":
+                self._inside = "data"
+                self.scripts.append("")
+        elif tag in BLOCKS:
+            self.texts.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._inside = ""
+        elif tag in BLOCKS:
+            self.texts.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "data":
+            self.scripts[-1] += data
+        elif not self._inside:
+            self.texts.append(re.sub(r"[^\S\n]+", " ", data))
+
+
+def _of_json(text: str) -> Recipe:
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError("recipe", found=f"JSON that cannot be read: {error}", do="Copy all of it.") from None
+    for found in _objects(stored):
+        if "recipeIngredient" in found:
+            return _of_schema(found)
+        listed = found.get("ingredients")
+        if isinstance(listed, list) and listed:
+            if all(isinstance(item, dict) for item in listed):
+                return Recipe.from_dict(found)
+            steps = found.get("instructions_list") or found.get("instructions")
+            return _of_fields(found, listed, found.get("title"), steps, found.get("servings", found.get("yields")))
+    raise RecipeError("recipe", found="JSON without one", expected="a list 'ingredients' or 'recipeIngredient' in it")
+
+
+def _objects(stored: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The objects of a document, outermost first."""
+    if isinstance(stored, dict):
+        yield stored
+        stored = list(stored.values())
+    if isinstance(stored, list) and depth < 6:
+        for value in stored:
+            yield from _objects(value, depth + 1)
+
+
+def _of_schema(found: Mapping[str, Any]) -> Recipe:
+    listed, made = found["recipeIngredient"], found.get("recipeYield")
+    if isinstance(made, list):
+        made = next((item for item in made if _servings(item) is not None), None)
+    return _of_fields(
+        found,
+        listed.splitlines() if isinstance(listed, str) else listed,
+        found.get("name"),
+        list(_texts(found.get("recipeInstructions"))),
+        made,
+    )
+
+
+def _of_fields(found: Mapping[str, Any], listed: Any, title: Any, steps: Any, made: Any) -> Recipe:
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise RecipeError("ingredients of the recipe", found="other things than texts", expected="lines")
+    lines = [line for line in map(_clean, listed) if line]
+    steps = steps.splitlines() if isinstance(steps, str) else list(_texts(steps))
+    return _recipe(lines, [step for step in map(_clean, steps) if step], _clean(str(title or "")), _servings(made))
+
+
+def _texts(stored: Any) -> Iterator[str]:
+    """The texts of steps: of a text, a list, or objects with ``text`` or, of a section, ``itemListElement``."""
+    if isinstance(stored, str):
+        yield from stored.splitlines()
+    elif isinstance(stored, list):
+        for item in stored:
+            yield from _texts(item)
+    elif isinstance(stored, dict):
+        yield from _texts(stored.get("itemListElement") or stored.get("text") or stored.get("name"))
+
+
+def _servings(made: Any) -> Quantity | None:
+    if isinstance(made, (int, float)) and not isinstance(made, bool) and 0 < made < 1e6:
+        return Quantity.of(made)
+    return _people(made) if isinstance(made, str) else None
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"\s+([.,;:!?])", r"\1", " ".join(_TAG.sub(" ", html.unescape(text)).split()))
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+def _without_table(lines: Sequence[str]) -> list[str]:
+    """The lines with rows of Markdown tables as lines, the amount before the food; their heads are left out."""
+    made: list[str] = []
+    for number, line in enumerate(lines):
+        after = lines[number + 1] if number + 1 < len(lines) else ""
+        if "|" not in line or _RULE.fullmatch(line) or _RULE.fullmatch(after):
+            made.append("" if _RULE.fullmatch(line) or (_RULE.fullmatch(after) and "|" in line) else line)
+            continue
+        cells = [cell.strip() for cell in line.strip("| ").split("|") if cell.strip()]
+        amounts = [cell for cell in cells if _begins_with_amount(cell)]
+        made.append(" ".join([*amounts, *(cell for cell in cells if cell not in amounts)]))
+    return made
+
+
+def _cells(line: str) -> list[str]:
+    """The ingredients of a line: of two columns, each that begins with an amount."""
+    cells = [cell.strip() for cell in _COLUMNS.split(line) if cell.strip()]
+    return cells if len(cells) > 1 and all(map(_begins_with_amount, cells)) else [line]
+
+
+def _begins_with_amount(line: str) -> bool:
+    try:
+        found = find_quantity(_BULLET.sub("", line))
+    except RecipeError:
+        return True
+    return found is not None
+
+
+def _is_step(line: str) -> bool:
+    """A sentence: long, and it ends as one, or has several; or it begins with what a cook does."""
+    if _BULLET.match(line) or _begins_with_amount(line):
+        return False
+    words = line.split()
+    first = words[0].lower().strip(",.:;")
+    if len(words) > 1 and first in techniques() and first not in NOUNS and _COMMAND.search(line):
+        return True
+    return (len(words) >= 6 and (line.endswith((".", "!")) or ". " in line)) or len(words) > 18
+
+
+def _is_food(line: str) -> bool:
+    """The whole line is a food that household measures are known of: "salt"."""
+    name = stems(rewritten(line))
+    return any(name.stems == row.stems for _, row, _, _ in measures.rows())

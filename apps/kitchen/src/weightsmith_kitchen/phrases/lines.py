@@ -1,0 +1,113 @@
+"""Lines that name several ingredients, one line each: "1 cup each flour and sugar", "1 egg plus 1 yolk"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.phrases.read import read_ingredients
+from weightsmith_kitchen.phrases.tagger import IngredientTagger
+from weightsmith_kitchen.quantity import find_quantity
+from weightsmith_kitchen.recipe import Ingredient
+
+__all__ = ["split_line", "split_lines"]
+
+_EACH = re.compile(r"^(?P<amount>\S[^,;()]{0,30}?)\s+each(?:\s+of)?[:,]?\s+(?P<names>[^()\d]+)$", re.IGNORECASE)
+_EACH_LAST = re.compile(r"^(?P<names>[^()\d]+?),?\s+(?P<amount>\d[^,;()]{0,30}?)\s+(?:of\s+)?each$", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"\b(?:or|such as|containing|including|preferably|substitute|portioned|half and half|made up of|to give|separated"
+    r"|studded|marinated|reserved|bouquet)\b|:",
+    re.IGNORECASE,
+)
+"""Then the amounts are of one food, or of others that may be taken instead."""
+_TAKEN = re.compile(r"^(?:[\w\s]*?\s)?(?:zest|juice|rind|peel)\s+of\s+(?=\d)", re.IGNORECASE)
+_HOW = re.compile(r"\w+ed|left|whole|cut|percent|per|only|thick|shape|square", re.IGNORECASE)
+"""Words of what is done with a part: "2 oranges, 1 segmented"."""
+_AND = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+|\s*&\s*", re.IGNORECASE)
+COLORS = frozenset({"red", "green", "yellow", "white", "black", "brown", "purple"})
+"""Words that need the food of another part: red and green pepper."""
+_JOINT = re.compile(r"\s*[;+]\s*|\s*,\s+|\s+(?:plus|and|&)\s+", re.IGNORECASE)
+
+
+def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str]:
+    """The lines that a line stands for: itself, unless it gives several foods an amount each.
+
+    A part that has an amount but no food of its own stays with the part before it, so that "1 onion, 1/4 inch dice" and
+    "1 cup plus 2 tablespoons flour" are one line.
+
+    Parameters
+    ----------
+    line : str
+        An ingredient line.
+    tagger : IngredientTagger, optional
+        Decides what is a food; the one that ships by default.
+
+    Examples
+    --------
+    >>> split_line("1 cup each flour and sugar"), split_line("2 eggs, 1 cup flour")
+    (['1 cup flour', '1 cup sugar'], ['2 eggs', '1 cup flour'])
+    >>> split_line("1 egg plus 1 yolk"), split_line("2 carrots, 1 diced, 1 sliced")
+    (['1 egg', '1 yolk'], ['2 carrots, 1 diced, 1 sliced'])
+    """
+    text = line.strip()
+    shared = _EACH.match(text) or _EACH_LAST.match(text)
+    if shared and _amount(shared["amount"]):
+        names = [name for name in _AND.split(shared["names"].strip()) if name]
+        if len(names) > 1:
+            food = names[-1].rpartition(" ")[2]
+            return [f"{shared['amount']} {name}{f' {food}' if name.lower() in COLORS else ''}" for name in names]
+    cuts = [] if _CHOICE.search(text) else [joint for joint in _JOINT.finditer(text) if _is_cut(text, joint)]
+    if not cuts:
+        return [line]
+    bounds = [(0, 0), *((joint.start(), joint.end()) for joint in cuts), (len(text), len(text))]
+    parts = [text[first[1] : stop[0]] for first, stop in pairwise(bounds)]
+    read = read_ingredients(parts, tagger=tagger)
+    made: list[tuple[int, int]] = []  # first and last part of each line
+    for place, item in enumerate(read):
+        if made and not (_names_food(item) and all(map(_names_food, read[made[-1][0] : place]))):
+            made[-1] = (made[-1][0], place)
+        else:
+            made.append((place, place))
+    counts = [float(item.quantity) for first, _ in made if (item := read[first]).quantity and not item.unit]
+    of_one = len(made) == len(counts) > 2 and counts[0] == sum(counts[1:])
+    if len(made) == 1 or of_one:  # "4 eggs, 2 whole, 2 yolks" are four
+        return [line]
+    lines = [text[bounds[first][1] : bounds[last + 1][0]] for first, last in made]
+    taken = _TAKEN.match(text)
+    return (
+        lines
+        if taken is None
+        else [
+            part if re.search(r"\b(?:zest|juice|rind|peel)\b", part, re.IGNORECASE) else taken[0] + part
+            for part in lines
+        ]
+    )
+
+
+def _names_food(item: Ingredient) -> bool:
+    """The part has an amount of its own, no mere length, and the tagger found a name in it."""
+    told = [word for word in item.name.lower().split() if word not in COLORS and not _HOW.fullmatch(word)]
+    named = any(span.label == "NAME" for span in item.spans) and not re.search(r"\beach\b", item.text)
+    return named and bool(told) and item.quantity is not None
+
+
+def _is_cut(text: str, joint: re.Match[str]) -> bool:
+    """An amount follows, outside of brackets; after a comma one in digits that is no part of a word: "2-pound"."""
+    rest = text[joint.end() :]
+    if text[: joint.end()].count("(") > text[: joint.end()].count(")"):
+        return False
+    return _amount(rest) and not ("," in joint[0] and (rest[0].isalpha() or re.match(r"\d+-[a-z]", rest)))
+
+
+def _amount(text: str) -> bool:
+    try:
+        return find_quantity(text) is not None and not re.match(r"\s*an?\b", text, re.IGNORECASE)
+    except RecipeError:
+        return False
+
+
+def split_lines(lines: Iterable[str]) -> list[str]:
+    """The lines that several lines stand for, in order."""
+    return [part for line in lines for part in split_line(line)]

@@ -1,0 +1,110 @@
+"""Recipes as they are pasted: headings or none, Markdown tables, web pages, JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from weightsmith_kitchen import Quantity, RecipeError, make_kit, read_recipe
+
+SCHEMA = {
+    "@graph": [
+        {"@type": "WebPage", "name": "A page"},
+        {
+            "@type": ["Recipe"],
+            "name": "Caf&eacute; cake",
+            "recipeYield": ["1 cake", "8 servings"],
+            "recipeIngredient": ["2 cups flour", "1 egg plus 1 yolk"],
+            "recipeInstructions": [
+                {"@type": "HowToSection", "itemListElement": [{"@type": "HowToStep", "text": "Mix <b>all</b>."}]},
+                "Bake.",
+            ],
+        },
+    ]
+}
+
+
+def texts(recipe):
+    return [item.text for item in recipe.ingredients]
+
+
+@pytest.mark.parametrize("page", [False, True])
+def test_linked_data_is_read_from_a_page_or_as_it_is(page):
+    text = json.dumps(SCHEMA)
+    if page:
+        text = (
+            f'<html><head><script type="application/ld+json">{text}</script></head><body><p>Cookies!</p></body></html>'
+        )
+    recipe = read_recipe(text)
+    assert recipe.title == "Café cake"
+    assert recipe.servings == Quantity.of(8)
+    assert texts(recipe) == ["2 cups flour", "1 egg", "1 yolk"]
+    assert recipe.instructions == ("Mix all.", "Bake.")
+
+
+def test_a_page_without_data_is_read_by_its_lines():
+    page = "<h1>Soup</h1><ul><li>2 cups water</li><li>1 onion</li></ul><ol><li>Boil the water.</li></ol>"
+    recipe = read_recipe(page + "<script>const x = '1 cup poison'</script>")
+    assert (recipe.title, texts(recipe), recipe.instructions) == (
+        "Soup",
+        ["2 cups water", "1 onion"],
+        ("Boil the water.",),
+    )
+
+
+def test_a_parsed_recipe_is_read_again():
+    recipe = read_recipe("Pancakes\nServes 4\n2 cups flour\n3 eggs")
+    assert read_recipe(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "JSON without one"),
+        ("[1, 2", "JSON that cannot be read"),
+        ("[" * 100_000, "JSON that cannot be read"),
+        ('{"recipeIngredient": 5}', "other things than texts"),
+        ('{"recipeIngredient": []}', "no ingredient line"),
+        ("<script>alert(1)</script>", "no ingredient line"),
+    ],
+)
+def test_what_holds_no_recipe_is_said(text, said):
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(text)
+
+
+def test_too_many_ingredients_in_json_are_refused():
+    with pytest.raises(RecipeError, match="at most 10000"):
+        read_recipe(json.dumps({"recipeIngredient": ["1 egg"] * 10_001}))
+
+
+def test_markdown_tables():
+    table = "| Amount | Food |\n|---|:--:|\n| 2 cups | flour |\n| 1 tsp | salt |\n"
+    table += "\n| Food | How much |\n|--|--|\n| water | 1 cup |"
+    assert texts(read_recipe("# Bread\n\n" + table)) == ["2 cups flour", "1 tsp salt", "1 cup water"]
+
+
+def test_steps_without_heading_or_number():
+    recipe = read_recipe("Omelette\n2 eggs\nsalt\nBeat the eggs\nFry in butter for 3 minutes.\nServe hot.")
+    assert texts(recipe) == ["2 eggs", "salt"]
+    assert recipe.instructions == ("Beat the eggs", "Fry in butter for 3 minutes.", "Serve hot.")
+    kept = ["Juice of 1 lemon", "Butter for the pan", "Salt to taste", "Roast beef"]
+    assert texts(read_recipe("\n".join(["Salad", "1 cucumber", *kept]))) == ["1 cucumber", *kept]
+
+
+def test_numbered_ingredients():
+    recipe = read_recipe("Cake\n1. 2 cups flour\n2. 3 eggs\n\nMethod\n1. Mix.")
+    assert (texts(recipe), recipe.instructions) == (["2 cups flour", "3 eggs"], ("Mix.",))
+
+
+def test_a_food_in_the_first_line_is_no_title():
+    assert texts(read_recipe("salt\n2 eggs")) == ["salt", "2 eggs"]
+    assert texts(read_recipe("eggs\nflour")) == ["eggs", "flour"]
+    titled = read_recipe("Salsa\n\n2 tomatoes")
+    assert (titled.title, texts(titled)) == ("Salsa", ["2 tomatoes"])
+
+
+def test_a_range_of_servings_says_what_is_taken():
+    kit = make_kit(read_recipe("Stew\nServes 4-6\n1 onion"))
+    assert kit.notes == ("it serves 4-6: 5 is taken",)
