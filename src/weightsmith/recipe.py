@@ -213,7 +213,7 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         with open(path, "rb") as file:
             raw = yaml.load(file.read(LONGEST).decode(), YamlLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {path}", found=str(error)) from error
+        raise RecipeError(f"cannot read recipe {path}", found=error) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
     if not isinstance(raw, dict):

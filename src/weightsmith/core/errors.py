@@ -30,7 +30,7 @@ class WeightsmithError(Exception):
     what : str
         The thing that is wrong, with the name of its layer, key or field.
     found : object, optional
-        What was there.
+        What was there; of another exception, what it says, without number and path.
     expected : object, optional
         What should have been there.
     do : str, optional
@@ -40,11 +40,13 @@ class WeightsmithError(Exception):
     --------
     >>> print(ShapeError("mask of layer 'fc'", found=(2, 3), expected=(3, 2), do="Transpose the mask."))
     mask of layer 'fc': found (2, 3), expected (3, 2). Transpose the mask.
+    >>> print(CheckpointError("cannot read w.bin", found=FileNotFoundError(2, "No such file or directory", "w.bin")))
+    cannot read w.bin: found No such file or directory
     """
 
     def __init__(self, what: str, *, found: Any = None, expected: Any = None, do: str | None = None) -> None:
         facts = [
-            f"{label} {_shortened(str(value))}"
+            f"{label} {_shortened(_text(value))}"
             for label, value in (("found", found), ("expected", expected))
             if value is not None
         ]
@@ -52,6 +54,12 @@ class WeightsmithError(Exception):
         if do:
             message = message.rstrip(".") + ". " + do
         super().__init__(message)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, OSError) and value.strerror:
+        return value.strerror
+    return str(value) or type(value).__name__ if isinstance(value, Exception) else str(value)
 
 
 def _shortened(text: str) -> str:

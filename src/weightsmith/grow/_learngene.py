@@ -320,14 +320,14 @@ class Learngene:
                 plan_text = (file.metadata() or {}).get("learngene")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read {path}", found=str(error)) from error
+            raise CheckpointError(f"cannot read {path}", found=error) from error
         if plan_text is None:
             raise CheckpointError(f"{path} is no learngene", do="Write one with Learngene.save.")
         stored = parse_json(plan_text, str(path))
         try:
             stages, stack, own = [int(size) for size in stored["stages"]], stored["stack"], stored["own"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
+            raise CheckpointError(f"{path} is damaged", found=error, do="Copy the file again.") from error
         with restored_on_error(model):
             plan = share_stages(model, stages, stack=stack, own=own)
             places = _once(model)

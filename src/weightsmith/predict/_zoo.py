@@ -299,7 +299,7 @@ class WeightZoo:
                 np.asarray(manifest["accuracy"], np.float32) if "accuracy" in manifest else None,
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"cannot read the zoo in {folder}", found=str(error)) from error
+            raise CheckpointError(f"cannot read the zoo in {folder}", found=error) from error
 
 
 class _Layout(NamedTuple):

@@ -254,7 +254,7 @@ def _pack(key: str, weight: Tensor, levels: WeightLevels, *, integers: bool) -> 
     try:
         found = levels.integers(weight.flatten(1))
     except CheckpointError as error:
-        raise CheckpointError(f"cannot pack {key!r}", found=str(error)) from error
+        raise CheckpointError(f"cannot pack {key!r}", found=error) from error
     codes = found if integers or not levels.half else (found - 1) / 2
     yield f"{key}_packed", pack_codes(codes.to(torch.int16), _width(levels, integers=integers))
     yield f"{key}_scale", torch.tensor(levels.unit, dtype=weight.dtype).unsqueeze(1)

@@ -435,7 +435,7 @@ def _boxes(path: Path | None, photos: Sequence[Path]) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PhotoError(f"boxes {path} cannot be read", found=str(error), expected="JSON") from None
+        raise PhotoError(f"boxes {path} cannot be read", found=error, expected="JSON") from None
     if not isinstance(found, dict) or not all(isinstance(value, list) for value in found.values()):
         raise PhotoError(f"boxes {path}", found=type(found).__name__, expected="an object: photo to list of boxes")
     files = find_files(photos, PHOTOS)

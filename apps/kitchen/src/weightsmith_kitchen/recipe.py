@@ -200,7 +200,7 @@ class Ingredient:
             if fields.get("food") is not None:
                 fields["food"] = Food.from_dict(fields["food"])
         except (TypeError, ValueError, KeyError, IndexError) as error:
-            raise RecipeError(f"ingredient {stored['name']!r}", found=str(error)) from None
+            raise RecipeError(f"ingredient {stored['name']!r}", found=error) from None
         return cls(**fields)
 
 

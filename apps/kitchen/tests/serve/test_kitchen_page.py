@@ -79,6 +79,16 @@ def test_a_recipe_is_read_scaled_corrected_and_undone(page):
     assert energy(page) == before
 
 
+def test_a_number_of_people_that_is_none_changes_nothing(page):
+    read(page)
+    before = energy(page)
+    for wrong in ("abc", "-2", "0"):
+        page.fill("#servings", wrong)
+        page.press("#servings", "Enter")
+        page.wait_for_selector(f"#alert:has-text('\"{wrong}\"')")
+        assert energy(page) == before
+
+
 def test_an_edited_line_keeps_what_its_package_holds(page):
     read(page)
     line = page.get_by_label("Ingredient 3")

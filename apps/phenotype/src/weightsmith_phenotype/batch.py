@@ -508,7 +508,7 @@ def _writing(place: Path, do: str = "Make room, then go on with --resume.") -> I
     try:
         yield
     except OSError as error:
-        raise CorpusError(f"cannot write {shown(place)}", found=error.strerror or str(error), do=do) from error
+        raise CorpusError(f"cannot write {shown(place)}", found=error, do=do) from error
 
 
 def _digest(digests: Iterable[str]) -> str:

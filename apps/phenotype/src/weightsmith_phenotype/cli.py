@@ -156,7 +156,7 @@ def tag(
     except OSError as error:
         if out is not None or error.filename is not None:
             raise
-        raise CorpusError("cannot write standard output", found=error.strerror or str(error)) from error
+        raise CorpusError("cannot write standard output", found=error) from error
     finally:
         signal.signal(signal.SIGTERM, before)
     _report(result, out)

@@ -163,7 +163,7 @@ class Ontology:
         except OSError as error:
             raise OntologyError(
                 f"cannot read {path}",
-                found=error.strerror or str(error),
+                found=error,
                 expected="a file in OBO format",
                 do="Check the path.",
             ) from error

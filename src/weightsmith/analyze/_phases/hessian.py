@@ -458,7 +458,7 @@ class _Hessian:
             )
         except RuntimeError as error:
             raise UnsupportedModelError(
-                "the second derivative of the loss", found=str(error), do="Replace the operation that has none."
+                "the second derivative of the loss", found=error, do="Replace the operation that has none."
             ) from error
         return torch.cat(
             [

@@ -92,7 +92,7 @@ class PhaseZoo:
         try:
             ((load, loads),), ((temperature, temperatures),) = about["load"].items(), about["temperature"].items()
         except (KeyError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"cannot read {folder / 'zoo.json'}", found=str(error)) from error
+            raise CheckpointError(f"cannot read {folder / 'zoo.json'}", found=error) from error
         places = [{load: a, temperature: b} for a, b in product(loads, temperatures)]
         found = [(place, folder / _name(place) / "cell.json") for place in places]
         return cls(folder, load, temperature, [{**place, **read_json(f)} for place, f in found if f.is_file()])

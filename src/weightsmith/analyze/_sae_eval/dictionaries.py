@@ -388,7 +388,7 @@ def as_dictionary(source: Any, width: int) -> Dictionary:
         coefficients = encode(zero_BD)
     except (RuntimeError, ValueError) as error:
         raise ShapeError(
-            f"activations of {width} features", found=str(error), expected="what the dictionary takes"
+            f"activations of {width} features", found=error, expected="what the dictionary takes"
         ) from error
     if coefficients.ndim != 2 or len(coefficients) != 2:
         raise ShapeError("coefficients", found=tuple(coefficients.shape), expected="(rows, features of the dictionary)")

@@ -70,7 +70,7 @@ def render_cuts(
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
-        raise CalibrationError(f"the chat template of {_place(tokenizer)}", found=str(error)) from error
+        raise CalibrationError(f"the chat template of {_place(tokenizer)}", found=error) from error
     request = {
         **tokenizer.special_tokens_map,
         "chat_template": template,

@@ -177,7 +177,7 @@ class Reader:
         try:
             columns = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise CalibrationError(f"cannot read the samples in {path}", found=str(error)) from error
+            raise CalibrationError(f"cannot read the samples in {path}", found=error) from error
         rows = {tensor.shape[0] if tensor.ndim else 0 for tensor in columns.values()}
         if len(rows) != 1 or 0 in rows:
             shapes = {name: tuple(tensor.shape) for name, tensor in columns.items()}

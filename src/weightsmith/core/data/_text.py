@@ -25,7 +25,7 @@ def read_text(path: str | Path) -> str:
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"cannot read text file {path}", found=str(error)) from error
+        raise CalibrationError(f"cannot read text file {path}", found=error) from error
     if not text.strip():
         raise CalibrationError(f"text file {path} is empty")
     return text

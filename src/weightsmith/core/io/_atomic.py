@@ -306,7 +306,7 @@ def writing(out: str | os.PathLike[str]) -> Iterator[None]:
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {out}", found=str(error), do="Nothing was changed.") from error
+        raise CheckpointError(f"cannot write {out}", found=error, do="Nothing was changed.") from error
 
 
 def _place(out: str | os.PathLike[str]) -> Path:

@@ -176,7 +176,7 @@ class CheckpointReader:
         try:
             _read_into(out, shard, offset + begin * spec.dtype.itemsize, key)
         except OSError as error:
-            raise CheckpointError(f"cannot read tensor {key!r} of {self.path}", found=str(error)) from error
+            raise CheckpointError(f"cannot read tensor {key!r} of {self.path}", found=error) from error
         return out
 
     def _spec(self, key: str) -> TensorSpec:
@@ -447,10 +447,10 @@ def _damage_of(path: Path, shard: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(f"shard {shard.name} of {path} is missing", do="Download it again.") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {shard}", found=error.strerror) from error
+        raise CheckpointError(f"cannot read {shard}", found=error) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(
-            f"{shard} is truncated or damaged", found=str(error), do="Download or copy the file again."
+            f"{shard} is truncated or damaged", found=error, do="Download or copy the file again."
         ) from error
 
 

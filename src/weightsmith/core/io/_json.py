@@ -35,7 +35,7 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is damaged", found=str(error), do="Copy it again.") from error
+        raise CheckpointError(f"{what} is damaged", found=error, do="Copy it again.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{what} is damaged", found=text, expected="an object", do="Copy it again.")
     return found
@@ -52,5 +52,5 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}", found=str(error)) from error
+        raise CheckpointError(f"cannot read {path}", found=error) from error
     return parse_json(text, str(path))

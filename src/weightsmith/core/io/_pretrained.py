@@ -101,6 +101,11 @@ def _check_numbers(reader: CheckpointReader, config: Any, parts: list[Any]) -> N
 @contextmanager
 def _loading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Say which checkpoint it is that transformers cannot load; on damaged files it raises any type of error."""
+    from transformers.utils import logging
+
+    shown = Path(path).is_dir() and logging.is_progress_bar_enabled()
+    if shown:  # a bar for each part of a folder says nothing; a download keeps its own
+        logging.disable_progress_bar()
     try:
         yield
     except WeightsmithError:
@@ -113,6 +118,9 @@ def _loading(path: str | os.PathLike[str]) -> Iterator[None]:
             ) from error
         found = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"cannot load {path}", found=found) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def model_class(config: Any) -> type[nn.Module]:

@@ -91,7 +91,7 @@ def load_tagged(path: str | os.PathLike[str], kind: str, build: Callable[[Checkp
     except WeightsmithError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged", found=str(error), do="Copy the file again.") from error
+        raise CheckpointError(f"{path} is damaged", found=error, do="Copy the file again.") from error
 
 
 def _tag(kind: str) -> str:

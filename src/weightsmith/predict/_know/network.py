@@ -143,6 +143,6 @@ def load_keras_h5(path: str | Path) -> HistoryNet:
         net.load_state_dict(state)
     except (OSError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} is not a KNOW predictor", found=str(error), expected="layers dense, dense_1, ..., dense_12"
+            f"{path} is not a KNOW predictor", found=error, expected="layers dense, dense_1, ..., dense_12"
         ) from error
     return net

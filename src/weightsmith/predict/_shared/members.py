@@ -112,7 +112,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}", found=str(error)) from error
+        raise CheckpointError(f"cannot read {path}", found=error) from error
 
 
 def stacked(supports: Mapping[Path, Tensor]) -> np.ndarray:

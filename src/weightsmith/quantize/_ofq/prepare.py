@@ -284,7 +284,7 @@ def apply_quantization(model: nn.Module, plan: Quantization) -> None:
                     _become_quantized(get_module(model, owner))
                 get_module(model, owner)._modules[part] = _restored(row).to(device_of(model))
         except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError("quantization of another model", found=str(error)) from error
+            raise CheckpointError("quantization of another model", found=error) from error
 
 
 def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -160,4 +160,4 @@ class Quantization:
         try:
             return cls.from_json(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"cannot read {path}", found=str(error)) from error
+            raise CheckpointError(f"cannot read {path}", found=error) from error

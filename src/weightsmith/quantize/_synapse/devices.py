@@ -277,7 +277,7 @@ def read_device(
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CalibrationError(f"cannot read {path}", found=str(error)) from error
+        raise CalibrationError(f"cannot read {path}", found=error) from error
     columns = {}
     for name in ("potentiation", "depression"):
         if not rows or name not in rows[0]:

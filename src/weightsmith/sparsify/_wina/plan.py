@@ -122,7 +122,7 @@ class ActivationPlan:
         try:
             return cls.from_json(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"cannot read the activation-sparsity plan {path}", found=str(error)) from error
+            raise CheckpointError(f"cannot read the activation-sparsity plan {path}", found=error) from error
 
 
 def check_sparsity(sparsity: float) -> None:

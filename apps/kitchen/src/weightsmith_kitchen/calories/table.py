@@ -119,7 +119,7 @@ class CalorieTable:
         try:
             pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
         except (OSError, ValueError, RecursionError) as error:
-            raise NutritionError(f"table {path}", found=str(error), expected="a JSON file") from None
+            raise NutritionError(f"table {path}", found=error, expected="a JSON file") from None
         if not isinstance(pairs, _Pairs):
             raise NutritionError(f"table {path}", found=type(pairs).__name__, expected="an object from key to kcal")
         rows: list[tuple[str, float]] = []

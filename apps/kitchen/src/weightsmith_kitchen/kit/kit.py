@@ -192,7 +192,7 @@ class MealKit:
         try:
             stored = json.loads(text)
         except ValueError as error:
-            raise RecipeError("meal kit", found=str(error), expected="JSON") from None
+            raise RecipeError("meal kit", found=error, expected="JSON") from None
         return cls.from_dict(stored)
 
 

@@ -423,7 +423,7 @@ def read_csv(path: Path) -> Iterator[Food]:
     except UnicodeDecodeError as error:
         raise NutritionError(f"{path}", found=f"byte {error.start} is not UTF-8", do="Save it as UTF-8.") from None
     except (OSError, csv.Error) as error:
-        raise NutritionError(f"{path} cannot be read", found=str(error)) from None
+        raise NutritionError(f"{path} cannot be read", found=error) from None
 
 
 def _own_food(path: Path, line: int, row: dict[str, str | None]) -> Food:

@@ -96,7 +96,7 @@ def open_backbone(
     try:
         opened = open_model(name)
     except WeightsmithError as error:
-        raise ModelError(f"backbone {name} cannot be opened", found=str(error)) from error
+        raise ModelError(f"backbone {name} cannot be opened", found=error) from error
     if name == LITE0:
         head = opened.model.get_submodule("_fc")
         assert isinstance(head, nn.Linear)
@@ -124,7 +124,7 @@ def rebuild(config: Mapping[str, Any]) -> nn.Module:
         values = {name: value for name, value in config.items() if name != "model_type"}
         model = AutoModelForImageClassification.from_config(AutoConfig.for_model(config["model_type"], **values))
     except (KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError("backbone_config", found=str(error), do="Copy config.json again.") from error
+        raise ModelError("backbone_config", found=error, do="Copy config.json again.") from error
     path, _ = _last_linear(model, str(config["model_type"]))
     model.set_submodule(path, nn.Identity())
     return _Logits(model)

@@ -295,7 +295,7 @@ def _table_rows(table: Path) -> list[dict[str, Any]]:
             with table.open(encoding="utf-8-sig", newline="") as file:
                 raw: Any = list(csv.DictReader(file))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise PhotoError(f"table {table} cannot be read", found=str(error), expected="CSV in UTF-8") from error
+            raise PhotoError(f"table {table} cannot be read", found=error, expected="CSV in UTF-8") from error
     elif ending in (".jsonl", ".ndjson"):
         raw = [_parsed(line, f"{table}, line {n}") for n, line in enumerate(_text(table).splitlines(), 1) if line]
     elif ending == ".json":
@@ -393,7 +393,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise PhotoError(f"{path} cannot be read", found=str(error), expected="text in UTF-8") from error
+        raise PhotoError(f"{path} cannot be read", found=error, expected="text in UTF-8") from error
 
 
 def _json(path: Path) -> Any:
@@ -404,4 +404,4 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PhotoError(f"{where} is no JSON", found=str(error)) from error
+        raise PhotoError(f"{where} is no JSON", found=error) from error

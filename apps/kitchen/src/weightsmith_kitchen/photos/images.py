@@ -241,13 +241,12 @@ def _read(source: str | os.PathLike[str] | bytes | IO[bytes], called: str, max_b
             with path.open("rb") as file:
                 data = file.read(max_bytes + 1)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise PhotoError(f"photo {called} cannot be read", found=reason) from error
+            raise PhotoError(f"photo {called} cannot be read", found=error) from error
     else:
         try:
             data = source.read(max_bytes + 1)
         except (OSError, ValueError) as error:
-            raise PhotoError(f"photo {called} cannot be read", found=str(error)) from error
+            raise PhotoError(f"photo {called} cannot be read", found=error) from error
         if not isinstance(data, bytes):
             raise PhotoError(f"photo {called}", found="a file opened as text", expected="a binary file")
     if not data:

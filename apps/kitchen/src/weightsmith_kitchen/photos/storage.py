@@ -171,7 +171,7 @@ def load(path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> 
         config = parse_json((folder / CONFIG).read_text("utf-8"), f"{folder / CONFIG}")
         stored = load_state_dict(folder / WEIGHTS)
     except (OSError, UnicodeDecodeError, WeightsmithError) as error:
-        raise ModelError(f"food classifier {path} cannot be read", found=str(error), do="Copy it again.") from error
+        raise ModelError(f"food classifier {path} cannot be read", found=error, do="Copy it again.") from error
     if config.get("model_type") != MODEL_TYPE or config.get("version") != VERSION:
         found = f"{config.get('model_type')!r}, version {config.get('version')!r}"
         raise ModelError(f"{folder / CONFIG}", found=found, expected=f"{MODEL_TYPE!r}, version {VERSION}")

@@ -214,7 +214,7 @@ def read_labeled(path: str | os.PathLike[str]) -> list[LabeledRecipe]:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}", found=f"byte {error.start} is not UTF-8", do="Save it as UTF-8.") from None
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read", found=error.strerror or str(error)) from None
+        raise RecipeError(f"{path} cannot be read", found=error) from None
     return [LabeledRecipe(tuple(items), title) for title, items in found.items()]
 
 

@@ -190,7 +190,7 @@ def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Document
             handler.parser.Parse(chunk, final)
         except (expat.ExpatError, LookupError, ValueError) as error:
             yield from handler.done
-            raise CorpusError(f"{name} is not well-formed XML", found=str(error), expected="BioC XML") from error
+            raise CorpusError(f"{name} is not well-formed XML", found=error, expected="BioC XML") from error
         except CorpusError:
             yield from handler.done
             raise

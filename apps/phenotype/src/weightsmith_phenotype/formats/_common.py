@@ -187,7 +187,7 @@ def opened(source: Source) -> Iterator[BinaryIO]:
         try:
             stream: Any = Path(source).open("rb")  # noqa: SIM115 (closed below; an error of its user is not one of opening)
         except OSError as error:
-            raise CorpusError(f"cannot read {os.fspath(source)}", found=error.strerror or str(error)) from error
+            raise CorpusError(f"cannot read {os.fspath(source)}", found=error) from error
         with stream:
             yield stream
     elif hasattr(source, "buffer"):

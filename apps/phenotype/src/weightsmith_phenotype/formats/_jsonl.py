@@ -109,7 +109,7 @@ def _parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{what} is not JSON", found=str(error), expected="an object with a field 'text'") from error
+        raise CorpusError(f"{what} is not JSON", found=error, expected="an object with a field 'text'") from error
 
 
 def _refuse(constant: str) -> None:

@@ -168,11 +168,11 @@ def read_phenopacket(source: str | os.PathLike[str] | Mapping[str, Any]) -> Phen
         try:
             raw = Path(source).read_bytes()
         except OSError as error:
-            raise CorpusError(f"cannot read {name}", found=error.strerror or str(error)) from error
+            raise CorpusError(f"cannot read {name}", found=error) from error
         try:
             found = json.loads(decoded(raw, name))
         except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{name} is not JSON", found=str(error)) from error
+            raise CorpusError(f"{name} is not JSON", found=error) from error
     if not isinstance(found, dict) or not isinstance(found.get("id"), str):
         raise CorpusError(f"{name} is no phenopacket", found=repr(found)[:80], expected="an object with a field 'id'")
     features = []

@@ -1,5 +1,5 @@
 // The page: it holds the kit, and the server, which holds nothing, gives the next one.
-import { byId, call, count, download, el, fetchJson, fill } from "./dom.js";
+import { Refusal, byId, call, count, download, el, fetchJson, fill } from "./dom.js";
 import { drawPhoto, photoBoxes, setPhoto } from "./photo.js";
 
 let answer = null; // the server's last answer
@@ -181,8 +181,12 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   });
 }
 byId("servings").addEventListener("change", async (event) => {
-  const wanted = Number(event.target.value.replace(",", "."));
-  const next = await working("Scaling", () => ask("scale", { kit: answer.kit, servings: wanted }));
+  const text = event.target.value.trim();
+  const wanted = Number(text.replace(",", "."));
+  const next = await working("Scaling", () => {
+    if (!(wanted >= 0.01 && wanted <= 10000)) throw new Refusal(0, `people: found "${text}", expected a number from 0.01 to 10,000.`);
+    return ask("scale", { kit: answer.kit, servings: wanted });
+  });
   if (next) correct(next);
   else render();
 });
