@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 from weightsmith_kitchen.calories.grammar import ListItem, parse_list
 from weightsmith_kitchen.calories.retrieve import CalorieIndex, Embedding, Match
 from weightsmith_kitchen.calories.table import CalorieTable
+from weightsmith_kitchen.corrections import ADD, INSTEAD, REPLACE, WITHOUT, parts
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.quantity import Quantity
 
 __all__ = ["CalorieEstimator", "CalorieReport"]
-
-_WITHOUT = re.compile(r"^(?:no|without(?: any)?|remove|leave out|skip|omit|delete)\s+(?:the |any )?(?P<old>.+)$", re.I)
-_INSTEAD = re.compile(r"^(?P<new>.+?)\s+(?:instead of|rather than|not)\s+(?P<old>.+)$", re.I)
-_ADD = re.compile(r"^(?:add|plus|and|also|include)\s+(?P<new>.+)$", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +142,23 @@ class CalorieEstimator:
             If a correction is not understood or names nothing that is listed; nothing is then changed.
         """
         items = [match.item for match in report.items]
-        parts = [part.strip(" .!") for part in re.split(r"(?<!\d),|,(?!\d)|;|\n", text) if part.strip(" .!")]
-        if not parts:
+        corrections = parts(text)
+        if not corrections:
             raise RecipeError("correction", found=repr(text), expected="such as 'no butter'")
-        for part in parts:
+        for part in corrections:
             self._correct(items, part)
         matches = tuple(self.index.look_up(items))
         return CalorieReport(", ".join(item.text for item in items), matches, report.servings)
 
     def _correct(self, items: list[ListItem], part: str) -> None:
-        if match := _WITHOUT.match(part):
+        if match := WITHOUT.match(part):
             del items[self._place(items, match["old"])]
-        elif match := _INSTEAD.match(part):
+        elif match := REPLACE.match(part) or INSTEAD.match(part):
             new, old = _one(match["new"]), _one(match["old"])
             # "2 cups of rice instead of 1" names the ingredient once.
             place = self._place(items, old.ingredient or new.ingredient)
             items[place] = _filled(new, items[place], same=not old.ingredient)
-        elif match := _ADD.match(part):
+        elif match := ADD.match(part):
             items.append(_with_amount(_one(match["new"]), part))
         else:
             new = _with_amount(_one(part), part)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from weightsmith_kitchen.corrections import ADD, INSTEAD, REPLACE, WITHOUT, parts
 from weightsmith_kitchen.errors import KitchenError, RecipeError
 from weightsmith_kitchen.kit.kit import MealKit
 from weightsmith_kitchen.nutrition import NutritionTable, price
@@ -34,15 +35,6 @@ FACTORS = {
     "a quarter": Fraction(1, 4),
 }
 _FACTOR = "|".join(FACTORS)
-# "and" parts two corrections only before a new amount or a new verb: "salt and pepper" is one food.
-_VERB = (
-    r"no|without|remove|leave out|skip|drop|omit|add|use|replace|swap|double|triple|halve|half|twice|for|make|serves?"
-)
-_PARTS = re.compile(
-    rf"[;\n]|,(?!\d)|(?<=[a-z])\.(?:\s|$)|\bthen\b|\bbut\b|\band\b(?=\s+(?:\d|(?:{_VERB})\b))",
-    re.IGNORECASE,
-)
-_POLITE = re.compile(r"\b(?:please|pls|kindly|thanks|thank you|can you|could you|would you)\b", re.IGNORECASE)
 _RELATIVE = re.compile(
     r"\b(?:less|more|fewer|at most|at least|up to|except|only if|maybe)\b|^\s*not\b|^-\s*\d", re.IGNORECASE
 )
@@ -53,21 +45,6 @@ _PEOPLE = re.compile(
     r"|^(?P<m>\S+(?:\s\d/\d)?)\s+(?:people|persons?|servings?|portions?)$",
     re.IGNORECASE,
 )
-_WITHOUT = re.compile(
-    r"^(?:there (?:is|are|was|were) )?(?:no|without(?: any)?|remove|leave out|skip|drop|omit|delete|take out|take away"
-    r"|i (?:have|want|used?) no)\s+(?:the |any |all )?(?P<name>.+)$",
-    re.IGNORECASE,
-)
-_INSTEAD = re.compile(
-    r"^(?:use |with |take |it was |it's |there (?:is|are) )?(?P<new>.+?)"
-    r"\s+(?:instead of|not|rather than|in place of)\s+(?P<old>.+)$",
-    re.IGNORECASE,
-)
-_REPLACE = re.compile(
-    r"^(?:replace|swap|substitute|exchange|change)\s+(?:the )?(?P<old>.+?)\s+(?:with|by|for|to|into)\s+(?P<new>.+)$",
-    re.IGNORECASE,
-)
-_ADD = re.compile(r"^(?:add|plus|and|also|with|put in|include)\s+(?P<new>.+)$", re.IGNORECASE)
 _TIMES_ALL = re.compile(
     rf"^(?:make\s+)?(?P<factor>{_FACTOR})(?:\s+(?:it|all|everything|the recipe|of it))?$", re.IGNORECASE
 )
@@ -119,12 +96,12 @@ def edit(kit: MealKit, text: str, table: NutritionTable) -> Reply:
     >>> reply.said, [item.measured() for item in reply.kit.ingredients]
     ('egg: 2; butter is left out', ['2'])
     """
-    parts = [part for part in map(_politely, _PARTS.split(text)) if part]
-    if not parts:
+    corrections = parts(text)
+    if not corrections:
         return Reply(kit, HELP, False)
     said = []
     changed = kit
-    for part in parts:
+    for part in corrections:
         try:
             changed, what = _edit_one(changed, part, table)
         except KitchenError as error:
@@ -133,22 +110,18 @@ def edit(kit: MealKit, text: str, table: NutritionTable) -> Reply:
     return Reply(changed, "; ".join(said), True)
 
 
-def _politely(text: str) -> str:
-    return " ".join(_POLITE.sub(" ", text).split()).strip(" .!?")
-
-
 def _edit_one(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, str]:
     if _RELATIVE.search(text):
         raise RecipeError(f"not understood: say the amount itself. {HELP}")
     rules: list[tuple[re.Pattern[str], Callable[[MealKit, re.Match[str], NutritionTable], tuple[MealKit, str] | None]]]
     rules = [
         (_PEOPLE, _people),
-        (_WITHOUT, _without),
-        (_REPLACE, _replace),
-        (_INSTEAD, _replace),
+        (WITHOUT, _without),
+        (REPLACE, _replace),
+        (INSTEAD, _replace),
         (_TIMES_ALL, _times_all),
         (_TIMES, _times),
-        (_ADD, _add),
+        (ADD, _add),
     ]
     for pattern, rule in rules:
         match = pattern.match(text)
@@ -172,7 +145,7 @@ def _people(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[
 
 def _without(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str]:
     said = []
-    for name in _SEVERAL.split(match["name"]) if not _is_one(kit, match["name"]) else [match["name"]]:
+    for name in _SEVERAL.split(match["old"]) if not _is_one(kit, match["old"]) else [match["old"]]:
         place = _find(kit, name)
         said.append(kit.ingredients[place].name)
         kit = kit.without(place)
