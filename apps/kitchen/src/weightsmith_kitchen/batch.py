@@ -24,7 +24,7 @@ from weightsmith_kitchen.errors import KitchenError
 __all__ = ["PHOTOS", "RECIPES", "BatchResult", "Failure", "find_files", "run_batch"]
 
 PHOTOS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-RECIPES = (".txt", ".md", ".json")
+RECIPES = (".txt", ".md", ".json", ".html", ".htm")
 DONE, MADE_WITH = "done.jsonl", "run.json"
 CHANGED = "Put it back, or start again with --overwrite."
 
