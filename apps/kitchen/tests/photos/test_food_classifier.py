@@ -16,10 +16,11 @@ from weightsmith_kitchen.errors import ModelError, PhotoError
 from weightsmith_kitchen.photos.backbones import FoodNetwork, open_backbone, stages_of
 from weightsmith_kitchen.photos.calibration import abstain_threshold, fit_temperature
 from weightsmith_kitchen.photos.classifier import FoodClassifier
-from weightsmith_kitchen.photos.finetune import parameter_groups
+from weightsmith_kitchen.photos.finetune import parameter_groups, polynomial
 from weightsmith_kitchen.photos.folder import Example, FoodPhotos
 from weightsmith_kitchen.photos.preprocess import Preprocess
 from weightsmith_kitchen.photos.probe import fit_probe
+from weightsmith_kitchen.photos.results import topk_accuracy
 
 COLORS = {"tomato": (200, 40, 30), "spinach": (40, 140, 50), "egg": (235, 225, 200)}
 SMALL = Preprocess(side=32)
@@ -93,6 +94,42 @@ def test_finetuning_trains_the_blocks_that_were_asked_for_and_no_statistics():
     assert report.finetuned.steps == 2
     assert report.validation.accuracy[1] == 1.0
     assert not any(module.training for module in classifier.network.modules())
+
+
+def test_finetuning_returns_the_average_of_its_weights():
+    steps = {}
+    for average in (0.0, 0.5):
+        backbone, path = tiny(), []
+        weight = backbone.blocks[1][0].weight
+        FoodClassifier(backbone=backbone, preprocess=SMALL).fit(
+            photos(), photos(2, start=500), epochs=3, batch_size=10, backbone_lr=1e-2, average=average,
+            after_step=lambda step, loss, weight=weight, path=path: path.append(weight.detach().clone()),
+        )  # fmt: skip
+        steps[average] = path, weight.detach()
+    (plain, last), (path, averaged) = steps[0.0], steps[0.5]
+    assert all(torch.equal(x, y) for x, y in zip(plain, path, strict=True))  # averaging does not change training
+    assert torch.equal(last, plain[-1])
+    mean = path[0]
+    for step, weight in enumerate(path, 1):
+        mean = mean.lerp(weight, 1 - min(0.5, (1 + step) / (10 + step)))
+    assert torch.allclose(averaged, mean, atol=1e-7)
+    assert not torch.allclose(averaged, path[-1], atol=1e-4)
+
+
+def test_auxiliary_heads_train_early_layers_and_are_dropped():
+    changed = {}
+    for auxiliary in (False, True):
+        torch.manual_seed(0)
+        classifier = FoodClassifier(backbone="inception-v1", preprocess=Preprocess(side=64))
+        before = copy.deepcopy(classifier.network.backbone.state_dict())
+        classifier.fit(
+            photos(2), photos(2, start=500), stages=("finetune",), epochs=1, augment=False, auxiliary=auxiliary
+        )
+        after = classifier.network.backbone.state_dict()
+        assert after.keys() == before.keys()
+        changed[auxiliary] = after["inception_3a.one.weight"] - before["inception_3a.one.weight"]
+    assert changed[True].abs().max() > 0
+    assert not torch.allclose(changed[True], changed[False], atol=1e-7)
 
 
 def test_frozen_blocks_stay_in_evaluation_mode_under_train():
@@ -227,14 +264,53 @@ def test_orientation_does_not_change_a_prediction(trained):
     assert first.best.candidates == second.best.candidates
 
 
-def test_averaging_over_flips_is_invariant_to_a_flip(trained):
+@pytest.mark.parametrize("views", ["flips", "ten"])
+def test_averaging_over_views_is_invariant_to_a_flip(trained, views):
     image = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     probabilities = [
-        {c.label: c.probability for c in trained.predict(x, average_flips=True).best.candidates}
-        for x in (image, flipped)
+        {c.label: c.probability for c in trained.predict(x, views=views).best.candidates} for x in (image, flipped)
     ]
     assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-5)
+    assert probabilities[0] != {c.label: c.probability for c in trained.predict(image).best.candidates}
+
+
+def test_views_of_many_photos_are_those_of_each(trained):
+    some = photos(2, start=700)
+    logits = trained.logits(some, views="ten")
+    for row, example in zip(trained.probabilities(logits), some, strict=True):
+        best = trained.predict(example.photo, views="ten", topk=1).best.candidates[0]
+        assert row.max().item() == pytest.approx(best.probability, abs=1e-5)
+        assert trained.classes[int(row.argmax())] == best.label
+    with pytest.raises(ModelError, match="views"):
+        trained.logits(some, views="eleven")
+
+
+def test_ten_crops_are_corners_and_center():
+    image = Image.effect_mandelbrot((256, 256), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    pixels = Preprocess(side=224)
+    found = pixels.views(image, kind="ten")
+    places = [(0, 0), (32, 0), (0, 32), (32, 32), (16, 16)]
+    expected = [pixels(image.crop((x, y, x + 224, y + 224))) for x, y in places]
+    for number, tensor in enumerate(expected):
+        assert found[2 * number].equal(tensor)  # 224 of 256 pixels, nothing is resampled
+        assert found[2 * number + 1].equal(tensor.flip(2))
+    assert pixels.views(image, kind="one")[0].equal(pixels(image))
+
+
+def test_colors_change_within_their_range():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(60, 120, (40, 40, 3), dtype=np.uint8))
+    plain = Preprocess(side=40, mean=(0.0,) * 3, std=(1.0,) * 3)
+    draw = {"smallest": 1.0, "generator": torch.Generator().manual_seed(0)}
+    found = torch.stack([plain.augmented(image, color=0.3, **draw) for _ in range(64)])
+    mean = plain(image).mean()
+    ratios = found.mean((1, 2, 3)) / mean  # contrast and saturation leave the mean where it is
+    assert ((ratios > 0.68) & (ratios < 1.32)).all()
+    assert ratios.std() > 0.1
+    spread = found.std((1, 2, 3)) / found.mean((1, 2, 3)) / (plain(image).std() / mean)
+    assert spread.min() < 0.85
+    assert spread.max() > 1.15
 
 
 def test_a_class_without_weights_changes_no_other_logit(trained):
@@ -255,6 +331,18 @@ def test_probabilities_are_float32_under_autocast(trained):
         probabilities = trained.probabilities(logits)
     assert probabilities.dtype == torch.float32
     assert torch.allclose(probabilities.sum(1), torch.ones(2))
+
+
+def test_topk_of_the_worked_example():
+    logits, labels = torch.tensor([[0.1, 0.5, 0.4], [0.9, 0.05, 0.05]]), torch.tensor([2, 1])
+    assert topk_accuracy(logits, labels, 1) == 0.0
+    assert topk_accuracy(logits, labels, 2) == 1.0  # the tie goes to the lower class
+    assert topk_accuracy(logits, torch.tensor([2, 2]), 2) == 0.5
+
+
+def test_polynomial_schedule_of_the_worked_example():
+    rates = [polynomial(0.01, step, 72_000) for step in (0, 18_000, 36_000, 72_000)]
+    assert rates == pytest.approx([0.01, 0.00866025, 0.00707107, 0.0], abs=1e-8)
 
 
 def test_temperature_changes_no_ranking_and_finds_the_factor():

@@ -150,7 +150,7 @@ def test_vehicles_and_animals(classifier):
 
 
 def test_probabilities(classifier):
-    logits = classifier._image_logits(portrait(), [None], False)
+    logits = classifier._image_logits(portrait(), [None], "one")
     probabilities = classifier.probabilities(logits)
     assert probabilities.dtype == torch.float32
     assert torch.allclose(probabilities.sum(), torch.tensor(1.0))

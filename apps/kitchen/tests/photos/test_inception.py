@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weightsmith_kitchen.photos.inception import MODULES, InceptionModule, InceptionV1
+from weightsmith_kitchen.photos.inception import AUXILIARY, MODULES, AuxiliaryHeads, InceptionModule, InceptionV1
 
 
 def parameters(module):
@@ -57,3 +57,40 @@ def test_signals_reach_the_head_and_gradients_the_stem():
     logits.logsumexp(1).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
     assert model.conv1.weight.grad.abs().max() > 0
+
+
+def test_auxiliary_heads_have_the_papers_layers():
+    heads = AuxiliaryHeads(1000)
+    counts = [parameters(heads.get_submodule(name)) for name in AUXILIARY]
+    linear = 2048 * 1024 + 1024 + 1024 * 1000 + 1000
+    assert counts == [512 * 128 + 128 + linear, 528 * 128 + 128 + linear] == [3_188_840, 3_190_888]
+    assert parameters(InceptionV1()) + parameters(heads) == 13_378_280  # of GoogLeNet in training, with biases
+    sizes = []
+    heads.inception_4a[0].register_forward_hook(lambda _, inputs, output: sizes.append(tuple(output.shape)))
+    model = InceptionV1(3).eval()
+    with torch.no_grad():
+        _, maps = model.features_and_maps(torch.randn(2, 3, 224, 224))
+        found = heads.eval()(maps)
+    assert sizes == [(2, 128, 4, 4)]
+    assert [tuple(x.shape) for x in found] == [(2, 1000), (2, 1000)]
+    assert {name: maps[name].shape[1] for name in maps} == AUXILIARY
+
+
+def test_auxiliary_pooling_is_five_by_five_with_stride_three():
+    heads, pooled = AuxiliaryHeads(2).eval(), []
+    heads.inception_4a[0].register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
+    maps = {name: torch.rand(1, channels, 14, 14) for name, channels in AUXILIARY.items()}
+    heads(maps)
+    x = maps["inception_4a"]
+    for row in range(4):
+        for column in range(4):
+            window = x[..., 3 * row : 3 * row + 5, 3 * column : 3 * column + 5]
+            assert torch.allclose(pooled[0][..., row, column], window.mean((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [64, 96, 128, 299])
+def test_auxiliary_heads_work_at_other_sizes(side):
+    model, heads = InceptionV1(2).eval(), AuxiliaryHeads(4).eval()
+    with torch.no_grad():
+        _, maps = model.features_and_maps(torch.randn(1, 3, side, side))
+        assert all(x.shape == (1, 4) for x in heads(maps))

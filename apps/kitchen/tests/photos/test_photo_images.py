@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from weightsmith_kitchen.errors import PhotoError
 from weightsmith_kitchen.photos.images import (
@@ -73,6 +73,18 @@ def test_a_jpeg_of_orientation_six_and_the_upright_picture_agree():
     assert original_size(first) == original_size(second) == (480, 320)
     assert difference(first, second) < 2
     assert hash_distance(photo_hash(first), photo_hash(second)) <= 2
+
+
+def test_damaged_metadata_do_not_keep_a_photo_from_being_turned():
+    orientation = struct.pack("<HHIHH", ORIENTATION, 3, 1, 6, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")  # a text where a fraction belongs
+    tiff = b"II*\0" + struct.pack("<IH", 8, 2) + orientation + resolution + struct.pack("<I", 0)
+    stored = encoded(scene().transpose(Image.Transpose.ROTATE_90), "PNG", exif=b"Exif\0\0" + tiff)
+    with pytest.raises(TypeError):  # what makes this a test: they can be read, but not be written anew
+        ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+    photo = open_photo(stored)
+    assert photo.size == original_size(photo) == (120, 80)
+    assert difference(photo, scene()) == 0
 
 
 def test_grey_palette_and_one_bit_pictures_have_three_channels():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import as_file, files
 from typing import Literal, Unpack, cast
 
@@ -23,14 +24,14 @@ from weightsmith.core.models import device_of, evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.training import FitOptions
 from weightsmith_kitchen.errors import ModelError, PhotoError
-from weightsmith_kitchen.photos.backbones import LITE0, FoodNetwork, OpenedBackbone, open_backbone
+from weightsmith_kitchen.photos.backbones import INCEPTION, LITE0, FoodNetwork, OpenedBackbone, open_backbone
 from weightsmith_kitchen.photos.boxes import Box, as_box, nms
 from weightsmith_kitchen.photos.calibration import abstain_threshold, fit_temperature
-from weightsmith_kitchen.photos.finetune import OptimizerName, PhotoPixels, finetune
+from weightsmith_kitchen.photos.finetune import AVERAGE, COLOR, SMALLEST_PART, OptimizerName, PhotoPixels, finetune
 from weightsmith_kitchen.photos.folder import FoodPhotos, grouped_split
 from weightsmith_kitchen.photos.images import PhotoSource, name_of, open_photo, original_size
 from weightsmith_kitchen.photos.merged import NOT_FOOD, OTHER_FOOD
-from weightsmith_kitchen.photos.preprocess import Preprocess
+from weightsmith_kitchen.photos.preprocess import Preprocess, Views
 from weightsmith_kitchen.photos.probe import fit_probe
 from weightsmith_kitchen.photos.results import Candidate, Evaluation, Recognition, Region, Training, topk_classes
 from weightsmith_kitchen.photos.storage import Parts, load, save
@@ -43,6 +44,9 @@ NO_LABELS = (OTHER_FOOD, NOT_FOOD)
 """Classes of the default classifier that are no answers."""
 HELD_OUT = 0.15
 """Share of the training photos that calibrates the probabilities when there are no validation photos."""
+
+TRAIN_SHARE = 0.8
+"""Of the side of predictions, the side of photos in fine-tuning."""
 
 FINETUNE: FitOptions = {"epochs": 20, "batch_size": 32, "weight_decay": 1e-2, "scheduler": "cosine", "warmup": 0.05}
 
@@ -108,11 +112,16 @@ class FoodClassifier:
         backbone_lr: float = 3e-5,
         layer_decay: float = 0.75,
         blocks: int | None = None,
+        train_side: int | None = None,
         label_smoothing: float = 0.1,
         optimizer: OptimizerName = "adamw",
         polynomial_decay: bool = False,
         balanced: bool = False,
         augment: bool = True,
+        smallest: float = SMALLEST_PART,
+        color: float = COLOR,
+        average: float = AVERAGE,
+        auxiliary: bool = True,
         precision_wanted: float = 0.95,
         workers: int = 0,
         seed: int = 0,
@@ -139,6 +148,11 @@ class FoodClassifier:
             Factor of the learning rate from each block to the one before.
         blocks : int, optional
             Fine-tune only so many last blocks.
+        train_side : int, optional
+            Pixels of the photos in fine-tuning. By default four fifths of those in predictions, for the networks that
+            come with the package: random parts of photos show objects larger, and the sizes agree again (Touvron et
+            al., 2019, arXiv:1906.06423), at two thirds of the cost. Other backbones may read one size only: theirs is
+            that of predictions.
         label_smoothing : float, default: 0.1
             Of the fine-tuning loss.
         optimizer : {"adamw", "sgd"}, default: "adamw"
@@ -148,7 +162,16 @@ class FoodClassifier:
         balanced : bool, default: False
             Train on every class alike, however many photos it has.
         augment : bool, default: True
-            Fine-tune on random parts of the photos, mirrored at random.
+            Fine-tune on random parts of the photos, mirrored at random, in changed colors.
+        smallest : float, default: 0.3
+            Smallest share of a photo's area that such a part has.
+        color : float, default: 0.3
+            Brightness, contrast and saturation change by factors from ``1 - color`` to ``1 + color``. Smaller where
+            the color tells the classes apart.
+        average : float, default: 0.99
+            Decay per step of the moving average of the weights that fine-tuning returns; 0 returns the last weights.
+        auxiliary : bool, default: True
+            Train Inception-v1 with its two auxiliary heads; other backbones have none.
         precision_wanted : float, default: 0.95
             Share of answers that are right, on the validation photos; the classifier abstains below the confidence
             that gives it.
@@ -200,7 +223,7 @@ class FoodClassifier:
             finetuned = finetune(
                 self.network,
                 used,
-                self.preprocess,
+                replace(self.preprocess, side=train_side or self._train_side()),
                 head_lr=head_lr,
                 backbone_lr=backbone_lr,
                 layer_decay=layer_decay,
@@ -210,6 +233,10 @@ class FoodClassifier:
                 polynomial_decay=polynomial_decay,
                 balanced=balanced,
                 augment=augment,
+                smallest=smallest,
+                color=color,
+                average=average,
+                auxiliary=auxiliary,
                 workers=workers,
                 seed=seed,
                 after_step=after_step,
@@ -249,7 +276,7 @@ class FoodClassifier:
         topk: int = 5,
         normalized: bool = False,
         overlap: float = 0.5,
-        average_flips: bool = False,
+        views: Views = "one",
     ) -> Recognition:
         """Recognize the food of a photo, or of each box in it.
 
@@ -266,8 +293,9 @@ class FoodClassifier:
             The boxes are shares of the photo's sides.
         overlap : float, default: 0.5
             Intersection over union above which two boxes are one food.
-        average_flips : bool, default: False
-            Average the logits with those of the mirrored photo, for twice the time.
+        views : {"one", "flips", "ten"}, default: "one"
+            Average the logits over the mirrored photo as well (twice the time) or over ten crops (ten times); see
+            :meth:`~weightsmith_kitchen.photos.preprocess.Preprocess.views`.
 
         Raises
         ------
@@ -283,7 +311,7 @@ class FoodClassifier:
                 raise PhotoError(f"boxes of {name}", found="an empty list", do="Leave boxes out for the whole photo.")
             size = original_size(image)
             places = [as_box(box, size, normalized=normalized, name=name) for box in boxes]
-        probabilities = self.probabilities(self._image_logits(image, places, average_flips))
+        probabilities = self.probabilities(self._image_logits(image, places, views))
         regions = [self._region(row, box, topk) for row, box in zip(probabilities, places, strict=True)]
         if boxes is not None:
             kept = nms(
@@ -295,8 +323,10 @@ class FoodClassifier:
             regions = [regions[place] for place in kept]
         return Recognition(name, tuple(regions))
 
-    def evaluate(self, photos: FoodPhotos, *, topk: Sequence[int] = (1, 5), workers: int = 0) -> Evaluation:
-        """Compare answers with the labels of photos.
+    def evaluate(
+        self, photos: FoodPhotos, *, topk: Sequence[int] = (1, 5), views: Views = "one", workers: int = 0
+    ) -> Evaluation:
+        """Compare answers with the labels of photos; ``views`` as of :meth:`predict`.
 
         Raises
         ------
@@ -304,17 +334,17 @@ class FoodClassifier:
             If there are none, or one has a label that is not a class.
         """
         photos = FoodPhotos(photos.examples, self.classes)
-        probabilities = self.probabilities(self.logits(photos, workers=workers))
+        probabilities = self.probabilities(self.logits(photos, views=views, workers=workers))
         return self._evaluation(probabilities, torch.from_numpy(photos.targets), topk)
 
     def probabilities(self, logits: Float[Tensor, "photos classes"]) -> Float[Tensor, "photos classes"]:
         """Calibrated probabilities of logits, in float32 whatever the precision of the network."""
         return torch.softmax(logits.float() / self.temperature, dim=1)
 
-    def logits(self, photos: FoodPhotos, *, workers: int = 0) -> Float[Tensor, "photos classes"]:
-        """Logits of photos, in float32 on the CPU."""
+    def logits(self, photos: FoodPhotos, *, views: Views = "one", workers: int = 0) -> Float[Tensor, "photos classes"]:
+        """Logits of photos, in float32 on the CPU; ``views`` as of :meth:`predict`."""
         self._require_classes()
-        return self._run(photos, self.network, workers)
+        return self._run(photos, self.network, workers, views)
 
     def features(self, photos: FoodPhotos, *, workers: int = 0) -> Float[Tensor, "photos features"]:
         """Pooled features of photos, without augmentation, in float32 on the CPU."""
@@ -373,26 +403,29 @@ class FoodClassifier:
         return self.foods.get(label) or plain_name(label)
 
     @torch.no_grad()
-    def _run(self, photos: FoodPhotos, function: Callable[[Tensor], Tensor], workers: int) -> Tensor:
+    def _run(
+        self, photos: FoodPhotos, function: Callable[[Tensor], Tensor], workers: int, views: Views = "one"
+    ) -> Tensor:
         if not len(photos):
             raise PhotoError("no photos", expected="at least one")
-        loader = DataLoader(PhotoPixels(photos, self.preprocess), BATCH, num_workers=workers, collate_fn=collate)
-        device, found = device_of(self.network), []
+        data = PhotoPixels(photos, self.preprocess, views=views)
+        size = BATCH // 8 if views == "ten" else BATCH  # ten times the memory per photo
+        loader = DataLoader(data, size, num_workers=workers, collate_fn=collate)
+        found = []
         with evaluation_mode(self.network):
             for pixels, _ in track(loader, "reading photos", total=len(loader)):
-                found.append(function(_channels_last(pixels.to(device))).float().cpu())
+                found.append(self._averaged(function, pixels))
         return torch.cat(found)
 
     @torch.no_grad()
-    def _image_logits(self, image: Image.Image, places: Sequence[Box | None], average_flips: bool) -> Tensor:
-        pixels = torch.stack([self.preprocess(image, box) for box in places])
-        device = device_of(self.network)
+    def _image_logits(self, image: Image.Image, places: Sequence[Box | None], views: Views) -> Tensor:
+        pixels = torch.stack([torch.stack(self.preprocess.views(image, box, kind=views)) for box in places])
         with evaluation_mode(self.network):
-            logits: Tensor = self.network(_channels_last(pixels.to(device))).float()
-            if average_flips:
-                mirrored = torch.stack([self.preprocess(image, box, flip=True) for box in places])
-                logits = (logits + self.network(_channels_last(mirrored.to(device))).float()) / 2
-        return logits.cpu()
+            return self._averaged(self.network, pixels)
+
+    def _averaged(self, function: Callable[[Tensor], Tensor], pixels: Float[Tensor, "N views 3 S S"]) -> Tensor:
+        found = function(_channels_last(pixels.flatten(0, 1).to(device_of(self.network))))
+        return found.float().unflatten(0, pixels.shape[:2]).mean(1).cpu()
 
     def _region(self, probabilities: Tensor, box: Box | None, topk: int) -> Region:
         if topk < 1:
@@ -426,6 +459,11 @@ class FoodClassifier:
         names = [self.food_of(label) for label in self.classes]
         places = {name: place for place, name in enumerate(dict.fromkeys(names))}
         return torch.tensor([places[name] for name in names])
+
+    def _train_side(self) -> int:
+        side = self.preprocess.side
+        known = self.backbone_name in (LITE0, INCEPTION)
+        return max(round(TRAIN_SHARE * side / 16) * 16, min(32, side)) if known else side
 
     def _name(self, classes: Sequence[str]) -> None:
         if len(set(classes)) < len(classes):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 
 from weightsmith_kitchen.errors import PhotoError
@@ -51,6 +51,16 @@ SMALLEST = 32
 HASH_SIDE, HASH_IMAGE = 8, 32
 DEPTH_16 = 65535
 ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How the picture of each orientation is turned; Pillow counts degrees counterclockwise."""
 
 
 class PhotoNotice(UserWarning):
@@ -309,7 +319,7 @@ def _finished(
             if share < 1:
                 image.draft("RGB", (round(width * share), round(height * share)))
         image.load()
-        turned = _upright(image, called)
+        turned = _upright(image)
         size = (height, width) if _swaps_sides(image) else (width, height)
         rgb = _rgb(turned, called, background)
     except PhotoError:
@@ -338,22 +348,18 @@ def _finished(
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:
-        return 1  # unreadable metadata do not make the pixels unreadable
+    except Exception:  # Pillow raises all kinds on damaged metadata; these do not make the pixels unreadable
+        return 1
 
 
 def _swaps_sides(image: Image.Image) -> bool:
     return _orientation(image) in (5, 6, 7, 8)
 
 
-def _upright(image: Image.Image, called: str) -> Image.Image:
-    if _orientation(image) not in range(2, 9):
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:
-        warnings.warn(f"photo {called}: its metadata are damaged ({error})", PhotoNotice, stacklevel=4)
-        return image
+def _upright(image: Image.Image) -> Image.Image:
+    # not ImageOps.exif_transpose: it also writes the other metadata anew, and fails where these are damaged
+    turn = UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image, called: str, background: tuple[int, int, int]) -> Image.Image:

@@ -9,12 +9,14 @@ Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke and Rabinovich (20
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["MODULES", "InceptionModule", "InceptionV1"]
+__all__ = ["AUXILIARY", "MODULES", "AuxiliaryHeads", "InceptionModule", "InceptionV1"]
 
 FEATURES = 1024
 
@@ -32,6 +34,9 @@ MODULES: dict[str, tuple[int, tuple[int, int, int, int, int, int]]] = {
 """Input channels of every module, and its widths: 1 x 1, reduced and 3 x 3, reduced and 5 x 5, after pooling."""
 
 POOLED_BEFORE = ("inception_4a", "inception_5a")
+
+AUXILIARY: dict[str, int] = {"inception_4a": 512, "inception_4d": 528}
+"""The modules whose outputs the auxiliary heads read, and their channels."""
 
 
 class InceptionModule(nn.Module):
@@ -73,6 +78,8 @@ class InceptionModule(nn.Module):
 class InceptionV1(nn.Module):
     """The network without its two auxiliary heads: 5,973,552 parameters, and 1,025 for each class.
 
+    :class:`AuxiliaryHeads` are a module of their own, because only training needs them.
+
     Parameters
     ----------
     num_classes : int, default: 1000
@@ -106,6 +113,13 @@ class InceptionV1(nn.Module):
 
     def features(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1024"]:
         """Pooled features of images; 224 x 224 pixels as the paper has them, other sizes work."""
+        return self.features_and_maps(x)[0]
+
+    def features_and_maps(
+        self, x: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch 1024"], dict[str, Tensor]]:
+        """Pooled features, and the outputs of the modules that :class:`AuxiliaryHeads` read."""
+        maps = {}
         x = _pool(functional.relu(self.conv1(x)))
         x = functional.relu(self.conv2_reduce(_normalized(x)))
         x = _pool(_normalized(functional.relu(self.conv2(x))))
@@ -113,12 +127,62 @@ class InceptionV1(nn.Module):
             if name in POOLED_BEFORE:
                 x = _pool(x)
             x = self.get_submodule(name)(x)
-        return functional.adaptive_avg_pool2d(x, 1).flatten(1)
+            if name in AUXILIARY:
+                maps[name] = x
+        return functional.adaptive_avg_pool2d(x, 1).flatten(1), maps
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of images."""
         logits: Tensor = self.fc(self.dropout(self.features(x)))
         return logits
+
+
+class AuxiliaryHeads(nn.Module):
+    """The two heads in the middle of the network, whose losses reach its early layers on a short way in training.
+
+    Each is a 5 x 5 average pooling with stride 3, a 1 x 1 convolution to 128 channels, a linear layer of 1,024 units
+    and one of ``num_classes``. They are not used for predictions.
+
+    Parameters
+    ----------
+    num_classes : int
+        Outputs of each head.
+    dropout : float, default: 0.7
+        Share of the 1,024 units that is dropped in training.
+
+    Examples
+    --------
+    >>> model, heads = InceptionV1(10), AuxiliaryHeads(10).eval()
+    >>> features, maps = model.features_and_maps(torch.zeros(2, 3, 224, 224))
+    >>> [tuple(logits.shape) for logits in heads(maps)]
+    [(2, 10), (2, 10)]
+    """
+
+    def __init__(self, num_classes: int, *, dropout: float = 0.7) -> None:
+        super().__init__()
+        for name, channels in AUXILIARY.items():
+            self.add_module(
+                name,
+                nn.Sequential(
+                    nn.Conv2d(channels, 128, 1),
+                    nn.ReLU(),
+                    nn.Flatten(),
+                    nn.Linear(128 * 4 * 4, 1024),
+                    nn.ReLU(),
+                    nn.Dropout(dropout),
+                    nn.Linear(1024, num_classes),
+                ),
+            )
+
+    def forward(self, maps: Mapping[str, Tensor]) -> list[Float[Tensor, "batch classes"]]:
+        """Logits of each head, from the maps of :meth:`InceptionV1.features_and_maps`."""
+        return [self.get_submodule(name)(_pooled_4x4(maps[name])) for name in AUXILIARY]
+
+
+def _pooled_4x4(x: Tensor) -> Tensor:
+    if x.shape[-2:] == (14, 14):
+        return functional.avg_pool2d(x, 5, 3)
+    return functional.adaptive_avg_pool2d(x, 4)  # of images that are not of 224 pixels; the paper has no others
 
 
 def _pool(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,16 @@ from weightsmith_kitchen.errors import ModelError
 from weightsmith_kitchen.photos.boxes import Box, with_margin
 from weightsmith_kitchen.photos.images import original_size
 
-__all__ = ["Preprocess"]
+__all__ = ["Preprocess", "Views"]
+
+Views: TypeAlias = Literal["one", "flips", "ten"]
+"""What a prediction is averaged over: the photo alone, with its mirror image, or ten crops."""
+
+TEN_SHARE = 224 / 256
+"""Share of the region's sides that each of ten crops has, as in the paper's training."""
+
+GREY = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +98,52 @@ class Preprocess:
         """Scale a photo, or a box in it, to the input of the network."""
         return self._tensor(image, self.region(image, box), flip)
 
+    def views(self, image: Image.Image, box: Box | None = None, *, kind: Views = "one") -> list[Float[Tensor, "3 S S"]]:
+        """The inputs whose logits a prediction averages.
+
+        Parameters
+        ----------
+        image, box
+            As for a call.
+        kind : {"one", "flips", "ten"}, default: "one"
+            ``"flips"`` adds the mirror image; ``"ten"`` takes the four corners and the center of the region, each
+            with 7/8 of its sides, and their mirror images.
+
+        Raises
+        ------
+        ModelError
+            If the kind is unknown.
+
+        Examples
+        --------
+        >>> [len(Preprocess(side=32).views(Image.new("RGB", (50, 40)), kind=kind)) for kind in ("one", "flips", "ten")]
+        [1, 2, 10]
+        """
+        whole = self.region(image, box)
+        if kind not in ("one", "flips", "ten"):
+            raise ModelError("views", found=kind, expected='"one", "flips" or "ten"')
+        if kind == "one":
+            return [self._tensor(image, whole, False)]
+        regions = [whole]
+        if kind == "ten":
+            width, height = whole.width * TEN_SHARE, whole.height * TEN_SHARE
+            corners = [(x, y) for y in (0.0, 1.0) for x in (0.0, 1.0)] + [(0.5, 0.5)]
+            starts = [
+                (whole.xmin + x * (whole.width - width), whole.ymin + y * (whole.height - height)) for x, y in corners
+            ]
+            regions = [_inside(Box(x, y, x + width, y + height), image.size) for x, y in starts]
+        return [self._tensor(image, region, flip) for region in regions for flip in (False, True)]
+
     def augmented(
-        self, image: Image.Image, box: Box | None = None, *, generator: torch.Generator, smallest: float = 0.6
+        self,
+        image: Image.Image,
+        box: Box | None = None,
+        *,
+        generator: torch.Generator,
+        smallest: float = 0.6,
+        color: float = 0.0,
     ) -> Float[Tensor, "3 S S"]:
-        """A random part of the region, mirrored at random.
+        """A random part of the region, mirrored at random, with random colors.
 
         Parameters
         ----------
@@ -102,6 +153,9 @@ class Preprocess:
             What is drawn from.
         smallest : float, default: 0.6
             Smallest share of the region's area; the ratio of the sides changes by up to 4/3.
+        color : float, default: 0
+            Brightness, contrast and saturation are each multiplied by a factor drawn from ``1 - color`` to
+            ``1 + color``.
         """
         region = self.region(image, box)
         area, ratio, left, top, mirrored = torch.rand(5, generator=generator).tolist()
@@ -111,7 +165,10 @@ class Preprocess:
         height = min(region.height, region.height * scale / stretch)
         x = region.xmin + left * (region.width - width)
         y = region.ymin + top * (region.height - height)
-        return self._tensor(image, _inside(Box(x, y, x + width, y + height), image.size), mirrored < 0.5)
+        factors = None
+        if color:
+            factors = 1 + color * (2 * torch.rand(3, generator=generator).numpy() - 1)
+        return self._tensor(image, _inside(Box(x, y, x + width, y + height), image.size), mirrored < 0.5, factors)
 
     def decode_side(self, box_share: float = 1.0) -> int:
         """Pixels of the shorter side of a photo that are enough, for a region of that share of the photo's sides."""
@@ -153,15 +210,31 @@ class Preprocess:
         values = {"side": int(side), "mean": tuple(map(float, mean)), "std": tuple(map(float, std)), **changes}
         return cls(**values)
 
-    def _tensor(self, image: Image.Image, region: Box, flip: bool) -> Tensor:
+    def _tensor(
+        self, image: Image.Image, region: Box, flip: bool, factors: Float[np.ndarray, "3"] | None = None
+    ) -> Tensor:
         square = (self.side, self.side)
         small = image.resize(square, Image.Resampling.BICUBIC, box=(*region,), reducing_gap=3.0)
         pixels = np.asarray(small, dtype=np.float32)
         if flip:
             pixels = pixels[:, ::-1]
+        if factors is not None:
+            pixels = _recolored(pixels, factors)
         mean = np.asarray(self.mean, dtype=np.float32) * np.float32(255)
         std = np.asarray(self.std, dtype=np.float32) * np.float32(255)
         return torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)))
+
+
+def _recolored(pixels: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Pixels with other brightness, contrast around the mean brightness, and saturation around grey."""
+    brightness, contrast, saturation = factors.tolist()
+    grey = pixels @ np.asarray(GREY, dtype=np.float32)
+    center = np.float32(brightness) * grey.mean()
+    # each step is linear in the pixels: together they are a pixel's share, a share of its grey, and an offset
+    own, shared = brightness * contrast * saturation, brightness * contrast * (1 - saturation)
+    return np.clip(
+        pixels * np.float32(own) + (grey * np.float32(shared))[..., None] + center * np.float32(1 - contrast), 0, 255
+    )
 
 
 def _inside(box: Box, size: tuple[int, int]) -> Box:
