@@ -163,3 +163,24 @@ def test_released_table_and_lists():
     found = check_lists(texts)
     assert len(found.truncated) == 1231  # 21.5 % of 5,720
     assert found.suspicious == 7535
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("1 apple of 244 g", [("244", "gram", "apple")]),
+        ("1 apple of 219 g, 2 eggs of 50 g", [("219", "gram", "apple"), ("100", "gram", "eggs")]),
+        (
+            "1 fried dough twist of 40 g, 1 bun of 93.6 g",
+            [("40", "gram", "fried dough twist"), ("93.6", "gram", "bun")],
+        ),
+        ("2-3 slices of bread", [("2-3", "slice", "bread")]),
+        ("1 cup of rice of 2 kinds", [("1", "cup", "rice of 2 kinds")]),
+    ],
+)
+def test_pieces_with_a_weight(text, items):
+    found = parse_list(text)
+    assert all(item.error is None for item in found)
+    assert [(float(item.amount.low), item.unit, item.ingredient) for item in found] == [
+        (float(amount.split("-")[0]), unit, name) for amount, unit, name in items
+    ]

@@ -35,6 +35,8 @@ _PREAMBLE = re.compile(
 _SEPARATOR = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;\n]|\.\s+(?=\d)")
 _NEXT = re.compile(r"(?<=[^\W\d_)])\s+(?:and\s+)?(?=[\d¼½¾⅓⅔⅛⅜⅝⅞])")
 _AMOUNT = re.compile(r"\s*(?:[\d¼½¾⅓⅔⅛⅜⅝⅞.]|(?:an?|half|quarter|one|two|three|four|five|six)\b)", re.I)
+# "2 eggs of 50 g": the weight of each.
+_EACH = re.compile(r"\s*(?P<name>[^\W\d_].*?)\s+of\s+(?P<each>\d.*)$", re.I | re.S)
 _WORDS = re.compile(r"\s*(?P<one>[^\W\d_]+\.?)(?:[\s-]+(?P<two>[^\W\d_]+\.?))?")
 
 
@@ -98,7 +100,8 @@ def parse_list(text: str) -> list[ListItem]:
     Parameters
     ----------
     text : str
-        Items between commas, semicolons or line breaks. A preamble ("The dish is ... They are:") is skipped.
+        Items between commas, semicolons or line breaks. A preamble ("The dish is ... They are:") is skipped. Pieces
+        with a weight, "2 eggs of 50 g", count by weight, here 100 g.
 
     Returns
     -------
@@ -132,7 +135,7 @@ def _parts(piece: str) -> Iterator[str]:
     start = 0
     for match in _NEXT.finditer(piece):
         before = piece[start : match.start()]
-        if not _AMOUNT.match(before) or re.search(r"\b(?:to|or|and)$", before):
+        if not _AMOUNT.match(before) or re.search(r"\b(?:to|or|and|of)$", before):
             continue
         try:
             found = find_quantity(piece, match.end())
@@ -158,11 +161,27 @@ def _item(text: str) -> ListItem:
     amount, _, end = found
     if text[end : end + 1] == "/":
         return ListItem(text, None, "", "", f"the amount cannot be read: {text[:40]!r}")
+    unit, rest = split_unit(text[end:])
+    if not unit and (each := _each(rest)) is not None:
+        rest, unit, weight = each
+        amount = Quantity(amount.low * weight.low, amount.high * weight.high)
     if amount.high > LARGEST:
         return ListItem(text, None, "", "", f"the amount is above {LARGEST:,}: {text[:40]!r}")
-    unit, rest = split_unit(text[end:])
     ingredient = _name(rest)
     return ListItem(text, amount, unit, ingredient, None if ingredient else "no ingredient")
+
+
+def _each(text: str) -> tuple[str, str, Quantity] | None:
+    """Name, unit and amount of "eggs of 50 g"; None for anything else."""
+    match = _EACH.match(text)
+    if match is None:
+        return None
+    try:
+        found = find_quantity(match["each"])
+    except RecipeError:
+        return None
+    unit, rest = split_unit(match["each"][found[2] :]) if found is not None else ("", "")
+    return (match["name"], unit, found[0]) if found is not None and unit and not rest.strip(" .") else None
 
 
 def _name(text: str) -> str:
