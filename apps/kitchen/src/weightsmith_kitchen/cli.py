@@ -362,6 +362,60 @@ def train_portions(
         print(f"{len(samples)} other recipes: units {right:.1%} right, mean error of the total {error:.0f} kcal")
 
 
+@train.command("vlm")
+def train_vision_language(
+    photos: Annotated[Path, typer.Argument(help="CSV: photo, answer (a list such as '1 apple of 244 g'), group.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    lm: Annotated[str, typer.Option(help="Language model: embedded, or a Hugging Face folder.")] = "embedded:smollm2",
+    rank: Annotated[int, typer.Option(min=0, help="Of the LoRA; 0 trains the projector alone.")] = 8,
+    calories: Annotated[
+        Path | None, typer.Option(help="JSON, kcal by 'unit ingredient': test kcal; grams are tested without.")
+    ] = None,
+    held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the photos to test on.")] = 0.2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the photos.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Highest; of AdamW.")] = 1e-3,
+    precision: Annotated[
+        Literal["no", "bf16"], typer.Option(help="bf16 is faster where the processor has it.")
+    ] = "bf16",
+    seed: Annotated[int, typer.Option(help="Of split, projector, order and dropout.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a model that writes lists about photos; tests it against a constant and a regression on other groups."""
+    from weightsmith_kitchen.calories.vlm_command import train_vlm
+
+    made = train_vlm(
+        photos,
+        out,
+        lm=lm,
+        rank=rank,
+        calories=calories,
+        held_out=held_out,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        precision=precision,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    if json:
+        print(_dumps(made.to_dict()))
+        return
+    print(f"{out}: trained on {made.photos} photos in {made.seconds:.0f} s, loss {made.loss:.3f}; {made.checks}")
+    test = made.test
+    if test is None:
+        return
+    print(
+        f"{test.photos} photos of other groups: F1 of the foods {test.f1:.3f}, {test.unreadable} lists without a total"
+    )
+    for name, error in (("the lists", test.error), ("the constant", test.constant), ("regression", test.regression)):
+        if error is not None:
+            print(f"  mean error of the total, {name}: {error:.1f} {test.unit}")
+    if test.error is not None and not test.worth_it:
+        print("  take the foods from this model, not the amounts: a cheaper answer is as good", file=sys.stderr)
+
+
 # --- what the commands share ------------------------------------------------------------------------------------------
 
 

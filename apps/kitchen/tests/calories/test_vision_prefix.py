@@ -8,7 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from weightsmith_kitchen import ModelError
-from weightsmith_kitchen.calories.vlm import PLACEHOLDER, VisionPrefixLM, group_tokens
+from weightsmith_kitchen.calories.vision import group_tokens
+from weightsmith_kitchen.calories.vlm import PLACEHOLDER, VisionPrefixLM
 
 PROMPT = f"[INST] <Img>{PLACEHOLDER}</Img> [vqa] what [/INST]"
 

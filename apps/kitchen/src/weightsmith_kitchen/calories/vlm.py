@@ -6,42 +6,36 @@ linear projector maps it to the width of the language model, and it takes the pl
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers.modeling_outputs import CausalLMOutput
 
-from weightsmith.core.io import atomic_output
+from weightsmith.core.models import device_of
+from weightsmith.core.progress import track
+from weightsmith.core.training import Fit, FitOptions
+from weightsmith_kitchen.calories.vision import group_tokens, new_projector, open_parts
+from weightsmith_kitchen.calories.vlm_training import check_rows, train
 from weightsmith_kitchen.errors import ModelError
+from weightsmith_kitchen.photos.backbones import LITE0
+from weightsmith_kitchen.photos.images import PhotoSource, name_of, open_photo
+from weightsmith_kitchen.photos.preprocess import Preprocess
 
-__all__ = ["PLACEHOLDER", "VisionPrefixLM", "group_tokens"]
+__all__ = ["PLACEHOLDER", "PROMPT", "VisionPrefixLM", "group_tokens"]
 
 PLACEHOLDER = "<ImageHere>"
+PROMPT = f"{PLACEHOLDER}\n"
+"""The default prompt: a model that is trained for one question needs no words for it, and each costs time."""
 IGNORED = -100
-
-
-def group_tokens(tokens: Float[Tensor, "B N W"], group: int) -> Float[Tensor, "B M F"]:
-    """Join consecutive tokens: (B, N, W) to (B, N / group, group * W).
-
-    Raises
-    ------
-    ModelError
-        If the tokens are not three-dimensional, or their number is no multiple of the group.
-
-    Examples
-    --------
-    >>> group_tokens(torch.zeros(2, 1024, 8), 4).shape
-    torch.Size([2, 256, 32])
-    """
-    if tokens.ndim != 3 or group < 1 or tokens.shape[1] % group:
-        raise ModelError(
-            "visual tokens", found=f"shape {tuple(tokens.shape)}, group {group}", expected="(B, N, W), N % group = 0"
-        )
-    count, length, width = tokens.shape
-    return tokens.reshape(count, length // group, group * width)
+BATCH = 32
+"""Photos that the encoder reads at once."""
 
 
 class VisionPrefixLM(nn.Module):
@@ -61,11 +55,23 @@ class VisionPrefixLM(nn.Module):
         Visual tokens per vector.
     max_length : int, default: 1024
         Longest sequence, visual tokens included; a longer one is an error.
+    prompt : str, default: PROMPT
+        The prompt where none is given: the same in training and in use.
+    preprocess : Preprocess, optional
+        How photos become images; as EfficientNet-Lite0 reads them by default.
+    names : mapping of str to str, optional
+        What :meth:`from_parts` opened vision and language model by.
 
     Raises
     ------
     ModelError
         If the tokenizer has no end-of-sequence token.
+
+    Examples
+    --------
+    >>> vlm = VisionPrefixLM.from_parts().add_lora(r=8)
+    >>> sum(p.numel() for p in vlm.parameters() if p.requires_grad)  # projector and LoRA
+    5622336
     """
 
     def __init__(
@@ -77,6 +83,9 @@ class VisionPrefixLM(nn.Module):
         *,
         group: int = 4,
         max_length: int = 1024,
+        prompt: str = PROMPT,
+        preprocess: Preprocess | None = None,
+        names: dict[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         if tokenizer.eos_token_id is None:
@@ -84,6 +93,59 @@ class VisionPrefixLM(nn.Module):
         self.vision = vision.requires_grad_(False).eval()
         self.lm = lm.requires_grad_(False)
         self.tokenizer, self.projector, self.group, self.max_length = tokenizer, projector, group, max_length
+        self.prompt, self.preprocess = prompt, preprocess or Preprocess()
+        self.names: dict[str, str | None] = {"vision": None, "lm": None, **(names or {})}
+        self.number_head: nn.Linear | None = None
+
+    @classmethod
+    def from_parts(
+        cls,
+        vision: str | nn.Module = LITE0,
+        lm: str | os.PathLike[str] | nn.Module = "embedded:smollm2",
+        *,
+        tokenizer: Any = None,
+        group: int = 7,
+        max_length: int = 1024,
+        prompt: str = PROMPT,
+        preprocess: Preprocess | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VisionPrefixLM:
+        """Join an encoder and a language model by a new projector.
+
+        Parameters
+        ----------
+        vision : str or nn.Module, default: "embedded:efficientnet-lite0"
+            See :func:`~weightsmith_kitchen.calories.vision.open_vision`.
+        lm : str, path-like or nn.Module, default: "embedded:smollm2"
+            A causal language model: embedded, a Hugging Face folder, or a module with ``tokenizer``.
+        tokenizer : callable, optional
+            For a module.
+        group : int, default: 7
+            Visual tokens per vector; it has to divide their number. The paper has 4 of 1,024 tokens. Lite0's 49 have
+            the divisors 1, 7 and 49; 7 makes a vector of each row of the map, and a prefix of 7 embeddings, not 49.
+        max_length, prompt, preprocess
+            See :class:`VisionPrefixLM`.
+        generator : torch.Generator, optional
+            What the projector is drawn from.
+
+        Raises
+        ------
+        ModelError
+            If a part cannot be opened, a module has no tokenizer, or the group does not divide the number of tokens.
+        """
+        opened, lm, tokenizer, name = open_parts(vision, lm, tokenizer, preprocess)
+        projector = new_projector(opened, lm, group, generator)
+        return cls(
+            opened.module,
+            lm,
+            tokenizer,
+            projector,
+            group=group,
+            max_length=max_length,
+            prompt=prompt,
+            preprocess=opened.preprocess,
+            names={"vision": opened.name, "lm": name},
+        )
 
     def train(self, mode: bool = True) -> VisionPrefixLM:
         """Set the mode; the vision encoder stays in evaluation mode."""
@@ -131,10 +193,39 @@ class VisionPrefixLM(nn.Module):
         self.lm = get_peft_model(self.lm, config)
         return self
 
-    def visual_prefix(self, images: Tensor) -> Float[Tensor, "B M D"]:
-        """Embeddings of images, (B, M, D)."""
+    def add_number_head(self) -> VisionPrefixLM:
+        """Add a linear head that reads a number (such as kcal) where the answer begins; returns the model itself.
+
+        The paper's text has the term ``lambda_MSE L_MSE``, its code does not: off unless this is called.
+        """
+        self.number_head = nn.Linear(self._embed.weight.shape[1], 1, device=self._embed.weight.device)
+        return self
+
+    def encode(self, photos: Sequence[PhotoSource]) -> Float[Tensor, "photos N W"]:
+        """Visual tokens of photos, in half precision: the frozen part of the work, done once per photo.
+
+        Raises
+        ------
+        PhotoError
+            If a photo cannot be read.
+        """
+        device = device_of(self.vision)
+        found = []
         with torch.no_grad():
-            tokens = group_tokens(self.vision(images), self.group)
+            for start in track(range(0, len(photos), BATCH), "reading photos"):
+                images = [
+                    self.preprocess(open_photo(photo, side=self.preprocess.decode_side(), name=name_of(photo)))
+                    for photo in photos[start : start + BATCH]
+                ]
+                found.append(self.vision(torch.stack(images).to(device)).half().cpu())
+        if not found:
+            raise ModelError("photos", found="none", expected="one or more")
+        return torch.cat(found)
+
+    def visual_prefix(self, images: Tensor) -> Float[Tensor, "B M D"]:
+        """Embeddings of images (B, C, H, W), or of the tokens (B, N, W) that `encode` made of them."""
+        with torch.no_grad():
+            tokens = group_tokens(self.vision(images) if images.ndim == 4 else images, self.group)
         weight = next(self.projector.parameters())
         if weight.ndim == 2 and weight.shape[1] != tokens.shape[-1]:
             raise ModelError(
@@ -142,20 +233,144 @@ class VisionPrefixLM(nn.Module):
                 found=f"{self.group} joined tokens of width {tokens.shape[-1]}",
                 expected=f"width {weight.shape[1]}, which the projector takes",
             )
-        embedded: Tensor = self.projector(tokens.to(weight.dtype)).to(self._embed.weight.dtype)
+        embedded: Tensor = self.projector(tokens.to(weight)).to(self._embed.weight.dtype)
         return embedded
 
-    def forward(self, images: Tensor, prompts: Sequence[str], answers: Sequence[str]) -> Any:
-        """Cross-entropy of the answers and their end token; see the output's ``loss`` and ``logits``.
+    def forward(
+        self, images: Tensor, prompts: Sequence[str], answers: Sequence[str], numbers: Tensor | None = None
+    ) -> CausalLMOutput:
+        """Cross-entropy of the answers and their end token, and the logits of the positions that predict them.
+
+        Parameters
+        ----------
+        images : Tensor
+            Of shape (B, C, H, W), or the tokens (B, N, W) of `encode`.
+        prompts, answers : sequence of str
+            Of each image.
+        numbers : Tensor, optional
+            Of shape (B,): adds the mean squared error of the number head to the loss.
 
         Raises
         ------
         ModelError
-            If an answer is empty, a prompt has not exactly one placeholder, the numbers differ, or a sequence is too
-            long.
+            If an answer is empty, a prompt has not exactly one placeholder, the counts differ, a sequence is too long,
+            or numbers come without a number head.
         """
         embeds, mask, labels = self.inputs(images, prompts, answers)
-        return self.lm(inputs_embeds=embeds, attention_mask=mask, labels=labels)
+        wanted = labels != IGNORED
+        first = wanted.int().argmax(1)
+        # The vocabulary is most of the work at a position: logits only from the first answer on.
+        kept = labels.shape[1] - int(first.min()) + 1
+        options: dict[str, Any] = {"output_hidden_states": True} if numbers is not None else {}
+        if "logits_to_keep" in inspect.signature(self._base.forward).parameters:
+            options["logits_to_keep"] = kept
+        output = self.lm(inputs_embeds=embeds, attention_mask=mask, **options)
+        logits = output.logits[:, -kept:-1]
+        counted = wanted[:, 1 - kept :]
+        loss = functional.cross_entropy(logits[counted].float(), labels[:, 1 - kept :][counted])
+        if numbers is not None:
+            if self.number_head is None:
+                raise ModelError("numbers", found="no number head", do="Call add_number_head() first.")
+            states = output.hidden_states[-1][torch.arange(len(first)), first - 1]
+            said = self.number_head(states.to(self.number_head.weight.dtype)).squeeze(1)
+            loss = loss + functional.mse_loss(said.float(), numbers.to(said.device).float())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def numbers(self, images: Tensor, prompts: Sequence[str] | None = None) -> Float[Tensor, " B"]:
+        """What the number head says of images or tokens.
+
+        Raises
+        ------
+        ModelError
+            If there is none.
+        """
+        if self.number_head is None:
+            raise ModelError("numbers", found="no number head", do="Call add_number_head() and train it.")
+        embeds, mask, _ = self.inputs(images, prompts or [self.prompt] * len(images))
+        states = self.lm(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        found: Tensor = self.number_head(states[:, -1].to(self.number_head.weight.dtype)).squeeze(1)
+        return found
+
+    def fit(
+        self,
+        photos: Sequence[PhotoSource] | Tensor,
+        answers: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        numbers: Sequence[float] | None = None,
+        lm_learning_rate: float | None = None,
+        schedule: Callable[[int], float] | None = None,
+        after_step: Callable[[int, float], None] | None = None,
+        evaluate: Callable[[nn.Module], float] | None = None,
+        patience: int | None = None,
+        higher_is_better: bool = True,
+        seed: int = 0,
+        **options: Unpack[FitOptions],
+    ) -> Fit:
+        """Train the projector and the LoRA, if there is one; vision encoder and language model stay as they are.
+
+        AdamW with betas 0.9 and 0.999 and weight decay on matrices only. Visual tokens are computed once per photo. On
+        an exception the model is as before.
+
+        Parameters
+        ----------
+        photos : sequence of photos, or Tensor
+            Paths, bytes, files or images; or what `encode` returned for them.
+        answers : sequence of str
+            The text of each.
+        prompts : sequence of str, optional
+            The question of each, with the placeholder of the image; by default the model's own prompt.
+        numbers : sequence of float, optional
+            Of each photo, of scale 1: the number head learns them beside the answers.
+        lm_learning_rate : float, optional
+            Of the LoRA, or of a language model that was unfrozen; by default ``learning_rate``, as the projector's.
+        schedule : callable, optional
+            From an optimizer step to its learning rate, in place of the options, such as `paper_learning_rate`.
+        after_step, evaluate, patience, higher_is_better, seed
+            As in :func:`weightsmith.core.training.fit`.
+        **options
+            Learning rate, epochs and more of :class:`weightsmith.core.training.FitOptions`. Defaults here: learning
+            rate 1e-3, weight decay 0.05, 8 epochs, 16 photos, a cosine with a warm-up of 10 %, gradients clipped to
+            norm 1.
+
+        Raises
+        ------
+        ModelError
+            If the counts differ, or an answer is empty or too long; all such rows are named.
+        NonFiniteError
+            If the loss becomes NaN or infinite.
+        PhotoError
+            If a photo cannot be read.
+        """
+        asked = [self.prompt] * len(answers) if prompts is None else list(prompts)
+        counts = {len(photos), len(answers), len(asked), len(answers if numbers is None else numbers)}
+        if len(counts) > 1:
+            raise ModelError(
+                "training rows", found=f"{len(photos)} photos, {len(answers)} answers", expected="as many of each"
+            )
+        if numbers is not None and self.number_head is None:
+            raise ModelError("numbers", found="no number head", do="Call add_number_head() first.")
+        weight = next(self.projector.parameters())
+        check_rows(self, 0, answers, asked)
+        tokens = photos if isinstance(photos, Tensor) else self.encode(photos)
+        prefix = self.visual_prefix(tokens[:1].to(weight.device)).shape[1]  # another width is said before training
+        check_rows(self, prefix, answers, asked)
+        return train(
+            self,
+            tokens,
+            answers,
+            prompts=asked,
+            numbers=numbers,
+            lm_learning_rate=lm_learning_rate,
+            schedule=schedule,
+            after_step=after_step,
+            evaluate=evaluate,
+            patience=patience,
+            higher_is_better=higher_is_better,
+            seed=seed,
+            **options,
+        )
 
     def inputs(
         self, images: Tensor, prompts: Sequence[str], answers: Sequence[str] | None = None
@@ -172,14 +387,14 @@ class VisionPrefixLM(nn.Module):
                     f"prompt {place}", found=f"{len(parts) - 1} times {PLACEHOLDER}", expected="once, as one image"
                 )
             bos = self.tokenizer.bos_token_id
-            before = ([] if bos is None else [bos]) + self._ids(parts[0])
+            before = ([] if bos is None else [bos]) + self.token_ids(parts[0])
             target: list[int] = []
             if answers is not None:
-                target = self._ids(answers[place])
+                target = self.token_ids(answers[place])
                 if not target:
                     raise ModelError(f"answer {place}", found="no token", expected="a text")
                 target.append(self.tokenizer.eos_token_id)
-            after = self._ids(parts[1])
+            after = self.token_ids(parts[1])
             row = torch.cat([self._embedded(before), prefix, self._embedded([*after, *target])])
             if len(row) > self.max_length:
                 raise ModelError(f"sequence {place}", found=f"{len(row)} tokens", expected=f"<= {self.max_length}")
@@ -195,13 +410,13 @@ class VisionPrefixLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, images: Tensor, prompts: Sequence[str], *, max_new_tokens: int = 512, **options: Any
+        self, images: Tensor, prompts: Sequence[str] | None = None, *, max_new_tokens: int = 512, **options: Any
     ) -> list[str]:
-        """Answers, greedy unless the options of ``transformers`` say otherwise."""
+        """Answers to images (B, C, H, W) or tokens (B, N, W), greedy unless the options of ``transformers`` differ."""
         training = self.training
         self.eval()
         try:
-            embeds, mask, _ = self.inputs(images, prompts)
+            embeds, mask, _ = self.inputs(images, prompts or [self.prompt] * len(images))
             eos = self.tokenizer.eos_token_id
             settings = {"do_sample": False, "pad_token_id": eos, "eos_token_id": eos, **options}
             found = self.lm.generate(
@@ -211,20 +426,52 @@ class VisionPrefixLM(nn.Module):
             self.train(training)
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in found]
 
-    def reader(self, prompt: str, preprocess: Callable[[Any], Tensor], **options: Any) -> Callable[[Any], str]:
-        """What `CalorieEstimator` takes as ``reader``: a photo, preprocessed to (C, H, W), to its list."""
-        return lambda photo: self.generate(preprocess(photo)[None], [prompt], **options)[0]
+    def read(self, photos: Sequence[PhotoSource], *, max_new_tokens: int = 128, **options: Any) -> list[str]:
+        """The lists of photos, a batch at a time; see `generate`."""
+        return self.write(self.encode(photos), max_new_tokens=max_new_tokens, **options)
+
+    def write(self, tokens: Tensor, *, max_new_tokens: int = 128, **options: Any) -> list[str]:
+        """The lists of any number of photos, of which `encode` made the tokens; a batch at a time, by `generate`."""
+        device = next(self.projector.parameters()).device
+        found: list[str] = []
+        for part in tokens.split(2 * BATCH):
+            found += self.generate(part.to(device), max_new_tokens=max_new_tokens, **options)
+        return found
+
+    def reader(
+        self,
+        prompt: str | None = None,
+        preprocess: Callable[[Any], Tensor] | None = None,
+        *,
+        max_new_tokens: int = 128,
+        **options: Any,
+    ) -> Callable[[Any], str]:
+        """What `CalorieEstimator` takes as ``reader``: from a photo to its list.
+
+        Parameters
+        ----------
+        prompt : str, optional
+            The question; by default that of the training.
+        preprocess : callable, optional
+            From a photo to an image (C, H, W); by default the model's own, which takes paths, bytes and images.
+        max_new_tokens : int, default: 128
+            Longest answer.
+        **options
+            Of ``generate`` of transformers.
+        """
+
+        def read(photo: Any) -> str:
+            images = self.encode([photo]) if preprocess is None else preprocess(photo)[None]
+            images = images.to(next(self.projector.parameters()).device)
+            return self.generate(images, [prompt or self.prompt], max_new_tokens=max_new_tokens, **options)[0]
+
+        return read
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter as PEFT does, and ``projector.safetensors``."""
-        from safetensors.torch import save_file
+        from weightsmith_kitchen.calories import vlm_folder
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if hasattr(self.lm, "peft_config"):
-            self.lm.save_pretrained(folder)
-        with atomic_output(folder / "projector.safetensors") as path:
-            save_file({name: value.contiguous() for name, value in self.projector.state_dict().items()}, path)
+        vlm_folder.save(self, folder)
 
     def load(self, folder: str | Path) -> VisionPrefixLM:
         """Read what `save` wrote into this model, whose LoRA has been added.
@@ -234,45 +481,95 @@ class VisionPrefixLM(nn.Module):
         ModelError
             If keys are missing, unexpected or of another shape; they are listed, and nothing is changed.
         """
-        from safetensors.torch import load_file
+        from weightsmith_kitchen.calories import vlm_folder
 
-        folder = Path(folder)
-        parts: list[tuple[str, dict[str, Tensor]]] = [("projector.safetensors", self.projector.state_dict())]
-        if hasattr(self.lm, "peft_config"):
-            from peft import get_peft_model_state_dict
-
-            parts.append(("adapter_model.safetensors", get_peft_model_state_dict(self.lm)))
-        elif (folder / "adapter_model.safetensors").exists():
-            raise ModelError(
-                f"{folder}", found="an adapter", expected="a model with LoRA", do="Call add_lora() before load()."
-            )
-        read = []
-        for name, own in parts:
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder / name}", found="no file", expected="what save() wrote")
-            stored = load_file(folder / name)
-            missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
-            shapes = [key for key in own.keys() & stored.keys() if own[key].shape != stored[key].shape]
-            if missing or unexpected or shapes:
-                raise ModelError(
-                    f"{folder / name}",
-                    found=f"missing: {missing}; unexpected: {unexpected}; other shapes: {sorted(shapes)}",
-                    expected="exactly the keys of this model",
-                    do="Add LoRA with the same rank and target modules.",
-                )
-            read.append((own, stored))
-        with torch.no_grad():
-            for own, stored in read:
-                for key, value in own.items():
-                    value.copy_(stored[key])
+        vlm_folder.load(self, folder)
         return self
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, files: dict[str, str] | None = None, overwrite: bool = False
+    ) -> None:
+        """Write a folder that :meth:`from_pretrained` opens: what was trained, ``config.json`` and a model card.
+
+        Parameters
+        ----------
+        folder : path-like
+            The folder to create, all or nothing.
+        files : mapping of str to str, optional
+            More small files: name to text.
+        overwrite : bool, default: False
+            Replace what is there.
+
+        Raises
+        ------
+        ModelError
+            If the language model itself was trained: it is no adapter.
+        CheckpointError
+            If the folder exists or cannot be written.
+        """
+        from weightsmith_kitchen.calories import vlm_folder
+
+        vlm_folder.save_pretrained(self, folder, files=files or {}, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        vision: nn.Module | None = None,
+        lm: nn.Module | None = None,
+        tokenizer: Any = None,
+    ) -> VisionPrefixLM:
+        """Open a folder that :meth:`save_pretrained` wrote.
+
+        Parameters
+        ----------
+        folder : path-like
+            The folder.
+        vision, lm, tokenizer : optional
+            The parts, for a model that was made of modules and not of names.
+
+        Raises
+        ------
+        ModelError
+            If the folder is something else, a part is missing, or weights do not fit.
+        """
+        from weightsmith_kitchen.calories import vlm_folder
+
+        return vlm_folder.from_pretrained(cls, folder, vision=vision, lm=lm, tokenizer=tokenizer)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
+
+    # What `fit` asks of a model before it checkpoints gradients.
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the language model can recompute activations in the backward pass."""
+        return bool(getattr(self._base, "supports_gradient_checkpointing", False))
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether it does."""
+        return bool(self._base.is_gradient_checkpointing)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Let the language model recompute activations."""
+        self._base.gradient_checkpointing_enable(**options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Let it keep them."""
+        self._base.gradient_checkpointing_disable()
+
+    @property
+    def _base(self) -> Any:
+        """The language model without the wrapper of PEFT."""
+        return self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
 
     @property
     def _embed(self) -> Any:
         return self.lm.get_input_embeddings()
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
 
     def _embedded(self, ids: Sequence[int]) -> Tensor:
         found: Tensor = self._embed(torch.tensor(ids, dtype=torch.long, device=self._embed.weight.device))

@@ -24,7 +24,7 @@ from weightsmith_kitchen.errors import PhotoError
 from weightsmith_kitchen.photos.boxes import Box, as_box
 from weightsmith_kitchen.photos.images import near_duplicates, open_photo, original_size, photo_hash
 
-__all__ = ["PARTS", "Example", "FoodFolder", "FoodPhotos", "grouped_split"]
+__all__ = ["PARTS", "Example", "FoodFolder", "FoodPhotos", "grouped_split", "join_duplicates"]
 
 PARTS = ("train", "validation", "test")
 PART_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -260,6 +260,11 @@ def grouped_split(
         for label, count in counts.items():
             given[label][choice] += count
     return [PARTS[place_of[group]] for group in groups]
+
+
+def join_duplicates(examples: Sequence[Example]) -> list[Example]:
+    """The examples, with those whose photos look the same in one group."""
+    return _joined(examples, _same(examples))
 
 
 def _folder_rows(folder: Path, boxes: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,200 @@
+"""How good written lists are: the foods, and the total against a constant and against a regression on the features."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightsmith_kitchen.calories.grammar import parse_list
+from weightsmith_kitchen.calories.retrieve import CalorieIndex
+from weightsmith_kitchen.errors import ModelError
+from weightsmith_kitchen.quantity import Quantity
+from weightsmith_kitchen.units import find_unit, grams
+
+__all__ = ["ListScores", "item_f1", "ridge", "score_lists", "totals"]
+
+STRENGTHS = np.logspace(-1, 6, 15)
+"""Penalties that are tried, for standardized features."""
+
+
+@dataclass(frozen=True)
+class ListScores:
+    """Written lists against true ones.
+
+    Attributes
+    ----------
+    photos : int
+        How many.
+    f1 : float
+        Of the ingredients' names, over all lists together.
+    unit : str
+        Of the errors: ``"kcal"`` with a table of calories, ``"g"`` without.
+    unreadable : int
+        Lists without a total; the constant counts for them.
+    error : float or None
+        Mean absolute error of the lists' totals; None where no true list has a total.
+    constant, regression : float or None
+        The error of the median of the training lists, and of a ridge regression on the mean visual token.
+    """
+
+    photos: int
+    f1: float
+    unit: str
+    unreadable: int
+    error: float | None
+    constant: float | None
+    regression: float | None
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether the totals of the lists are better than both cheap answers."""
+        return (
+            self.error is not None
+            and self.constant is not None
+            and self.regression is not None
+            and self.error < min(self.constant, self.regression)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes, as JSON has them."""
+        return {**asdict(self), "worth_it": self.worth_it}
+
+
+def item_f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+    """F1 of the ingredients' names over all lists together.
+
+    Examples
+    --------
+    >>> item_f1(["1 cup of rice, 1 egg of 50 g"], ["2 cups of rice"])  # precision 1/2, recall 1
+    0.6666666666666666
+    """
+    right = told = there = 0
+    for one, other in zip(said, wanted, strict=True):
+        a, b = (Counter(item.ingredient for item in parse_list(text) if item.ingredient) for text in (one, other))
+        right, told, there = right + (a & b).total(), told + a.total(), there + b.total()
+    return 2 * right / (told + there) if told + there else 0.0
+
+
+def totals(lists: Sequence[str], index: CalorieIndex | None = None) -> npt.NDArray[np.float64]:
+    """The total of each list: kcal with an index of calories, grams without. NaN where no item has any.
+
+    Examples
+    --------
+    >>> totals(["1 apple of 200 g, 1 pound of rice", "salt"]).round(1).tolist()
+    [653.6, nan]
+    """
+    found = []
+    for text in lists:
+        items = [item for item in parse_list(text) if item.error is None and item.amount is not None]
+        if index is not None:
+            values = [match.kcal for match in index.look_up(items) if match.known] if items else []
+        else:
+            values = [value for item in items if (value := _grams(item.amount, item.unit)) is not None]
+        found.append(sum(values) if values else float("nan"))
+    return np.array(found)
+
+
+def score_lists(
+    said: Sequence[str],
+    wanted: Sequence[str],
+    known: Sequence[str],
+    *,
+    index: CalorieIndex | None = None,
+    tokens: Float[Tensor, "photos N W"] | None = None,
+    known_tokens: Float[Tensor, "known N W"] | None = None,
+) -> ListScores:
+    """Score written lists.
+
+    Parameters
+    ----------
+    said, wanted : sequence of str
+        What was written about each photo, and what is true.
+    known : sequence of str
+        The lists that were trained on.
+    index : CalorieIndex, optional
+        Makes kcal of lists; grams are compared without.
+    tokens, known_tokens : Tensor, optional
+        Visual tokens of the photos and of the training photos, for the regression.
+
+    Raises
+    ------
+    ModelError
+        If the numbers of lists differ, or there are none.
+    """
+    if len(said) != len(wanted) or not said:
+        raise ModelError("lists", found=f"{len(said)} written, {len(wanted)} true", expected="as many, at least one")
+    unit = "g" if index is None else "kcal"
+    told, true, learned = (totals(lists, index) for lists in (said, wanted, known))
+    there, usable = ~np.isnan(true), ~np.isnan(learned)
+    f1, unreadable = item_f1(said, wanted), int(np.isnan(told[there]).sum())
+    if not there.any() or not usable.any():
+        return ListScores(len(said), f1, unit, unreadable, None, None, None)
+    constant = float(np.median(learned[usable]))
+    filled = np.where(np.isnan(told), constant, told)
+    regression = None
+    if tokens is not None and known_tokens is not None:
+        fitted = ridge(known_tokens[usable].float().mean(1), torch.from_numpy(learned[usable]).float())
+        regression = _error((tokens.float().mean(1) @ fitted[0] + fitted[1]).numpy()[there], true[there])
+    return ListScores(
+        len(said),
+        f1,
+        unit,
+        unreadable,
+        _error(filled[there], true[there]),
+        _error(np.full(int(there.sum()), constant), true[there]),
+        regression,
+    )
+
+
+def ridge(features: Float[Tensor, "photos W"], targets: Float[Tensor, " photos"]) -> tuple[Tensor, Tensor]:
+    """Ridge regression; the penalty has the least leave-one-out error.
+
+    With the singular value decomposition of the standardized features all penalties cost one factorization.
+
+    Returns
+    -------
+    weight : Tensor of shape (W,)
+        Of the raw features.
+    bias : Tensor
+        The offset.
+
+    Examples
+    --------
+    >>> x = torch.eye(4).repeat(3, 1)
+    >>> weight, bias = ridge(x, x @ torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    >>> (x[:4] @ weight + bias).round(decimals=1).tolist()
+    [1.0, 2.0, 3.0, 4.0]
+    """
+    x, y = features.double(), targets.double()
+    mean, spread = x.mean(0), x.std(0, correction=0).clamp(min=1e-4)
+    center = y.mean()
+    u, s, vt = torch.linalg.svd((x - mean) / spread, full_matrices=False)
+    projected = u.T @ (y - center)
+    best: tuple[float, Tensor] | None = None
+    for strength in STRENGTHS:
+        shrunk = s**2 / (s**2 + strength)
+        left = (y - center) - u @ (shrunk * projected)
+        lever = (u**2 @ shrunk + 1 / len(y)).clamp(max=1 - 1e-9)
+        error = float(((left / (1 - lever)) ** 2).mean())
+        if best is None or error < best[0]:
+            best = error, vt.T @ (s / (s**2 + strength) * projected)
+    assert best is not None
+    weight = best[1] / spread
+    return weight.to(features.dtype), (center - mean @ weight).to(features.dtype)
+
+
+def _grams(amount: Quantity | None, unit: str) -> float | None:
+    known = find_unit(unit) if unit else None
+    return None if amount is None or known is None or known.kind != "mass" else float(grams(amount, known).middle)
+
+
+def _error(said: npt.NDArray[Any], true: npt.NDArray[Any]) -> float:
+    return float(np.abs(said - true).mean())
