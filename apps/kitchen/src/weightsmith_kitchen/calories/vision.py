@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,16 @@ from weightsmith_kitchen.errors import ModelError
 from weightsmith_kitchen.photos.backbones import ALIASES, LITE0, open_backbone
 from weightsmith_kitchen.photos.preprocess import Preprocess
 
-__all__ = ["FeatureMap", "Vision", "group_tokens", "new_projector", "open_parts", "open_vision"]
+__all__ = [
+    "Checkpointing",
+    "FeatureMap",
+    "Vision",
+    "group_tokens",
+    "new_projector",
+    "open_parts",
+    "open_vision",
+    "with_lora",
+]
 
 
 class FeatureMap(nn.Module):
@@ -148,6 +158,64 @@ def new_projector(vision: Vision, lm: Any, group: int, generator: torch.Generato
         projector.weight.normal_(std=spread, generator=generator)
         projector.bias.zero_()
     return projector.to(words.device)
+
+
+def with_lora(lm: Any, *, r: int, alpha: float, dropout: float, target_modules: Sequence[str]) -> Any:
+    """The language model with LoRA of PEFT.
+
+    Raises
+    ------
+    ModelError
+        If it has LoRA already, or a target is no layer of it. The candidates are named.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if isinstance(lm, PeftModel):
+        raise ModelError("language model", found="a model with adapters", expected="one without")
+    names = {name.rpartition(".")[2] for name, _ in lm.named_modules()}
+    missing = [name for name in target_modules if name not in names]
+    if missing:
+        layers = {
+            name.rpartition(".")[2]
+            for name, module in lm.named_modules()
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        }
+        raise ModelError(
+            "target_modules", found=", ".join(missing), expected=f"layers of the model: {', '.join(sorted(layers))}"
+        )
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), task_type="CAUSAL_LM"
+    )
+    return get_peft_model(lm, config)
+
+
+class Checkpointing:
+    """What `fit` asks of a model before it recomputes activations, answered by its language model."""
+
+    lm: Any
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the language model can recompute activations in the backward pass."""
+        return bool(getattr(self._base, "supports_gradient_checkpointing", False))
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether it does."""
+        return bool(self._base.is_gradient_checkpointing)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Let the language model recompute activations."""
+        self._base.gradient_checkpointing_enable(**options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Let it keep them."""
+        self._base.gradient_checkpointing_disable()
+
+    @property
+    def _base(self) -> Any:
+        """The language model without the wrapper of PEFT."""
+        return self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
 
 
 def group_tokens(tokens: Float[Tensor, "B N W"], group: int) -> Float[Tensor, "B M F"]:

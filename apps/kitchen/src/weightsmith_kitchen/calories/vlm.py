@@ -18,10 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
-from weightsmith.core.models import device_of
+from weightsmith.core.models import device_of, evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.training import Fit, FitOptions
-from weightsmith_kitchen.calories.vision import group_tokens, new_projector, open_parts
+from weightsmith_kitchen.calories.vision import (
+    Checkpointing,
+    group_tokens,
+    new_projector,
+    open_parts,
+    with_lora,
+)
 from weightsmith_kitchen.calories.vlm_training import check_rows, train
 from weightsmith_kitchen.errors import ModelError
 from weightsmith_kitchen.photos.backbones import LITE0
@@ -38,7 +44,7 @@ BATCH = 32
 """Photos that the encoder reads at once."""
 
 
-class VisionPrefixLM(nn.Module):
+class VisionPrefixLM(Checkpointing, nn.Module):
     """Image and question to text.
 
     Parameters
@@ -168,29 +174,7 @@ class VisionPrefixLM(nn.Module):
         ModelError
             If it has LoRA already, or a target is no layer of the language model. The candidates are named.
         """
-        from peft import LoraConfig, PeftModel, get_peft_model
-
-        if isinstance(self.lm, PeftModel):
-            raise ModelError("language model", found="a model with adapters", expected="one without")
-        names = {name.rpartition(".")[2] for name, _ in self.lm.named_modules()}
-        missing = [name for name in target_modules if name not in names]
-        if missing:
-            layers = {
-                name.rpartition(".")[2]
-                for name, module in self.lm.named_modules()
-                if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-            }
-            raise ModelError(
-                "target_modules", found=", ".join(missing), expected=f"layers of the model: {', '.join(sorted(layers))}"
-            )
-        config = LoraConfig(
-            r=r,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=list(target_modules),
-            task_type="CAUSAL_LM",
-        )
-        self.lm = get_peft_model(self.lm, config)
+        self.lm = with_lora(self.lm, r=r, alpha=alpha, dropout=dropout, target_modules=target_modules)
         return self
 
     def add_number_head(self) -> VisionPrefixLM:
@@ -287,8 +271,9 @@ class VisionPrefixLM(nn.Module):
         """
         if self.number_head is None:
             raise ModelError("numbers", found="no number head", do="Call add_number_head() and train it.")
-        embeds, mask, _ = self.inputs(images, prompts or [self.prompt] * len(images))
-        states = self.lm(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        with evaluation_mode(self):
+            embeds, mask, _ = self.inputs(images, prompts or [self.prompt] * len(images))
+            states = self.lm(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
         found: Tensor = self.number_head(states[:, -1].to(self.number_head.weight.dtype)).squeeze(1)
         return found
 
@@ -302,9 +287,6 @@ class VisionPrefixLM(nn.Module):
         lm_learning_rate: float | None = None,
         schedule: Callable[[int], float] | None = None,
         after_step: Callable[[int, float], None] | None = None,
-        evaluate: Callable[[nn.Module], float] | None = None,
-        patience: int | None = None,
-        higher_is_better: bool = True,
         seed: int = 0,
         **options: Unpack[FitOptions],
     ) -> Fit:
@@ -327,7 +309,7 @@ class VisionPrefixLM(nn.Module):
             Of the LoRA, or of a language model that was unfrozen; by default ``learning_rate``, as the projector's.
         schedule : callable, optional
             From an optimizer step to its learning rate, in place of the options, such as `paper_learning_rate`.
-        after_step, evaluate, patience, higher_is_better, seed
+        after_step, seed
             As in :func:`weightsmith.core.training.fit`.
         **options
             Learning rate, epochs and more of :class:`weightsmith.core.training.FitOptions`. Defaults here: learning
@@ -365,9 +347,6 @@ class VisionPrefixLM(nn.Module):
             lm_learning_rate=lm_learning_rate,
             schedule=schedule,
             after_step=after_step,
-            evaluate=evaluate,
-            patience=patience,
-            higher_is_better=higher_is_better,
             seed=seed,
             **options,
         )
@@ -413,17 +392,13 @@ class VisionPrefixLM(nn.Module):
         self, images: Tensor, prompts: Sequence[str] | None = None, *, max_new_tokens: int = 512, **options: Any
     ) -> list[str]:
         """Answers to images (B, C, H, W) or tokens (B, N, W), greedy unless the options of ``transformers`` differ."""
-        training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             embeds, mask, _ = self.inputs(images, prompts or [self.prompt] * len(images))
             eos = self.tokenizer.eos_token_id
             settings = {"do_sample": False, "pad_token_id": eos, "eos_token_id": eos, **options}
             found = self.lm.generate(
                 inputs_embeds=embeds, attention_mask=mask, max_new_tokens=max_new_tokens, **settings
             )
-        finally:
-            self.train(training)
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in found]
 
     def read(self, photos: Sequence[PhotoSource], *, max_new_tokens: int = 128, **options: Any) -> list[str]:
@@ -541,31 +516,6 @@ class VisionPrefixLM(nn.Module):
     def token_ids(self, text: str) -> list[int]:
         """Tokens of a text, without special ones."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
-
-    # What `fit` asks of a model before it checkpoints gradients.
-
-    @property
-    def supports_gradient_checkpointing(self) -> bool:
-        """Whether the language model can recompute activations in the backward pass."""
-        return bool(getattr(self._base, "supports_gradient_checkpointing", False))
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether it does."""
-        return bool(self._base.is_gradient_checkpointing)
-
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Let the language model recompute activations."""
-        self._base.gradient_checkpointing_enable(**options)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Let it keep them."""
-        self._base.gradient_checkpointing_disable()
-
-    @property
-    def _base(self) -> Any:
-        """The language model without the wrapper of PEFT."""
-        return self.lm.get_base_model() if hasattr(self.lm, "peft_config") else self.lm
 
     @property
     def _embed(self) -> Any:
