@@ -18,6 +18,7 @@ from .photos.classifier import FoodClassifier as FoodClassifier
 from .photos.folder import Example as Example, FoodFolder as FoodFolder, FoodPhotos as FoodPhotos
 from .photos.images import PhotoNotice as PhotoNotice, open_photo as open_photo, photo_hash as photo_hash
 from .photos.inception import InceptionV1 as InceptionV1
+from .photos.mass import FoodSize as FoodSize, Mass as Mass, MassEstimator as MassEstimator, Reference as Reference
 from .photos.preprocess import Preprocess as Preprocess
 from .phrases.crf import LinearChainCRF as LinearChainCRF
 from .phrases.read import read_ingredient as read_ingredient, read_ingredients as read_ingredients

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith_kitchen.kit.kit import MealKit
 from weightsmith_kitchen.nutrition import NutritionTable, measures, price
+from weightsmith_kitchen.photos.images import name_of
+from weightsmith_kitchen.photos.mass import FoodSize, Mass, MassEstimator, Reference
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import Ingredient
 
@@ -48,8 +50,10 @@ def kit_of_photo(
     *,
     boxes: Sequence[Sequence[float]] | None = None,
     classifier: FoodClassifier | None = None,
+    masses: MassEstimator | None = None,
+    reference: Reference | None = None,
 ) -> PhotoKit:
-    """Recognize the foods of a photo and price one piece, or 100 g, of each.
+    """Recognize the foods of a photo and price one piece, or 100 g, of each; or its mass, if its size is known.
 
     Parameters
     ----------
@@ -61,26 +65,45 @@ def kit_of_photo(
         One per food, (xmin, ymin, xmax, ymax) in pixels of the upright photo. Without boxes one food is recognized.
     classifier : FoodClassifier, optional
         By default the one that ships.
+    masses : MassEstimator, optional
+        Learned on foods that were weighed, with the classifier's labels. It needs boxes and a reference; a food that
+        it did not learn is assumed as before.
+    reference : Reference, optional
+        An object of known size on the photo, such as a coin.
 
     Raises
     ------
     PhotoError
-        If the photo or a box cannot be used.
+        If the photo or a box cannot be used, or masses are asked for without boxes and a reference.
     """
     from weightsmith_kitchen.photos.loading import classifier_of
 
+    if masses is not None and (boxes is None or reference is None):
+        FoodSize.of_boxes(None if boxes is None else boxes[0], reference, name=name_of(photo))
     recognition = (classifier or classifier_of()).predict(photo, boxes)
-    items, notes = [], []
+    items, notes, assumed = [], [], False
     for number, region in enumerate(recognition.regions, 1):
         if region.answer is None:
             where = "" if region.box is None else f"box {number}: "
             notes.append(f"{where}not recognized: {region.reason}")
             continue
-        items.append(_assumed(region.answer.food, table))
-    if items:
+        if masses is not None and region.answer.label in masses.labels:
+            size = FoodSize.of_boxes(region.box, reference, name=recognition.photo)
+            items.append(_weighed(region.answer.food, masses.estimate(region.answer.label, size), table))
+        else:
+            assumed = True
+            items.append(_assumed(region.answer.food, table))
+    if assumed:
         notes.append("a photo tells the food, not the amount: correct the amounts")
     dish = recognition.answer.food if recognition.answer is not None and len(recognition.regions) == 1 else ""
     return PhotoKit(recognition, MealKit(tuple(items), dish=dish, notes=tuple(notes)))
+
+
+def _weighed(food: str, mass: Mass, table: NutritionTable) -> Ingredient:
+    priced = price(Ingredient(food, Quantity.of(round(mass.grams)), "gram", text=food), table)
+    said = f"{mass.grams:.0f} g by its size, from {mass.low:.0f} to {mass.high:.0f} g"
+    unusual = ("of an unusual size: weigh it",) if mass.unusual else ()
+    return replace(priced, notes=(said, *unusual, *priced.notes))
 
 
 def _assumed(food: str, table: NutritionTable) -> Ingredient:
