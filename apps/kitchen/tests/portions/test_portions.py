@@ -8,6 +8,7 @@ import torch
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith_kitchen.errors import ModelError, RecipeError
 from weightsmith_kitchen.portions import (
+    IngredientMLP,
     KitOutput,
     LabeledIngredient,
     LabeledRecipe,
@@ -15,6 +16,7 @@ from weightsmith_kitchen.portions import (
     PortionEstimator,
     RecipeTable,
     kit_loss,
+    total_errors,
     unit_weights,
 )
 from weightsmith_kitchen.portions.network import LOSSES, AttentionReduce
@@ -129,6 +131,42 @@ def test_what_cannot_be_read_is_refused(net):
         kit_loss(output([1.0]), target([1.0], [1]), parts={"calories": 1.0})
 
 
+def test_every_loss_reaches_an_encoder_of_the_network():
+    torch.manual_seed(0)
+    encoder = torch.nn.Conv2d(3, 12, 4, 4)
+    kinds = (
+        PortionCalorieNet(30, width=32, head_width=8, image_channels=12, image_encoder=encoder),
+        IngredientMLP(30, width=32, image_channels=12, image_encoder=encoder),
+    )
+    wanted = {
+        "kcal": torch.ones(2, 4),
+        "mask": LIST != 0,
+        "unit": torch.zeros(2, 4, dtype=torch.long),
+        "portion": torch.ones(2, 4),
+        "total": torch.ones(2),
+    }
+    for network in kinds:
+        for part in LOSSES:
+            encoder.zero_grad()
+            kit_loss(network(LIST, torch.randn(2, 3, 16, 16)), wanted, parts={part: 1.0}).backward()
+            assert encoder.weight.grad.abs().sum() > 0, part
+    with pytest.raises(HyperparameterError, match="image_channels"):
+        PortionCalorieNet(30, width=32, image_encoder=encoder)
+
+
+def test_an_ingredient_alone_does_not_know_the_others():
+    torch.manual_seed(0)
+    network = IngredientMLP(30, width=32, image_channels=12).eval()
+    both, other = network(LIST, IMAGE), network(torch.tensor([[3, 8, 0, 0], [5, 6, 0, 0]]), IMAGE)
+    for one, again in zip(both[:4], other[:4], strict=True):
+        torch.testing.assert_close(one[0, 0], again[0, 0])
+        torch.testing.assert_close(one[1, :2], again[1, :2])
+    torch.testing.assert_close(both.total, (both.kcal * (LIST != 0)).sum(1))
+    assert not torch.allclose(network(LIST, 2 * IMAGE).kcal, both.kcal)
+    with pytest.raises(ShapeError, match="image"):
+        network(LIST)
+
+
 @pytest.fixture(scope="module")
 def recipes():
     foods = {
@@ -167,6 +205,37 @@ def test_units_and_energies_are_learned_and_survive_a_folder(recipes, tmp_path):
     (tmp_path / "kit" / "config.json").write_text('{"model_type": "other"}')
     with pytest.raises(ModelError, match="other"):
         PortionEstimator.from_pretrained(tmp_path / "kit")
+
+
+def test_portions_are_read_from_photos(tmp_path):
+    """The only thing that tells one egg from three is the photo."""
+    amounts = torch.randint(1, 4, (80,), generator=torch.Generator().manual_seed(0))
+    recipes = [LabeledRecipe((LabeledIngredient("egg", "count", n, 70.0 * n),)) for n in amounts.tolist()]
+    photos = amounts[:, None, None, None].float().expand(-1, 3, 8, 8) - 2
+    torch.manual_seed(0)
+    encoder = torch.nn.Conv2d(3, 4, 4, 4)
+    options = {"width": 16, "heads": 2, "head_width": 8, "image_channels": 4, "dropout": 0.0}
+    estimator = PortionEstimator(RecipeTable.learn(recipes), image_encoder=encoder, **options)
+    estimator.fit(recipes, list(photos), epochs=40, learning_rate=5e-3, batch_size=16)
+    few, many = (estimator.estimate(["egg"], torch.full((3, 8, 8), value)) for value in (-1.0, 1.0))
+    assert few[0][0].portion == pytest.approx(1, abs=0.3)
+    assert many[0][0].portion == pytest.approx(3, abs=0.3)
+    assert many[1] == pytest.approx(210, abs=25)
+    estimator.save_pretrained(tmp_path / "kit")
+    again = PortionEstimator.from_pretrained(tmp_path / "kit", image_encoder=torch.nn.Conv2d(3, 4, 4, 4))
+    assert again.estimate(["egg"], torch.ones(3, 8, 8)) == many
+    with pytest.raises(RecipeError, match="photos: found 1, expected 80"):
+        estimator.fit(recipes, list(photos[:1]))
+
+
+def test_percentages_of_errors():
+    found = total_errors([150, 300], [100, 400])
+    assert found == pytest.approx((75.0, 0.3, 0.375, 0.375))
+    assert total_errors([0, 0, 0], [1, 2, 3]).median_relative == 1
+    with pytest.raises(RecipeError, match="true energies"):
+        total_errors([1.0], [0.0])
+    with pytest.raises(RecipeError, match="predicted energies"):
+        total_errors([1.0], [1.0, 2.0])
 
 
 def test_an_unknown_ingredient_names_the_nearest(recipes):

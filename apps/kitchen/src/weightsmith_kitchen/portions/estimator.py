@@ -11,13 +11,20 @@ from typing import Any, Unpack
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightsmith.core.io import atomic_output, read_json
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import Fit, FitOptions, fit
 from weightsmith_kitchen.errors import ModelError
-from weightsmith_kitchen.portions.network import LOSSES, KitOutput, PortionCalorieNet, kit_loss, unit_weights
+from weightsmith_kitchen.portions.network import (
+    LOSSES,
+    KitOutput,
+    PortionCalorieNet,
+    begin_at_means,
+    kit_loss,
+    unit_weights,
+)
 from weightsmith_kitchen.portions.recipes import LabeledRecipe, RecipeTable
 
 __all__ = ["PortionEstimate", "PortionEstimator"]
@@ -58,8 +65,11 @@ class PortionEstimator:
     ----------
     table : RecipeTable
         From `RecipeTable.learn`.
+    image_encoder : nn.Module, optional
+        From photos (B, 3, side, side) to a map of features with ``image_channels`` channels. Without it there are no
+        photos.
     **options
-        Of `PortionCalorieNet`: width, layers, heads, head_width, dropout.
+        Of `PortionCalorieNet`: width, layers, heads, head_width, dropout, image_channels.
 
     Examples
     --------
@@ -72,13 +82,16 @@ class PortionEstimator:
     ['count', 'cup']
     """
 
-    def __init__(self, table: RecipeTable, **options: Any) -> None:
+    def __init__(self, table: RecipeTable, *, image_encoder: nn.Module | None = None, **options: Any) -> None:
         self.table, self.options = table, options
-        self.network = PortionCalorieNet(len(table.ingredients), len(table.units), **options)
+        self.network: nn.Module = PortionCalorieNet(
+            len(table.ingredients), len(table.units), image_encoder=image_encoder, **options
+        )
 
     def fit(
         self,
         recipes: Sequence[LabeledRecipe],
+        photos: Sequence[Tensor] | None = None,
         *,
         parts: Mapping[str, float] = LOSSES,
         seed: int = 0,
@@ -90,6 +103,8 @@ class PortionEstimator:
         ----------
         recipes : sequence of LabeledRecipe
             To train on.
+        photos : sequence of Tensor, optional
+            One (3, side, side) per recipe, for a network with an encoder of images.
         parts : mapping of str to float
             Weights of the parts of the loss, see `kit_loss`.
         seed : int, default: 0
@@ -97,50 +112,43 @@ class PortionEstimator:
         **options
             As in `weightsmith.core.training.fit`; by default 60 epochs of Adam at 1e-4 in batches of 64.
         """
-        samples = self.table.samples(recipes)
-        self._begin_at_means(samples)
+        samples = self.table.samples(recipes, photos)
+        begin_at_means(self.network, samples)
         weights = unit_weights(self.table.unit_counts)
 
         def loss(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
             device = batch["total"].device
-            output = network(batch["ingredients"], mask=batch["mask"])
+            output = network(batch["ingredients"], batch.get("image"), mask=batch["mask"])
             return kit_loss(output, batch, weights=weights.to(device), parts=parts)
 
         chosen: FitOptions = {"epochs": 60, "learning_rate": 1e-4, "batch_size": 64, **options}
         return fit(self.network, samples, loss=loss, seed=seed, **chosen)
 
     @torch.no_grad()
-    def _begin_at_means(self, samples: Sequence[Mapping[str, Tensor]]) -> None:
-        """Set the output biases to the means of what is to be learned, which saves the first epochs of drift."""
-        stacked = {
-            name: torch.stack([sample[name] for sample in samples]) for name in ("kcal", "mask", "portion", "total")
-        }
-        mean = (stacked["kcal"] * stacked["mask"]).sum() / stacked["mask"].sum()
-        self.network.calorie_out.bias.fill_(mean)
-        self.network.align_out.bias.fill_(mean)
-        self.network.portion_out.bias.fill_(stacked["portion"].nanmean().nan_to_num())
-        self.network.total_out.bias.fill_(stacked["total"].mean())
-
-    @torch.no_grad()
-    def outputs(self, recipes: Sequence[LabeledRecipe], batch_size: int = 256) -> KitOutput:
+    def outputs(
+        self, recipes: Sequence[LabeledRecipe], photos: Sequence[Tensor] | None = None, batch_size: int = 256
+    ) -> KitOutput:
         """What the network says of recipes, in its own scale; recipes without a known ingredient are left out."""
-        samples = self.table.samples(recipes)
+        samples = self.table.samples(recipes, photos)
         found = []
         with evaluation_mode(self.network):
             for start in range(0, len(samples), batch_size):
                 part = samples[start : start + batch_size]
-                numbers, mask = (torch.stack([sample[name] for sample in part]) for name in ("ingredients", "mask"))
-                found.append(self.network(numbers, mask=mask))
+                names = ("ingredients", "mask") if photos is None else ("ingredients", "mask", "image")
+                batch = {name: torch.stack([sample[name] for sample in part]) for name in names}
+                found.append(self.network(batch["ingredients"], batch.get("image"), mask=batch["mask"]))
         return KitOutput(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @torch.no_grad()
-    def estimate(self, names: Sequence[str]) -> tuple[list[PortionEstimate], float]:
+    def estimate(self, names: Sequence[str], photo: Tensor | None = None) -> tuple[list[PortionEstimate], float]:
         """Estimate a list of ingredients.
 
         Parameters
         ----------
         names : sequence of str
             Ingredients of the vocabulary.
+        photo : Tensor of shape (3, side, side), optional
+            For a network with an encoder of images.
 
         Returns
         -------
@@ -153,7 +161,7 @@ class PortionEstimator:
             If a name is not in the vocabulary.
         """
         with evaluation_mode(self.network):
-            output = self.network(self.table.encode(names))
+            output = self.network(self.table.encode(names), None if photo is None else photo[None])
         scale = self.table.kcal_scale
         made = []
         for place, name in enumerate(names):
@@ -179,8 +187,10 @@ class PortionEstimator:
             (scratch / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> PortionEstimator:
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, image_encoder: nn.Module | None = None
+    ) -> PortionEstimator:
+        """Read what `save_pretrained` wrote; an encoder of images is passed again, its weights are read.
 
         Raises
         ------
@@ -190,7 +200,7 @@ class PortionEstimator:
         config = read_json(Path(folder) / CONFIG)
         if config.get("model_type") != "portion-calorie-net":
             raise ModelError(f"{folder}", found=str(config.get("model_type")), expected="portion-calorie-net")
-        made = cls(RecipeTable.from_dict(config["table"]), **config["options"])
+        made = cls(RecipeTable.from_dict(config["table"]), image_encoder=image_encoder, **config["options"])
         try:
             made.network.load_state_dict(load_file(Path(folder) / WEIGHTS))
         except (RuntimeError, OSError) as error:

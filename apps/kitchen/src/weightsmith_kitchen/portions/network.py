@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
 
-__all__ = ["LOSSES", "KitOutput", "PortionCalorieNet", "kit_loss", "unit_weights"]
+__all__ = ["LOSSES", "KitOutput", "PortionCalorieNet", "begin_at_means", "kit_loss", "unit_weights"]
 
 LOSSES = {"calorie": 1.0, "unit": 1.0, "portion": 1.0, "align": 0.1, "total": 1.0}
 """Weights of the parts of the loss, as in the paper."""
@@ -56,11 +56,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(inner, width)
 
     def forward(
-        self, x: Float[Tensor, "B N E"], source: Float[Tensor, "B P E"], mask: Bool[Tensor, "B P"] | None = None
+        self,
+        x: Float[Tensor, "B N E"],
+        source: Float[Tensor, "B P E"],
+        mask: Bool[Tensor, "B P"] | Bool[Tensor, "B N P"] | None = None,
     ) -> Float[Tensor, "B N E"]:
-        """Attend from ``x`` to ``source``, to what the mask names only."""
+        """Attend from ``x`` to ``source``, to what the mask names only; a mask may differ from slot to slot."""
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
-        seen = None if mask is None else mask[:, None, None, :]
+        seen = None if mask is None else mask[:, None] if mask.ndim == 3 else mask[:, None, None]
         found = functional.scaled_dot_product_attention(
             split(self.query(x)), split(self.key(source)), split(self.value(source)), attn_mask=seen
         )
@@ -148,13 +151,15 @@ class PortionCalorieNet(nn.Module):
         Of each decoder, as in the paper. Without layers, each ingredient is estimated alone (the paper's NNupc).
     image_channels : int, optional
         Channels of the map of image features. Without it there is no image: the decoders see one learned vector.
+    image_encoder : nn.Module, optional
+        From photos (B, 3, side, side) to that map (B, C, H, W), trained with the rest; by default the map is given.
     dropout : float, default: 0.1
         In the decoders.
 
     Raises
     ------
     HyperparameterError
-        If ``width`` is odd, or a size is below 1.
+        If ``width`` is odd, a size is below 1, or ``image_encoder`` comes without ``image_channels``.
 
     Examples
     --------
@@ -174,9 +179,13 @@ class PortionCalorieNet(nn.Module):
         heads: int = 8,
         head_width: int = 64,
         image_channels: int | None = None,
+        image_encoder: nn.Module | None = None,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        if image_encoder is not None and image_channels is None:
+            raise HyperparameterError("image_channels", found=None, expected="the channels that image_encoder returns")
+        self.image_encoder = image_encoder
         sizes = {"ingredients": ingredients, "units": units, "heads": heads, "head_width": head_width}
         for name, size in sizes.items():
             if size < 1:
@@ -206,8 +215,13 @@ class PortionCalorieNet(nn.Module):
         image: Float[Tensor, "B C H W"] | None = None,
         mask: Bool[Tensor, "B N"] | None = None,
     ) -> KitOutput:
-        """Estimate; slots with ingredient 0 are padding unless a mask says otherwise."""
+        """Estimate; slots with ingredient 0 are padding unless a mask says otherwise.
+
+        ``image`` is a map of features, or photos (B, 3, side, side) where the network has an encoder of its own.
+        """
         mask = ingredients != 0 if mask is None else mask
+        if self.image_encoder is not None and image is not None:
+            image = self.image_encoder(image)
         if not mask.any(1).all():
             raise ShapeError("a recipe of the batch", found="no ingredient", expected="at least one")
         embedded = self.embedding(ingredients)
@@ -231,6 +245,27 @@ class PortionCalorieNet(nn.Module):
             self.align_out(align).squeeze(-1),
             self.total_out(reduced).squeeze(-1),
         )
+
+
+@torch.no_grad()
+def begin_at_means(network: nn.Module, samples: Sequence[Mapping[str, Tensor]]) -> None:
+    """Set the output biases to the means of what is to be learned, which saves the first epochs of drift.
+
+    Parameters
+    ----------
+    network : nn.Module
+        With the linear layers ``calorie_out``, ``align_out`` and ``portion_out``, and ``total_out`` if the total has a
+        layer of its own.
+    samples : sequence of mapping of str to Tensor
+        From `RecipeTable.samples`: ``kcal``, ``mask``, ``portion``, ``total``.
+    """
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in ("kcal", "mask", "portion", "total")}
+    mean = (stacked["kcal"] * stacked["mask"]).sum() / stacked["mask"].sum()
+    portion = stacked["portion"].nanmean().nan_to_num()
+    means = {"calorie_out": mean, "align_out": mean, "portion_out": portion, "total_out": stacked["total"].mean()}
+    for name, value in means.items():
+        if hasattr(network, name):
+            network.get_parameter(f"{name}.bias").fill_(value)
 
 
 def unit_weights(counts: Sequence[int]) -> Float[Tensor, "U"]:

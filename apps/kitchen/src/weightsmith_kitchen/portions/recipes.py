@@ -143,11 +143,23 @@ class RecipeTable:
             raise RecipeError("recipe", found="no ingredient", expected="at least one")
         return torch.tensor([[self.number(name) for name in names]])
 
-    def samples(self, recipes: Sequence[LabeledRecipe]) -> list[dict[str, Tensor]]:
-        """One sample per recipe, padded to ``slots``, in the network's scale. Unknown ingredients are left out."""
+    def samples(
+        self, recipes: Sequence[LabeledRecipe], photos: Sequence[Tensor] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """One sample per recipe, padded to ``slots``, in the network's scale. Unknown ingredients are left out.
+
+        With photos, one per recipe, each sample has its own as ``image``.
+
+        Raises
+        ------
+        RecipeError
+            If there are not as many photos as recipes.
+        """
+        if photos is not None and len(photos) != len(recipes):
+            raise RecipeError("photos", found=len(photos), expected=f"{len(recipes)}, one per recipe")
         known = {name: number for number, name in enumerate(self.ingredients, 1)}
         made = []
-        for recipe in recipes:
+        for number, recipe in enumerate(recipes):
             items = [item for item in recipe.ingredients if item.name in known]
             items = sorted(items, key=lambda item: -item.kcal)[: self.slots]
             if not items:
@@ -166,6 +178,7 @@ class RecipeTable:
                     "portion": torch.tensor(portions + [math.nan] * pad),
                     "kcal": torch.tensor([item.kcal / self.kcal_scale for item in items] + [0.0] * pad),
                     "total": torch.tensor(recipe.kcal / self.kcal_scale),
+                    **({} if photos is None else {"image": photos[number]}),
                 }
             )
         return made
