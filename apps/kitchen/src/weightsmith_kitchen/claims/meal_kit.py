@@ -1,8 +1,9 @@
-"""Meal kit: are units, portions and energies of ingredients learned, and does composing them beat a direct total?
+"""Meal kit: are units, portions, energies and masses learned, and does composing them beat a direct total?
 
-Recipes of the Indian Nutrient Databank without photos (in the user's data), the list of ingredients given. All networks
-have the same trunk, data and budget. The direct ones learn the total only, raw or as a logarithm; the control for units
-takes each ingredient's most frequent unit, which needs no network.
+Units and energy: recipes of the Indian Nutrient Databank without photos (in the user's data), the list of ingredients
+given. All networks have the same data and budget, and all with attention the same trunk. The direct ones learn the
+total only, raw or as a logarithm; the control for units takes each ingredient's most frequent unit, which needs no
+network. Mass: photos of weighed foods, see `_mass`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed, user_data
-from weightsmith.core.errors import CalibrationError
 from weightsmith.core.training import fit
 from weightsmith_kitchen.claims._indb import Databank, load
-from weightsmith_kitchen.portions import LabeledRecipe, PortionEstimator, RecipeTable
+from weightsmith_kitchen.claims._mass import MASS, mass
+from weightsmith_kitchen.claims._shared import Roles, arms_of, sums_of_means
+from weightsmith_kitchen.portions import IngredientMLP, LabeledRecipe, PortionEstimator, RecipeTable
 from weightsmith_kitchen.portions.network import LOSSES
 
-__all__ = ["ENERGY", "UNITS", "run"]
+__all__ = ["ENERGY", "MASS", "UNITS", "run"]
 
 # Narrower than the paper's 1024, for 750 recipes; 16 slots instead of 10, since these recipes have up to 32.
 SHAPE: dict[str, Any] = {"width": 64, "layers": 2, "heads": 8, "head_width": 8}
@@ -63,44 +66,58 @@ ENERGY = Claim(
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12)) -> list[ClaimResult]:
-    """Train the arms on three quarters of the recipes, test on the rest, for each seed.
+    """Run the experiments whose data are there; that on plates needs none.
 
-    Raises
-    ------
-    CalibrationError
-        If the user's data are not there.
+    Parameters
+    ----------
+    scale : str, default: "cpu"
+        Both scales run the same experiments.
+    seeds : sequence of int
+        Of the splits, folds, plates and training.
     """
-    folder = user_data("apps", "the claim of meal-kit on recipes of the Indian Nutrient Databank")
-    if folder is None:
-        raise CalibrationError(
-            "the claim of meal-kit needs recipes", do="Set WEIGHTSMITH_DATA to the folder of the data."
-        )
+    results = []
+    if (
+        folder := user_data("apps/indb", "the claim of meal-kit on recipes of the Indian Nutrient Databank")
+    ) is not None:
+        results += recipes(folder.parent, scale, seeds)
+    if (folder := user_data("apps/ecustfd", "the claim of meal-kit on photos of weighed foods")) is not None:
+        results.append(mass(folder, scale, seeds))
+    return results
+
+
+UNIT_ROLES: Roles = {"Tupc": "method", "most frequent unit of the ingredient": "control"}
+ENERGY_ROLES: Roles = {"Tupc": "method", "Tupc, true units given": "method", "total alone, as logarithm": "control"}
+
+
+def recipes(folder: Path, scale: str, seeds: Sequence[int]) -> list[ClaimResult]:
+    """Units and energies: train on three quarters of the recipes, test on the rest, for each seed."""
     start = time.perf_counter()
     bank = load(folder)
     values = each_seed(lambda seed: experiment(bank, seed), seeds, "portions of recipes")
     seconds = time.perf_counter() - start
 
-    def arm(name: str, role: Any, key: str) -> Arm:
-        return Arm(name, role, values[key])
+    def named(names: Mapping[str, str], roles: Roles) -> list[Arm]:
+        return arms_of({name: values[key] for name, key in names.items()}, roles)
 
-    units = [
-        arm("Tupc", "method", "unit accuracy"),
-        arm("most frequent unit", "baseline", "majority"),
-        arm("most frequent unit of the ingredient", "control", "majority of ingredient"),
-    ]
-    energy = [
-        arm("Tupc", "method", "Tupc"),
-        arm("Tupc, true units given", "method", "oracle"),
-        arm("Tcalories (energies, no units)", "baseline", "Tcalories"),
-        arm("NNupc (no attention)", "baseline", "NNupc"),
-        arm("Tcalorie (total alone)", "baseline", "Tcalorie"),
-        arm("total alone, as logarithm", "control", "log"),
-        arm("Pimean (mean of each ingredient)", "baseline", "Pimean"),
-        arm("constant median", "baseline", "median"),
-    ]
+    units = {
+        "Tupc": "unit accuracy",
+        "most frequent unit": "majority",
+        "most frequent unit of the ingredient": "majority of ingredient",
+    }
+    energy = {
+        "Tupc": "Tupc",
+        "Tupc, true units given": "oracle",
+        "Tcalories (energies, no units)": "Tcalories",
+        "NNupc (each ingredient alone)": "NNupc",
+        "NNcalories (each ingredient alone, no units)": "NNcalories",
+        "Tcalorie (total alone)": "Tcalorie",
+        "total alone, as logarithm": "log",
+        "Pimean (mean of each ingredient)": "Pimean",
+        "constant median": "median",
+    }
     return [
         ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds)
-        for claim, arms in ((UNITS, units), (ENERGY, energy))
+        for claim, arms in ((UNITS, named(units, UNIT_ROLES)), (ENERGY, named(energy, ENERGY_ROLES)))
     ]
 
 
@@ -118,22 +135,28 @@ def experiment(bank: Databank, seed: int) -> dict[str, float]:
     def error(totals: torch.Tensor) -> float:
         return math.log(float((totals.clamp_min(0) - wanted).abs().mean()))
 
-    def trained(recipes: Sequence[LabeledRecipe], parts: Mapping[str, float], **shape: Any) -> PortionEstimator:
+    def trained(recipes: Sequence[LabeledRecipe], parts: Mapping[str, float], alone: bool = False) -> PortionEstimator:
         torch.manual_seed(seed)
-        estimator = PortionEstimator(RecipeTable.learn(recipes, slots=SLOTS), **{**SHAPE, **shape})
+        estimator = PortionEstimator(RecipeTable.learn(recipes, slots=SLOTS), **SHAPE)
+        if alone:
+            learned = estimator.table
+            mlp = IngredientMLP(len(learned.ingredients), len(learned.units), width=SHAPE["width"])
+            estimator.network = mlp
         estimator.fit(
             recipes, parts=parts, seed=seed, epochs=EPOCHS, learning_rate=RATE, batch_size=BATCH, scheduler="cosine"
         )
         return estimator
 
-    arms: dict[str, tuple[Mapping[str, float], dict[str, Any]]] = {
-        "Tupc": (LOSSES, {}),
-        "Tcalories": ({"calorie": 1.0, "total": 1.0}, {}),
-        "NNupc": (LOSSES, {"layers": 0}),
-        "Tcalorie": ({"total": 1.0}, {}),
+    calories = {"calorie": 1.0, "total": 1.0}
+    arms: dict[str, tuple[Mapping[str, float], bool]] = {
+        "Tupc": (LOSSES, False),
+        "Tcalories": (calories, False),
+        "NNupc": (LOSSES, True),
+        "NNcalories": (calories, True),
+        "Tcalorie": ({"total": 1.0}, False),
     }
-    for name, (parts, shape) in arms.items():
-        estimator = trained(train, parts, **shape)
+    for name, (parts, alone) in arms.items():
+        estimator = trained(train, parts, alone)
         output = estimator.outputs(test)
         found[name] = error(output.total * estimator.table.kcal_scale)
         if name == "Tupc":
@@ -147,7 +170,7 @@ def experiment(bank: Databank, seed: int) -> dict[str, float]:
     # An ingredient that was never seen with this unit is taken with its most frequent one.
     found["oracle"] = error(oracle.outputs(_with_units(test, oracle.table)).total * oracle.table.kcal_scale)
     found["log"] = error(_log_direct(train, test, table, seed))
-    found["Pimean"] = error(torch.tensor(_pimean(train, test)))
+    found["Pimean"] = error(torch.tensor(sums_of_means(train, test)))
     found["median"] = error(torch.full_like(wanted, statistics.median(recipe.kcal for recipe in train)))
     return found
 
@@ -160,7 +183,9 @@ def _log_direct(
     estimator = PortionEstimator(table, **SHAPE)
     samples = [{**sample, "total": (sample["total"] * table.kcal_scale).log()} for sample in table.samples(train)]
     with torch.no_grad():
-        estimator.network.total_out.bias.fill_(float(torch.stack([sample["total"] for sample in samples]).mean()))
+        estimator.network.get_parameter("total_out.bias").fill_(
+            float(torch.stack([sample["total"] for sample in samples]).mean())
+        )
 
     def loss(network: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return (network(batch["ingredients"], mask=batch["mask"]).total - batch["total"]).square().mean()
@@ -168,16 +193,6 @@ def _log_direct(
     options: dict[str, Any] = {"epochs": EPOCHS, "learning_rate": RATE, "batch_size": BATCH, "scheduler": "cosine"}
     fit(estimator.network, samples, loss=loss, seed=seed, **options)
     return estimator.outputs(test).total.exp()
-
-
-def _pimean(train: Sequence[LabeledRecipe], test: Sequence[LabeledRecipe]) -> list[float]:
-    """Sum of the mean energies of the ingredients; an unknown one counts 0."""
-    energies: dict[str, list[float]] = {}
-    for recipe in train:
-        for item in recipe.ingredients:
-            energies.setdefault(item.name, []).append(item.kcal)
-    mean = {name: statistics.fmean(found) for name, found in energies.items()}
-    return [sum(mean.get(item.name, 0.0) for item in recipe.ingredients) for recipe in test]
 
 
 def _majorities(

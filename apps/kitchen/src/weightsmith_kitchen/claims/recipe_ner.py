@@ -10,14 +10,14 @@ random.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed, user_data
-from weightsmith.core.errors import CalibrationError
+from weightsmith.claims.harness import Claim, ClaimResult, Ordering, each_seed
+from weightsmith_kitchen.claims._shared import Role, arms_of, needed_data
 from weightsmith_kitchen.phrases.corpus import MajorityTagger, read_tagged
 from weightsmith_kitchen.phrases.sampling import cluster_sample, penn_tags, pos_vectors, spherical_k_means
 from weightsmith_kitchen.phrases.spans import span_score
@@ -92,21 +92,13 @@ def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 20))) -> list
     CalibrationError
         If the environment variable for user data names no folder with the phrases.
     """
-    folder = user_data("apps/recipe-ner", "Recipe-NER on the authors' phrases")
-    if folder is None:
-        raise CalibrationError(
-            "the phrases of the paper are not there", do="Set WEIGHTSMITH_DATA to a folder with apps/recipe-ner."
-        )
+    folder = needed_data("apps/recipe-ner", "Recipe-NER on the authors' phrases")
     results = []
     start = time.perf_counter()
     train, test = read_tagged(folder / "ar_train.tsv"), read_tagged(folder / "ar_test.tsv")
     pools = {"AR": (train[0] + test[0], train[1] + test[1]), "GK": read_tagged(folder / "gk_train.tsv")}
     values = each_seed(lambda seed: matrix(pools, seed), seeds, "matrix")
-    roles = {LEAST: "method", LEAST_MAJORITY: "baseline", BOTH: "method", BEST: "control"}
-    arms = [
-        Arm(name, roles.get(name, "method" if name.startswith("CRF") else "baseline"), found)  # type: ignore[arg-type]
-        for name, found in values.items()
-    ]
+    arms = arms_of(values, _methods(values, "CRF") | {BEST: "control"})
     seconds = time.perf_counter() - start
     results.append(
         ClaimResult.judge(MATRIX, arms, scale=scale, seeds=seeds, seconds=seconds, notes=[fixed_split(folder), TRIED])
@@ -115,10 +107,14 @@ def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 20))) -> list
     vectors = pos_vectors(penn_tags(pools["GK"][0]))
     draws = [100 + DRAWS * seed + draw for seed in seeds for draw in range(DRAWS)]
     values = each_seed(lambda seed: sampling(pools["GK"], vectors, seed), draws, "sampling")
-    arms = [Arm(name, "method" if name.startswith("clusters") else "baseline", found) for name, found in values.items()]
+    arms = arms_of(values, _methods(values, "clusters"))
     seconds = time.perf_counter() - start
     results.append(ClaimResult.judge(SAMPLING, arms, scale=scale, seeds=draws, seconds=seconds))
     return results
+
+
+def _methods(names: Iterable[str], start: str) -> dict[str, Role]:
+    return {name: "method" for name in names if name.startswith(start)}
 
 
 def _part(phrases: Phrases, rows: Sequence[int]) -> Phrases:
