@@ -191,11 +191,11 @@ def test_a_kit_has_the_masses_of_its_foods(tmp_path):
     expected = learned.estimate(made.recognition.answer.label, FoodSize(60.0, 60.0))
     assert item.unit == "gram"
     assert float(item.quantity.low) == round(expected.grams)
-    assert any(f"from {expected.low:.0f} to {expected.high:.0f} g" in note for note in item.notes)
+    assert any(f"from {expected.low:.0f} to {expected.high:.0f} g" in note for note in item.unread)
     with pytest.raises(PhotoError, match=r"lunch\.png: found no reference object"):
         kit_of_photo(photo, table, boxes=[box], classifier=classifier, masses=learned)
     assumed = kit_of_photo(photo, table, boxes=[box], classifier=classifier)
-    assert "assumed" in assumed.kit.ingredients[0].notes[0]
+    assert "assumed" in assumed.kit.ingredients[0].unread[0]
 
 
 DATA = Path(os.environ.get("WEIGHTSMITH_DATA", "")) / "apps" / "ecustfd"

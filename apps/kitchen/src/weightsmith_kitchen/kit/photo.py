@@ -100,10 +100,10 @@ def kit_of_photo(
 
 
 def _weighed(food: str, mass: Mass, table: NutritionTable) -> Ingredient:
-    priced = price(Ingredient(food, Quantity.of(round(mass.grams)), "gram", text=food), table)
     said = f"{mass.grams:.0f} g by its size, from {mass.low:.0f} to {mass.high:.0f} g"
     unusual = ("of an unusual size: weigh it",) if mass.unusual else ()
-    return replace(priced, notes=(said, *unusual, *priced.notes))
+    amount = Quantity.of(round(mass.grams))
+    return price(Ingredient(food, amount, "gram", text=food, unread=(said, *unusual)), table)
 
 
 def _assumed(food: str, table: NutritionTable) -> Ingredient:
