@@ -303,7 +303,7 @@ class _Run:
         with TemporaryFolder() as folder:
             waiting = ShardFolder(Path(folder))
             stream.write(chosen.head.encode())
-            self.work(Path(folder), put)
+            self.work(Path(folder), put=put)
             stream.write(chosen.tail.encode())
             stream.flush()
 
@@ -340,12 +340,9 @@ class _Run:
                 with _writing(place):
                     shards.begin(manifest, chain([first], listing))
 
-            def save(done: Done) -> None:
-                with _writing(place):
-                    shards.save(done)
-
             try:
-                self.work(folder, save)
+                with _writing(place):
+                    self.work(folder, keep=True)
             except BaseException:
                 if not shards.numbers():
                     shards.clear()
@@ -358,13 +355,16 @@ class _Run:
                 write_file(record, json.dumps(self.record(manifest), indent=2) + "\n")
                 put_in_place(made, place, scratch)
 
-    def work(self, folder: Path, put: Callable[[Done], None]) -> None:
-        """Tag all shards that were not kept, and hand each over in the order in which they finish."""
+    def work(self, folder: Path, *, keep: bool = False, put: Callable[[Done], None] = lambda done: None) -> None:
+        """Tag all shards that were not kept, and hand each over in the order in which they finish.
+
+        With ``keep`` each is in the folder then, without its text.
+        """
         pickled = folder / "tagger.pickle"
         holder: Tagger | PickledTagger = self.tagger
         if self.jobs != 1 or self.backend != "processes":
             holder = PickledTagger.write(self.tagger, pickled)
-        function = partial(tag_shard, holder, self.settings)
+        function = partial(tag_shard, holder, self.settings, folder if keep else None)
         try:
             results = stream_jobs(function, self.to_do(), workers=self.jobs, backend=self.backend)
             for _ in track(self.ticks(results, put), "tagging notes", self.reader.expected):

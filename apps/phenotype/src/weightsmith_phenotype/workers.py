@@ -16,7 +16,7 @@ from weightsmith_phenotype.document import Document, Mention
 from weightsmith_phenotype.errors import CorpusError, TaggerError
 from weightsmith_phenotype.formats import FORMATS, CorpusNotice, OffsetUnit, WriteOptions
 from weightsmith_phenotype.ontology import Ontology
-from weightsmith_phenotype.shards import Done, Shard
+from weightsmith_phenotype.shards import Done, Shard, ShardFolder
 
 __all__ = ["OutputSettings", "PickledTagger", "Tagger", "stamp", "tag_shard"]
 
@@ -91,8 +91,11 @@ class PickledTagger:
 _loaded: dict[str, Any] = {}
 
 
-def tag_shard(holder: Tagger | PickledTagger, settings: OutputSettings, shard: Shard) -> Done:
-    """Tag the documents of a shard and write them as text; a document that fails does not stop the rest."""
+def tag_shard(holder: Tagger | PickledTagger, settings: OutputSettings, folder: Path | None, shard: Shard) -> Done:
+    """Tag the documents of a shard and write them as text; a document that fails does not stop the rest.
+
+    With a folder the text is kept in it and not handed back: so it need not pass from process to process.
+    """
     tagger = holder.load() if isinstance(holder, PickledTagger) else holder
     chosen = FORMATS[settings.format]
     options = WriteOptions(tagger.ontology, settings.created, settings.include_negated, settings.offset_unit)
@@ -120,4 +123,7 @@ def tag_shard(holder: Tagger | PickledTagger, settings: OutputSettings, shard: S
                 done.left_out += sum(not mention.asserted for mention in document.mentions)
     done.body = b"".join(bodies)
     done.notices = [str(item.message) for item in caught]
+    if folder is not None:
+        ShardFolder(folder).save(done)
+        done.body = b""
     return done
