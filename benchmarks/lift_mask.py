@@ -15,13 +15,8 @@ from torch import Tensor
 
 from weightsmith.adapt import LIFTAdamW, lift_groups
 from weightsmith.core.data import token_ids, token_windows
-from weightsmith.core.linalg import (
-    largest_k,
-    project,
-    randomized_singular_basis,
-    refine_singular_basis,
-    singular_basis,
-)
+from weightsmith.core.linalg import project, randomized_singular_basis, refine_singular_basis, singular_basis
+from weightsmith.core.selection import largest_k
 from weightsmith.embedded import load, text
 
 RANK, DENSITY, STEPS, WINDOW = 64, 0.05, 199, 48

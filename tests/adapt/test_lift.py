@@ -18,7 +18,8 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.linalg import largest_k, project, singular_basis
+from weightsmith.core.linalg import project, singular_basis
+from weightsmith.core.selection import largest_k
 from weightsmith.core.training import default_loss, fit
 
 I = torch.arange(48, dtype=torch.float64)  # noqa: E741

@@ -1,39 +1,15 @@
-import math
-
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
 from weightsmith.core.linalg import (
     inverse_cholesky,
     is_finite,
-    kth_largest,
-    largest_k,
-    lowest_k_mask,
-    lowest_n_of_m_mask,
     project,
     randomized_singular_basis,
     refine_singular_basis,
     singular_basis,
 )
-
-
-@settings(max_examples=60, deadline=None)
-@given(rows=st.integers(0, 5), columns=st.integers(1, 40), values=st.integers(1, 6), data=st.data())
-def test_lowest_k_is_a_stable_sort(rows, columns, values, data):
-    k = data.draw(st.integers(0, columns))
-    score = torch.randint(values, (rows, columns), generator=torch.Generator().manual_seed(columns)).float()
-    expected = torch.zeros(rows, columns, dtype=torch.bool)
-    expected.scatter_(1, score.sort(dim=1, stable=True).indices[:, :k], True)
-    assert torch.equal(lowest_k_mask(score, k), expected)
-
-
-def test_n_of_m():
-    mask = lowest_n_of_m_mask(torch.rand(6, 16), 1, 4)
-    assert bool((mask.reshape(6, 4, 4).sum(2) == 1).all())
-    with pytest.raises(ShapeError, match="found 10, expected a multiple of 4"):
-        lowest_n_of_m_mask(torch.rand(2, 10), 2, 4)
 
 
 def test_inverse_cholesky():
@@ -62,34 +38,6 @@ def with_spectrum(rows, columns, singular_values, seed=0):
 def best_approximation(matrix, rank):
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     return (left[:, :rank] * values[:rank]) @ right[:rank]
-
-
-@settings(max_examples=60, deadline=None)
-@given(size=st.integers(1, 400), values=st.integers(1, 6), seed=st.integers(0, 100), data=st.data())
-def test_largest_k_is_a_stable_sort_of_magnitudes(size, values, seed, data):
-    k = data.draw(st.integers(0, size))
-    x = torch.randint(-values, values + 1, (size,), generator=torch.Generator().manual_seed(seed)).float()
-    expected = x.abs().sort(descending=True, stable=True).indices[:k].sort().values
-    assert torch.equal(largest_k(x, k), expected)
-
-
-@pytest.mark.parametrize("make", [torch.randn, torch.rand, lambda *shape: torch.randn(*shape).round(decimals=1)])
-@pytest.mark.parametrize("share", [1e-5, 0.05, 0.5, 0.999])
-def test_largest_k_of_many_values(make, share):
-    torch.manual_seed(0)
-    x = make(300, 400)
-    k = max(1, int(share * x.numel()))
-    expected = x.abs().flatten().sort(descending=True, stable=True).indices[:k].sort().values
-    assert torch.equal(largest_k(x, k), expected)
-
-
-def test_largest_k_where_the_sample_misleads():
-    x = torch.zeros(200_000)
-    x[torch.arange(0, 200_000, (200_000 // (1 << 14)) | 1)] = 1.0  # just the values that are sampled
-    k = int(x.sum()) + 10
-    assert torch.equal(largest_k(x, k), x.sort(descending=True, stable=True).indices[:k].sort().values)
-    with pytest.raises(HyperparameterError, match="k: found 4, expected 0 to 3"):
-        largest_k(torch.ones(3), 4)
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (40, 40)])
@@ -172,28 +120,3 @@ def test_is_finite(dtype, bad):
     assert is_finite(values[:0])
     values[4, 5] = bad
     assert not is_finite(values)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(
-        st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 1.0000001, 2.5, 3e38]), max_size=9), min_size=1, max_size=5
-    ),
-    st.data(),
-)
-def test_streaming_threshold_equals_sorting(parts, data):
-    tensors = [torch.tensor(part, dtype=torch.float32) for part in parts]
-    every = torch.cat(tensors).sort(descending=True).values
-    k = data.draw(st.integers(0, len(every)))
-    ((bound, equal),) = kth_largest(lambda: [[tensor] for tensor in tensors], lambda _: k)
-    if k == 0:
-        assert (bound, equal) == (math.inf, 0)
-    else:
-        assert bound == every[k - 1].item()
-        assert equal == int((every[:k] == bound).sum())
-
-
-def test_threshold_of_many_scores_in_pieces():
-    scores = torch.rand(5_000_001, generator=torch.Generator().manual_seed(0))
-    ((bound, _),) = kth_largest(lambda: [[scores[:3_000_000]], [scores[3_000_000:]]], lambda _: 1_234_567)
-    assert bound == scores.kthvalue(len(scores) - 1_234_567 + 1).values.item()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from weightsmith.adapt import LIFTAdamW, lift_groups
 from weightsmith.claims.byte_lm import BATCH, byte_text, nll, pretrained, windows
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
-from weightsmith.core.linalg import largest_k, project, singular_basis
+from weightsmith.core.linalg import project, singular_basis
+from weightsmith.core.selection import largest_k
 from weightsmith.core.training import fit
 
 __all__ = ["FORGETTING", "TARGET", "TOY", "Selection", "finetune_toy", "pretrain_toy", "run", "toy_optimizers"]

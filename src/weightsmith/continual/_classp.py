@@ -28,6 +28,7 @@ from weightsmith.core.errors import CheckpointError, HyperparameterError, NonFin
 from weightsmith.core.io import CheckpointReader, check_output, load_tagged, save_tagged
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.results import Result, record
+from weightsmith.core.selection import kth_smallest
 from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, training_method
 
 __all__ = ["CLASSP", "classp"]
@@ -413,7 +414,7 @@ def _prepare(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
 
 def _quantile(values: Tensor, share: float) -> Tensor:
     """The value that a share of all does not exceed."""
-    return values.flatten().kthvalue(max(1, math.ceil(share * values.numel()))).values
+    return kth_smallest(values.reshape(1, -1), max(1, math.ceil(share * values.numel())))[0]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

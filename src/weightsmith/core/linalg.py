@@ -1,14 +1,14 @@
-"""The numerics several methods share: stable top-k, N:M masks, columns replaced with error feedback, low-rank bases.
+"""The linear algebra several methods share: columns replaced with error feedback, low-rank bases.
 
 Legend: ``O`` outputs, ``I`` inputs, ``B`` a block of columns, ``S`` and ``L`` the short and the long side, ``R`` rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
@@ -18,10 +18,6 @@ __all__ = [
     "inner_product",
     "inverse_cholesky",
     "is_finite",
-    "kth_largest",
-    "largest_k",
-    "lowest_k_mask",
-    "lowest_n_of_m_mask",
     "project",
     "randomized_singular_basis",
     "refine_singular_basis",
@@ -35,13 +31,6 @@ COLUMN_BLOCK = 128
 
 PIECE = 1 << 16
 """Elements that :func:`inner_product` multiplies at a time."""
-
-SAMPLE = 1 << 14
-"""Values that :func:`largest_k` uses to estimate its threshold."""
-
-HALF = 1 << 16
-HISTOGRAM_PIECE = 1 << 22
-"""Values that :func:`kth_largest` counts at a time."""
 
 SQUARED_PRECISION = 1e-4
 """Below this share of the largest eigenvalue a Gram matrix in float32 does not resolve its eigenvectors."""
@@ -68,47 +57,6 @@ def inner_product(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"]) -> f
     """
     pieces = zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True)
     return sum(float(torch.dot(upcast(x), upcast(y).to(upcast(x)))) for x, y in pieces)
-
-
-def lowest_k_mask(score_OI: Float[Tensor, "out in"], k: int) -> Bool[Tensor, "out in"]:
-    """Mark the ``k`` lowest scores of every row; of equal scores the first ones, as a stable sort would.
-
-    Examples
-    --------
-    >>> lowest_k_mask(torch.tensor([[3.0, 1.0, 1.0, 1.0]]), 2)
-    tensor([[False,  True,  True, False]])
-    """
-    if k <= 0 or score_OI.numel() == 0:
-        return torch.zeros_like(score_OI, dtype=torch.bool)
-    bound_O1 = score_OI.kthvalue(k, dim=1, keepdim=True).values
-    mask_OI = score_OI <= bound_O1
-    surplus_O = mask_OI.sum(1) - k
-    if bool((surplus_O > 0).any()):
-        tied = surplus_O > 0
-        score, bound = score_OI[tied], bound_O1[tied]
-        below, equal = score < bound, score == bound
-        room = k - below.sum(1, keepdim=True)
-        mask_OI[tied] = below | (equal & (equal.cumsum(1) <= room))
-    return mask_OI
-
-
-def lowest_n_of_m_mask(score_OI: Float[Tensor, "out in"], n: int, m: int) -> Bool[Tensor, "out in"]:
-    """Mark the ``n`` lowest scores in each run of ``m`` consecutive columns; of equal scores the first ones.
-
-    Raises
-    ------
-    ShapeError
-        If the number of columns is not a multiple of ``m``.
-
-    Examples
-    --------
-    >>> lowest_n_of_m_mask(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), 2, 4)
-    tensor([[False,  True,  True, False]])
-    """
-    rows, columns = score_OI.shape
-    if columns % m:
-        raise ShapeError(f"columns for a {n}:{m} pattern", found=columns, expected=f"a multiple of {m}")
-    return lowest_k_mask(score_OI.reshape(-1, m), n).reshape(rows, columns)
 
 
 def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> Float[Tensor, "in in"]:
@@ -212,121 +160,6 @@ def is_finite(values: Shaped[Tensor, "..."]) -> bool:
     (True, False)
     """
     return not values.numel() or bool(torch.stack(values.aminmax()).isfinite().all())
-
-
-def largest_k(values: Shaped[Tensor, "..."], k: int) -> Int[Tensor, "k"]:
-    """Flat indices of the ``k`` values of largest magnitude, ascending; of equal magnitudes the first ones.
-
-    Exact, and several times faster than ``torch.topk`` over all values: a threshold estimated from a sample leaves few
-    candidates to sort.
-
-    Parameters
-    ----------
-    values : Tensor
-        Any shape, finite.
-    k : int
-        0 to ``values.numel()``.
-
-    Returns
-    -------
-    Tensor of shape (k,)
-        Row-major indices, int64, exactly ``k`` of them.
-
-    Raises
-    ------
-    HyperparameterError
-        If ``k`` is out of range.
-
-    Examples
-    --------
-    >>> largest_k(torch.tensor([[1.0, -3.0], [2.0, -2.0]]), 2)
-    tensor([1, 2])
-    """
-    size = values.numel()
-    if not 0 <= k <= size:
-        raise HyperparameterError("k", found=k, expected=f"0 to {size}")
-    if k in (0, size):
-        return torch.arange(k, device=values.device)
-    magnitude = values.abs().flatten()
-    candidates = _candidates(magnitude, k)
-    of_candidates = magnitude[candidates]
-    bound = of_candidates.topk(k, sorted=False).values.min()
-    kept = of_candidates >= bound
-    if int(kept.sum()) > k:
-        above, equal = of_candidates > bound, of_candidates == bound
-        kept = above | (equal & (equal.cumsum(0) <= k - above.sum()))
-    return candidates[kept]
-
-
-def kth_largest(
-    parts: Callable[[], Iterable[Sequence[Float[Tensor, "..."]]]], k: Callable[[int], int]
-) -> list[tuple[float, int]]:
-    """Find the ``k``-th largest of many numbers that are read in parts, exactly and without sorting.
-
-    Two passes over the bit patterns, which for numbers >= 0 are in the order of the numbers: counts of the upper 16
-    bits find the bin, counts of the lower 16 bits in it the number. Memory is 1 MB beside the parts.
-
-    Parameters
-    ----------
-    parts : callable
-        ``parts()`` iterates over the parts of one or several streams of numbers, float32 and >= 0; it is called twice.
-    k : callable
-        From the length of a stream to ``k``, 0 to that length.
-
-    Returns
-    -------
-    list of tuple
-        Per stream the ``k``-th largest number, infinity for ``k = 0``, and how many numbers equal to it are among the
-        ``k`` largest.
-
-    Raises
-    ------
-    HyperparameterError
-        If ``k`` is out of range.
-
-    Examples
-    --------
-    >>> kth_largest(lambda: [[torch.tensor([3.0, 1.0])], [torch.tensor([2.0, 2.0, 2.0])]], lambda size: 3)
-    [(2.0, 2)]
-    """
-    upper = _histograms(parts, lambda bits, _: bits >> 16)
-    sizes = [int(counts.sum()) for counts in upper]
-    places = [k(size) for size in sizes]
-    for place, size in zip(places, sizes, strict=True):
-        if not 0 <= place <= size:
-            raise HyperparameterError("k", found=place, expected=f"0 to {size}")
-    tops = [_bin_of(counts, place) for counts, place in zip(upper, places, strict=True)]
-    lower = _histograms(parts, lambda bits, n: bits[bits >> 16 == tops[n][0]] & (HALF - 1))
-    found = []
-    for (top, left), counts in zip(tops, lower, strict=True):
-        if not left:
-            found.append((float("inf"), 0))
-            continue
-        bottom, equal = _bin_of(counts, left)
-        bits = torch.tensor(HALF * top + bottom, dtype=torch.int32)
-        found.append((bits.view(torch.float32).item(), equal))
-    return found
-
-
-def _histograms(
-    parts: Callable[[], Iterable[Sequence[Tensor]]], digits: Callable[[Tensor, int], Tensor]
-) -> list[Int[Tensor, "bins"]]:
-    total: list[Tensor] = []
-    for streams in parts():
-        counts = []
-        for n, stream in enumerate(streams):
-            pieces = stream.detach().flatten().split(HISTOGRAM_PIECE)
-            each = [digits(piece.view(torch.int32), n).bincount(minlength=HALF) for piece in pieces]
-            counts.append(torch.stack(each).sum(0).cpu())
-        total = [a + b for a, b in zip(total, counts, strict=True)] if total else counts
-    return total
-
-
-def _bin_of(counts: Int[Tensor, "bins"], k: int) -> tuple[int, int]:
-    """The bin of the ``k``-th largest, and its place among those of the bin."""
-    above = counts.flip(0).cumsum(0)
-    place = min(int((above < k).sum()), len(above) - 1)
-    return len(above) - 1 - place, k - (int(above[place - 1]) if place else 0)
 
 
 def singular_basis(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tensor, "short rank"]:
@@ -488,16 +321,6 @@ def project(matrix_OI: Float[Tensor, "out in"], basis_SR: Float[Tensor, "short r
     if matrix_OI.shape[0] > matrix_OI.shape[1]:
         return (matrix_OI.to(basis_SR) @ basis_SR) @ basis_SR.T
     return basis_SR @ (basis_SR.T @ matrix_OI.to(basis_SR))
-
-
-def _candidates(magnitude: Float[Tensor, "size"], k: int) -> Int[Tensor, "candidates"]:
-    """Indices of at least the ``k`` largest, in order, and usually few more."""
-    stride = (len(magnitude) // SAMPLE) | 1  # odd: seldom in step with the rows of a matrix
-    sample = magnitude[::stride]
-    share = k / len(magnitude) * len(sample)
-    keep = min(int(share + 4 * share**0.5) + 1, len(sample))
-    candidates = (magnitude >= sample.topk(keep, sorted=False).values.min()).nonzero().squeeze(1)
-    return candidates if len(candidates) >= k else torch.arange(len(magnitude), device=magnitude.device)
 
 
 def _short_side_first(matrix_OI: Float[Tensor, "out in"], rank: int) -> Float[Tensor, "short long"]:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.io import ChunkMap, Chunks, StateDict, TensorMap
-from weightsmith.core.linalg import kth_largest, upcast
+from weightsmith.core.linalg import upcast
 from weightsmith.core.results import Result
+from weightsmith.core.selection import kth_largest
 from weightsmith.merge._shared.arithmetic import check_density, check_finite, weight_table
 from weightsmith.merge._shared.merging import merge_checkpoints, merge_state_dicts
 

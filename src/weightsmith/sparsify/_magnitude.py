@@ -59,7 +59,7 @@ def magnitude(
         raise HyperparameterError("group='layer' needs an unstructured sparsity", found=repr(sparsity))
 
     def prune(layer: Layer) -> dict[str, float]:
-        score_OI = layer.weight_OI.float().abs()
+        score_OI = layer.weight_OI.abs().float()
         if group == "layer":
             return remove(layer, pattern.mask(score_OI.reshape(1, -1)).reshape(score_OI.shape))
         return remove(layer, pattern.mask(score_OI))

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from weightsmith.core.linalg import largest_k, project, randomized_singular_basis, singular_basis
+from weightsmith.core.linalg import project, randomized_singular_basis, singular_basis
+from weightsmith.core.selection import largest_k
 
 __all__ = ["principal_mask"]
 

@@ -22,14 +22,8 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import SparseDelta
-from weightsmith.core.linalg import (
-    is_finite,
-    largest_k,
-    project,
-    randomized_singular_basis,
-    refine_singular_basis,
-    singular_basis,
-)
+from weightsmith.core.linalg import is_finite, project, randomized_singular_basis, refine_singular_basis, singular_basis
+from weightsmith.core.selection import largest_k
 
 __all__ = ["LIFTAdamW"]
 

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.linalg import is_finite
 
 __all__ = [
     "Layer",
@@ -302,7 +303,7 @@ def own_weights(
     found = find_layers(model, include, exclude)
     writable(found)
     for layer in found:
-        if not bool(layer.weight.isfinite().all()):
+        if not is_finite(layer.weight):
             raise NonFiniteError(f"{layer.name!r} holds NaN or infinity")
         if layer.aliases or id(layer.weight) in embeddings:
             tied.append(layer.name)
@@ -319,7 +320,7 @@ def check_weight(layer: Layer) -> None:
     NonFiniteError
         If it does.
     """
-    if not bool(layer.weight_OI.isfinite().all()):
+    if not is_finite(layer.weight_OI):
         raise NonFiniteError(f"the weight of layer {layer.name!r} holds NaN or infinity", do="Repair the checkpoint.")
 
 

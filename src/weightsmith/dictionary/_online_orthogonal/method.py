@@ -42,7 +42,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
-from weightsmith.core.linalg import is_finite, lowest_k_mask
+from weightsmith.core.linalg import is_finite
+from weightsmith.core.selection import lowest_k_mask
 from weightsmith.core.statistics import broadcast_first
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
 from weightsmith.dictionary._shared.checks import choice, integer, moderate, number

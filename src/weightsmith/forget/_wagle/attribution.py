@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.linalg import is_finite, kth_largest
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.progress import track
+from weightsmith.core.selection import kth_largest
 from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.core.training import gradients_restored, sample_losses
 from weightsmith.forget._shared.mask import WeightMask

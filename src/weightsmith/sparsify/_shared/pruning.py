@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.core.linalg import lowest_k_mask, lowest_n_of_m_mask
 from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
 from weightsmith.core.results import Result
+from weightsmith.core.selection import lowest_k_mask, lowest_n_of_m_mask, zero_
 from weightsmith.core.statistics import InputStatistics, output_error
 
 __all__ = [
@@ -107,7 +107,7 @@ class Pattern:
 
 def wanda_score(weight_OI: Float[Tensor, "out in"], statistics: InputStatistics) -> Float[Tensor, "out in"]:
     """Return Wanda's score in float32: weight magnitude times input norm."""
-    return weight_OI.float().abs() * statistics.square_sum_I.sqrt()
+    return weight_OI.abs().float().mul_(statistics.square_sum_I.sqrt())
 
 
 def prune_layers(
@@ -159,7 +159,7 @@ def remove(
     if statistics is not None:
         old_OI = layer.weight_OI.float()
         measures = output_error(old_OI, old_OI.masked_fill(~pruned_OI, 0), statistics)
-    layer.weight_OI.masked_fill_(pruned_OI, 0)
+    zero_(layer.weight_OI, pruned_OI)
     return zeros(layer) | measures
 
 

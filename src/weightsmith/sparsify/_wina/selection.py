@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from weightsmith.core.linalg import lowest_k_mask
+from weightsmith.core.selection import lowest_k_mask
 
 __all__ = ["column_norms", "dropped", "kept_count", "prefix_mask", "threshold_limits", "topk_limits"]
 

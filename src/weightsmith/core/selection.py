@@ -1,0 +1,266 @@
+"""Which of many values are smallest or largest, exactly and in order of equal ones: masks per row, N:M, top-k, streams.
+
+Legend: ``O`` rows, ``I`` columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from weightsmith.core.errors import HyperparameterError, ShapeError
+
+__all__ = ["kth_largest", "kth_smallest", "largest_k", "lowest_k_mask", "lowest_n_of_m_mask", "zero_"]
+
+SAMPLE = 1 << 14
+"""Values that :func:`largest_k` uses to estimate its threshold."""
+
+HALF = 1 << 16
+HISTOGRAM_PIECE = 1 << 22
+"""Values that :func:`kth_largest` counts at a time."""
+
+
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+COMPARED = 16
+"""Longest run of an N:M pattern whose values are compared in pairs."""
+PARTITIONED = 1 << 20
+"""Values that :func:`kth_smallest` copies at a time and thread."""
+
+
+def lowest_k_mask(score_OI: Float[Tensor, "out in"], k: int) -> Bool[Tensor, "out in"]:
+    """Mark the ``k`` lowest scores of every row; of equal scores the first ones, as a stable sort would.
+
+    Examples
+    --------
+    >>> lowest_k_mask(torch.tensor([[3.0, 1.0, 1.0, 1.0]]), 2)
+    tensor([[False,  True,  True, False]])
+    """
+    if k <= 0 or score_OI.numel() == 0:
+        return torch.zeros_like(score_OI, dtype=torch.bool)
+    bound_O1 = kth_smallest(score_OI, k)[:, None]
+    mask_OI = score_OI <= bound_O1
+    surplus_O = _row_counts(mask_OI) - k
+    if bool((surplus_O > 0).any()):
+        # Of the scores that equal their row's bound the last ones are taken out again.
+        equal = _places(score_OI == bound_O1)
+        row = equal // score_OI.shape[1]
+        ends_O = row.bincount(minlength=len(score_OI)).cumsum(0)
+        after = ends_O[row] - 1 - torch.arange(len(row), device=row.device)
+        mask_OI.view(-1)[equal[after < surplus_O[row]]] = False
+    return mask_OI
+
+
+def _row_counts(mask_OI: Bool[Tensor, "out in"]) -> Int[Tensor, "out"]:
+    if mask_OI.device.type != "cpu":
+        return mask_OI.count_nonzero(dim=1)
+    return torch.from_numpy(np.count_nonzero(mask_OI.numpy(), axis=1))
+
+
+def _places(mask: Bool[Tensor, "..."]) -> Int[Tensor, "places"]:
+    """Flat indices of what is marked."""
+    if mask.device.type != "cpu":
+        return mask.flatten().nonzero().squeeze(1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def lowest_n_of_m_mask(score_OI: Float[Tensor, "out in"], n: int, m: int) -> Bool[Tensor, "out in"]:
+    """Mark the ``n`` lowest scores in each run of ``m`` consecutive columns; of equal scores the first ones.
+
+    Raises
+    ------
+    ShapeError
+        If the number of columns is not a multiple of ``m``.
+
+    Examples
+    --------
+    >>> lowest_n_of_m_mask(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), 2, 4)
+    tensor([[False,  True,  True, False]])
+    """
+    rows, columns = score_OI.shape
+    if columns % m:
+        raise ShapeError(f"columns for a {n}:{m} pattern", found=columns, expected=f"a multiple of {m}")
+    if m > COMPARED:
+        return lowest_k_mask(score_OI.reshape(-1, m), n).reshape(rows, columns)
+    runs = score_OI.reshape(-1, m).T.contiguous()
+    rank = torch.zeros_like(runs, dtype=torch.int8)
+    for first in range(m):
+        for second in range(first + 1, m):
+            in_order = runs[first] <= runs[second]
+            rank[second] += in_order
+            rank[first] += ~in_order
+    return (rank < n).T.reshape(rows, columns)
+
+
+def kth_smallest(score_OI: Float[Tensor, "out in"], k: int) -> Float[Tensor, "out"]:
+    """The ``k``-th smallest value of every row, for ``k`` from 1 to the number of columns.
+
+    On a CPU numpy partitions the rows with its vector instructions, which takes a tenth of the time of
+    ``torch.kthvalue``.
+
+    Examples
+    --------
+    >>> kth_smallest(torch.tensor([[3.0, 1.0, 2.0]]), 2)
+    tensor([2.])
+    """
+    if score_OI.device.type != "cpu" or score_OI.dtype not in (torch.float32, torch.float64):
+        return score_OI.kthvalue(k, dim=1).values
+    scores = score_OI.detach().numpy()
+    found = np.empty(len(scores), scores.dtype)
+    step = max(1, PARTITIONED // max(scores.shape[1], 1))
+
+    def partition(start: int) -> None:
+        rows = slice(start, start + step)
+        found[rows] = np.partition(scores[rows], k - 1, axis=1)[:, k - 1]
+
+    starts = range(0, len(scores), step)
+    if len(starts) > 1 and torch.get_num_threads() > 1:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # numpy lets other threads run meanwhile
+            list(threads.map(partition, starts))
+    else:
+        for start in starts:
+            partition(start)
+    return torch.from_numpy(found)
+
+
+def zero_(values: Shaped[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Set the marked floating-point values to zero in place.
+
+    Their bits are multiplied as whole numbers, which on a CPU takes a third of the time of ``masked_fill_``.
+
+    Examples
+    --------
+    >>> zero_(torch.tensor([1.0, -2.0, 3.0]), torch.tensor([False, True, False]))
+    tensor([1., 0., 3.])
+    """
+    values.view(BITS[values.element_size()]).mul_(~mask)
+    return values
+
+
+def largest_k(values: Shaped[Tensor, "..."], k: int) -> Int[Tensor, "k"]:
+    """Flat indices of the ``k`` values of largest magnitude, ascending; of equal magnitudes the first ones.
+
+    Exact, and several times faster than ``torch.topk`` over all values: a threshold estimated from a sample leaves few
+    candidates to sort.
+
+    Parameters
+    ----------
+    values : Tensor
+        Any shape, finite.
+    k : int
+        0 to ``values.numel()``.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        Row-major indices, int64, exactly ``k`` of them.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``k`` is out of range.
+
+    Examples
+    --------
+    >>> largest_k(torch.tensor([[1.0, -3.0], [2.0, -2.0]]), 2)
+    tensor([1, 2])
+    """
+    size = values.numel()
+    if not 0 <= k <= size:
+        raise HyperparameterError("k", found=k, expected=f"0 to {size}")
+    if k in (0, size):
+        return torch.arange(k, device=values.device)
+    magnitude = values.abs().flatten()
+    candidates = _candidates(magnitude, k)
+    of_candidates = magnitude[candidates]
+    bound = kth_smallest(of_candidates[None], len(of_candidates) - k + 1)
+    kept = of_candidates >= bound
+    if int(kept.sum()) > k:
+        above, equal = of_candidates > bound, of_candidates == bound
+        kept = above | (equal & (equal.cumsum(0) <= k - above.sum()))
+    return candidates[kept]
+
+
+def kth_largest(
+    parts: Callable[[], Iterable[Sequence[Float[Tensor, "..."]]]], k: Callable[[int], int]
+) -> list[tuple[float, int]]:
+    """Find the ``k``-th largest of many numbers that are read in parts, exactly and without sorting.
+
+    Two passes over the bit patterns, which for numbers >= 0 are in the order of the numbers: counts of the upper 16
+    bits find the bin, counts of the lower 16 bits in it the number. Memory is 1 MB beside the parts.
+
+    Parameters
+    ----------
+    parts : callable
+        ``parts()`` iterates over the parts of one or several streams of numbers, float32 and >= 0; it is called twice.
+    k : callable
+        From the length of a stream to ``k``, 0 to that length.
+
+    Returns
+    -------
+    list of tuple
+        Per stream the ``k``-th largest number, infinity for ``k = 0``, and how many numbers equal to it are among the
+        ``k`` largest.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``k`` is out of range.
+
+    Examples
+    --------
+    >>> kth_largest(lambda: [[torch.tensor([3.0, 1.0])], [torch.tensor([2.0, 2.0, 2.0])]], lambda size: 3)
+    [(2.0, 2)]
+    """
+    upper = _histograms(parts, lambda bits, _: bits >> 16)
+    sizes = [int(counts.sum()) for counts in upper]
+    places = [k(size) for size in sizes]
+    for place, size in zip(places, sizes, strict=True):
+        if not 0 <= place <= size:
+            raise HyperparameterError("k", found=place, expected=f"0 to {size}")
+    tops = [_bin_of(counts, place) for counts, place in zip(upper, places, strict=True)]
+    lower = _histograms(parts, lambda bits, n: bits[bits >> 16 == tops[n][0]] & (HALF - 1))
+    found = []
+    for (top, left), counts in zip(tops, lower, strict=True):
+        if not left:
+            found.append((float("inf"), 0))
+            continue
+        bottom, equal = _bin_of(counts, left)
+        bits = torch.tensor(HALF * top + bottom, dtype=torch.int32)
+        found.append((bits.view(torch.float32).item(), equal))
+    return found
+
+
+def _histograms(
+    parts: Callable[[], Iterable[Sequence[Tensor]]], digits: Callable[[Tensor, int], Tensor]
+) -> list[Int[Tensor, "bins"]]:
+    total: list[Tensor] = []
+    for streams in parts():
+        counts = []
+        for n, stream in enumerate(streams):
+            pieces = stream.detach().flatten().split(HISTOGRAM_PIECE)
+            each = [digits(piece.view(torch.int32), n).bincount(minlength=HALF) for piece in pieces]
+            counts.append(torch.stack(each).sum(0).cpu())
+        total = [a + b for a, b in zip(total, counts, strict=True)] if total else counts
+    return total
+
+
+def _bin_of(counts: Int[Tensor, "bins"], k: int) -> tuple[int, int]:
+    """The bin of the ``k``-th largest, and its place among those of the bin."""
+    above = counts.flip(0).cumsum(0)
+    place = min(int((above < k).sum()), len(above) - 1)
+    return len(above) - 1 - place, k - (int(above[place - 1]) if place else 0)
+
+
+def _candidates(magnitude: Float[Tensor, "size"], k: int) -> Int[Tensor, "candidates"]:
+    """Indices of at least the ``k`` largest, in order, and usually few more."""
+    stride = (len(magnitude) // SAMPLE) | 1  # odd: seldom in step with the rows of a matrix
+    sample = magnitude[::stride]
+    share = k / len(magnitude) * len(sample)
+    keep = min(int(share + 4 * share**0.5) + 1, len(sample))
+    candidates = _places(magnitude >= sample.topk(keep, sorted=False).values.min())
+    return candidates if len(candidates) >= k else torch.arange(len(magnitude), device=magnitude.device)
