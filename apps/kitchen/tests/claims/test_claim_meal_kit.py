@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
-from weightsmith_kitchen.claims import _mass
+from weightsmith_kitchen.claims import _ingredients, _mass, _plates, meal_kit
 from weightsmith_kitchen.claims._indb import GRAMS, load
 from weightsmith_kitchen.claims._shared import arms_of, sums_of_means
 from weightsmith_kitchen.portions import LabeledIngredient, LabeledRecipe
@@ -77,7 +78,50 @@ def test_nested_ridge_regression_is_that_of_each_fold():
             assert near < 1e-3 * masses.mean(), column
 
 
-def test_the_declarations_are_of_one_method():
-    assert _mass.MASS.name == "meal-kit-mass"
-    assert all(math.isfinite(order.margin) for order in _mass.MASS.expected)
-    assert len(_mass.MASS.expected) <= 3
+def test_plates_show_what_their_recipes_say():
+    plates = _plates.make_plates(40, 3)
+    assert plates.photos.shape == (40, 3, 64, 64)
+    colored = plates.photos.amax(1) - plates.photos.amin(1) > 0.8  # plate and square are grey
+    shown = colored.flatten(1).sum(1).numpy()
+    areas = np.array([
+        sum(item.portion * _plates.UNIT_AREA[item.unit] for item in recipe.ingredients) for recipe in plates.recipes
+    ])  # fmt: skip
+    assert (shown < 1.2 * areas + 40).all()
+    assert 0.8 < (shown / areas).mean() < 1.02  # discs may overlap, and a square hides 5 %
+    for recipe, mains in zip(plates.recipes, plates.mains, strict=True):
+        assert 2 <= mains <= 3
+        assert len(recipe.ingredients) - mains <= 3
+        assert len({item.name for item in recipe.ingredients}) == len(recipe.ingredients)
+    density = {}
+    for recipe in plates.recipes:
+        for item in recipe.ingredients:
+            per_area = item.kcal / item.portion / _plates.UNIT_AREA[item.unit]
+            assert density.setdefault(item.name, per_area) == pytest.approx(per_area)
+    assert torch.equal(_plates.make_plates(3, 5).photos, _plates.make_plates(3, 5).photos)
+
+
+def test_every_arm_of_the_plates_is_measured():
+    values, accuracy, errors = _plates.plate_errors(0, (64, 16), {**_plates.OPTIONS, "epochs": 1})
+    assert set(values) == {
+        *_plates.KINDS, _plates.DIRECT, "Pimean (mean of each ingredient)", "constant median"
+    }  # fmt: skip
+    assert all(map(math.isfinite, values.values()))
+    assert 0 <= accuracy <= 1
+    assert math.log(errors.absolute) == pytest.approx(values[_plates.TUPC], abs=1e-3)
+
+
+def test_every_arm_of_the_ingredients_is_measured():
+    values = _ingredients.overlaps(0, (64, 16), {**_ingredients.OPTIONS, "epochs": 1})
+    assert set(values) == {
+        _ingredients.DECODER, _ingredients.NO_DISH, _ingredients.BLIND, _ingredients.FREQUENT
+    }  # fmt: skip
+    assert all(0 <= value <= 1 for value in values.values())
+    assert values[_ingredients.FREQUENT] > 0.3
+
+
+def test_declarations_are_few_and_of_one_method():
+    claims = (meal_kit.UNITS, meal_kit.ENERGY, meal_kit.MASS, meal_kit.PLATES, meal_kit.INGREDIENTS)
+    assert len({claim.name for claim in claims}) == 5
+    for claim in claims:
+        assert claim.slug == "meal-kit"
+        assert 1 <= len(claim.expected) <= 3

@@ -3,7 +3,8 @@
 Units and energy: recipes of the Indian Nutrient Databank without photos (in the user's data), the list of ingredients
 given. All networks have the same data and budget, and all with attention the same trunk. The direct ones learn the
 total only, raw or as a logarithm; the control for units takes each ingredient's most frequent unit, which needs no
-network. Mass: photos of weighed foods, see `_mass`.
+network. Mass: photos of weighed foods, see `_mass`. Plates and ingredients: generated photos, see `_plates` and
+`_ingredients`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import torch
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed, user_data
 from weightsmith.core.training import fit
 from weightsmith_kitchen.claims._indb import Databank, load
+from weightsmith_kitchen.claims._ingredients import INGREDIENTS, ingredients
 from weightsmith_kitchen.claims._mass import MASS, mass
+from weightsmith_kitchen.claims._plates import PLATES, plates
 from weightsmith_kitchen.claims._shared import Roles, arms_of, sums_of_means
 from weightsmith_kitchen.portions import IngredientMLP, LabeledRecipe, PortionEstimator, RecipeTable
 from weightsmith_kitchen.portions.network import LOSSES
 
-__all__ = ["ENERGY", "MASS", "UNITS", "run"]
+__all__ = ["ENERGY", "INGREDIENTS", "MASS", "PLATES", "UNITS", "run"]
 
 # Narrower than the paper's 1024, for 750 recipes; 16 slots instead of 10, since these recipes have up to 32.
 SHAPE: dict[str, Any] = {"width": 64, "layers": 2, "heads": 8, "head_width": 8}
@@ -66,7 +69,7 @@ ENERGY = Claim(
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12)) -> list[ClaimResult]:
-    """Run the experiments whose data are there; that on plates needs none.
+    """Run the experiments whose data are there; those on plates need none.
 
     Parameters
     ----------
@@ -82,7 +85,7 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12)) -> list[ClaimRe
         results += recipes(folder.parent, scale, seeds)
     if (folder := user_data("apps/ecustfd", "the claim of meal-kit on photos of weighed foods")) is not None:
         results.append(mass(folder, scale, seeds))
-    return results
+    return [*results, plates(scale, seeds), ingredients(scale, seeds)]
 
 
 UNIT_ROLES: Roles = {"Tupc": "method", "most frequent unit of the ingredient": "control"}
