@@ -28,6 +28,7 @@ from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, w
 from weightsmith.core.models._experts import find_experts
 from weightsmith.core.models._layers import Layer, find_blocks, find_layers, writable
 from weightsmith.core.models._observe import A, call_checked, device_of, observe_runs, quiet
+from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
 from weightsmith.core.progress import track
 
@@ -75,7 +76,8 @@ class Block:
         runs = [
             (lambda a=args, k=kwargs: self.module(*a, **k), lambda m=masks: m) for args, kwargs, masks in self.inputs
         ]
-        return observe_runs(layers, make, runs)
+        with products_in_float32(self.module.parameters()):
+            return observe_runs(layers, make, runs)
 
 
 def block_layers(
@@ -264,9 +266,9 @@ class _BatchForwards:
         """Let every batch go on to its next block and return the first one met, or None when all were visited."""
         if not any(block.layers for block in self.pending.values()):
             return None
-        for forward in self.forwards:
-            if not forward.dead and self.paused_at.get(forward, (None,))[0] not in self.pending:
-                with torch.no_grad():
+        with torch.no_grad(), products_in_float32(self.model.parameters()):
+            for forward in self.forwards:
+                if not forward.dead and self.paused_at.get(forward, (None,))[0] not in self.pending:
                     self._resume(forward)
         if self.offloaded is not None:
             self.offloaded.free()

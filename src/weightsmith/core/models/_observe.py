@@ -14,6 +14,7 @@ from weightsmith.core.data import Batch, Batches, as_batches, call, to_device
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError, WeightsmithError
 from weightsmith.core.models._experts import watching_experts
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_blocks
+from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
 
 __all__ = ["A", "Accumulator", "call_checked", "device_of", "observe", "observe_runs", "quiet"]
@@ -71,7 +72,9 @@ def observe(model: nn.Module, batches: Batches, layers: Sequence[Layer], make: C
 
             return forward
 
-        return observe_runs(layers, make, [(run(batch, i), lambda: masks.now) for i, batch in enumerate(batches)])
+        runs = [(run(batch, i), lambda: masks.now) for i, batch in enumerate(batches)]
+        with products_in_float32(model.parameters()):
+            return observe_runs(layers, make, runs)
 
 
 def observe_runs(

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import nn
+
+from weightsmith.core.models import _products, stream
+from weightsmith.core.models._products import half_is_slow, products_in_float32
+from weightsmith.sparsify import wanda
+
+
+@pytest.fixture(params=[False, True])
+def slow(request, monkeypatch):
+    monkeypatch.setattr(_products, "half_is_slow", lambda dtype: request.param)
+    return request.param
+
+
+def test_products_are_exact_to_the_rounding_of_the_result_where_half_precision_is_slow(monkeypatch):
+    monkeypatch.setattr(_products, "half_is_slow", lambda dtype: True)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(999, 40).bfloat16(), torch.randn(7, 999).bfloat16()
+    with torch.no_grad(), products_in_float32(layer.parameters()):
+        found = layer(x)
+    expected = nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float())
+    assert torch.equal(found, expected.bfloat16())
+
+
+def test_what_is_not_half_precision_is_left_alone(monkeypatch):
+    monkeypatch.setattr(_products, "half_is_slow", lambda dtype: pytest.fail("asked about float32"))
+    layer, x = nn.Linear(5, 3), torch.ones(2, 5)
+    with products_in_float32(layer.parameters()):
+        found = layer(x)
+    assert torch.equal(found, layer(x))
+
+
+def test_a_stream_of_bf16_blocks_keeps_its_types(slow):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)).bfloat16()
+    batches = [torch.randn(8, 16).bfloat16() for _ in range(2)]
+    for block in stream(model, batches):
+        assert all(args[0].dtype == torch.bfloat16 for args, _, _ in block.inputs)
+
+
+def test_wanda_prunes_the_same_share_either_way(slow):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).bfloat16()
+    assert wanda(model, [torch.randn(32, 64).bfloat16()]).totals["sparsity"] == 0.5
+
+
+def test_the_probe_answers_once():
+    half_is_slow.cache_clear()
+    assert half_is_slow(torch.bfloat16) is half_is_slow(torch.bfloat16)
+    assert half_is_slow.cache_info().misses == 1
