@@ -11,6 +11,7 @@ from weightsmith_kitchen.phrases.read import read_ingredients
 from weightsmith_kitchen.phrases.tagger import IngredientTagger
 from weightsmith_kitchen.quantity import find_quantity
 from weightsmith_kitchen.recipe import Ingredient
+from weightsmith_kitchen.units import find_unit
 
 __all__ = ["split_line", "split_lines"]
 
@@ -25,6 +26,7 @@ _CHOICE = re.compile(
 _TAKEN = re.compile(r"^(?:[\w\s]*?\s)?(?:zest|juice|rind|peel)\s+of\s+(?=\d)", re.IGNORECASE)
 _HOW = re.compile(r"\w+ed|left|whole|cut|percent|per|only|thick|shape|square", re.IGNORECASE)
 """Words of what is done with a part: "2 oranges, 1 segmented"."""
+_PART_OF_FRUIT = re.compile(r"\b(?:zest|juice|rind|peel)\b", re.IGNORECASE)
 _AND = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+|\s*&\s*", re.IGNORECASE)
 COLORS = frozenset({"red", "green", "yellow", "white", "black", "brown", "purple"})
 """Words that need the food of another part: red and green pepper."""
@@ -64,6 +66,8 @@ def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str
     bounds = [(0, 0), *((joint.start(), joint.end()) for joint in cuts), (len(text), len(text))]
     parts = [text[first[1] : stop[0]] for first, stop in pairwise(bounds)]
     read = read_ingredients(parts, tagger=tagger)
+    if len(read) == 2 and cuts[0][0].strip().lower() in ("plus", "+") and _is_more(read[0], read[1]):
+        return [parts[0], f"{parts[1]} {read[0].name}"]
     made: list[tuple[int, int]] = []  # first and last part of each line
     for place, item in enumerate(read):
         if made and not (_names_food(item) and all(map(_names_food, read[made[-1][0] : place]))):
@@ -76,14 +80,16 @@ def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str
         return [line]
     lines = [text[bounds[first][1] : bounds[last + 1][0]] for first, last in made]
     taken = _TAKEN.match(text)
-    return (
-        lines
-        if taken is None
-        else [
-            part if re.search(r"\b(?:zest|juice|rind|peel)\b", part, re.IGNORECASE) else taken[0] + part
-            for part in lines
-        ]
-    )
+    if taken is None:
+        return lines
+    return [line if _PART_OF_FRUIT.search(line) else taken[0] + line for line in lines]
+
+
+def _is_more(first: Ingredient, second: Ingredient) -> bool:
+    """The second amount is of the first's food, in a unit that cannot be added: 2 sticks butter plus 1 tablespoon."""
+    counted, measured = (find_unit(item.unit) if item.unit else None for item in (first, second))
+    adds = counted is not None and measured is not None and counted.kind != measured.kind
+    return adds and _names_food(first) and not any(span.label == "NAME" for span in second.spans)
 
 
 def _names_food(item: Ingredient) -> bool:
