@@ -1,4 +1,4 @@
-"""Independent jobs through joblib: local processes, or Ray where it is installed and asked for."""
+"""Independent jobs: in local processes through joblib, or as tasks of Ray where it is installed and asked for."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ __all__ = ["Backend", "run_jobs", "stream_jobs"]
 Job = TypeVar("Job")
 Backend = Literal["processes", "ray"]
 
-AT_ONCE = 256
-"""Jobs that are sent to Ray at a time when there are too many to hold."""
+AHEAD = 2
+"""Jobs that are sent to Ray per processor."""
+RETRIES = 3
+"""How often Ray runs a job again whose worker process died."""
 
 
 def run_jobs(
@@ -38,7 +40,8 @@ def run_jobs(
         Processes of the local pool; 1 runs here. Ray has its own idea of how many.
     backend : {"processes", "ray"}, default: "processes"
         Where to run. Ray that runs already is used and stays; otherwise it is started, on the cluster that
-        ``RAY_ADDRESS`` names or on this machine, and stopped at the end.
+        ``RAY_ADDRESS`` names or on this machine, and stopped at the end. A job whose worker dies is run again, up to
+        `RETRIES` times.
 
     Raises
     ------
@@ -54,7 +57,7 @@ def run_jobs(
     """
     _check(workers, backend)
     if backend == "ray":
-        return _on_ray(function, jobs)
+        return _on_ray(function, jobs, ordered=True)
     if workers == 1 or len(jobs) < 2:
         return map(function, jobs)
     parallel = _pool(min(workers, len(jobs)), return_as="generator")
@@ -76,7 +79,7 @@ def stream_jobs(
     workers : int, default: 1
         Processes of the local pool; 1 runs here. Ray has its own idea of how many.
     backend : {"processes", "ray"}, default: "processes"
-        Where to run, as in `run_jobs`. On Ray, `AT_ONCE` jobs are sent at a time.
+        Where to run, as in `run_jobs`.
 
     Raises
     ------
@@ -92,7 +95,7 @@ def stream_jobs(
     """
     _check(workers, backend)
     if backend == "ray":
-        return _stream_on_ray(function, iter(jobs))
+        return _on_ray(function, jobs, ordered=False)
     if workers == 1:
         return map(function, jobs)
     parallel = _pool(workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1)
@@ -121,31 +124,43 @@ def _check(workers: int, backend: str) -> None:
         raise HyperparameterError("backend", found=repr(backend), expected=f"one of {list(get_args(Backend))}")
 
 
-def _on_ray(function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Any]:
-    with _ray():
-        yield from Parallel(n_jobs=-1, backend="ray")(delayed(function)(job) for job in jobs)
+def _on_ray(function: Callable[[Job], Any], jobs: Iterable[Job], *, ordered: bool) -> Iterator[Any]:
+    """Tasks of Ray, a few more at a time than there are processors; the job of a worker that dies is run again."""
+    with _ray() as ray:
 
+        def call(job: Job) -> Any:
+            return function(job)
 
-def _stream_on_ray(function: Callable[[Job], Any], jobs: Iterator[Job]) -> Iterator[Any]:
-    with _ray():
-        while some := list(islice(jobs, AT_ONCE)):
-            yield from Parallel(n_jobs=-1, backend="ray")(delayed(function)(job) for job in some)
+        task = ray.remote(max_retries=RETRIES)(call)
+        many = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        left = iter(jobs)
+        running = [task.remote(job) for job in islice(left, many)]
+        while running:
+            done = running[0] if ordered else ray.wait(running, num_returns=1)[0][0]
+            running.remove(done)
+            running += [task.remote(job) for job in islice(left, 1)]
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.WorkerCrashedError as error:
+                raise WeightsmithError(
+                    "a worker process of Ray was killed", found=f"{RETRIES + 1} times at the same job", do="See its log."
+                ) from error
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
-    """Ray as a backend of joblib: the one that runs already, or one of our own."""
+def _ray() -> Iterator[Any]:
+    """Ray: the one that runs already, or one of our own."""
     try:
-        import ray  # type: ignore[import-not-found]
-        from ray.util.joblib import register_ray  # type: ignore[import-not-found]
+        import ray
     except ImportError as error:
         raise WeightsmithError("Ray is not installed", do="pip install 'weightsmith[ray]'") from error
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False)
-    register_ray()
     try:
-        yield
+        yield ray
     finally:
         if ours:
             ray.shutdown()
