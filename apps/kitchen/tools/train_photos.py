@@ -185,6 +185,10 @@ def tuned(train: FoodPhotos, validation: FoodPhotos, folder: Path) -> FoodClassi
             head_lr=1e-3,
             backbone_lr=1e-3,
             layer_decay=0.85,
+            train_side=SIDE,
+            smallest=0.6,
+            color=0.0,
+            average=0.0,
             after_step=lambda step, loss: print(f"step {step}: {loss:.4f}", flush=True) if step % 83 == 0 else None,
         )
         print(report.validation.accuracy if report.validation else None)

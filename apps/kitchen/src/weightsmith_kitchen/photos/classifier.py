@@ -48,7 +48,7 @@ HELD_OUT = 0.15
 TRAIN_SHARE = 0.8
 """Of the side of predictions, the side of photos in fine-tuning."""
 
-FINETUNE: FitOptions = {"epochs": 20, "batch_size": 32, "weight_decay": 1e-2, "scheduler": "cosine", "warmup": 0.05}
+FINETUNE: FitOptions = {"epochs": 10, "batch_size": 32, "weight_decay": 1e-2, "scheduler": "cosine", "warmup": 0.05}
 
 
 class FoodClassifier:
@@ -108,9 +108,9 @@ class FoodClassifier:
         *,
         stages: Sequence[Stage] = ("probe", "finetune"),
         strength: float = 0.03,
-        head_lr: float = 3e-4,
-        backbone_lr: float = 3e-5,
-        layer_decay: float = 0.75,
+        head_lr: float = 1e-3,
+        backbone_lr: float | None = None,
+        layer_decay: float = 0.85,
         blocks: int | None = None,
         train_side: int | None = None,
         label_smoothing: float = 0.1,
@@ -142,9 +142,12 @@ class FoodClassifier:
             The linear probe trains the head only: the backbone is bit for bit the same afterwards.
         strength : float, default: 0.03
             Of the probe, scikit-learn's C.
-        head_lr, backbone_lr : float, default: 3e-4, 3e-5
-            Learning rates of the head and of the last block in fine-tuning.
-        layer_decay : float, default: 0.75
+        head_lr : float, default: 1e-3
+            Learning rate of the head in fine-tuning.
+        backbone_lr : float, optional
+            Learning rate of the last block. By default 1e-3 for the networks that come with the package, and 3e-5 for
+            others, which may be transformers.
+        layer_decay : float, default: 0.85
             Factor of the learning rate from each block to the one before.
         blocks : int, optional
             Fine-tune only so many last blocks.
@@ -184,7 +187,7 @@ class FoodClassifier:
         after_step : callable, optional
             ``after_step(step, loss)`` after every step of fine-tuning.
         **options
-            Epochs, batch size and more of :class:`weightsmith.core.training.FitOptions`. Defaults here: 20 epochs, 32
+            Epochs, batch size and more of :class:`weightsmith.core.training.FitOptions`. Defaults here: 10 epochs, 32
             photos, weight decay 0.01, a cosine schedule with a warm-up of 5 %. The learning rates are the two above.
 
         Raises
@@ -225,7 +228,7 @@ class FoodClassifier:
                 used,
                 replace(self.preprocess, side=train_side or self._train_side()),
                 head_lr=head_lr,
-                backbone_lr=backbone_lr,
+                backbone_lr=self._backbone_lr() if backbone_lr is None else backbone_lr,
                 layer_decay=layer_decay,
                 blocks=blocks,
                 label_smoothing=label_smoothing,
@@ -460,10 +463,15 @@ class FoodClassifier:
         places = {name: place for place, name in enumerate(dict.fromkeys(names))}
         return torch.tensor([places[name] for name in names])
 
+    def _packaged(self) -> bool:
+        return self.backbone_name in (LITE0, INCEPTION)
+
+    def _backbone_lr(self) -> float:
+        return 1e-3 if self._packaged() else 3e-5
+
     def _train_side(self) -> int:
         side = self.preprocess.side
-        known = self.backbone_name in (LITE0, INCEPTION)
-        return max(round(TRAIN_SHARE * side / 16) * 16, min(32, side)) if known else side
+        return max(round(TRAIN_SHARE * side / 16) * 16, min(32, side)) if self._packaged() else side
 
     def _name(self, classes: Sequence[str]) -> None:
         if len(set(classes)) < len(classes):
