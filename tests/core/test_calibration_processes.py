@@ -6,8 +6,8 @@ import importlib
 
 import pytest
 import torch
-from processes import two_processes
 
+from processes import two_processes
 from weightsmith.testing import tiny
 
 METHODS = {

@@ -6,7 +6,15 @@ from hypothesis import given, settings, strategies as st
 
 from weightsmith.core import selection
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.core.selection import kth_largest, kth_smallest, largest_k, lowest_k_mask, lowest_n_of_m_mask, zero_
+from weightsmith.core.selection import (
+    falling_order,
+    kth_largest,
+    kth_smallest,
+    largest_k,
+    lowest_k_mask,
+    lowest_n_of_m_mask,
+    zero_,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,3 +119,16 @@ def test_zeroing_is_that_of_masked_fill(dtype):
     strided = values.clone().T
     assert torch.equal(zero_(strided, mask.T), expected.T)
     assert not zero_(values, mask).signbit()[mask].any()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_falling_order_is_a_stable_sort(dtype, threads, monkeypatch):
+    monkeypatch.setattr(selection, "PARTITIONED", 200)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    key = torch.randn(20, 60, generator=torch.Generator().manual_seed(0)).to(dtype)
+    key[0, :9] = torch.tensor([0.0, -0.0, 0.0, -0.0, float("inf"), -float("inf"), -float("inf"), float("inf"), 0.0])
+    for given_key in (key, key.round(), key.T, key[:, ::3], key[:0]):
+        assert torch.equal(falling_order(given_key), given_key.argsort(dim=1, descending=True, stable=True))
+    key[1, 5] = float("nan")
+    assert falling_order(key)[1, 0] == 5

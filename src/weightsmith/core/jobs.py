@@ -145,7 +145,9 @@ def _on_ray(function: Callable[[Job], Any], jobs: Iterable[Job], *, ordered: boo
                 raise error.cause from None
             except ray.exceptions.WorkerCrashedError as error:
                 raise WeightsmithError(
-                    "a worker process of Ray was killed", found=f"{RETRIES + 1} times at the same job", do="See its log."
+                    "a worker process of Ray was killed",
+                    found=f"{RETRIES + 1} times at the same job",
+                    do="See its log.",
                 ) from error
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
 
-__all__ = ["kth_largest", "kth_smallest", "largest_k", "lowest_k_mask", "lowest_n_of_m_mask", "zero_"]
+__all__ = ["falling_order", "kth_largest", "kth_smallest", "largest_k", "lowest_k_mask", "lowest_n_of_m_mask", "zero_"]
 
 SAMPLE = 1 << 14
 """Values that :func:`largest_k` uses to estimate its threshold."""
@@ -29,7 +29,7 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 COMPARED = 16
 """Longest run of an N:M pattern whose values are compared in pairs."""
 PARTITIONED = 1 << 20
-"""Values that :func:`kth_smallest` copies at a time and thread."""
+"""Values that numpy copies at a time and thread."""
 
 
 def lowest_k_mask(score_OI: Float[Tensor, "out in"], k: int) -> Bool[Tensor, "out in"]:
@@ -111,20 +111,52 @@ def kth_smallest(score_OI: Float[Tensor, "out in"], k: int) -> Float[Tensor, "ou
         return score_OI.kthvalue(k, dim=1).values
     scores = score_OI.detach().numpy()
     found = np.empty(len(scores), scores.dtype)
-    step = max(1, PARTITIONED // max(scores.shape[1], 1))
 
-    def partition(start: int) -> None:
-        rows = slice(start, start + step)
+    def partition(rows: slice) -> None:
         found[rows] = np.partition(scores[rows], k - 1, axis=1)[:, k - 1]
 
-    starts = range(0, len(scores), step)
-    if len(starts) > 1 and torch.get_num_threads() > 1:
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # numpy lets other threads run meanwhile
-            list(threads.map(partition, starts))
-    else:
-        for start in starts:
-            partition(start)
+    _in_pieces(partition, *scores.shape)
     return torch.from_numpy(found)
+
+
+def falling_order(key_NC: Float[Tensor, "rows classes"]) -> Int[Tensor, "rows classes"]:
+    """Columns of every row from the largest key to the smallest; of equal keys the first comes first, NaN before all.
+
+    On a CPU keys and columns are packed into whole numbers, which numpy sorts with its vector instructions: a fifth of
+    the time of a stable ``argsort``.
+
+    Examples
+    --------
+    >>> falling_order(torch.tensor([[1.0, 3.0, 2.0, 3.0]]))
+    tensor([[1, 3, 2, 0]])
+    """
+    if key_NC.device.type != "cpu" or key_NC.dtype == torch.float64:
+        return key_NC.argsort(dim=1, descending=True, stable=True)
+    keys = (key_NC.detach().float() + 0.0).numpy()  # there is one zero only
+    found = np.empty(keys.shape, np.int64)
+    columns = np.arange(keys.shape[1], dtype=np.int64)
+
+    def sort(rows: slice) -> None:
+        bits = keys[rows].view(np.int32)
+        rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # in the order of the numbers
+        packed = (~rising).astype(np.int64) << 32 | columns
+        packed.sort(axis=1)
+        np.bitwise_and(packed, 0xFFFFFFFF, out=found[rows])
+
+    _in_pieces(sort, *keys.shape)
+    return torch.from_numpy(found)
+
+
+def _in_pieces(run: Callable[[slice], None], rows: int, columns: int) -> None:
+    """Run a function of numpy on some rows at a time, in torch's number of threads."""
+    step = max(1, PARTITIONED // max(columns, 1))
+    pieces = [slice(start, start + step) for start in range(0, rows, step)]
+    if len(pieces) > 1 and torch.get_num_threads() > 1:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # numpy lets other threads run meanwhile
+            list(threads.map(run, pieces))
+    else:
+        for piece in pieces:
+            run(piece)
 
 
 def zero_(values: Shaped[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Shaped[Tensor, "..."]:

@@ -32,6 +32,7 @@ from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeEr
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
+from weightsmith.core.selection import falling_order
 from weightsmith.core.training import (
     FitOptions,
     check_labels,
@@ -414,7 +415,7 @@ def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, temperature: float, top_k:
 def _order(key_NC: Tensor, top_k: int | None) -> Tensor:
     """The first ``top_k`` classes (all by default) by falling key; of equal ones the first class comes first."""
     if top_k is None or top_k >= key_NC.shape[1]:
-        return key_NC.argsort(dim=1, descending=True, stable=True)
+        return falling_order(key_NC)
     values, order = key_NC.topk(top_k, dim=1)
     order = order.sort(dim=1).values
     # topk takes any of the classes that are equal to the last one it takes
