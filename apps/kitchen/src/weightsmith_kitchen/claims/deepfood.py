@@ -177,6 +177,10 @@ def _groceries(folder: Path, scale: str) -> Callable[[int], dict[str, float]]:
             head_lr=1e-3,
             backbone_lr=1e-3,
             layer_decay=0.85,
+            train_side=size.side,
+            smallest=0.6,
+            color=0.0,
+            average=0.0,
             seed=seed,
         )
         assert report.validation is not None
@@ -193,6 +197,11 @@ def _groceries(folder: Path, scale: str) -> Callable[[int], dict[str, float]]:
             head_lr=1e-3,
             backbone_lr=1e-3,
             layer_decay=1.0,
+            train_side=size.scratch_side,
+            smallest=0.6,
+            color=0.0,
+            average=0.0,
+            auxiliary=False,
             seed=seed,
         )
         assert report.validation is not None
