@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -146,6 +147,10 @@ def test_first_step_has_the_rate_of_the_schedule(tokenizer, photos):
 
 
 def test_rows_that_cannot_be_trained_on_are_named(tokenizer, photos):
+    longest = 1 + 4 + 1 + len(tokenizer("1 bun of 80 g").input_ids) + 1  # BOS, image, line break, answer, end
+    make(tokenizer, max_length=longest).fit(photos, ["1 bun of 80 g"] * 4, epochs=1)
+    with pytest.raises(ModelError, match=f"longest of {longest}"):
+        make(tokenizer, max_length=longest - 1).fit(photos, ["1 bun of 80 g"] * 4, epochs=1)
     model = make(tokenizer, max_length=30)
     before = weights(model)
     with pytest.raises(ModelError, match=r"rows \[1, 3\]: found 2 empty"):
@@ -229,6 +234,10 @@ def test_folder_with_own_parts(tokenizer, photos, tmp_path):
     assert again.prompt == "<ImageHere> list:"
     assert again.write(model.encode(photos), max_new_tokens=8) == model.read(photos, max_new_tokens=8)
     assert torch.equal(again.numbers(model.encode(photos)), model.numbers(model.encode(photos)))
+    plain = PeftModel.from_pretrained(llama(tokenizer), tmp_path / "out").eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(plain(ids).logits, model.lm(ids).logits)
     config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
     for change, message in (
         ({"model_type": "bert"}, "weightsmith-vision-prefix-lm"),

@@ -20,6 +20,7 @@ from weightsmith_kitchen.photos.backbones import ALIASES, LITE0, open_backbone
 from weightsmith_kitchen.photos.preprocess import Preprocess
 
 __all__ = [
+    "PLACEHOLDER",
     "Checkpointing",
     "FeatureMap",
     "Vision",
@@ -29,6 +30,9 @@ __all__ = [
     "open_vision",
     "with_lora",
 ]
+
+PLACEHOLDER = "<ImageHere>"
+"""Where the image is in a prompt."""
 
 
 class FeatureMap(nn.Module):

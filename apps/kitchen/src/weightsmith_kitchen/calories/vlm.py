@@ -22,6 +22,7 @@ from weightsmith.core.models import device_of, evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.training import Fit, FitOptions
 from weightsmith_kitchen.calories.vision import (
+    PLACEHOLDER,
     Checkpointing,
     group_tokens,
     new_projector,
@@ -36,7 +37,6 @@ from weightsmith_kitchen.photos.preprocess import Preprocess
 
 __all__ = ["PLACEHOLDER", "PROMPT", "VisionPrefixLM", "group_tokens"]
 
-PLACEHOLDER = "<ImageHere>"
 PROMPT = f"{PLACEHOLDER}\n"
 """The default prompt: a model that is trained for one question needs no words for it, and each costs time."""
 IGNORED = -100

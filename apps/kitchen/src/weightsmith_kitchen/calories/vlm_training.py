@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.core.training import Fit, FitOptions, fit
+from weightsmith_kitchen.calories.vision import PLACEHOLDER
 from weightsmith_kitchen.errors import ModelError
 
 if TYPE_CHECKING:
@@ -153,8 +154,10 @@ def check_rows(model: VisionPrefixLM, visual: int, answers: Sequence[str], promp
     empty = [place for place, answer in enumerate(answers) if not answer.strip()]
     if empty:
         raise ModelError(f"answers of rows {empty[:10]}", found=f"{len(empty)} empty", expected="a text for each photo")
+    asked = {prompt: sum(len(model.token_ids(part)) for part in prompt.split(PLACEHOLDER)) for prompt in set(prompts)}
+    ends = 1 + (model.tokenizer.bos_token_id is not None)
     lengths = [
-        visual + len(model.token_ids(prompt)) + len(model.token_ids(answer)) + 2
+        visual + asked[prompt] + len(model.token_ids(answer)) + ends
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     long = [place for place, length in enumerate(lengths) if length > model.max_length]
