@@ -413,7 +413,7 @@ def train_vision_language(
         if error is not None:
             print(f"  mean error of the total, {name}: {error:.1f} {test.unit}")
     if test.error is not None and not test.worth_it:
-        print("  take the foods from this model, not the amounts: a cheaper answer is as good", file=sys.stderr)
+        print("  a cheaper answer is as good: take the foods from this model at most, not the amounts", file=sys.stderr)
 
 
 # --- what the commands share ------------------------------------------------------------------------------------------
