@@ -2,8 +2,8 @@
 
 The reference's released table and test outputs (in the user's data). Fractions are repaired first. Noise: items in
 another order, words of an ingredient in another order, plurals of units and ingredients, and 5 % of an ingredient's
-letters changed. No model is run: the text and the table are judged. The
-paper reports neither experiment.
+letters changed. No model is run here: the text and the table are judged. A third experiment, in ``_photos.py``, trains
+models on photos. The paper reports none of the three.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import numpy.typing as npt
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed, user_data
 from weightsmith.core.errors import CalibrationError
 from weightsmith_kitchen.calories import CalorieIndex, CalorieTable, ListItem, parse_list, repair_fractions
+from weightsmith_kitchen.claims._photos import PHOTOS, run as run_photos
 
-__all__ = ["NOISE", "PREDICTIONS", "run"]
+__all__ = ["NOISE", "PHOTOS", "PREDICTIONS", "run"]
 
 LISTS = 1000
 """Lists per seed."""
@@ -114,7 +115,7 @@ class _Totals:
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = (20, 21, 22, 23, 24)) -> list[ClaimResult]:
-    """Judge the look-ups on noisy lists, and the released predictions.
+    """Judge the look-ups on noisy lists, the released predictions, and what is written about photos.
 
     Raises
     ------
@@ -153,10 +154,15 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (20, 21, 22, 23, 24)) -> list
         f"have no usable item. All recipes: median energy {np.median(errors['truth']):.1f} kcal."
     )
     seconds = time.perf_counter() - start
-    return [
+    results = [
         noisy,
         ClaimResult.judge(PREDICTIONS, arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=[note]),
     ]
+    pictures = user_data("apps/ecustfd", PHOTOS.title)
+    if pictures is not None:
+        # A seed trains four language models; three are enough for the orderings.
+        results.append(run_photos(pictures, scale, seeds[:3]))
+    return results
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
