@@ -11,7 +11,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +44,18 @@ GROCERIES = Claim(
     experiment="groceries",
     title="DeepFood, 81 groceries",
     statement=(
-        "Frozen pretrained features beat colors and gradients by 25 points; fine-tuning the last blocks beats the "
-        "frozen network at the same size, and the same epochs from scratch by 30 points."
+        "Frozen pretrained features beat colors and gradients by 25 points; fine-tuning the last blocks beats them by "
+        "three points more, and the same passes from scratch by 30 points."
     ),
     metric="top-1 accuracy, official validation photos",
     higher_is_better=True,
     expected=(
         Ordering(better="frozen, 224 pixels", worse="colors and gradients", margin=0.25),
-        Ordering(better="fine-tuned, 128 pixels", worse="frozen, 128 pixels"),
-        Ordering(better="fine-tuned, 128 pixels", worse="from scratch", margin=0.3),
+        Ordering(better="fine-tuned", worse="frozen, 224 pixels", margin=0.03),
+        Ordering(better="fine-tuned", worse="from scratch", margin=0.3),
     ),
     paper=PAPER,
-    claimed=(Ordering(better="fine-tuned, 128 pixels", worse="colors and gradients"),),
+    claimed=(Ordering(better="fine-tuned", worse="colors and gradients"),),
 )
 
 BOXES = Claim(
@@ -78,10 +78,16 @@ NOTES = (
     "classes, from other stores than the training part. All seeds are tested on the same photos: the intervals hold "
     "the noise of training, not that of these photos, which is about five points either way.",
     "Linear layers have strength C = 0.03 on frozen and 0.01 on hand-crafted features, fixed beforehand. Fine-tuning: "
-    "the last seven blocks, as many epochs as Inception-v1 from scratch, which reads 64 pixels.",
-    "Two passes; pilots on other seeds had 0.69 after four (eight blocks, half the rate) and 0.68 after six. Two "
-    "passes from scratch are close to chance: the control is for equal cost, not for what training from scratch can "
-    "reach.",
+    "the last ten blocks, six passes at 128 pixels, predictions at 160 pixels averaged over the photo and its mirror "
+    "image; Inception-v1 from scratch has as many passes, at 64 pixels: the control is for few passes, not for what "
+    "training from scratch can reach.",
+    "The recipe was chosen by one run on 2,135 of the training photos, tested on the 505 least like them (of four "
+    "clusters of each class by frozen features, whole ones are held out; the frozen network has 0.59 at 224 pixels "
+    "there). After 0, 3, 6, 9 and 12 passes of a schedule of twelve: 0.54, 0.69, 0.74, 0.72, 0.73; more passes gain "
+    "nothing. After six, the last weights instead of their average had 0.67, the photo without its mirror image 0.73,"
+    " and 128 pixels, as in training, 0.70. After twelve, weights halfway to the frozen network (WiSE-FT) had 0.65. "
+    "The official validation photos were looked at once, by this run; an earlier version of this claim, with two "
+    "passes and the last weights, had 0.654.",
 )
 BOX_NOTES = (
     "Photos with one food; photos of one portion are in one fold. A margin of 10 % is added to a box. Linear layers "
@@ -100,8 +106,12 @@ class Size:
 
     Attributes
     ----------
-    side, blocks, epochs : int
-        Of fine-tuning: pixels, last blocks that are trained, passes.
+    side : int
+        Pixels that predictions of the fine-tuned network read; training reads four fifths of that.
+    blocks : int or None
+        Last blocks that are fine-tuned.
+    epochs : int
+        Passes over the photos.
     scratch_side : int
         Pixels that Inception-v1 reads, trained from scratch for as many passes.
     """
@@ -112,10 +122,10 @@ class Size:
     scratch_side: int
 
 
-SIZES = {"cpu": Size(128, 7, 2, 64), "gpu": Size(128, None, 60, 224)}
+SIZES = {"cpu": Size(160, 10, 6, 64), "gpu": Size(224, None, 60, 224)}
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] = (20, 21, 22)) -> list[ClaimResult]:
     """Run the experiments whose data are there.
 
     Parameters
@@ -142,71 +152,39 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12)) -> list[ClaimRe
     return results
 
 
-_ROLES = {"fine-tuned, 128 pixels": "method", "frozen, boxes": "method", "from scratch": "control"}
+_ROLES = {
+    "fine-tuned": "method",
+    "frozen, boxes": "method",
+    "from scratch": "control",
+}
 
 
 def _groceries(folder: Path, scale: str) -> Callable[[int], dict[str, float]]:
-    size, device = SIZES[scale], "cuda" if scale == "gpu" and torch.cuda.is_available() else "cpu"
     train = groceries(folder, "train")
     held = FoodPhotos(groceries(folder, "val").examples, train.classes)
     y, held_y = torch.from_numpy(train.targets), torch.from_numpy(held.targets)
     right: dict[str, float] = {}
-    frozen: dict[int, Tensor] = {}
     for name, side, strength in (
         ("colors and gradients", 0, CRAFTED_STRENGTH),
         ("frozen, 128 pixels", 128, STRENGTH),
         ("frozen, 224 pixels", 224, STRENGTH),
     ):
         both = [_features(f"groceries-{part}", photos, side) for part, photos in (("train", train), ("val", held))]
-        probe = fit_probe(both[0], y, train.num_classes, strength=strength)
-        right[name] = ((both[1] @ probe.weight.T + probe.bias).argmax(1) == held_y).float().mean().item()
-        frozen[side] = both[0]
+        right[name] = _probed(both[0], y, both[1], held_y, train.num_classes, strength)
+
+    size = SIZES[scale]
+    features = _features("groceries-train", train, size.side)
 
     def experiment(seed: int) -> dict[str, float]:
-        values = dict(right)
-        opened = open_backbone(LITE0)
-        opened.module.to(device)
-        classifier = FoodClassifier(train.classes, opened, preprocess=Preprocess(side=size.side))
-        report = classifier.fit(
-            train,
-            held,
-            strength=STRENGTH,
-            features=frozen[size.side],
-            blocks=size.blocks,
-            epochs=size.epochs,
-            head_lr=1e-3,
-            backbone_lr=1e-3,
-            layer_decay=0.85,
-            train_side=size.side,
-            smallest=0.6,
-            color=0.0,
-            average=0.0,
-            seed=seed,
+        tuned = _finetuned(
+            train, held, scale, size.side, size.blocks, size.epochs, seed, strength=STRENGTH, features=features
         )
-        assert report.validation is not None
-        values["fine-tuned, 128 pixels"] = report.validation.accuracy[1]
-        torch.manual_seed(seed)
-        scratch = open_backbone(INCEPTION)
-        scratch.module.to(device)
-        classifier = FoodClassifier(train.classes, scratch, preprocess=Preprocess(side=size.scratch_side))
-        report = classifier.fit(
-            train,
-            held,
-            stages=("finetune",),
-            epochs=size.epochs,
-            head_lr=1e-3,
-            backbone_lr=1e-3,
-            layer_decay=1.0,
-            train_side=size.scratch_side,
-            smallest=0.6,
-            color=0.0,
-            average=0.0,
-            auxiliary=False,
-            seed=seed,
-        )
-        assert report.validation is not None
-        values["from scratch"] = report.validation.accuracy[1]
-        return values
+        return {
+            **right,
+            "fine-tuned, one view": tuned.evaluate(held).accuracy[1],
+            "fine-tuned": tuned.evaluate(held, views="flips").accuracy[1],
+            "from scratch": _from_scratch(train, held, scale, size.epochs, seed).evaluate(held).accuracy[1],
+        }
 
     return experiment
 
@@ -234,6 +212,66 @@ def _boxes(folder: Path, scale: str) -> Callable[[int], dict[str, float]]:
         return values
 
     return experiment
+
+
+def _probed(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, classes: int, strength: float) -> float:
+    """Accuracy of a linear probe on other photos."""
+    probe = fit_probe(x, y, classes, strength=strength)
+    return ((held_x @ probe.weight.T + probe.bias).argmax(1) == held_y).float().mean().item()
+
+
+def _finetuned(
+    train: FoodPhotos,
+    held: FoodPhotos,
+    scale: str,
+    side: int,
+    blocks: int | None,
+    epochs: int,
+    seed: int,
+    *,
+    strength: float,
+    features: Tensor | None = None,
+) -> FoodClassifier:
+    opened = open_backbone(LITE0)
+    opened.module.to(_device(scale))
+    classifier = FoodClassifier(train.classes, opened, preprocess=Preprocess(side=side))
+    classifier.fit(
+        train,
+        held,  # for the temperature alone, which changes no answer
+        strength=strength,
+        features=features,
+        blocks=blocks,
+        epochs=epochs,
+        head_lr=1e-3,
+        backbone_lr=1e-3,
+        layer_decay=0.85,
+        seed=seed,
+    )
+    return classifier
+
+
+def _from_scratch(train: FoodPhotos, held: FoodPhotos, scale: str, epochs: int, seed: int) -> FoodClassifier:
+    torch.manual_seed(seed)
+    opened = open_backbone(INCEPTION)
+    opened.module.to(_device(scale))
+    side = SIZES[scale].scratch_side
+    classifier = FoodClassifier(train.classes, opened, preprocess=replace(opened.preprocess, side=side))
+    classifier.fit(
+        train,
+        held,
+        stages=("finetune",),
+        train_side=side,
+        epochs=epochs,
+        head_lr=1e-3,
+        backbone_lr=1e-3,
+        layer_decay=1.0,
+        seed=seed,
+    )
+    return classifier
+
+
+def _device(scale: str) -> str:
+    return "cuda" if scale == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 def groceries(folder: Path, part: str) -> FoodPhotos:
