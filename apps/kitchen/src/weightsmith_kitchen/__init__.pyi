@@ -1,8 +1,4 @@
-from .calories import (
-    CalorieEstimator as CalorieEstimator,
-    CalorieTable as CalorieTable,
-    VisionPrefixLM as VisionPrefixLM,
-)
+from .calories import CalorieEstimator as CalorieEstimator, CalorieTable as CalorieTable
 from .errors import (
     KitchenError as KitchenError,
     ModelError as ModelError,
@@ -31,5 +27,6 @@ from .quantity import Quantity as Quantity
 from .recipe import Event as Event, Ingredient as Ingredient, Recipe as Recipe, Span as Span
 from .steps.labels import InstructionTagger as InstructionTagger
 from .steps.structure import structure_recipe as structure_recipe
+from .vlm import VisionPrefixLM as VisionPrefixLM
 
 __version__: str

@@ -383,7 +383,7 @@ def train_vision_language(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train a model that writes lists about photos; tests it against a constant and a regression on other groups."""
-    from weightsmith_kitchen.calories.vlm_command import train_vlm
+    from weightsmith_kitchen.vlm.commands import train_vlm
 
     made = train_vlm(
         photos,

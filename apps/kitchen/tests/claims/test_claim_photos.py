@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from weightsmith.embedded import folder as embedded_folder, load_tokenizer
-from weightsmith_kitchen.calories import VisionPrefixLM
-from weightsmith_kitchen.calories.vision import open_vision
 from weightsmith_kitchen.claims import _photos
 from weightsmith_kitchen.claims._photos import PHOTOS, Size, portions
+from weightsmith_kitchen.vlm import VisionPrefixLM
+from weightsmith_kitchen.vlm.parts import open_vision
 
 MASS = {"apple": (100, 200, 300), "egg": (50, 60, 70)}
 COLORS = {"apple": (200, 30, 30), "egg": (240, 230, 210)}

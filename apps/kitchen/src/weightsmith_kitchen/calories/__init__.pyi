@@ -3,6 +3,3 @@ from .grammar import ListItem as ListItem, parse_list as parse_list
 from .retrieve import CalorieIndex as CalorieIndex, Match as Match
 from .table import CalorieTable as CalorieTable, Inconsistency as Inconsistency
 from .validation import ListCheck as ListCheck, check_lists as check_lists, repair_fractions as repair_fractions
-from .vlm import VisionPrefixLM as VisionPrefixLM
-from .vlm_scores import ListScores as ListScores, score_lists as score_lists
-from .vlm_training import paper_learning_rate as paper_learning_rate

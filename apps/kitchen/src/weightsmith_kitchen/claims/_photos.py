@@ -21,12 +21,12 @@ from torch import Tensor
 
 from weightsmith.claims.harness import Claim, ClaimResult, Ordering, each_seed
 from weightsmith.core.io import atomic_output
-from weightsmith_kitchen.calories import VisionPrefixLM
-from weightsmith_kitchen.calories.vlm_scores import item_f1, ridge, totals
 from weightsmith_kitchen.claims._shared import Roles, arms_of
 from weightsmith_kitchen.claims.deepfood import portion_folds, single_foods
 from weightsmith_kitchen.photos.folder import Example, FoodPhotos
 from weightsmith_kitchen.photos.probe import fit_probe
+from weightsmith_kitchen.vlm import VisionPrefixLM
+from weightsmith_kitchen.vlm.scores import item_f1, ridge, totals
 
 __all__ = ["PHOTOS", "portions", "run"]
 

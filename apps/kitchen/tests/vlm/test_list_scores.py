@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, strategies as st
 
 from weightsmith_kitchen import CalorieTable, ModelError
-from weightsmith_kitchen.calories import CalorieIndex, score_lists
-from weightsmith_kitchen.calories.vlm_scores import item_f1, ridge, totals
+from weightsmith_kitchen.calories import CalorieIndex
+from weightsmith_kitchen.vlm import score_lists
+from weightsmith_kitchen.vlm.scores import item_f1, ridge, totals
 
 
 def test_f1_counts_over_all_lists():

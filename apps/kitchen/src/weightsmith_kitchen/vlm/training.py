@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from weightsmith.core.training import Fit, FitOptions, fit
-from weightsmith_kitchen.calories.vision import PLACEHOLDER
 from weightsmith_kitchen.errors import ModelError
-
-if TYPE_CHECKING:
-    from weightsmith_kitchen.calories.vlm import VisionPrefixLM
+from weightsmith_kitchen.vlm.parts import PLACEHOLDER, Prefixed
 
 __all__ = ["DEFAULTS", "paper_learning_rate", "parameter_groups", "train"]
 
@@ -77,7 +74,7 @@ def parameter_groups(
 
 
 def train(
-    model: VisionPrefixLM,
+    model: Prefixed,
     tokens: Tensor,
     answers: Sequence[str],
     *,
@@ -132,12 +129,12 @@ def train(
     )
 
 
-def check_rows(model: VisionPrefixLM, visual: int, answers: Sequence[str], prompts: Sequence[str]) -> None:
+def check_rows(model: Prefixed, visual: int, answers: Sequence[str], prompts: Sequence[str]) -> None:
     """Refuse rows that cannot be trained on, all of them at once and before the first step.
 
     Parameters
     ----------
-    model : VisionPrefixLM
+    model : Prefixed
         Its tokenizer and its longest sequence decide.
     visual : int
         Embeddings of an image.

@@ -17,10 +17,10 @@ from weightsmith.core.training import FitOptions
 from weightsmith_kitchen.calories.retrieve import CalorieIndex
 from weightsmith_kitchen.calories.table import CalorieTable
 from weightsmith_kitchen.calories.validation import check_lists
-from weightsmith_kitchen.calories.vlm import VisionPrefixLM
-from weightsmith_kitchen.calories.vlm_scores import ListScores, score_lists
 from weightsmith_kitchen.errors import PhotoError
 from weightsmith_kitchen.photos.folder import Example, grouped_split, join_duplicates
+from weightsmith_kitchen.vlm.model import VisionPrefixLM
+from weightsmith_kitchen.vlm.scores import ListScores, score_lists
 
 __all__ = ["VlmTrained", "read_answers", "train_vlm"]
 

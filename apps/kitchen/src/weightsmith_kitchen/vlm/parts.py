@@ -23,6 +23,7 @@ __all__ = [
     "PLACEHOLDER",
     "Checkpointing",
     "FeatureMap",
+    "Prefixed",
     "Vision",
     "group_tokens",
     "new_projector",
@@ -191,6 +192,24 @@ def with_lora(lm: Any, *, r: int, alpha: float, dropout: float, target_modules: 
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules), task_type="CAUSAL_LM"
     )
     return get_peft_model(lm, config)
+
+
+class Prefixed(nn.Module):
+    """What training and folders know of the model: a language model whose inputs begin with an image's embeddings."""
+
+    lm: Any
+    tokenizer: Any
+    projector: nn.Module
+    number_head: nn.Module | None
+    group: int
+    max_length: int
+    prompt: str
+    preprocess: Preprocess
+    names: dict[str, str | None]
+
+    def token_ids(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
 
 
 class Checkpointing:

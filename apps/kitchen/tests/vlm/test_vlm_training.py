@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from weightsmith.core.errors import CheckpointError, HyperparameterError, NonFiniteError
 from weightsmith.embedded import folder as embedded_folder, load_tokenizer
 from weightsmith_kitchen import CalorieEstimator, CalorieTable, ModelError, PhotoError, Preprocess, VisionPrefixLM
-from weightsmith_kitchen.calories import paper_learning_rate
-from weightsmith_kitchen.calories.vision import open_vision
-from weightsmith_kitchen.calories.vlm_command import train_vlm
-from weightsmith_kitchen.calories.vlm_training import parameter_groups
+from weightsmith_kitchen.vlm import paper_learning_rate
+from weightsmith_kitchen.vlm.commands import train_vlm
+from weightsmith_kitchen.vlm.parts import open_vision
+from weightsmith_kitchen.vlm.training import parameter_groups
 
 ANSWERS = ["1 apple of 244 g", "1 egg of 57 g", "1 bun of 80 g", "1 apple of 210 g"]
 

@@ -21,19 +21,21 @@ from transformers.modeling_outputs import CausalLMOutput
 from weightsmith.core.models import device_of, evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.training import Fit, FitOptions
-from weightsmith_kitchen.calories.vision import (
+from weightsmith_kitchen.errors import ModelError
+from weightsmith_kitchen.photos.backbones import LITE0
+from weightsmith_kitchen.photos.images import PhotoSource, name_of, open_photo
+from weightsmith_kitchen.photos.preprocess import Preprocess
+from weightsmith_kitchen.vlm import storage
+from weightsmith_kitchen.vlm.parts import (
     PLACEHOLDER,
     Checkpointing,
+    Prefixed,
     group_tokens,
     new_projector,
     open_parts,
     with_lora,
 )
-from weightsmith_kitchen.calories.vlm_training import check_rows, train
-from weightsmith_kitchen.errors import ModelError
-from weightsmith_kitchen.photos.backbones import LITE0
-from weightsmith_kitchen.photos.images import PhotoSource, name_of, open_photo
-from weightsmith_kitchen.photos.preprocess import Preprocess
+from weightsmith_kitchen.vlm.training import check_rows, train
 
 __all__ = ["PLACEHOLDER", "PROMPT", "VisionPrefixLM", "group_tokens"]
 
@@ -44,7 +46,7 @@ BATCH = 32
 """Photos that the encoder reads at once."""
 
 
-class VisionPrefixLM(Checkpointing, nn.Module):
+class VisionPrefixLM(Checkpointing, Prefixed):
     """Image and question to text.
 
     Parameters
@@ -121,7 +123,7 @@ class VisionPrefixLM(Checkpointing, nn.Module):
         Parameters
         ----------
         vision : str or nn.Module, default: "embedded:efficientnet-lite0"
-            See :func:`~weightsmith_kitchen.calories.vision.open_vision`.
+            See :func:`~weightsmith_kitchen.vlm.parts.open_vision`.
         lm : str, path-like or nn.Module, default: "embedded:smollm2"
             A causal language model: embedded, a Hugging Face folder, or a module with ``tokenizer``.
         tokenizer : callable, optional
@@ -444,9 +446,7 @@ class VisionPrefixLM(Checkpointing, nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter as PEFT does, and ``projector.safetensors``."""
-        from weightsmith_kitchen.calories import vlm_folder
-
-        vlm_folder.save(self, folder)
+        storage.save(self, folder)
 
     def load(self, folder: str | Path) -> VisionPrefixLM:
         """Read what `save` wrote into this model, whose LoRA has been added.
@@ -456,9 +456,7 @@ class VisionPrefixLM(Checkpointing, nn.Module):
         ModelError
             If keys are missing, unexpected or of another shape; they are listed, and nothing is changed.
         """
-        from weightsmith_kitchen.calories import vlm_folder
-
-        vlm_folder.load(self, folder)
+        storage.load(self, folder)
         return self
 
     def save_pretrained(
@@ -482,9 +480,7 @@ class VisionPrefixLM(Checkpointing, nn.Module):
         CheckpointError
             If the folder exists or cannot be written.
         """
-        from weightsmith_kitchen.calories import vlm_folder
-
-        vlm_folder.save_pretrained(self, folder, files=files or {}, overwrite=overwrite)
+        storage.save_pretrained(self, folder, files=files or {}, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(
@@ -509,13 +505,7 @@ class VisionPrefixLM(Checkpointing, nn.Module):
         ModelError
             If the folder is something else, a part is missing, or weights do not fit.
         """
-        from weightsmith_kitchen.calories import vlm_folder
-
-        return vlm_folder.from_pretrained(cls, folder, vision=vision, lm=lm, tokenizer=tokenizer)
-
-    def token_ids(self, text: str) -> list[int]:
-        """Tokens of a text, without special ones."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
+        return storage.from_pretrained(cls, folder, vision=vision, lm=lm, tokenizer=tokenizer)
 
     @property
     def _embed(self) -> Any:

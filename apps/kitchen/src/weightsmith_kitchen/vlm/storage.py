@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,9 +16,7 @@ from weightsmith.core.errors import WeightsmithError
 from weightsmith.core.io import atomic_output, load_state_dict, read_json, write_file
 from weightsmith_kitchen.errors import ModelError
 from weightsmith_kitchen.photos.preprocess import Preprocess
-
-if TYPE_CHECKING:
-    from weightsmith_kitchen.calories.vlm import VisionPrefixLM
+from weightsmith_kitchen.vlm.parts import Prefixed
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
 
@@ -28,7 +26,7 @@ PROJECTOR, ADAPTER, ADAPTER_CONFIG = "projector.safetensors", "adapter_model.saf
 NUMBER_HEAD = "number_head.safetensors"
 
 
-def save(model: VisionPrefixLM, folder: str | os.PathLike[str]) -> None:
+def save(model: Prefixed, folder: str | os.PathLike[str]) -> None:
     """Write the adapter as PEFT does, ``projector.safetensors``, and the number head, if there is one."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +39,7 @@ def save(model: VisionPrefixLM, folder: str | os.PathLike[str]) -> None:
                 save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
 
 
-def load(model: VisionPrefixLM, folder: str | os.PathLike[str]) -> None:
+def load(model: Prefixed, folder: str | os.PathLike[str]) -> None:
     """Read what `save` wrote; all keys are checked first.
 
     Raises
@@ -89,7 +87,7 @@ def load(model: VisionPrefixLM, folder: str | os.PathLike[str]) -> None:
 
 
 def save_pretrained(
-    model: VisionPrefixLM, folder: str | os.PathLike[str], *, files: Mapping[str, str], overwrite: bool
+    model: Prefixed, folder: str | os.PathLike[str], *, files: Mapping[str, str], overwrite: bool
 ) -> None:
     """What `VisionPrefixLM.save_pretrained` does."""
     changed = [name for name, value in model.lm.named_parameters() if value.requires_grad and "lora_" not in name]
@@ -125,13 +123,13 @@ def save_pretrained(
 
 
 def from_pretrained(
-    kind: type[VisionPrefixLM],
+    kind: Any,
     folder: str | os.PathLike[str],
     *,
     vision: nn.Module | None,
     lm: nn.Module | None,
     tokenizer: Any,
-) -> VisionPrefixLM:
+) -> Any:
     """What `VisionPrefixLM.from_pretrained` does."""
     path = Path(folder)
     if not (path / CONFIG).is_file():
@@ -179,7 +177,7 @@ def from_pretrained(
     return model.eval()
 
 
-def _card(model: VisionPrefixLM, name: str) -> str:
+def _card(model: Prefixed, name: str) -> str:
     trained = sum(value.numel() for value in model.projector.parameters())
     trained += sum(value.numel() for key, value in model.lm.named_parameters() if "lora_" in key)
     return f"""---

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from weightsmith_kitchen import ModelError
-from weightsmith_kitchen.calories.vision import group_tokens
-from weightsmith_kitchen.calories.vlm import PLACEHOLDER, VisionPrefixLM
+from weightsmith_kitchen.vlm.model import PLACEHOLDER, VisionPrefixLM
+from weightsmith_kitchen.vlm.parts import group_tokens
 
 PROMPT = f"[INST] <Img>{PLACEHOLDER}</Img> [vqa] what [/INST]"
 
