@@ -316,3 +316,8 @@ def test_energies_agree_with_those_that_pages_print(table):
     assert len(ratios) == 60
     assert 0.85 < statistics.median(ratios) < 1.15
     assert sum(0.67 < ratio < 1.5 for ratio in ratios) > 0.7 * len(ratios)
+
+
+def test_what_is_added_in_words_may_be_several_foods(table):
+    reply = edit(make_kit(["1 egg"], table), "add 1 cup each walnuts and pecans", table)
+    assert [item.name for item in reply.kit.ingredients] == ["egg", "walnuts", "pecans"]

@@ -351,11 +351,39 @@ def test_servings_of_labels_are_read():
         ("twenty-five g butter", 25, 25),
         ("two thirds of a cup of sugar", 130, 135),
         ("2 sticks butter plus 1 tablespoon", 225, 227),
+        ("an egg", 44, 56),
+        ("juice of half a lemon", 20, 28),
+        ("1 (15 oz) can black beans, drained", 250, 260),
+        ("2 x 400g tins chickpeas", 800, 800),
+        ("3 strips bacon", 80, 90),
+        ("1 cup whipped cream", 55, 65),
     ],
 )
 def test_weights_of_pieces_cans_and_parts_of_fruit(table, line, low, high):
     found = price(read_ingredient(line), table)
     assert low <= float(found.grams) <= high, (found.name, found.grams, found.basis)
+
+
+@pytest.mark.parametrize(
+    ("line", "low", "high"),  # kcal, as common tables have them
+    [
+        ("1 lb 80/20 ground beef", 1050, 1250),
+        ("1 bottle of wine", 580, 660),
+        ("1 cup lentils", 640, 730),
+        ("1 can cola", 130, 165),
+        ("1 can green chiles", 15, 40),
+        ("8 oz elbow macaroni", 780, 880),
+        ("6 oz bittersweet chocolate", 850, 1050),
+        ("1 lb shrimp", 340, 430),
+        ("1 pita", 150, 190),
+        ("1 cup milk powder", 580, 680),
+        ("1 cup whole milk", 140, 160),
+        ("1 can water chestnuts", 60, 160),
+    ],
+)
+def test_common_foods_are_taken_for_what_a_cook_means(table, line, low, high):
+    found = price(read_ingredient(line), table)
+    assert low <= float(found.kcal) <= high, (found.food.name, found.kcal)
 
 
 def test_dry_legumes_have_three_times_the_energy_of_cooked_ones(table):

@@ -118,7 +118,21 @@ def test_kitchen_fractions_are_near(value):
         ("three quarters of a cup", "3/4"),
         ("a third of a cup", "1/3"),
         ("eighteen", 18),
+        ("one-quarter cup", "1/4"),
+        ("two-thirds cup", "2/3"),
+        ("two and three-quarters cups", "2 3/4"),
+        ("one and one half cups", "1 1/2"),
+        ("three fourths cup", "3/4"),
+        ("two to three onions", "2-3"),
+        ("a couple of eggs", 2),
+        ("half-dozen eggs", 6),
     ],
 )
 def test_numbers_in_words(text, value):
     assert find_quantity(text)[0] == Quantity.of(value)
+
+
+def test_small_amounts_are_not_shown_as_nothing():
+    assert Quantity.parse("1/16").kitchen() == "0.062"
+    assert Quantity.parse("9/16").kitchen() == "0.56"
+    assert Quantity.parse("1/3").kitchen() == "1/3"

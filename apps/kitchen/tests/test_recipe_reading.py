@@ -108,3 +108,49 @@ def test_a_food_in_the_first_line_is_no_title():
 def test_a_range_of_servings_says_what_is_taken():
     kit = make_kit(read_recipe("Stew\nServes 4-6\n1 onion"))
     assert kit.notes == ("it serves 4-6: 5 is taken",)
+
+
+@pytest.mark.parametrize(
+    "text", ["flour - 2 cups\neggs - 3", "Flour\t2 cups\nEggs\t3", "\U0001f95a 2 eggs\n\U0001f9c8 1 tbsp butter"]
+)
+def test_a_first_line_with_an_amount_is_no_title(text):
+    recipe = read_recipe(text)
+    assert recipe.title == ""
+    assert len(recipe.ingredients) == 2
+    assert all(item.quantity is not None for item in recipe.ingredients)
+
+
+def test_what_stands_around_the_list_is_no_ingredient():
+    recipe = read_recipe("Cake\nHome\n5 from 12 votes\nIngredients\n2 eggs\n\nNutrition\nFat 10 g\nNotes\nSalt is fine")
+    assert (recipe.title, texts(recipe)) == ("Cake", ["2 eggs"])
+
+
+def test_several_recipes_are_refused_in_json_and_the_largest_is_taken_of_a_page():
+    two = [
+        {"@type": "Recipe", "recipeIngredient": ["1 egg"]},
+        {"@type": "Recipe", "recipeIngredient": ["1 egg", "salt"]},
+    ]
+    with pytest.raises(RecipeError, match="2 lists of ingredients"):
+        read_recipe(json.dumps(two))
+    with pytest.raises(RecipeError, match="one recipe at a time"):
+        read_recipe("\n".join(map(json.dumps, two)))
+    page = "".join(f'<script type="application/ld+json">{json.dumps(recipe)}</script>' for recipe in two)
+    assert texts(read_recipe(f"<html>{page}</html>")) == ["1 egg", "salt"]
+
+
+def test_cells_of_tables_of_a_page_stay_apart():
+    page = "<table><tr><td>2 cups</td><td>flour</td></tr><tr><td>3</td><td>eggs</td></tr></table>"
+    assert texts(read_recipe(page)) == ["2 cups flour", "3 eggs"]
+
+
+@pytest.mark.parametrize(
+    ("line", "servings"),
+    [("For four people", "4"), ("4 persons", "4"), ("Serves four to six", "4-6"), ("Serves 4", "4"), ("Feeds 3", "3")],
+)
+def test_how_many_it_serves(line, servings):
+    recipe = read_recipe(f"Soup\n{line}\n1 onion")
+    assert (str(recipe.servings), texts(recipe)) == (servings, ["1 onion"])
+
+
+def test_control_characters_are_not_kept():
+    assert read_recipe("Soup \x1b[31mred\n1 onion").title == "Soup [31mred"

@@ -41,15 +41,25 @@ WORDS = {
     **{word: Fraction(10 * number) for number, word in enumerate(_TENS, 2)},
     "dozen": Fraction(12),
     "hundred": Fraction(100),
+    "couple": Fraction(2),
     "half": Fraction(1, 2),
     "quarter": Fraction(1, 4),
 }
-PARTS = {"third": Fraction(1, 3), "thirds": Fraction(1, 3), "quarters": Fraction(1, 4)}
+PARTS = {
+    "third": Fraction(1, 3),
+    "thirds": Fraction(1, 3),
+    "halves": Fraction(1, 2),
+    "quarters": Fraction(1, 4),
+    "fourth": Fraction(1, 4),
+    "fourths": Fraction(1, 4),
+}
 """Words that are amounts only after a number: two thirds."""
 LONGEST = 40
 """Characters of a number; more is no amount of food."""
 # What measuring cups and spoons can show; eighths of the smallest amounts only.
 KITCHEN = tuple(sorted({Fraction(n, d) for d in (1, 2, 3, 4) for n in range(d + 1)}))
+FARTHEST = Fraction(1, 12)
+"""Share of an amount that its display may be off by."""
 EIGHTHS = tuple(sorted({*KITCHEN, *(Fraction(n, 8) for n in range(9))}))
 
 _V = "[" + "".join(VULGAR) + "]"
@@ -69,7 +79,9 @@ _WORD = re.compile(
     r"(half\s+(?:an?\s+)?dozen|(?:an?|one|two|three|four|five|six)\s+dozen"
     rf"|(?:an?|{'|'.join(_ONES)})\s+hundred(?:\s+(?:and\s+)?(?:{'|'.join(_TENS + _TEENS)}))?"
     rf"|(?:{'|'.join(_TENS)})[-\s](?:{'|'.join(_ONES)})"
-    r"|(?:an?|one|two|three)\s+(?:thirds?|quarters)(?:\s+of\s+an?)?"
+    rf"|(?:(?:{'|'.join(_ONES)})\s+and\s+)?(?:an?|one|two|three)[-\s](?:halves|half|thirds?|fourths?|quarters?)"
+    r"(?:\s+(?:of\s+)?an?\b)?"
+    r"|(?:an?\s+)?couple(?:\s+of)?|half[-\s]dozen"
     r"|(?:an?\s+)?half(?:\s+(?:of\s+)?an?)?|(?:an?\s+)?quarter(?:\s+of\s+an?)?|" + "|".join(WORDS) + r")\b(?![-'])",
     re.IGNORECASE,
 )
@@ -238,17 +250,24 @@ def find_quantity(text: str, start: int = 0) -> tuple[Quantity, int, int] | None
     match = _WORD.match(text, start)
     if match:
         value = _spoken(re.split(r"[-\s]+", match[0].lower()))
+        to = re.match(r"\s+(?:to|or)\s+", text[match.end() :], re.IGNORECASE)
+        other = _WORD.match(text, match.end() + to.end()) if to else None
+        if other is not None and (high := _spoken(re.split(r"[-\s]+", other[0].lower()))) > value >= 1:
+            return Quantity(value, high), match.start(), other.end()
         return Quantity(value, value), match.start(), match.end()
     return None
 
 
 def _spoken(words: list[str]) -> Fraction:
     """Twenty five is a sum, two dozen and half a dozen are products, two hundred fifty is both."""
+    if "and" in words and (words[-1] in PARTS or WORDS.get(words[-1], 1) < 1 or words[-1] in ("a", "an")):
+        cut = words.index("and")
+        return _spoken(words[:cut]) + _spoken(words[cut + 1 :])
     total = Fraction(0)
     for word in words:
         value = WORDS.get(word) or PARTS.get(word)
         if value is not None:
-            times = total and (value < 1 or value >= 100 or word in ("a", "an", "dozen"))
+            times = total and (value < 1 or value >= 100 or word in ("a", "an", "couple", "dozen"))
             total = total * value if times else total + value
     return total
 
@@ -348,5 +367,5 @@ def _kitchen(value: Fraction) -> str:
         return str(round(value))
     whole = floor(value)
     rest = value - whole
-    nearest = min(EIGHTHS if value < 2 else KITCHEN, key=lambda mark: (abs(mark - rest), mark.denominator))
-    return _mixed(whole + nearest)
+    nearest = whole + min(EIGHTHS if value < 2 else KITCHEN, key=lambda mark: (abs(mark - rest), mark.denominator))
+    return f"{float(value):.2g}" if abs(nearest - value) > FARTHEST * value else _mixed(nearest)

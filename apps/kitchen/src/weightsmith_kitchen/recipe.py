@@ -116,14 +116,19 @@ class Ingredient:
         --------
         >>> Ingredient("flour", Quantity.parse("1.5"), "cup").measured()
         '1 1/2 cups'
+        >>> Ingredient("butter", Quantity.parse("1/16"), "cup").measured()
+        '1 tablespoon'
         """
         if self.quantity is None:
             return ""
-        from weightsmith_kitchen.units import find_unit
+        from weightsmith_kitchen.units import UNITS, convert, find_unit
 
-        known = None if self.unit is None else find_unit(self.unit)
-        unit = self.unit or ""
-        return f"{self.quantity.kitchen()} {known.spelled(self.quantity) if known else unit}".strip()
+        amount, known = self.quantity, None if self.unit is None else find_unit(self.unit)
+        for name, least in (("cup", Fraction(1, 4)), ("tablespoon", Fraction(1, 2))):
+            if known is not None and known.name == name and 0 < amount.high < least:
+                smaller = UNITS["tablespoon" if name == "cup" else "teaspoon"]  # as a cook measures it
+                amount, known = convert(amount, known, smaller), smaller
+        return f"{amount.kitchen()} {known.spelled(amount) if known else self.unit or ''}".strip()
 
     def line(self) -> str:
         """The ingredient as a line that is read to the same amount, exactly.

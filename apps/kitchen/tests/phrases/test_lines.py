@@ -17,6 +17,14 @@ from weightsmith_kitchen.steps.structure import structure_recipe
         ("salt and pepper, 1 tsp each", ["1 tsp salt", "1 tsp pepper"]),
         ("1 each red and green pepper", ["1 red pepper", "1 green pepper"]),
         ("1 egg plus 1 yolk", ["1 egg", "1 yolk"]),
+        ("1 egg, plus 1 yolk", ["1 egg", "1 yolk"]),
+        ("1 cup each sugar and flour, sifted", ["1 cup sugar, sifted", "1 cup flour, sifted"]),
+        ("1 cup each onion, celery & carrot (about 2 of each)", ["1 cup onion", "1 cup celery", "1 cup carrot"]),
+        ("juice of 1 lemon and zest of 1 orange", ["juice of 1 lemon", "zest of 1 orange"]),
+        ("1 red, 1 green and 1 yellow pepper", ["1 red pepper", "1 green pepper", "1 yellow pepper"]),
+        ("an onion and a carrot", ["an onion", "a carrot"]),
+        ("2 eggs\n1 cup milk", ["2 eggs", "1 cup milk"]),
+        ("2 cups (about 3) apples", ["2 cups apples"]),
         ("2 eggs, 1 cup flour", ["2 eggs", "1 cup flour"]),
         ("2 sticks butter plus 1 tablespoon", ["2 sticks butter", "1 tablespoon butter"]),
         ("200g butter, 100g sugar and 3 eggs", ["200g butter", "100g sugar", "3 eggs"]),
@@ -59,7 +67,7 @@ PARTS = ["1", "½", "2 eggs", "1 cup", "each", "flour", ",", " and ", "plus", "(
 def test_any_line_gives_lines(line):
     parts = split_line(line)
     assert parts
-    assert parts == [line] or len(parts) > 1
+    assert parts == [line.strip()] or len(parts) > 1
 
 
 def test_a_structured_recipe_has_an_ingredient_per_food():

@@ -15,6 +15,7 @@ from weightsmith_kitchen.errors import KitchenError, RecipeError
 from weightsmith_kitchen.kit.kit import MealKit
 from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.nutrition.ranking import words as stems_of
+from weightsmith_kitchen.phrases.lines import split_line
 from weightsmith_kitchen.phrases.read import read_ingredient
 from weightsmith_kitchen.quantity import Quantity, find_quantity
 from weightsmith_kitchen.recipe import Ingredient
@@ -212,11 +213,15 @@ def _times(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[M
 
 
 def _add(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str] | None:
-    new = read_ingredient(match["new"])
-    if not new.name:
-        return None
-    priced = price(new, table)
-    return kit.plus(priced), f"{priced.measured()} {priced.name} is added".strip()
+    said = []
+    for part in split_line(match["new"]):
+        new = read_ingredient(part)
+        if not new.name:
+            return None
+        priced = price(new, table)
+        kit = kit.plus(priced)
+        said.append(f"{priced.measured()} {priced.name} is added".strip())
+    return kit, "; ".join(said)
 
 
 def _state(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, str] | None:

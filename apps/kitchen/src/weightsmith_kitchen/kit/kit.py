@@ -77,8 +77,8 @@ class MealKit:
 
     @property
     def complete(self) -> bool:
-        """Every ingredient has an energy."""
-        return not self.unpriced
+        """There is an ingredient, and every one has an energy."""
+        return bool(self.ingredients) and not self.unpriced
 
     def scale(self, servings: Fraction | float | str) -> MealKit:
         """The kit for another number of people; amounts and energies are multiplied.

@@ -9,12 +9,14 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.nutrition import measures
 from weightsmith_kitchen.nutrition.ranking import rewritten, stems
+from weightsmith_kitchen.phrases.amounts import is_measure
 from weightsmith_kitchen.phrases.lines import split_lines
 from weightsmith_kitchen.phrases.read import read_ingredients
 from weightsmith_kitchen.quantity import Quantity, find_quantity, read_yield
@@ -29,10 +31,14 @@ MOST_CHARACTERS = 2_000
 """Characters of a line."""
 PEOPLE = frozenset(["serving", "servings", "portion", "portions", "person", "persons", "people", "serves"])
 _STEP = re.compile(r"^\s*(?:step\s*)?\d{1,2}\s*[.):]\s+", re.IGNORECASE)
-_BULLET = re.compile(r"^\s*(?:[-*\u2022\u00b7\u2023\u25e6\u2013]|\[[ x]?\])\s+")
+_BULLET = re.compile(
+    r"^\s*(?:(?:[-*\u2022\u00b7\u2023\u25e6\u2013]|\[[ x]?\])\s+|(?:[\u25a0-\u27bf\U0001f300-\U0001faff]\ufe0f?\s*)+)"
+)
 _HEAD = re.compile(
     r"^\W*(?:(?P<ingredients>ingredients?|you(?:'ll| will)? need|shopping list)"
-    r"|(?P<steps>instructions?|directions?|method|preparation|steps|how to make(?: it)?))\W*$",
+    r"|(?P<steps>instructions?|directions?|method|preparation|steps|how to make(?: it)?)"
+    r"|nutrition(?:al)?(?: facts| information| values)?|(?:recipe )?notes?|tips?|equipment|tools|storage|reviews?"
+    r"|comments?|video)\W*$",
     re.IGNORECASE,
 )
 # "For the sauce:", "FOR THE TOPPING", "Dough:"; an ingredient line has an amount, or is no title.
@@ -44,16 +50,20 @@ _ABOUT = re.compile(
     r"|time|calories|kcal|nutrition|difficulty|course|cuisine|author|source|category)\s*:.*$",
     re.IGNORECASE,
 )
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+"""Characters that a terminal would obey."""
 _COLUMNS = re.compile(r"\t+|\s{3,}")
 _SERVES = re.compile(
     r"^\W*(?:serves|servings?|portions?|yields?|makes|feeds)\b\D{0,20}[\d\u00bc-\u00be]"
-    r"|^\W*(?:serves|feeds)\s+(?:one|two|three|four|five|six|seven|eight|ten|twelve)\b|^\W*[\d\u00bc-\u00be][\d\s/-]*servings?\W*$",
+    r"|^\W*(?:serves|feeds)\s+(?:one|two|three|four|five|six|seven|eight|ten|twelve)\b|^\W*[\d\u00bc-\u00be][\d\s/-]*(?:servings?|portions?|people|persons?)\W*$",
     re.IGNORECASE,
 )
-_PEOPLE = re.compile(r"\bfor\s+(\d+)\s+(?:people|persons?)\b", re.IGNORECASE)
+_PEOPLE = re.compile(
+    r"\bfor\s+(\d+|one|two|three|four|five|six|eight|ten|twelve)\s+(?:people|persons?)\b", re.IGNORECASE
+)
 
 
-_RULE = re.compile(r"\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)*\|?")
+_RULE = re.compile(r"\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)*\|?|\|\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?")
 """The line of a Markdown table between its head and its rows."""
 _MARKUP = re.compile(r"<(?:html|head|body|script|div|ul|ol|li|p|h[1-6]|table)\b", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]{1,200}>")
@@ -99,13 +109,11 @@ def read_recipe(text: str) -> Recipe:
         page = _Page()
         page.feed(text)
         page.close()
-        for script in page.scripts:
-            try:
-                return _of_json(script)
-            except RecipeError:
-                continue  # of the page's owner, not of a recipe
+        recipes = [recipe for recipe in map(_of_script, page.scripts) if recipe is not None]
+        if recipes:
+            return max(recipes, key=lambda recipe: len(recipe.ingredients))  # others are teasers
         text = "".join(page.texts)
-    return _of_lines([line.strip() for line in text.replace("\r", "\n").split("\n")])
+    return _of_lines([_CONTROL.sub("", line).strip() for line in text.replace("\r", "\n").split("\n")])
 
 
 def _of_lines(lines: Sequence[str]) -> Recipe:
@@ -116,7 +124,9 @@ def _of_lines(lines: Sequence[str]) -> Recipe:
     found: list[str] = []
     steps: list[str] = []
     part = ""
-    headings = any(_HEAD.match(line) for line in lines)
+    heads = [head for head in map(_HEAD.match, lines) if head]
+    headings = any(head["ingredients"] or head["steps"] for head in heads)
+    listed = any(head["ingredients"] for head in heads)
     lines = _without_table(lines)
     for number, line in enumerate(lines):
         if not line:
@@ -125,7 +135,9 @@ def _of_lines(lines: Sequence[str]) -> Recipe:
             raise RecipeError(f"line {number + 1} of the recipe", found=f"{len(line)} characters", do="Break it up.")
         head = _HEAD.match(line)
         if head:
-            part = "ingredients" if head["ingredients"] else "steps"
+            part = "ingredients" if head["ingredients"] else "steps" if head["steps"] else "other"
+            continue
+        if part == "other":
             continue
         if _ABOUT.match(line) or (part != "steps" and _SECTION.match(line) and not _begins_with_amount(line)):
             continue
@@ -146,7 +158,9 @@ def _of_lines(lines: Sequence[str]) -> Recipe:
             steps.append(_STEP.sub("", line))
             continue
         first = not title and not found
-        if part == "ingredients" or not first or (not headings and _begins_with_amount(line)):
+        if listed and not part and not first:
+            continue  # what stands between the title and the heading of the ingredients
+        if part == "ingredients" or not first or (not headings and _has_measure(line)):
             found.append(_BULLET.sub("", line))
         elif not headings and lines[number + 1 : number + 2] != [""] and _is_food(line):
             found.append(line)
@@ -197,6 +211,8 @@ class _Page(HTMLParser):
                 self.scripts.append("")
         elif tag in BLOCKS:
             self.texts.append("\n")
+        elif tag in ("td", "th"):
+            self.texts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
         if tag in ("script", "style"):
@@ -211,21 +227,40 @@ class _Page(HTMLParser):
             self.texts.append(re.sub(r"[^\S\n]+", " ", data))
 
 
+def _of_script(text: str) -> Recipe | None:
+    """The recipe in a page's linked data; None if it is of something else."""
+    try:
+        return _of_json(re.sub(r"^\s*(?://)?\s*<!\[CDATA\[|(?://)?\s*\]\]>\s*$", "", text))
+    except RecipeError:
+        return None
+
+
 def _of_json(text: str) -> Recipe:
     try:
-        stored = json.loads(text)
+        stored = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
-        raise RecipeError("recipe", found=f"JSON that cannot be read: {error}", do="Copy all of it.") from None
-    for found in _objects(stored):
-        if "recipeIngredient" in found:
-            return _of_schema(found)
-        listed = found.get("ingredients")
-        if isinstance(listed, list) and listed:
-            if all(isinstance(item, dict) for item in listed):
-                return Recipe.from_dict(found)
-            steps = found.get("instructions_list") or found.get("instructions")
-            return _of_fields(found, listed, found.get("title"), steps, found.get("servings", found.get("yields")))
-    raise RecipeError("recipe", found="JSON without one", expected="a list 'ingredients' or 'recipeIngredient' in it")
+        do = "Give one recipe at a time." if "Extra data" in str(error) else "Copy all of it."
+        raise RecipeError("recipe", found=f"JSON that cannot be read: {error}", do=do) from None
+    every = [item for item in _objects(stored) if "recipeIngredient" in item or _listed(item)]
+    if not every:
+        expected = "a list 'ingredients' or 'recipeIngredient' in it"
+        raise RecipeError("recipe", found="JSON without one", expected=expected)
+    if len(every) > 1:
+        raise RecipeError("recipe", found=f"{len(every)} lists of ingredients in JSON", do="Give one recipe at a time.")
+    found, listed = every[0], _listed(every[0])
+    if listed is None:
+        return _of_schema(found)
+    if all(isinstance(item, dict) for item in listed):
+        recipe = Recipe.from_dict(found)
+        return recipe if recipe.servings is not None else replace(recipe, servings=_servings(found.get("yields")))
+    steps = found.get("instructions_list") or found.get("instructions")
+    return _of_fields(found, listed, found.get("title"), steps, found.get("servings", found.get("yields")))
+
+
+def _listed(found: Mapping[str, Any]) -> list[Any] | None:
+    """The ingredients of an object that is no recipe of schema.org."""
+    listed = found.get("ingredients")
+    return listed if "recipeIngredient" not in found and isinstance(listed, list) and listed else None
 
 
 def _objects(stored: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
@@ -277,7 +312,7 @@ def _servings(made: Any) -> Quantity | None:
 
 
 def _clean(text: str) -> str:
-    return re.sub(r"\s+([.,;:!?])", r"\1", " ".join(_TAG.sub(" ", html.unescape(text)).split()))
+    return re.sub(r"\s+([.,;:!?])", r"\1", " ".join(_TAG.sub(" ", _CONTROL.sub("", html.unescape(text))).split()))
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------
@@ -320,6 +355,13 @@ def _is_step(line: str) -> bool:
     if len(words) > 1 and first in techniques() and first not in NOUNS and _COMMAND.search(line):
         return True
     return (len(words) >= 6 and (line.endswith((".", "!")) or ". " in line)) or len(words) > 18
+
+
+def _has_measure(line: str) -> bool:
+    """The line begins with an amount, or has one with a unit: "flour - 2 cups"."""
+    if _begins_with_amount(line):
+        return True
+    return any(is_measure(word) for word in re.findall(r"\d\s*([^\W\d_]+)", line))
 
 
 def _is_food(line: str) -> bool:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from weightsmith_kitchen.foods import Estimate, Food
 from weightsmith_kitchen.nutrition import measures
-from weightsmith_kitchen.nutrition.ranking import default_row
+from weightsmith_kitchen.nutrition.ranking import default_row, words
 from weightsmith_kitchen.nutrition.table import NutritionTable
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import Ingredient
@@ -18,6 +18,9 @@ __all__ = ["price"]
 
 MOST = 100_000
 """Units of an ingredient that are priced."""
+DRAINED = 0.6
+"""Share of a can of legumes that is left when its water is poured off (USDA: 253 of 425 g)."""
+IN_WATER = (["bean"], ["chickpea"], ["corn"], ["pea"], ["lentil"])
 SIZES = frozenset({"small", "medium", "large", "extra large"})
 
 
@@ -105,9 +108,11 @@ def _weight(
         inner, held = ingredient.package
         ways.insert(0, (Quantity(amount.low * inner.low, amount.high * inner.high), held))
     units = [find_unit(name or "piece") for _, name in ways]
+    drained = ingredient.unit in ("can", "jar") and _is_drained(ingredient)
     for (quantity, _), unit in zip(ways, units, strict=True):
         if unit is not None and unit.kind == "mass" and unit.factor is not None:
-            return _estimate(quantity, unit.factor), "amount"
+            weight = _estimate(quantity, unit.factor)
+            return (weight * DRAINED, "amount, drained: 60 % of it") if drained else (weight, "amount")
     size = (ingredient.size or "").lower()
     portions = (
         *(food.portions if food is not None else ()),
@@ -127,6 +132,12 @@ def _weight(
     return None, ""
 
 
+def _is_drained(ingredient: Ingredient) -> bool:
+    """The line says so, and it is a food that is sold in water."""
+    told = f"{ingredient.state or ''} {ingredient.text}".lower()
+    return "drained" in told and "undrained" not in told and words(ingredient.name)[-1:] in IN_WATER
+
+
 def _order(name: str | None) -> int:
     unit = find_unit(name) if name else None
     return {"mass": 0, "volume": 1, "count": 2}[unit.kind] if unit is not None else 3
@@ -137,7 +148,7 @@ def _missing(ingredient: Ingredient, unit: Unit | None) -> str:
         return f"the unit {ingredient.unit!r} is not known"
     if unit.kind == "volume":
         return f"no table has the density of {ingredient.name!r}: give grams"
-    of = "a piece" if unit.name == "piece" else f"a {unit.name}"
+    of = f"{'an' if unit.name[0] in 'aeiou' else 'a'} {unit.name}"
     return f"no table has the weight of {of} of {ingredient.name!r}: give grams"
 
 

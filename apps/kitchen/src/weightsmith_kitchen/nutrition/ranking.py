@@ -127,7 +127,7 @@ def plain(query: str) -> str:
     ('creme fraiche', 'butter', 'ginger')
     """
     folded = "".join(c for c in unicodedata.normalize("NFKD", query.lower()) if not unicodedata.combining(c))
-    alternatives = re.split(r"/|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", folded))
+    alternatives = re.split(r"(?<!\d)/|/(?!\d)|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", folded))
     first = next((part for part in alternatives if part.strip()), folded)
     text = " ".join(re.sub(r"[^a-z0-9%'&]+", " ", first).split())
     return " ".join(word for word in text.split() if word not in DROPPED) or text

@@ -39,6 +39,9 @@ CONTAINERS = frozenset(
 )
 SIZED = re.compile(r"\d[^a-z]*[-\s]?(?:inch(?:es)?|in|cm|mm|foot|feet|ft)\b.*", re.IGNORECASE)
 METRIC = frozenset({"milligram", "gram", "kilogram", "milliliter", "centiliter", "deciliter", "liter"})
+TAKEN = frozenset({"juice", "zest", "rind", "peel"})
+INEXACT = frozenset({"bit", "few", "generous", "good", "little", "lot", "some", "splash", "touch"})
+"""Words that make an article no number: a little salt."""
 NUMERIC = re.compile(r"[\d./,\u00a0-]*\d[\d./,\u00a0-]*")
 
 Before = Literal["start", "space", "slash", "bracket", "times", "plus", "or", "apart"]
@@ -113,7 +116,8 @@ class _Reading:
             return None
         tag, word = self.line.tags[place], self.words[place]
         numeric = NUMERIC.fullmatch(word) is not None
-        spoken = place == 0 and (word in WORDS or word.split("-")[0] in WORDS)
+        begins = place == 0 or (self.words[place - 1] == "of" and self.words[max(place - 2, 0)] in TAKEN)
+        spoken = begins and (word in WORDS or word.split("-")[0] in WORDS)
         if not (tag == "QUANTITY" or place in self.forced or (place == 0 and numeric) or spoken):
             return None
         start = self.line.tokens[place].start
@@ -138,7 +142,7 @@ class _Reading:
             quantity += Quantity.parse("1/2" if self.words[stop + 2] == "half" else "1/4")
             stop += 3
         article = word in ("a", "an") and stop == place + 1
-        if article and stop < len(self.words) and self.line.tags[stop] not in ("UNIT", "SIZE", "QUANTITY"):
+        if article and (stop == len(self.words) or self.words[stop] in INEXACT):
             return None
         if stop < len(self.words) and self.words[stop] == "%":
             self.names.update((place, stop))
@@ -343,7 +347,10 @@ def _joined(reading: _Reading) -> Amounts:
     if package is None and quantity is not None and len(units) > 1 and is_measure(units[0]) and _is_container(units[1]):
         # "14 oz can": one can.
         package, quantity, units = (quantity, _named(units[0])), Quantity.of(1), units[1:]
-        notes += [f"one {units[0]} is assumed", *(f"{number} {unit}: what one holds" for number, unit in others)]
+        notes += [
+            f"one {_named(units[0])} is assumed",
+            *(f"{number} {unit}: what one holds" for number, unit in others),
+        ]
         others = []
     if quantity is None and units and not reading.notes:
         known = find_unit(units[0])

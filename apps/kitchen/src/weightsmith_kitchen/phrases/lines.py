@@ -23,14 +23,20 @@ _CHOICE = re.compile(
     re.IGNORECASE,
 )
 """Then the amounts are of one food, or of others that may be taken instead."""
-_TAKEN = re.compile(r"^(?:[\w\s]*?\s)?(?:zest|juice|rind|peel)\s+of\s+(?=\d)", re.IGNORECASE)
+_TAKEN = re.compile(
+    r"^(?:[\w\s]*?\s)?(?:zest|juice|rind|peel)\s+of\s+(?=\d|an?\b|half\b|one\b|two\b|three\b)", re.IGNORECASE
+)
 _HOW = re.compile(r"\w+ed|left|whole|cut|percent|per|only|thick|shape|square", re.IGNORECASE)
 """Words of what is done with a part: "2 oranges, 1 segmented"."""
 _PART_OF_FRUIT = re.compile(r"\b(?:zest|juice|rind|peel)\b", re.IGNORECASE)
 _AND = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+|\s*&\s*", re.IGNORECASE)
 COLORS = frozenset({"red", "green", "yellow", "white", "black", "brown", "purple"})
 """Words that need the food of another part: red and green pepper."""
-_JOINT = re.compile(r"\s*[;+]\s*|\s*,\s+|\s+(?:plus|and|&)\s+", re.IGNORECASE)
+_JOINT = re.compile(r"\s*[;+]\s*|\s*,?\s+(?:plus|and|&)\s+|\s*,\s+", re.IGNORECASE)
+_REMARK = re.compile(r"(?P<names>.*(?:\band\b|&)[^,]*)(?P<remark>,.*)$", re.IGNORECASE)
+"""Of the names after "each": what follows the last of them says how all are cut."""
+_ABOUT = re.compile(r"\s*\((?:about|approx\.?|approximately|around)\s+[\d\s/½¼¾⅓⅔.-]+\)", re.IGNORECASE)
+_TIMES = re.compile(r"(?<=\d)\s?[x×]\s?(?=\d+(?:\.\d+)?\s?(?:g|kg|ml|l|oz|lb)\b)", re.IGNORECASE)
 
 
 def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str]:
@@ -53,13 +59,17 @@ def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str
     >>> split_line("1 egg plus 1 yolk"), split_line("2 carrots, 1 diced, 1 sliced")
     (['1 egg', '1 yolk'], ['2 carrots, 1 diced, 1 sliced'])
     """
-    text = line.strip()
-    shared = _EACH.match(text) or _EACH_LAST.match(text)
+    if len(line.splitlines()) > 1:
+        return [part for piece in line.splitlines() for part in split_line(piece, tagger=tagger)]
+    line = text = _TIMES.sub(" x ", _ABOUT.sub("", line)).strip()
+    shared = next(filter(None, (form.match(re.sub(r"\s*\([^()]*\)", "", text)) for form in (_EACH, _EACH_LAST))), None)
     if shared and _amount(shared["amount"]):
-        names = [name for name in _AND.split(shared["names"].strip()) if name]
+        told = _REMARK.match(shared["names"].strip())
+        names = [name for name in _AND.split(told["names"] if told else shared["names"].strip()) if name]
         if len(names) > 1:
-            food = names[-1].rpartition(" ")[2]
-            return [f"{shared['amount']} {name}{f' {food}' if name.lower() in COLORS else ''}" for name in names]
+            food, remark = names[-1].rpartition(" ")[2], told["remark"] if told else ""
+            whole = [f"{name} {food}" if name.lower() in COLORS else name for name in names]
+            return [f"{shared['amount']} {name}{remark}" for name in whole]
     cuts = [] if _CHOICE.search(text) else [joint for joint in _JOINT.finditer(text) if _is_cut(text, joint)]
     if not cuts:
         return [line]
@@ -68,6 +78,9 @@ def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str
     read = read_ingredients(parts, tagger=tagger)
     if len(read) == 2 and cuts[0][0].strip().lower() in ("plus", "+") and _is_more(read[0], read[1]):
         return [parts[0], f"{parts[1]} {read[0].name}"]
+    colored = read[-1].name.split()
+    if len(colored) > 1 and colored[0].lower() in COLORS and all(item.name.lower() in COLORS for item in read[:-1]):
+        return [*(f"{part} {' '.join(colored[1:])}" for part in parts[:-1]), parts[-1]]
     made: list[tuple[int, int]] = []  # first and last part of each line
     for place, item in enumerate(read):
         if made and not (_names_food(item) and all(map(_names_food, read[made[-1][0] : place]))):
@@ -95,7 +108,9 @@ def _is_more(first: Ingredient, second: Ingredient) -> bool:
 def _names_food(item: Ingredient) -> bool:
     """The part has an amount of its own, no mere length, and the tagger found a name in it."""
     told = [word for word in item.name.lower().split() if word not in COLORS and not _HOW.fullmatch(word)]
-    named = any(span.label == "NAME" for span in item.spans) and not re.search(r"\beach\b", item.text)
+    named = (not item.spans or any(span.label == "NAME" for span in item.spans)) and not re.search(
+        r"\beach\b", item.text
+    )
     return named and bool(told) and item.quantity is not None
 
 
@@ -104,7 +119,10 @@ def _is_cut(text: str, joint: re.Match[str]) -> bool:
     rest = text[joint.end() :]
     if text[: joint.end()].count("(") > text[: joint.end()].count(")"):
         return False
-    return _amount(rest) and not ("," in joint[0] and (rest[0].isalpha() or re.match(r"\d+-[a-z]", rest)))
+    word = joint[0].strip(" ,").lower()
+    if word and (_TAKEN.match(rest) or re.match(r"an?\s+\w", rest, re.IGNORECASE)):
+        return True
+    return _amount(rest) and (bool(word) or not (rest[0].isalpha() or re.match(r"\d+-[a-z]", rest)))
 
 
 def _amount(text: str) -> bool:

@@ -14,8 +14,9 @@ from .tagger import IngredientTagger, TaggedLine, default_tagger
 __all__ = ["read_ingredient", "read_ingredients", "read_tagged_line"]
 
 OPTIONAL = re.compile(r"\boptional\b|\bif (?:desired|liked|you like|wanted|needed)\b", re.IGNORECASE)
-EDGES = re.compile(r"^(?:an?|the|some)\s+|\s+(?:and|or|with|of|for|plus)$", re.IGNORECASE)
+EDGES = re.compile(r"^(?:an?|the|some|of)\s+|\s+(?:and|or|with|of|for|plus)$", re.IGNORECASE)
 CITRUS = re.compile(r"\b(lemon|lime|orange|grapefruit|clementine|mandarin|tangerine)e?s?$", re.IGNORECASE)
+CITRUS_IN = re.compile(r"\b(lemon|lime|orange|grapefruit|clementine|mandarin|tangerine)", re.IGNORECASE)
 ZEST = re.compile(r"\b(?:zest(?:ed)?|(?:rind|peel)\b(?!\s+(?:removed|discarded|off)))", re.IGNORECASE)
 JUICE = re.compile(r"\bjuiced?\b", re.IGNORECASE)
 JOINED = frozenset({"STATE", "DF", "SIZE", "TEMP", "UNIT", "QUANTITY"})
@@ -104,6 +105,9 @@ def read_tagged_line(line: TaggedLine) -> Ingredient:
     notes += _second(line, amounts)
     words = {label: _words(line, label, amounts) for label in ("STATE", "SIZE", "TEMP", "DF")}
     size = [*amounts.sizes, *words["SIZE"]]
+    fruit = CITRUS_IN.search(line.text)
+    if name.lower() in ("juice", "zest", "rind", "peel") and fruit is not None:
+        name = fruit[1].lower()
     if amounts.quantity is not None and amounts.unit in (None, "piece") and CITRUS.search(name):
         name, taken = _part_of_fruit(name, line.text)
         notes += taken

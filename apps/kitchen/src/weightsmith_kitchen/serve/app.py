@@ -22,6 +22,7 @@ from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.photos.classifier import FoodClassifier
 from weightsmith_kitchen.photos.images import open_photo, original_size
 from weightsmith_kitchen.photos.loading import classifier_of
+from weightsmith_kitchen.phrases.lines import split_line
 from weightsmith_kitchen.phrases.read import read_ingredient
 from weightsmith_kitchen.recipe import Ingredient
 from weightsmith_kitchen.serve.schemas import (
@@ -269,12 +270,14 @@ def _changed(kit: MealKit, request: ChangeRequest, table: NutritionTable) -> Mea
     if request.line is not None:
         if len(request.line.strip().splitlines()) > 1:
             raise RecipeError("line", found="several lines", expected="one ingredient")
-        read = read_ingredient(_clean(request.line))
-        if not read.name:
+        made = [price(read_ingredient(part), table) for part in split_line(_clean(request.line))]
+        if not all(item.name for item in made):
             raise RecipeError("ingredient", found=repr(request.line[:80]), expected="a food: 200 g flour")
-        priced = price(read, table)
-        _check_count(len(kit.ingredients) + adds)
-        return kit.plus(priced) if adds else kit.put(place, priced)
+        _check_count(len(kit.ingredients) + len(made) - (not adds))
+        kit = kit.plus(made[0]) if adds else kit.put(place, made[0])
+        for item in made[1:]:
+            kit = kit.plus(item)
+        return kit
     if request.food is not None and not adds:
         food = table.get(request.food)
         return kit.put(place, price(kit.at(place), table, food=food))
