@@ -77,6 +77,7 @@ def test_invented_portions(folder, tiny, monkeypatch):
         "projector only",
         "projector and LoRA",
         "digits only",
+        "full fine-tuning",
         "direct regression",
         "class mean mass",
         "constant median",
@@ -94,7 +95,7 @@ def test_invented_portions(folder, tiny, monkeypatch):
     # a random language model writes no mass: the median counts
     assert values["projector only"] == values["constant median"]
     assert "projector only 100.0%" in result.notes[2]
-    assert "left to the scale gpu" in result.notes[3]
+    assert values["full fine-tuning"] == values["constant median"]
 
 
 def test_the_declaration_has_three_orderings():

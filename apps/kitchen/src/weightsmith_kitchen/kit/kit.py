@@ -77,8 +77,9 @@ class MealKit:
 
     @property
     def complete(self) -> bool:
-        """There is an ingredient, and every one has an energy."""
-        return bool(self.ingredients) and not self.unpriced
+        """There is an ingredient, all have an energy, and of no line a second amount was left out."""
+        unread = any(remark.endswith("not read") for item in self.ingredients for remark in item.unread)
+        return bool(self.ingredients) and not self.unpriced and not unread
 
     def scale(self, servings: Fraction | float | str) -> MealKit:
         """The kit for another number of people; amounts and energies are multiplied.

@@ -22,6 +22,7 @@ __all__ = ["PhotoKit", "kit_of_photo"]
 
 ASSUMED = 100
 """Grams of a food of which no piece has a known weight."""
+NOT_LEARNED = "its mass was not learned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ def kit_of_photo(
             items.append(_weighed(region.answer.food, masses.estimate(region.answer.label, size), table))
         else:
             assumed = True
-            items.append(_assumed(region.answer.food, table))
+            unknown = masses is not None
+            items.append(_assumed(region.answer.food, table, (NOT_LEARNED,) if unknown else ()))
     if assumed:
         notes.append("a photo tells the food, not the amount: correct the amounts")
     dish = recognition.answer.food if recognition.answer is not None and len(recognition.regions) == 1 else ""
@@ -106,8 +108,8 @@ def _weighed(food: str, mass: Mass, table: NutritionTable) -> Ingredient:
     return price(Ingredient(food, amount, "gram", text=food, unread=(said, *unusual)), table)
 
 
-def _assumed(food: str, table: NutritionTable) -> Ingredient:
+def _assumed(food: str, table: NutritionTable, why: tuple[str, ...] = ()) -> Ingredient:
     piece = any(portion.unit == "piece" for portion in measures.find(food))
     amount, unit = (Quantity.of(1), None) if piece else (Quantity.of(ASSUMED), "gram")
     assumed = "one piece" if piece else f"{ASSUMED} g"
-    return price(Ingredient(food, amount, unit, text=food, unread=(f"{assumed} assumed",)), table)
+    return price(Ingredient(food, amount, unit, text=food, unread=(f"{assumed} assumed", *why)), table)

@@ -31,7 +31,7 @@ def to_csv(kit: MealKit) -> str:
     total = {"ingredient": "total", "kcal": round(kit.kcal.value), "kcal_low": round(kit.kcal.low)}
     total |= {"kcal_high": round(kit.kcal.high), "kcal_per_serving": round(kit.kcal_per_serving.value)}
     if not kit.complete:
-        total["notes"] = f"a lower bound: {len(kit.unpriced)} ingredients have no energy"
+        total["notes"] = f"a lower bound: {len(kit.unpriced)} ingredients have no energy, see the notes"
     writer.writerow([cell(total.get(column, "")) for column in columns])
     return stream.getvalue()
 
@@ -66,7 +66,9 @@ def to_pdf(kit: MealKit) -> bytes:
     who = f"For {people} {'person' if people.high == 1 else 'people'}" if kit.servings_known else "For the whole recipe"
     total = f"{who}: {kit.kcal} kcal" + (f", {kit.kcal_per_serving} kcal each" if kit.servings_known else "")
     if not kit.complete:
-        total += f". A lower bound: {len(kit.unpriced)} of {len(kit.ingredients)} ingredients have no energy"
+        total += (
+            f". A lower bound: {len(kit.unpriced)} of {len(kit.ingredients)} ingredients have no energy, see the notes"
+        )
     head = [text(name) for name in ("Buy", "Amount", "Grams", "kcal", "From")]
     rows = [head]
     for item in kit.ingredients:

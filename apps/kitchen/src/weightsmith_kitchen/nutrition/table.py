@@ -43,6 +43,7 @@ SHORTEST = 3
 """Letters of the longest word of a name that products are looked up by."""
 LABELED = "labels of products named"
 REMEMBERED = 10_000
+"""Names whose embedding and row are kept."""
 NEAR = 0.2
 """Rows whose scores differ by no more fit as well."""
 BEST = 4.0
@@ -83,6 +84,7 @@ class NutritionTable:
         self._own: list[Food] = []
         self._lock = threading.Lock()
         self._encoded: dict[str, NDArray[np.float32]] = {}
+        self._found: dict[str, Food | None] = {}
 
     @classmethod
     def default(cls) -> NutritionTable:
@@ -187,6 +189,13 @@ class NutritionTable:
         A row without an energy, or with one that contradicts itself, is passed over where another fits as well. A food
         that only branded products have is taken from their labels, see `label_food`.
         """
+        if name not in self._found:
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
+            self._found[name] = self._looked_up(name)
+        return self._found[name]
+
+    def _looked_up(self, name: str) -> Food | None:
         matches = [match for match in self.search(name, limit=12) if match.known]
         if not matches:
             return self.label_food(name)

@@ -121,6 +121,9 @@ def create_app(
         """Read a recipe and price it."""
 
         def work() -> KitAnswer:
+            size = len(request.text.encode("utf-8", "replace"))
+            if size > limits.max_bytes:
+                raise HTTPException(413, f"text: found {size:,} bytes, expected at most {limits.max_bytes:,}.")
             read = read_recipe(_clean(request.text))
             _check_count(len(read.ingredients))
             made = make_kit(read, table, servings=request.servings)

@@ -94,7 +94,7 @@ class KitAnswer(BaseModel):
     servings_known: bool
     kcal: list[float] = Field(description="Value, lowest and highest.")
     kcal_per_serving: list[float]
-    complete: bool = Field(description="Every ingredient has an energy; otherwise the total is a lower bound.")
+    complete: bool = Field(description="Nothing is missing; otherwise the total is a lower bound.")
     notes: list[str]
     said: str = Field("", description="What a correction in words did, or why it did nothing.")
     understood: bool = True
