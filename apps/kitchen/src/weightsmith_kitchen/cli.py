@@ -353,7 +353,9 @@ def train_portions(
     table = estimator.table
     print(f"{out}: {len(learned)} recipes, {len(table.ingredients)} ingredients, units {', '.join(table.units)}")
     samples = table.samples(test)
-    if samples:
+    if not samples:
+        print("no recipe was left to test on: give more recipes, or a larger --held-out", file=sys.stderr)
+    else:
         output = estimator.outputs(test)
         mask, unit = (torch.stack([sample[name] for sample in samples]) for name in ("mask", "unit"))
         total = torch.stack([sample["total"] for sample in samples])

@@ -23,6 +23,7 @@ from weightsmith_kitchen.steps.structure import structure_recipe
         ("juice of 1 lemon and zest of 1 orange", ["juice of 1 lemon", "zest of 1 orange"]),
         ("1 red, 1 green and 1 yellow pepper", ["1 red pepper", "1 green pepper", "1 yellow pepper"]),
         ("an onion and a carrot", ["an onion", "a carrot"]),
+        ("butter or oil, 2 tbsp", ["2 tbsp butter or oil"]),
         ("2 eggs\n1 cup milk", ["2 eggs", "1 cup milk"]),
         ("2 cups (about 3) apples", ["2 cups apples"]),
         ("2 eggs, 1 cup flour", ["2 eggs", "1 cup flour"]),

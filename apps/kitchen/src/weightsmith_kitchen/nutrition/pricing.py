@@ -114,6 +114,8 @@ def _weight(
             weight = _estimate(quantity, unit.factor)
             return (weight * DRAINED, "amount, drained: 60 % of it") if drained else (weight, "amount")
     size = (ingredient.size or "").lower()
+    if size in SIZES and units[0] is not None and units[0].name != "piece" and units[0].kind == "count":
+        notes.append(f"{size}: a usual {units[0].name} is taken")
     portions = (
         *(food.portions if food is not None else ()),
         *measures.find(_called(ingredient), size if size in SIZES else None),

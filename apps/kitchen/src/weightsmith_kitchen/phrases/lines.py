@@ -29,6 +29,7 @@ _TAKEN = re.compile(
 _HOW = re.compile(r"\w+ed|left|whole|cut|percent|per|only|thick|shape|square", re.IGNORECASE)
 """Words of what is done with a part: "2 oranges, 1 segmented"."""
 _PART_OF_FRUIT = re.compile(r"\b(?:zest|juice|rind|peel)\b", re.IGNORECASE)
+_NAME_FIRST = re.compile(r"^(?P<name>[^\d,()]+),\s*(?P<amount>[\d½¼¾⅓⅔][\d\s/.½¼¾⅓⅔-]*(?P<unit>[^\W\d_]+)\.?)$")
 _AND = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+|\s*&\s*", re.IGNORECASE)
 COLORS = frozenset({"red", "green", "yellow", "white", "black", "brown", "purple"})
 """Words that need the food of another part: red and green pepper."""
@@ -62,6 +63,9 @@ def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str
     if len(line.splitlines()) > 1:
         return [part for piece in line.splitlines() for part in split_line(piece, tagger=tagger)]
     line = text = _TIMES.sub(" x ", _ABOUT.sub("", line)).strip()
+    behind = _NAME_FIRST.match(text)
+    if behind and (unit := find_unit(behind["unit"])) is not None and unit.kind != "count":
+        return [f"{behind['amount']} {behind['name']}"]  # "butter, 2 tbsp"
     shared = next(filter(None, (form.match(re.sub(r"\s*\([^()]*\)", "", text)) for form in (_EACH, _EACH_LAST))), None)
     if shared and _amount(shared["amount"]):
         told = _REMARK.match(shared["names"].strip())
