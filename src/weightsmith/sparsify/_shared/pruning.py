@@ -177,4 +177,4 @@ def summarize(result: Result) -> None:
 def zeros(layer: Layer) -> dict[str, float]:
     """Return the number of weights of a layer and the fraction of them that is zero."""
     weight_OI = layer.weight_OI
-    return {"weights": weight_OI.numel(), "sparsity": 1 - int(weight_OI.count_nonzero()) / weight_OI.numel()}
+    return {"weights": weight_OI.numel(), "sparsity": 1 - int(weight_OI.bool().count_nonzero()) / weight_OI.numel()}
