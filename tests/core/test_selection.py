@@ -27,6 +27,11 @@ def test_lowest_k_is_a_stable_sort(rows, columns, values, data):
     assert torch.equal(lowest_k_mask(score, k), expected)
 
 
+def test_lowest_k_of_equal_scores_in_a_transposed_matrix():  # as of the layers of GPT-2, whose weights are (in, out)
+    score = torch.randint(4, (30, 20), generator=torch.Generator().manual_seed(0)).float().T
+    assert torch.equal(lowest_k_mask(score, 13), lowest_k_mask(score.contiguous(), 13))
+
+
 def test_n_of_m():
     mask = lowest_n_of_m_mask(torch.rand(6, 16), 1, 4)
     assert bool((mask.reshape(6, 4, 4).sum(2) == 1).all())

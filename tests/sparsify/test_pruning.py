@@ -12,6 +12,14 @@ from weightsmith.sparsify import dsnot, magnitude, sparsegpt, wanda
 from weightsmith.sparsify._shared.pruning import Pattern
 
 
+@pytest.mark.parametrize("method", [magnitude, wanda])
+def test_equal_scores_of_transposed_bf16_weights(method):
+    """bf16 has many equal magnitudes in a row, and GPT-2 keeps its weights as (in, out)."""
+    model, batch = tiny("gpt2")
+    model.bfloat16()
+    assert method(model, *([] if method is magnitude else [[batch]])).totals["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
 def test_pattern_counts_survive_floating_point():
     assert Pattern.parse(0.29).count(100) == 29
     assert Pattern.parse("0.5") == Pattern.parse(0.5)

@@ -51,7 +51,8 @@ def lowest_k_mask(score_OI: Float[Tensor, "out in"], k: int) -> Bool[Tensor, "ou
         row = equal // score_OI.shape[1]
         ends_O = row.bincount(minlength=len(score_OI)).cumsum(0)
         after = ends_O[row] - 1 - torch.arange(len(row), device=row.device)
-        mask_OI.view(-1)[equal[after < surplus_O[row]]] = False
+        last = after < surplus_O[row]
+        mask_OI[row[last], equal[last] % score_OI.shape[1]] = False
     return mask_OI
 
 

@@ -164,8 +164,8 @@ def experiment(
         if kind != "digits":
             scores.setdefault(f"{name}: F1", []).append(item_f1(said, wanted))
     pooled = data.tokens.float().mean(1)
-    weight, bias = ridge(pooled[learned], torch.from_numpy(data.mass[learned]).float())
-    values["direct regression"] = _error((pooled[held] @ weight + bias).numpy(), true)
+    regression = ridge(pooled[learned], data.mass[learned])
+    values["direct regression"] = _error(regression.predict(pooled[held].double().numpy()), true)
     target = torch.from_numpy(data.photos.targets)
     probe = fit_probe(pooled[learned], target[learned], data.photos.num_classes, strength=STRENGTH)
     named = (pooled[held] @ probe.weight.T + probe.bias).argmax(1).numpy()

@@ -97,6 +97,8 @@ def edit(kit: MealKit, text: str, table: NutritionTable) -> Reply:
     >>> reply.said, [item.measured() for item in reply.kit.ingredients]
     ('egg: 2; butter is left out', ['2'])
     """
+    if not isinstance(text, str):
+        raise RecipeError("correction", found=type(text).__name__, expected="a text")
     corrections = parts(text)
     if not corrections:
         return Reply(kit, HELP, False)

@@ -44,6 +44,7 @@ SHORTEST = 3
 LABELED = "labels of products named"
 REMEMBERED = 10_000
 """Names whose embedding and row are kept."""
+UNSEEN: Any = object()
 NEAR = 0.2
 """Rows whose scores differ by no more fit as well."""
 BEST = 4.0
@@ -189,11 +190,12 @@ class NutritionTable:
         A row without an energy, or with one that contradicts itself, is passed over where another fits as well. A food
         that only branded products have is taken from their labels, see `label_food`.
         """
-        if name not in self._found:
+        found = self._found.get(name, UNSEEN)
+        if found is UNSEEN:
             if len(self._found) >= REMEMBERED:
                 self._found.clear()
-            self._found[name] = self._looked_up(name)
-        return self._found[name]
+            found = self._found[name] = self._looked_up(name)
+        return found
 
     def _looked_up(self, name: str) -> Food | None:
         matches = [match for match in self.search(name, limit=12) if match.known]

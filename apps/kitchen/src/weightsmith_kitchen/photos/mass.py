@@ -337,7 +337,7 @@ class MassEstimator:
                 setattr(made, f"_{name}", np.asarray(config[name], dtype=float))
             made._spread = {basis: float(config["spread"][basis]) for basis in made._spread}
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder}", found=f"{error}", expected="what save_pretrained wrote") from None
+            raise ModelError(f"{folder}", found=error, expected="what save_pretrained wrote") from None
         count = len(made.labels)
         shapes = {"center": (3,), "sized": (4 * count + 4,), "typical": (count + 1,), "range": (count, 2, 2)}
         for name, shape in shapes.items():

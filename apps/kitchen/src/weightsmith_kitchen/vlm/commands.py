@@ -86,7 +86,7 @@ def read_answers(table: str | os.PathLike[str]) -> list[Example]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PhotoError(f"table {path} cannot be read", found=str(error), expected="CSV in UTF-8") from error
+        raise PhotoError(f"table {path} cannot be read", found=error, expected="CSV in UTF-8") from error
     if not rows or not {"photo", "answer"} <= {str(name) for name in rows[0]}:
         found = sorted(map(str, rows[0])) if rows else "no row"
         raise PhotoError(f"table {path}", found=found, expected="columns photo and answer, and rows")

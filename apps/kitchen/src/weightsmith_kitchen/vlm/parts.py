@@ -114,7 +114,7 @@ def open_vision(vision: str | nn.Module = LITE0, *, preprocess: Preprocess | Non
         try:
             found = module(pixels)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(f"vision encoder fails on images of {chosen.side} pixels", found=str(error)) from error
+            raise ModelError(f"vision encoder fails on images of {chosen.side} pixels", found=error) from error
     if not isinstance(found, Tensor) or found.ndim != 3:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ModelError("output of the vision encoder", found=shape, expected="tokens of shape (B, N, W)")
@@ -137,7 +137,7 @@ def open_parts(
         try:
             loaded = open_model(lm, dtype=torch.float32)
         except WeightsmithError as error:
-            raise ModelError(f"language model {lm} cannot be opened", found=str(error)) from error
+            raise ModelError(f"language model {lm} cannot be opened", found=error) from error
         lm, tokenizer = loaded.model, tokenizer or loaded.tokenizer
     if tokenizer is None or not hasattr(lm, "get_input_embeddings") or not hasattr(lm, "generate"):
         raise ModelError("language model", found=type(lm).__name__, expected="a causal one, and its tokenizer")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -141,8 +140,8 @@ def score_lists(
     filled = np.where(np.isnan(told), constant, told)
     regression = None
     if tokens is not None and known_tokens is not None:
-        fitted = ridge(known_tokens[usable].float().mean(1), torch.from_numpy(learned[usable]).float())
-        regression = _error((tokens.float().mean(1) @ fitted[0] + fitted[1]).numpy()[there], true[there])
+        fitted = ridge(known_tokens[usable].float().mean(1), learned[usable])
+        regression = _error(fitted.predict(tokens[there].double().mean(1).numpy()), true[there])
     return ListScores(
         len(said),
         f1,
@@ -154,41 +153,25 @@ def score_lists(
     )
 
 
-def ridge(features: Float[Tensor, "photos W"], targets: Float[Tensor, " photos"]) -> tuple[Tensor, Tensor]:
-    """Ridge regression; the penalty has the least leave-one-out error.
-
-    With the singular value decomposition of the standardized features all penalties cost one factorization.
+def ridge(features: Float[Tensor, "photos W"], targets: npt.NDArray[np.float64]) -> Any:
+    """Ridge regression on standardized features, fitted; the penalty of `STRENGTHS` has the least leave-one-out error.
 
     Returns
     -------
-    weight : Tensor of shape (W,)
-        Of the raw features.
-    bias : Tensor
-        The offset.
+    sklearn.pipeline.Pipeline
+        Its ``predict`` takes features of shape (N, W).
 
     Examples
     --------
     >>> x = torch.eye(4).repeat(3, 1)
-    >>> weight, bias = ridge(x, x @ torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    >>> (x[:4] @ weight + bias).round(decimals=1).tolist()
+    >>> ridge(x, np.tile([1.0, 2.0, 3.0, 4.0], 3)).predict(x[:4]).round(1).tolist()
     [1.0, 2.0, 3.0, 4.0]
     """
-    x, y = features.double(), targets.double()
-    mean, spread = x.mean(0), x.std(0, correction=0).clamp(min=1e-4)
-    center = y.mean()
-    u, s, vt = torch.linalg.svd((x - mean) / spread, full_matrices=False)
-    projected = u.T @ (y - center)
-    best: tuple[float, Tensor] | None = None
-    for strength in STRENGTHS:
-        shrunk = s**2 / (s**2 + strength)
-        left = (y - center) - u @ (shrunk * projected)
-        lever = (u**2 @ shrunk + 1 / len(y)).clamp(max=1 - 1e-9)
-        error = float(((left / (1 - lever)) ** 2).mean())
-        if best is None or error < best[0]:
-            best = error, vt.T @ (s / (s**2 + strength) * projected)
-    assert best is not None
-    weight = best[1] / spread
-    return weight.to(features.dtype), (center - mean @ weight).to(features.dtype)
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), RidgeCV(STRENGTHS)).fit(features.double().numpy(), targets)
 
 
 def _grams(amount: Quantity | None, unit: str) -> float | None:

@@ -66,7 +66,7 @@ def load(model: Prefixed, folder: str | os.PathLike[str]) -> None:
         try:
             stored = load_state_dict(folder / name)
         except WeightsmithError as error:
-            raise ModelError(f"{folder / name} cannot be read", found=str(error), do="Copy it again.") from error
+            raise ModelError(f"{folder / name} cannot be read", found=error, do="Copy it again.") from error
         missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
         shapes = [key for key in own.keys() & stored.keys() if own[key].shape != stored[key].shape]
         if missing or unexpected or shapes:
@@ -137,7 +137,7 @@ def from_pretrained(
     try:
         config = read_json(path / CONFIG)
     except WeightsmithError as error:
-        raise ModelError(f"{path / CONFIG}", found=str(error), do="Copy it again.") from error
+        raise ModelError(f"{path / CONFIG}", found=error, do="Copy it again.") from error
     if config.get("model_type") != MODEL_TYPE or config.get("version") != VERSION:
         found = f"{config.get('model_type')!r}, version {config.get('version')!r}"
         raise ModelError(f"{path / CONFIG}", found=found, expected=f"{MODEL_TYPE!r}, version {VERSION}")
