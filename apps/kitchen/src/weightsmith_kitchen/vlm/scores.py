@@ -163,6 +163,7 @@ def ridge(features: Float[Tensor, "photos W"], targets: npt.NDArray[np.float64])
 
     Examples
     --------
+    >>> import torch
     >>> x = torch.eye(4).repeat(3, 1)
     >>> ridge(x, np.tile([1.0, 2.0, 3.0, 4.0], 3)).predict(x[:4]).round(1).tolist()
     [1.0, 2.0, 3.0, 4.0]
