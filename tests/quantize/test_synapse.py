@@ -12,7 +12,6 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
 
-from processes import two_processes
 from weightsmith.core.errors import (
     CalibrationError,
     HyperparameterError,
@@ -500,20 +499,3 @@ def test_the_record_says_which_device_it_was(tmp_path):
     assert synapse(mlp(), points(), curves=path).hyper["curves"] == str(path)
     assert "curves" not in synapse(mlp(), points(), pulses=32).hyper
     assert synapse(mlp(), points(), pulses=32).hyper["pulses"] == 32
-
-
-def test_several_processes_are_refused(tmp_path):
-    script = """
-    import torch.distributed as dist
-    from torch import nn
-    from weightsmith.core.errors import UnsupportedModelError
-    from weightsmith.quantize import PulsedOptimizer, SoftBounds, SynapseDevice, to_analog
-    dist.init_process_group("gloo")
-    model = nn.Sequential(nn.Linear(2, 2))
-    to_analog(model, SynapseDevice(SoftBounds(), SoftBounds()))
-    try:
-        PulsedOptimizer(model)
-    except UnsupportedModelError as error:
-        print(error)
-    """
-    assert two_processes(script, tmp_path).count("several processes") == 2

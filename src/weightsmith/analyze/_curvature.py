@@ -34,8 +34,8 @@ from weightsmith.core.errors import (
 from weightsmith.core.io import load_tagged, save_tagged
 from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.models import Layer, evaluation_mode
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.core.progress import track
-from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.core.training import (
     check_labels,
     gradients_restored,

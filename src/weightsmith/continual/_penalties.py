@@ -28,6 +28,7 @@ from weightsmith.core.errors import (
     ShapeError,
 )
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.core.training import Loss, default_loss
 
 __all__ = ["EWC", "L2SP"]
@@ -171,7 +172,7 @@ class EWC(_Penalty):
         model : nn.Module
             With the weights after the task. Not changed.
         batches : Batches
-            Labeled batches of the task.
+            Labeled batches of the task. Several processes add up, each with batches of its own.
         loss : callable, default: default_loss
             ``loss(model, batch)``.
 
@@ -214,8 +215,11 @@ def _fisher(model: nn.Module, batches: Batches, loss: Loss) -> dict[str, Tensor]
             gradients = torch.autograd.grad(loss(model, to_model(batch, model)), weights, allow_unused=True)
             for value, gradient in zip(total.values(), gradients, strict=True):
                 if gradient is not None:
-                    value.addcmul_(gradient.to(value.dtype), gradient.to(value.dtype), value=1 / len(each))
+                    value.addcmul_(gradient.to(value.dtype), gradient.to(value.dtype))
+    count = torch.tensor(len(each))
+    all_reduce_sum(count, *total.values())
     for name, value in total.items():
+        value /= int(count)
         if not value.isfinite().all():
             raise NonFiniteError(f"the gradient of parameter {name!r} holds NaN or infinity")
     return total

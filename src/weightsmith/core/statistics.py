@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, distributed
+from torch import Tensor
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.models import Layer
+from weightsmith.core.processes import all_reduce_sum
 
-__all__ = ["Gram", "InputStatistics", "all_reduce_sum", "broadcast_first", "output_error"]
+__all__ = ["Gram", "InputStatistics", "output_error"]
 
 
 class InputStatistics:
@@ -165,17 +166,3 @@ def output_error(
     power_I = statistics.square_sum_I
     power = (old_OI.square() @ power_I).sum().clamp(min=torch.finfo(torch.float32).tiny)
     return {"output_error": float(((change_OI.square() @ power_I).sum() / power).sqrt())}
-
-
-def all_reduce_sum(*tensors: Tensor) -> None:
-    """Add tensors up over the processes of ``torch.distributed``, in place; nothing to do in one process."""
-    if distributed.is_available() and distributed.is_initialized():
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
-
-
-def broadcast_first(*tensors: Tensor) -> None:
-    """Give every process of ``torch.distributed`` the first one's tensors, in place; nothing to do in one process."""
-    if distributed.is_available() and distributed.is_initialized():
-        for tensor in tensors:
-            distributed.broadcast(tensor, 0)

@@ -27,6 +27,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, Layer
 from weightsmith.core.fidelity import PairScore, pair_scores, second_moments
 from weightsmith.core.io import offloaded_of
 from weightsmith.core.models import Layer, computed_by, evaluation_mode, find_layers, observe, unreached, writable
+from weightsmith.core.processes import refuse_several_processes
 from weightsmith.core.results import Result, record
 from weightsmith.core.statistics import Gram, InputStatistics
 from weightsmith.core.training import check_finite, predict, refuse_adapters, restored_on_error
@@ -136,6 +137,7 @@ def classwise(
     with record("classwise", class_name=class_name, **hyper) as result:
         if offloaded_of(model) is not None:
             raise UnsupportedModelError("a model on disk cannot be measured per class", do="Load it whole.")
+        refuse_several_processes("how many layers change is decided on a process's own samples", do="Run one process.")
         refuse_adapters(model)
         check_finite(model)
         with restored_on_error(model):

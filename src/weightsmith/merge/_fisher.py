@@ -34,6 +34,7 @@ from weightsmith.core.io import (
 )
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.core.results import Result
 from weightsmith.core.training import logits_of
 from weightsmith.merge._shared.merging import check_two, merge_checkpoints, merge_state_dicts
@@ -54,7 +55,7 @@ def diagonal_fisher(
     model : nn.Module
         Its output is logits ``[batch, classes]``, or has them as ``logits``. Not changed.
     batches : Batches
-        Inputs; labels among them are not read.
+        Inputs; labels among them are not read. Several processes add up, each with batches of its own.
     chunk : int, default: 16
         Samples whose gradients are held at a time; each takes the memory of the weights.
     generator : torch.Generator, optional
@@ -118,7 +119,9 @@ def diagonal_fisher(
             for name, value in squares(weights, batch, labels).items():
                 total[name] += value
             count += len(labels)
-    return {name: value / count for name, value in total.items()}
+    samples = torch.tensor(count)
+    all_reduce_sum(samples, *total.values())
+    return {name: value / int(samples) for name, value in total.items()}
 
 
 def fisher_average(

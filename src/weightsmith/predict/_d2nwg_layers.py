@@ -34,6 +34,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.jobs import Backend, run_jobs
 from weightsmith.core.models import Layer, evaluation_mode, find_layers, unreached, writable
+from weightsmith.core.processes import refuse_several_processes
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import draw_seed, mean_loss, restored_on_error
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
@@ -155,6 +156,7 @@ def d2nwg_layers(
     numbers = (chunk, candidates, latent, vae_steps, steps, batch_size, sampler_steps, workers)
     if not 0 < share <= 1 or min(numbers) < 1:
         raise HyperparameterError("share and counts", found=(share, *numbers), expected="0 < share <= 1, counts >= 1")
+    refuse_several_processes("draws are chosen by the loss on a process's own batches", do="Run one process.")
     batches = as_batches(calibration)
     layers = [one for one in find_layers(model, include, exclude) if one.weight.numel() > chunk]
     if not layers:

@@ -17,8 +17,8 @@ from torch.nn import functional
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.processes import all_reduce_sum, broadcast_first
 from weightsmith.core.progress import track
-from weightsmith.core.statistics import all_reduce_sum, broadcast_first
 from weightsmith.core.training import check_labels, modes_restored
 
 __all__ = ["DiscreteKeyValueBottleneck"]

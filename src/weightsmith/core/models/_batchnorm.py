@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError
 from weightsmith.core.models._layers import evaluation_mode
+from weightsmith.core.processes import all_reduce_sum, process_count
 
 __all__ = ["has_batchnorm", "recalibrate_batchnorm", "reset_batchnorm"]
 
@@ -23,7 +24,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
         Inputs of the model.
     reset : bool, default: True
         Forget the old statistics and average over all batches, by their sizes; otherwise update them with the
-        layer's momentum.
+        layer's momentum. Several processes, each with batches of its own, average what they found by the number of
+        samples: without the old statistics that is what one process finds with all batches.
 
     Returns
     -------
@@ -50,6 +52,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
         raise CalibrationError("no batches to estimate running statistics from", expected="at least one")
     momenta = [layer.momentum for layer in layers]
     seen: dict[nn.Module, int] = {}
+    before: dict[nn.Module, int] = {}
 
     def weigh(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         """One value per channel has no variance: the layer then normalizes and learns nothing from it."""
@@ -67,8 +70,11 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
             for layer in layers:
                 if reset:
                     layer.reset_running_stats()
+                before[layer] = int(layer.num_batches_tracked)  # type: ignore[arg-type]
             for batch in batches:
                 call(model, batch)
+            for layer in layers:
+                _add_processes(layer, seen, before[layer])
             if 0 in seen.values():
                 raise CalibrationError(
                     "no batch has a variance", found="one sample per batch", expected="batches of two samples or more"
@@ -84,6 +90,26 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
     return len(layers)
+
+
+def _add_processes(layer: nn.modules.batchnorm._BatchNorm, seen: dict[nn.Module, int], before: int) -> None:
+    """Average a layer's statistics over processes, by the samples of each, and count all of their batches."""
+    if process_count() == 1:
+        return
+    mean, variance, count = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    assert mean is not None
+    assert variance is not None
+    assert count is not None
+    reached, rows = layer in seen, seen.get(layer, 0)
+    facts = torch.tensor([reached, rows, int(count) - before], dtype=torch.float64)
+    sums = [value.double() * rows for value in (mean, variance)]
+    all_reduce_sum(facts, *sums)
+    if facts[0]:
+        seen[layer] = int(facts[1])
+    if facts[1]:
+        mean.copy_(sums[0] / facts[1])
+        variance.copy_(sums[1] / facts[1])
+        count.fill_(before + int(facts[2]))
 
 
 def reset_batchnorm(model: nn.Module) -> int:

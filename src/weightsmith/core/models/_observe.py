@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +16,7 @@ from weightsmith.core.models._experts import watching_experts
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_blocks
 from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
+from weightsmith.core.processes import gather_objects
 
 __all__ = ["A", "Accumulator", "call_checked", "device_of", "observe", "observe_runs", "quiet"]
 
@@ -28,7 +29,7 @@ class Accumulator(Protocol):
         """Take in one batch; ``mask`` is False on padding, None where every row is real."""
 
     def all_reduce(self) -> None:
-        """Add up over the processes of ``torch.distributed``."""
+        """Add up over the processes of ``torch.distributed``; one may have taken in nothing."""
 
 
 A = TypeVar("A", bound=Accumulator)
@@ -97,6 +98,7 @@ def observe_runs(
     def feed(layer: Layer, x: Tensor, mask: Tensor | None) -> None:
         if layer.name not in accumulators:
             accumulators[layer.name] = make(layer)
+            leaders[layer.name] = layer.name
         accumulators[layer.name].update(*_rows(layer, x, mask))
 
     def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -105,12 +107,8 @@ def observe_runs(
             x = args[0] if args else next(iter(kwargs.values()))
             leader = last[1] if x is last[0] else layer.name
             if leaders.setdefault(layer.name, leader) != leader:
-                raise UnsupportedModelError(
-                    f"layer {layer.name!r} shares its input with {leader!r} in some batches only",
-                    do="Watch one of the two with include/exclude patterns.",
-                )
+                raise _shared_in_some(layer.name, leader)
             if leader != layer.name:
-                accumulators.setdefault(layer.name, accumulators[leader])
                 return
             last = (x, layer.name)
             feed(layer, x, masks().of(x))
@@ -131,9 +129,31 @@ def observe_runs(
     finally:
         for handle in hooks:
             handle.remove()
-    for accumulator in {id(a): a for a in accumulators.values()}.values():
-        accumulator.all_reduce()
-    return accumulators
+    return _of_all_processes(layers, make, accumulators, leaders)
+
+
+def _of_all_processes(
+    layers: Sequence[Layer], make: Callable[[Layer], A], own: Mapping[str, A], leaders: Mapping[str, str]
+) -> dict[str, A]:
+    """Add up over processes, of which each may have reached other layers (experts), in another order."""
+    known: dict[str, str] = {}
+    added: dict[str, A] = {}
+    for others in gather_objects(dict(leaders)):
+        for name, leader in others.items():
+            if known.setdefault(name, leader) != leader:
+                raise _shared_in_some(name, known[name])
+    for layer in layers:  # each process takes its turns in this order
+        if known.get(layer.name) == layer.name:
+            added[layer.name] = own[layer.name] if layer.name in own else make(layer)
+            added[layer.name].all_reduce()
+    return {name: added[leader] for name, leader in known.items()}
+
+
+def _shared_in_some(name: str, leader: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"layer {name!r} shares its input with {leader!r} in some batches only",
+        do="Watch one of the two with include/exclude patterns.",
+    )
 
 
 def _rows(layer: Layer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightsmith.core.errors import ShapeError
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._shared.processes import total
 
 __all__ = ["FrankWolfe", "PolarMethod", "Settings", "polar"]

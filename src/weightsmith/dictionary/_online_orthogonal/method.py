@@ -43,8 +43,8 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
+from weightsmith.core.processes import broadcast_first
 from weightsmith.core.selection import lowest_k_mask
-from weightsmith.core.statistics import broadcast_first
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
 from weightsmith.dictionary._shared.checks import choice, integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor

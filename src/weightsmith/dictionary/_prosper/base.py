@@ -34,7 +34,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._prosper.model import Expectation, Model, P, Sums
 from weightsmith.dictionary._prosper.schedule import Settings, settings_of
 from weightsmith.dictionary._prosper.shards import keep_largest, shared_seed, worst_row

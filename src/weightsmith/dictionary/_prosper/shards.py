@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._shared.processes import gather, rank, total
 
 __all__ = ["keep_largest", "shared_seed", "worst_row"]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._shared.processes import total
 
 __all__ = ["CHUNK_BYTES", "Moments", "Start", "given"]

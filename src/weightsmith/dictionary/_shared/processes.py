@@ -7,7 +7,7 @@ import math
 import torch
 from torch import distributed
 
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 
 __all__ = ["gather", "is_shared", "rank", "total"]
 

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._supervised.problem import Model, Problem, Rows
 
 __all__ = ["FeatureLift", "FilterLift", "Lift", "lift_and_start", "lift_of"]

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._supervised.lift import Lift, lift_and_start
 from weightsmith.dictionary._supervised.problem import Model, Problem, Solution
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 
 __all__ = ["Model", "Problem", "Rows", "Solution", "label_loss", "probabilities", "probability_slopes"]
 

@@ -20,9 +20,9 @@ from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.core.progress import track
 from weightsmith.core.selection import kth_largest
-from weightsmith.core.statistics import all_reduce_sum
 from weightsmith.core.training import gradients_restored, sample_losses
 from weightsmith.forget._shared.mask import WeightMask
 
@@ -267,10 +267,10 @@ def _mean_gradient(
             else:
                 (losses.sum(1) / tokens.clamp(min=1)).sum().backward()
                 count += int((tokens > 0).sum())
-    if not count:
-        raise CalibrationError(f"the {what} set has no label that counts", found="-100 everywhere")
     total = torch.tensor(count)
     all_reduce_sum(total, *sums.values())
+    if not total:
+        raise CalibrationError(f"the {what} set has no label that counts", found="-100 everywhere")
     for each in sums.values():
         each.div_(int(total))
     return sums, skipped, used

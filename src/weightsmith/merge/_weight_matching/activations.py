@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, ShapeError
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.processes import gather_rows
 from weightsmith.core.symmetry import AxisBlocks, Side, Symmetry, activations_noted
 from weightsmith.merge._weight_matching.matching import Matching, match_weights
 
@@ -45,7 +46,8 @@ def match_activations(
         The groups that may be permuted. A group is matched on the inputs of the layers that read it, after the
         activation function; where there are none, on the outputs of those that write it.
     calibration : Batches
-        The data, some hundreds of samples; the activations of all are in memory.
+        The data, some hundreds of samples; the activations of all are in memory, in each of several processes those of
+        all processes.
     similarity : {"correlation", "product"}, default: "correlation"
         Pearson's, which is 0 for a constant unit; or the mean product, in which units of large activation count more.
 
@@ -128,7 +130,7 @@ def _activations(
         for batch in calibration:
             call(model, batch)
     return {
-        f"{side} of {name}": _prepare(torch.cat(got), chosen[name, side], similarity)
+        f"{side} of {name}": _prepare(gather_rows(torch.cat(got))[0], chosen[name, side], similarity)
         for (name, side), got in parts.items()
     }
 

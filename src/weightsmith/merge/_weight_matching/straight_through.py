@@ -21,6 +21,7 @@ from torch import nn
 
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.models import lerp
+from weightsmith.core.processes import refuse_several_processes
 from weightsmith.core.progress import track
 from weightsmith.core.symmetry import Permutations, Symmetry
 from weightsmith.core.training import Loss, default_loss
@@ -122,6 +123,7 @@ def match_straight_through(
         raise HyperparameterError("learning_rate", found=learning_rate, expected="a positive number")
     if not 0 <= momentum < 1:
         raise HyperparameterError("momentum", found=momentum, expected="0 <= momentum < 1")
+    refuse_several_processes("permutations follow the loss on a process's own batches", do="Match in one process.")
     generator = generator or torch.Generator().manual_seed(0)
     a, b = first.state_dict(), second.state_dict()
     symmetry.check_state(a, "the first model")

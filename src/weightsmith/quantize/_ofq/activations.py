@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
+from weightsmith.core.processes import gather_objects
 from weightsmith.quantize._ofq.weights import SMALLEST_STEP, lsq
 from weightsmith.quantize._shared.grid import check_bits
 
@@ -152,8 +153,10 @@ class _Observing:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.quantizer._seen = None
+        if kind is None:
+            self.seen.add_processes()
         if kind is None and self.seen.count is not None:
-            mean = (self.seen.total / self.seen.count.clamp_min(1)).float()
+            mean = (self.seen.total / self.seen.count.clamp_min(1)).float().to(self.quantizer.step.device)
             self.quantizer.initialize(mean, self.seen.least, self.seen.largest)
 
 
@@ -187,6 +190,15 @@ class _Magnitudes:
         self.least, self.largest = min(self.least, float(x.min())), max(self.largest, float(x.max()))
         self.total = total if self.count is None else self.total + total
         self.count = count if self.count is None else self.count + count
+
+    def add_processes(self) -> None:
+        """Take in what other processes have seen; one may have seen nothing."""
+        own = None if self.count is None else (self.total.cpu(), self.count.cpu(), self.least, self.largest)
+        seen = [part for part in gather_objects(own) if part is not None]
+        if len(seen) > 1 or (seen and own is None):
+            self.total = torch.stack([part[0] for part in seen]).sum(0)
+            self.count = torch.stack([part[1] for part in seen]).sum(0)
+            self.least, self.largest = min(part[2] for part in seen), max(part[3] for part in seen)
 
 
 class _Quantized:

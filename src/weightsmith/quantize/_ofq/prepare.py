@@ -181,7 +181,8 @@ def initialize_activations(model: nn.Module, batches: Batches) -> list[str]:
     model : nn.Module
         As :func:`prepare_qat` left it.
     batches : sequence of Batch
-        The first batch of the training data is enough. Padding does not count.
+        The first batch of the training data is enough. Padding does not count. Several processes add up, each with
+        batches of its own.
 
     Returns
     -------

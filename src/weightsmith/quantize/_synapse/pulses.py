@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import Layer
+from weightsmith.core.processes import refuse_several_processes
 from weightsmith.quantize._synapse.pairs import ConductancePair, analog_layers, held_by
 
 __all__ = ["Coding", "PulsedOptimizer", "check_rules"]
@@ -102,11 +103,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
                 raise HyperparameterError(name, found=value, expected="a number >= 0")
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise UnsupportedModelError(
-                "conductances cannot be trained by several processes",
-                do="Train in one process: pulses are not averaged.",
-            )
+        refuse_several_processes("pulses are not averaged over processes", do="Train in one process.")
         found = analog_layers(model)
         if not found:
             raise UnsupportedModelError(

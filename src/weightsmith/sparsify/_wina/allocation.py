@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.models import Block, Layer
+from weightsmith.core.processes import all_reduce_sum
 from weightsmith.sparsify._wina.selection import dropped, prefix_mask
 
 __all__ = ["greedy"]
@@ -98,12 +99,14 @@ def _outputs(block: Block) -> list[Tensor]:
 
 
 def _error(dense: Sequence[Tensor], sparse: Sequence[Tensor]) -> float:
-    """Mean over sequences and channels of the norm, over tokens, of the difference."""
+    """Mean over sequences and channels of the norm, over tokens, of the difference; over all processes."""
     norms = [
         torch.linalg.vector_norm((a - b).float(), dim=-2 if a.ndim > 1 else -1).mean()
         for a, b in zip(dense, sparse, strict=True)
     ]
-    return float(torch.stack(norms).mean())
+    total = torch.stack([torch.stack(norms).double().sum(), torch.tensor(float(len(norms)), device=norms[0].device)])
+    all_reduce_sum(total)
+    return float(total[0] / total[1])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
-from weightsmith.core.statistics import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum
 
 __all__ = ["ScoreHistograms", "quantile"]
 

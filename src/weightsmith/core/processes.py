@@ -1,0 +1,114 @@
+"""Several processes that work together, started by torchrun or Accelerate: sums and rows of all of them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, distributed
+
+from weightsmith.core.errors import UnsupportedModelError
+
+__all__ = [
+    "all_reduce_sum",
+    "broadcast_first",
+    "gather_objects",
+    "gather_rows",
+    "process_count",
+    "refuse_several_processes",
+]
+
+T = TypeVar("T")
+
+
+def process_count() -> int:
+    """Return how many processes work together; 1 outside of ``torch.distributed``.
+
+    Examples
+    --------
+    >>> process_count()
+    1
+    """
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def all_reduce_sum(*tensors: Tensor) -> None:
+    """Add tensors up over the processes of ``torch.distributed``, in place; nothing to do in one process."""
+    if process_count() > 1:
+        for tensor in tensors:
+            placed = _placed(tensor)
+            distributed.all_reduce(placed)
+            if placed is not tensor:
+                tensor.copy_(placed)
+
+
+def broadcast_first(*tensors: Tensor) -> None:
+    """Give every process of ``torch.distributed`` the first one's tensors, in place; nothing to do in one process."""
+    if process_count() > 1:
+        for tensor in tensors:
+            placed = _placed(tensor)
+            distributed.broadcast(placed, 0)
+            if placed is not tensor:
+                tensor.copy_(placed)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return a small value of every process, by rank.
+
+    Examples
+    --------
+    >>> gather_objects({"rows": 3})
+    [{'rows': 3}]
+    """
+    if process_count() == 1:
+        return [value]
+    found: list[Any] = [None] * process_count()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def gather_rows(rows: Shaped[Tensor, "rows ..."]) -> tuple[Shaped[Tensor, "all ..."], slice]:
+    """Return the rows of all processes, in the order of their ranks, and which of them are this process's.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (rows, ...)
+        Each process may have another number of them.
+
+    Examples
+    --------
+    >>> gather_rows(torch.ones(2, 3))[1]
+    slice(0, 2, None)
+    """
+    if process_count() == 1:
+        return rows, slice(0, len(rows))
+    counts = gather_objects(len(rows))
+    padded = _placed(rows.new_zeros(max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    start = sum(counts[: distributed.get_rank()])
+    every = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
+    return every, slice(start, start + len(rows))
+
+
+def refuse_several_processes(what: str, do: str) -> None:
+    """Refuse what would come out differently in each of several processes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If several processes work together.
+
+    Examples
+    --------
+    >>> refuse_several_processes("pulses are not averaged", do="Train in one process.")
+    """
+    if process_count() > 1:
+        raise UnsupportedModelError(what, found=f"{process_count()} processes", expected="one", do=do)
+
+
+def _placed(tensor: Tensor) -> Tensor:
+    """The tensor where the processes can reach it: NCCL sends what is on a GPU only."""
+    return tensor.cuda() if distributed.get_backend() == "nccl" and not tensor.is_cuda else tensor
