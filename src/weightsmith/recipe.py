@@ -57,7 +57,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weightsmith import __version__, catalog
 from weightsmith.core.errors import HyperparameterError, RecipeError
-from weightsmith.core.io import atomic_output, check_file, check_output, kept_folder, load_state_dict, write_file
+from weightsmith.core.io import (
+    atomic_output,
+    check_file,
+    check_output,
+    kept_folder,
+    load_state_dict,
+    with_revision,
+    write_file,
+)
 from weightsmith.core.progress import track
 from weightsmith.core.report import report_page
 from weightsmith.core.results import Result, documents
@@ -90,7 +98,8 @@ class Recipe(BaseModel):
     Attributes
     ----------
     model : str or None
-        ``embedded:NAME``, a folder or a hub id. None if the first step makes the model.
+        ``embedded:NAME``, a folder, or a hub id as ``org/name`` or ``org/name@revision``. None if the first step
+        makes the model.
     out : Path
         The folder to write.
     steps : list of Step
@@ -182,6 +191,11 @@ class Recipe(BaseModel):
         """Open the model that the steps start from."""
         assert self.model is not None
         return open_model(self.model, dtype=self._torch_dtype, revision=self.revision)
+
+    @property
+    def parents(self) -> list[str]:
+        """The model that the steps start from, if there is one, with its revision."""
+        return [] if self.model is None else [with_revision(self.model, self.revision)]
 
     @property
     def _torch_dtype(self) -> torch.dtype | None:
@@ -286,7 +300,7 @@ def _write(recipe: Recipe, work: Path, bench: Workbench, results: list[Result], 
     place = Path(os.path.abspath(recipe.report or out / REPORT))
     title = f"{out.name}: {f'{len(recipe.compare)} alternatives' if recipe.compare else f'{len(results)} steps'}"
     page = report_page(results, title)
-    texts = documents(results, out, [recipe.model] if recipe.model else [])
+    texts = documents(results, out, recipe.parents)
     inside = place.is_relative_to(out)
     if inside:
         texts[str(place.relative_to(out))] = page
@@ -366,7 +380,7 @@ def _run_arm(recipe: Recipe, name: str, start: Workbench, work: Path, contents: 
         results.append(bench.apply(step.signature, step.values))
         results[-1].title = name if len(steps) == 1 else f"{name}: {number}. {step.command}"
     note = _note(recipe, results, whole, contents)
-    files = {**documents(results, work, [recipe.model] if recipe.model else []), FINISHED: note}
+    files = {**documents(results, work, recipe.parents), FINISHED: note}
     bench.save(work, files, overwrite=True, layout=recipe.layout)
     return results
 

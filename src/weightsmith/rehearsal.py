@@ -14,20 +14,20 @@ from torch import nn
 
 from weightsmith import catalog
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, RecipeError
-from weightsmith.core.io import TemporaryFolder, check_file, check_output, load_config, meta_model
+from weightsmith.core.io import TemporaryFolder, check_file, check_output, checkpoint_folder, load_config, meta_model
 from weightsmith.embedded import NAMES, PREFIX, find_folder, open_model, open_text
 from weightsmith.recipe import Recipe, Step, files_read
 from weightsmith.signature import Signature, Source
 from weightsmith.workbench import CURRENT
 
-__all__ = ["check_data", "check_network", "check_options", "check_recipe"]
+__all__ = ["check_data", "check_files", "check_network", "check_options", "check_recipe"]
 
 
 class Reached(Exception):
     """A method has begun to work with its model: its options are in range."""
 
 
-def check_network(ref: str | os.PathLike[str], revision: str = "main") -> None:
+def check_network(ref: str | os.PathLike[str]) -> None:
     """Refuse a name that stands for no model; its configuration is read, none of its weights.
 
     Raises
@@ -39,9 +39,22 @@ def check_network(ref: str | os.PathLike[str], revision: str = "main") -> None:
     """
     name = str(ref)
     if not name.startswith(PREFIX):
-        load_config(ref, revision=revision)
+        load_config(ref)
     elif name.removeprefix(PREFIX) not in NAMES:
         raise CheckpointError(f"no embedded model {name.removeprefix(PREFIX)!r}", expected=f"one of {sorted(NAMES)}")
+
+
+def check_files(ref: str | os.PathLike[str]) -> Path:
+    """Refuse a name that stands for no checkpoint; return it as a path. Nothing of its weights is downloaded.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, folder or model.
+    """
+    if not Path(ref).exists():
+        find_folder(ref) if str(ref).startswith(PREFIX) else checkpoint_folder(ref, weights=False)
+    return Path(ref)
 
 
 def check_data(file: str) -> None:
@@ -67,8 +80,6 @@ def check_options(
     signature: Signature,
     values: Mapping[str, Any],
     model: str | os.PathLike[str] | None = None,
-    *,
-    revision: str = "main",
 ) -> None:
     """Let a method refuse its options before anything runs: it is called with the architecture, without any weights.
 
@@ -80,8 +91,6 @@ def check_options(
         Its hyper-parameters, the names of other networks and of data, and files.
     model : path-like, optional
         The model, for a method on one.
-    revision : str, default: "main"
-        Of the model on the hub.
 
     Raises
     ------
@@ -103,7 +112,7 @@ def check_options(
                     ref = model if role is signature.model else values.get(role.name)
                     ref = model if ref == CURRENT else ref
                     if ref is not None and (role.required or role.name in values):
-                        arguments[role.name] = _weightless(ref, revision)
+                        arguments[role.name] = _weightless(ref)
                 elif role.kind == "paths":
                     arguments[role.name] = [Path(folder, str(n)) for n in range(len(values[role.name]))]
                 elif role.required or role.name in values:
@@ -144,8 +153,8 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
             raise HyperparameterError("packed", found="no step that quantizes", do="Add one, or leave packed out.")
     if recipe.report is not None:
         check_file(recipe.report)
-    if recipe.model is not None:
-        check_network(recipe.model, recipe.revision)
+    for parent in recipe.parents:
+        check_network(parent)
     for file in [*(source.file for source in recipe.data.values()), recipe.evaluation.file, recipe.evaluation.control]:
         if file is not None:
             check_data(file)
@@ -154,7 +163,7 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
             _check_files(step)
     for arm in recipe.compare.values() or [[]]:
         for step in [*recipe.steps, *arm]:
-            check_options(step.signature, {**recipe.data, **step.values}, recipe.model, revision=recipe.revision)
+            check_options(step.signature, {**recipe.data, **step.values}, *recipe.parents)
             if catalog.commands()[step.command].verb in ("grow", "merge", "predict"):
                 break
 
@@ -170,17 +179,20 @@ def _check_files(step: Step) -> None:
         if file is not None:
             check_data(file)
     for path in files_read(step):
-        if str(path) != CURRENT and not str(path).startswith("embedded:") and not path.exists():
-            raise RecipeError(f"{step.command}: {path} does not exist")
+        if str(path) != CURRENT:
+            try:
+                check_files(path)
+            except CheckpointError as error:
+                raise RecipeError(f"{step.command}: {error}") from error
 
 
-def _weightless(ref: str | os.PathLike[str], revision: str) -> nn.Module:
+def _weightless(ref: str | os.PathLike[str]) -> nn.Module:
     """The network without its weights, and without a forward pass."""
     name = str(ref)
     if name == f"{PREFIX}efficientnet-lite0":
         model = open_model(name).model
     else:
-        model = meta_model(find_folder(name) if name.startswith(PREFIX) else ref, revision=revision)
+        model = meta_model(find_folder(name) if name.startswith(PREFIX) else ref)
     model.register_forward_pre_hook(_stop)
     return model
 

@@ -298,7 +298,7 @@ class Workbench:
 
         def located(ref: Path) -> Path:
             if str(ref) != CURRENT:
-                return find_folder(ref) if str(ref).startswith("embedded:") else ref
+                return ref if ref.exists() else find_folder(ref)
             self.save(Path(folder.name) / "model", {}, overwrite=True)
             return Path(folder.name) / "model"
 
@@ -369,7 +369,7 @@ def run_on_disk(
     Parameters
     ----------
     ref : path-like
-        The checkpoint's folder, or ``embedded:NAME``.
+        The checkpoint's folder, a hub id, or ``embedded:NAME``.
     out : path-like
         Folder for the changed checkpoint.
     signature, values, data, seed

@@ -122,7 +122,7 @@ def test_wrong_options_are_usage_errors(call, options, message):
 def test_a_missing_checkpoint_is_a_usage_error(tmp_path):
     done = runner.invoke(make_command("blend", read(blend)), [str(tmp_path / "none"), str(tmp_path / "out")])
     assert done.exit_code == 2
-    assert "does not exist" in " ".join(done.output.replace("│", " ").split())
+    assert "there is no folder" in " ".join(done.output.replace("│", " ").split())
 
 
 def test_help_is_the_docstring(call):

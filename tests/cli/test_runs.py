@@ -96,7 +96,7 @@ RECIPES = [
     ({"evaluation": {"file": "missing.txt"}}, "no data at missing.txt"),
     ({"steps": [{"magnitude": {"sparsity": 0.5}}, {"wanda": {"sparsity": 3}}]}, "sparsity"),
     ({"steps": [{"expand": {"depth": 3}}, {"wanda": {"calibration": "missing.txt"}}]}, "no data at missing.txt"),
-    ({"steps": [{"wise-ft": {"checkpoints": ["missing", "$model"]}}]}, "missing does not exist"),
+    ({"steps": [{"wise-ft": {"checkpoints": ["missing", "$model"]}}]}, "there is no folder 'missing'"),
     ({"compare": {"a": ["magnitude"], "b": [{"magnitude": {"sparsity": -1}}]}}, "sparsity"),
 ]
 

@@ -54,5 +54,5 @@ def test_open_model(tmp_path):
     assert opened.tokenizer("hello")["input_ids"] == tokenizer("hello")["input_ids"]
     with pytest.raises(CheckpointError, match="no embedded model folder 'gpt5'.*smollm2"):
         embedded.open_model("embedded:gpt5")
-    with pytest.raises(CheckpointError, match="cannot load nobody/nothing"):
+    with pytest.raises(CheckpointError, match="there is no folder 'nobody/nothing', and no hub model"):
         embedded.open_model("nobody/nothing")

@@ -16,11 +16,11 @@ from rich.markup import escape
 
 from weightsmith.core import progress
 from weightsmith.core.errors import CheckpointError, HyperparameterError
-from weightsmith.core.io import atomic_output, check_file, check_output
+from weightsmith.core.io import atomic_output, check_file, check_output, with_revision
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.quantize import check_packable
-from weightsmith.rehearsal import check_data, check_network, check_options
+from weightsmith.rehearsal import check_data, check_files, check_network, check_options
 from weightsmith.signature import REQUIRED, Field, Role, Signature, Source
 from weightsmith.workbench import (
     DEFAULT_SAMPLES,
@@ -61,6 +61,8 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
         hyper = {key: _parsed(field, given.pop(key)) for key, field in signature.fields.items()}
         if str(given.get("model", "")).endswith((".yaml", ".yml")):
             given["model"] = _named_in(Path(given["model"]), hyper, signature)
+        if "revision" in given:
+            _fold_revision(given, "model" if "model" in given else signature.measured[0].name)
         on = [role.name for role in signature.measured] or [key for key in ("model",) if key in given]
         refs = [ref for key in on for ref in (given[key] if isinstance(given[key], list) else [given[key]])]
         title = f"{name} on {' and '.join(refs)}" if refs else name
@@ -227,9 +229,9 @@ def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any])
     ref, *more = given[first] if role.many else [given[first]]
     local = Path(ref).exists() or ref.startswith("embedded:")
     streamed = not others and not signature.data and signature.tokenizer is None
-    if local and streamed and given["dtype"] is None and given["revision"] == "main":
+    if local and streamed and given["dtype"] is None:
         return signature.function(**{first: ref}, **hyper)
-    opened = open_model(ref, dtype=_dtype(given["dtype"]), revision=given["revision"])
+    opened = open_model(ref, dtype=_dtype(given["dtype"]))
     values = {**hyper, **{name: given[name] for name in others}, **({first: more} if role.many else {})}
     bench = Workbench(
         opened, Data(sources=_sources(signature, given)), given.get("seed", 0), dtype=_dtype(given["dtype"])
@@ -253,7 +255,6 @@ def _transform(
     seed: int,
     device: str,
     dtype: str | None,
-    revision: str,
     overwrite: bool,
     compressed: bool,
     packed: bool = False,
@@ -271,12 +272,12 @@ def _transform(
     networks = {role.name: others[role.name] for role in signature.networks if others[role.name] is not None}
     values = {**hyper, **networks}
     if stream:
-        if layout != "plain" or device != "cpu" or dtype is not None or revision != "main":
+        if layout != "plain" or device != "cpu" or dtype is not None:
             raise typer.BadParameter(
-                "goes with none of --compressed, --packed, --device, --dtype and --revision", param_hint="'--stream'"
+                "goes with none of --compressed, --packed, --device and --dtype", param_hint="'--stream'"
             )
         return run_on_disk(model, out, signature, values, data, seed=seed, overwrite=overwrite, publish=publish)
-    opened = open_model(model, dtype=_dtype(dtype), revision=revision)
+    opened = open_model(model, dtype=_dtype(dtype))
     if packed:
         check_packable(opened.model)
     bench = Workbench(move_to_device(opened, device), data, seed, device, _dtype(dtype))
@@ -288,21 +289,21 @@ def _transform(
 
 def _rehearse(name: str, signature: Signature, given: Mapping[str, Any], hyper: Mapping[str, Any]) -> None:
     """Check everything that can be checked before the work, and say what it would be."""
-    out, model, revision = _out(signature, given), given.get("model"), given.get("revision", "main")
+    out, model = _out(signature, given), given.get("model")
     if out is not None:
         check_output(out, overwrite={**given, **hyper}.get("overwrite", False))
     networks = {role.name: given[role.name] for role in signature.networks if given[role.name] is not None}
     if model is not None:
-        check_network(model, revision)
+        check_network(model)
     for ref in networks.values():
         check_network(ref)
-    paths = {role.name: _located(given[role.name], role) for role in signature.paths[:-1]}
+    paths = {role.name: _named(given[role.name], role, check_files) for role in signature.paths[:-1]}
     sources = _sources(signature, given)
     data = [*(source.file for source in sources.values()), given.get("evaluation"), given.get("control")]
     for file in data:
         if file is not None:
             check_data(file)
-    check_options(signature, {**hyper, **networks, **sources, **paths}, model, revision=revision)
+    check_options(signature, {**hyper, **networks, **sources, **paths}, model)
     files = [each for path in paths.values() for each in (path if isinstance(path, list) else [path])]
     read = ", ".join(str(each) for each in [model, *networks.values(), *files, *data] if each is not None)
     options = ", ".join(f"{key}={value!r}" for key, value in hyper.items())
@@ -320,7 +321,7 @@ def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any], pu
     arguments = dict(hyper)
     for role in signature.paths:
         value, written = given[role.name], role is signature.paths[-1]
-        arguments[role.name] = Path(value) if written else _located(value, role)
+        arguments[role.name] = Path(value) if written else _named(value, role, find_folder)
     if signature.generator is not None:
         arguments[signature.generator.name] = torch.Generator().manual_seed(given["seed"])
     sources = _sources(signature, given)
@@ -337,17 +338,24 @@ def _call(signature: Signature, given: dict[str, Any], hyper: dict[str, Any], pu
     return _published(result, publish)
 
 
-def _located(value: str | list[str], role: Role) -> Path | list[Path]:
-    """The files of an argument, which must exist; ``embedded:NAME`` is a folder too."""
+def _named(value: str | list[str], role: Role, find: Callable[[str], Path]) -> Path | list[Path]:
+    """The files of an argument; what is none on this machine is found, as ``embedded:NAME`` or a hub id."""
     if isinstance(value, list):
-        return [path for ref in value if isinstance(path := _located(ref, role), Path)]
+        return [path for ref in value if isinstance(path := _named(ref, role, find), Path)]
+    if Path(value).exists():
+        return Path(value)
     try:
-        path = find_folder(value) if value.startswith("embedded:") else Path(value)
+        return find(value)
     except CheckpointError as error:
         raise typer.BadParameter(str(error), param_hint=role.name.upper()) from error
-    if not path.exists():
-        raise typer.BadParameter(f"{value!r} does not exist", param_hint=role.name.upper())
-    return path
+
+
+def _fold_revision(given: dict[str, Any], name: str) -> None:
+    """Take ``--revision`` as part of the name of the first network: ``org/name@revision``."""
+    revision, value = given.pop("revision"), given[name]
+    first, *others = value if isinstance(value, list) else [value]
+    first = with_revision(first, revision)
+    given[name] = [first, *others] if isinstance(value, list) else first
 
 
 def _published(result: Any, publish: Publish) -> Any:
@@ -470,7 +478,10 @@ def _parameter(name: str, annotation: Any, info: Any, default: Any = REQUIRED) -
 _MODEL = _parameter(
     "model",
     str,
-    typer.Argument(help="Folder, Hugging Face id, or embedded:smollm2, embedded:minilm, embedded:efficientnet-lite0."),
+    typer.Argument(
+        help="Folder, Hugging Face id (org/name, org/name@revision), or embedded:smollm2, embedded:minilm, "
+        "embedded:efficientnet-lite0."
+    ),
 )
 _EVALUATION = _parameter(
     "evaluation",

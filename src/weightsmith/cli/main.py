@@ -169,3 +169,19 @@ def claims(
                 result.store(store)
     if not hold:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=WORK)
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that a command or recipe wrote.")],
+    name: Annotated[str, typer.Argument(help="org/name, or org/name@branch.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "",
+) -> None:
+    """Upload a model folder, with its model card, to the Hugging Face hub."""
+    from weightsmith.core.io import push_to_hub
+
+    hush_transformers()
+    with progress.stage(f"pushing {folder}"):
+        commit = push_to_hub(folder, name, private=private, message=message)
+    print(f"pushed: {commit}")

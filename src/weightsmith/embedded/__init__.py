@@ -31,7 +31,14 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import read_text
 from weightsmith.core.errors import CalibrationError, CheckpointError, MissingDependencyError
-from weightsmith.core.io import atomic_output, from_pretrained, load_model
+from weightsmith.core.io import (
+    atomic_output,
+    checkpoint_folder,
+    downloaded,
+    from_pretrained,
+    load_model,
+    with_revision,
+)
 from weightsmith.core.progress import stage
 
 __all__ = [
@@ -81,7 +88,7 @@ class OpenedModel:
 
 
 def open_model(ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None, revision: str = "main") -> OpenedModel:
-    """Open ``embedded:NAME``, a Hugging Face folder, or a hub id.
+    """Open ``embedded:NAME``, a Hugging Face folder, or a hub id such as ``org/name`` or ``org/name@revision``.
 
     Parameters
     ----------
@@ -101,12 +108,14 @@ def open_model(ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None,
     """
     name = str(ref)
     with stage(f"loading {name}"):
-        if not name.startswith(PREFIX):
-            return _open_folder(ref, dtype, revision)
-        name = name.removeprefix(PREFIX)
-        if name == "efficientnet-lite0":
+        if name == f"{PREFIX}efficientnet-lite0":
             return OpenedModel(_efficientnet_lite0().to(dtype or torch.float32), processor=_lite0_pixels)
-        return _open_folder(folder(name), dtype, revision)
+        source = with_revision(ref, revision)
+        found = folder(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else source
+        model = load_model(found, dtype=dtype)
+        path = downloaded(found)
+        assert path is not None  # the weights came from there
+        return OpenedModel(model, load_tokenizer(path), path, load_processor(path))
 
 
 def load(name: str) -> tuple[nn.Module, Any]:
@@ -147,42 +156,35 @@ def folder(name: str) -> Path:
 
 
 def find_folder(ref: str | os.PathLike[str]) -> Path:
-    """Return the folder that ``embedded:NAME`` or a path stands for, without loading it.
+    """Return the folder that ``embedded:NAME``, a path or a hub id stands for, without loading it.
 
     Raises
     ------
     CheckpointError
-        If there is no such folder on this machine.
+        If there is no such folder, see :func:`weightsmith.core.io.checkpoint_folder`.
     """
     name = str(ref)
-    path = folder(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else Path(ref)
-    if not path.is_dir():
-        raise CheckpointError(f"no checkpoint folder at {ref}", do="Download the checkpoint first.")
-    return path
+    return folder(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else checkpoint_folder(name)
 
 
-def load_tokenizer(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
-    """Load the tokenizer of a folder or hub id; None for a folder without one."""
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """Load the tokenizer of a folder or hub id; None for one without."""
     from transformers import AutoTokenizer
 
-    folder = Path(path)
-    if folder.is_dir() and not any(file for name in TOKENIZER_FILES for file in folder.glob(name)):
+    folder = checkpoint_folder(path, weights=False)
+    if not any(file for name in TOKENIZER_FILES for file in folder.glob(name)):
         return None
-    return from_pretrained(AutoTokenizer, path, revision=revision)
+    return from_pretrained(AutoTokenizer, folder)
 
 
-def load_processor(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
+def load_processor(path: str | os.PathLike[str]) -> Any:
     """Load the image processor of a folder or hub id; None for one without."""
     from transformers import AutoImageProcessor
 
-    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
+    folder = checkpoint_folder(path, weights=False)
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         return None
-    try:
-        return from_pretrained(AutoImageProcessor, path, revision=revision)
-    except CheckpointError:  # a hub id of a model without images
-        if Path(path).is_dir():
-            raise
-        return None
+    return from_pretrained(AutoImageProcessor, folder)
 
 
 def text(part: TextName = "evaluation") -> str:
@@ -242,12 +244,6 @@ def digits() -> tuple[Float[Tensor, "1797 1 8 8"], Int[Tensor, "1797"]]:
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
     x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     return x[order], torch.tensor(classes, dtype=torch.long)[order]
-
-
-def _open_folder(path: str | os.PathLike[str], dtype: torch.dtype | None, revision: str) -> OpenedModel:
-    model = load_model(path, dtype=dtype, revision=revision)
-    local = Path(path) if Path(path).is_dir() else None
-    return OpenedModel(model, load_tokenizer(path, revision=revision), local, load_processor(path, revision=revision))
 
 
 def _smollm2_folder() -> Path:

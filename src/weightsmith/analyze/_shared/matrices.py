@@ -99,7 +99,7 @@ def matrices_of_files(path: str | os.PathLike[str]) -> list[Matrix]:
     Parameters
     ----------
     path : path-like
-        A folder, a file, or ``embedded:NAME``.
+        A folder, a file, a hub id, or ``embedded:NAME``.
 
     Raises
     ------

@@ -23,6 +23,13 @@ from ._delta import (
     save_delta as save_delta,
 )
 from ._header import TensorSpec as TensorSpec
+from ._hub import (
+    checkpoint_folder as checkpoint_folder,
+    downloaded as downloaded,
+    push_to_hub as push_to_hub,
+    shown_name as shown_name,
+    with_revision as with_revision,
+)
 from ._json import parse_json as parse_json, read_json as read_json
 from ._map_checkpoints import (
     RECOMPUTED as RECOMPUTED,

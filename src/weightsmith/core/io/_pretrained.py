@@ -17,6 +17,7 @@ from torch import nn
 from weightsmith.core.errors import CheckpointError, UnsupportedModelError, WeightsmithError
 from weightsmith.core.io._atomic import atomic_output, copy_aux_files, write_file
 from weightsmith.core.io._checkpoint import CheckpointReader
+from weightsmith.core.io._hub import checkpoint_folder
 
 __all__ = ["from_pretrained", "load_config", "load_model", "model_class", "save_model"]
 
@@ -32,7 +33,7 @@ def from_pretrained(loader: Any, path: str | os.PathLike[str], **options: Any) -
     loader : type
         Such as ``transformers.AutoTokenizer``.
     path : path-like
-        Folder or hub id.
+        Folder.
     **options
         Passed on.
 
@@ -53,7 +54,7 @@ def load_config(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
     Parameters
     ----------
     path : path-like
-        Folder or hub id.
+        Folder or hub id, see :func:`checkpoint_folder`.
     revision : str, default: "main"
         Branch, tag or commit on the hub.
 
@@ -67,10 +68,9 @@ def load_config(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
     """
     import transformers
 
-    reader = CheckpointReader(path) if Path(path).is_dir() else None
-    if reader is not None and revision != "main":
-        raise CheckpointError(f"folder {path} has no revision {revision}", do="A revision belongs to a hub id.")
-    config = from_pretrained(transformers.AutoConfig, path, revision=revision)
+    folder = checkpoint_folder(path, revision=revision, weights=False)
+    reader = CheckpointReader(path) if folder == Path(path) else None  # the weights of a hub id may not be here yet
+    config = from_pretrained(transformers.AutoConfig, folder)
     with _loading(path):
         parts = [config, *(getattr(config, name) for name in config.sub_configs)]
         kernels = [part._attn_implementation for part in parts if "/" in str(part._attn_implementation)]
@@ -103,8 +103,8 @@ def _loading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Say which checkpoint it is that transformers cannot load; on damaged files it raises any type of error."""
     from transformers.utils import logging
 
-    shown = Path(path).is_dir() and logging.is_progress_bar_enabled()
-    if shown:  # a bar for each part of a folder says nothing; a download keeps its own
+    shown = logging.is_progress_bar_enabled()
+    if shown:  # a bar for each part of a folder says nothing
         logging.disable_progress_bar()
     try:
         yield
@@ -150,7 +150,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     Parameters
     ----------
     path : path-like
-        Folder or hub id. Code from the checkpoint is never executed.
+        Folder or hub id, see :func:`checkpoint_folder`. Code from the checkpoint is never executed.
     dtype : torch.dtype, optional
         Element type; the checkpoint's own by default.
     revision : str, default: "main"
@@ -168,7 +168,8 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     UnsupportedModelError
         If it needs code of its own, or its weights are packed.
     """
-    config = load_config(path, revision=revision)
+    ref, path = str(path), checkpoint_folder(path, revision=revision)
+    config = load_config(path)
     packed: Any = getattr(config, "quantization_config", None)
     if isinstance(packed, dict) and packed.get("format") == "pack-quantized":
         # transformers leaves the scales as parameters of the layers, which would be saved over those of new weights
@@ -183,7 +184,6 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
         dtype=dtype or "auto",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        revision=revision,
     )
     if info["mismatched_keys"]:
         key, found, expected = next(iter(info["mismatched_keys"]))
@@ -191,6 +191,8 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise CheckpointError(f"{path} lacks {len(missing)} tensors such as {missing[:3]}", do="Copy it again.")
+    if not Path(ref).is_dir():  # adapters keep the name of the model they belong to
+        model.name_or_path = model.config.name_or_path = ref.partition("@")[0]
     return model.eval()
 
 

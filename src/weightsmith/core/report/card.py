@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from weightsmith.core.io import downloaded, shown_name
 from weightsmith.core.report import format
 from weightsmith.core.report.record import Record
 
@@ -54,12 +55,12 @@ def model_card(results: Sequence[Record], name: str, parents: Sequence[str | os.
     | sparsity | 50 % |
     <BLANKLINE>
     """
-    names = [Path(parent).name if Path(parent).exists() else str(parent) for parent in parents]
-    hub = [each for each in names if re.fullmatch(r"[\w.-]+/[\w.-]+", each)]
+    names = [shown_name(parent) for parent in parents]
+    hub = [found[1] for each in names if (found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@.+)?", each))]
     metadata = {
         **_inherited(parents[-1:]),
         "tags": ["weightsmith", *dict.fromkeys(result.method for result in results)],
-        **({"base_model": hub} if hub else {}),
+        **({"base_model": [*dict.fromkeys(hub)]} if hub else {}),
     }
     made = f"Made from {', '.join(f'`{each}`' for each in names)}. " if names else ""
     lines = [
@@ -93,10 +94,11 @@ def _table(header: Sequence[str], rows: Any) -> list[str]:
 
 
 def _inherited(parents: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
-    """The license and language that the card of a folder names."""
+    """The license and language that the card of a folder, or of a model of the hub, names."""
     for parent in parents:
         with suppress(OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError):
-            front = re.match(r"---\n(.*?)\n---", Path(parent, "README.md").read_text("utf-8"), re.DOTALL)
+            card = (downloaded(parent) or Path(parent)) / "README.md"
+            front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8"), re.DOTALL)
             metadata = yaml.safe_load(front[1]) if front else {}
             return {key: metadata[key] for key in INHERITED if key in metadata}
     return {}
