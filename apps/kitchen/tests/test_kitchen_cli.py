@@ -1,8 +1,10 @@
 """``weightsmith kitchen``: every command on real input, and what each refuses."""
 
 import csv
+import inspect
 import io
 import json
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from weightsmith_kitchen import MealKit, Recipe
 from weightsmith_kitchen.cli import app
+from weightsmith_kitchen.options import FORMAT
 
 RECIPE = "Pancakes\nServes 4\n2 cups flour\n3 eggs\n1 cup milk\n1. Mix all and fry it in a hot pan."
 
@@ -96,10 +99,10 @@ def test_a_kit_from_standard_input(recipe):
 
 
 def test_estimate_and_search():
-    made = json.loads(run("estimate", "100 g butter", "2 cups unobtainium", "--json").stdout)
+    made = json.loads(run("estimate", "100 g butter", "2 cups unobtainium", "--format", "json").stdout)
     assert made["kcal"][0] == pytest.approx(743)
     assert not made["complete"]
-    hits = json.loads(run("search", "rye flour", "--limit", "2", "--json").stdout)
+    hits = list(map(json.loads, run("search", "rye flour", "--limit", "2", "--format", "json").stdout.splitlines()))
     assert len(hits) == 2
     assert all("rye" in hit["name"].lower() for hit in hits)
 
@@ -107,7 +110,7 @@ def test_estimate_and_search():
 def test_a_table_of_ones_own(tmp_path):
     table = tmp_path / "own.csv"
     table.write_text("name,kcal,grams_per_piece\ngranola bar,400,50\n", "utf-8")
-    made = json.loads(run("estimate", "2 granola bars", "--table", table, "--json").stdout)
+    made = json.loads(run("estimate", "2 granola bars", "--table", table, "--format", "json").stdout)
     assert made["kcal"][0] == pytest.approx(400)
     table.write_text("name,kcal\nx,much\n", "utf-8")
     assert "line 2, kcal" in str(run("estimate", "1 egg", "--table", table, status="error"))
@@ -151,12 +154,62 @@ def test_what_is_refused(recipe, tmp_path, arguments, said):
     assert said in " ".join((result.output + str(result.exception)).replace("│", " ").split())
 
 
+PRINTING = [["recognize"], ["parse"], ["kit"], ["estimate"], ["search"]]
+TRAINING = [["train", name] for name in ("recognize", "ingredients", "portions", "vlm")]
+
+
+@pytest.mark.parametrize("command", PRINTING + TRAINING, ids=" ".join)
+def test_each_command_that_prints_results_has_the_same_option_for_their_format(command):
+    group = app
+    for name in command[:-1]:
+        group = next(found.typer_instance for found in group.registered_groups if found.name == name)
+    made = next(one for one in group.registered_commands if command[-1] == (one.name or one.callback.__name__))
+    parameters = inspect.signature(made.callback, eval_str=True).parameters
+    values, option = get_args(parameters["format"].annotation)
+    assert option is FORMAT
+    assert {"text", "json"} <= set(get_args(values))
+    assert "json" not in parameters
+
+
+def test_the_formats_of_estimate_search_and_parse(recipe):
+    rows = list(csv.DictReader(io.StringIO(run("estimate", "100 g butter", "2 eggs", "--format", "csv").stdout)))
+    assert [(row["ingredient"], row["kcal"]) for row in rows] == [("butter", "743.0"), ("eggs", rows[1]["kcal"])]
+    rows = list(csv.DictReader(io.StringIO(run("search", "butter", "--format", "csv").stdout)))
+    assert rows[0]["name"].lower().startswith("butter")
+    assert set(rows[0]) == {"name", "kcal_per_100g", "category", "source", "id", "score"}
+    assert "no row of the table" in run("search", "", "--format", "json", status=1).stderr
+    text = run("parse", recipe, "--format", "text").stdout
+    assert text.splitlines()[0] == f"{recipe}: Pancakes, serves 4"
+    assert "  2 cups flour" in text
+
+
 def test_training_a_tagger(tmp_path):
     phrases = tmp_path / "phrases.tsv"
     phrases.write_text("2\tQUANTITY\ncups\tUNIT\nsugar\tNAME\n\t\n1\tQUANTITY\negg\tNAME\n\t\n" * 3, "utf-8")
     result = run("train", "ingredients", phrases, tmp_path / "tagger", "--test", phrases)
     assert "F1 of exact spans on 6 phrases: 1.0000" in result.output
     assert (tmp_path / "tagger" / "model.safetensors").is_file()
+    made = json.loads(run("train", "ingredients", phrases, tmp_path / "other", "--format", "json").stdout)
+    assert (made["phrases"], made["f1"]) == (6, None)
+    assert made["notes"] == ["not tested: no test was given; name phrases that were not trained on with --test"]
+
+
+def test_odd_labels_are_named_and_counted(tmp_path):
+    phrases, test = tmp_path / "phrases.tsv", tmp_path / "test.tsv"
+    phrases.write_text("2\tQUANTITY\nsugar\tname\n\n" * 4, "utf-8")
+    test.write_text("2\tQUANTITY\nbig\tSIZE\neggs\tname\n", "utf-8")
+    told = run("train", "ingredients", phrases, tmp_path / "a", "--test", test).stderr
+    assert "note: label 'name' of 4 tokens is none of O, NAME" in told
+    assert "(is NAME meant?)" in told
+    assert "no token has the label NAME" in told
+    assert "which count as missed: 'SIZE' (1)" in told
+    test.write_text("\n\n", "utf-8")
+    assert (
+        f"not tested: {test} has no phrase"
+        in run("train", "ingredients", phrases, tmp_path / "b", "--test", test).stderr
+    )
+    phrases.write_text("2\tQUANTITY\nsugar\t\n", "utf-8")
+    assert "line 2" in str(run("train", "ingredients", phrases, tmp_path / "c", status="error"))
 
 
 def test_training_of_portions(tmp_path):
@@ -167,6 +220,15 @@ def test_training_of_portions(tmp_path):
     result = run("train", "portions", table, tmp_path / "p", "--width", 32, "--epochs", 150, "--learning-rate", 3e-3)
     assert "32 recipes, 3 ingredients, units" in result.output
     assert "8 other recipes: units 100.0% right" in result.output
+    with table.open("a", encoding="utf-8") as stream:
+        stream.writelines(f"\ns{n},truffle {n},gram,1,3" for n in range(40))
+    options = ("--width", 32, "--epochs", 1, "--overwrite", "--format", "json")
+    made = json.loads(run("train", "portions", table, tmp_path / "p", *options).stdout)
+    assert made["test"]["recipes"] + made["recipes"] < 72  # what is left out is said
+    assert "in no recipe learned from, and left out: truffle" in made["notes"][0]
+    made = json.loads(run("train", "portions", table, tmp_path / "p", "--held-out", 0, *options).stdout)
+    assert made["test"] is None
+    assert made["notes"] == ["no recipe was left to test on: give more recipes, or a larger --held-out"]
     table.write_text("recipe,ingredient,unit,portion,kcal\na,egg,count,2,-1\n", "utf-8")
     assert "line 2, kcal" in str(run("train", "portions", table, tmp_path / "q", status="error"))
     table.write_text("recipe,ingredient\n", "utf-8")

@@ -353,6 +353,20 @@ def test_command_line(table, tiny, tmp_path):
     assert "the constant" in result.output
     assert "kcal" in result.output
     assert not (tmp_path / "out" / "adapter_config.json").exists()
+    text = table.read_text("utf-8").replace("1 apple of 200 g", '"1 apple of 200 g, 30 g durian"')
+    table.write_text(text.replace("1 apple of 240 g", "an apple"), "utf-8")
+    options = ["--lm", str(tiny), "--epochs", "1", "--rank", "0", "--held-out", "0", "--overwrite", "--format", "json"]
+    result = CliRunner().invoke(
+        app, ["train", "vlm", str(table), str(tmp_path / "out"), *options, "--calories", str(kcal)]
+    )
+    made = json.loads(result.stdout)
+    assert made["test"] is None
+    assert made["notes"] == [
+        "4 items of the lists are not in the table: 'gram durian' (2); 'apple' (2)",
+        "2 of 12 lists have no known energy, and no total: 'an apple' (2)",
+        "no photo was left to test on: give photos of more groups, or a larger --held-out",
+    ]
+    assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["notes"] == made["notes"]
 
 
 def test_tables_that_cannot_be_read(table, tmp_path):
@@ -361,6 +375,7 @@ def test_tables_that_cannot_be_read(table, tmp_path):
         (text.replace("answer", "label"), "columns photo and answer"),
         (text.replace("0-1.png", "no.png"), "line 3: no file no.png"),
         (text.replace("1 apple of 200 g", "", 1), "line 2: no answer"),
+        (text.replace("1 apple of 200 g", "1 apple, 1 egg", 1), "line 2: more cells than columns"),
         ("photo,answer\n", "no row"),
     ):
         table.write_text(changed, "utf-8")

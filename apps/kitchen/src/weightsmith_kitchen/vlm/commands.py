@@ -20,7 +20,7 @@ from weightsmith_kitchen.calories.validation import check_lists
 from weightsmith_kitchen.errors import PhotoError
 from weightsmith_kitchen.photos.folder import Example, grouped_split, join_duplicates
 from weightsmith_kitchen.vlm.model import VisionPrefixLM
-from weightsmith_kitchen.vlm.scores import ListScores, score_lists
+from weightsmith_kitchen.vlm.scores import ListScores, odd_lists, score_lists
 
 __all__ = ["VlmTrained", "read_answers", "train_vlm"]
 
@@ -41,6 +41,8 @@ class VlmTrained:
         Of the training.
     checks : str
         What is doubtful in the lists.
+    notes : tuple of str
+        What is odd about lists and test, with counts: items that are not read or in no table, no photo to test on.
     test : ListScores or None
         On photos of other groups; None without any.
     samples : tuple of (str, str, str)
@@ -52,6 +54,7 @@ class VlmTrained:
     loss: float
     seconds: float
     checks: str
+    notes: tuple[str, ...]
     test: ListScores | None
     samples: tuple[tuple[str, str, str], ...]
 
@@ -63,6 +66,7 @@ class VlmTrained:
             "loss": self.loss,
             "seconds": self.seconds,
             "checks": self.checks,
+            "notes": list(self.notes),
             "test": None if self.test is None else self.test.to_dict(),
             "samples": [list(sample) for sample in self.samples],
         }
@@ -94,8 +98,12 @@ def read_answers(table: str | os.PathLike[str]) -> list[Example]:
     for number, row in enumerate(rows, 2):
         name, answer = (row["photo"] or "").strip(), (row["answer"] or "").strip()
         photo = path.parent / name
-        if not name or not answer or not photo.is_file():
-            reason = "no photo named" if not name else "no answer" if not answer else f"no file {name}"
+        reason = "no photo named" if not name else "no answer" if not answer else ""
+        if not reason and not photo.is_file():
+            reason = f"no file {name}"
+        if None in row:  # DictReader's key of cells that no column names
+            reason = "more cells than columns: put the list in quotes"
+        if reason:
             wrong.append(f"line {number}: {reason}")
         examples.append(Example(str(photo), answer, None, (row.get("group") or "").strip() or name, name))
     if wrong:
@@ -170,8 +178,14 @@ def train_vlm(
         test = score_lists(said, wanted, answers, index=index, tokens=held_tokens, known_tokens=tokens)
         samples = tuple((x.name, x.label, text) for x, text in zip(held[:20], said, strict=False))
     last = run.losses[-max(1, len(run.losses) // 10) :]
-    checks = str(check_lists([x.label for x in examples]))
-    result = VlmTrained(str(out), len(learned), sum(last) / len(last), run.seconds, checks, test, samples)
+    lists = [x.label for x in examples]
+    notes = odd_lists(lists, index)
+    if test is None:
+        notes.append("no photo was left to test on: give photos of more groups, or a larger --held-out")
+    elif test.error is None:
+        notes.append("no list of the test, or of the training, has a total: the foods alone are tested")
+    loss, checks = sum(last) / len(last), str(check_lists(lists))
+    result = VlmTrained(str(out), len(learned), loss, run.seconds, checks, tuple(notes), test, samples)
     report = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
     model.save_pretrained(out, files={"report.json": report}, overwrite=overwrite)
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from weightsmith_kitchen.errors import ModelError
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.units import find_unit, grams
 
-__all__ = ["ListScores", "item_f1", "ridge", "score_lists", "totals"]
+__all__ = ["ListScores", "item_f1", "odd_lists", "ridge", "score_lists", "totals"]
 
+NAMED = 5
+"""Odd items that are named; the rest is counted."""
 STRENGTHS = np.logspace(-1, 6, 15)
 """Penalties that are tried, for standardized features."""
 
@@ -99,6 +101,46 @@ def totals(lists: Sequence[str], index: CalorieIndex | None = None) -> npt.NDArr
             values = [value for item in items if (value := _grams(item.amount, item.unit)) is not None]
         found.append(sum(values) if values else float("nan"))
     return np.array(found)
+
+
+def odd_lists(lists: Sequence[str], index: CalorieIndex | None = None) -> list[str]:
+    """What of true lists cannot be read or has no total, with counts and names; empty where all is well.
+
+    Examples
+    --------
+    >>> for note in odd_lists(["1 apple of 200 g", "salt", "1 cup of rice, 1/0 egg"]):
+    ...     print(note)
+    2 items of the lists are not read: no amount: 'salt' (1); the amount cannot be read: '1/0 egg' (1)
+    2 of 3 lists have no weight in grams, and no total: 'salt' (1); '1 cup of rice, 1/0 egg' (1)
+    """
+    notes = []
+    read = [parse_list(text) for text in lists]
+    wrong = Counter(
+        item.error if repr(item.text[:40]) in item.error else f"{item.error}: {item.text[:40]!r}"
+        for items in read
+        for item in items
+        if item.error is not None
+    )
+    if wrong:
+        notes.append(f"{wrong.total()} items of the lists are not read: {_told(wrong)}")
+    if index is not None:
+        items = [item for found in read for item in found if item.error is None]
+        unknown = Counter(repr(match.item.key) for match in index.look_up(items) if not match.known) if items else {}
+        if unknown:
+            notes.append(f"{sum(unknown.values())} items of the lists are not in the table: {_told(unknown)}")
+    missing = Counter(
+        repr(text[:40]) for text, total in zip(lists, totals(lists, index), strict=True) if np.isnan(total)
+    )
+    if missing:
+        what = "weight in grams" if index is None else "known energy"
+        notes.append(f"{missing.total()} of {len(lists)} lists have no {what}, and no total: {_told(missing)}")
+    return notes
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    """The most frequent names with their counts."""
+    named = [f"{name} ({count})" for name, count in Counter(counts).most_common(NAMED)]
+    return "; ".join([*named, *([f"and {len(counts) - NAMED} more"] if len(counts) > NAMED else [])])
 
 
 def score_lists(
