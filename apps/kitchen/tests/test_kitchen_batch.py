@@ -13,6 +13,7 @@ import pytest
 
 from weightsmith_kitchen.batch import RECIPES, find_files, run_batch
 from weightsmith_kitchen.errors import KitchenError
+from weightsmith_kitchen.sources import texts_of
 from weightsmith_kitchen.work import parse_file
 
 MADE = {"command": "parse"}
@@ -51,7 +52,7 @@ def test_one_bad_file_does_not_stop_the_rest_and_the_order_is_kept(recipes, tmp_
     assert (result.files, len(result.failures)) == (11, 1)
     assert "r05.txt" in str(result.failures[0])
     assert "UTF-16" in str(result.failures[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "recipes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.run.json", "recipes"]
 
 
 def test_the_output_depends_neither_on_processes_nor_on_the_kind_of_output(recipes, tmp_path):
@@ -104,6 +105,71 @@ def test_what_exists_is_kept_unless_it_is_to_be_replaced(recipes, tmp_path):
     assert out.read_text() == "mine"
     run_batch(files(recipes), parse_file, out, made_with=MADE, overwrite=True)
     assert len(out.read_text("utf-8").splitlines()) == 11
+
+
+def test_a_finished_run_is_left_as_it_is(recipes, tmp_path):
+    out = tmp_path / "out.jsonl"
+    first = run_batch(files(recipes), parse_file, out, made_with=MADE)
+    written = out.stat()
+    again = run_batch(files(recipes), parse_file, out, made_with=MADE, resume=True)
+    assert (again.complete, again.resumed, again.files, again.failures) == (True, 11, 11, first.failures)
+    assert (out.stat().st_mtime_ns, out.stat().st_ino) == (written.st_mtime_ns, written.st_ino)
+    with pytest.raises(KitchenError, match="is complete, with other options"):
+        run_batch(files(recipes), parse_file, out, made_with={"command": "kit"}, resume=True)
+    with pytest.raises(KitchenError, match="is complete, of other files"):
+        run_batch(files(recipes)[1:], parse_file, out, made_with=MADE, resume=True)
+    (recipes / "r02.txt").write_text("Another\n5 onions\n", "utf-8")
+    with pytest.raises(KitchenError, match="or of these before a change.*--overwrite"):
+        run_batch(files(recipes), parse_file, out, made_with=MADE, resume=True)
+    made = run_batch(files(recipes), parse_file, out, made_with=MADE, overwrite=True)
+    assert not made.complete
+    assert '"title": "Another"' in out.read_text("utf-8")
+    out.unlink()  # then the record says nothing
+    assert run_batch(files(recipes), parse_file, out, made_with=MADE, resume=True).resumed == 0
+
+
+def test_what_runs_wrote_into_a_folder_is_no_input(recipes):
+    run_batch(files(recipes), parse_file, recipes / "parsed.json", made_with=MADE)
+    skipped = {}
+    assert len(find_files([recipes], RECIPES, skipped)) == 12
+    assert skipped == {".png": 1, "outputs of earlier runs": 1}
+    assert find_files([recipes / "parsed.json"], RECIPES) == [recipes / "parsed.json"]
+    assert run_batch(files(recipes), parse_file, recipes / "parsed.json", made_with=MADE, resume=True).complete
+
+
+def test_lines_of_json_are_pieces_of_their_own(recipes, tmp_path):
+    out = tmp_path / "parsed.jsonl"
+    run_batch(files(recipes), parse_file, out, made_with=MADE)
+    parsed = out.read_bytes()
+    out.write_bytes(parsed[: parsed.index(b"\n") + 1] + b"\n" + b'{"title": "broken\n\xff\n' + parsed)
+    pieces = texts_of([out, recipes / "r00.txt"])
+    assert [str(piece) for piece in pieces[:3]] == [f"{out}, line {number}" for number in (1, 3, 4)]
+    assert pieces[-1] == recipes / "r00.txt"
+    for jobs in (1, 2):
+        again = tmp_path / f"again{jobs}.jsonl"
+        result = run_batch(pieces, parse_file, again, made_with=MADE, jobs=jobs)
+        assert result.files == 13
+        assert [failure.file for failure in result.failures] == [f"{out}, line 3", f"{out}, line 4"]
+        assert "JSON that cannot be read" in result.failures[0].message
+        assert "is not UTF-8" in result.failures[1].message
+        made = [json.loads(line) for line in again.read_text("utf-8").splitlines()]
+        assert [item["title"] for item in made[:2]] == ["Dish 0", "Dish 0"]
+        assert made[1]["file"] == f"{out}, line 5"
+
+
+def test_json_lines_are_known_by_name_or_by_their_first_line(tmp_path):
+    for name, text, count in (
+        ("one.json", '{"title": "Soup",\n "ingredients": ["1 egg"]}', None),
+        ("many.json", '{"ingredients": ["1 egg"]}\n{"ingredients": ["1 egg"]}\n', 2),
+        ("single.jsonl", '{"ingredients": ["1 egg"]}', 1),
+        ("empty.ndjson", "\n", 0),
+        ("text.txt", '{"ingredients": ["1 egg"]}\n' * 2, None),
+    ):
+        path = tmp_path / name
+        path.write_text(text, "utf-8")
+        found = texts_of([path])
+        assert found == [path] if count is None else len(found) == count
+    assert texts_of([tmp_path / "none.jsonl"]) == [tmp_path / "none.jsonl"]  # reading it says why
 
 
 SLOW = """

@@ -96,6 +96,42 @@ def test_a_kit_from_standard_input(recipe):
         command = [sys.executable, "-c", code, "kit", "-", "--format", "json"]
         found = subprocess.run(command, stdin=stream, capture_output=True, check=True)
     assert json.loads(found.stdout)["dish"] == "Pancakes"
+    recipes = b"".join(json.dumps({"ingredients": [f"{n} eggs"]}).encode() + b"\n" for n in (2, 3))
+    found = subprocess.run(command, input=recipes, capture_output=True, check=True)  # as `parse` pipes them
+    assert [json.loads(line)["file"] for line in found.stdout.splitlines()] == [
+        "/dev/stdin, line 1",
+        "/dev/stdin, line 2",
+    ]
+
+
+def test_what_parse_wrote_becomes_kits(recipe, tmp_path):
+    other = tmp_path / "soup.txt"
+    other.write_text("Soup\nServes 2\n1 onion\n", "utf-8")
+    run("parse", recipe, other, "--out", tmp_path / "parsed.jsonl")
+    lines = (tmp_path / "parsed.jsonl").read_text("utf-8").splitlines()
+    made = list(map(json.loads, run("kit", tmp_path / "parsed.jsonl", "--format", "json").stdout.splitlines()))
+    kits = list(map(json.loads, run("kit", recipe, other, "--format", "json").stdout.splitlines()))
+    assert [kit.pop("file") for kit in made] == [f"{tmp_path / 'parsed.jsonl'}, line {number}" for number in (1, 2)]
+    assert [kit.pop("file") for kit in kits] == [str(recipe), str(other)]
+    assert made == kits
+    refused = run("kit", tmp_path / "parsed.jsonl", status="error")
+    assert "the format text: found 2 recipes, expected one" in str(refused)
+    (tmp_path / "one.jsonl").write_text(lines[1] + "\n", "utf-8")
+    assert "Soup" in run("kit", tmp_path / "one.jsonl").stdout
+    (tmp_path / "broken.jsonl").write_text(f"{lines[0]}\n{lines[1][:40]}\n", "utf-8")
+    result = run("kit", tmp_path / "broken.jsonl", "--out", tmp_path / "kits.csv", "--format", "csv", status=1)
+    assert "broken.jsonl, line 2: recipe: found JSON that cannot be read" in " ".join(result.stderr.split())
+    assert len((tmp_path / "kits.csv").read_text("utf-8").splitlines()) == 4
+    (tmp_path / "empty.jsonl").write_text("\n", "utf-8")
+    assert "no line in" in str(run("kit", tmp_path / "empty.jsonl", "--format", "json", status="error"))
+
+
+@pytest.mark.parametrize("command", ["parse", "kit"])
+def test_resuming_a_finished_run_says_that_nothing_is_left_to_do(recipe, tmp_path, command):
+    arguments = (command, recipe, "--out", tmp_path / "out.jsonl", "--format", "json", "--resume")
+    assert "nothing is left" not in run(*arguments).stderr
+    assert "nothing is left to do: 1 files, 0 failed" in run(*arguments).stderr
+    assert "exists" in str(run(*arguments[:-1], status="error"))
 
 
 def test_estimate_and_search():

@@ -1,11 +1,13 @@
 """Work on many files: streaming, in several processes, and resumed where a run was killed.
 
 Each file that is done is one line in a folder beside the output. The output appears when all are done, whole, in the
-order of the files. A killed run loses the files that were being worked on, and nothing else.
+order of the files. A killed run loses the files that were being worked on, and nothing else. A record beside the output
+says what it was made of, so that a finished run is known as finished.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -20,12 +22,16 @@ from weightsmith.core.io import check_file, kept_folder, write_file
 from weightsmith.core.jobs import Backend, stream_jobs
 from weightsmith.core.progress import track
 from weightsmith_kitchen.errors import KitchenError
+from weightsmith_kitchen.sources import JSON_LINES, Piece, Source
 
 __all__ = ["PHOTOS", "RECIPES", "BatchResult", "Failure", "find_files", "run_batch"]
 
 PHOTOS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-RECIPES = (".txt", ".md", ".json", ".html", ".htm")
+RECIPES = (".txt", ".md", ".json", *JSON_LINES, ".html", ".htm")
 DONE, MADE_WITH = "done.jsonl", "run.json"
+RECORD = ".run.json"
+"""What follows the name of an output in that of its record."""
+EARLIER = "outputs of earlier runs"
 CHANGED = "Put it back, or start again with --overwrite."
 
 
@@ -54,6 +60,8 @@ class BatchResult:
         In the order of the files.
     skipped : dict of str to int
         Files in folders that were not read, by suffix.
+    complete : bool
+        An earlier run had written the output: nothing was left to do.
     seconds : float
         Wall time of this run.
     """
@@ -62,21 +70,25 @@ class BatchResult:
     resumed: int = 0
     failures: list[Failure] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
     number: int
-    path: str
+    source: Source
 
     def key(self) -> list[Any]:
-        """What the result of a file follows from; another size or time makes it another file."""
+        """What the result of a file follows from; another size or time makes it another file, other bytes a piece."""
+        name = str(self.source)
+        if isinstance(self.source, Piece):
+            return [self.number, name, len(self.source.raw), hashlib.sha256(self.source.raw).hexdigest()]
         try:
-            found = os.stat(self.path)
+            found = os.stat(self.source)
         except OSError:
-            return [self.number, self.path, -1, -1]
-        return [self.number, self.path, found.st_size, found.st_mtime_ns]
+            return [self.number, name, -1, -1]
+        return [self.number, name, found.st_size, found.st_mtime_ns]
 
 
 def find_files(
@@ -87,7 +99,8 @@ def find_files(
     Parameters
     ----------
     paths : sequence of path
-        Files and folders. Folders are read with all that is in them, hidden files and folders excepted.
+        Files and folders. Folders are read with all that is in them, but hidden files and folders, and what earlier
+        runs wrote there.
     suffixes : sequence of str
         In lower case, with the dot.
     skipped : dict, optional
@@ -107,6 +120,10 @@ def find_files(
             if any(part.startswith(".") for part in path.relative_to(given).parts) or not path.is_file():
                 continue
             suffix = path.suffix.lower()
+            if path.name.endswith(RECORD):
+                continue
+            if path.with_name(path.name + RECORD).is_file():
+                suffix = EARLIER
             if suffix in suffixes:
                 found[path] = None
             elif skipped is not None:
@@ -117,8 +134,8 @@ def find_files(
 
 
 def run_batch(
-    files: Sequence[Path],
-    work: Callable[[Path], dict[str, Any]],
+    files: Sequence[Source],
+    work: Callable[[Any], dict[str, Any]],
     out: Path | TextIO,
     *,
     made_with: dict[str, Any],
@@ -132,10 +149,10 @@ def run_batch(
 
     Parameters
     ----------
-    files : sequence of Path
-        From `find_files`.
+    files : sequence of Path or Piece
+        From `find_files`, or from `texts_of`.
     work : callable
-        From a file to plain values. Sent to other processes. What it raises is the failure of that file only.
+        From one of them to plain values. Sent to other processes. What it raises is the failure of that file only.
     out : Path or text stream
         A file appears whole or not at all; a stream gets its lines in the order of the files.
     made_with : dict
@@ -147,7 +164,7 @@ def run_batch(
     backend : {"processes", "ray"}
         Where they run.
     resume : bool, default: False
-        Go on where a run was killed, if one was.
+        Go on where a run was killed, if one was. A run that was finished is left as it is.
     overwrite : bool, default: False
         Replace ``out``, and start again where a run was killed.
 
@@ -155,10 +172,10 @@ def run_batch(
     ------
     KitchenError
         If ``out`` exists, or a killed run is there, and neither ``resume`` nor ``overwrite`` says what to do; or if a
-        run is resumed with other files or options.
+        run, killed or finished, is resumed with other files or options.
     """
     start = time.monotonic()
-    items = [_Item(number, str(path)) for number, path in enumerate(files)]
+    items = [_Item(number, source) for number, source in enumerate(files)]
     result = BatchResult()
     do = partial(_one, work)
     write = render or _lines
@@ -182,7 +199,12 @@ def run_batch(
         return result
 
     check_file(out)
+    record = out.with_name(out.name + RECORD)
     with kept_folder(out) as folder:
+        if resume and not overwrite and not (folder / MADE_WITH).is_file() and out.is_file() and record.is_file():
+            _already(record, out, items, made_with, result)
+            result.seconds = time.monotonic() - start
+            return result
         done = _begin(folder, out, items, made_with, result, resume=resume, overwrite=overwrite)
         left = [item for item in items if item.number not in done]
         with (folder / DONE).open("a", encoding="utf-8") as stream:
@@ -191,11 +213,38 @@ def run_batch(
                 stream.flush()
                 done[number] = made
         objects = (one for item in items for one in _counted(done[item.number], result))
-        write_file(out, "".join(write(objects)))
+        text = "".join(write(objects))
+        if not out.exists() or out.is_file():  # a device has no place beside it
+            # The record comes first: a run that is killed between the two is resumed and writes both again.
+            write_file(record, json.dumps(_record(items, made_with, result)) + "\n")
+        write_file(out, text)
         for kept in (DONE, MADE_WITH):
             (folder / kept).unlink(missing_ok=True)
     result.seconds = time.monotonic() - start
     return result
+
+
+def _record(items: Sequence[_Item], made_with: dict[str, Any], result: BatchResult) -> dict[str, Any]:
+    """What an output was made of, and what became of it."""
+    keys = hashlib.sha256()
+    for item in items:
+        keys.update(json.dumps(item.key()).encode())
+    failures = [asdict(failure) for failure in result.failures]
+    return {"options": made_with, "inputs": keys.hexdigest(), "files": result.files, "failures": failures}
+
+
+def _already(record: Path, out: Path, items: Sequence[_Item], made_with: dict[str, Any], result: BatchResult) -> None:
+    """Take over the result of a run that was finished, if it was of the same files."""
+    was = json.loads(record.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(_record(items, made_with, result)))
+    for part, what in (("options", "with other options"), ("inputs", "of other files, or of these before a change")):
+        if was[part] != wanted[part]:
+            raise KitchenError(
+                f"{out} is complete, {what}", do="Choose another output, or replace it with --overwrite."
+            )
+    result.files = result.resumed = was["files"]
+    result.failures = [Failure(**failure) for failure in was["failures"]]
+    result.complete = True
 
 
 def _begin(
@@ -216,7 +265,7 @@ def _begin(
         )
     if out.exists() and not overwrite and not begun:
         raise KitchenError(f"{out} exists", do="Choose another output, or replace it with --overwrite.")
-    wanted = json.loads(json.dumps({"options": made_with, "files": [item.path for item in items]}))
+    wanted = json.loads(json.dumps({"options": made_with, "files": [str(item.source) for item in items]}))
     done: dict[int, dict[str, Any]] = {}
     if begun and resume and not overwrite:
         was = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
@@ -242,15 +291,16 @@ def _begin(
     return done
 
 
-def _one(work: Callable[[Path], dict[str, Any]], item: _Item) -> tuple[int, dict[str, Any]]:
+def _one(work: Callable[[Any], dict[str, Any]], item: _Item) -> tuple[int, dict[str, Any]]:
+    name = str(item.source)
     try:
-        return item.number, {"file": item.path, **work(Path(item.path))}
+        return item.number, {"file": name, **work(item.source)}
     except WeightsmithError as error:
-        message = " ".join(str(error).split()).removeprefix(item.path).lstrip(":, ")
+        message = " ".join(str(error).split()).removeprefix(name).lstrip(":, ")
     except Exception as error:  # whatever one file does, the others are read
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         message = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    return item.number, {"failure": asdict(Failure(item.path, " ".join(message.split())))}
+    return item.number, {"failure": asdict(Failure(name, " ".join(message.split())))}
 
 
 def _counted(made: dict[str, Any], result: BatchResult) -> Iterator[dict[str, Any]]:

@@ -113,7 +113,7 @@ def recognize(
 
 @app.command()
 def parse(
-    recipes: Annotated[list[Path], typer.Argument(help="Text files, or folders of them; - is standard input.")],
+    recipes: Annotated[list[Path], typer.Argument(help="Files, JSON lines, or folders of them; - is standard input.")],
     out: Out = None,
     format: Rows = "json",
     events: Annotated[bool, typer.Option("--events", help="Also read who does what (needs spaCy).")] = False,
@@ -141,7 +141,9 @@ def parse(
 
 @app.command()
 def kit(
-    inputs: Annotated[list[Path], typer.Argument(help="Recipes as text, photos, or folders; - is standard input.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Recipes, what `parse` wrote, photos, or folders; - is standard input.")
+    ],
     out: Out = None,
     format: Kits = "text",
     servings: Servings = None,
@@ -154,6 +156,7 @@ def kit(
 ) -> None:
     """Make meal kits: what to buy, how much, its energy, and where each number comes from."""
     from weightsmith_kitchen.errors import KitchenError
+    from weightsmith_kitchen.sources import texts_of
     from weightsmith_kitchen.work import kit_file, kit_rows
 
     tables = [str(path) for path in table or ()]
@@ -162,11 +165,13 @@ def kit(
         raise typer.BadParameter("must be above 0, at most 10000", param_hint="'--servings'")
     work = partial(kit_file, servings=servings, say=tuple(say or ()), tables=tuple(tables))
     if format in ("text", "pdf"):
-        if len(inputs) != 1 or inputs[0].is_dir() or resume:
-            raise KitchenError(f"the format {format}", found=f"{len(inputs)} inputs", expected="one", do="Write json.")
+        sources = [] if any(path.is_dir() for path in inputs) else texts_of(_stdin(inputs))
+        if len(sources) != 1 or resume:
+            found = f"{len(sources)} recipes" if sources else "no recipe, or a folder"
+            raise KitchenError(f"the format {format}", found=found, expected="one", do="Write json.")
         from weightsmith_kitchen.kit import MealKit
 
-        made = MealKit.from_dict(work(_stdin(inputs)[0]))
+        made = MealKit.from_dict(work(sources[0]))
         _write_one(made, out, format, overwrite)
         return
     _batch(
@@ -266,26 +271,32 @@ def _table(own: Sequence[Path] | None) -> NutritionTable:
 
 def _stdin(paths: Sequence[Path]) -> list[Path]:
     """Paths, with standard input as the file that it is."""
-    return [Path("/dev/stdin") if str(path) == "-" else path for path in paths]
+    from weightsmith_kitchen.sources import STDIN
+
+    return [STDIN if str(path) == "-" else path for path in paths]
 
 
 def _batch(
     inputs: Sequence[Path],
     kind: Literal["photos", "recipes", "both"],
-    work: Callable[[Path], dict[str, Any]],
+    work: Callable[[Any], dict[str, Any]],
     out: Path | None,
     **options: Any,
 ) -> None:
     from weightsmith_kitchen.batch import PHOTOS, RECIPES, find_files, run_batch
     from weightsmith_kitchen.errors import KitchenError
+    from weightsmith_kitchen.sources import texts_of
 
     if out is None and sys.stdout is None:
         raise KitchenError("standard output is closed", do="Name an output with --out.")
     skipped: dict[str, int] = {}
     suffixes = {"photos": PHOTOS, "recipes": RECIPES, "both": PHOTOS + RECIPES}[kind]
     files = find_files(_stdin(inputs), suffixes, skipped)
+    sources = [*files] if kind == "photos" else texts_of(files)
+    if not sources:
+        raise KitchenError("nothing to read", found=f"no line in {', '.join(map(str, files))}")
     try:
-        result = run_batch(files, work, sys.stdout if out is None else out, **options)
+        result = run_batch(sources, work, sys.stdout if out is None else out, **options)
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
@@ -308,7 +319,9 @@ def _report(result: BatchResult) -> None:
     if progress.is_silent():
         return
     said = f"{result.files} files, {len(result.failures)} failed"
-    if result.resumed:
+    if result.complete:
+        said = f"nothing is left to do: {said}"
+    elif result.resumed:
         said += f"; {result.resumed} were done before"
     if result.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.skipped.items()))

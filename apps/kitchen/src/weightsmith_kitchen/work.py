@@ -8,48 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith_kitchen.batch import PHOTOS
 from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.sources import Source, read_text
 
 if TYPE_CHECKING:
     from weightsmith_kitchen.kit import MealKit
     from weightsmith_kitchen.nutrition import NutritionTable
     from weightsmith_kitchen.recipe import Recipe
 
-__all__ = ["ingredient_rows", "kit_file", "kit_rows", "parse_file", "read_text", "recognize_file", "region_rows"]
-
-MOST_BYTES = 8 << 20
-"""Size of a recipe that is read."""
+__all__ = ["ingredient_rows", "kit_file", "kit_rows", "parse_file", "recognize_file", "region_rows"]
 
 
-def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises
-    ------
-    RecipeError
-        If it is not UTF-8, or too large for a recipe.
-    """
-    with path.open("rb") as stream:
-        raw = stream.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise RecipeError(f"{path}", found=f"more than {MOST_BYTES:,} bytes", expected="a recipe")
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise RecipeError(f"{path}", found="UTF-16", expected="UTF-8", do="Save it as UTF-8.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}", found=f"byte {error.start} is not UTF-8", do="Save it as UTF-8.") from None
-
-
-def recipe_of(path: Path) -> Recipe:
-    """The recipe in a file; see `read_recipe`."""
+def recipe_of(source: Source) -> Recipe:
+    """The recipe in a file or a piece; see `read_recipe`."""
     from weightsmith_kitchen.kit import read_recipe
 
-    return read_recipe(read_text(path))
+    return read_recipe(read_text(source))
 
 
-def parse_file(path: Path, *, events: bool = False) -> dict[str, Any]:
+def parse_file(source: Source, *, events: bool = False) -> dict[str, Any]:
     """The recipe in a file as plain values."""
-    recipe = recipe_of(path)
+    recipe = recipe_of(source)
     if events:
         from weightsmith_kitchen.steps.structure import structure_recipe
 
@@ -63,25 +41,25 @@ def parse_file(path: Path, *, events: bool = False) -> dict[str, Any]:
 
 
 def kit_file(
-    path: Path, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
+    source: Source, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The meal kit of a recipe or a photo as plain values."""
-    return kit_of(path, servings=servings, say=say, tables=tables).to_dict()
+    return kit_of(source, servings=servings, say=say, tables=tables).to_dict()
 
 
 def kit_of(
-    path: Path, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
+    source: Source, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
 ) -> MealKit:
     """The meal kit of a recipe or a photo, scaled and corrected."""
     from weightsmith_kitchen.kit import edit, make_kit
 
     table = table_of(tables)
-    if path.suffix.lower() in PHOTOS:
+    if isinstance(source, Path) and source.suffix.lower() in PHOTOS:
         from weightsmith_kitchen.kit.photo import kit_of_photo
 
-        made = kit_of_photo(path, table).kit
+        made = kit_of_photo(source, table).kit
     else:
-        made = make_kit(recipe_of(path), table)
+        made = make_kit(recipe_of(source), table)
     for text in say:
         reply = edit(made, text, table)
         if not reply.understood:

@@ -239,7 +239,11 @@ def _of_json(text: str) -> Recipe:
     try:
         stored = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
-        do = "Give one recipe at a time." if "Extra data" in str(error) else "Copy all of it."
+        do = (
+            "Give one recipe at a time, or a line each in a .jsonl file."
+            if "Extra data" in str(error)
+            else "Copy all of it."
+        )
         raise RecipeError("recipe", found=f"JSON that cannot be read: {error}", do=do) from None
     every = [item for item in _objects(stored) if "recipeIngredient" in item or _listed(item)]
     if not every:
