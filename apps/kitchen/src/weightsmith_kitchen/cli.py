@@ -19,6 +19,7 @@ from weightsmith_kitchen.options import (
     LISTED,
     Jobs,
     Kits,
+    Models,
     Out,
     Overwrite,
     Resume,
@@ -74,9 +75,7 @@ def recognize(
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of them.")],
     out: Out = None,
     format: Rows = "text",
-    model: Annotated[
-        Path | None, typer.Option(help="Folder that `train recognize` wrote; what ships by default.")
-    ] = None,
+    model: Models = None,
     boxes: Annotated[Path | None, typer.Option(help="JSON: from a photo's name to a list of boxes, in pixels.")] = None,
     normalized: Annotated[
         bool, typer.Option("--normalized", help="The boxes are shares of the photos' sides.")
@@ -88,12 +87,12 @@ def recognize(
     overwrite: Overwrite = False,
 ) -> None:
     """Name the food of photos, with probabilities; silent on what is no food, and on what is not known."""
+    from weightsmith_kitchen.models import models_of
     from weightsmith_kitchen.work import recognize_file, region_rows
 
-    given = _boxes(boxes, photos)
     options: dict[str, Any] = {
-        "model": None if model is None else str(model),
-        "boxes": given,
+        "models": models_of(model, ["classifier"]),
+        "boxes": _boxes(boxes, photos),
         "normalized": normalized,
         "topk": topk,
     }
@@ -116,6 +115,7 @@ def parse(
     recipes: Annotated[list[Path], typer.Argument(help="Files, JSON lines, or folders of them; - is standard input.")],
     out: Out = None,
     format: Rows = "json",
+    model: Models = None,
     events: Annotated[bool, typer.Option("--events", help="Also read who does what (needs spaCy).")] = False,
     jobs: Jobs = 1,
     backend: Runs = "processes",
@@ -123,14 +123,16 @@ def parse(
     overwrite: Overwrite = False,
 ) -> None:
     """Read recipes: ingredients with amount, unit, size and state. Exits with 1 when a file could not be read."""
+    from weightsmith_kitchen.models import models_of
     from weightsmith_kitchen.work import ingredient_rows, parse_file
 
+    options: dict[str, Any] = {"events": events, "models": models_of(model, ["tagger"])}
     _batch(
         recipes,
         "recipes",
-        partial(parse_file, events=events),
+        partial(parse_file, **options),
         out,
-        made_with={"command": "parse", "format": format, "events": events},
+        made_with={"command": "parse", "format": format, **options},
         render=_render(format, _parsed, ingredient_rows),
         jobs=jobs,
         backend=backend,
@@ -149,6 +151,7 @@ def kit(
     servings: Servings = None,
     say: Annotated[list[str] | None, typer.Option(help='Correction in words: "no butter". May be repeated.')] = None,
     table: Table = None,
+    model: Models = None,
     jobs: Jobs = 1,
     backend: Runs = "processes",
     resume: Resume = False,
@@ -156,14 +159,20 @@ def kit(
 ) -> None:
     """Make meal kits: what to buy, how much, its energy, and where each number comes from."""
     from weightsmith_kitchen.errors import KitchenError
+    from weightsmith_kitchen.models import models_of
     from weightsmith_kitchen.sources import texts_of
     from weightsmith_kitchen.work import kit_file, kit_rows
 
-    tables = [str(path) for path in table or ()]
+    options: dict[str, Any] = {
+        "servings": servings,
+        "say": tuple(say or ()),
+        "tables": tuple(str(path) for path in table or ()),
+        "models": models_of(model),
+    }
     _table(table)  # a table that cannot be read is said before any work
     if servings is not None and not 0 < servings <= 10_000:
         raise typer.BadParameter("must be above 0, at most 10000", param_hint="'--servings'")
-    work = partial(kit_file, servings=servings, say=tuple(say or ()), tables=tuple(tables))
+    work = partial(kit_file, **options)
     if format in ("text", "pdf"):
         sources = [] if any(path.is_dir() for path in inputs) else texts_of(_stdin(inputs))
         if len(sources) != 1 or resume:
@@ -179,7 +188,7 @@ def kit(
         "both",
         work,
         out,
-        made_with={"command": "kit", "format": format, "servings": servings, "say": say, "tables": tables},
+        made_with={"command": "kit", "format": format, **options},
         render=_render(format, None, kit_rows),
         jobs=jobs,
         backend=backend,
@@ -193,13 +202,17 @@ def estimate(
     items: Annotated[list[str], typer.Argument(help='Ingredient lines: "2 eggs" "1 tbsp butter".')],
     servings: Servings = None,
     table: Table = None,
+    model: Models = None,
     format: Rows = "text",
 ) -> None:
     """Add up the energy of ingredients, each with its row in the nutrition table."""
     from weightsmith_kitchen.kit import make_kit
+    from weightsmith_kitchen.models import loaded, models_of
     from weightsmith_kitchen.report import kit_text
 
-    made = make_kit(items, _table(table), servings=servings)
+    models = models_of(model, ["tagger", "portions"])
+    tagger, portions = loaded(models, "tagger"), loaded(models, "portions")
+    made = make_kit(items, _table(table), servings=servings, tagger=tagger, portions=portions)
     if format == "text":
         console().print(kit_text(made))
     elif format == "json":

@@ -15,6 +15,7 @@ __all__ = [
     "LISTED",
     "Jobs",
     "Kits",
+    "Models",
     "Out",
     "Overwrite",
     "Report",
@@ -36,6 +37,10 @@ FORMAT = typer.Option(
 Report = Annotated[Literal["text", "json"], FORMAT]
 Rows = Annotated[Literal["text", "json", "csv"], FORMAT]
 Kits = Annotated[Literal["text", "json", "csv", "pdf"], FORMAT]
+Models = Annotated[
+    list[Path] | None,
+    typer.Option("--model", help="Folder that `train` wrote, in place of what ships. May be repeated: one of a kind."),
+]
 Table = Annotated[
     list[Path] | None,
     typer.Option("--table", help="CSV with columns name and kcal (per 100 g); preferred. May be repeated."),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from weightsmith_kitchen.batch import PHOTOS
 from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.models import loaded
 from weightsmith_kitchen.sources import Source, read_text
 
 if TYPE_CHECKING:
@@ -18,16 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["ingredient_rows", "kit_file", "kit_rows", "parse_file", "recognize_file", "region_rows"]
 
 
-def recipe_of(source: Source) -> Recipe:
+NO_MODELS: Mapping[str, str] = MappingProxyType({})
+
+
+def recipe_of(source: Source, models: Mapping[str, str] = NO_MODELS) -> Recipe:
     """The recipe in a file or a piece; see `read_recipe`."""
     from weightsmith_kitchen.kit import read_recipe
 
-    return read_recipe(read_text(source))
+    return read_recipe(read_text(source), tagger=loaded(models, "tagger"))
 
 
-def parse_file(source: Source, *, events: bool = False) -> dict[str, Any]:
+def parse_file(source: Source, *, events: bool = False, models: Mapping[str, str] = NO_MODELS) -> dict[str, Any]:
     """The recipe in a file as plain values."""
-    recipe = recipe_of(source)
+    recipe = recipe_of(source, models)
     if events:
         from weightsmith_kitchen.steps.structure import structure_recipe
 
@@ -36,30 +42,38 @@ def parse_file(source: Source, *, events: bool = False) -> dict[str, Any]:
             instructions=list(recipe.instructions),
             title=recipe.title,
             servings=recipe.servings,
+            tagger=loaded(models, "tagger"),
         )
     return recipe.to_dict()
 
 
-def kit_file(
-    source: Source, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """The meal kit of a recipe or a photo as plain values."""
-    return kit_of(source, servings=servings, say=say, tables=tables).to_dict()
+def kit_file(source: Source, **options: Any) -> dict[str, Any]:
+    """The meal kit of a recipe or a photo as plain values; see `kit_of`."""
+    return kit_of(source, **options).to_dict()
 
 
 def kit_of(
-    source: Source, *, servings: float | None = None, say: tuple[str, ...] = (), tables: tuple[str, ...] = ()
+    source: Source,
+    *,
+    servings: float | None = None,
+    say: tuple[str, ...] = (),
+    tables: tuple[str, ...] = (),
+    models: Mapping[str, str] = NO_MODELS,
 ) -> MealKit:
-    """The meal kit of a recipe or a photo, scaled and corrected."""
+    """The meal kit of a recipe or a photo, scaled and corrected; with models of one's own, see `models_of`."""
     from weightsmith_kitchen.kit import edit, make_kit
 
-    table = table_of(tables)
+    table, portions = table_of(tables), loaded(models, "portions")
     if isinstance(source, Path) and source.suffix.lower() in PHOTOS:
-        from weightsmith_kitchen.kit.photo import kit_of_photo
+        from weightsmith_kitchen.kit.photo import kit_of_list, kit_of_photo
 
-        made = kit_of_photo(source, table).kit
+        if "reader" in models:
+            made = kit_of_list(loaded(models, "reader")(source), table, portions=portions)
+        else:
+            classifier = loaded(models, "classifier")
+            made = kit_of_photo(source, table, classifier=classifier, portions=portions).kit
     else:
-        made = make_kit(recipe_of(source), table)
+        made = make_kit(recipe_of(source, models), table, portions=portions)
     for text in say:
         reply = edit(made, text, table)
         if not reply.understood:
@@ -71,7 +85,7 @@ def kit_of(
 def recognize_file(
     path: Path,
     *,
-    model: str | None = None,
+    models: Mapping[str, str] = NO_MODELS,
     boxes: dict[str, list[list[float]]] | None = None,
     normalized: bool = False,
     topk: int = 5,
@@ -80,7 +94,8 @@ def recognize_file(
     from weightsmith_kitchen.photos.loading import classifier_of
 
     own = (boxes or {}).get(str(path), (boxes or {}).get(path.name))
-    return classifier_of(model).predict(path, own, topk=topk, normalized=normalized).to_dict()
+    classifier = loaded(models, "classifier") or classifier_of()
+    return classifier.predict(path, own, topk=topk, normalized=normalized).to_dict()
 
 
 def region_rows(made: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ from peft import PeftModel
 from PIL import Image
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError, NonFiniteError
 from weightsmith.embedded import folder as embedded_folder, load_tokenizer
 from weightsmith_kitchen import CalorieEstimator, CalorieTable, ModelError, PhotoError, Preprocess, VisionPrefixLM
+from weightsmith_kitchen.cli import app
 from weightsmith_kitchen.vlm import paper_learning_rate
 from weightsmith_kitchen.vlm.commands import train_vlm
 from weightsmith_kitchen.vlm.parts import open_vision
@@ -314,7 +316,7 @@ def table(tmp_path):
     return path
 
 
-def test_command_trains_tests_and_writes_a_folder(table, tiny, tmp_path):
+def test_command_trains_tests_and_writes_a_folder(table, tiny, tmp_path, monkeypatch):
     made = train_vlm(table, tmp_path / "out", lm=str(tiny), held_out=0.34, epochs=2, batch_size=4)
     assert made.test is not None
     assert made.photos + made.test.photos == 12
@@ -331,6 +333,14 @@ def test_command_trains_tests_and_writes_a_folder(table, tiny, tmp_path):
     longest = max(len(model.token_ids(f"1 apple of {200 + 10 * group} g")) for group in range(6))
     reader = model.reader(max_new_tokens=longest + 8)
     assert reader(table.parent / photo) == said
+    # `kit` takes the folder; a model that hardly learned writes no list yet, so one stands for it.
+    read = lambda model, **options: lambda photo: "1 apple of 210 g" if photo.is_file() else ""  # noqa: E731
+    monkeypatch.setattr(VisionPrefixLM, "reader", read)
+    command = ["kit", str(table.parent / photo), "--model", str(tmp_path / "out"), "--format", "json"]
+    made = json.loads(CliRunner().invoke(app, command).stdout)
+    assert [(item["name"], item["quantity"], item["unit"]) for item in made["ingredients"]] == [
+        ("apple", "210", "gram")
+    ]
     estimator = CalorieEstimator(CalorieTable.from_rows([("gram apple", 0.52)]), reader=lambda _: "1 apple of 200 g")
     assert estimator(table.parent / photo).kcal == pytest.approx(104)
     with pytest.raises(CheckpointError, match="exists"):
@@ -338,10 +348,6 @@ def test_command_trains_tests_and_writes_a_folder(table, tiny, tmp_path):
 
 
 def test_command_line(table, tiny, tmp_path):
-    from typer.testing import CliRunner
-
-    from weightsmith_kitchen.cli import app
-
     options = ["--lm", str(tiny), "--epochs", "1", "--rank", "0", "--held-out", "0.34"]
     kcal = tmp_path / "kcal.json"
     kcal.write_text(json.dumps({"gram apple": 0.5}), "utf-8")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.kit.amounts import with_amounts
 from weightsmith_kitchen.kit.kit import MealKit
 from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.phrases.lines import split_line
 from weightsmith_kitchen.phrases.read import read_ingredients
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import Ingredient, Recipe
+
+if TYPE_CHECKING:
+    from weightsmith_kitchen.phrases.tagger import IngredientTagger
+    from weightsmith_kitchen.portions import PortionEstimator
 
 __all__ = ["make_kit"]
 
@@ -22,6 +28,8 @@ def make_kit(
     *,
     servings: Fraction | float | str | None = None,
     dish: str = "",
+    tagger: IngredientTagger | None = None,
+    portions: PortionEstimator | None = None,
 ) -> MealKit:
     """Price the ingredients of a recipe.
 
@@ -35,6 +43,10 @@ def make_kit(
         How many people the recipe is for, where it does not say so itself, or says something else.
     dish : str
         A name for it; by default the recipe's title.
+    tagger : IngredientTagger, optional
+        Reads lines; the one that ships by default.
+    portions : PortionEstimator, optional
+        Gives ingredients without an amount the portion that it learned; otherwise they count for nothing.
 
     Raises
     ------
@@ -52,8 +64,10 @@ def make_kit(
     if isinstance(recipe, Recipe):
         items, said, dish = recipe.ingredients, recipe.servings, dish or recipe.title
     else:
-        parts = [part for item in recipe for part in (split_line(item) if isinstance(item, str) else [item])]
-        read = iter(read_ingredients([part for part in parts if isinstance(part, str)]))
+        parts = [
+            part for item in recipe for part in (split_line(item, tagger=tagger) if isinstance(item, str) else [item])
+        ]
+        read = iter(read_ingredients([part for part in parts if isinstance(part, str)], tagger=tagger))
         items = tuple(next(read) if isinstance(part, str) else part for part in parts)
         said = None
     items = tuple(item for item in items if item.name or item.text.strip())
@@ -61,6 +75,8 @@ def make_kit(
         raise RecipeError("recipe", found="no ingredient", do="Give at least one.")
     if servings is not None:
         said = Quantity.of(servings)
+    if portions is not None:
+        items = with_amounts(items, portions)
     priced = tuple(price(item, table) for item in items)
     if said is None:
         notes: tuple[str, ...] = ("the recipe does not say how many it serves: totals are for all of it",)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsmith_kitchen.calories.grammar import parse_list
+from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.kit.amounts import with_amounts
 from weightsmith_kitchen.kit.kit import MealKit
 from weightsmith_kitchen.nutrition import NutritionTable, measures, price
 from weightsmith_kitchen.photos.images import name_of
@@ -17,8 +20,9 @@ from weightsmith_kitchen.recipe import Ingredient
 if TYPE_CHECKING:
     from weightsmith_kitchen.photos.classifier import FoodClassifier
     from weightsmith_kitchen.photos.results import Recognition
+    from weightsmith_kitchen.portions import PortionEstimator
 
-__all__ = ["PhotoKit", "kit_of_photo"]
+__all__ = ["PhotoKit", "kit_of_list", "kit_of_photo"]
 
 ASSUMED = 100
 """Grams of a food of which no piece has a known weight."""
@@ -53,6 +57,7 @@ def kit_of_photo(
     classifier: FoodClassifier | None = None,
     masses: MassEstimator | None = None,
     reference: Reference | None = None,
+    portions: PortionEstimator | None = None,
 ) -> PhotoKit:
     """Recognize the foods of a photo and price one piece, or 100 g, of each; or its mass, if its size is known.
 
@@ -71,6 +76,8 @@ def kit_of_photo(
         it did not learn is assumed as before.
     reference : Reference, optional
         An object of known size on the photo, such as a coin.
+    portions : PortionEstimator, optional
+        Gives foods whose mass is not estimated the portion that it learned, where it learned one.
 
     Raises
     ------
@@ -93,8 +100,8 @@ def kit_of_photo(
             items.append(_weighed(region.answer.food, masses.estimate(region.answer.label, size), table))
         else:
             assumed = True
-            unknown = masses is not None
-            items.append(_assumed(region.answer.food, table, (NOT_LEARNED,) if unknown else ()))
+            why = (NOT_LEARNED,) if masses is not None else ()
+            items.append(_assumed(region.answer.food, table, portions, why))
     if assumed:
         notes.append("a photo tells the food, not the amount: correct the amounts")
     dish = recognition.answer.food if recognition.answer is not None and len(recognition.regions) == 1 else ""
@@ -108,8 +115,53 @@ def _weighed(food: str, mass: Mass, table: NutritionTable) -> Ingredient:
     return price(Ingredient(food, amount, "gram", text=food, unread=(said, *unusual)), table)
 
 
-def _assumed(food: str, table: NutritionTable, why: tuple[str, ...] = ()) -> Ingredient:
-    piece = any(portion.unit == "piece" for portion in measures.find(food))
-    amount, unit = (Quantity.of(1), None) if piece else (Quantity.of(ASSUMED), "gram")
-    assumed = "one piece" if piece else f"{ASSUMED} g"
-    return price(Ingredient(food, amount, unit, text=food, unread=(f"{assumed} assumed", *why)), table)
+def _assumed(food: str, table: NutritionTable, portions: PortionEstimator | None, why: tuple[str, ...]) -> Ingredient:
+    item = Ingredient(food, text=food, unread=why)
+    if portions is not None:
+        (item,) = with_amounts([item], portions)
+    if item.quantity is None:
+        piece = any(portion.unit == "piece" for portion in measures.find(food))
+        amount, unit = (Quantity.of(1), None) if piece else (Quantity.of(ASSUMED), "gram")
+        assumed = "one piece" if piece else f"{ASSUMED} g"
+        item = replace(item, quantity=amount, unit=unit, unread=(f"{assumed} assumed", *item.unread))
+    return price(item, table)
+
+
+def kit_of_list(text: str, table: NutritionTable, *, portions: PortionEstimator | None = None) -> MealKit:
+    """The kit of a list that a model wrote about a photo, such as ``"1 apple of 244 g, 2 slices of bread"``.
+
+    Parameters
+    ----------
+    text : str
+        See `parse_list`.
+    table : NutritionTable
+        Where foods are looked up.
+    portions : PortionEstimator, optional
+        Gives foods without an amount the portion that it learned.
+
+    Raises
+    ------
+    RecipeError
+        If nothing in it can be read.
+
+    Examples
+    --------
+    >>> made = kit_of_list("1 apple of 244 g, 1/0 cup of milk", NutritionTable.default())
+    >>> [(item.name, item.measured()) for item in made.ingredients], made.complete
+    ([('apple', '244 grams'), ('1/0 cup of milk', '')], False)
+    """
+    items = [
+        Ingredient(
+            item.ingredient or item.text,
+            item.amount,
+            item.unit or None,
+            item.text,
+            unread=() if item.error is None else (item.error,),
+        )
+        for item in parse_list(text)
+    ]
+    if portions is not None:
+        items = [*with_amounts(items, portions)]
+    if not any(item.quantity is not None for item in items):
+        raise RecipeError("list that the model wrote", found=repr(text[:80]), expected="amounts and foods")
+    return MealKit(tuple(price(item, table) for item in items), notes=("a model wrote this list: correct it",))

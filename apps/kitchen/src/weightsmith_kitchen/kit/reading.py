@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.nutrition import measures
@@ -22,6 +22,9 @@ from weightsmith_kitchen.phrases.read import read_ingredients
 from weightsmith_kitchen.quantity import Quantity, find_quantity, read_yield
 from weightsmith_kitchen.recipe import Recipe
 from weightsmith_kitchen.steps.labels import techniques
+
+if TYPE_CHECKING:
+    from weightsmith_kitchen.phrases.tagger import IngredientTagger
 
 __all__ = ["MOST_LINES", "read_recipe"]
 
@@ -75,7 +78,7 @@ NOUNS = frozenset(_WORDS.split())
 """Techniques that begin lines of ingredients more often than steps."""
 
 
-def read_recipe(text: str) -> Recipe:
+def read_recipe(text: str, *, tagger: IngredientTagger | None = None) -> Recipe:
     r"""Read a recipe as it is pasted: a title, ingredient lines, steps, and how many it serves.
 
     Lines after a heading such as "Ingredients" are ingredients, those after "Instructions" or "Method" are steps.
@@ -86,6 +89,8 @@ def read_recipe(text: str) -> Recipe:
     ----------
     text : str
         At most 10,000 lines; or HTML or JSON with a recipe of schema.org, or JSON of `Recipe.to_dict`.
+    tagger : IngredientTagger, optional
+        Reads the ingredient lines; the one that ships by default.
 
     Raises
     ------
@@ -104,19 +109,19 @@ def read_recipe(text: str) -> Recipe:
         raise RecipeError("recipe", found=type(text).__name__, expected="a text")
     text = text.removeprefix("\ufeff")
     if text.lstrip()[:1] in ("{", "["):
-        return _of_json(text)
+        return _of_json(text, tagger)
     if _MARKUP.search(text):
         page = _Page()
         page.feed(text)
         page.close()
-        recipes = [recipe for recipe in map(_of_script, page.scripts) if recipe is not None]
+        recipes = [recipe for recipe in (_of_script(text, tagger) for text in page.scripts) if recipe is not None]
         if recipes:
             return max(recipes, key=lambda recipe: len(recipe.ingredients))  # others are teasers
         text = "".join(page.texts)
-    return _of_lines([_CONTROL.sub("", line).strip() for line in text.replace("\r", "\n").split("\n")])
+    return _of_lines([_CONTROL.sub("", line).strip() for line in text.replace("\r", "\n").split("\n")], tagger)
 
 
-def _of_lines(lines: Sequence[str]) -> Recipe:
+def _of_lines(lines: Sequence[str], tagger: IngredientTagger | None) -> Recipe:
     if len(lines) > MOST_LINES:
         raise RecipeError("recipe", found=f"{len(lines)} lines", expected=f"at most {MOST_LINES}")
     servings: Quantity | None = None
@@ -166,13 +171,19 @@ def _of_lines(lines: Sequence[str]) -> Recipe:
             found.append(line)
         else:
             title = line.strip("#*= ")
-    return _recipe([cell for line in found for cell in _cells(line)], steps, title, servings)
+    return _recipe([cell for line in found for cell in _cells(line)], steps, title, servings, tagger)
 
 
-def _recipe(lines: Sequence[str], steps: Sequence[str], title: str, servings: Quantity | None) -> Recipe:
+def _recipe(
+    lines: Sequence[str],
+    steps: Sequence[str],
+    title: str,
+    servings: Quantity | None,
+    tagger: IngredientTagger | None,
+) -> Recipe:
     if len(lines) > MOST_LINES:
         raise RecipeError("recipe", found=f"{len(lines)} ingredients", expected=f"at most {MOST_LINES}")
-    ingredients = read_ingredients(split_lines(lines))
+    ingredients = read_ingredients(split_lines(lines, tagger=tagger), tagger=tagger)
     if not ingredients:
         raise RecipeError("recipe", found="no ingredient line", do="Write one ingredient per line: 2 cups flour.")
     return Recipe(tuple(ingredients), tuple(steps), title, servings)
@@ -227,15 +238,15 @@ class _Page(HTMLParser):
             self.texts.append(re.sub(r"[^\S\n]+", " ", data))
 
 
-def _of_script(text: str) -> Recipe | None:
+def _of_script(text: str, tagger: IngredientTagger | None) -> Recipe | None:
     """The recipe in a page's linked data; None if it is of something else."""
     try:
-        return _of_json(re.sub(r"^\s*(?://)?\s*<!\[CDATA\[|(?://)?\s*\]\]>\s*$", "", text))
+        return _of_json(re.sub(r"^\s*(?://)?\s*<!\[CDATA\[|(?://)?\s*\]\]>\s*$", "", text), tagger)
     except RecipeError:
         return None
 
 
-def _of_json(text: str) -> Recipe:
+def _of_json(text: str, tagger: IngredientTagger | None) -> Recipe:
     try:
         stored = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
@@ -253,12 +264,12 @@ def _of_json(text: str) -> Recipe:
         raise RecipeError("recipe", found=f"{len(every)} lists of ingredients in JSON", do="Give one recipe at a time.")
     found, listed = every[0], _listed(every[0])
     if listed is None:
-        return _of_schema(found)
+        return _of_schema(found, tagger)
     if all(isinstance(item, dict) for item in listed):
         recipe = Recipe.from_dict(found)
         return recipe if recipe.servings is not None else replace(recipe, servings=_servings(found.get("yields")))
     steps = found.get("instructions_list") or found.get("instructions")
-    return _of_fields(found, listed, found.get("title"), steps, found.get("servings", found.get("yields")))
+    return _of_fields(found, listed, found.get("title"), steps, found.get("servings", found.get("yields")), tagger)
 
 
 def _listed(found: Mapping[str, Any]) -> list[Any] | None:
@@ -277,7 +288,7 @@ def _objects(stored: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
             yield from _objects(value, depth + 1)
 
 
-def _of_schema(found: Mapping[str, Any]) -> Recipe:
+def _of_schema(found: Mapping[str, Any], tagger: IngredientTagger | None) -> Recipe:
     listed, made = found["recipeIngredient"], found.get("recipeYield")
     if isinstance(made, list):
         made = next((item for item in made if _servings(item) is not None), None)
@@ -287,15 +298,19 @@ def _of_schema(found: Mapping[str, Any]) -> Recipe:
         found.get("name"),
         list(_texts(found.get("recipeInstructions"))),
         made,
+        tagger,
     )
 
 
-def _of_fields(found: Mapping[str, Any], listed: Any, title: Any, steps: Any, made: Any) -> Recipe:
+def _of_fields(
+    found: Mapping[str, Any], listed: Any, title: Any, steps: Any, made: Any, tagger: IngredientTagger | None
+) -> Recipe:
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise RecipeError("ingredients of the recipe", found="other things than texts", expected="lines")
     lines = [line for line in map(_clean, listed) if line]
     steps = steps.splitlines() if isinstance(steps, str) else list(_texts(steps))
-    return _recipe(lines, [step for step in map(_clean, steps) if step], _clean(str(title or "")), _servings(made))
+    steps = [step for step in map(_clean, steps) if step]
+    return _recipe(lines, steps, _clean(str(title or "")), _servings(made), tagger)
 
 
 def _texts(stored: Any) -> Iterator[str]:

@@ -136,6 +136,6 @@ def _amount(text: str) -> bool:
         return False
 
 
-def split_lines(lines: Iterable[str]) -> list[str]:
-    """The lines that several lines stand for, in order."""
-    return [part for line in lines for part in split_line(line)]
+def split_lines(lines: Iterable[str], *, tagger: IngredientTagger | None = None) -> list[str]:
+    """The lines that several lines stand for, in order; see `split_line`."""
+    return [part for line in lines for part in split_line(line, tagger=tagger)]
