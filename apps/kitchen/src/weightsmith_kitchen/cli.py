@@ -172,7 +172,7 @@ def kit(
     _table(table)  # a table that cannot be read is said before any work
     if servings is not None and not 0 < servings <= 10_000:
         raise typer.BadParameter("must be above 0, at most 10000", param_hint="'--servings'")
-    work = partial(kit_file, **options)
+    work: Callable[[Any], dict[str, Any]] = partial(kit_file, **options)
     if format in ("text", "pdf"):
         sources = [] if any(path.is_dir() for path in inputs) else texts_of(_stdin(inputs))
         if len(sources) != 1 or resume:
