@@ -13,6 +13,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 collect_ignore = [] if find_spec("triton") else ["src/weightsmith/sparsify/_wina/kernels/cuda.py"]
 
 
+@pytest.fixture(scope="session")
+def cluster():
+    """Ray with two processors of this machine, started once for all tests of a process."""
+    ray = pytest.importorskip("ray", reason="Ray is an extra that is not installed: pip install 'weightsmith[ray]'")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     """Seed the global generators, with a seed that no test gives to one of its own."""

@@ -48,6 +48,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +67,7 @@ from weightsmith.core.io import (
     with_revision,
     write_file,
 )
+from weightsmith.core.jobs import Backend, run_jobs
 from weightsmith.core.progress import track
 from weightsmith.core.report import report_page
 from weightsmith.core.results import Result, documents
@@ -259,7 +261,9 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{where}: {first['msg'].lower()}", found=found) from error
 
 
-def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
+def run_recipe(
+    recipe: Recipe, *, overwrite: bool = False, workers: int = 1, backend: Backend = "processes"
+) -> list[Result]:
     """Run the steps in order on one model, measure after each, save the model and the report.
 
     Parameters
@@ -268,6 +272,10 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
         From :func:`load_recipe`.
     overwrite : bool, default: False
         Replace what is at ``recipe.out``.
+    workers, backend
+        Alternatives run in several processes, each with a model of its own, see
+        :func:`~weightsmith.core.jobs.run_jobs`. They write beside ``recipe.out``, which all machines of a Ray cluster
+        have to see.
 
     Returns
     -------
@@ -285,10 +293,12 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> list[Result]:
     with kept_folder(recipe.out) as work:
         contents = _contents(recipe)
         bench, results = _run_steps(recipe, work / "steps", contents)
-        arms = [
-            _run_arm(recipe, name, bench, work / "compare" / name, contents)
-            for name in track(recipe.compare, "compare")
-        ]
+        arms = []
+        if recipe.compare:
+            bench.look()
+            run = partial(_run_arm, recipe, start=bench, work=work / "compare", contents=contents)
+            jobs = run_jobs(run, [*recipe.compare], workers=workers, backend=backend)
+            arms = [*track(jobs, "compare", total=len(recipe.compare))]
         every = [*results, *(result for arm in arms for result in arm)]
         _write(recipe, work, bench, every, overwrite=overwrite)
     return every
@@ -369,9 +379,9 @@ def _run_steps(recipe: Recipe, work: Path, contents: Mapping[str, str]) -> tuple
     return bench, results
 
 
-def _run_arm(recipe: Recipe, name: str, start: Workbench, work: Path, contents: Mapping[str, str]) -> list[Result]:
+def _run_arm(recipe: Recipe, name: str, *, start: Workbench, work: Path, contents: Mapping[str, str]) -> list[Result]:
     """Run one of the alternatives on a copy of the model and save it, unless an interrupted run did."""
-    steps = recipe.compare[name]
+    steps, work = recipe.compare[name], work / name
     whole = [*recipe.steps, *steps]
     if results := _finished(recipe, work, whole, contents):
         return results

@@ -150,12 +150,18 @@ class Workbench:
             result.samples = {"prompt": PROMPT, **{when: text for when, text in told.items() if text}}
         return result
 
+    def look(self) -> None:
+        """Measure the model, if there is one that was not measured since the last method; its copies keep that."""
+        if self.opened is not None:
+            self._state = self._state or self._look()
+
     def copy(self) -> Workbench:
         """Return a bench with a copy of the model; what has been measured of it need not be measured again."""
-        if self.opened is None:
-            return replace(self)
-        self._state = self._state or self._look()
-        return replace(self, opened=replace(self.opened, model=deepcopy(self.model)))
+        self.look()
+        return replace(self, opened=self.opened and replace(self.opened, model=deepcopy(self.model)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_folders": []}  # the process that made them takes them away
 
     def call(self, signature: Signature, values: Mapping[str, Any]) -> Result:
         """Run a method, unmeasured, with what its signature asks for."""

@@ -343,15 +343,10 @@ def test_ray_that_is_not_installed_is_named(notes, small_tagger, tmp_path, monke
     assert left(tmp_path) == ["notes"]
 
 
-def test_ray_writes_the_same_output(notes, small_tagger, tmp_path):
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'weightsmith-phenotype[ray]'")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        for out, options in (("one.jsonl", {}), ("many.jsonl", {"backend": "ray", "batch_size": 1})):
-            result = tag_corpus([notes], small_tagger, tmp_path / out, **options)
-            assert not result.failures
-    finally:
-        ray.shutdown()
+def test_ray_writes_the_same_output(notes, small_tagger, tmp_path, cluster):
+    for out, options in (("one.jsonl", {}), ("many.jsonl", {"backend": "ray", "batch_size": 1})):
+        result = tag_corpus([notes], small_tagger, tmp_path / out, **options)
+        assert not result.failures
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "many.jsonl").read_bytes()
 
 

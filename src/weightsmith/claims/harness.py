@@ -58,7 +58,7 @@ from weightsmith.core.interval import Interval
 from weightsmith.core.progress import track
 from weightsmith.core.results import environment
 
-__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "PaperVerdict", "each_seed", "user_data"]
+__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "PaperVerdict", "each_seed", "run_claim", "user_data"]
 
 DATA = "WEIGHTSMITH_DATA"
 """Environment variable that names the folder of the user's own data."""
@@ -328,6 +328,13 @@ class ClaimResult:
             by = f" by {order.margin:g}" if order.margin else ""
             table.add_row(f"{order.better} > {order.worse}{by}", f"paired {mark}", str(self.advantage(order)))
         return table
+
+
+def run_claim(run: Callable[..., Any], *, scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
+    """Call a claim file's ``run``, with its own seeds where none are given; its one or several results as a list."""
+    chosen = {} if seeds is None else {"seeds": seeds}
+    outcome = run(scale=scale, **chosen)
+    return [*outcome] if isinstance(outcome, (list, tuple)) else [outcome]
 
 
 def each_seed(

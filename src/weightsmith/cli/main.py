@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from weightsmith import __version__, catalog
 from weightsmith.cli.lazy import Product, Root, Verb, hush_transformers, products
 from weightsmith.core import progress
 from weightsmith.core.errors import HyperparameterError, MissingDependencyError, RecipeError, WeightsmithError
+from weightsmith.core.jobs import Backend, run_jobs
 
 __all__ = ["app", "main"]
 
@@ -112,6 +114,8 @@ def run(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, replaces what the file says.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and show its steps.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the recipe's out.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Alternatives that run at a time, in processes.")] = 1,
+    backend: Annotated[Backend, typer.Option(help="Where alternatives run.")] = "processes",
 ) -> None:
     """Run a recipe: several methods in a row on one model, measured before and after each."""
     from rich.console import Console
@@ -130,7 +134,7 @@ def run(
     if dry_run:
         console.print(f"{loaded.model or 'no model'} -> {loaded.out}\nNothing was run.", markup=False)
         return
-    for result in run_recipe(loaded, overwrite=overwrite):
+    for result in run_recipe(loaded, overwrite=overwrite, workers=workers, backend=backend):
         console.print(result.table())
         console.print(result.comparison())
     written = f"model: {loaded.out}\nreport: {loaded.report or loaded.out / 'report.html'}"
@@ -143,9 +147,13 @@ def claims(
     scale: Annotated[Literal["cpu", "gpu"], typer.Option(help="Size of the experiment.")] = "cpu",
     seeds: Annotated[int | None, typer.Option(min=3, help="Seeds 0, 1, ...; by default those of the claim.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder to write <slug>.json into.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Methods whose claims run at a time, in processes.")] = 1,
+    backend: Annotated[Backend, typer.Option(help="Where claims run.")] = "processes",
 ) -> None:
     """Run the papers' claims: method against baselines and controls. Exits with 1 when one does not hold."""
     from rich.console import Console
+
+    from weightsmith.claims.harness import run_claim
 
     hush_transformers()
     chosen = [catalog.find(slug) for slug in slugs or [m.slug for m in catalog.METHODS if not m.planned]]
@@ -159,10 +167,10 @@ def claims(
             print(f"{missing}; its claim is left out", file=sys.stderr)
     chosen = [method for method in chosen if method.installed]
     hold = True
-    for method in chosen:
-        chosen_seeds = {} if seeds is None else {"seeds": range(seeds)}
-        outcome = catalog.load(f"{method.claim_module}:run")(scale=scale, **chosen_seeds)
-        for result in outcome if isinstance(outcome, (list, tuple)) else [outcome]:
+    judge = partial(run_claim, scale=scale, seeds=None if seeds is None else range(seeds))
+    runs = [catalog.load(f"{method.claim_module}:run") for method in chosen]
+    for outcome in run_jobs(judge, runs, workers=workers, backend=backend):
+        for result in outcome:
             Console().print(result.table())
             hold = hold and result.holds
             if store is not None:

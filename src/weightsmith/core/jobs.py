@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar, get_args
 
-from joblib import Parallel, delayed
-
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
 __all__ = ["Backend", "run_jobs", "stream_jobs"]
@@ -41,7 +39,7 @@ def run_jobs(
     backend : {"processes", "ray"}, default: "processes"
         Where to run. Ray that runs already is used and stays; otherwise it is started, on the cluster that
         ``RAY_ADDRESS`` names or on this machine, and stopped at the end. A job whose worker dies is run again, up to
-        `RETRIES` times.
+        `RETRIES` times. Jobs that are running when the results are no longer read are interrupted.
 
     Raises
     ------
@@ -60,8 +58,7 @@ def run_jobs(
         return _on_ray(function, jobs, ordered=True)
     if workers == 1 or len(jobs) < 2:
         return map(function, jobs)
-    parallel = _pool(min(workers, len(jobs)), return_as="generator")
-    return iter(parallel(delayed(function)(job) for job in jobs))
+    return _in_pool(function, jobs, min(workers, len(jobs)), return_as="generator")
 
 
 def stream_jobs(
@@ -98,12 +95,15 @@ def stream_jobs(
         return _on_ray(function, jobs, ordered=False)
     if workers == 1:
         return map(function, jobs)
-    parallel = _pool(workers, return_as="generator_unordered", pre_dispatch=2 * workers, batch_size=1)
-    return iter(parallel(delayed(function)(job) for job in jobs))
+    options = {"return_as": "generator_unordered", "pre_dispatch": 2 * workers, "batch_size": 1}
+    return _in_pool(function, jobs, workers, **options)
 
 
-def _pool(workers: int, **options: Any) -> Parallel:
-    return Parallel(n_jobs=workers, backend="loky", initializer=_end_with, initargs=(os.getpid(),), **options)
+def _in_pool(function: Callable[[Job], Any], jobs: Iterable[Job], workers: int, **options: Any) -> Iterator[Any]:
+    from joblib import Parallel, delayed  # half a second, which the command line has no need of
+
+    pool = Parallel(n_jobs=workers, backend="loky", initializer=_end_with, initargs=(os.getpid(),), **options)
+    return iter(pool(delayed(function)(job) for job in jobs))
 
 
 def _end_with(parent: int) -> None:
@@ -127,28 +127,31 @@ def _check(workers: int, backend: str) -> None:
 def _on_ray(function: Callable[[Job], Any], jobs: Iterable[Job], *, ordered: bool) -> Iterator[Any]:
     """Tasks of Ray, a few more at a time than there are processors; the job of a worker that dies is run again."""
     with _ray() as ray:
-
-        def call(job: Job) -> Any:
-            return function(job)
-
-        task = ray.remote(max_retries=RETRIES)(call)
+        task = ray.remote(max_retries=RETRIES)(_call)
+        shared = ray.put(function)  # once, however large what it holds
         many = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         left = iter(jobs)
-        running = [task.remote(job) for job in islice(left, many)]
-        while running:
-            done = running[0] if ordered else ray.wait(running, num_returns=1)[0][0]
-            running.remove(done)
-            running += [task.remote(job) for job in islice(left, 1)]
-            try:
-                yield ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.WorkerCrashedError as error:
-                raise WeightsmithError(
-                    "a worker process of Ray was killed",
-                    found=f"{RETRIES + 1} times at the same job",
-                    do="See its log.",
-                ) from error
+        running = [task.remote(shared, job) for job in islice(left, many)]
+        try:
+            while running:
+                done = running[0] if ordered else ray.wait(running, num_returns=1)[0][0]
+                result = ray.get(done)
+                running.remove(done)
+                running += [task.remote(shared, job) for job in islice(left, 1)]
+                yield result
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.WorkerCrashedError as error:
+            raise WeightsmithError(
+                "a worker process of Ray was killed", found=f"{RETRIES + 1} times at the same job", do="See its log."
+            ) from error
+        finally:
+            for each in running:
+                ray.cancel(each)
+
+
+def _call(function: Callable[[Job], Any], job: Job) -> Any:
+    return function(job)
 
 
 @contextmanager
