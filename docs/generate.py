@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import what_holds
+
 from weightsmith import catalog, claims
 from weightsmith.cli import tables
 
@@ -28,6 +30,7 @@ def pages() -> dict[Path, str]:
     """Return every generated page: its path and its text."""
     return {
         DOCS / "methods" / "index.md": _methods_page(),
+        DOCS / "what-holds.md": what_holds.page(),
         DOCS / "claims.md": _claims_page(),
         DOCS / "benchmarks.md": _benchmarks_page(),
         DOCS / "which-one.md": _which_page(_which()),
@@ -58,6 +61,7 @@ def write() -> None:
     for claim in _measured():
         _draw(claim, DOCS / "pictures" / f"claim-{_name(claim)}.png")
     _draw_which(_which(), DOCS / "pictures" / "which-one.png")
+    what_holds.draw(DOCS / "pictures" / "what-holds.png")
 
 
 def _by_verb(*, planned: bool) -> dict[str, list[catalog.Method]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import shlex
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from typer.main import get_command
 
+from weightsmith import catalog
 from weightsmith.cli import adaptor
 from weightsmith.cli.lazy import LazyCommand
 from weightsmith.cli.main import app
@@ -26,9 +27,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
          *sorted((ROOT / "docs/methods").glob("*.md")), *sorted(ROOT.glob("apps/*/README.md"))]  # fmt: skip
 BUILT = ROOT / "docs/_build/html"
-_spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-generate = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(generate)
+sys.path.insert(0, str(ROOT / "docs"))
+generate, what_holds = (importlib.import_module(name) for name in ("generate", "what_holds"))
 
 
 def _name(page):
@@ -114,6 +114,36 @@ def test_a_claim_is_drawn(tmp_path):
         {"arms": [arm, {**arm, "role": "control"}], "metric": "x", "higher_is_better": True}, tmp_path / "c.png"
     )
     assert (tmp_path / "c.png").stat().st_size > 5_000
+
+
+def test_every_method_has_a_verdict_on_its_claim():
+    rows = what_holds.rows()
+    assert [row.slug for row in rows] == [method.slug for method in catalog.METHODS]
+    assert {row.verdict for row in rows} == set(what_holds.VERDICTS)
+
+
+def _row(*, method, baseline, control=None, higher=True):
+    arms = {"m": method, "b": baseline, **({"c": control} if control else {})}
+    stored = [{"name": name, "mean": sum(values) / len(values), "values": values} for name, values in arms.items()]
+    claim = {"arms": stored, "higher_is_better": higher, "experiment": "", "slug": "x"}
+    roles = {"method": "m", "baseline": "b", **({"control": "c"} if control else {})}
+    return what_holds.row("x", roles, [claim])
+
+
+@pytest.mark.parametrize(
+    ("arms", "verdict"),
+    [
+        ({"method": [3, 3.1], "baseline": [1, 1.1]}, "holds"),
+        ({"method": [3, 3.1], "baseline": [1, 1.1], "control": [2, 2.1]}, "holds"),
+        ({"method": [3, 3.1], "baseline": [1, 1.1], "control": [3, 3.2]}, "control as good"),
+        ({"method": [3, 3.1], "baseline": [1, 1.1], "control": [4, 4.1]}, "control as good"),
+        ({"method": [3, 1], "baseline": [1, 3]}, "not resolved"),
+        ({"method": [1, 1.1], "baseline": [3, 3.1]}, "does not hold"),
+        ({"method": [1, 1.1], "baseline": [3, 3.1], "higher": False}, "holds"),
+    ],
+)
+def test_verdicts(arms, verdict):
+    assert _row(**arms).verdict == verdict
 
 
 def test_built_pages_load_nothing_from_the_network():

@@ -63,6 +63,15 @@ def test_looking_imports_nothing_heavy(line):
     assert done.stderr.strip() == "[]"
 
 
+def test_commands_do_not_import_what_few_of_them_need():
+    code = (
+        "import sys, weightsmith.cli.adaptor\n"
+        "heavy = {'peft', 'transformers.trainer', 'datasets', 'sklearn', 'plotly', 'diffusers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_methods_json_has_every_row():
     rows = json.loads(runner.invoke(app, ["methods", "--json"]).output)
     assert [row["slug"] for row in rows] == [method.slug for method in catalog.METHODS]

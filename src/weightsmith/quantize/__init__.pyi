@@ -1,7 +1,6 @@
 from ._gptq import gptq as gptq
 from ._ofq import (
     ActivationQuantizer as ActivationQuantizer,
-    AnnealingCallback as AnnealingCallback,
     ConfidenceGuidedAnnealing as ConfidenceGuidedAnnealing,
     IterativeFreezing as IterativeFreezing,
     LSQWeight as LSQWeight,
@@ -14,6 +13,7 @@ from ._ofq import (
     ofq as ofq,
     prepare_qat as prepare_qat,
 )
+from ._ofq.callback import AnnealingCallback as AnnealingCallback
 from ._packed import (
     check_packable as check_packable,
     load_quantized as load_quantized,

@@ -9,19 +9,13 @@ Liu, Liu, Cheng, "Oscillation-free Quantization for Low-bit Vision Transformers"
 """
 
 from weightsmith.quantize._ofq.activations import ActivationQuantizer
-from weightsmith.quantize._ofq.annealing import (
-    AnnealingCallback,
-    ConfidenceGuidedAnnealing,
-    IterativeFreezing,
-    Oscillations,
-)
+from weightsmith.quantize._ofq.annealing import ConfidenceGuidedAnnealing, IterativeFreezing, Oscillations
 from weightsmith.quantize._ofq.method import lsq, ofq
 from weightsmith.quantize._ofq.prepare import apply_quantization, finish_qat, initialize_activations, prepare_qat
 from weightsmith.quantize._ofq.weights import LSQWeight, StatsQ
 
 __all__ = [
     "ActivationQuantizer",
-    "AnnealingCallback",
     "ConfidenceGuidedAnnealing",
     "IterativeFreezing",
     "LSQWeight",

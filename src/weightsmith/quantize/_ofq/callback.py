@@ -1,0 +1,50 @@
+"""Confidence-guided annealing in Hugging Face's Trainer; a file of its own because it imports the Trainer and PEFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from weightsmith.core.errors import HyperparameterError
+from weightsmith.quantize._ofq.annealing import ConfidenceGuidedAnnealing, check_boundary
+
+__all__ = ["AnnealingCallback"]
+
+
+class AnnealingCallback(TrainerCallback):
+    """:class:`ConfidenceGuidedAnnealing` in Hugging Face's ``Trainer``, from a step to the end of training.
+
+    The paper anneals at the final learning rate: let the schedule have fallen by then.
+
+    Parameters
+    ----------
+    from_step : int
+        The first step that is annealed, counted from 0; so are steps of a resumed run.
+    **options
+        As for :class:`ConfidenceGuidedAnnealing`.
+
+    Examples
+    --------
+    >>> AnnealingCallback(from_step=1000, boundary=0.01).options
+    {'boundary': 0.01}
+    """
+
+    def __init__(self, from_step: int, **options: Any) -> None:
+        if from_step < 0:
+            raise HyperparameterError("from_step", found=from_step, expected="a whole number >= 0")
+        check_boundary(options.get("boundary", 0.005))
+        self.from_step, self.options = from_step, options
+        self.annealing: ConfidenceGuidedAnnealing | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin annealing where its time has come."""
+        if self.annealing is None and state.global_step >= self.from_step:
+            optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
+            self.annealing = ConfidenceGuidedAnnealing(kwargs["model"], optimizer, **self.options).__enter__()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End it."""
+        if self.annealing is not None:
+            self.annealing.__exit__()
+            self.annealing = None
