@@ -1,6 +1,7 @@
 """How much longer than Wanda does DSnoT take on all of SmolLM2-135M, statistics, masks and model streaming included?
 
-Goal: at most 1.3 times. The limit is the two forward passes of every block that both need.
+Goal: at most 1.3 times, so Wanda's time is at least 0.77 of DSnoT's. The limit is the two forward passes of every
+block that both need.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def main() -> None:
     )
     finish(
         "dsnot_overhead",
-        ratio=1 / ratio(timings["wanda"], timings["dsnot"]),
-        goal=1.3,
-        limit=forward / timings["wanda"].median,
+        ratio=ratio(timings["wanda"], timings["dsnot"]),
+        goal=0.77,
+        limit=timings["wanda"].median / forward,
         ours=timings["dsnot"].median,
         peer=timings["wanda"].median,
         unit="s",

@@ -203,7 +203,7 @@ def _benchmark_row(path: Path, about: Mapping[str, Any]) -> str:
     row = json.loads(path.read_text("utf-8"))
     question = about.get("question") or _question(path.stem)
     ours, peer = (f"{about[arm]}: {_number(row[arm])} {about['unit']}" for arm in ("ours", "peer"))
-    goal = f", goal {'at most' if about.get('lower') else 'at least'} {row['goal']:g}" if row["goal"] else ""
+    goal = f", goal at least {row['goal']:g}" if row["goal"] else ""
     limit = f"{_number(row['limit'])} {about['unit'] if about.get('limit_is_measure') else ''}" if row["limit"] else ""
     machine = f"{row['machine']['device']}, {row['machine']['threads']} thread{'s'[: row['machine']['threads'] - 1]}"
     method = f"[{about['method']}](methods/{about['method']}.md)"
