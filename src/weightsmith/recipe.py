@@ -152,7 +152,13 @@ class Recipe(BaseModel):
 
     def sources(self, steps: Sequence[Step]) -> list[str]:
         """Return the names of the models and data that these steps and the measures read."""
-        values = [self.model, *self.data.values(), self.evaluation.file, self.evaluation.control]
+        values = [
+            self.model,
+            *self.data.values(),
+            self.evaluation.file,
+            self.evaluation.control,
+            *self.evaluation.tasks,
+        ]
         for step in steps:
             read = {role.name for role in step.signature.roles.values()}
             values += [value for name, value in step.values.items() if name in read or isinstance(value, Path)]

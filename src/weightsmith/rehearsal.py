@@ -15,6 +15,7 @@ from torch import nn
 from weightsmith import catalog
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, RecipeError
 from weightsmith.core.io import TemporaryFolder, check_file, check_output, checkpoint_folder, load_config, meta_model
+from weightsmith.core.tasks import check_tasks
 from weightsmith.embedded import NAMES, PREFIX, find_folder, open_model, open_text
 from weightsmith.recipe import Recipe, Step, files_read
 from weightsmith.signature import Signature, Source
@@ -155,6 +156,7 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
         check_file(recipe.report)
     for parent in recipe.parents:
         check_network(parent)
+    check_tasks(recipe.evaluation.tasks)
     for file in [*(source.file for source in recipe.data.values()), recipe.evaluation.file, recipe.evaluation.control]:
         if file is not None:
             check_data(file)

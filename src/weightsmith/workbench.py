@@ -25,22 +25,34 @@ from weightsmith.core.data import (
     without_labels,
 )
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, write_file
+from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, shown_name, write_file
 from weightsmith.core.metrics import measure, perplexity, sample_text
 from weightsmith.core.progress import stage
 from weightsmith.core.report import format
-from weightsmith.core.results import Result, documents
+from weightsmith.core.results import Result, documents, record
+from weightsmith.core.tasks import check_tasks, measure_tasks
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
 from weightsmith.quantize import save_packed
 from weightsmith.signature import Role, Signature, Source
 from weightsmith.sparsify import save_compressed
 
-__all__ = ["CURRENT", "Data", "Evaluation", "Layout", "Workbench", "measure_files", "move_to_device", "run_on_disk"]
+__all__ = [
+    "CURRENT",
+    "Data",
+    "Evaluation",
+    "Layout",
+    "Workbench",
+    "measure_files",
+    "measure_model",
+    "move_to_device",
+    "run_on_disk",
+]
 
 PROMPT = "Explain in two sentences what a blacksmith does."
-BATCH_SIZE = 8
 WINDOW = 512
 """Tokens that perplexity is measured on at once, or as many as the model can read."""
+LABELED = 512
+"""Labeled samples to measure on."""
 DEFAULT_SAMPLES = {"batches": 16, "samples": 128}
 Layout: TypeAlias = Literal["plain", "compressed", "packed"]
 """How the weights of a model are stored."""
@@ -61,10 +73,16 @@ class Evaluation(BaseModel):
         Another text, on which a fine-tuned model should not have become worse.
     tokens : int
         Number of tokens of each text to measure on.
-    samples : int
-        Number of labeled samples to measure on.
+    samples : int or None
+        Number of labeled samples, and of samples of each task, to measure on; None takes all of a task.
     speed : bool
         Also measure how fast the model writes.
+    tasks : sequence of str
+        Tasks of the evaluation harness: their names, or YAML files, see :mod:`weightsmith.core.tasks`.
+    shots : int or None
+        Solved examples before each question of a task; the task's own number by default.
+    batch_size : int
+        Samples and texts per forward pass.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,8 +90,11 @@ class Evaluation(BaseModel):
     file: str | None = None
     control: str | None = None
     tokens: int = Field(default=2048, ge=2)
-    samples: int = Field(default=512, ge=1)
+    samples: int | None = Field(default=LABELED, ge=1)
     speed: bool = False
+    tasks: tuple[str, ...] = ()
+    shots: int | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=8, ge=1)
 
 
 class Data(BaseModel):
@@ -220,7 +241,7 @@ class Workbench:
         return reader.text_samples(open_text(file), **options) if text else reader.samples(file, **options)
 
     def measure(self) -> dict[str, float]:
-        """Measure the model: its size; perplexity and speed of a language model; accuracy or error on labels."""
+        """Measure the model: its size; perplexity, speed and tasks of a language model; accuracy or error on labels."""
         evaluation = self.data.evaluation
         if not self._writes and evaluation.file is not None:
             return measure(self.model, labelled=self._labeled(evaluation))
@@ -230,7 +251,16 @@ class Workbench:
         if evaluation.control is not None and self._writes:
             ids = self._evaluation_ids(evaluation.control)
             measures = {"control_perplexity": perplexity(self.model, ids, window=window), **measures}
-        return measures
+        tasks = measure_tasks(
+            self.model,
+            self._opened.tokenizer,
+            evaluation.tasks,
+            samples=evaluation.samples,
+            shots=evaluation.shots,
+            batch_size=evaluation.batch_size,
+            seed=self.seed,
+        )
+        return tasks | measures
 
     def sample(self) -> str:
         """Return the model's own text on a fixed prompt; empty where it writes none."""
@@ -344,8 +374,10 @@ class Workbench:
     def _labeled(self, evaluation: Evaluation) -> list[tuple[Any, Any]]:
         assert evaluation.file is not None
         generator = torch.Generator().manual_seed(self.seed)
-        samples = self._reader.samples(evaluation.file, count=evaluation.samples, length=512, generator=generator)
-        batches = batched(samples, BATCH_SIZE, pad_token_id=pad_token_id(self.model))
+        samples = self._reader.samples(
+            evaluation.file, count=evaluation.samples or LABELED, length=512, generator=generator
+        )
+        batches = batched(samples, evaluation.batch_size, pad_token_id=pad_token_id(self.model))
         return [(without_labels(self.model, batch), split_labels(batch)[1]) for batch in batches]
 
     @property
@@ -402,6 +434,51 @@ def run_on_disk(
         for name, text in documents([result], out, [ref]).items():
             write_file(stored.writer.target / name, text)
         stored.writer.publish = lambda: publish(result)
+    return result
+
+
+def measure_model(
+    ref: str, evaluation: Evaluation, *, seed: int = 0, device: str = "cpu", dtype: str | None = None
+) -> Result:
+    """Measure a model, as a recipe does before and after each step, and change nothing.
+
+    Parameters
+    ----------
+    ref : str
+        A folder, a hub id, or ``embedded:NAME``.
+    evaluation : Evaluation
+        What to measure on.
+    seed : int, default: 0
+        Seed of everything random.
+    device : str, default: "cpu"
+        Where the model works.
+    dtype : str, optional
+        Element type to load the model in; its own by default.
+
+    Returns
+    -------
+    Result
+        The measures are its ``after``.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such model.
+    CalibrationError
+        If a task or data are missing, or the model does not write text.
+
+    Examples
+    --------
+    >>> measure_model("embedded:efficientnet-lite0", Evaluation()).after["parameters"]
+    4652008
+    """
+    check_tasks(evaluation.tasks)
+    asked = {name: value for name, value in evaluation.model_dump(exclude_unset=True).items() if value is not None}
+    with record("measure", seed=seed, model=shown_name(ref), **asked) as result:
+        opened = move_to_device(open_model(ref, dtype=None if dtype is None else getattr(torch, dtype)), device)
+        with stage("measuring"):
+            result.after = Workbench(opened, Data(evaluation=evaluation), seed).measure()
+        result.reading = True
     return result
 
 

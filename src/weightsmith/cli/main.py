@@ -20,6 +20,7 @@ from weightsmith.core.jobs import Backend, run_jobs
 
 __all__ = ["app", "main"]
 
+Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 METHODS, WORK, APPS = "Methods, by what you want", "Look and run", "Products, installed beside it"
 
 app = typer.Typer(
@@ -139,6 +140,58 @@ def run(
         console.print(result.comparison())
     written = f"model: {loaded.out}\nreport: {loaded.report or loaded.out / 'report.html'}"
     console.print(written, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=WORK)
+def measure(
+    model: Annotated[str, typer.Argument(help="Folder, Hugging Face id (org/name, org/name@revision), embedded:NAME.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", help="Tasks of lm-eval, separated by commas: names such as arc_easy, or YAML files."),
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Text for perplexity, or labeled data; else embedded text.")
+    ] = None,
+    control: Annotated[str | None, typer.Option(help="Another text for perplexity.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples of each task or of labeled data.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Solved examples before a question; else the task's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 8,
+    speed: Annotated[bool, typer.Option("--speed", help="Also measure how fast the model writes.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[Dtype | None, typer.Option(help="Load weights as; else their own type.")] = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a hub id.")] = "main",
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the record as JSON here.")] = None,
+) -> None:
+    """Measure a model: perplexity, size, accuracy on labeled data, and tasks of the evaluation harness."""
+    from rich.console import Console
+
+    from weightsmith.core.io import check_file, with_revision
+    from weightsmith.workbench import Evaluation, measure_model
+
+    hush_transformers()
+    for path in (report, json):
+        if path is not None:
+            check_file(path)
+    named = tuple(name for each in tasks or () for name in each.split(",") if name)
+    asked = Evaluation(
+        file=evaluation,
+        control=control,
+        samples=samples,
+        speed=speed,
+        tasks=named,
+        shots=shots,
+        batch_size=batch_size,
+    )
+    result = measure_model(with_revision(model, revision), asked, seed=seed, device=device, dtype=dtype)
+    if json is not None:
+        result.to_json(json)
+    if report is not None:
+        result.report(report, f"measures of {model}")
+    Console().print(result.comparison())
 
 
 @app.command(rich_help_panel=WORK)

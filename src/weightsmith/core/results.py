@@ -103,7 +103,7 @@ class Result(Record):
         return table
 
     def comparison(self) -> Table:
-        """Return the measures before and after as a rich table.
+        """Return the measures before and after as a rich table; one column where there is nothing before.
 
         Examples
         --------
@@ -113,9 +113,12 @@ class Result(Record):
         """
         colours = {"better": "green", "worse": "red", "same": "dim"}
         table = Table("measure", title_justify="left")
-        for name in ("before", "after", "change"):
+        for name in ("before", "after", "change") if self.before else ("value",):
             table.add_column(name, justify="right")
         for name in format.measures(self.before, self.after):
+            if not self.before:
+                table.add_row(format.label(name), format.show_with_spread(name, self.after))
+                continue
             before, after = self.before.get(name), self.after.get(name)
             change = ""
             if before is not None and after is not None:

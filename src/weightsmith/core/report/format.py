@@ -33,6 +33,12 @@ BETTER = {
     "accuracy_forgotten": -1,
     "accuracy_others": +1,
     "tokens_per_second": +1,
+    "normalized_accuracy": +1,
+    "exact_match": +1,
+    "f1": +1,
+    "word_perplexity": -1,
+    "byte_perplexity": -1,
+    "bits_per_byte": -1,
 }
 """Measures whose direction is known: +1 where more is better, -1 where less is."""
 
@@ -273,8 +279,14 @@ def change(before: float, after: float) -> str:
 
 
 def direction(name: str) -> int:
-    """Return +1 where more of a measure is better, -1 where less is, 0 where neither is known."""
-    return BETTER.get(name, 0)
+    """Return +1 where more of a measure is better, -1 where less is, 0 where neither is known.
+
+    Examples
+    --------
+    >>> direction("perplexity"), direction("arc_easy accuracy"), direction("my_own_measure")
+    (-1, 1, 0)
+    """
+    return BETTER.get(name.rpartition(" ")[2], 0)  # the name of a task stands before its measure
 
 
 def tone(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
