@@ -14,6 +14,7 @@ from weightsmith_kitchen import (
     NutritionError,
     NutritionTable,
     Quantity,
+    make_kit,
     price,
     read_ingredient,
 )
@@ -290,7 +291,7 @@ def test_a_range_becomes_an_interval(table):
 
 def test_every_measure_has_a_source_and_bounds_around_its_value():
     assert len(measures.rows()) > 250
-    for name, _, _, portion in measures.rows():
+    for name, _, portion in measures.rows():
         assert portion.source, name
         assert 0 < portion.grams.low <= portion.grams.value <= portion.grams.high, name
 
@@ -298,7 +299,7 @@ def test_every_measure_has_a_source_and_bounds_around_its_value():
 def test_curated_densities_agree_with_the_labels_of_products(table):
     """Two independent sources: USDA's household weights, and the servings printed on branded products."""
     ratios = {}
-    for name, _, _, portion in measures.rows():
+    for name, _, portion in measures.rows():
         if portion.unit == "milliliter":
             labels = table.label_density(name)
             if labels is not None:
@@ -409,3 +410,85 @@ def test_what_was_not_read_is_still_said_after_pricing(table):
 def test_a_table_that_is_not_there_says_how_to_make_it(tmp_path):
     with pytest.raises(NutritionError, match=r"NutritionTable\.build"):
         NutritionTable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "grams", "basis"),
+    [
+        ("1 large can tomatoes", 794, "weight of one, large: usual net weight on US labels"),
+        ("2 small onions", 140, "weight of one, small: USDA SR Legacy, household weight"),
+        ("1 small head cabbage", 714, "weight of one, small: USDA SR Legacy, household weight"),
+        ("2 lg eggs", 100, "weight of one, lg: USDA SR Legacy, household weight"),
+        ("1 extra-large egg", 56, "weight of one, extra-large: USDA SR Legacy, household weight"),
+        ("3 med carrots", 183, "weight of one, med: USDA SR Legacy, household weight"),
+        ("1 inch piece of ginger", 13, "weight of one, 1 inch: volume of a root 1 inch thick, as dense as water"),
+        ("5cm piece ginger", 13 * 5 / 2.54, "weight of one, 5cm: volume of a root 1 inch thick, as dense as water"),
+        (
+            "1 ½-inch piece fresh ginger",
+            19.5,
+            "weight of one, 1 ½-inch: volume of a root 1 inch thick, as dense as water",
+        ),
+        ("2 inches ginger", 26, "weight of one, 2 inches: volume of a root 1 inch thick, as dense as water"),
+    ],
+)
+def test_a_size_that_the_table_has_is_used(table, line, grams, basis):
+    (item,) = make_kit([line], table).ingredients
+    assert item.grams.value == pytest.approx(grams)
+    assert item.basis == basis
+    assert not any("usual" in note for note in item.notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("1 small can tuna", "small: a usual can is taken"),
+        ("1 large lemon", "large: a usual piece is taken"),
+        ("2 small to medium onions", "small to medium: a usual piece is taken"),
+        ("2 (3-inch) potatoes", "3-inch: a usual piece is taken"),
+    ],
+)
+def test_a_size_that_the_table_has_not_is_said(table, line, note):
+    (item,) = make_kit([line], table).ingredients
+    assert item.grams is not None
+    assert note in item.notes
+
+
+def test_sizes_are_in_order():
+    by_food = {}
+    for name, _, portion in measures.rows():
+        by_food.setdefault((name, portion.unit), {})[portion.size] = portion.grams
+    order = ("small", "medium", "large", "extra large", "jumbo")
+    assert sum(len(sizes) > 3 for sizes in by_food.values()) >= 15
+    for sizes in by_food.values():
+        weights = [sizes[size].value for size in order if size in sizes]
+        assert weights == sorted(weights)
+        assert all(sizes[size].low <= sizes[size].value <= sizes[size].high for size in sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "food", "low", "high"),
+    [
+        ("vanilla bean", "Vanilla extract", 280, 300),
+        ("vanilla pod", "Vanilla extract", 280, 300),
+        ("curry paste", "curry paste", 80, 200),
+        ("red curry paste", "red curry paste", 80, 200),
+        ("pizza dough", "pizza dough", 220, 280),
+        ("hot sauce", "Hot pepper sauce", 5, 20),
+        ("hot pepper", "Peppers, hot, raw", 20, 50),
+        ("hot chilies", "Peppers, hot chili, red, raw", 30, 50),
+        ("hot dog buns", "Roll, white, hot dog bun", 250, 290),
+        ("hot milk", "Milk, NFS", 40, 70),
+        ("tomato paste", "Tomato, paste, canned, without salt added", 70, 100),
+        ("phyllo dough", "Phyllo dough", 290, 310),
+        ("cookie dough", "Cookie, batter or dough, raw", 400, 450),
+    ],
+)
+def test_a_word_that_tells_the_kind_only_is_not_the_food(table, name, food, low, high):
+    found = table.lookup(name)
+    assert found.name == food
+    assert low < found.kcal < high
+
+
+def test_a_vanilla_bean_has_a_weight(table):
+    (item,) = make_kit(["1 vanilla bean"], table).ingredients
+    assert (item.grams.value, item.grams.low, item.grams.high) == (3, 2, 5)

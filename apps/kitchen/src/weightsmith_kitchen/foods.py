@@ -53,16 +53,24 @@ class Portion:
         Weight of one unit, in grams.
     source : str
         The table and rows that the weight comes from.
+    size : str
+        Of the unit: ``"large"``, or its length; empty for a usual one.
     """
 
     unit: str
     grams: Estimate
     source: str
+    size: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
         weight = self.grams
-        return {"unit": self.unit, "grams": [weight.value, weight.low, weight.high], "source": self.source}
+        return {
+            "unit": self.unit,
+            "grams": [weight.value, weight.low, weight.high],
+            "source": self.source,
+            "size": self.size,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,8 @@ class Food:
     def from_dict(cls, stored: Mapping[str, Any]) -> Food:
         """Read what `to_dict` wrote."""
         portions = tuple(
-            Portion(item["unit"], Estimate(*item["grams"]), item["source"]) for item in stored.get("portions", ())
+            Portion(item["unit"], Estimate(*item["grams"]), item["source"], item.get("size", ""))
+            for item in stored.get("portions", ())
         )
         return cls(
             stored["id"],

@@ -14,8 +14,8 @@ __all__ = ["find", "rows"]
 
 
 @cache
-def rows() -> tuple[tuple[str, Name, str, Portion], ...]:
-    """All rows: a name, as it is compared, the size of a piece, and one measure. The bounds span sizes and cuts."""
+def rows() -> tuple[tuple[str, Name, Portion], ...]:
+    """All rows: a name, as it is compared, and one measure. Without a size the bounds span sizes and cuts."""
     made = []
     with (Path(__file__).with_name("measures.csv")).open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
@@ -23,9 +23,8 @@ def rows() -> tuple[tuple[str, Name, str, Portion], ...]:
             per = 1.0 if unit.factor is None else float(unit.factor)
             weight = Estimate(*(float(row[name]) / per for name in ("grams", "low", "high")))
             named = unit.name if unit.factor is None else "milliliter"
-            made.append(
-                (row["food"], stems(rewritten(row["food"])), row["size"], Portion(named, weight, row["source"]))
-            )
+            portion = Portion(named, weight, row["source"], row["size"])
+            made.append((row["food"], stems(rewritten(row["food"])), portion))
     return tuple(made)
 
 
@@ -37,7 +36,7 @@ def find(name: str, size: str | None = None) -> tuple[Portion, ...]:
     name : str
         As a cook writes it.
     size : str, optional
-        Such as ``"large"``, for the weight of a piece.
+        Such as ``"large"``, or ``"1 inch"`` for the weight of a piece per inch; a usual one where no row has it.
 
     Examples
     --------
@@ -50,12 +49,12 @@ def find(name: str, size: str | None = None) -> tuple[Portion, ...]:
     wanted = (size or "").lower()
     best: tuple[int, int] | None = None
     found: dict[str, Portion] = {}
-    for _, row, row_size, portion in rows():
+    for _, row, portion in rows():
         if query.last not in row.stems or not row.stems <= query.stems:
             continue
         rank = (len(row.stems), -len(query.stems - row.stems))
         if best is None or rank > best:
             best, found = rank, {}
-        if rank == best and (row_size == wanted or (not row_size and portion.unit not in found)):
+        if rank == best and (portion.size == wanted or (not portion.size and portion.unit not in found)):
             found[portion.unit] = portion
     return tuple(found.values())

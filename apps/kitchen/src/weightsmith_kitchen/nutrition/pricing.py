@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
+from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.foods import Estimate, Food
 from weightsmith_kitchen.nutrition import measures
 from weightsmith_kitchen.nutrition.ranking import default_row, words
@@ -21,7 +22,20 @@ MOST = 100_000
 DRAINED = 0.6
 """Share of a can of legumes that is left when its water is poured off (USDA: 253 of 425 g)."""
 IN_WATER = (["bean"], ["chickpea"], ["corn"], ["pea"], ["lentil"])
-SIZES = frozenset({"small", "medium", "large", "extra large"})
+SIZES = {
+    "small": "small",
+    "medium": "medium",
+    "med": "medium",
+    "large": "large",
+    "lg": "large",
+    "extra large": "extra large",
+    "jumbo": "jumbo",
+}
+"""Words for sizes that the table of measures has, and the table's own."""
+_SIZE = re.compile(r"\b(extra large|small|medium|med|large|lg|jumbo)\b")
+_LENGTH = re.compile(r"(?P<number>\d.*?|[¼-¾⅐-⅞])\s*(?P<unit>inch(?:es)?|in|cm|centimet(?:er|re)s?|mm|foot|feet|ft)\b")
+INCHES = {"i": Fraction(1), "c": Fraction(50, 127), "m": Fraction(5, 127), "f": Fraction(12)}
+"""Inches in a unit of length, by its first letter."""
 
 
 def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = None) -> Ingredient:
@@ -113,13 +127,11 @@ def _weight(
         if unit is not None and unit.kind == "mass" and unit.factor is not None:
             weight = _estimate(quantity, unit.factor)
             return (weight * DRAINED, "amount, drained: 60 % of it") if drained else (weight, "amount")
-    size = (ingredient.size or "").lower()
-    if size in SIZES and units[0] is not None and units[0].name != "piece" and units[0].kind == "count":
-        notes.append(f"{size}: a usual {units[0].name} is taken")
+    told, size, length = _size(ingredient)
     portions = (
         *(food.portions if food is not None else ()),
-        *measures.find(_called(ingredient), size if size in SIZES else None),
-        *measures.find(ingredient.name, size if size in SIZES else None),
+        *measures.find(_called(ingredient), size),
+        *measures.find(ingredient.name, size),
         *table.portions(ingredient.name),
     )
     for (quantity, _), unit in zip(ways, units, strict=True):
@@ -129,9 +141,27 @@ def _weight(
             if unit.factor is not None and portion.unit == "milliliter":
                 return _times(_estimate(quantity, unit.factor), portion.grams), f"density: {portion.source}"
             if portion.unit == unit.name:
-                return _times(_estimate(quantity, Fraction(1)), portion.grams), f"weight of one: {portion.source}"
+                used = bool(portion.size)
+                if told and not used:
+                    notes.append(f"{told}: a usual {unit.name} is taken")
+                basis = f"weight of one{f', {told}' if used else ''}: {portion.source}"
+                return _times(_estimate(quantity, length if used else Fraction(1)), portion.grams), basis
     notes.append(_missing(ingredient, units[0]))
     return None, ""
+
+
+def _size(ingredient: Ingredient) -> tuple[str, str | None, Fraction]:
+    """What the line says of the size of one, the table's word for it, and how many times that: inches of a piece."""
+    told = ingredient.size or ""
+    text = told.lower().replace("-", " ")
+    if length := _LENGTH.search(text):
+        try:
+            number = Quantity.parse(length["number"]).middle
+        except RecipeError:
+            return told, None, Fraction(1)
+        return told, "1 inch", number * INCHES[length["unit"][0]]
+    sizes = {SIZES[word] for word in _SIZE.findall(text)}
+    return told, sizes.pop() if len(sizes) == 1 else None, Fraction(1)
 
 
 def _is_drained(ingredient: Ingredient) -> bool:

@@ -13,14 +13,18 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import log
 from typing import NamedTuple
 
+from weightsmith_kitchen.nouns import stem
 from weightsmith_kitchen.nutrition.vocabulary import (
     BARE,
     DIET,
     DROPPED,
     GROUPS,
+    KINDS,
+    NAMED,
     PHRASES,
     PLAIN,
     PREPARED,
@@ -29,17 +33,9 @@ from weightsmith_kitchen.nutrition.vocabulary import (
     SAME,
 )
 
-__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "plain", "rewritten", "score", "stem", "stems", "words"]
+__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "plain", "rewritten", "score", "stems", "words"]
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?%?")
-_IRREGULAR = {
-    "leaves": "leaf",
-    "loaves": "loaf",
-    "halves": "half",
-    "knives": "knife",
-    "mice": "mouse",
-    "geese": "goose",
-}
 
 _PHRASE = re.compile(rf"\b({'|'.join(sorted(map(re.escape, PHRASES), key=len, reverse=True))})(?:s|es)?\b")
 
@@ -70,25 +66,6 @@ class Weights:
     extra: float = 0.1
     prepared: float = 0.3
     raw: float = 0.12
-
-
-def stem(word: str) -> str:
-    """The singular of an English noun, by its ending.
-
-    Examples
-    --------
-    >>> [stem(word) for word in ("tomatoes", "berries", "leaves", "radishes", "asparagus", "couscous", "cheese")]
-    ['tomato', 'berry', 'leaf', 'radish', 'asparagus', 'couscous', 'cheese']
-    """
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is", "'s")):
-        if word.endswith("ies") and len(word) > 4:
-            return word[:-3] + "y"
-        if word.endswith(("oes", "ches", "shes", "sses", "xes")):
-            return word[:-2]
-        return word[:-1]
-    return word
 
 
 def words(text: str) -> list[str]:
@@ -125,12 +102,15 @@ def plain(query: str) -> str:
     --------
     >>> plain("Crème fraîche (cold)"), plain("butter or margarine"), plain("freshly grated ginger")
     ('creme fraiche', 'butter', 'ginger')
+    >>> plain("hot milk"), plain("hot sauce")
+    ('milk', 'hot sauce')
     """
     folded = "".join(c for c in unicodedata.normalize("NFKD", query.lower()) if not unicodedata.combining(c))
     alternatives = re.split(r"(?<!\d)/|/(?!\d)|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", folded))
     first = next((part for part in alternatives if part.strip()), folded)
-    text = " ".join(re.sub(r"[^a-z0-9%'&]+", " ", first).split())
-    return " ".join(word for word in text.split() if word not in DROPPED) or text
+    told = re.sub(r"[^a-z0-9%'&]+", " ", first).split()
+    kept = (word for word, after in pairwise([*told, ""]) if word not in DROPPED or after in NAMED.get(word, ()))
+    return " ".join(kept) or " ".join(told)
 
 
 def default_row(query: str) -> str | None:
@@ -206,9 +186,12 @@ def score(query: Name, row: Name, similarity: float, rarity: Rarity, weights: We
 def known(query: Name, row: Name, similarity: float, rarity: Rarity) -> bool:
     """The row is the food that a cook means, or a kind of it.
 
-    Most of what the name tells is in the row, or the two mean nearly the same and share the kind of food.
+    Most of what the name tells is in the row, or the two mean nearly the same and share the kind of food, and more
+    than that where the kind says nothing about the food.
     """
     if (query.stems ^ row.stems) & DIET:
         return False
-    covered = rarity.total(query.stems & row.stems) / max(rarity.total(query.stems), 1e-9)
-    return covered >= 0.7 or (similarity >= 0.55 and query.last in row.stems)
+    shared = query.stems & row.stems
+    covered = rarity.total(shared) / max(rarity.total(query.stems), 1e-9)
+    kind = shared <= KINDS < query.stems | KINDS  # of a name with other words only "paste" is shared
+    return covered >= 0.7 or (similarity >= 0.55 and query.last in row.stems and not kind)

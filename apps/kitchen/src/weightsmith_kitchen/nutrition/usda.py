@@ -16,8 +16,8 @@ from typing import Any
 from weightsmith.core.errors import MissingDependencyError
 from weightsmith.core.progress import stage
 from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.nouns import stem
 from weightsmith_kitchen.nutrition.checks import energy_notes, from_macronutrients
-from weightsmith_kitchen.nutrition.ranking import stem
 from weightsmith_kitchen.quantity import find_quantity
 from weightsmith_kitchen.units import find_unit
 

@@ -6,6 +6,8 @@ SAME = {
     "catsup": "ketchup",
     "chile": "chili",
     "chilli": "chili",
+    "chily": "chili",  # the singular of "chilies" by its ending
+    "chilly": "chili",
     "cilantro": "coriander",
     "cornflour": "cornstarch",
     "courgette": "zucchini",
@@ -80,6 +82,9 @@ PHRASES = {
 """Names that share no word with the row they mean."""
 BARE = {
     "yolk": "egg yolk",
+    "vanilla pod": "vanilla bean",
+    "vanilla paste": "vanilla extract",
+    "vanilla bean paste": "vanilla extract",
     "vanilla": "vanilla extract",
     "neutral oil": "vegetable oil",
     "cooking oil": "vegetable oil",
@@ -137,6 +142,15 @@ ROWS = {
     "dry milk": "Milk, dry, whole, without added vitamin D",
     "pita": "Bread, pita",
     "hot sauce": "Hot pepper sauce",
+    "hot dog bun": "Roll, white, hot dog bun",
+    "hot chocolate": "Hot chocolate / cocoa, NFS",
+    "hot cocoa": "Hot chocolate / cocoa, NFS",
+    "hot chili": "Peppers, hot chili, red, raw",
+    # No table has the pod; its extract tastes and counts as much.
+    "vanilla bean": "Vanilla extract",
+    "vanilla pod": "Vanilla extract",
+    "vanilla paste": "Vanilla extract",
+    "vanilla bean paste": "Vanilla extract",
     "dry mustard": "Spices, mustard seed, ground",
     "mustard powder": "Spices, mustard seed, ground",
     "ground mustard": "Spices, mustard seed, ground",
@@ -248,6 +262,16 @@ DROPPED = _words(
     quartered packed sifted toasted"""
 )
 """Words of a cook's name that say how the food is prepared, not which it is; kept where no other is left."""
+NAMED = {
+    "hot": _words(
+        "sauce dog dogs pepper peppers chili chilies chilli chillies chile chiles chocolate cocoa fudge mustard"
+    ),
+    "iced": _words("tea coffee"),
+    "cold": _words("cuts"),
+}
+"""Such words that belong to the food before these: hot sauce."""
+KINDS = _words("paste dough")
+"""Words that tell the kind of a food, and nothing about what it is made of: curry paste is no almond paste."""
 PLAIN = _words(
     """raw nfs ns as to type of with without and or in the for all purpose regular plain fresh uncooked dry unprepared
     whole commercial varieties includes usda commodity ready eat serve added salt skin unspecified medium large common

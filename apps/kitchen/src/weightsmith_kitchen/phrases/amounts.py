@@ -341,8 +341,10 @@ def _joined(reading: _Reading) -> Amounts:
             if len(amount.units) > 1 and len(main.units) == 1 and main.quantity:
                 main = replace(main, units=(*main.units, *amount.units[1:]))
     if main is None:
+        piece = _is_piece(reading)
+        notes += ["one piece is assumed"] if piece else []
         found = (tuple(reading.sizes), frozenset(reading.names), frozenset(reading.used), tuple(notes))
-        return Amounts(None, None, None, (), *found)
+        return Amounts(Quantity.of(1) if piece else None, "piece" if piece else None, None, (), *found)
     quantity, units = main.quantity, main.units
     if package is None and quantity is not None and len(units) > 1 and is_measure(units[0]) and _is_container(units[1]):
         # "14 oz can": one can.
@@ -366,6 +368,17 @@ def _joined(reading: _Reading) -> Amounts:
         frozenset(reading.names),
         frozenset(reading.used),
         tuple(notes),
+    )
+
+
+def _is_piece(reading: _Reading) -> bool:
+    """The line begins with a length that tells how much, as "2 inches ginger" does, and not how it is cut."""
+    if not reading.sizes or 0 not in reading.used or not reading.line.text.lstrip().startswith(reading.sizes[0]):
+        return False
+    stop = next(place for place in range(len(reading.words) + 1) if place not in reading.used)
+    rest = reading.line.tags[stop:]
+    return reading.words[stop - 1] not in DIRECTIONS and (
+        reading.words[stop : stop + 1] == ["of"] or rest[:1] in (["NAME"], ["DF"])
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from weightsmith_kitchen.recipe import Ingredient, Span
@@ -19,6 +20,8 @@ CITRUS = re.compile(r"\b(lemon|lime|orange|grapefruit|clementine|mandarin|tanger
 CITRUS_IN = re.compile(r"\b(lemon|lime|orange|grapefruit|clementine|mandarin|tangerine)", re.IGNORECASE)
 ZEST = re.compile(r"\b(?:zest(?:ed)?|(?:rind|peel)\b(?!\s+(?:removed|discarded|off)))", re.IGNORECASE)
 JUICE = re.compile(r"\bjuiced?\b", re.IGNORECASE)
+SHORT = frozenset({"lg", "lg.", "sm", "sm.", "med", "med."})
+"""Sizes that are written as units are."""
 JOINED = frozenset({"STATE", "DF", "SIZE", "TEMP", "UNIT", "QUANTITY"})
 """Labels that may stand between two parts of a name."""
 FUNCTION_WORDS = frozenset(
@@ -100,6 +103,9 @@ def read_ingredient(line: str, *, tagger: IngredientTagger | None = None) -> Ing
 
 def read_tagged_line(line: TaggedLine) -> Ingredient:
     """The record of a line that was tagged with the paper's labels."""
+    short = [tag == "UNIT" and token.form.lower() in SHORT for tag, token in zip(line.tags, line.tokens, strict=True)]
+    if any(short):
+        line = replace(line, tags=["SIZE" if size else tag for size, tag in zip(short, line.tags, strict=True)])
     amounts = read_amounts(line)
     name, notes = _name(line, amounts)
     notes += _second(line, amounts)
