@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from rich.console import Console
 
 from weightsmith_kitchen import Ingredient, MealKit, NutritionTable, Quantity, RecipeError, edit, make_kit, read_recipe
 from weightsmith_kitchen.foods import Estimate
 from weightsmith_kitchen.kit import to_csv, to_pdf
 from weightsmith_kitchen.quantity import read_yield
+from weightsmith_kitchen.report import kit_text
 
 PASTED = """
 Grandma's Pancakes
@@ -321,3 +323,14 @@ def test_energies_agree_with_those_that_pages_print(table):
 def test_what_is_added_in_words_may_be_several_foods(table):
     reply = edit(make_kit(["1 egg"], table), "add 1 cup each walnuts and pecans", table)
     assert [item.name for item in reply.kit.ingredients] == ["egg", "walnuts", "pecans"]
+
+
+def test_names_follow_their_amounts(table):
+    kit = make_kit(["2 eggs", "1 onion", "2 cups flour", "1 tomato", "1 garlic"], table, servings=2)
+    assert [item.called() for item in kit.scale(1).ingredients] == ["egg", "onion", "flour", "tomato", "garlic"]
+    assert [item.called() for item in kit.scale(6).ingredients] == ["eggs", "onions", "flour", "tomatoes", "garlic"]
+    assert kit.scale(1).ingredients[0].line() == "1 egg"
+    assert "1 egg is added" in edit(kit, "add 1 eggs", table).said
+    text = Console(width=120, file=io.StringIO())
+    text.print(kit_text(kit.scale(1)))
+    assert "eggs" not in text.file.getvalue()

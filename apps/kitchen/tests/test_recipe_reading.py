@@ -154,3 +154,37 @@ def test_how_many_it_serves(line, servings):
 
 def test_control_characters_are_not_kept():
     assert read_recipe("Soup \x1b[31mred\n1 onion").title == "Soup [31mred"
+
+
+def test_columns_of_nutrients_are_left_out_and_named():
+    head = "| Amount | Food | kcal | Protein (g) |\n|---|---|--:|---|\n"
+    recipe = read_recipe(
+        f"# Bread\n\n{head}| 2 cups | flour | 910 | 26 |\n| 1 tsp | salt | | 0 |\n| | Total | 910 | 26 |\n"
+    )
+    assert texts(recipe) == ["2 cups flour", "1 tsp salt"]
+    notes = ("column 'kcal' of a table: left out", "column 'Protein (g)' of a table: left out")
+    assert recipe.notes == (*notes, "row 'Total' of a table: left out")
+    assert make_kit(recipe).notes[:2] == notes
+    assert read_recipe(recipe.to_json()) == recipe
+    bare = read_recipe("2 eggs | 140 kcal\n1 cup milk | 150 kcal\n")
+    assert (texts(bare), bare.notes[0]) == (["2 eggs", "1 cup milk"], "140 kcal in a table: left out")
+    food = read_recipe("| Food | How much |\n|--|--|\n| Sugar | 1 cup |\n| Fat | 2 tbsp |")
+    assert (texts(food), food.notes) == (["1 cup Sugar", "2 tbsp Fat"], ())
+
+
+def test_a_title_that_is_a_food():
+    titled = read_recipe("Butter\n2 cups heavy cream\n1/4 tsp salt\n")
+    assert (titled.title, texts(titled)) == ("Butter", ["2 cups heavy cream", "1/4 tsp salt"])
+    assert texts(read_recipe("Salt\n2 eggs")) == ["Salt", "2 eggs"]  # stands in lists without an amount
+    assert texts(read_recipe("Butter\nsugar\n2 eggs")) == ["Butter", "sugar", "2 eggs"]
+
+
+def test_parts_of_the_dish_without_a_colon():
+    recipe = read_recipe("Lasagna\n\nSauce\n2 cups tomatoes\n1 onion\nTopping\n1 cup cheese\nSalt")
+    assert (recipe.title, texts(recipe)) == ("Lasagna", ["2 cups tomatoes", "1 onion", "1 cup cheese", "Salt"])
+    text = "Cake\nIngredients\n2 cups flour\n\nLemon glaze\n1 cup sugar\nTomato sauce\n1 egg\n"
+    text += "Wet ingredients\n1 cup milk\nSauce"
+    # Within a list "Tomato sauce" may be food, and so may a word that no amount follows.
+    assert texts(read_recipe(text)) == ["2 cups flour", "1 cup sugar", "Tomato sauce", "1 egg", "1 cup milk", "Sauce"]
+    data = json.dumps({"recipeIngredient": ["Dough", "2 cups flour", "1 egg"]})
+    assert texts(read_recipe(data)) == ["2 cups flour", "1 egg"]

@@ -382,7 +382,8 @@ def _parsed(objects: Iterator[dict[str, Any]]) -> Iterator[str]:
         yield f"{made['file']}: {recipe.title or 'no title'}{serves}\n"
         for item in recipe.ingredients:
             said = "; ".join(item.remarks)
-            yield f"  {item.measured()} {item.name or item.text}".rstrip() + (f" ({said})" if said else "") + "\n"
+            yield f"  {item.measured()} {item.called()}".rstrip() + (f" ({said})" if said else "") + "\n"
+        yield from (f"  note: {note}\n" for note in recipe.notes)
 
 
 def _render(

@@ -10,6 +10,7 @@ from typing import Any
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.foods import Estimate, Food
+from weightsmith_kitchen.nouns import counted
 from weightsmith_kitchen.quantity import Quantity
 
 __all__ = ["Event", "Ingredient", "Recipe", "Span"]
@@ -130,6 +131,19 @@ class Ingredient:
                 amount, known = convert(amount, known, smaller), smaller
         return f"{amount.kitchen()} {known.spelled(amount) if known else self.unit or ''}".strip()
 
+    def called(self) -> str:
+        """The name as it follows the amount: ``"egg"`` of one, ``"eggs"`` of several; the line where it has no name.
+
+        Examples
+        --------
+        >>> eggs = Ingredient("eggs", Quantity.of(2))
+        >>> eggs.called(), eggs.scale(Fraction(1, 2)).called()
+        ('eggs', 'egg')
+        """
+        if self.quantity is None or self.unit is not None:
+            return self.name or self.text
+        return counted(self.name, self.quantity.high > 1) or self.text
+
     def line(self) -> str:
         """The ingredient as a line that is read to the same amount, exactly.
 
@@ -139,7 +153,8 @@ class Ingredient:
         '1 1/2 (14 ounce) can tomatoes'
         """
         held = "" if self.package is None else f"({self.package[0]} {self.package[1]})"
-        parts = ("" if self.quantity is None else str(self.quantity), held, self.unit or "", self.size or "", self.name)
+        amount = "" if self.quantity is None else str(self.quantity)
+        parts = (amount, held, self.unit or "", self.size or "", self.called() if self.name else "")
         return " ".join(part for part in parts if part) or self.text
 
     def to_dict(self) -> dict[str, Any]:
@@ -271,6 +286,8 @@ class Recipe:
         In order of time.
     techniques, utensils : tuple of str
         All that the steps name, in order, each once.
+    notes : tuple of str
+        What the text has that was left out.
     """
 
     ingredients: tuple[Ingredient, ...]
@@ -280,6 +297,7 @@ class Recipe:
     events: tuple[Event, ...] = ()
     techniques: tuple[str, ...] = ()
     utensils: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def scale(self, *, servings: Quantity | Fraction | float) -> Recipe:
         """The recipe for another number of people.
@@ -307,6 +325,7 @@ class Recipe:
             "events": [event.to_dict() for event in self.events],
             "techniques": list(self.techniques),
             "utensils": list(self.utensils),
+            "notes": list(self.notes),
         }
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -337,6 +356,7 @@ class Recipe:
             events=events,
             techniques=tuple(stored.get("techniques", ())),
             utensils=tuple(stored.get("utensils", ())),
+            notes=tuple(map(str, stored.get("notes", ()))),
         )
 
     @classmethod

@@ -29,7 +29,7 @@ def kit_text(kit: MealKit) -> Group:
     for item in kit.ingredients:
         row = "" if item.food is None else item.food.name
         table.add_row(
-            escape(item.name or item.text),
+            escape(item.called()),
             escape(item.measured()),
             "" if item.grams is None else str(item.grams),
             "" if item.kcal is None else str(item.kcal),

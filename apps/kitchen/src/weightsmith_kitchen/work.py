@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -37,13 +38,14 @@ def parse_file(source: Source, *, events: bool = False, models: Mapping[str, str
     if events:
         from weightsmith_kitchen.steps.structure import structure_recipe
 
-        recipe = structure_recipe(
+        structured = structure_recipe(
             ingredients=[item.text for item in recipe.ingredients],
             instructions=list(recipe.instructions),
             title=recipe.title,
             servings=recipe.servings,
             tagger=loaded(models, "tagger"),
         )
+        recipe = replace(structured, notes=recipe.notes)
     return recipe.to_dict()
 
 

@@ -120,8 +120,12 @@ def test_without_boxes_or_a_reference_the_error_says_what_to_do():
         FoodSize.of_boxes(None, COIN)
     with pytest.raises(PhotoError, match=r"box of the reference.*4 pixels"):
         FoodSize.of_boxes((0, 0, 50, 50), Reference((35.1, 86.7, 35.7, 87.6), 25.0))
-    with pytest.raises(PhotoError, match="length of the reference"):
-        FoodSize.of_boxes((0, 0, 50, 50), Reference(COIN.box, 0.0))
+
+
+@pytest.mark.parametrize("length", [0, 0.0, -25.0, float("nan"), float("inf")])
+def test_a_reference_has_a_length(length):
+    with pytest.raises(PhotoError, match="length of the reference: found .*, expected mm, a number > 0"):
+        Reference(COIN.box, length)
 
 
 def test_what_cannot_be_learned_or_asked_is_refused(masses):

@@ -222,7 +222,7 @@ def _add(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[Mea
             return None
         priced = price(new, table)
         kit = kit.plus(priced)
-        said.append(f"{priced.measured()} {priced.name} is added".strip())
+        said.append(f"{priced.measured()} {priced.called()} is added".strip())
     return kit, "; ".join(said)
 
 

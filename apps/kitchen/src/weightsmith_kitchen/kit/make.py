@@ -63,13 +63,14 @@ def make_kit(
     table = NutritionTable.default() if table is None else table
     if isinstance(recipe, Recipe):
         items, said, dish = recipe.ingredients, recipe.servings, dish or recipe.title
+        notes = recipe.notes
     else:
         parts = [
             part for item in recipe for part in (split_line(item, tagger=tagger) if isinstance(item, str) else [item])
         ]
         read = iter(read_ingredients([part for part in parts if isinstance(part, str)], tagger=tagger))
         items = tuple(next(read) if isinstance(part, str) else part for part in parts)
-        said = None
+        said, notes = None, ()
     items = tuple(item for item in items if item.name or item.text.strip())
     if not items:
         raise RecipeError("recipe", found="no ingredient", do="Give at least one.")
@@ -79,7 +80,7 @@ def make_kit(
         items = with_amounts(items, portions)
     priced = tuple(price(item, table) for item in items)
     if said is None:
-        notes: tuple[str, ...] = ("the recipe does not say how many it serves: totals are for all of it",)
-    else:
-        notes = () if said.exact else (f"it serves {said}: {Quantity.of(said.middle)} is taken",)
+        notes += ("the recipe does not say how many it serves: totals are for all of it",)
+    elif not said.exact:
+        notes += (f"it serves {said}: {Quantity.of(said.middle)} is taken",)
     return MealKit(priced, Fraction(1) if said is None else said.middle, dish, said is not None, notes)

@@ -53,6 +53,20 @@ _ABOUT = re.compile(
     r"|time|calories|kcal|nutrition|difficulty|course|cuisine|author|source|category)\s*:.*$",
     re.IGNORECASE,
 )
+# "Sauce" on a line of its own: a part of the dish that amounts follow.
+_DISHES = """assembly base batter brine coating crumble crust custard decoration dough dressing filling frosting ganache
+garnish glaze icing marinade pastry rub sauce streusel topping toppings vinaigrette (?:dry|wet)\\s+ingredients"""
+_PART = re.compile(rf"^\W*(?:[^\W\d]+\s+){{0,3}}(?:{'|'.join(_DISHES.split())})\W*$", re.IGNORECASE)
+_NUTRIENT = re.compile(
+    r"^(?:kcal|cal(?:orie)?s?|energy|kj|joules|protein|(?:total |saturated |trans )?fat|carb(?:ohydrate)?s?|sugars?"
+    r"|fib(?:er|re)|sodium|salt|cholesterol|macros)\s*(?:[(\[/,].*|in \w+|kcal|kj|m?g)?$",
+    re.IGNORECASE,
+)
+"""Heads of columns that hold what the food has, not how much of it there is."""
+_ENERGY = re.compile(r"^\W*[\d.,]+\s*(?:kcal|kj|cal(?:orie)?s?)\b\W*$", re.IGNORECASE)
+_TOTAL = re.compile(r"^\W*(?:total|sum|all)\W*$", re.IGNORECASE)
+TO_TASTE = frozenset({"salt", "pepper", "oil", "water"})
+"""Last words of foods that stand in lists without an amount: no title."""
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 """Characters that a terminal would obey."""
 _COLUMNS = re.compile(r"\t+|\s{3,}")
@@ -132,7 +146,7 @@ def _of_lines(lines: Sequence[str], tagger: IngredientTagger | None) -> Recipe:
     heads = [head for head in map(_HEAD.match, lines) if head]
     headings = any(head["ingredients"] or head["steps"] for head in heads)
     listed = any(head["ingredients"] for head in heads)
-    lines = _without_table(lines)
+    lines, notes = _without_table(lines)
     for number, line in enumerate(lines):
         if not line:
             continue
@@ -163,15 +177,19 @@ def _of_lines(lines: Sequence[str], tagger: IngredientTagger | None) -> Recipe:
             steps.append(_STEP.sub("", line))
             continue
         first = not title and not found
+        if not first and _is_part(lines, number):
+            continue
         if listed and not part and not first:
             continue  # what stands between the title and the heading of the ingredients
         if part == "ingredients" or not first or (not headings and _has_measure(line)):
             found.append(_BULLET.sub("", line))
-        elif not headings and lines[number + 1 : number + 2] != [""] and _is_food(line):
+        elif (
+            not headings and lines[number + 1 : number + 2] != [""] and _is_food(line) and not _is_title(lines, number)
+        ):
             found.append(line)
         else:
             title = line.strip("#*= ")
-    return _recipe([cell for line in found for cell in _cells(line)], steps, title, servings, tagger)
+    return _recipe([cell for line in found for cell in _cells(line)], steps, title, servings, tagger, notes)
 
 
 def _recipe(
@@ -180,13 +198,14 @@ def _recipe(
     title: str,
     servings: Quantity | None,
     tagger: IngredientTagger | None,
+    notes: Sequence[str] = (),
 ) -> Recipe:
     if len(lines) > MOST_LINES:
         raise RecipeError("recipe", found=f"{len(lines)} ingredients", expected=f"at most {MOST_LINES}")
     ingredients = read_ingredients(split_lines(lines, tagger=tagger), tagger=tagger)
     if not ingredients:
         raise RecipeError("recipe", found="no ingredient line", do="Write one ingredient per line: 2 cups flour.")
-    return Recipe(tuple(ingredients), tuple(steps), title, servings)
+    return Recipe(tuple(ingredients), tuple(steps), title, servings, notes=tuple(notes))
 
 
 def _people(text: str, people: bool = True) -> Quantity | None:
@@ -307,7 +326,8 @@ def _of_fields(
 ) -> Recipe:
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise RecipeError("ingredients of the recipe", found="other things than texts", expected="lines")
-    lines = [line for line in map(_clean, listed) if line]
+    told = [line for line in map(_clean, listed) if line]
+    lines = [line for number, line in enumerate(told) if not _is_part(told, number)]
     steps = steps.splitlines() if isinstance(steps, str) else list(_texts(steps))
     steps = [step for step in map(_clean, steps) if step]
     return _recipe(lines, steps, _clean(str(title or "")), _servings(made), tagger)
@@ -337,18 +357,55 @@ def _clean(text: str) -> str:
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def _without_table(lines: Sequence[str]) -> list[str]:
-    """The lines with rows of Markdown tables as lines, the amount before the food; their heads are left out."""
+def _without_table(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The lines with rows of Markdown tables as lines, the amount before the food; their heads are left out.
+
+    Columns of energies and nutrients are left out too, and named in the notes.
+    """
     made: list[str] = []
+    left_out: dict[str, None] = {}
+    dropped: set[int] = set()
     for number, line in enumerate(lines):
         after = lines[number + 1] if number + 1 < len(lines) else ""
-        if "|" not in line or _RULE.fullmatch(line) or _RULE.fullmatch(after):
-            made.append("" if _RULE.fullmatch(line) or (_RULE.fullmatch(after) and "|" in line) else line)
+        if "|" not in line:
+            dropped = set()
+            made.append("" if _RULE.fullmatch(line) else line)
             continue
-        cells = [cell.strip() for cell in line.strip("| ").split("|") if cell.strip()]
-        amounts = [cell for cell in cells if _begins_with_amount(cell)]
-        made.append(" ".join([*amounts, *(cell for cell in cells if cell not in amounts)]))
-    return made
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if _RULE.fullmatch(after):
+            dropped = {place for place, cell in enumerate(cells) if _NUTRIENT.match(cell)}
+            left_out |= dict.fromkeys(f"column {cells[place]!r} of a table: left out" for place in sorted(dropped))
+        if _RULE.fullmatch(line) or _RULE.fullmatch(after):
+            made.append("")
+            continue
+        kept = [cell for place, cell in enumerate(cells) if cell and place not in dropped]
+        energies = [cell for cell in kept if _ENERGY.match(cell)] if len(kept) > 1 else []
+        left_out |= dict.fromkeys(f"{cell} in a table: left out" for cell in energies)
+        kept = [cell for cell in kept if cell not in energies]
+        if (dropped or energies) and len(kept) == 1 and _TOTAL.match(kept[0]):
+            left_out[f"row {kept[0]!r} of a table: left out"] = None
+            continue
+        amounts = [cell for cell in kept if _begins_with_amount(cell)]
+        made.append(" ".join([*amounts, *(cell for cell in kept if cell not in amounts)]))
+    return made, list(left_out)
+
+
+def _is_part(lines: Sequence[str], number: int) -> bool:
+    """The line names a part of the dish, and amounts follow it: "Sauce", and "Tomato sauce" after an empty line."""
+    line = lines[number]
+    if not _PART.match(line) or _begins_with_amount(line) or not _begins_with_amount(_next(lines, number)):
+        return False
+    return len(line.split()) == 1 or line.lower().endswith("ingredients") or lines[number - 1 : number] == [""]
+
+
+def _is_title(lines: Sequence[str], number: int) -> bool:
+    """The line is a food, and the name of the dish: it is written as one, and an amount follows at once."""
+    word = stems(rewritten(lines[number])).last
+    return lines[number][:1].isupper() and word not in TO_TASTE and _begins_with_amount(_next(lines, number))
+
+
+def _next(lines: Sequence[str], number: int) -> str:
+    return next((line for line in lines[number + 1 :] if line), "")
 
 
 def _cells(line: str) -> list[str]:
@@ -386,4 +443,4 @@ def _has_measure(line: str) -> bool:
 def _is_food(line: str) -> bool:
     """The whole line is a food that household measures are known of: "salt"."""
     name = stems(rewritten(line))
-    return any(name.stems == row.stems for _, row, _, _ in measures.rows())
+    return any(name.stems == row.stems for _, row, _ in measures.rows())

@@ -75,7 +75,7 @@ def to_pdf(kit: MealKit) -> bytes:
         source = "" if item.food is None else f"{item.food.name} ({item.food.source}, {item.food.id}). {item.basis}"
         rows.append(
             [
-                text(item.name or item.text),
+                text(item.called()),
                 text(item.measured()),
                 text("" if item.grams is None else str(item.grams)),
                 text("" if item.kcal is None else str(item.kcal)),

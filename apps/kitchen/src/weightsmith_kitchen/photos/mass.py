@@ -54,10 +54,19 @@ class Reference:
     length : float
         Length of the longer side of its box in mm: the diameter of a coin, since a coin seen at an angle keeps one
         diameter.
+
+    Raises
+    ------
+    PhotoError
+        If the length is not finite, or not above 0.
     """
 
     box: Sequence[float]
     length: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.length) and self.length > 0):
+            raise PhotoError("length of the reference", found=self.length, expected="mm, a number > 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,7 @@ class FoodSize:
         Raises
         ------
         PhotoError
-            If the box or the reference is missing, has no area, or the length is not positive.
+            If the box or the reference is missing, or has no area.
 
         Examples
         --------
@@ -119,8 +128,6 @@ class FoodSize:
                 )
         assert box is not None
         assert reference is not None
-        if not (math.isfinite(reference.length) and reference.length > 0):
-            raise PhotoError(f"length of the reference in {name}", found=reference.length, expected="mm, a number > 0")
         width, height = _sides(box, f"box of the food in {name}")
         scale = reference.length / max(_sides(reference.box, f"box of the reference in {name}"))
         return cls(width * scale, height * scale, top)

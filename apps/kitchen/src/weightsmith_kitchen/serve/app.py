@@ -307,6 +307,7 @@ def _row(item: Ingredient) -> Row:
     weight, energy = item.grams, item.kcal
     return Row(
         name=item.name,
+        called=item.called(),
         text=item.text,
         line=item.line(),
         amount=item.measured(),

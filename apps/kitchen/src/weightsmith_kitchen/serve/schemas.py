@@ -72,6 +72,7 @@ class Row(BaseModel):
     """An ingredient as the page shows it."""
 
     name: str
+    called: str = Field(description="The name after the amount: egg of one, eggs of several.")
     text: str = Field(description="The line of the recipe.")
     line: str = Field(description="The ingredient as it is now, as a line.")
     amount: str = Field(description="In kitchen fractions.", examples=["1 1/2 cups"])

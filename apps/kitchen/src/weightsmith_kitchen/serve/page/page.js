@@ -60,7 +60,7 @@ async function change(fields, what = "Working") {
 }
 
 function row(item, place) {
-  const shown = item.amount ? `${item.amount} ${item.name}` : item.text || item.name;
+  const shown = item.amount ? `${item.amount} ${item.called}` : item.text || item.name;
   const input = el("input", {
     type: "text", value: shown, maxlength: 400, "aria-label": `Ingredient ${place + 1}`,
     // Amounts are shown in kitchen fractions, and edited as they are.
