@@ -492,3 +492,25 @@ def test_a_word_that_tells_the_kind_only_is_not_the_food(table, name, food, low,
 def test_a_vanilla_bean_has_a_weight(table):
     (item,) = make_kit(["1 vanilla bean"], table).ingredients
     assert (item.grams.value, item.grams.low, item.grams.high) == (3, 2, 5)
+
+
+def test_a_list_of_ones_own_changes_no_amount(table, tmp_path):
+    (tmp_path / "own.csv").write_text("name,kcal\nchicken broth,7\nbroth,9\nchicken,200\n", "utf-8")
+    for one in (table, table.with_csv(tmp_path / "own.csv")):
+        (own,) = make_kit(["2 cups chicken broth"], one).ingredients
+        assert (own.quantity, own.unit, own.name) == (Quantity.of(2), "cup", "chicken broth")
+    assert own.food.name == "chicken broth"
+    assert own.food.kcal == 7
+
+
+def test_foundation_foods_have_energy_and_sodium(table):
+    """Some have only energies by factors of their own: none of those with macronutrients is without."""
+    rows = [table._row(row) for (row,) in table._base.execute("SELECT row FROM foods WHERE kind = 'foundation_food'")]
+    whole = [food for food in rows if {"protein_g", "fat_g", "carbohydrate_g"} <= set(food.nutrients)]
+    assert len(whole) > 100
+    assert all(food.kcal is not None for food in whole)
+    assert sum(not food.notes for food in whole) > 0.9 * len(whole)  # the energy fits the macronutrients
+    salted = [food.nutrients["sodium_mg"] for food in rows if "sodium_mg" in food.nutrients]
+    assert len(salted) > 100
+    assert max(salted) > 1000
+    assert len(salted) < len(rows)  # absent is not 0

@@ -188,3 +188,15 @@ def test_parts_of_the_dish_without_a_colon():
     assert texts(read_recipe(text)) == ["2 cups flour", "1 cup sugar", "Tomato sauce", "1 egg", "1 cup milk", "Sauce"]
     data = json.dumps({"recipeIngredient": ["Dough", "2 cups flour", "1 egg"]})
     assert texts(read_recipe(data)) == ["2 cups flour", "1 egg"]
+
+
+@pytest.mark.parametrize(("size", "basis"), [({}, "an unknown amount"), ({"servingSize": "1.5 cups"}, "1.5 cups")])
+def test_nutrients_of_a_page_are_kept_in_a_note_and_a_volume_is_no_number_of_servings(size, basis):
+    nutrition = {"@type": "NutritionInformation", "calories": "240 kcal", "fatContent": "8 g", **size}
+    page = {"@type": "Recipe", "recipeIngredient": ["1 egg"], "recipeYield": "1.5 cups", "nutrition": nutrition}
+    recipe = read_recipe(f'<html><script type="application/ld+json">{json.dumps(page)}</script></html>')
+    assert recipe.servings is None
+    assert recipe.notes == (f"nutrients that the page prints, for {basis}: calories 240 kcal, fat 8 g: not used",)
+    kit = make_kit(recipe)
+    assert kit.kcal.value < 100
+    assert not kit.servings_known

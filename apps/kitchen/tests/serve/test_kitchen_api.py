@@ -1,5 +1,6 @@
 """The REST interface of the kitchen: kits, corrections, exports, refusals."""
 
+import asyncio
 import io
 import json
 
@@ -129,6 +130,47 @@ def test_hostile_photos_are_refused_in_words(client, content):
 def test_a_photo_that_is_too_large_is_stopped(client):
     with TestClient(create_app(NutritionTable.default(), limits=Limits(1000)), base_url="http://127.0.0.1") as small:
         assert "larger than" in refused(small.post("/api/photo", files={"file": ("a.jpg", b"x" * 200_000)}), 413)
+
+
+def test_a_photo_in_pieces_without_a_length_is_stopped_at_the_limit():
+    """Without the test client, which joins the pieces before it sends them."""
+    app, taken, sent = create_app(NutritionTable.default(), limits=Limits(1_000_000)), 0, []
+
+    async def receive():
+        nonlocal taken
+        taken += 1
+        return {"type": "http.request", "body": b"x" * 50_000, "more_body": taken < 100_000}  # 5 GB
+
+    async def send(message):
+        sent.append(message)
+
+    names = {"host": "127.0.0.1", "content-type": "multipart/form-data; boundary=b", "transfer-encoding": "chunked"}
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
+    scope |= {"path": "/api/photo", "raw_path": b"/api/photo", "query_string": b"", "root_path": ""}
+    scope |= {"client": ("127.0.0.1", 5), "server": ("127.0.0.1", 80)}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in names.items()]
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert b"larger than" in b"".join(message.get("body", b"") for message in sent)
+    assert taken < 500  # some are received, and dropped, so that the client reads the answer
+
+
+def test_a_photo_is_read_before_it_is_worked_on(client, monkeypatch):
+    """Its file is closed by then: what is handed over are bytes."""
+    from PIL import Image
+
+    from weightsmith_kitchen.serve import app as served
+
+    seen = []
+    work = served.kit_of_photo
+    monkeypatch.setattr(
+        served, "kit_of_photo", lambda content, *rest, **more: seen.append(content) or work(content, *rest, **more)
+    )
+    file = io.BytesIO()
+    Image.new("RGB", (1500, 1500), (120, 60, 20)).save(file, "BMP")  # larger than what stays in memory
+    answer = client.post("/api/photo", files={"file": ("a.bmp", file.getvalue())})
+    assert answer.status_code == 200
+    assert seen == [file.getvalue()]
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,21 @@ def _of_fields(
     lines = [line for number, line in enumerate(told) if not _is_part(told, number)]
     steps = steps.splitlines() if isinstance(steps, str) else list(_texts(steps))
     steps = [step for step in map(_clean, steps) if step]
-    return _recipe(lines, steps, _clean(str(title or "")), _servings(made), tagger)
+    return _recipe(lines, steps, _clean(str(title or "")), _servings(made), tagger, _nutrients(found))
+
+
+def _nutrients(found: Mapping[str, Any]) -> list[str]:
+    """What a page says of its recipe's nutrients, for the notes: the kit has its own."""
+    told = found.get("nutrition")
+    if not isinstance(told, Mapping):
+        return []
+    values = ", ".join(
+        f"{name.removesuffix('Content')} {_clean(str(value))[:40]}"
+        for name, value in told.items()
+        if isinstance(value, (str, int, float)) and not name.startswith("@") and name != "servingSize"
+    )
+    basis = _clean(str(told.get("servingSize") or ""))[:40] or "an unknown amount"
+    return [f"nutrients that the page prints, for {basis}: {values}: not used"] if values else []
 
 
 def _texts(stored: Any) -> Iterator[str]:
