@@ -18,24 +18,26 @@ def page() -> str:
         "<!-- written by docs/generate.py -->",
         "",
         "# Large models\n",
-        "A model need not fit in memory. Merges read and write tensor by tensor; with `--stream` a method of `sparsify`",
-        "and `quantize` reads, changes and writes one block at a time; `analyze condition` reads one matrix at a time.\n",
+        "A model need not fit in memory. Merges read and write tensor by tensor. With `--stream` the methods of",
+        "`sparsify` and `forget curvature-edit` read, change and write one block at a time. `analyze condition` reads",
+        "one matrix at a time.\n",
         "```bash",
         "weightsmith merge wise-ft BASE TUNED OUT --alpha 0.5",
         "weightsmith sparsify wanda MODEL OUT --stream --calibration train.txt",
         "```\n",
-        f"Measured on folders in the shape of Llama 3.1 8B, in bfloat16 ({machine['device']}, {machine['cores']} cores,",
-        f"{stored['texts']} calibration texts of {stored['tokens']} tokens). The limit is what no implementation can do",
-        "without: copying the result at the speed at which this disk copies a folder, and the matrix products of the",
-        "method at the rate of a float32 product. Memory is the largest resident memory of the command's process. Other",
-        "programs shared the machine, which the load shows (2 is a machine busy with the command alone).\n",
+        f"Measured on folders in the shape of Llama 3.1 8B, bfloat16 ({machine['device']}, {machine['cores']} cores,",
+        f"{stored['texts']} calibration texts of {stored['tokens']} tokens). The limit is what no implementation can",
+        "do without: copying the result at the speed at which this disk copies a folder, and the matrix products of",
+        "the method at the rate of a float32 product. Memory is the largest resident memory of the command's process.",
+        "Other programs shared the machine, which the load shows: 2 is a machine busy with the command alone.\n",
         "| command | blocks | weights | seconds | limit | share of the limit | memory | load |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in stored["rows"]:
+        share, peak = row["limit"] / row["seconds"], row["peak"] / 1e9
         lines.append(
-            f"| `{row['command']}` | {row['blocks']} of 32 | {row['weights'] / 1e9:.1f} billion | {row['seconds']:,.0f} | "
-            f"{row['limit']:,.0f} | {row['limit'] / row['seconds']:.0%} | {row['peak'] / 1e9:.2f} GB | {row['load']:.0f} |"
+            f"| `{row['command']}` | {row['blocks']} of 32 | {row['weights'] / 1e9:.1f} billion | "
+            f"{row['seconds']:,.0f} | {row['limit']:,.0f} | {share:.0%} | {peak:.2f} GB | {row['load']:.0f} |"
         )
     lines += [
         "",

@@ -19,6 +19,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.io import offloaded
 from weightsmith.core.models import find_layers
 from weightsmith.forget import apply_delta, curvature_edit, edit_matrix, kept_directions, ranking_agreement, recitation
 from weightsmith.testing import samples, tiny
@@ -309,3 +310,54 @@ def test_few_samples_and_a_dominant_pair_are_noted():
     result = curvature_edit(model, [1000 * torch.ones(3, 4)], include="*", fisher="sampled", blocks=[0], keep=0.5)
     assert any("One pair of directions of '0'" in note for note in result.notes)
     assert any("samples: give more data" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_model_on_disk_becomes_what_it_becomes_in_memory(tmp_path, precision, tied):
+    model, batch = tiny("llama")
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
+    model.to(precision).save_pretrained(tmp_path / "dense")
+    model = type(model).from_pretrained(tmp_path / "dense", dtype=precision)  # whose buffers are float32
+    old = {name: value.clone() for name, value in model.state_dict().items()}
+    with offloaded(tmp_path / "dense", tmp_path / "edited") as stored:
+        streamed = curvature_edit(stored, [batch], blocks=[0, 1], keep=0.5)
+        assert all(parameter.is_meta for parameter in stored.parameters())
+    edited = type(model).from_pretrained(tmp_path / "edited", dtype=precision).state_dict()
+    in_memory = curvature_edit(model, [batch], blocks=[0, 1], keep=0.5)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(edited[name], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(edited[name], old[name]) == torch.equal(value, old[name])
+    assert [row["layer"] for row in streamed.layers] == [row["layer"] for row in in_memory.layers]
+
+
+def test_a_model_on_disk_is_not_measured(tmp_path):
+    model, batch = tiny("llama")
+    model.save_pretrained(tmp_path / "dense")
+    with (
+        pytest.raises(UnsupportedModelError, match="save_undo"),
+        offloaded(tmp_path / "dense", tmp_path / "edited") as stored,
+    ):
+        curvature_edit(stored, [batch], save_undo=tmp_path / "undo.safetensors")
+    assert not (tmp_path / "edited").exists()
+
+
+@pytest.mark.parametrize("criterion", ["mass", "loss"])
+def test_moments_of_few_positions_need_no_whole_decomposition(criterion, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x_NI, g_NO = (torch.randn(6, size, generator=generator) for size in (40, 60))
+    weight = torch.randn(60, 40, generator=generator)
+    factors = KroneckerFactors(x_NI.T @ x_NI / 6, g_NO.T @ g_NO / 6, 6, 6.0)
+    found = edit_matrix(weight, factors, keep=0.7, criterion=criterion)
+    monkeypatch.setattr("weightsmith.forget._curvature_edit.FEW_POSITIONS", 1000)
+    whole = edit_matrix(weight, factors, keep=0.7, criterion=criterion)
+    torch.testing.assert_close(found.weight_OI, whole.weight_OI, rtol=1e-4, atol=1e-4)
+    assert found.kept_pairs == whole.kept_pairs
+    assert found.predicted_loss == pytest.approx(whole.predicted_loss, rel=1e-4)
+
+
+def test_factors_that_are_not_of_their_positions_are_decomposed_whole():
+    factors = KroneckerFactors(torch.eye(40), torch.eye(60), 6, 6.0)
+    edit = edit_matrix(torch.ones(60, 40), factors, keep=0.5)
+    assert edit.kept_pairs == pytest.approx(0.5, abs=1e-3)

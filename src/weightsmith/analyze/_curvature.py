@@ -33,7 +33,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.io import load_tagged, save_tagged
 from weightsmith.core.linalg import is_finite, upcast
-from weightsmith.core.models import Layer, evaluation_mode
+from weightsmith.core.models import Layer, evaluation_mode, products_in_float32, weights_on_demand
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.core.progress import track
 from weightsmith.core.training import (
@@ -94,7 +94,8 @@ def collect_kfac(
     Parameters
     ----------
     model : nn.Module
-        A causal language model or a classifier. It does not change.
+        A causal language model or a classifier, which may be one opened with :func:`~weightsmith.core.io.offloaded`. It
+        does not change.
     batches : sequence of batches
         Inputs; labels are read for the empirical Fisher only.
     layers : sequence of Layer
@@ -141,6 +142,8 @@ def collect_kfac(
         gradients_restored(model),
         requires_grad_restored(model),
         torch.enable_grad(),
+        products_in_float32(model.parameters()),
+        weights_on_demand(model),
     ):
         model.requires_grad_(False)
         for batch in track(as_batches(batches), "curvature"):
@@ -197,7 +200,8 @@ class _Sums:
 
     def __init__(self, layer: Layer) -> None:
         rows, columns = layer.weight_OI.shape
-        like: dict[str, Any] = {"dtype": torch.float32, "device": layer.weight.device}
+        device = torch.device("cpu") if layer.weight.is_meta else layer.weight.device
+        like: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.layer, self.count = layer, torch.zeros((), dtype=torch.float64)
         self.inputs_II, self.gradients_OO = torch.zeros(columns, columns, **like), torch.zeros(rows, rows, **like)
         self.traces = torch.zeros(2, dtype=torch.float64)

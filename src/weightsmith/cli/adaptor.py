@@ -166,6 +166,8 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
     ]  # fmt: skip
     data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
     trains = any(role.kind == "samples" for role in signature.data)
+    needed = [role.kind for role in signature.data if role.required]
+    streams = "samples" not in needed and (not trains or "batches" in needed)
     control = typer.Option(help="Text on which the model should not become worse.", rich_help_panel=DATA)
     stream = typer.Option(
         "--stream",
@@ -190,8 +192,8 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         _parameter("overwrite", bool, overwrite, False),
         _parameter("compressed", bool, compressed, False),
         *([_parameter("packed", bool, packed, False)] if signature.on_levels else []),
-        # what trains or measures goes over the whole model many times
-        *([] if trains else [_parameter("stream", bool, stream, False)]),
+        # what trains goes over the whole model many times
+        *([_parameter("stream", bool, stream, False)] if streams else []),
         *_REPORTS,
         _DRY_RUN,
     ]

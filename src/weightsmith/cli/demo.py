@@ -1,4 +1,4 @@
-"""The demonstration: what three methods do to a real language model and to a small image classifier.
+"""The demonstration: what methods of four verbs do to a real language model and to small image classifiers.
 
 Everything is measured on the spot and nothing is downloaded.
 """
@@ -7,42 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor, nn
 
 from weightsmith.claims.know import digits_transfer
+from weightsmith.claims.modhifi import accuracy, digits_mlp
 from weightsmith.core.data import token_ids
 from weightsmith.core.metrics import decode_speed
 from weightsmith.core.progress import track
 from weightsmith.core.report import write_report
 from weightsmith.core.results import Result, record
 from weightsmith.embedded import open_model, text
+from weightsmith.forget import classwise
+from weightsmith.quantize import round_to_nearest
 from weightsmith.signature import Source, read
-from weightsmith.sparsify import dsnot, magnitude, wanda, wina
+from weightsmith.sparsify import dsnot, magnitude, wina
 from weightsmith.workbench import Data, Evaluation, Workbench
 
 __all__ = ["run"]
 
-TITLE = "weightsmith on SmolLM2-135M and a digits CNN"
-METHODS: Mapping[str, tuple[Callable[..., Result], Mapping[str, Any]]] = {
-    "magnitude": (magnitude, {}),
-    "magnitude + DSnoT": (dsnot, {"start": "magnitude"}),
-    "Wanda": (wanda, {}),
-    "Wanda + DSnoT": (dsnot, {"start": "wanda"}),
-    "WINA": (wina, {}),
+TITLE = "weightsmith on SmolLM2-135M and two digit classifiers"
+METHODS: Mapping[str, Callable[..., Result]] = {
+    "magnitude": magnitude,
+    "Wanda + DSnoT": dsnot,
+    "4-bit weights": round_to_nearest,
+    "WINA": wina,
 }
+FORGOTTEN = 3
+"""The digit that a classifier forgets."""
 
 
 def run(
-    *, report: Path = Path("report.html"), sparsity: float = 0.5, samples: int = 8, tokens: int = 1024, seeds: int = 3
+    *, report: Path = Path("report.html"), sparsity: float = 0.5, samples: int = 8, tokens: int = 1024, seeds: int = 2
 ) -> list[Result]:
-    """Prune a real language model in four ways, make it skip activations, predict weights for a CNN.
+    """Make a real language model sparse and coarse, predict weights for a classifier, make another forget a class.
 
-    The model is SmolLM2-135M. It is measured before and after each method, and writes an answer of its own; all of it
-    goes into one report.
+    The language model is SmolLM2-135M. It is measured before and after each method, and writes an answer of its own;
+    all of it goes into one report.
 
     Parameters
     ----------
@@ -67,9 +71,11 @@ def run(
     opened = open_model("embedded:smollm2")
     dense = Workbench(opened, data)
     results: list[Result] = []
-    for title, (method, hyper) in track([*METHODS.items()], "SmolLM2-135M"):
+    for title, method in track([*METHODS.items()], "SmolLM2-135M"):
         bench = dense.copy()
-        result = bench.apply(read(method), {"sparsity": sparsity, **hyper})
+        signature = read(method)
+        takes = [name for name in ("sparsity",) if name in signature.fields]
+        result = bench.apply(signature, dict.fromkeys(takes, sparsity))
         result.title = title
         results.append(result)
         console.print(f"{title}: perplexity {result.after['perplexity']:.1f}, {result.seconds:.0f} s")
@@ -79,14 +85,15 @@ def run(
     console.print(_language_table(results))
     for title, answer in (("dense", results[0].samples["before"]), *((r.title, r.samples["after"]) for r in results)):
         console.print(f"[bold]{title}[/]: {escape(answer)}\n")
-    results.append(_digits(seeds))
-    console.print(results[-1].table())
+    for result in (_predicted(seeds), _forgotten()):
+        results.append(result)
+        console.print(result.table())
     console.print(f"report: {write_report(results, report, TITLE)}")
     return results
 
 
 def _language_table(results: list[Result]) -> Table:
-    table = Table("SmolLM2-135M", title="Half the weights, or half the activations, of a language model")
+    table = Table("SmolLM2-135M", title="Half the weights, 16 levels, or half the activations of a language model")
     for column in ("perplexity", "zero weights", "tokens per second", "seconds to make"):
         table.add_column(column, justify="right")
     states = [("dense", results[-1].before, ""), *((r.title, r.after, f"{r.seconds:.0f}") for r in results)]
@@ -97,7 +104,7 @@ def _language_table(results: list[Result]) -> Table:
     return table
 
 
-def _digits(seeds: int) -> Result:
+def _predicted(seeds: int) -> Result:
     """KNOW on a CNN: accuracy on new digits after fine-tuning on 50 images, from trained and from predicted weights."""
     with record("know", seed=0, seeds=seeds, images=50) as result:
         result.title = "KNOW on a digits CNN"
@@ -111,3 +118,24 @@ def _digits(seeds: int) -> Result:
             "the trained weights at the predicted ones' norms: most of the gain is the smaller norm."
         )
     return result
+
+
+def _forgotten() -> Result:
+    """ModHiFi-U on a digits MLP: one class is no longer recognized; drawn images stand in for the training data."""
+    model, drawn, test = digits_mlp(0)
+    images = [(image, number // (len(drawn) // 10)) for number, image in enumerate(drawn)]
+    measured = [_accuracies(model, *test)]
+    result = classwise(model, images, class_name=str(FORGOTTEN))
+    measured.append(_accuracies(model, *test))
+    result.title = f"A digits MLP forgets the digit {FORGOTTEN}"
+    result.before, result.after = measured
+    result.notes.append("Measured on test images; drawn images of each class found the weights.")
+    return result
+
+
+def _accuracies(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, float]:
+    is_it = classes == FORGOTTEN
+    return {
+        f"accuracy on {FORGOTTEN}": accuracy(model, images[is_it], classes[is_it]),
+        "accuracy on the other digits": accuracy(model, images[~is_it], classes[~is_it]),
+    }

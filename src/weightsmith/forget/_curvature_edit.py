@@ -36,7 +36,15 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.models import Layer, find_blocks, find_layers, unreached, writable
+from weightsmith.core.models import (
+    Layer,
+    find_blocks,
+    find_layers,
+    rewriting,
+    unreached,
+    weights_in_memory,
+    writable,
+)
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import check_finite, refuse_adapters
 from weightsmith.forget._measures import answer_probabilities, generated_answers
@@ -71,6 +79,9 @@ FEED_FORWARD_INPUTS = (
 
 DEPTH, BLOCKS = 0.72, 3
 """The paper's layers 23 to 25 of 32: where the edited blocks start, as a share of the depth, and how many there are."""
+
+FEW_POSITIONS = 4
+"""Below this share of a matrix's side, 1 in so many, its moments are decomposed in the space of the positions."""
 
 MEASURED = 32
 FEW_SAMPLES = 10
@@ -143,7 +154,8 @@ def curvature_edit(
     Parameters
     ----------
     model : nn.Module
-        A causal language model or classifier, changed in place.
+        A causal language model or classifier, changed in place; or one opened with
+        :func:`~weightsmith.core.io.offloaded`, of which one block is in memory at a time.
     calibration : sequence of batches
         Text or inputs like the training data; the paper takes 20 million tokens, a few hundred thousand give nearly the
         same spectra.
@@ -211,7 +223,15 @@ def curvature_edit(
         io.check_file(save_undo)
     blocks = _numbers(model, blocks)
     layers = _choose(model, blocks, include, exclude)
-    check_finite(model)
+    on_disk = io.offloaded_of(model) is not None
+    if on_disk and (memorized is not None or save_undo is not None):
+        raise UnsupportedModelError(
+            "a model on disk is not measured and has no undo file",
+            found="memorized" if memorized is not None else "save_undo",
+            do="Leave it out; the checkpoint itself does not change.",
+        )
+    if not on_disk:
+        check_finite(model)
     hyper: dict[str, Any] = {"keep": keep, "blocks": blocks, "criterion": criterion, "fisher": fisher}
     with record("curvature-edit", **hyper) as result:
         if memorized is not None:
@@ -220,11 +240,12 @@ def curvature_edit(
         for group in _groups(layers, memory):
             factors = collect_kfac(model, calibration, group, fisher=fisher, generator=generator)
             for layer in group:
-                edits[layer.name] = _edit(layer, factors.pop(layer.name), keep, criterion, result)
-        before = {layer.name: layer.weight.detach().clone() for layer in layers}
-        try:
-            with torch.no_grad():
-                for layer in layers:
+                with weights_in_memory(model, layer.module):
+                    edits[layer.name] = _edit(layer, factors.pop(layer.name), keep, criterion, result)
+        before = {} if save_undo is None else {layer.name: layer.weight.detach().clone() for layer in layers}
+        with rewriting(model, None, [layer.name for layer in layers]) as visited, torch.no_grad():
+            for block in visited:
+                for layer in block.layers:
                     layer.weight_OI.copy_(edits[layer.name])
             if memorized is not None:
                 result.after |= _measured(model, memorized)
@@ -232,10 +253,6 @@ def curvature_edit(
                 pairs = [(f"{layer.name}.{layer.parameter}", layer) for layer in layers]
                 new, old = {n: each.weight for n, each in pairs}, {n: before[each.name] for n, each in pairs}
                 io.save_delta(io.SparseDelta.between(new, old), save_undo)
-        except BaseException:
-            for layer in layers:
-                layer.weight.data.copy_(before[layer.name])
-            raise
         result.totals = {"layers": len(layers), "predicted_loss": sum(row["predicted_loss"] for row in result.layers)}
         result.notes += unreached(model, find_layers(model))
     return result
@@ -293,8 +310,8 @@ def edit_matrix(
         )
     if keep >= 0.9999:
         return CurvatureEdit(weight_OI.detach().float(), 1.0, 1.0, 0.0, 0.0)
-    mu_I, v_II = _eigen(a_II)
-    lambda_O, u_OO = _eigen(g_OO)
+    mu_I, v_II = _eigen(a_II, factors.positions)
+    lambda_O, u_OO = _eigen(g_OO, factors.positions)
     coefficients_OI = u_OO.T @ weight_OI.detach().float() @ v_II
     if criterion == "mass":
         kept_OI = kept_directions(lambda_O, mu_I, keep)
@@ -305,7 +322,7 @@ def edit_matrix(
     return CurvatureEdit(
         u_OO @ (coefficients_OI * kept_OI) @ v_II.T,
         float(pairs[kept_OI].sum() / pairs.sum()),
-        float(kept_OI.double().mean()),
+        float(kept_OI.sum()) / weight_OI.numel(),
         float(pairs[0, 0] / pairs.sum()),
         float(dropped / 2),
     )
@@ -518,8 +535,17 @@ def _edit(layer: Layer, factors: KroneckerFactors, keep: float, criterion: Crite
     return edit.weight_OI.to(layer.weight.dtype)
 
 
-def _eigen(moments: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n n"]]:
-    """Eigenvalues, falling and not negative, and eigenvectors."""
+def _eigen(moments: Float[Tensor, "n n"], positions: int) -> tuple[Float[Tensor, "r"], Float[Tensor, "n r"]]:
+    """Eigenvalues, falling and not negative, and eigenvectors; of moments of few positions only those not zero."""
+    if FEW_POSITIONS * positions <= len(moments):
+        # moments of N positions have rank N: products with N random vectors span all that is not zero
+        generator = torch.Generator().manual_seed(0)
+        sketch = torch.randn(len(moments), positions + 8, generator=generator).to(moments)
+        basis = torch.linalg.qr(moments @ sketch).Q
+        inner = basis.T @ moments @ basis
+        if abs(inner.trace() - moments.trace()) <= 1e-5 * moments.trace():  # factors of a user's own may have any rank
+            values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+            return values.flip(0).clamp(min=0), basis @ vectors.flip(1)
     try:
         values, vectors = torch.linalg.eigh(moments.float())
     except torch.linalg.LinAlgError:

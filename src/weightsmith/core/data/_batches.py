@@ -300,7 +300,7 @@ def _stack(name: str, values: Sequence[Any], pad_token_id: int) -> Any:
 
 
 def to_model(batch: Any, model: nn.Module) -> Any:
-    """Return a batch on a model's device, its real numbers in the model's data type.
+    """Return a batch on a model's device, its real numbers in the model's data type; on the CPU for a model on disk.
 
     Examples
     --------
@@ -310,7 +310,8 @@ def to_model(batch: Any, model: nn.Module) -> Any:
     like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
     if like is None:
         return batch
-    return map_tensors(lambda tensor: tensor.to(like.device, like.dtype if tensor.is_floating_point() else None), batch)
+    device = "cpu" if like.is_meta else like.device
+    return map_tensors(lambda tensor: tensor.to(device, like.dtype if tensor.is_floating_point() else None), batch)
 
 
 def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:

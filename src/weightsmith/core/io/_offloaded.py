@@ -183,6 +183,9 @@ class OffloadedModel:
         self.model, self.reader, self.writer = model, reader, writer
         self.names = {module: name for name, module in model.named_modules()}
         self.keys, self.stacks = checkpoint_keys(model, reader)
+        for name, parameter in model.named_parameters():
+            if name in self.keys and parameter.is_meta:
+                parameter.data = parameter.data.to(reader.specs[self.keys[name]].dtype)
         self.written: set[str] = set()
         self.loaded: set[nn.Module] = set()
 
@@ -195,6 +198,10 @@ class OffloadedModel:
                 value = self._read(self._path(module, name))
                 set_module_tensor_to_device(module, name, "cpu", value=value, dtype=value.dtype)
         self.loaded.add(module)
+
+    def tensor(self, module: nn.Module, name: str) -> Tensor:
+        """Read one parameter of a module, which stays as it is."""
+        return self._read(self._path(module, name))
 
     def store(self, module: nn.Module) -> None:
         """Write a module's parameters, each once."""

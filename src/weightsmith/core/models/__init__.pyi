@@ -35,6 +35,8 @@ from ._observe import (
     observe as observe,
     quiet as quiet,
 )
+from ._on_demand import weights_in_memory as weights_in_memory, weights_on_demand as weights_on_demand
+from ._products import products_in_float32 as products_in_float32
 from ._resize import (
     CONVOLUTIONS as CONVOLUTIONS,
     RESIZABLE as RESIZABLE,

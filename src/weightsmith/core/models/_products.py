@@ -76,6 +76,26 @@ class _Float32Products(TorchFunctionMode):
     ) -> Any:
         if func is functional.linear and not kwargs and args[0].dtype in self.dtypes and args[0].device.type == "cpu":
             x, weight, *bias = args
-            wide = [None if part is None else part.float() for part in bias]
-            return functional.linear(x.float(), weight.float(), *wide).to(x.dtype)
+            if not torch.is_grad_enabled():
+                return _upcast_linear(x, weight, *bias)
+            if not weight.requires_grad and not any(part is not None and part.requires_grad for part in bias):
+                return _FrozenLinear.apply(x, weight, *bias)
         return func(*args, **(kwargs or {}))
+
+
+def _upcast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return functional.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """The product with a weight that is not trained: autograd keeps the weight as it is, not its float32 copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _upcast_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return (gradient.float() @ weight.float()).to(gradient.dtype), None, None
