@@ -96,6 +96,6 @@ class _FrozenLinear(torch.autograd.Function):
         return _upcast_linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
         return (gradient.float() @ weight.float()).to(gradient.dtype), None, None
