@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import warnings
 
@@ -16,7 +15,6 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from models import tiny
-from processes import two_processes
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -353,38 +351,6 @@ def test_bad_hyperparameters(options, message):
         MetaRescaler(data(), 3, **options)
 
 
-WORKER = """
-    import json
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-    from torch.utils.data import TensorDataset
-    from weightsmith.train._meta_rescaling import MetaRescaler
-
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    torch.manual_seed(0)
-    x = torch.randn(64, 6)
-    data = TensorDataset(x, x[:, :3].argmax(1))
-    model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(6, 3)))
-    loss = MetaRescaler(data, 3, generator=torch.Generator().manual_seed(rank))
-    with torch.no_grad():
-        for parameter in loss.rescaler.parameters():
-            dist.broadcast(parameter, 0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(3):
-        optimizer.zero_grad()
-        rows = slice(rank * 16 + 32 * (step % 2), rank * 16 + 32 * (step % 2) + 16)
-        loss(model, (x[rows], data.tensors[1][rows])).backward()
-        optimizer.step()
-    told = torch.cat([p.detach().flatten() for p in [*model.parameters(), *loss.rescaler.parameters()]])
-    other = [torch.empty_like(told) for _ in range(2)]
-    dist.all_gather(other, told)
-    if rank == 0:
-        print(json.dumps((other[0] - other[1]).abs().max().item()))
-"""
-
-
 @pytest.mark.parametrize("damage", [{"scores": torch.zeros(3)}, {"rescaler": {}}, {"optimizer": {}}, {"steps": None}])
 def test_a_damaged_state_is_refused_and_changes_nothing(damage):
     loss = MetaRescaler(data(), 3)
@@ -401,8 +367,3 @@ def test_a_model_without_forward_mode_derivative_is_refused():
     torch.nn.utils.parametrizations.weight_norm(model[1])
     with pytest.raises(UnsupportedModelError, match="without forward-mode derivative"):
         fit(model, data(), loss=MetaRescaler(data(), 3), epochs=1)
-
-
-@pytest.mark.slow
-def test_two_processes_stay_together(tmp_path):
-    assert json.loads(two_processes(WORKER, tmp_path).splitlines()[-1]) == 0.0

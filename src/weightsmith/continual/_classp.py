@@ -29,6 +29,7 @@ from weightsmith.core.io import CheckpointReader, check_output, load_tagged, sav
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.results import Result, record
 from weightsmith.core.selection import kth_smallest
+from weightsmith.core.sharding import is_sharded, like_parameter, local, whole
 from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, training_method
 
 __all__ = ["CLASSP", "classp"]
@@ -78,8 +79,9 @@ class CLASSP(torch.optim.Optimizer):
     Notes
     -----
     The state of a parameter is one tensor, ``sum``, in float32 for bfloat16 and float16 parameters; their update is
-    computed in float32, too. With sharded parameters (FSDP2, DTensor), quantiles are those of the local shard. Sparse
-    gradients update the rows they have. A parameter that was frozen starts with an empty accumulator: its first step
+    computed in float32, too. Parameters may be sharded (FSDP2, DTensor): the steps are those of whole ones, and a
+    threshold that is a quantile gathers the gradient of one parameter at a time. Sparse gradients update the rows they
+    have. A parameter that was frozen starts with an empty accumulator: its first step
     has the length ``lr``.
 
     References
@@ -158,7 +160,7 @@ class CLASSP(torch.optim.Optimizer):
                 if parameter.grad.is_sparse:
                     _update_rows(parameter, self.state[parameter]["sum"], group)
             together = all(p.is_cuda for p in dense) if group["foreach"] is None else group["foreach"]
-            tensors = ((_local(p), _gradient(p, group), _local(self.state[p]["sum"])) for p in dense)
+            tensors = ((local(p), _gradient(p, group), local(self.state[p]["sum"])) for p in dense)
             batches = _by_kind(tensors) if together else ([[tensor] for tensor in each] for each in tensors)
             for values, gradients, sums in batches:
                 _update(values, gradients, sums, group)
@@ -171,8 +173,8 @@ class CLASSP(torch.optim.Optimizer):
         -------
         dict of str to dict
             By the parameters' names, or their numbers ``group.number``: the ``mean``, ``median`` and 90 % quantile
-            ``q90`` of the accumulator, and the share of weights that were ``unused``: never updated. Sharded
-            parameters are described by the local shard.
+            ``q90`` of the accumulator, and the share of weights that were ``unused``: never updated. Where parameters
+            are sharded, every process has to call this.
 
         Examples
         --------
@@ -185,7 +187,7 @@ class CLASSP(torch.optim.Optimizer):
         """
         found = {}
         for name, parameter in self._named():
-            total = _local(self.state.get(parameter, {}).get("sum", torch.zeros_like(parameter)).detach())
+            total = whole(self.state.get(parameter, {}).get("sum", torch.zeros_like(parameter)).detach())
             if total.numel():
                 found[name] = {
                     "mean": float(total.mean()),
@@ -229,7 +231,7 @@ class CLASSP(torch.optim.Optimizer):
 
     def _refuse_nonfinite(self) -> None:
         strict = {id(p) for group in self.param_groups if group["error_if_nonfinite"] for p in group["params"]}
-        found = [(name, _local(p.grad)) for name, p in self._named() if id(p) in strict and p.grad is not None]
+        found = [(name, local(p.grad)) for name, p in self._named() if id(p) in strict and p.grad is not None]
         values = [(n, g.coalesce().values() if g.is_sparse else g) for n, g in found]
         if not values:
             return
@@ -394,22 +396,25 @@ def _update_rows(parameter: Tensor, total: Tensor, group: Mapping[str, Any]) -> 
 
 
 def _gradient(parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
-    gradient: Any = parameter.grad
-    if hasattr(parameter, "placements"):
-        gradient = gradient.redistribute(placements=parameter.placements)
-    return _prepare(_local(gradient), group)
+    return _prepare(like_parameter(parameter), group)
 
 
 def _prepare(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """The gradient in the precision of the accumulator; zero where a weight is left alone."""
+    """A process's part of the gradient in the precision of the accumulator; zero where a weight is left alone."""
+    part, bound = _finite(local(gradient), group), group["threshold"]
+    if bound == 0 or not gradient.numel():
+        return part
+    least: Tensor | float
+    if isinstance(bound, str):
+        least = _quantile((_finite(whole(gradient), group) if is_sharded(gradient) else part).abs(), float(bound[1:]))
+    else:
+        least = math.sqrt(bound)
+    return part.masked_fill(part.abs() <= least, 0.0)
+
+
+def _finite(gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
     gradient = gradient.to(_wide(gradient.dtype))
-    if not group["error_if_nonfinite"]:
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-    if group["threshold"] == 0 or not gradient.numel():
-        return gradient
-    size, bound = gradient.abs(), group["threshold"]
-    least = _quantile(size, float(bound[1:])) if isinstance(bound, str) else math.sqrt(bound)
-    return gradient.masked_fill(size <= least, 0.0)
+    return gradient if group["error_if_nonfinite"] else gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:
@@ -419,11 +424,6 @@ def _quantile(values: Tensor, share: float) -> Tensor:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that is on this process; it shares its memory."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _by_kind(tensors: Iterable[tuple[Tensor, ...]]) -> Iterable[list[list[Tensor]]]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
+from weightsmith.core.sharding import local
 
 __all__ = [
     "COLUMN_BLOCK",
@@ -154,11 +155,14 @@ def replace_columns(
 def is_finite(values: Shaped[Tensor, "..."]) -> bool:
     """Whether no value is NaN or infinite, from the smallest and the largest value: one pass without a copy.
 
+    Of a sharded tensor each process looks at its own part.
+
     Examples
     --------
     >>> is_finite(torch.ones(3)), is_finite(torch.tensor([1.0, float("nan")]))
     (True, False)
     """
+    values = local(values)
     return not values.numel() or bool(torch.stack(values.aminmax()).isfinite().all())
 
 

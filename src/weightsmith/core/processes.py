@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ __all__ = [
     "broadcast_first",
     "gather_objects",
     "gather_rows",
+    "launched_count",
     "process_count",
     "refuse_several_processes",
 ]
@@ -31,6 +33,17 @@ def process_count() -> int:
     1
     """
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def launched_count() -> int:
+    """Return how many processes torchrun or Accelerate has started, also before they form a group.
+
+    Examples
+    --------
+    >>> launched_count()
+    1
+    """
+    return max(process_count(), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def all_reduce_sum(*tensors: Tensor) -> None:
@@ -99,14 +112,14 @@ def refuse_several_processes(what: str, do: str) -> None:
     Raises
     ------
     UnsupportedModelError
-        If several processes work together.
+        If several processes work together, or were started to.
 
     Examples
     --------
     >>> refuse_several_processes("pulses are not averaged", do="Train in one process.")
     """
-    if process_count() > 1:
-        raise UnsupportedModelError(what, found=f"{process_count()} processes", expected="one", do=do)
+    if launched_count() > 1:
+        raise UnsupportedModelError(what, found=f"{launched_count()} processes", expected="one", do=do)
 
 
 def _placed(tensor: Tensor) -> Tensor:

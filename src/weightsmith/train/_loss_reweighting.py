@@ -29,7 +29,7 @@ from torch.nn import functional
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, Loss, draw_seed, fit, predict, training_method
+from weightsmith.core.training import FitOptions, Loss, batch_count, draw_seed, fit, predict, training_method
 from weightsmith.train._shared.trainer import aligned, share_of_step
 
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
@@ -426,7 +426,7 @@ def loss_reweighting(
     with record(
         "loss-reweighting", seed=seed, strategy=strategy, weight_warmup=weight_warmup, **hyper, **options
     ) as result:
-        batches = math.ceil(len(training) / options["batch_size"]) * options["epochs"]
+        batches = batch_count(len(training), options) * options["epochs"]
         reweighter = LossReweighter(strategy, warmup_steps=round(weight_warmup * batches), **hyper)
         sizes: list[float] = []
         run = fit(

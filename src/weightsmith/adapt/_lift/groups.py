@@ -68,7 +68,7 @@ def lift_groups(
     LayerNotFoundError
         If no layer matches.
     UnsupportedModelError
-        If a weight is computed from other tensors, quantized, sharded or not loaded.
+        If a weight is computed from other tensors, quantized or not loaded.
 
     Examples
     --------
@@ -179,10 +179,9 @@ def _check_parameter(name: str, parameter: Tensor) -> None:
             expected="floating point",
             do="LIFT needs unquantized weights.",
         )
-    if parameter.is_meta or parameter.numel() == 0 or hasattr(parameter, "device_mesh"):
+    if parameter.is_meta or parameter.numel() == 0:
         raise UnsupportedModelError(
-            f"parameter {name!r} is on the meta device, empty or sharded",
-            do="LIFT needs whole matrices: load the weights, or train with data parallelism.",
+            f"parameter {name!r} is on the meta device or empty", do="LIFT needs the weights: load them."
         )
 
 

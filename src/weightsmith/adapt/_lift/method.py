@@ -85,7 +85,7 @@ def lift(
     NonFiniteError
         If a weight or the loss is not finite.
     UnsupportedModelError
-        If a weight is quantized or sharded.
+        If a weight is quantized or sharded; :class:`weightsmith.adapt.LIFTAdamW` trains sharded ones.
 
     References
     ----------

@@ -24,6 +24,7 @@ from weightsmith.core.errors import (
 from weightsmith.core.io import SparseDelta
 from weightsmith.core.linalg import is_finite, project, randomized_singular_basis, refine_singular_basis, singular_basis
 from weightsmith.core.selection import largest_k
+from weightsmith.core.sharding import like_parameter, read_places, whole, write_places
 
 __all__ = ["LIFTAdamW"]
 
@@ -86,7 +87,7 @@ class LIFTAdamW(torch.optim.Optimizer):
     ShapeError
         If a vector is in a group with a budget.
     UnsupportedModelError
-        If a parameter is quantized, complex, sharded or on the meta device, or its gradient is sparse.
+        If a parameter is quantized, complex or on the meta device, or its gradient is sparse.
 
     Notes
     -----
@@ -94,6 +95,9 @@ class LIFTAdamW(torch.optim.Optimizer):
     its value in float32, without which small steps would be rounded away. Weights are chosen at the first step, on
     the device they are on then. The first choice is renewed before step ``update_interval``, then after as many
     steps each, as in the paper; the step count never starts over.
+
+    Parameters may be sharded (FSDP2, DTensor). A matrix is gathered to choose its weights, one at a time; the state is
+    that of the whole matrix on every process, and the processes exchange the gradients of the trained weights.
 
     References
     ----------
@@ -212,11 +216,11 @@ class LIFTAdamW(torch.optim.Optimizer):
     def select(self, parameter: Tensor, group: Mapping[str, Any]) -> Int[Tensor, "K"]:
         """Choose the weights to train: flat indices, ascending; of a stack of experts for each alone."""
         if not group.get("stacked"):
-            return self.select_matrix(parameter.detach().flatten(1), group, self.state[parameter], "basis")
+            return self.select_matrix(whole(parameter.detach()).flatten(1), group, self.state[parameter], "basis")
         size = parameter[0].numel()
         parts = [
             number * size + self.select_matrix(matrix_OI, group, self.state[parameter], f"basis_{number}")
-            for number, matrix_OI in enumerate(parameter.detach())
+            for number, matrix_OI in enumerate(whole(parameter.detach()))
         ]
         return torch.cat(parts)
 
@@ -264,7 +268,7 @@ class LIFTAdamW(torch.optim.Optimizer):
                 raise HyperparameterError(
                     "parameters without names", do="Build the groups with lift_groups or pass (name, parameter) pairs."
                 )
-            named.update(zip(group["param_names"], group["params"], strict=True))
+            named.update(zip(group["param_names"], map(whole, group["params"]), strict=True))
         return SparseDelta.between(base, named)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -323,7 +327,7 @@ class LIFTAdamW(torch.optim.Optimizer):
             return kept
         if parameter.grad.is_sparse:
             raise UnsupportedModelError("a sparse gradient", do="Use sparse=False in the embedding.")
-        gradient = _read(parameter.grad, self._begin(parameter, group).get("index"))
+        gradient = _read(like_parameter(parameter), self._begin(parameter, group).get("index"))
         return gradient if kept is None else kept + gradient
 
     def _update(self, group: Mapping[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
@@ -348,7 +352,7 @@ class LIFTAdamW(torch.optim.Optimizer):
         torch._foreach_add_(roots, group["eps"])  # before the bias correction, as in the paper's code
         torch._foreach_addcdiv_(values, firsts, roots, sizes)
         for parameter, state, value in zip(parameters, states, values, strict=True):
-            _write(parameter, state.get("index"), value)
+            write_places(parameter, state.get("index"), value)
             interval = group["update_interval"]
             if "index" in state and interval is not None and (state["step"] + 1) % interval == 0:
                 self._renew(parameter, group, state)
@@ -387,17 +391,5 @@ def _check_state(state: Mapping[str, Any], parameter: Tensor) -> None:
 
 def _read(tensor: Tensor, index: Int[Tensor, "K"] | None) -> Float[Tensor, "K"]:
     """Values at flat places (all by default), at least in float32."""
-    values = tensor.detach().reshape(-1)
-    if index is not None:
-        values = values.index_select(0, index)
+    values = read_places(tensor, index)
     return values if values.dtype == torch.float64 else values.float()
-
-
-def _write(parameter: Tensor, index: Int[Tensor, "K"] | None, values: Float[Tensor, "K"]) -> None:
-    if index is None:
-        parameter.copy_(values.view(parameter.shape))
-        return
-    flat = parameter.detach().reshape(-1)
-    flat.index_copy_(0, index.long(), values.to(flat.dtype))
-    if flat.data_ptr() != parameter.data_ptr():  # a copy, where the weight is not contiguous
-        parameter.copy_(flat.view(parameter.shape))

@@ -29,7 +29,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, Shape
 from weightsmith.core.io import StateDict
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode, has_batchnorm, recalibrate_batchnorm
-from weightsmith.core.training import FitOptions, counted_logits, fit, training_method
+from weightsmith.core.training import FitOptions, batch_count, counted_logits, fit, training_method
 
 __all__ = ["BezierCurve", "connectivity", "loss_and_error", "train_curve", "wide_copy"]
 
@@ -179,7 +179,7 @@ def _train(
     first, last = _fitting(net, start, "start"), _fitting(net, end, "end")
     trained = _TrainedCurve(net, first, last)
     optimizer = torch.optim.SGD(trained.parameters(), lr=options["learning_rate"], momentum=MOMENTUM)
-    steps = math.ceil(math.ceil(len(data) / options["batch_size"]) / options["accumulation_steps"])
+    steps = math.ceil(batch_count(len(data), options) / options["accumulation_steps"])
 
     def after_step(step: int, loss: float) -> None:
         # the factor is of the first rate, as in the taxonomy's code; of the last rate it would end at 1e-6 of it

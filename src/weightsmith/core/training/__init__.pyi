@@ -2,6 +2,7 @@ from ._adapters import refuse_adapters as refuse_adapters
 from ._fit import (
     Fit as Fit,
     Loss as Loss,
+    batch_count as batch_count,
     default_loss as default_loss,
     draw_seed as draw_seed,
     fit as fit,

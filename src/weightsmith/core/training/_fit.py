@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
+from weightsmith.core.processes import launched_count
 from weightsmith.core.progress import track
 from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels
 from weightsmith.core.training._options import FitOptions, training_method
@@ -33,6 +33,7 @@ from weightsmith.core.training._options import FitOptions, training_method
 __all__ = [
     "Fit",
     "Loss",
+    "batch_count",
     "default_loss",
     "draw_seed",
     "fit",
@@ -397,6 +398,17 @@ def shift_for_causal_lm(model: nn.Module, logits: Tensor, labels: Tensor) -> tup
     return logits, labels
 
 
+def batch_count(samples: int, options: FitOptions) -> int:
+    """Return how many batches each process trains on per epoch of :func:`fit`.
+
+    Examples
+    --------
+    >>> batch_count(20, {"batch_size": 8})
+    3
+    """
+    return math.ceil(samples / (options["batch_size"] * launched_count()))
+
+
 def draw_seed(generator: torch.Generator | None) -> int:
     """Draw the seed of a run from a generator; 0 without one.
 
@@ -427,13 +439,17 @@ class _Best:
 
 def _accelerator(model: nn.Module, precision: str, accumulate: int) -> Any:
     """An Accelerator on the model's own device, or, under torchrun, on the process's."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)  # it forbids a second run in another precision
-    own = torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    own = torch.cuda.is_available() and launched_count() > 1
     cpu = not own and all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu)
+    # a parameter that a sample does not reach, such as an expert, must not stop several processes
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu, kwargs_handlers=[unused]
+    )
 
 
 def _schedule(steps: int, options: FitOptions) -> Callable[[int], float]:

@@ -16,7 +16,7 @@ from weightsmith.core import io
 from weightsmith.core.data import Samples, take
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, refuse_adapters, training_method
+from weightsmith.core.training import FitOptions, batch_count, draw_seed, refuse_adapters, training_method
 from weightsmith.forget._measures import answer_probabilities, generated_answers, membership_auc, rouge_l, truth_ratios
 from weightsmith.forget._shared.mask import WeightMask
 from weightsmith.forget._shared.sets import frozen_note, held_out, overlap
@@ -157,7 +157,7 @@ def wagle(
         base = {name: tensor.clone() for name, tensor in _changing(model, mask).items()}
         measure = partial(_measures, model, sets, paraphrased, perturbed, tokenizer)
         result.before, told = measure(), _answer(model, forget, tokenizer)
-        steps = max(1, len(forget) * options["epochs"] // (options["batch_size"] * options["accumulation_steps"]))
+        steps = max(1, batch_count(len(forget), options) * options["epochs"] // options["accumulation_steps"])
         arms = {}
         for name, chosen in masks.items():
             with torch.no_grad():

@@ -18,6 +18,7 @@ from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
     Loss,
+    batch_count,
     counted_logits,
     counted_rows,
     draw_seed,
@@ -286,7 +287,7 @@ def _train(
 
         def run(**changed: Any) -> Oscillations:
             merged: Any = {**options, **changed}
-            steps = math.ceil(len(training) / merged["batch_size"] / merged["accumulation_steps"])
+            steps = math.ceil(batch_count(len(training), merged) / merged["accumulation_steps"])
             counter = Oscillations(model)
 
             def look(step: int, _: float) -> None:

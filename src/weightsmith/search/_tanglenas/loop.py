@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sized
 from typing import Any, Unpack, cast
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Samples, batched, pad_token_id, to_device
 from weightsmith.core.models import device_of
-from weightsmith.core.training import Fit, FitOptions, default_loss, fit
+from weightsmith.core.training import Fit, FitOptions, batch_count, default_loss, fit
 from weightsmith.search._tanglenas.samplers import DrNAS, Sampler
 from weightsmith.search._tanglenas.supernet import Supernet
 
@@ -85,7 +84,7 @@ def search(
         Losses, entropies and gradient norms.
     """
     options = cast(FitOptions, {**TRAINING, **options})
-    steps = math.ceil(len(cast(Sized, training)) / options.get("batch_size", 32))
+    steps = batch_count(len(cast(Sized, training)), options)
     loss = Bilevel(net, sampler or DrNAS(), held_out, (arch_learning_rate, arch_weight_decay), seed, steps, options)
     loss.found.fit = fit(net.model, training, loss=loss, seed=seed, **options)
     return loss.found

@@ -32,7 +32,6 @@ from contextlib import contextmanager
 from typing import Any, Literal, Unpack
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
@@ -48,8 +47,9 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.processes import all_reduce_sum, broadcast_first, gather_objects, gather_rows
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, logits_of, training_method
+from weightsmith.core.training import FitOptions, batch_count, check_options, draw_seed, fit, logits_of, training_method
 from weightsmith.train._meta_rescaling.features import ClassMemory
 from weightsmith.train._meta_rescaling.rescaler import Rescaler
 
@@ -98,6 +98,11 @@ class MetaRescaler:
         Changes the inputs of all passes but the first, for models without dropout.
     generator : torch.Generator, optional
         Draws the batches and the rescaler's initial weights.
+
+    Notes
+    -----
+    Several processes weigh the samples of all of them together, as one process does with all samples in its batch; for
+    this they exchange gradients three times per step. Each holds all of ``data``.
 
     Attributes
     ----------
@@ -166,6 +171,7 @@ class MetaRescaler:
         self.scores = torch.full((len(data),), torch.nan)  # type: ignore[arg-type]
         self.last_weights = torch.empty(0)
         self._steps = self._seen = 0
+        self._mine = slice(0)
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the weighted loss of a batch, after one step of the rescaler.
@@ -194,24 +200,28 @@ class MetaRescaler:
         if any(getattr(module, "gradient_checkpointing", False) for module in plain.modules()):
             # its recomputation drops the tangents of the derivative along the virtual step
             raise UnsupportedModelError("a model with gradient checkpointing", do="Switch it off.")
-        if len(labels) < 2:
+        every, self._mine = gather_rows(labels)
+        if len(every) < 2:
             warnings.warn("a batch of one sample has no weights; drop it or make it larger", stacklevel=2)
             return self.criterion(logits_of(call(model, inputs)), labels).sum()
         self.rescaler.to(labels.device)
+        if not self._steps:
+            broadcast_first(*(parameter.detach() for parameter in self.rescaler.parameters()))
         parameters = {name: p for name, p in plain.named_parameters() if p.requires_grad}
-        share = self._share(labels)
+        share = self._share(every)
         with _same_randomness(labels.device) as rewind:
             first = call(model, inputs)
             losses_GB, logits_GBC = self._run(plain, first, inputs, labels, {})
             w_B = self._weights(self.memories[0], losses_GB, logits_GBC, labels)
             gradient = _gradient(share * (w_B.detach() * losses_GB[0]).sum(), parameters)
-            self._learn(plain, parameters, gradient, inputs, labels, w_B, rewind)
+            self._learn(plain, parameters, gradient, inputs, labels, w_B, share, rewind)
         in_force = w_B.detach()
         if self._steps < self.warmup_steps:
             in_force = torch.ones_like(in_force)
             gradient = _gradient(share * losses_GB[0].sum(), parameters)
-        self._remember(in_force, index, len(labels))
+        self._remember(in_force, index, len(every))
         loss = share * (in_force * losses_GB[0].detach()).sum()
+        all_reduce_sum(loss)
         return _KnownGradient.apply(loss, [*gradient.values()], *parameters.values())
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,6 +262,7 @@ class MetaRescaler:
         inputs: Any,
         labels: Tensor,
         w_B: Tensor,
+        share: float,
         rewind: Callable[[], None],
     ) -> None:
         """One step of Adam on the rescaler."""
@@ -259,21 +270,23 @@ class MetaRescaler:
         moved = {
             name: (p.detach() - rate * self._step(gradient[name])).requires_grad_() for name, p in parameters.items()
         }
-        other, other_labels = self._draw(model, len(labels), labels.device)
+        other, other_labels = self._draw(model, labels.device)
         losses_GB, logits_GBC = self._run(model, _call_with(model, moved, other), other, other_labels, moved)
         v_B = self._weights(self.memories[1], losses_GB, logits_GBC, other_labels)
         objective = torch.zeros((), device=labels.device)
         if self.paths != "meta":
-            objective = objective + self._share(other_labels) * (v_B * losses_GB[0].detach()).sum()
+            objective = objective + share * (v_B * losses_GB[0].detach()).sum()
         if self.paths != "direct":
-            outer = _gradient(self._share(other_labels) * (v_B.detach() * losses_GB[0]).sum(), moved)
+            outer = _gradient(share * (v_B.detach() * losses_GB[0]).sum(), moved)
             direction = {name: self._slope(gradient[name]) * outer[name] for name in outer}
             rewind()  # to the dropout of the first pass
             slopes_B = self._directional(model, parameters, direction, inputs, labels)
-            objective = objective - rate * self._share(labels) * (slopes_B * w_B).sum()
+            objective = objective - rate * share * (slopes_B * w_B).sum()
         self.optimizer.zero_grad()
         objective.backward()
-        _average_gradients(self.rescaler)
+        for parameter in self.rescaler.parameters():
+            assert parameter.grad is not None
+            all_reduce_sum(parameter.grad)
         self.optimizer.step()
 
     def _directional(
@@ -321,23 +334,31 @@ class MetaRescaler:
         if not bool(finite.all()):
             bad = (~finite).nonzero().flatten().tolist()
             raise NonFiniteError("losses", found=f"NaN or infinity at samples {bad[:5]}", do="Lower the learning rate.")
-        if self.passes > 1 and self._steps == 0 and bool((losses == losses[0]).all()):
+        if self.passes > 1 and self._steps == 0 and all(gather_objects(bool((losses == losses[0]).all()))):
             warnings.warn("all passes are alike: without dropout (or perturb) one is enough", stacklevel=4)
             self.passes = 1
         return losses, torch.stack([logits.detach() for logits in rows])
 
     def _share(self, labels: Tensor) -> float:
+        """What the sum of the losses of all processes is multiplied by."""
         return 1 / len(labels) if self.reduction == "mean" else 1.0
 
     def _weights(
         self, memory: ClassMemory, losses_GB: Tensor, logits_GBC: Tensor, labels: Tensor
     ) -> Float[Tensor, "B"]:
-        features = memory.features(losses_GB.detach(), logits_GBC, labels)
-        return self.min_weight + (1 - self.min_weight) * self.rescaler(features, labels)
+        losses_BG, logits_BGC, labels_B = (
+            gather_rows(rows)[0] for rows in (losses_GB.detach().T, logits_GBC.transpose(0, 1), labels)
+        )
+        features = memory.features(losses_BG.T, logits_BGC.transpose(0, 1), labels_B)
+        weights_B: Tensor = self.rescaler(features, labels_B)  # its batch norms see the batches of all processes
+        return self.min_weight + (1 - self.min_weight) * weights_B[self._mine]
 
-    def _draw(self, model: nn.Module, count: int, device: torch.device) -> tuple[Any, Tensor]:
-        """A batch of the training set, drawn uniformly with replacement."""
-        chosen = torch.randint(len(self.data), (count,), generator=self.generator).tolist()  # type: ignore[arg-type]
+    def _draw(self, model: nn.Module, device: torch.device) -> tuple[Any, Tensor]:
+        """A batch of the training set, drawn uniformly with replacement; of several processes each has its part."""
+        count = sum(gather_objects(self._mine.stop - self._mine.start))
+        every = torch.randint(len(self.data), (count,), generator=self.generator)  # type: ignore[arg-type]
+        broadcast_first(every)
+        chosen = every[self._mine].tolist()
         inputs, labels, _ = _split(
             _to(collate([self.data[i] for i in chosen], pad_token_id=pad_token_id(model)), device)
         )
@@ -347,7 +368,7 @@ class MetaRescaler:
     def _remember(self, weights: Tensor, index: Tensor | None, count: int) -> None:
         self.last_weights = weights
         if index is not None:
-            self.scores[index.cpu()] = weights.cpu()
+            self.scores[gather_rows(index)[0].cpu()] = gather_rows(weights)[0].cpu()
         self._steps += 1
         self._seen += count
         if self._seen >= len(self.data):  # type: ignore[arg-type]
@@ -431,7 +452,7 @@ def meta_rescaling(
     seed = draw_seed(generator)
     with record("meta-rescaling", seed=seed, weight_warmup=weight_warmup, **hyper, **options) as result:
         samples = [_numbered(training[number], number) for number in range(len(training))]
-        batches = math.ceil(len(samples) / options["batch_size"]) * options["epochs"]
+        batches = batch_count(len(samples), options) * options["epochs"]
         loss = MetaRescaler(
             samples,
             _count_classes(model, training),
@@ -465,10 +486,12 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient by each parameter; zero for unused ones."""
+    """The gradient by each parameter, summed over processes; zero for unused ones."""
     found = torch.autograd.grad(value, [*parameters.values()], retain_graph=True, allow_unused=True)
     pairs = zip(parameters.items(), found, strict=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+    gradients = {name: torch.zeros_like(p) if g is None else g.contiguous() for (name, p), g in pairs}
+    all_reduce_sum(*gradients.values())
+    return gradients
 
 
 def _call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
@@ -497,14 +520,6 @@ def _same_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
         torch.set_rng_state(later[0][0])
         if cuda is not None:
             torch.cuda.set_rng_state(later[0][1], device)
-
-
-def _average_gradients(module: nn.Module) -> None:
-    if dist.is_available() and dist.is_initialized():
-        for parameter in module.parameters():
-            assert parameter.grad is not None
-            dist.all_reduce(parameter.grad)
-            parameter.grad.div_(dist.get_world_size())
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
