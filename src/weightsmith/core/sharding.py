@@ -44,11 +44,17 @@ def is_sharded(tensor: Tensor) -> bool:
 def sharded_parameters(model: nn.Module) -> list[str]:
     """Return the names of the parameters that are split between processes.
 
+    After a forward pass FSDP2 leaves weights gathered that the backward pass will read; here they are split again.
+
     Examples
     --------
     >>> sharded_parameters(nn.Linear(2, 2))
     []
     """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules():
+        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+            module.reshard()
     return [name for name, parameter in model.named_parameters() if is_sharded(parameter)]
 
 

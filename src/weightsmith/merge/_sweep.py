@@ -18,6 +18,7 @@ from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import along_line, evaluation_mode, interpolate_
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
+from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import check_finite, predict
 from weightsmith.merge._shared.arithmetic import check_alpha
 from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
@@ -94,6 +95,7 @@ def sweep(
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
     for network in (model, tuned):
+        refuse_sharded(network)
         check_finite(network)
     pad = pad_token_id(model)
     batches = {

@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from weightsmith.core.errors import WeightsmithError
+from weightsmith.core.sharding import whole
 from weightsmith.signature import Signature, read
 from weightsmith.testing._interrupts import InterruptAt, count_operations, evenly
 from weightsmith.testing._models import (
@@ -29,7 +31,7 @@ from weightsmith.testing._models import (
     samples,
     tiny,
 )
-from weightsmith.testing._state import Snapshot, differences, outputs
+from weightsmith.testing._state import Snapshot, differences, outputs, same
 
 __all__ = ["check_transform", "transform_checks"]
 
@@ -45,8 +47,8 @@ def check_transform(
 
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
     exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
-    transformers; padding does not count; values that are not finite, options out of range, computed weights and
-    adapters are handled or refused.
+    transformers; padding does not count; values that are not finite, options out of range, computed weights, adapters
+    and weights that FSDP2 has split between processes are handled or refused.
 
     Parameters
     ----------
@@ -394,6 +396,47 @@ def _handles_adapters(case: Case) -> None:
         assert not (adapters and base), f"{case.title}: changed {base} weights and also the adapter's {_some(adapters)}"
 
 
+def _handles_sharded_weights(case: Case) -> None:
+    """One process stands for several: the weights are DTensors all the same."""
+    if case.architecture not in ("mlp", "mlp_regression", "bert_regression", "cnn", "llama"):
+        return
+    plain, model = case.model(), case.model()
+    with _fully_sharded(model):
+        before = {name: whole(value).clone() for name, value in model.state_dict().items()}
+        try:
+            case.call(model)
+        except WeightsmithError:
+            changed = [name for name, value in model.state_dict().items() if not same(whole(value), before[name])]
+            assert not changed, f"{case.title}, sharded weights: refused, but left {_some(changed)}"
+            return
+        except Exception as error:
+            raise AssertionError(f"{case.title}, sharded weights: {type(error).__name__}: {error}") from error
+        found = {name: whole(value) for name, value in model.state_dict().items()}
+    case.call(plain)
+    expected = plain.state_dict()
+    other = [n for n, v in expected.items() if n not in found or not torch.allclose(found[n], v, atol=1e-5)]
+    assert not other, f"{case.title}, sharded weights: gave another {_some(other)} than with whole ones"
+
+
+@contextmanager
+def _fully_sharded(model: nn.Module) -> Iterator[None]:
+    """Shard a model by FSDP2 in a group of one process, where there is no group."""
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    alone = not distributed.is_initialized()
+    if alone:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for parameter in model.parameters():
+            parameter.grad = None
+        fully_shard(model, mesh=distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),)))
+        yield
+    finally:
+        if alone:
+            distributed.destroy_process_group()
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     _changes_or_refuses,
     _restores_when_interrupted,
@@ -408,6 +451,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _refuses_options_out_of_range,
     _handles_computed_weights,
     _handles_adapters,
+    _handles_sharded_weights,
 )
 
 

@@ -29,6 +29,7 @@ from weightsmith.adapt._bone import blocks
 from weightsmith.adapt._bone.config import PEFT_NAMES, BoneConfig, BoneType
 from weightsmith.adapt._bone.targets import CONVOLUTIONS, check_targets, has_weight, matrix_shape
 from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import restored_on_error
 
 __all__ = ["BoneLinear", "BoneModel"]
@@ -299,6 +300,7 @@ class BoneModel(MissModel):
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Adapt all layers, or none."""
+        refuse_sharded(model, do="Add adapters before fully_shard(model).")
         with restored_on_error(model, values=False):
             super().inject_adapter(model, *args, **kwargs)
 
@@ -316,6 +318,7 @@ class BoneModel(MissModel):
         return unloaded
 
     def _check_mergeable(self, adapter_names: list[str] | None) -> None:
+        refuse_sharded(self.model, do="Save the adapter (get_model_state_dict), and merge it into a whole model.")
         for layer in self._layers():
             layer.check_mergeable(layer.active_adapters if adapter_names is None else adapter_names)
 

@@ -31,6 +31,7 @@ from weightsmith.core.models._observe import A, call_checked, device_of, observe
 from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
 from weightsmith.core.progress import track
+from weightsmith.core.sharding import refuse_sharded
 
 __all__ = ["Block", "block_layers", "rewriting", "stream"]
 
@@ -192,6 +193,7 @@ def rewriting(
     with TemporaryFolder() as folder:
 
         def remembered() -> Iterator[Block]:
+            refuse_sharded(model)
             found = _blocks_with_layers(model, include, exclude).values()
             writable(layer for block in found for layer in block.layers)
             for name, module in model.named_modules():

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
+from weightsmith.core.sharding import refuse_sharded
 
 __all__ = [
     "Layer",
@@ -298,6 +299,7 @@ def own_weights(
     >>> own_weights(model)
     ([], ['1'])
     """
+    refuse_sharded(model)
     layers, tied = [], []
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     found = find_layers(model, include, exclude)

@@ -27,6 +27,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFi
 from weightsmith.core.linalg import upcast
 from weightsmith.core.processes import launched_count
 from weightsmith.core.progress import track
+from weightsmith.core.sharding import refuse_without_fsdp, sharded_parameters
 from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels
 from weightsmith.core.training._options import FitOptions, training_method
 
@@ -74,7 +75,7 @@ class Fit:
     seconds: float = 0.0
 
 
-@training_method()
+@training_method(takes_sharded=True)
 def fit(
     model: nn.Module,
     data: Samples | DataLoader[Any],
@@ -95,7 +96,8 @@ def fit(
     ----------
     model : nn.Module
         Any model. Parameters with ``requires_grad=False`` stay unchanged. All modules are put in training mode, and
-        each back in its own mode at the end.
+        each back in its own mode at the end. Under torchrun every process trains on its part of the data, and gradients
+        are averaged; a model under FSDP2 (``fully_shard``) stays sharded.
     data : Dataset, sequence of samples, or DataLoader
         A dataset is shuffled, in the same order for every number of processes, and its samples are put together by
         :func:`weightsmith.core.data.collate`. A loader is used unchanged.
@@ -134,7 +136,8 @@ def fit(
     NonFiniteError
         If a parameter is, or the loss becomes, NaN or infinite.
     UnsupportedModelError
-        If the model has no gradient checkpointing but the option asks for it.
+        If the model has no gradient checkpointing but the option asks for it, or is sharded in part or not by
+        ``fully_shard``.
 
     Examples
     --------
@@ -150,6 +153,7 @@ def fit(
 
     if patience is not None and (patience < 1 or evaluate is None):
         raise HyperparameterError("patience", found=patience, expected=">= 1, together with evaluate")
+    refuse_without_fsdp(model)
     set_seed(seed)
     accelerator = _accelerator(model, options["precision"], options["accumulation_steps"])
     if not isinstance(data, DataLoader):
@@ -168,14 +172,16 @@ def fit(
         _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"]
     )
     forward = vars(model).get("forward")
-    prepared: tuple[Any, Any, Any] = accelerator.prepare(model, optimizer, data)
-    wrapped, optimizer, loader = prepared
+    # a sharded model averages its own gradients: in evaluation mode it is not wrapped once more
+    wrapped = accelerator.prepare_model(model, evaluation_mode=bool(sharded_parameters(model)))
+    prepared: tuple[Any, Any] = accelerator.prepare(optimizer, data)
+    optimizer, loader = prepared
     if len(loader) == 0:
         raise CalibrationError("no training batch", found=f"batch size {options['batch_size']}, drop_last={drop_last}")
     epochs = options["epochs"]
     # the schedule counts optimizer steps; Accelerate's wrapper would count one per process
     factor = _schedule(math.ceil(len(loader) / options["accumulation_steps"]) * epochs, options)
-    schedule = LambdaLR(prepared[1].optimizer, factor)
+    schedule = LambdaLR(prepared[0].optimizer, factor)
     loss = loss or default_loss
     record, best = Fit(), _Best(higher_is_better, patience)
     start = time.perf_counter()

@@ -14,6 +14,7 @@ from torch import nn
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
+from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training._restore import modes_restored, restored_on_error
 
 __all__ = ["FIT_DEFAULTS", "FitOptions", "check_finite", "check_options", "training_method"]
@@ -111,7 +112,9 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def training_method(
+    *, takes_sharded: bool = False, **defaults: Unpack[FitOptions]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Give a function that trains its first argument all training options, with defaults of its own.
 
     The function declares ``**options: Unpack[FitOptions]`` and receives every option, filled in and checked. If it
@@ -120,6 +123,8 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
 
     Parameters
     ----------
+    takes_sharded : bool, default: False
+        Whether the model's weights may be split between processes (FSDP2); otherwise such a model is refused.
     **defaults
         The function's own defaults, where they differ from those of :class:`FitOptions`.
 
@@ -129,7 +134,7 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
         The decorator. The decorated function raises :class:`~weightsmith.core.errors.HyperparameterError` if an option
         is unknown or out of range, :class:`~weightsmith.core.errors.NonFiniteError` if a parameter holds NaN or
         infinity, and :class:`~weightsmith.core.errors.UnsupportedModelError` if the model has no gradient
-        checkpointing but the option asks for it. In these cases the model has not been changed.
+        checkpointing but the option asks for it, or is sharded. In these cases the model has not been changed.
 
     Examples
     --------
@@ -152,8 +157,10 @@ def training_method(**defaults: Unpack[FitOptions]) -> Callable[[Callable[P, R]]
         def trained(*args: P.args, **kwargs: P.kwargs) -> R:
             options = {**filled, **{name: value for name, value in kwargs.items() if name not in (first, *own)}}
             model = cast(nn.Module, args[0] if args else kwargs[first])
+            if not takes_sharded:
+                refuse_sharded(model, do="Train it by fit, or by your own loop, with the method's optimizer or loss.")
             _check(options, model, (*own, *filled))
-            with restored_on_error(model), modes_restored(model):
+            with restored_on_error(model, takes_sharded=takes_sharded), modes_restored(model):
                 for parameter in model.parameters():
                     parameter.grad = None
                 return function(*args, **{**kwargs, **options})

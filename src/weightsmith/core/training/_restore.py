@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightsmith.core.sharding import local, refuse_sharded
+
 __all__ = ["float_weights", "gradients_restored", "modes_restored", "requires_grad_restored", "restored_on_error"]
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -20,7 +22,7 @@ _guarded: list[nn.Module] = []
 
 
 @contextmanager
-def restored_on_error(model: nn.Module, *, values: bool = True) -> Iterator[None]:
+def restored_on_error(model: nn.Module, *, values: bool = True, takes_sharded: bool = False) -> Iterator[None]:
     """Restore a model if the block raises anything, :class:`KeyboardInterrupt` included.
 
     Restored are the values of parameters and buffers, ``requires_grad``, training mode, modules, parametrizations,
@@ -33,6 +35,13 @@ def restored_on_error(model: nn.Module, *, values: bool = True) -> Iterator[None
         The model that the block changes.
     values : bool, default: True
         Keep the values in a temporary file. A block that writes to no parameter or buffer needs no copy.
+    takes_sharded : bool, default: False
+        Whether the block works on weights that are split between processes (FSDP2).
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the weights are split between processes, and the block does not take them.
 
     Examples
     --------
@@ -49,13 +58,15 @@ def restored_on_error(model: nn.Module, *, values: bool = True) -> Iterator[None
     if any(model is other for other in _guarded):
         yield
         return
+    if not takes_sharded:
+        refuse_sharded(model)
     attributes = [(owner, type(owner), _copied(vars(owner))) for owner in _owners(model)]
     tensors = [*model.parameters(), *model.buffers()]
     places = [tensor.data for tensor in tensors]
     training = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     with tempfile.TemporaryFile() as file:
         if values:
-            torch.save(places, file)
+            torch.save([local(place) for place in places], file)
         try:
             _guarded.append(model)
             yield
@@ -67,7 +78,7 @@ def restored_on_error(model: nn.Module, *, values: bool = True) -> Iterator[None
                 file.seek(0)
                 held = torch.load(file, map_location="cpu", weights_only=True)
                 for place, value in zip(places, held, strict=True):
-                    place.copy_(value)
+                    local(place).copy_(value)
             for tensor, place in zip(tensors, places, strict=True):
                 tensor.data = place
             for parameter, wanted, gradient in training:

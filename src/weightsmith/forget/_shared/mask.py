@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.errors import LayerNotFoundError, ShapeError
 from weightsmith.core.io import load_tagged, save_tagged
+from weightsmith.core.sharding import local, shard_like
 
 __all__ = ["WeightMask", "masked_updates"]
 
@@ -145,7 +146,7 @@ def masked_updates(
     Parameters
     ----------
     model : nn.Module
-        Its trainable parameters are those of the mask.
+        Its trainable parameters are those of the mask. They may be sharded (FSDP2); the mask is whole on every process.
     optimizer : torch.optim.Optimizer
         Over parameters of the model. It works on, unwrapped: in a loop, in ``Trainer``, under Accelerate.
     mask : mapping of str to Tensor
@@ -171,23 +172,23 @@ def masked_updates(
     """
     mask = mask if isinstance(mask, WeightMask) else WeightMask(mask)
     parameters = mask.check(model)
-    masks = {parameter: mask[name].to(parameter.device) for name, parameter in parameters.items()}
-    partial = {parameter: own for parameter, own in masks.items() if not bool(own.all())}
-    frozen = {parameter: parameter.detach().clone() for parameter in partial}
+    chosen = {parameter: mask[name].to(parameter.device) for name, parameter in parameters.items()}
+    partial = {parameter: local(shard_like(m, parameter)) for parameter, m in chosen.items() if not bool(m.all())}
+    frozen = {parameter: local(parameter.detach()).clone() for parameter in partial}
 
     def mask_gradient(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        parameter.grad.mul_(partial[parameter])  # type: ignore[index]
+        local(parameter.grad).mul_(partial[parameter])  # type: ignore[index]
 
     @torch.no_grad()
     def restore(*_: Any) -> None:
         for parameter, own in partial.items():
-            torch.where(own, parameter, frozen[parameter], out=parameter)
+            torch.where(own, local(parameter), frozen[parameter], out=local(parameter))
 
     for parameter, own in partial.items():
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.mul_(own)
+                local(value).mul_(own)
         if parameter.grad is not None:
             mask_gradient(parameter)
     handles = [parameter.register_post_accumulate_grad_hook(mask_gradient) for parameter in partial]

@@ -20,9 +20,10 @@ from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.processes import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum, process_count
 from weightsmith.core.progress import track
 from weightsmith.core.selection import kth_largest
+from weightsmith.core.sharding import is_sharded, refuse_without_fsdp, whole
 from weightsmith.core.training import gradients_restored, sample_losses
 from weightsmith.forget._shared.mask import WeightMask
 
@@ -129,7 +130,8 @@ def attribute_weights(
     ----------
     model : nn.Module
         Any model that computes its loss from a sample. It does not change. Parameters with ``requires_grad=False``
-        have no score.
+        have no score. Under FSDP2 every process gets the scores of the whole model; each needs as many batches as the
+        others.
     forget, retain : sequence of samples, optional
         What to forget, whose mean loss has the gradient ``g_f``, and what to retain, ``g_r``. Magnitude and random
         need neither; only WAGLE needs what to retain.
@@ -178,9 +180,10 @@ def attribute_weights(
         raise HyperparameterError("gamma", found=gamma, expected="a number > 0")
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
+    refuse_without_fsdp(model)
     weights = _weights(model)
     if method == "magnitude":
-        return WeightScores({name: weight.detach().float().abs() for name, weight in weights.items()})
+        return WeightScores({name: whole(weight.detach()).float().abs() for name, weight in weights.items()})
     if method == "random":
         return WeightScores({name: _random(weight, generator) for name, weight in weights.items()})
     if method not in ("wagle", "snip", "saliency"):
@@ -214,7 +217,7 @@ def attribute_weights(
         )
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    return WeightScores(scores, skipped, balance, notes)
+    return WeightScores({name: whole(score) for name, score in scores.items()}, skipped, balance, notes)
 
 
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -268,7 +271,10 @@ def _mean_gradient(
                 (losses.sum(1) / tokens.clamp(min=1)).sum().backward()
                 count += int((tokens > 0).sum())
     total = torch.tensor(count)
-    all_reduce_sum(total, *sums.values())
+    all_reduce_sum(total, *(each for each in sums.values() if not is_sharded(each)))
+    for each in sums.values():
+        if is_sharded(each):  # fully_shard has averaged these over processes
+            each.mul_(process_count())
     if not total:
         raise CalibrationError(f"the {what} set has no label that counts", found="-100 everywhere")
     for each in sums.values():
@@ -312,4 +318,5 @@ def _balance(retained: Mapping[str, Tensor], weights: Mapping[str, Tensor], gamm
 
 
 def _strided(tensor: Float[Tensor, "..."]) -> Float[Tensor, "sampled"]:
+    tensor = whole(tensor)
     return tensor.flatten()[:: max(1, tensor.numel() // 10_000) | 1]

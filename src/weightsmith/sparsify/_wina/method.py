@@ -43,6 +43,7 @@ from weightsmith.core.models import (
 )
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
+from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import check_finite
 from weightsmith.sparsify._wina.allocation import greedy
 from weightsmith.sparsify._wina.group import Backend, SharedInputGroup, check_backend
@@ -232,6 +233,7 @@ def calibrate_wina(
     """
     _check(sparsity, step, prefill)
     wanted = {layer.name for layer in projections(model, include, exclude)}
+    refuse_sharded(model)
     check_finite(model)
     chosen: dict[str, Projection] = {}
     input_groups: list[tuple[str, ...]] = []

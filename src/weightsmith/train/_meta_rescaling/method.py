@@ -49,6 +49,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.processes import all_reduce_sum, broadcast_first, gather_objects, gather_rows
 from weightsmith.core.results import Result, record
+from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import FitOptions, batch_count, check_options, draw_seed, fit, logits_of, training_method
 from weightsmith.train._meta_rescaling.features import ClassMemory
 from weightsmith.train._meta_rescaling.rescaler import Rescaler
@@ -192,9 +193,12 @@ class MetaRescaler:
         NonFiniteError
             If a loss is NaN or infinite.
         UnsupportedModelError
-            If the model uses gradient checkpointing.
+            If the model uses gradient checkpointing, or is sharded.
         """
         plain = getattr(model, "module", model)  # under DistributedDataParallel
+        refuse_sharded(
+            plain, do="Run it under DistributedDataParallel: it computes with other weights than the model's."
+        )
         inputs, labels, index = _split(batch)
         self._check(labels)
         if any(getattr(module, "gradient_checkpointing", False) for module in plain.modules()):
