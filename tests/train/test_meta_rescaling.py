@@ -8,7 +8,6 @@ import warnings
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
@@ -268,28 +267,6 @@ def test_transformers_train_in_fit(name):
     weights = [float(line.split(",")[2]) for line in lines[1:]]
     assert len(weights) == 8
     assert weights == sorted(weights)
-
-
-def test_works_in_the_trainer(tmp_path):
-    model, batch = tiny("bert")
-    rows = [
-        {"input_ids": ids, "labels": torch.tensor(n % 2), "index": torch.tensor(n)}
-        for n, ids in enumerate(batch["input_ids"])
-    ]
-    loss = MetaRescaler(rows, 2)
-
-    class Rescaled(transformers.Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return loss(model, inputs)
-
-    arguments = transformers.TrainingArguments(
-        tmp_path, max_steps=4, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_strategy="no",
-        disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
-    before = model.classifier.weight.detach().clone()
-    Rescaled(model, arguments, train_dataset=rows).train()
-    assert (model.classifier.weight - before).abs().max() > 0
-    assert loss.scores.isfinite().all()
 
 
 def test_state_round_trip():

@@ -405,38 +405,6 @@ def test_a_batch_without_teacher_or_labels_is_refused_in_the_trainer():
         loss(outputs, None)
 
 
-def test_it_works_in_the_trainer(tmp_path):
-    """The teacher's logits come with the data, so the loss needs the outputs and the labels only."""
-    model, batch = tiny("bert")
-    teacher = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    rows = [
-        {"input_ids": ids, "labels": torch.tensor(n % 2), "teacher": teacher[n]}
-        for n, ids in enumerate(batch["input_ids"])
-    ]
-    criterion = PLDLoss(2.0)
-
-    class Student(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = model
-
-        def forward(self, input_ids, teacher, labels=None):
-            return {"logits": self.body(input_ids).logits, "teacher": teacher}
-
-    seen = []
-
-    def loss(outputs, labels, num_items_in_batch=None):
-        seen.append(criterion(outputs["logits"], outputs["teacher"], labels))
-        return seen[-1]
-
-    arguments = transformers.TrainingArguments(
-        tmp_path, max_steps=6, per_device_train_batch_size=8, learning_rate=1e-3, report_to=[], use_cpu=True,
-        save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
-    transformers.Trainer(Student(), arguments, train_dataset=rows, compute_loss_func=loss).train()
-    assert seen[-1] < seen[0]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equal_logits_are_ranked_by_class_whatever_the_number_of_ranks(dtype):
     """Rounding makes many logits equal; ``top_k = C - 1`` leaves one class, of no weight."""

@@ -13,7 +13,7 @@ parameter are kept, whatever the number of tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.processes import all_reduce_sum
-from weightsmith.core.training import Loss, default_loss
+from weightsmith.core.training import Loss, aligned, default_loss, share_of_step, trainer_cross_entropy
 
 __all__ = ["EWC", "L2SP"]
 
@@ -90,6 +90,30 @@ class _Penalty:
         True
         """
         return lambda model, batch: loss(model, batch) + self(model)
+
+    def compute_loss_func(self, model: nn.Module) -> Callable[..., Tensor]:
+        """Return the ``compute_loss_func`` of ``transformers.Trainer``: cross-entropy plus the penalty.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The one that the Trainer trains.
+
+        Examples
+        --------
+        >>> model, penalty = nn.Linear(2, 2), L2SP(1.0)
+        >>> penalty.consolidate(model)
+        >>> loss = penalty.compute_loss_func(model)  # Trainer(model, ..., compute_loss_func=loss)
+        >>> loss({"logits": model(torch.zeros(1, 2))}, torch.tensor([0])).requires_grad
+        True
+        """
+
+        def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            count = (aligned(outputs, labels)[0] != -100).sum()
+            own = self(model) * share_of_step(count, num_items_in_batch)
+            return trainer_cross_entropy(outputs, labels, num_items_in_batch) + own
+
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return what to save."""

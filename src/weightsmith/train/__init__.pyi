@@ -5,7 +5,11 @@ from ._loss_reweighting import (
     per_sequence_loss as per_sequence_loss,
     reweighted as reweighted,
 )
-from ._meta_rescaling import MetaRescaler as MetaRescaler, meta_rescaling as meta_rescaling
+from ._meta_rescaling import (
+    MetaRescaler as MetaRescaler,
+    MetaRescalingLoss as MetaRescalingLoss,
+    meta_rescaling as meta_rescaling,
+)
 from ._pld import (
     PLDLoss as PLDLoss,
     pld as pld,

@@ -29,8 +29,17 @@ from torch.nn import functional
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, Loss, batch_count, draw_seed, fit, predict, training_method
-from weightsmith.train._shared.trainer import aligned, share_of_step
+from weightsmith.core.training import (
+    FitOptions,
+    Loss,
+    aligned,
+    batch_count,
+    draw_seed,
+    fit,
+    predict,
+    share_of_step,
+    training_method,
+)
 
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
 

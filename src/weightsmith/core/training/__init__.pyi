@@ -38,3 +38,8 @@ from ._restore import (
     requires_grad_restored as requires_grad_restored,
     restored_on_error as restored_on_error,
 )
+from ._trainer import (
+    aligned as aligned,
+    share_of_step as share_of_step,
+    trainer_cross_entropy as trainer_cross_entropy,
+)

@@ -195,6 +195,10 @@ class MetaRescaler:
         UnsupportedModelError
             If the model uses gradient checkpointing, or is sharded.
         """
+        return self.weighted(model, batch, call)
+
+    def weighted(self, model: nn.Module, batch: Any, first_pass: Callable[[nn.Module, Any], Any]) -> Tensor:
+        """Return the same, with another call for the pass that has the gradients."""
         plain = getattr(model, "module", model)  # under DistributedDataParallel
         refuse_sharded(
             plain, do="Run it under DistributedDataParallel: it computes with other weights than the model's."
@@ -207,14 +211,14 @@ class MetaRescaler:
         every, self._mine = gather_rows(labels)
         if len(every) < 2:
             warnings.warn("a batch of one sample has no weights; drop it or make it larger", stacklevel=2)
-            return self.criterion(logits_of(call(model, inputs)), labels).sum()
+            return self.criterion(logits_of(first_pass(model, inputs)), labels).sum()
         self.rescaler.to(labels.device)
         if not self._steps:
             broadcast_first(*(parameter.detach() for parameter in self.rescaler.parameters()))
         parameters = {name: p for name, p in plain.named_parameters() if p.requires_grad}
         share = self._share(every)
         with _same_randomness(labels.device) as rewind:
-            first = call(model, inputs)
+            first = first_pass(model, inputs)
             losses_GB, logits_GBC = self._run(plain, first, inputs, labels, {})
             w_B = self._weights(self.memories[0], losses_GB, logits_GBC, labels)
             gradient = _gradient(share * (w_B.detach() * losses_GB[0]).sum(), parameters)
@@ -275,7 +279,7 @@ class MetaRescaler:
             name: (p.detach() - rate * self._step(gradient[name])).requires_grad_() for name, p in parameters.items()
         }
         other, other_labels = self._draw(model, labels.device)
-        losses_GB, logits_GBC = self._run(model, _call_with(model, moved, other), other, other_labels, moved)
+        losses_GB, logits_GBC = self._run(model, call_with(model, moved, other), other, other_labels, moved)
         v_B = self._weights(self.memories[1], losses_GB, logits_GBC, other_labels)
         objective = torch.zeros((), device=labels.device)
         if self.paths != "meta":
@@ -306,7 +310,7 @@ class MetaRescaler:
         try:
             with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
                 slopes_B: Tensor = jvp(
-                    lambda p: self.criterion(logits_of(_call_with(model, p, inputs)), labels), (point,), (direction,)
+                    lambda p: self.criterion(logits_of(call_with(model, p, inputs)), labels), (point,), (direction,)
                 )[1]
         except NotImplementedError as error:
             raise UnsupportedModelError(
@@ -332,7 +336,7 @@ class MetaRescaler:
         with torch.no_grad():
             for _ in range(self.passes - 1):
                 changed = inputs if self.perturb is None else self.perturb(inputs)
-                rows.append(logits_of(_call_with(model, parameters, changed)).float())
+                rows.append(logits_of(call_with(model, parameters, changed)).float())
         losses = torch.stack([self.criterion(logits, labels).float() for logits in rows])
         finite = losses.detach().isfinite().all(0)
         if not bool(finite.all()):
@@ -498,7 +502,7 @@ def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tens
     return gradients
 
 
-def _call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
+def call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
     """Run the model with other parameters; its buffers stay unchanged."""
     values = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **parameters}
     if isinstance(inputs, Mapping):

@@ -21,8 +21,18 @@ from torch.nn import functional
 
 from weightsmith.core.data import call, to_model
 from weightsmith.core.errors import CalibrationError, ShapeError
-from weightsmith.core.training import LOWEST, Loss, check_temperature, counted_rows, kd_loss, logits_of, predict
-from weightsmith.train._shared.trainer import aligned, share_of_step
+from weightsmith.core.training import (
+    LOWEST,
+    Loss,
+    aligned,
+    check_temperature,
+    counted_rows,
+    kd_loss,
+    logits_of,
+    predict,
+    share_of_step,
+)
+from weightsmith.train._shared.trainer import NotedInputs
 
 __all__ = ["DistillationLoss", "dist_loss", "distillation", "dkd_loss", "kd_loss", "list_mle_loss"]
 
@@ -211,8 +221,7 @@ class DistillationLoss:
 
     def __init__(self, student: nn.Module, criterion: Criterion, teacher: nn.Module | None = None) -> None:
         self.criterion, self.teacher = criterion, teacher if teacher is None else teacher.eval()
-        self._inputs: dict[str, Any] = {}
-        self._handle = student.register_forward_pre_hook(self._note, with_kwargs=True)
+        self._noted = NotedInputs(student, STORED)
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         """Compute the loss of a micro-batch: its mean over labels, times its share of the labels of the step.
@@ -230,17 +239,11 @@ class DistillationLoss:
 
     def remove(self) -> None:
         """Take the hook off the student."""
-        self._handle.remove()
-
-    def _note(
-        self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._inputs = inputs
-        return args, {name: value for name, value in inputs.items() if name != STORED}
+        self._noted.remove()
 
     @torch.no_grad()
     def _teacher_logits(self) -> Tensor:
-        inputs, self._inputs = self._inputs, {}
+        inputs = self._noted.take()
         if self.teacher is None:
             if STORED not in inputs:
                 raise CalibrationError(

@@ -1,0 +1,54 @@
+"""What ``transformers.Trainer`` hands to a ``compute_loss_func``, and how it scales the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+from transformers.modeling_outputs import MaskedLMOutput, Seq2SeqLMOutput, TokenClassifierOutput
+
+from weightsmith.core.errors import CalibrationError
+from weightsmith.core.training._fit import logits_of
+
+__all__ = ["aligned", "share_of_step", "trainer_cross_entropy"]
+
+ALIGNED = (MaskedLMOutput, Seq2SeqLMOutput, TokenClassifierOutput)
+"""Outputs whose logits are about the label at their own position; those of other language models, about the next."""
+
+
+def aligned(outputs: Any, labels: Tensor | None, *others: Tensor) -> tuple[Tensor, ...]:
+    """Return labels, logits and other logits of the same shape that belong together, position by position.
+
+    The :class:`~torch.nn.Module` is unknown here, so the kind of the output tells causal language models apart.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no labels.
+    """
+    if labels is None:
+        raise CalibrationError("a batch without labels", do="Put 'labels' into the data set.")
+    logits = (logits_of(outputs), *others)
+    if labels.ndim < 2 or labels.is_floating_point() or isinstance(outputs, ALIGNED):
+        return labels, *logits
+    return labels[..., 1:], *(each[..., :-1, :] for each in logits)
+
+
+def share_of_step(count: Tensor, num_items_in_batch: Any) -> Tensor | float:
+    """Return what share of an optimizer step's labels a micro-batch has; 1 if the Trainer does not count them."""
+    return 1.0 if num_items_in_batch is None else count / num_items_in_batch
+
+
+def trainer_cross_entropy(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
+    """Compute the cross-entropy as a ``compute_loss_func``: the mean over the labels of the optimizer step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(trainer_cross_entropy({"logits": torch.zeros(2, 4)}, torch.tensor([0, 1])).item(), 4)
+    1.3863
+    """
+    labels, logits = aligned(outputs, labels)
+    total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
+    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
