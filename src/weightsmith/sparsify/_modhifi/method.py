@@ -24,6 +24,7 @@ from weightsmith.core.data import Batches, as_batches
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.io import offloaded_of
 from weightsmith.core.results import Result, record
+from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import check_finite, refuse_adapters, restored_on_error
 from weightsmith.sparsify._modhifi.pruning import Pruning, rounded
 from weightsmith.sparsify._modhifi.selection import Score, best, check_score
@@ -131,6 +132,7 @@ def modhifi(
         if offloaded_of(model) is not None:
             raise UnsupportedModelError("a model on disk cannot be cut", do="Load it whole, without --stream.")
         refuse_adapters(model)
+        refuse_sharded(model)
         check_finite(model)
         batches = as_batches(calibration)
         run = Pruning(model, batches, result, score, compensation, skip_tokens, generator)
