@@ -76,11 +76,12 @@ def _meaning(verb: str) -> str:
 
 
 def _verbs() -> str:
-    """One row per verb, with the methods that are ready."""
+    """One row per verb, with its notebook and the methods that are ready."""
     rows = ["| verb | what you want | methods |", "| --- | --- | --- |"]
     for verb, methods in _by_verb(planned=False).items():
         links = ", ".join(f"[{method.slug}](methods/{method.slug}.md)" for method in methods)
-        rows.append(f"| `{verb}` | {catalog.VERBS[verb]} | {links} |")
+        name = f"[`{verb}`](gallery/verbs/plot_{verb})" if verb != "apps" else f"`{verb}`"
+        rows.append(f"| {name} | {catalog.VERBS[verb]} | {links} |")
     return "\n".join(rows) + "\n"
 
 
