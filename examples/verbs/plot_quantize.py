@@ -33,8 +33,8 @@ def embedded(model):
 reference = embedded(model)
 
 # %%
-# Quantize a fresh copy to 6, 4 and 3 bits, and compare the embeddings.
-bits, similarity = (6, 4, 3), {"round to nearest": [], "GPTQ": []}
+# Quantize a fresh copy to 4 and 3 bits, and compare the embeddings.
+bits, similarity = (4, 3), {"round to nearest": [], "GPTQ": []}
 for width in bits:
     for name in similarity:
         model, _ = load("minilm")
@@ -58,5 +58,5 @@ axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# **Take away.** Six bits are nearly free; at four, calibration helps; at three, neither is enough and the model has
-# to be trained, with :func:`weightsmith.quantize.ofq`. ``--packed`` stores the codes in few bits.
+# **Take away.** At four bits calibration helps; at three neither is enough, and the model has to be trained, with
+# :func:`weightsmith.quantize.ofq`. ``--packed`` stores the codes in few bits.
