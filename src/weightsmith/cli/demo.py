@@ -88,6 +88,7 @@ def run(
     for result in (_predicted(seeds), _forgotten()):
         results.append(result)
         console.print(result.table())
+        console.print(result.comparison())
     console.print(f"report: {write_report(results, report, TITLE)}")
     return results
 
