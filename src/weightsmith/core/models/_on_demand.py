@@ -120,10 +120,11 @@ class _Memory:
         owner = self.owners.get(tensor.untyped_storage().data_ptr())
         if owner is None:
             return tensor
-        return _Place(*owner, tensor.size(), tensor.stride(), tensor.storage_offset())
+        module, name = owner
+        return _Place(module, name, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def unpack(self, kept: Any) -> Tensor:
         if not isinstance(kept, _Place):
-            return kept  # type: ignore[no-any-return]
+            return kept
         weight = self.stored.tensor(kept.module, kept.name)
         return weight.as_strided(kept.size, kept.stride, kept.offset)
