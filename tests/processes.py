@@ -13,7 +13,15 @@ import traceback
 from pathlib import Path
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["torch.distributed", "sklearn.base", "accelerate", "weightsmith.core.training"])
+_server.set_forkserver_preload(
+    [
+        "torch.distributed.fsdp",
+        "sklearn.base",
+        "transformers.trainer_utils",
+        "weightsmith.testing",
+        "weightsmith.core.training",
+    ]
+)
 """Imports once what is slow to import; every script runs in a fork of it."""
 
 BARRIER = "\nimport torch.distributed\ntorch.distributed.barrier()\n"

@@ -85,7 +85,7 @@ def test_two_processes_train_as_one(name, folder):
         if name in ("ofq", "lsq") and key != "training loss":
             continue  # weights near a threshold fall to another level, and take the others with them
         # Adam magnifies the rounding of the smallest gradients
-        # and so do the weights of samples, which are normalized three times, the losses of samples that are nearly equal
+        # and so do weights of samples, which are normalized three times, losses that are nearly equal
         rtol = 1e-2 if name == "meta_rescaling" and key == "training loss" else 1e-3
         far = ~torch.isclose(found[0][key], value, rtol=rtol, atol=1e-2 * (moved if key in start else 0.1))
         assert far.float().mean() <= 0.005, (key, far.float().mean(), moved)
