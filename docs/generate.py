@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import large_models
 import what_holds
 
 from weightsmith import catalog, claims
@@ -31,6 +32,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "methods" / "index.md": _methods_page(),
         DOCS / "what-holds.md": what_holds.page(),
+        DOCS / "large-models.md": large_models.page(),
         DOCS / "claims.md": _claims_page(),
         DOCS / "benchmarks.md": _benchmarks_page(),
         DOCS / "which-one.md": _which_page(_which()),

@@ -8,4 +8,4 @@ A folder is a verb (``predict``, ``sparsify``, ...), a file is a method. Import 
 Importing the package itself loads no heavy dependency.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
