@@ -269,3 +269,15 @@ def test_training_of_portions(tmp_path):
     assert "line 2, kcal" in str(run("train", "portions", table, tmp_path / "q", status="error"))
     table.write_text("recipe,ingredient\n", "utf-8")
     assert "no column unit" in str(run("train", "portions", table, tmp_path / "q", status="error"))
+
+
+def test_a_photo_of_no_food_has_a_row_that_says_so(tmp_path):
+    Image.new("RGB", (96, 96), (90, 150, 230)).save(tmp_path / "blue.png")
+    rows = list(csv.DictReader(io.StringIO(run("kit", tmp_path / "blue.png", "--format", "csv").stdout)))
+    assert [(row["file"].endswith("blue.png"), row["ingredient"]) for row in rows] == [(True, "")]
+    assert "not recognized" in rows[0]["notes"]
+
+
+def test_a_search_without_a_near_name_exits_with_1():
+    result = run("search", "zzqqx", "--format", "csv", status=1)
+    assert "no row is 'zzqqx'" in result.output

@@ -200,3 +200,10 @@ def test_nutrients_of_a_page_are_kept_in_a_note_and_a_volume_is_no_number_of_ser
     kit = make_kit(recipe)
     assert kit.kcal.value < 100
     assert not kit.servings_known
+
+
+def test_a_heading_may_have_its_list_on_the_same_line():
+    recipe = read_recipe("Salad\nServes 2\nIngredients: 2 tomatoes, 1 cucumber, 100 g feta\nInstructions: mix.")
+    assert [item.name for item in recipe.ingredients] == ["tomatoes", "cucumber", "feta"]
+    assert recipe.instructions == ("mix.",)
+    assert recipe.title == "Salad"

@@ -238,19 +238,20 @@ def search(
         raise typer.Exit(1)
     if not found[0].known:
         print(f"no row is {name!r}; the nearest names:", file=sys.stderr)
-    if format != "text":
-        made = [{"score": round(match.score, 3), **match.food.to_dict()} for match in found]
-        if format == "json":
-            for row in made:
-                print(json_line(row))
-        else:
-            _print_csv([{name: row[name] for name in COLUMNS} for row in made])
-        return
-    grid = Grid("food", "kcal / 100 g", "source", "id")
-    for match in found:
-        energy = "?" if match.food.kcal is None else f"{match.food.kcal:.0f}"
-        grid.add_row(match.food.name, energy, match.food.source, match.food.id)
-    console().print(grid)
+    made = [{"score": round(match.score, 3), **match.food.to_dict()} for match in found]
+    if format == "json":
+        for row in made:
+            print(json_line(row))
+    elif format == "csv":
+        _print_csv([{name: row[name] for name in COLUMNS} for row in made])
+    else:
+        grid = Grid("food", "kcal / 100 g", "source", "id")
+        for match in found:
+            energy = "?" if match.food.kcal is None else f"{match.food.kcal:.0f}"
+            grid.add_row(match.food.name, energy, match.food.source, match.food.id)
+        console().print(grid)
+    if not found[0].known:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -156,8 +156,10 @@ def ingredient_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def kit_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per ingredient of what `kit_file` gives."""
+    """A row per ingredient of what `kit_file` gives; of a kit without any, such as a photo of no food, its notes."""
     from weightsmith_kitchen.kit import MealKit
+    from weightsmith_kitchen.kit.kit import COLUMNS
 
     kit = MealKit.from_dict(made)
-    return [{"file": made["file"], "dish": kit.dish, "servings": str(kit.servings), **row} for row in kit.rows()]
+    rows = kit.rows() or [dict.fromkeys(COLUMNS, "") | {"notes": "; ".join(kit.notes)}]
+    return [{"file": made["file"], "dish": kit.dish, "servings": str(kit.servings), **row} for row in rows]

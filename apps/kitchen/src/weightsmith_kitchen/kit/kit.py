@@ -19,6 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["MealKit"]
 
 ZERO = Estimate(0.0, 0.0, 0.0)
+COLUMNS = (
+    "ingredient",
+    "amount",
+    "grams",
+    "kcal",
+    "kcal_low",
+    "kcal_high",
+    "kcal_per_serving",
+    "food",
+    "source",
+    "weight_by",
+    "notes",
+    "text",
+)
+"""Of the rows of a kit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +141,24 @@ class MealKit:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per ingredient, as the page, CSV and `to_frame` show it."""
-        return [
-            {
-                "ingredient": item.name,
-                "amount": item.measured(),
-                "grams": _shown(item.grams),
-                "kcal": _shown(item.kcal),
-                "kcal_low": None if item.kcal is None else round(item.kcal.low),
-                "kcal_high": None if item.kcal is None else round(item.kcal.high),
-                "kcal_per_serving": None if item.kcal is None else round(item.kcal.value / float(self.servings)),
-                "food": "" if item.food is None else item.food.name,
-                "source": "" if item.food is None else f"{item.food.source}, {item.food.id}",
-                "weight_by": item.basis,
-                "notes": "; ".join(item.remarks),
-                "text": item.text,
-            }
-            for item in self.ingredients
-        ]
+        return [dict(zip(COLUMNS, self._row(item), strict=True)) for item in self.ingredients]
+
+    def _row(self, item: Ingredient) -> tuple[Any, ...]:
+        kcal, food = item.kcal, item.food
+        return (
+            item.name,
+            item.measured(),
+            _shown(item.grams),
+            _shown(kcal),
+            None if kcal is None else round(kcal.low),
+            None if kcal is None else round(kcal.high),
+            None if kcal is None else round(kcal.value / float(self.servings)),
+            "" if food is None else food.name,
+            "" if food is None else f"{food.source}, {food.id}",
+            item.basis,
+            "; ".join(item.remarks),
+            item.text,
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """`rows` as a pandas table."""

@@ -44,6 +44,11 @@ _HEAD = re.compile(
     r"|comments?|video)\W*$",
     re.IGNORECASE,
 )
+_INLINE = re.compile(
+    r"^(\W*(?:ingredients?|you(?:'ll| will)? need|shopping list|instructions?|directions?|method)\s*):[ \t]+(?=\S)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A heading that its text follows on the same line."""
 # "For the sauce:", "FOR THE TOPPING", "Dough:"; an ingredient line has an amount, or is no title.
 _SECTION = re.compile(
     r"^\W*(?:for (?:the|serving)\b[^\d]{1,40}|to serve|to garnish|[^\d:,]{1,40}:)\s*:?\W*$", re.IGNORECASE
@@ -132,7 +137,8 @@ def read_recipe(text: str, *, tagger: IngredientTagger | None = None) -> Recipe:
         if recipes:
             return max(recipes, key=lambda recipe: len(recipe.ingredients))  # others are teasers
         text = "".join(page.texts)
-    return _of_lines([_CONTROL.sub("", line).strip() for line in text.replace("\r", "\n").split("\n")], tagger)
+    text = _INLINE.sub(r"\1:\n", text.replace("\r", "\n"))
+    return _of_lines([_CONTROL.sub("", line).strip() for line in text.split("\n")], tagger)
 
 
 def _of_lines(lines: Sequence[str], tagger: IngredientTagger | None) -> Recipe:

@@ -86,6 +86,7 @@ class NutritionTable:
         self._lock = threading.Lock()
         self._encoded: dict[str, NDArray[np.float32]] = {}
         self._found: dict[str, Food | None] = {}
+        self._products: dict[str, list[int]] = {}
 
     @classmethod
     def default(cls) -> NutritionTable:
@@ -404,10 +405,16 @@ class NutritionTable:
         text = " ".join(f'"{stem}"' for stem in sorted(query.stems))
         if not text:
             return []
-        found = self._base.execute(
-            "SELECT rowid FROM branded WHERE branded MATCH ? ORDER BY rank LIMIT ?", (text, limit)
-        )
-        return [row for (row,) in found]
+        found = self._products.get(text)
+        if found is None:  # a name is asked for several times: its energy, its density, each household unit
+            if len(self._products) >= REMEMBERED:
+                self._products.clear()
+            most = max(CANDIDATES, LABELS)
+            rows = self._base.execute(
+                "SELECT rowid FROM branded WHERE branded MATCH ? ORDER BY rank LIMIT ?", (text, most)
+            )
+            found = self._products[text] = [row for (row,) in rows]
+        return found[:limit]
 
     def _branded_names(self, query: Name) -> dict[int, str]:
         rows = self._branded(query, CANDIDATES)
