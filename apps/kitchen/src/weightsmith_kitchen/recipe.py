@@ -15,6 +15,9 @@ from weightsmith_kitchen.quantity import Quantity
 
 __all__ = ["Event", "Ingredient", "Recipe", "Span"]
 
+TAKEN_FOR = ": taken for "
+"""In the note of an ingredient that is priced by the row of another food, or of a more general one."""
+
 LONGEST = 2_000
 """Characters of a field that is read from JSON."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.foods import Estimate
 from weightsmith_kitchen.quantity import Quantity
-from weightsmith_kitchen.recipe import Ingredient
+from weightsmith_kitchen.recipe import TAKEN_FOR, Ingredient
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,9 +92,10 @@ class MealKit:
 
     @property
     def complete(self) -> bool:
-        """There is an ingredient, all have an energy, and of no line a second amount was left out."""
+        """There is an ingredient, all have an energy by a row of their own, and no second amount was left out."""
         unread = any(remark.endswith("not read") for item in self.ingredients for remark in item.unread)
-        return bool(self.ingredients) and not self.unpriced and not unread
+        other = any(TAKEN_FOR in note for item in self.ingredients for note in item.notes)
+        return bool(self.ingredients) and not self.unpriced and not unread and not other
 
     def scale(self, servings: Fraction | float | str) -> MealKit:
         """The kit for another number of people; amounts and energies are multiplied.

@@ -9,10 +9,10 @@ from fractions import Fraction
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.foods import Estimate, Food
 from weightsmith_kitchen.nutrition import measures
-from weightsmith_kitchen.nutrition.ranking import default_row, words
+from weightsmith_kitchen.nutrition.ranking import default_row, lost, words
 from weightsmith_kitchen.nutrition.table import NutritionTable
 from weightsmith_kitchen.quantity import Quantity
-from weightsmith_kitchen.recipe import Ingredient
+from weightsmith_kitchen.recipe import TAKEN_FOR, Ingredient
 from weightsmith_kitchen.units import Unit, find_unit
 
 __all__ = ["price"]
@@ -74,9 +74,7 @@ def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = 
         near = "; ".join(table.nearest(ingredient.name))
         notes.append(f"{ingredient.name!r} is in no table" + (f"; nearest: {near}" if near else ""))
     elif food is None:
-        unknown = table.unknown_words(name)
-        if unknown and default_row(name) is None and not found.id.startswith("own:"):
-            notes.append(f"{', '.join(unknown)} is in no row of the table: taken for {found.name!r}")
+        notes.extend(_lost(name, found, table))
     weight, basis = _weight(ingredient, found, table, notes)
     kcal = None
     if found is not None:
@@ -88,10 +86,21 @@ def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = 
     return replace(ingredient, food=found, grams=weight, kcal=kcal, basis=basis, notes=tuple(notes))
 
 
+def _lost(name: str, food: Food, table: NutritionTable) -> list[str]:
+    """What the name says and the row found does not."""
+    if default_row(name) is not None or food.id.startswith(("own:", "labels:")):
+        return []
+    left = lost(name, food.name)
+    nowhere = [word for word in table.unknown_words(name) if word in left]
+    elsewhere = [word for word in left if word not in nowhere]
+    notes = [f"{', '.join(nowhere)} is in no row of the table{TAKEN_FOR}{food.name!r}"] if nowhere else []
+    return notes + ([f"{', '.join(elsewhere)} is not in the row{TAKEN_FOR}{food.name!r}"] if elsewhere else [])
+
+
 def _called(ingredient: Ingredient) -> str:
-    """The name to look up: with what makes it another food, as dried or cooked; a pepper to count is a vegetable."""
+    """The name to look up: with what makes it another food, as dried or minced; a pepper to count is a vegetable."""
     told = f"{ingredient.dry_fresh or ''} {ingredient.temperature or ''} {ingredient.state or ''}".lower()
-    kept = [word for word in ("dried", "dry", "cooked", "canned") if re.search(rf"\b{word}\b", told)]
+    kept = [word for word in ("dried", "dry", "cooked", "canned", "minced") if re.search(rf"\b{word}\b", told)]
     if ingredient.unit in ("can", "jar") and not kept:
         kept = ["canned"]
     name = ingredient.name

@@ -31,9 +31,10 @@ from weightsmith_kitchen.nutrition.vocabulary import (
     RAW,
     ROWS,
     SAME,
+    VARIETIES,
 )
 
-__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "plain", "rewritten", "score", "stems", "words"]
+__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "lost", "plain", "rewritten", "score", "stems", "words"]
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?%?")
 
@@ -105,23 +106,54 @@ def plain(query: str) -> str:
     >>> plain("hot milk"), plain("hot sauce")
     ('milk', 'hot sauce')
     """
+    told = _told(query)
+    kept = (word for word, after in pairwise([*told, ""]) if word not in DROPPED or after in NAMED.get(word, ()))
+    return " ".join(kept) or " ".join(told)
+
+
+def _told(query: str) -> list[str]:
+    """All words of a cook's name, of alternatives the first."""
     folded = "".join(c for c in unicodedata.normalize("NFKD", query.lower()) if not unicodedata.combining(c))
     alternatives = re.split(r"(?<!\d)/|/(?!\d)|\bor\b", re.sub(r"\(.*?\)|\(.*$|\bfor\b.*$", " ", folded))
     first = next((part for part in alternatives if part.strip()), folded)
-    told = re.sub(r"[^a-z0-9%'&]+", " ", first).split()
-    kept = (word for word, after in pairwise([*told, ""]) if word not in DROPPED or after in NAMED.get(word, ()))
-    return " ".join(kept) or " ".join(told)
+    return re.sub(r"[^a-z0-9%'&]+", " ", first).split()
 
 
 def default_row(query: str) -> str | None:
     """The name of the row that a short name means by default, or None.
 
+    Words that say how the food is prepared count where the short name has them.
+
     Examples
     --------
     >>> default_row("Basmati rice"), default_row("plain yogurt")
     ('Rice, white, long grain, unenriched, raw', None)
+    >>> default_row("boneless skinless chicken thighs"), default_row("diced shrimp")
+    ('Chicken, thigh, boneless, skinless, raw', 'Crustaceans, shrimp, raw')
     """
-    return ROWS.get(" ".join(word for word in words(plain(query)) if word != "and"))
+    texts = (" ".join(_told(query)), plain(query))
+    names = (" ".join(word for word in words(text) if word != "and") for text in texts)
+    return next((ROWS[name] for name in names if name in ROWS), None)
+
+
+def lost(query: str, row: str) -> list[str]:
+    """Words of a cook's name that a row's name has not, in their singular: what the row may leave out of the food.
+
+    Not those that change no food, and none that the other name writes as one word or as two.
+
+    Examples
+    --------
+    >>> lost("rabbit legs", "Frog legs, raw"), lost("2 large red onions, diced", "Onions, raw")
+    (['rabbit'], [])
+    >>> lost("corn flakes", "Cornflakes"), lost("breadcrumbs", "Bread crumbs, dry")
+    ([], [])
+    """
+    asked, has = words(rewritten(query)), words(row)
+    joined = {one + other for one, other in pairwise(has)}
+    split = {part for pair in pairwise(asked) if "".join(pair) in has for part in pair}
+    same = joined.union(has, split, PLAIN, DROPPED, VARIETIES)
+    written = set(words(" ".join(_told(query))))  # not what `rewritten` puts in
+    return [word for word in dict.fromkeys(asked) if word in written and word not in same and not word[0].isdigit()]
 
 
 def rewritten(query: str) -> str:

@@ -146,6 +146,44 @@ ROWS = {
     "hot chocolate": "Hot chocolate / cocoa, NFS",
     "hot cocoa": "Hot chocolate / cocoa, NFS",
     "hot chili": "Peppers, hot chili, red, raw",
+    # Raw meat of the same fatness: the rows named stew meat, and beef, are of cooked meat.
+    "beef": "Beef, top sirloin steak, raw",
+    "beef stew meat": "Beef, top sirloin steak, raw",
+    "stew beef": "Beef, top sirloin steak, raw",
+    "stew meat": "Beef, top sirloin steak, raw",
+    "stewing beef": "Beef, top sirloin steak, raw",
+    "stewing meat": "Beef, top sirloin steak, raw",
+    "braising steak": "Beef, top sirloin steak, raw",
+    "ground beef": "Beef, ground, raw",
+    "beef ground": "Beef, ground, raw",
+    "chicken thigh": "Chicken, thigh, meat and skin, raw",
+    "bone in chicken thigh": "Chicken, thigh, meat and skin, raw",
+    "skin on chicken thigh": "Chicken, thigh, meat and skin, raw",
+    "bone in skin on chicken thigh": "Chicken, thigh, meat and skin, raw",
+    "skin on bone in chicken thigh": "Chicken, thigh, meat and skin, raw",
+    "boneless skinless chicken thigh": "Chicken, thigh, boneless, skinless, raw",
+    "skinless boneless chicken thigh": "Chicken, thigh, boneless, skinless, raw",
+    "chicken thigh boneless skinless": "Chicken, thigh, boneless, skinless, raw",
+    "chicken thigh skinless boneless": "Chicken, thigh, boneless, skinless, raw",
+    "skinless chicken thigh": "Chicken, thigh, boneless, skinless, raw",
+    "chicken thigh fillet": "Chicken, thigh, boneless, skinless, raw",
+    # Meat with some of the skin: the row of the whole bird is of its skin only.
+    "roasted chicken": "Chicken breast, rotisserie, skin eaten",
+    "rabbit": "Game meat, rabbit, wild, raw",
+    "rabbit leg": "Game meat, rabbit, wild, raw",
+    "rabbit meat": "Game meat, rabbit, wild, raw",
+    "duck leg": "Duck, wild, meat and skin, raw",
+    "crab stick": "Imitation crab meat",
+    "surimi stick": "Imitation crab meat",
+    # Starch with a little color and flavor.
+    "custard powder": "Cornstarch",
+    # Oil with an aroma.
+    "truffle oil": "Olive oil",
+    "chili oil": "Vegetable oil, NFS",
+    "red chili": "Peppers, hot chili, red, raw",
+    "full fat milk": "Milk, whole",
+    "tomato ketchup": "Ketchup",
+    "ground coriander": "Spices, coriander seed",
     # No table has the pod; its extract tastes and counts as much.
     "vanilla bean": "Vanilla extract",
     "vanilla pod": "Vanilla extract",
@@ -246,6 +284,16 @@ ROWS = {
     ("rice", "basmati rice", "jasmine rice", "long grain rice", "white rice", "arborio rice", "risotto rice"),
     "Rice, white, long grain, unenriched, raw",
 )
+ROWS |= dict.fromkeys(("cherry tomato", "plum tomato", "roma tomato", "grape tomato"), "Tomatoes, raw")
+ROWS |= dict.fromkeys(("chestnut mushroom", "cremini mushroom", "button mushroom"), "Mushrooms, raw")
+ROWS |= dict.fromkeys(
+    ("light brown sugar", "dark brown sugar", "soft brown sugar", "light soft brown sugar", "soft light brown sugar"),
+    "Sugars, brown",
+)
+ROWS |= dict.fromkeys(("light soy sauce", "dark soy sauce"), "Soy sauce")
+ROWS |= dict.fromkeys(("light olive oil", "mild olive oil"), "Olive oil")
+ROWS |= dict.fromkeys(("rice vinegar", "sherry vinegar", "malt vinegar", "champagne vinegar"), "Vinegar")
+ROWS |= dict.fromkeys(("dijon mustard", "wholegrain mustard", "whole grain mustard"), "Mustard")
 """Names that would fit many rows as well, and the row that a recipe means by default."""
 
 
@@ -262,6 +310,14 @@ DROPPED = _words(
     quartered packed sifted toasted"""
 )
 """Words of a cook's name that say how the food is prepared, not which it is; kept where no other is left."""
+VARIETIES = _words(
+    """red white yellow green purple dark golden spring flat leaf flatleaf curly free range baby soft italian
+    coarse fine floury waxy flaked clear runny mature unwaxed vine ripened pitted english japanese spanish greek thai
+    asian wild tiger king superfine strong strength style made fruity kosher rock semisweet kind ground bone on
+    stalk sprig clove bunch head floret rib handful thick thin long short young old little crusty unpeeled
+    undrained cubed crushed cut size sized piece room temperature chilled"""
+)
+"""Words of a cook's name that tell a variety or a shape: a row without them is still a row of the food."""
 NAMED = {
     "hot": _words(
         "sauce dog dogs pepper peppers chili chilies chilli chillies chile chiles chocolate cocoa fudge mustard"
