@@ -100,6 +100,7 @@ BARE = {
     "green pepper": "bell pepper",
     "yellow pepper": "bell pepper",
     "salt pepper": "salt",
+    "cumin powder": "ground cumin",
 }
 """Short names, and the one that the weights of cups and pieces are looked up by."""
 ROWS = {
@@ -183,6 +184,20 @@ ROWS = {
     "red chili": "Peppers, hot chili, red, raw",
     "full fat milk": "Milk, whole",
     "tomato ketchup": "Ketchup",
+    "corn kernel": "Corn, sweet, yellow, raw",
+    "rapeseed oil": "Canola oil",
+    "groundnut oil": "Peanut oil",
+    "thai fish sauce": "Fish sauce",
+    "bulgur wheat": "Bulgur, dry",
+    "broad bean": "Broadbeans, immature seeds, raw",
+    "semi skimmed milk": "Milk, reduced fat (2%)",
+    "star anise": "Spices, anise seed",
+    "cumin powder": "Spices, cumin seed",
+    "black pudding": "Blood sausage",
+    "soured cream": "Cream, sour, cultured",
+    "sparkling water": "Water, carbonated, plain",
+    "ice water": "Water, NFS",
+    "ice cold water": "Water, NFS",
     "ground coriander": "Spices, coriander seed",
     # No table has the pod; its extract tastes and counts as much.
     "vanilla bean": "Vanilla extract",
@@ -293,6 +308,16 @@ ROWS |= dict.fromkeys(
 ROWS |= dict.fromkeys(("light soy sauce", "dark soy sauce"), "Soy sauce")
 ROWS |= dict.fromkeys(("light olive oil", "mild olive oil"), "Olive oil")
 ROWS |= dict.fromkeys(("rice vinegar", "sherry vinegar", "malt vinegar", "champagne vinegar"), "Vinegar")
+ROWS |= dict.fromkeys(
+    ("baking potato", "king edward potato", "maris piper potato", "jersey royal potato", "yukon gold potato"),
+    "Potatoes, flesh and skin, raw",
+)
+ROWS |= dict.fromkeys(("filo pastry", "filo dough", "phyllo pastry"), "Phyllo dough")
+ROWS |= dict.fromkeys(("sugar snap pea", "snow pea", "mangetout"), "Peas, edible-podded, raw")
+ROWS |= dict.fromkeys(("smoked paprika", "sweet paprika"), "Spices, paprika")
+ROWS |= dict.fromkeys(("cardamom seed", "cardamom pod"), "Spices, cardamom")
+ROWS |= dict.fromkeys(("raspberry jam", "strawberry jam"), "Jam")
+ROWS |= dict.fromkeys(("tuna steak", "fresh tuna"), "Fish, tuna, raw")
 ROWS |= dict.fromkeys(("dijon mustard", "wholegrain mustard", "whole grain mustard"), "Mustard")
 """Names that would fit many rows as well, and the row that a recipe means by default."""
 
