@@ -72,7 +72,7 @@ def row(slug: str, about: Mapping[str, str], stored: Sequence[Mapping[str, Any]]
     """Compare the method of one of the stored experiments with its baseline and its control."""
     claim = next(each for each in stored if each["experiment"] == about.get("experiment", ""))
     means = [arm["mean"] for arm in claim["arms"]]
-    span = (max(means) - min(means)) * (1 if claim["higher_is_better"] else -1)
+    span = (max(means) - min(means) or 1.0) * (1 if claim["higher_is_better"] else -1)
 
     def over(role: str) -> Interval:
         ours, theirs = (_arm(claim, about[each])["values"] for each in ("method", role))

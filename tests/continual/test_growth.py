@@ -35,7 +35,7 @@ def test_old_rows_keep_weights_and_moments_and_new_rows_are_trained(name, bias):
     output = model(x)
     grow_head(model[2], 4, optimizer=optimizer)
     assert model[2].out_features == 4
-    assert torch.equal(model(x)[:, :2], output)
+    torch.testing.assert_close(model(x)[:, :2], output)  # a product of three columns may sum in another order
     for key, value in before.items():
         assert torch.equal(getattr(model[2], key)[:2], value)
     for key, value in moments.items():

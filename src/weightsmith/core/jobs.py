@@ -39,7 +39,7 @@ def run_jobs(
     backend : {"processes", "ray"}, default: "processes"
         Where to run. Ray that runs already is used and stays; otherwise it is started, on the cluster that
         ``RAY_ADDRESS`` names or on this machine, and stopped at the end. A job whose worker dies is run again, up to
-        `RETRIES` times. Jobs that are running when the results are no longer read are interrupted.
+        `RETRIES` times. Jobs that have begun when the results are no longer read run to their end.
 
     Raises
     ------
@@ -145,9 +145,8 @@ def _on_ray(function: Callable[[Job], Any], jobs: Iterable[Job], *, ordered: boo
             raise WeightsmithError(
                 "a worker process of Ray was killed", found=f"{RETRIES + 1} times at the same job", do="See its log."
             ) from error
-        finally:
-            for each in running:
-                ray.cancel(each)
+        # Nothing is cancelled when the caller stops reading: cancelling a task that ends just then aborts the caller's
+        # process (Ray 2.60, "Tried to complete task that was not pending"). A cluster of our own ends with its tasks.
 
 
 def _call(function: Callable[[Job], Any], job: Job) -> Any:
