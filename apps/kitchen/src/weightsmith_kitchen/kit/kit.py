@@ -216,9 +216,10 @@ class MealKit:
 
 def _servings(value: Fraction | float | str) -> Fraction:
     amount = Quantity.of(value)
-    if not amount.low > 0 or amount.high > 10_000:
+    servings = amount.middle.limit_denominator(1_000_000)  # what is written can be read again
+    if not (amount.low > 0 and servings > 0) or amount.high > 10_000:
         raise RecipeError("servings", found=str(value), expected="above 0, at most 10000")
-    return amount.middle
+    return servings
 
 
 def _shown(estimate: Estimate | None) -> float | None:
