@@ -23,6 +23,23 @@ def test_products_are_exact_to_the_rounding_of_the_result_where_half_precision_i
     assert torch.equal(found, expected.bfloat16())
 
 
+def test_gradients_go_back_through_frozen_weights_and_keep_no_copy_of_them(monkeypatch):
+    monkeypatch.setattr(_products, "half_is_slow", lambda dtype: True)
+    torch.manual_seed(0)
+    layer = nn.Linear(999, 40).bfloat16().requires_grad_(False)
+    x = torch.randn(7, 999).bfloat16().requires_grad_(True)
+    kept = []
+    with (
+        products_in_float32(layer.parameters()),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+    ):
+        y = layer(x)
+    slope = torch.randn_like(y)
+    y.backward(slope)
+    assert [tensor.data_ptr() for tensor in kept] == [layer.weight.data_ptr()]
+    assert torch.equal(x.grad, (slope.float() @ layer.weight.float()).bfloat16())
+
+
 def test_what_is_not_half_precision_is_left_alone(monkeypatch):
     monkeypatch.setattr(_products, "half_is_slow", lambda dtype: pytest.fail("asked about float32"))
     layer, x = nn.Linear(5, 3), torch.ones(2, 5)

@@ -74,8 +74,7 @@ def run(
     for title, method in track([*METHODS.items()], "SmolLM2-135M"):
         bench = dense.copy()
         signature = read(method)
-        takes = [name for name in ("sparsity",) if name in signature.fields]
-        result = bench.apply(signature, dict.fromkeys(takes, sparsity))
+        result = bench.apply(signature, {"sparsity": sparsity} if "sparsity" in signature.fields else {})
         result.title = title
         results.append(result)
         console.print(f"{title}: perplexity {result.after['perplexity']:.1f}, {result.seconds:.0f} s")

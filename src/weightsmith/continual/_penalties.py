@@ -29,7 +29,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.processes import all_reduce_sum
-from weightsmith.core.training import Loss, aligned, default_loss, share_of_step, trainer_cross_entropy
+from weightsmith.core.training import Loss, default_loss, labels_and_logits, share_of_step, trainer_cross_entropy
 
 __all__ = ["EWC", "L2SP"]
 
@@ -109,7 +109,7 @@ class _Penalty:
         """
 
         def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            count = (aligned(outputs, labels)[0] != -100).sum()
+            count = (labels_and_logits(outputs, labels)[0] != -100).sum()
             own = self(model) * share_of_step(count, num_items_in_batch)
             return trainer_cross_entropy(outputs, labels, num_items_in_batch) + own
 

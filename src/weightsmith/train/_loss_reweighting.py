@@ -32,10 +32,10 @@ from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
     Loss,
-    aligned,
     batch_count,
     draw_seed,
     fit,
+    labels_and_logits,
     predict,
     share_of_step,
     training_method,
@@ -280,7 +280,7 @@ class LossReweighter(nn.Module):
         Every micro-batch of an accumulated step counts by its share of the step's labels, on all processes together.
         Without gradients, as in an evaluation, all samples have equal weights.
         """
-        labels, logits = aligned(outputs, labels)
+        labels, logits = labels_and_logits(outputs, labels)
         if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
             found = f"{labels.dtype} of shape {tuple(labels.shape)}"
             raise ShapeError("labels", found=found, expected=f"class indices of shape {tuple(logits.shape[:-1])}")

@@ -195,7 +195,7 @@ class OffloadedModel:
 
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.is_meta:
-                value = self._read(self._path(module, name))
+                value = self.tensor(module, name)
                 set_module_tensor_to_device(module, name, "cpu", value=value, dtype=value.dtype)
         self.loaded.add(module)
 

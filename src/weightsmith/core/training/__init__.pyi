@@ -39,7 +39,7 @@ from ._restore import (
     restored_on_error as restored_on_error,
 )
 from ._trainer import (
-    aligned as aligned,
+    labels_and_logits as labels_and_logits,
     share_of_step as share_of_step,
     trainer_cross_entropy as trainer_cross_entropy,
 )

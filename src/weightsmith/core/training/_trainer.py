@@ -11,13 +11,13 @@ from transformers.modeling_outputs import MaskedLMOutput, Seq2SeqLMOutput, Token
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.training._fit import logits_of
 
-__all__ = ["aligned", "share_of_step", "trainer_cross_entropy"]
+__all__ = ["labels_and_logits", "share_of_step", "trainer_cross_entropy"]
 
 ALIGNED = (MaskedLMOutput, Seq2SeqLMOutput, TokenClassifierOutput)
 """Outputs whose logits are about the label at their own position; those of other language models, about the next."""
 
 
-def aligned(outputs: Any, labels: Tensor | None, *others: Tensor) -> tuple[Tensor, ...]:
+def labels_and_logits(outputs: Any, labels: Tensor | None, *others: Tensor) -> tuple[Tensor, ...]:
     """Return labels, logits and other logits of the same shape that belong together, position by position.
 
     The :class:`~torch.nn.Module` is unknown here, so the kind of the output tells causal language models apart.
@@ -49,6 +49,6 @@ def trainer_cross_entropy(outputs: Any, labels: Tensor | None, num_items_in_batc
     >>> round(trainer_cross_entropy({"logits": torch.zeros(2, 4)}, torch.tensor([0, 1])).item(), 4)
     1.3863
     """
-    labels, logits = aligned(outputs, labels)
+    labels, logits = labels_and_logits(outputs, labels)
     total = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)

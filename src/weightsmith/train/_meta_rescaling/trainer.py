@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.training import aligned
+from weightsmith.core.training import labels_and_logits
 from weightsmith.train._meta_rescaling.method import MetaRescaler, call_with
 from weightsmith.train._shared.trainer import NotedInputs, share_of_all_processes
 
@@ -52,7 +52,7 @@ class MetaRescalingLoss:
             If there are no labels.
         """
         inputs = self._noted.take()
-        labels, logits = aligned(outputs, labels)
+        labels, logits = labels_and_logits(outputs, labels)
         if not torch.is_grad_enabled():
             return self.rescaler.criterion(logits, labels).mean()
         batch = {**inputs, "labels": labels}

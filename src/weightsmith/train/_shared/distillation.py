@@ -24,10 +24,10 @@ from weightsmith.core.errors import CalibrationError, ShapeError
 from weightsmith.core.training import (
     LOWEST,
     Loss,
-    aligned,
     check_temperature,
     counted_rows,
     kd_loss,
+    labels_and_logits,
     logits_of,
     predict,
     share_of_step,
@@ -233,7 +233,7 @@ class DistillationLoss:
         ShapeError
             If the two models do not have the same classes.
         """
-        labels, ours, theirs = aligned(outputs, labels, self._teacher_logits().to(logits_of(outputs).device))
+        labels, ours, theirs = labels_and_logits(outputs, labels, self._teacher_logits().to(logits_of(outputs).device))
         count = (labels != -100).sum()
         return _of_rows(self.criterion, ours, theirs, labels) * share_of_step(count, num_items_in_batch)
 
