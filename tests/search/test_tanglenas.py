@@ -258,7 +258,7 @@ def test_the_largest_network_is_the_model_unchanged(name):
         assert torch.equal(outputs(large, batch), outputs(model, batch))
 
 
-def test_masked_channels_are_zero_and_kept_ones_exact():
+def test_masked_channels_are_zero_and_kept_ones_those_of_the_smaller_network():
     model, batch = tiny("cnn")
     net = Supernet(model, SPACES["cnn"], batch)
     architecture = {"0.out_channels": 4, "3.out_channels": 4, "3.kernel_size": 1}
@@ -266,7 +266,7 @@ def test_masked_channels_are_zero_and_kept_ones_exact():
     small = net.extracted(architecture)
     with torch.no_grad():
         inside, cut = model[:4](batch), small[:4](batch)
-    assert torch.equal(inside[:, :4], cut)
+    torch.testing.assert_close(inside[:, :4], cut, rtol=1e-6, atol=1e-6)  # products of other sizes may add in another order
     assert not inside[:, 4:].any()
     assert not model[:2](batch)[:, 4:].any()  # the shift of batch normalization, too
 

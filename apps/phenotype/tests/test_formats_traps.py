@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import time
 import tracemalloc
 import warnings
 
@@ -429,11 +428,11 @@ def test_bioc_offset_that_asks_for_a_gigabyte_of_blanks_is_refused():
         read(bioc("<passage><offset>1000000000</offset><text>a</text></passage>"), "bioc")
 
 
-def test_bioc_comment_that_never_ends_is_refused_in_time():
-    start = time.perf_counter()
+def test_bioc_comment_that_never_ends_is_refused_before_it_was_read_whole():
+    stream = io.BytesIO(b"<collection><!--" + b"x" * 60_000_000)
     with pytest.raises(CorpusError, match="a tag or comment of more than"):
-        read("<collection><!--" + "x" * 60_000_000, "bioc")
-    assert time.perf_counter() - start < 5
+        list(read_documents(stream, "bioc"))
+    assert stream.tell() < 20_000_000
 
 
 def test_bioc_that_is_nested_too_deep_is_refused():
@@ -473,12 +472,14 @@ def test_memory_does_not_grow_with_the_number_of_documents(format, tmp_path):
     assert peak < (2_500_000 if format == "bioc" else 1_500_000)
 
 
-def test_annotations_that_do_not_fit_are_told_quickly_even_if_written_to_be_slow():
-    text = "e\u0301" * 2000
-    start = time.perf_counter()
+@pytest.mark.parametrize(
+    ("there", "given"),
+    [("e\u0301" * 2000, "é" * 1999 + "x"), ("ﬃ" * 60, "f" * 60 + "x"), ("\u0301" * 60, "\u0301" * 30 + "x")],
+)
+def test_annotations_written_to_be_slow_are_refused(there, given):
+    """Trying one reading after the other would not end."""
     with pytest.raises(CorpusError):
-        read(f"d\n{text}\n0\t4000\t{'é' * 1999}x\tHP:1\n", "tsv")
-    assert time.perf_counter() - start < 2
+        read(f"d\n{there}\n0\t{len(there)}\t{given}\tHP:1\n", "tsv")
 
 
 # CSV and files.

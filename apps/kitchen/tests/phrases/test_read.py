@@ -1,13 +1,10 @@
 """Ingredient lines that other parsers read wrongly, each with what must come out."""
 
-import time
-
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.phrases.read import read_ingredient, read_ingredients
-from weightsmith_kitchen.phrases.tagger import IngredientTagger
 from weightsmith_kitchen.quantity import Quantity
 
 
@@ -181,13 +178,3 @@ def test_no_line_is_too_odd(line):
     found = read_ingredient(line)
     assert found.text == line
     assert type(found).from_dict(found.to_dict()) == found
-
-
-def test_default_tagger_loads_fast():
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        tagger = IngredientTagger.default()
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.3
-    assert tagger.labels[0] == "O"

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, get_args
@@ -421,20 +422,25 @@ def _hint(text: str, annotation: Annotation, unit: OffsetUnit) -> str:
 def _same(there: str, given: str) -> bool:
     """Whether an annotation's text is the document's in plainer characters: ``TNF-a`` for ``TNF-α``."""
     there, given = (unicodedata.normalize("NFC", " ".join(text.split())) for text in (there, given))
-    return re.fullmatch("".join(map(_plainer, there)), given) is not None
+    given = given.casefold()
+    reached = {0}  # where the characters so far may end in `given`: all at once, as trying each in turn has no bound
+    for character in there:
+        ways = _plainer(character)
+        reached = {start + len(way) for start in reached for way in ways if given.startswith(way, start)}
+    return len(given) in reached
 
 
-def _plainer(character: str) -> str:
-    """Regular expression of how a character may be written by who cannot type it."""
+@lru_cache(maxsize=4096)
+def _plainer(character: str) -> frozenset[str]:
+    """How a character may be written by who cannot type it, itself among them, without case."""
     for likes in (_DASHES, _QUOTES):
         if character in likes:
-            return f"[{re.escape(likes)}?]"
+            return frozenset(likes + "?")
     if character.isascii():
-        return f"(?i:{re.escape(character)})"
-    ways = {character, unicodedata.normalize("NFKD", character), "?", "\ufffd"}
-    ways.add("".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)))
-    single = unicodedata.normalize("NFKC", character)[:1]
-    words = unicodedata.name(single, "").split()
+        return frozenset({character.casefold()})
+    decomposed = unicodedata.normalize("NFKD", character)
+    ways = {character, decomposed, "?", "\ufffd", "".join(c for c in decomposed if not unicodedata.combining(c))}
+    words = unicodedata.name(unicodedata.normalize("NFKC", character)[:1], "").split()
     if words[:1] == ["GREEK"] and "LETTER" in words:
         letter = words[words.index("LETTER") + 1 :][:1] or [""]
         if letter[0] == "FINAL":
@@ -442,4 +448,4 @@ def _plainer(character: str) -> str:
         ways |= {letter[0].lower(), letter[0][:1].lower()}
         if letter[0] == "MU":
             ways.add("u")
-    return f"(?i:{'|'.join(re.escape(way) for way in sorted(ways, key=len, reverse=True))})"
+    return frozenset(way.casefold() for way in ways)
