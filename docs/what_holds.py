@@ -100,7 +100,7 @@ def page() -> str:
         "<!-- written by docs/generate.py -->",
         "",
         "# What holds\n",
-        f"{len(found)} papers, each method rebuilt and measured on two CPU cores against a tuned baseline and against",
+        f"{len(found)} papers, each method rebuilt and measured on two CPU cores against a baseline and against",
         "a control: the cheap explanation of its success. One experiment per paper decides here; all of them, with",
         "every arm and seed, are on [Claims](claims.md). The models are small: a paper about billions of weights is",
         "not refuted by a model of 135 million, but a user of small models should know.\n",

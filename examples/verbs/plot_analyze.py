@@ -31,7 +31,7 @@ for kind in kinds:
     line = sorted((row.name, row.kappa) for row in ranked if row.name.endswith(kind))
     axes.semilogy([kappa for _, kappa in line], marker="o", ms=4, label=kind)
 axes.set(xlabel="block", ylabel="condition number")
-axes.legend(frameon=False, fontsize=8)
+axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 

@@ -34,7 +34,7 @@ print(f"after the first task: {accuracy(base, tests[0]):.3f}")
 # %%
 # Three ways through the second task.
 penalty = EWC(strength=1000.0)
-penalty.consolidate(base, [tasks[0][:]])
+penalty.consolidate(base, [(image[None], label[None]) for image, label in tasks[0]])  # the Fisher of single samples
 replay = Replay(per_class=5, generator=torch.Generator().manual_seed(0))
 replay.add([(image, int(label)) for image, label in tasks[0]])
 kept = TensorDataset(torch.stack([image for image, _ in replay]), torch.tensor([label for _, label in replay]))
