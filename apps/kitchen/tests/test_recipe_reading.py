@@ -207,3 +207,150 @@ def test_a_heading_may_have_its_list_on_the_same_line():
     assert [item.name for item in recipe.ingredients] == ["tomatoes", "cucumber", "feta"]
     assert recipe.instructions == ("mix.",)
     assert recipe.title == "Salad"
+
+
+HEADS = ["| food | amount | unit |", "| Qty | Unit | Item |", "| Item | Qty | Note |", "| Qty | Item |"]
+FOOD, QTY, NOTE, TWO = (f"{head}\n|{'--|' * (head.count('|') - 1)}\n" for head in HEADS)
+
+
+@pytest.mark.parametrize(
+    ("table", "lines"),
+    [
+        (f"{FOOD}| onion | 2 | medium |\n| flour | 1 | cup |", ["2 medium onion", "1 cup flour"]),
+        (f"{QTY}| 3 | large | eggs |\n| | pinch | salt |", ["3 large eggs", "pinch salt"]),
+        (f"{NOTE}| butter | 2 tbsp | melted |\n| salt | to taste | |", ["2 tbsp butter, melted", "salt to taste"]),
+        (f"{TWO}| 1 cup | 2% milk |\n| - | pepper |", ["1 cup 2% milk", "pepper"]),
+        ("onion | 2 | medium", ["2 medium onion"]),
+    ],
+)
+def test_units_and_sizes_in_columns_of_their_own(table, lines):
+    recipe = read_recipe(f"Soup\n\n{table}")
+    assert texts(recipe) == lines
+    onion = read_recipe(f"Soup\n\n{FOOD}| onion | 2 | medium |").ingredients[0]
+    assert (onion.quantity, onion.unit, onion.size) == (Quantity.of(2), None, "medium")
+
+
+def test_a_size_in_place_of_a_unit_is_priced():
+    stored = {"title": "", "ingredients": [{"name": "onion", "quantity": "2", "unit": "medium"}]}
+    item = make_kit(read_recipe(json.dumps(stored))).ingredients[0]
+    assert (item.unit, item.size, item.grams.value) == (None, "medium", 220)
+
+
+@pytest.mark.parametrize(
+    ("line", "read"),
+    [
+        ("*1* cup flour", "1 cup flour"),
+        ("**2** eggs", "2 eggs"),
+        ("- **1 cup** _sifted_ flour", "1 cup sifted flour"),
+        ("* __2__ eggs", "2 eggs"),
+        ("***3*** eggs", "3 eggs"),
+        ("> 2 eggs", "2 eggs"),
+        ("`2` eggs", "2 eggs"),
+        ("1 cup [flour](https://example.org/flour)", "1 cup flour"),
+        ("<b>2</b> eggs", "2 eggs"),
+        ("1<sup>1</sup>/<sub>2</sub> cups milk", "1 1/2 cups milk"),
+        ("1\\-2 eggs", "1-2 eggs"),
+        ("* 2 eggs*", "2 eggs*"),
+    ],
+)
+def test_marks_of_emphasis_are_no_part_of_the_text(line, read):
+    assert texts(read_recipe(f"Dish\n1 onion\n{line}")) == ["1 onion", read]
+    assert texts(read_recipe(json.dumps({"recipeIngredient": [line.removeprefix("* ")]})))[0].strip("- ") == read
+    kit = make_kit([line])
+    assert kit.ingredients[0].quantity is not None
+
+
+def test_fractions_of_a_page_keep_their_whole_number():
+    page = "<html><ul><li>1<sup>1</sup>/<sub>2</sub> cups milk</li><li><b>2</b> eggs</li></ul></html>"
+    assert [str(item.quantity) for item in read_recipe(page).ingredients] == ["1 1/2", "2"]
+
+
+LETTER = """Dear Anna,
+Here is the cake I promised you last summer.
+My mother made it every Sunday.
+
+Lemon cake
+By Jane Doe
+Serves 8
+Makes 1 loaf
+4.8 from 120 votes
+Prep time: 10 minutes
+2 cups flour
+3 eggs
+The kids loved it!
+I use organic lemons.
+1 lemon (I use two)
+salt and pepper
+
+Beat the eggs, add the flour and bake for 40 minutes.
+Enjoy!
+Love,
+Maria
+"""
+
+
+def test_what_stands_around_a_list_is_left_out_and_named():
+    recipe = read_recipe(LETTER)
+    assert [item.name for item in recipe.ingredients] == ["flour", "eggs", "lemon", "salt", "pepper"]
+    assert (recipe.title, recipe.servings) == ("Lemon cake", Quantity.of(8))
+    assert recipe.instructions == ("Beat the eggs, add the flour and bake for 40 minutes.",)
+    (note,) = recipe.notes
+    assert note.startswith("left out, no ingredient: 'Dear Anna,', 'Here is the cake I promised you last summer.'")
+    assert note.endswith("and 8 more lines")
+    assert make_kit(recipe).notes == (note,)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("By Jane Doe", "Recipe by Jane", "Adapted from Julia Child", "Photo by John", "March 3, 2021"),
+        *("https://example.org/cake", "Print", "Pin it", "Jump to recipe", "Serves 4", "Makes 1 loaf", "Yield: 2 pies"),
+        *("120 reviews", "5 stars", "10 minutes", "1 hr 20 min", "350\u00b0F", "Enjoy!", "Best wishes, Jane"),
+        *("We love this cake", "This was so good!", "It's my favorite", "24 years ago my aunt made it.", "xoxo"),
+    ],
+)  # fmt: skip
+def test_lines_that_are_no_ingredient(line):
+    recipe = read_recipe(f"Cake\nServes 2\nMakes 3 cakes\n2 eggs\n{line}\n1 cup milk")
+    assert texts(recipe) == ["2 eggs", "1 cup milk"]
+    assert recipe.notes == (f"left out, no ingredient: {line!r}",)
+    assert (str(recipe.servings), recipe.makes) == ("2", (Quantity.of(3), "cakes"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("salt", "2 star anise", "freshly ground pepper", "Salt and whatever herbs you like", "lovage"),
+        *("10 minute rice", "chocolate chips (I use dark)", "pie crust, store-bought or my own", "Printed chocolate"),
+        *("cooking spray", "1 recipe pie crust (makes 2)", "Old Bay seasoning", "4 cups flour for 2 people"),
+    ],
+)  # fmt: skip
+def test_lines_that_are_ingredients(line):
+    recipe = read_recipe(f"Cake\n2 eggs\n{line}\n1 cup milk")
+    assert texts(recipe) == ["2 eggs", line, "1 cup milk"]
+    assert recipe.notes == ()
+
+
+def test_lists_of_pages_are_freed_of_such_lines_too():
+    page = {"recipeIngredient": ["Serves 4", "By Jane Doe", "2 eggs", "Makes 12 muffins"], "recipeYield": "12 muffins"}
+    recipe = read_recipe(json.dumps(page))
+    assert texts(recipe) == ["2 eggs"]
+    assert recipe.makes == (Quantity.of(12), "muffins")
+    assert recipe.notes == ("left out, no ingredient: 'Serves 4', 'By Jane Doe', 'Makes 12 muffins'",)
+
+
+@pytest.mark.parametrize(
+    ("line", "foods"),
+    [
+        ("salt and pepper", ["salt", "pepper"]),
+        ("Salt & freshly ground black pepper, to taste", ["Salt", "freshly ground black pepper"]),
+        ("salt/pepper", ["salt", "pepper"]),
+        ("carrots, onions and celery", ["carrots", "onions", "celery"]),
+        ("macaroni and cheese", ["macaroni and cheese"]),
+        ("flour, bread", ["flour"]),
+    ],
+)
+def test_foods_without_an_amount_are_counted_each(line, foods):
+    items = read_recipe(f"Soup\n1 onion\n{line}").ingredients[1:]
+    names = [item.text.partition(",")[0] for item in items]
+    assert names == foods
+    assert all(item.quantity is None for item in items)

@@ -285,6 +285,8 @@ class Recipe:
         Its name; may be empty.
     servings : Quantity or None
         How many people it feeds. None if it is not said: nothing is made up.
+    makes : tuple of Quantity and str, or None
+        How many pieces, or what else, it makes: 24 cookies, 1 loaf. No number of people follows from it.
     events : tuple of Event
         In order of time.
     techniques, utensils : tuple of str
@@ -301,6 +303,7 @@ class Recipe:
     techniques: tuple[str, ...] = ()
     utensils: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    makes: tuple[Quantity, str] | None = None
 
     def scale(self, *, servings: Quantity | Fraction | float) -> Recipe:
         """The recipe for another number of people.
@@ -316,13 +319,16 @@ class Recipe:
         if self.servings is None or not self.servings.middle > 0:
             raise RecipeError("servings of the recipe are not known", do="Set `servings` first.")
         factor = wanted.middle / self.servings.middle
-        return replace(self, servings=wanted, ingredients=tuple(item.scale(factor) for item in self.ingredients))
+        items = tuple(item.scale(factor) for item in self.ingredients)
+        makes = None if self.makes is None else (self.makes[0] * factor, self.makes[1])
+        return replace(self, servings=wanted, ingredients=items, makes=makes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
         return {
             "title": self.title,
             "servings": None if self.servings is None else self.servings.to_json(),
+            "makes": None if self.makes is None else _stored(self.makes),
             "ingredients": [item.to_dict() for item in self.ingredients],
             "instructions": list(self.instructions),
             "events": [event.to_dict() for event in self.events],
@@ -360,6 +366,7 @@ class Recipe:
             techniques=tuple(stored.get("techniques", ())),
             utensils=tuple(stored.get("utensils", ())),
             notes=tuple(map(str, stored.get("notes", ()))),
+            makes=None if stored.get("makes") is None else _measure(stored["makes"]),
         )
 
     @classmethod

@@ -11,9 +11,20 @@ from typing import Any, Literal
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.quantity import Quantity
 
-__all__ = ["UNITS", "Kind", "Unit", "convert", "find_unit", "grams", "milliliters"]
+__all__ = ["SIZES", "UNITS", "Kind", "Unit", "convert", "find_unit", "grams", "milliliters"]
 
 Kind = Literal["mass", "volume", "count"]
+
+SIZES = {
+    "small": "small",
+    "medium": "medium",
+    "med": "medium",
+    "large": "large",
+    "lg": "large",
+    "extra large": "extra large",
+    "jumbo": "jumbo",
+}
+"""Words for the size of a piece, which stand where units do, and those of the table of measures for them."""
 
 
 @dataclass(frozen=True, slots=True)

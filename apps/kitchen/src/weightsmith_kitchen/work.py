@@ -45,7 +45,7 @@ def parse_file(source: Source, *, events: bool = False, models: Mapping[str, str
             servings=recipe.servings,
             tagger=loaded(models, "tagger"),
         )
-        recipe = replace(structured, notes=recipe.notes)
+        recipe = replace(structured, makes=recipe.makes, notes=recipe.notes)
     return recipe.to_dict()
 
 

@@ -13,7 +13,7 @@ from weightsmith_kitchen.nutrition.ranking import default_row, lost, words
 from weightsmith_kitchen.nutrition.table import NutritionTable
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import TAKEN_FOR, Ingredient
-from weightsmith_kitchen.units import Unit, find_unit
+from weightsmith_kitchen.units import SIZES, Unit, find_unit
 
 __all__ = ["price"]
 
@@ -21,17 +21,9 @@ MOST = 100_000
 """Units of an ingredient that are priced."""
 DRAINED = 0.6
 """Share of a can of legumes that is left when its water is poured off (USDA: 253 of 425 g)."""
+WHOLES = ("piece", "head", "ear")
+"""Units that are the whole of a plant: 1 cauliflower is 1 head of it."""
 IN_WATER = (["bean"], ["chickpea"], ["corn"], ["pea"], ["lentil"])
-SIZES = {
-    "small": "small",
-    "medium": "medium",
-    "med": "medium",
-    "large": "large",
-    "lg": "large",
-    "extra large": "extra large",
-    "jumbo": "jumbo",
-}
-"""Words for sizes that the table of measures has, and the table's own."""
 _SIZE = re.compile(r"\b(extra large|small|medium|med|large|lg|jumbo)\b")
 _LENGTH = re.compile(r"(?P<number>\d.*?|[¼-¾⅐-⅞])\s*(?P<unit>inch(?:es)?|in|cm|centimet(?:er|re)s?|mm|foot|feet|ft)\b")
 INCHES = {"i": Fraction(1), "c": Fraction(50, 127), "m": Fraction(5, 127), "f": Fraction(12)}
@@ -67,6 +59,9 @@ def price(ingredient: Ingredient, table: NutritionTable, *, food: Food | None = 
     >>> price(Ingredient("butter", Quantity.of(100), "gram"), table).kcal.value
     743.0
     """
+    if ingredient.unit is not None and ingredient.unit.lower() in SIZES:  # "medium" in a column of units
+        size = ingredient.size or SIZES[ingredient.unit.lower()]
+        ingredient = replace(ingredient, unit=None, size=size)
     notes: list[str] = []
     name = _called(ingredient)
     found = food or table.lookup(name)
@@ -155,6 +150,10 @@ def _weight(
                     notes.append(f"{told}: a usual {unit.name} is taken")
                 basis = f"weight of one{f', {told}' if used else ''}: {portion.source}"
                 return _times(_estimate(quantity, length if used else Fraction(1)), portion.grams), basis
+    for (quantity, _), unit in zip(ways, units, strict=True):
+        whole = next((portion for portion in portions if portion.unit in WHOLES), None)
+        if unit is not None and unit.name in WHOLES and whole is not None:
+            return _times(_estimate(quantity, Fraction(1)), whole.grams), f"weight of one {whole.unit}: {whole.source}"
     notes.append(_missing(ingredient, units[0]))
     return None, ""
 

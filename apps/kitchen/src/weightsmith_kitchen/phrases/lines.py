@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from weightsmith_kitchen.errors import RecipeError
+from weightsmith_kitchen.nutrition import measures
+from weightsmith_kitchen.phrases.markup import unbulleted, unmarked
 from weightsmith_kitchen.phrases.read import read_ingredients
 from weightsmith_kitchen.phrases.tagger import IngredientTagger
 from weightsmith_kitchen.quantity import find_quantity
@@ -36,12 +38,23 @@ COLORS = frozenset({"red", "green", "yellow", "white", "black", "brown", "purple
 _JOINT = re.compile(r"\s*[;+]\s*|\s*,?\s+(?:plus|and|&)\s+|\s*,\s+", re.IGNORECASE)
 _REMARK = re.compile(r"(?P<names>.*(?:\band\b|&)[^,]*)(?P<remark>,.*)$", re.IGNORECASE)
 """Of the names after "each": what follows the last of them says how all are cut."""
+_DIGIT = re.compile(r"[\d½¼¾⅓⅔⅛]")
 _ABOUT = re.compile(r"\s*\((?:about|approx\.?|approximately|around)\s+[\d\s/½¼¾⅓⅔.-]+\)", re.IGNORECASE)
+_WISH = re.compile(
+    r"(?:,?\s*\b(?:to (?:your\s+)?taste|as (?:needed|desired|you like)|if (?:desired|needed|you like)|optional"
+    r"|for (?:serving|garnish|seasoning|sprinkling|the pan|topping)|to (?:serve|garnish|season))\b|\s*\([^()]*\))*\W*$",
+    re.IGNORECASE,
+)
+"""What follows foods that have no amount."""
+_FOODS = re.compile(r"\s*,\s*(?:(?:and|&)\s+)?|\s+(?:and|&|\+)\s+|\s*[/&+]\s*", re.IGNORECASE)
+_BOTH = re.compile(r"\band\b|[&+/]", re.IGNORECASE)
+MOST_WORDS = 5
+"""Of a food without an amount that stands beside another."""
 _TIMES = re.compile(r"(?<=\d)\s?[x×]\s?(?=\d+(?:\.\d+)?\s?(?:g|kg|ml|l|oz|lb)\b)", re.IGNORECASE)
 
 
 def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str]:
-    """The lines that a line stands for: itself, unless it gives several foods an amount each.
+    """The lines that a line stands for: itself, unless it gives several foods an amount each, or names several by none.
 
     A part that has an amount but no food of its own stays with the part before it, so that "1 onion, 1/4 inch dice" and
     "1 cup plus 2 tablespoons flour" are one line.
@@ -57,12 +70,16 @@ def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str
     --------
     >>> split_line("1 cup each flour and sugar"), split_line("2 eggs, 1 cup flour")
     (['1 cup flour', '1 cup sugar'], ['2 eggs', '1 cup flour'])
+    >>> split_line("salt and pepper, to taste"), split_line("macaroni and cheese")
+    (['salt, to taste', 'pepper, to taste'], ['macaroni and cheese'])
     >>> split_line("1 egg plus 1 yolk"), split_line("2 carrots, 1 diced, 1 sliced")
     (['1 egg', '1 yolk'], ['2 carrots, 1 diced, 1 sliced'])
     """
     if len(line.splitlines()) > 1:
         return [part for piece in line.splitlines() for part in split_line(piece, tagger=tagger)]
-    line = text = _TIMES.sub(" x ", _ABOUT.sub("", line)).strip()
+    line = text = _TIMES.sub(" x ", _ABOUT.sub("", unbulleted(unmarked(line)))).strip()
+    if foods := _without_amount(text):
+        return foods
     behind = _NAME_FIRST.match(text)
     if behind and (unit := find_unit(behind["unit"])) is not None and unit.kind != "count":
         return [f"{behind['amount']} {behind['name']}"]  # "butter, 2 tbsp"
@@ -100,6 +117,24 @@ def split_line(line: str, *, tagger: IngredientTagger | None = None) -> list[str
     if taken is None:
         return lines
     return [line if _PART_OF_FRUIT.search(line) else taken[0] + line for line in lines]
+
+
+def _without_amount(text: str) -> list[str]:
+    """Foods that a line names and gives no amount, as lines: "salt and pepper"; none of any other line."""
+    if _DIGIT.search(text) or not _FOODS.search(text) or _amount(text):
+        return []
+    wish = _WISH.search(text)
+    told = text[: wish.start()] if wish else text
+    names = [name for name in _FOODS.split(told.strip()) if name]
+    joined = len(names) > 2 or _BOTH.search(told) is not None  # "flour, bread" is one
+    if len(names) < 2 or not joined or not all(map(_is_known, names)):
+        return []
+    return [f"{name}{text[len(told) :]}" for name in names]
+
+
+def _is_known(name: str) -> bool:
+    """Household measures are known of the food, and the name is no more than a name."""
+    return len(name.split()) <= MOST_WORDS and not _CHOICE.search(name) and bool(measures.find(name))
 
 
 def _is_more(first: Ingredient, second: Ingredient) -> bool:

@@ -20,8 +20,8 @@ CITRUS = re.compile(r"\b(lemon|lime|orange|grapefruit|clementine|mandarin|tanger
 CITRUS_IN = re.compile(r"\b(lemon|lime|orange|grapefruit|clementine|mandarin|tangerine)", re.IGNORECASE)
 ZEST = re.compile(r"\b(?:zest(?:ed)?|(?:rind|peel)\b(?!\s+(?:removed|discarded|off)))", re.IGNORECASE)
 JUICE = re.compile(r"\bjuiced?\b", re.IGNORECASE)
-SHORT = frozenset({"lg", "lg.", "sm", "sm.", "med", "med."})
-"""Sizes that are written as units are."""
+SHORT = frozenset({"lg", "lg.", "sm", "sm.", "med", "med.", "small", "medium", "large"})
+"""Sizes that stand where units do."""
 JOINED = frozenset({"STATE", "DF", "SIZE", "TEMP", "UNIT", "QUANTITY"})
 """Labels that may stand between two parts of a name."""
 FUNCTION_WORDS = frozenset(
