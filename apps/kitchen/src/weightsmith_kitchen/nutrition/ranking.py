@@ -34,11 +34,27 @@ from weightsmith_kitchen.nutrition.vocabulary import (
     VARIETIES,
 )
 
-__all__ = ["Name", "Rarity", "Weights", "default_row", "known", "lost", "plain", "rewritten", "score", "stems", "words"]
+__all__ = [
+    "Name",
+    "Rarity",
+    "Weights",
+    "default_row",
+    "known",
+    "lost",
+    "plain",
+    "rewritten",
+    "score",
+    "stems",
+    "without_liquid",
+    "words",
+]
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?%?")
 
 _PHRASE = re.compile(rf"\b({'|'.join(sorted(map(re.escape, PHRASES), key=len, reverse=True))})(?:s|es)?\b")
+
+_IN = re.compile(r"\bin\s+(?:[a-z]+\s+){0,3}?(?:water|oil|brine|juice|syrup|sauce|vinegar|puree|broth|milk)\b")
+"""What a food lies in: the word before it names the food, "tuna in water"."""
 
 
 class Name(NamedTuple):
@@ -81,19 +97,34 @@ def words(text: str) -> list[str]:
     return [SAME.get(word, word) for word in found]
 
 
+def without_liquid(text: str) -> str | None:
+    """The name of a food without what it lies in; None of any other name.
+
+    Examples
+    --------
+    >>> without_liquid("canned tuna in olive oil"), without_liquid("bone in chicken thigh")
+    ('canned tuna', None)
+    """
+    lies = _IN.search(text) if " in " in text else None
+    return text[: lies.start()].strip() or None if lies else None
+
+
 @lru_cache(maxsize=32_768)
 def stems(text: str) -> Name:
     """A name as it is compared.
 
     Examples
     --------
-    >>> sorted(stems("Spices, cumin seed").first), stems("Red onions, chopped").last
-    (['cumin', 'seed'], 'onion')
+    >>> sorted(stems("Spices, cumin seed").first), stems("Red onions, chopped").last, stems("tuna in water").last
+    (['cumin', 'seed'], 'onion', 'tuna')
     """
     parts = [part for part in map(words, re.sub(r"\(.*?\)", " ", text).split(",")) if part] or [words(text)]
     if len(parts) > 1 and GROUPS.issuperset(parts[0]):
         parts = parts[1:]
-    return Name(frozenset(words(text)), frozenset(parts[0]), parts[0][-1] if parts[0] else "")
+    food = without_liquid(text)
+    kind = words(food)[-1:] if food is not None and "," not in food else []
+    last = kind or parts[0][-1:]
+    return Name(frozenset(words(text)), frozenset(parts[0]), last[0] if last else "")
 
 
 def plain(query: str) -> str:
@@ -151,7 +182,8 @@ def lost(query: str, row: str) -> list[str]:
     asked, has = words(rewritten(query)), words(row)
     joined = {one + other for one, other in pairwise(has)}
     split = {part for pair in pairwise(asked) if "".join(pair) in has for part in pair}
-    same = joined.union(has, split, PLAIN, DROPPED, VARIETIES)
+    liquid = {"water"} if without_liquid(plain(query)) else set()  # it has no energy
+    same = joined.union(has, split, liquid, PLAIN, DROPPED, VARIETIES)
     written = set(words(" ".join(_told(query))))  # not what `rewritten` puts in
     return [word for word in dict.fromkeys(asked) if word in written and word not in same and not word[0].isdigit()]
 

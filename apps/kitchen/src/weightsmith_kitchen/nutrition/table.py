@@ -25,7 +25,18 @@ from weightsmith_kitchen.foods import Estimate, Food, Portion
 from weightsmith_kitchen.nutrition import measures, usda
 from weightsmith_kitchen.nutrition.checks import KILOJOULE, energy_notes
 from weightsmith_kitchen.nutrition.encoder import minilm
-from weightsmith_kitchen.nutrition.ranking import Name, Rarity, default_row, known, rewritten, score, stems, words
+from weightsmith_kitchen.nutrition.ranking import (
+    Name,
+    Rarity,
+    default_row,
+    known,
+    plain,
+    rewritten,
+    score,
+    stems,
+    without_liquid,
+    words,
+)
 from weightsmith_kitchen.units import find_unit
 
 __all__ = ["Match", "NutritionTable"]
@@ -200,6 +211,9 @@ class NutritionTable:
 
     def _looked_up(self, name: str) -> Food | None:
         matches = [match for match in self.search(name, limit=12) if match.known]
+        food = without_liquid(plain(name)) if default_row(name) is None else None
+        if food and not (matches and _has_all(stems(rewritten(name)), stems(matches[0].food.name))):
+            return self.lookup(food)  # tomatoes in juice are no tomato juice
         if not matches:
             return self.label_food(name)
         near = [match.food for match in matches if match.score > matches[0].score - NEAR]

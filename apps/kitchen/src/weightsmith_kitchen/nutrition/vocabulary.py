@@ -71,6 +71,7 @@ PHRASES = {
     "chili flake": "spices pepper red or cayenne",
     "red pepper flake": "spices pepper red or cayenne",
     "self rising flour": "wheat flour white all purpose self rising",
+    "self raising flour": "wheat flour white all purpose self rising",
     "ground beef": "beef ground",
     "chicken broth": "soup chicken broth",
     "beef broth": "soup beef broth",
@@ -92,7 +93,14 @@ BARE = {
     "oil": "vegetable oil",
     "whipping cream": "heavy cream",
     "double cream": "heavy cream",
+    "steak": "beef steak",
     "cheddar": "cheddar cheese",
+    "emmental": "swiss cheese",
+    "emmentaler": "swiss cheese",
+    "emmenthal": "swiss cheese",
+    "emmenthaler": "swiss cheese",
+    "emmental cheese": "swiss cheese",
+    "emmentaler cheese": "swiss cheese",
     "parmesan": "parmesan cheese",
     "mozzarella": "mozzarella cheese",
     "feta": "feta cheese",
@@ -180,6 +188,11 @@ ROWS = {
     "custard powder": "Cornstarch",
     # Oil with an aroma.
     "truffle oil": "Olive oil",
+    # Suet that is melted and strained; no table has it raw.
+    "suet": "Fat, beef tallow",
+    "beef suet": "Fat, beef tallow",
+    "shredded suet": "Fat, beef tallow",
+    "lardon": "Pork, cured, bacon, unprepared",
     "chili oil": "Vegetable oil, NFS",
     "red chili": "Peppers, hot chili, red, raw",
     "full fat milk": "Milk, whole",
@@ -316,6 +329,10 @@ ROWS |= dict.fromkeys(("filo pastry", "filo dough", "phyllo pastry"), "Phyllo do
 ROWS |= dict.fromkeys(("sugar snap pea", "snow pea", "mangetout"), "Peas, edible-podded, raw")
 ROWS |= dict.fromkeys(("smoked paprika", "sweet paprika"), "Spices, paprika")
 ROWS |= dict.fromkeys(("cardamom seed", "cardamom pod"), "Spices, cardamom")
+ROWS |= dict.fromkeys(
+    ("emmental", "emmentaler", "emmenthal", "emmenthaler", "emmental cheese", "emmentaler cheese"), "Cheese, Swiss"
+)
+ROWS |= dict.fromkeys(("canned tuna", "canned tuna in water", "tuna in water"), "Fish, tuna, canned")
 ROWS |= dict.fromkeys(("raspberry jam", "strawberry jam"), "Jam")
 ROWS |= dict.fromkeys(("tuna steak", "fresh tuna"), "Fish, tuna, raw")
 ROWS |= dict.fromkeys(("dijon mustard", "wholegrain mustard", "whole grain mustard"), "Mustard")
