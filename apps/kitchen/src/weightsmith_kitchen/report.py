@@ -39,7 +39,11 @@ def kit_text(kit: MealKit) -> Group:
     total = f"total: {kit.kcal} kcal"
     if kit.servings_known:
         total += f" for {people} {'person' if people.high <= 1 else 'people'}, {kit.kcal_per_serving} each"
-    lines = [total] if kit.complete else [f"{total}: a lower bound, see the notes"]
+    lines = [f"{total}: a lower bound, {kit.missing}" if kit.missing else total]
+    lines += [kit.yields] if kit.yields else []
+    bought = kit.shopping_list
+    if len(bought) < len(kit.ingredients):
+        lines += ["to buy:", *(f"  {line}" for line in bought)]
     lines += [f"note: {item.name or item.text}: {note}" for item in kit.ingredients for note in item.remarks]
     lines += [f"note: {note}" for note in kit.notes]
     return Group(table, *map(escape, lines))

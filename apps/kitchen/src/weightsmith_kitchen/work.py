@@ -162,4 +162,6 @@ def kit_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
 
     kit = MealKit.from_dict(made)
     rows = kit.rows() or [dict.fromkeys(COLUMNS, "") | {"notes": "; ".join(kit.notes)}]
-    return [{"file": made["file"], "dish": kit.dish, "servings": str(kit.servings), **row} for row in rows]
+    makes = "" if kit.makes is None else f"{kit.makes[0]} {kit.makes[1]}"
+    told = {"file": made["file"], "dish": kit.dish, "servings": str(kit.servings), "makes": makes}
+    return [{**told, **row} for row in rows]

@@ -79,6 +79,21 @@ def test_a_recipe_is_read_scaled_corrected_and_undone(page):
     assert energy(page) == before
 
 
+def test_the_shopping_list_has_a_line_per_food_and_what_is_missing_is_named(page):
+    read(page, "Cookies\nMakes 24 cookies\n1 cup milk\n2 eggs\n2 cups milk\n1 can xyzzy\nBy Jane Doe")
+    assert names(page) == ["1 cup milk", "2 eggs", "2 cups milk", "1 can xyzzy"]
+    page.click("#shopping summary")
+    assert page.inner_text("#shopping").splitlines() == [
+        "Shopping list: 3 foods",
+        "3 cups milk",
+        "2 eggs",
+        "1 can xyzzy",
+    ]
+    assert page.inner_text("#lower") == "A lower bound: no energy of xyzzy."
+    assert "makes 24 cookies" in page.inner_text("#each")
+    assert "left out, no ingredient: 'By Jane Doe'" in page.inner_text("#notes")
+
+
 def test_a_number_of_people_that_is_none_changes_nothing(page):
     read(page)
     before = energy(page)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.foods import Estimate
+from weightsmith_kitchen.kit.shopping import Purchase, purchases
+from weightsmith_kitchen.nouns import counted
 from weightsmith_kitchen.quantity import Quantity
 from weightsmith_kitchen.recipe import TAKEN_FOR, Ingredient
 
@@ -32,8 +34,12 @@ COLUMNS = (
     "weight_by",
     "notes",
     "text",
+    "buy",
+    "buy_grams",
 )
 """Of the rows of a kit."""
+NAMED = 5
+"""Ingredients that are named where the total lacks them; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class MealKit:
         The recipe, or the user, said how many. Otherwise ``servings`` is 1 for the whole recipe.
     notes : tuple of str
         What concerns the whole kit.
+    makes : tuple of Quantity and str, or None
+        How many of what it makes, where the recipe says so: 24 cookies.
 
     Examples
     --------
@@ -68,6 +76,7 @@ class MealKit:
     dish: str = ""
     servings_known: bool = True
     notes: tuple[str, ...] = ()
+    makes: tuple[Quantity, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "servings", _servings(self.servings))
@@ -86,6 +95,37 @@ class MealKit:
         return self.kcal * (1.0 / float(self.servings))
 
     @property
+    def kcal_per_piece(self) -> Estimate | None:
+        """`kcal` of one of what it `makes`; None where the recipe does not say what that is."""
+        return None if self.makes is None else self.kcal * (1.0 / float(self.makes[0]))
+
+    @property
+    def yields(self) -> str:
+        """What it makes, with the energy of one, in words; empty where the recipe does not say it.
+
+        Examples
+        --------
+        >>> MealKit((Ingredient("x", kcal=Estimate(480, 480, 480)),), makes=(Quantity.of(24), "cookies")).yields
+        'makes 24 cookies, 20 kcal per cookie'
+        """
+        if self.makes is None:
+            return ""
+        amount, thing = self.makes
+        return f"makes {amount.kitchen()} {thing}, {self.kcal_per_piece} kcal per {counted(thing, False)}"
+
+    @property
+    def shopping_list(self) -> tuple[Purchase, ...]:
+        """What to buy: a line for each food, its amounts added; see `purchases`.
+
+        Examples
+        --------
+        >>> from weightsmith_kitchen.kit import make_kit
+        >>> [str(line) for line in make_kit(["1 cup milk", "2 eggs", "2 cups milk"]).shopping_list]
+        ['3 cups milk', '2 eggs']
+        """
+        return purchases(self.ingredients)
+
+    @property
     def unpriced(self) -> tuple[Ingredient, ...]:
         """Ingredients without an energy; their notes say why."""
         return tuple(item for item in self.ingredients if item.kcal is None)
@@ -93,9 +133,30 @@ class MealKit:
     @property
     def complete(self) -> bool:
         """There is an ingredient, all have an energy by a row of their own, and no second amount was left out."""
-        unread = any(remark.endswith("not read") for item in self.ingredients for remark in item.unread)
-        other = any(TAKEN_FOR in note for item in self.ingredients for note in item.notes)
-        return bool(self.ingredients) and not self.unpriced and not unread and not other
+        return bool(self.ingredients) and not self.missing
+
+    @property
+    def missing(self) -> str:
+        """What the total lacks, by name; empty where nothing is missing.
+
+        Examples
+        --------
+        >>> from weightsmith_kitchen.kit import make_kit
+        >>> make_kit(["2 eggs", "salt and pepper", "1 can xyzzy"]).missing
+        'no amount of pepper; no energy of xyzzy'
+        """
+        lacks: dict[str, dict[str, None]] = {}
+        for item in self.ingredients:
+            if item.kcal is None:
+                why = "no amount of" if item.quantity is None and item.food is not None else "no energy of"
+            elif any(remark.endswith("not read") for remark in item.unread):
+                why = "not all is read of"
+            elif any(TAKEN_FOR in note for note in item.notes):
+                why = "another food is taken for"
+            else:
+                continue
+            lacks.setdefault(why, {})[item.name or item.text] = None
+        return "; ".join(f"{why} {_listed(list(names))}" for why, names in lacks.items())
 
     def scale(self, servings: Fraction | float | str) -> MealKit:
         """The kit for another number of people; amounts and energies are multiplied.
@@ -112,6 +173,7 @@ class MealKit:
             ingredients=tuple(item.scale(factor) for item in self.ingredients),
             servings=wanted,
             servings_known=True,
+            makes=None if self.makes is None else (self.makes[0] * factor, self.makes[1]),
         )
 
     def at(self, place: int) -> Ingredient:
@@ -141,10 +203,15 @@ class MealKit:
         return replace(self, ingredients=(*self.ingredients, ingredient))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per ingredient, as the page, CSV and `to_frame` show it."""
-        return [dict(zip(COLUMNS, self._row(item), strict=True)) for item in self.ingredients]
+        """One row per ingredient, as the page, CSV and `to_frame` show it.
 
-    def _row(self, item: Ingredient) -> tuple[Any, ...]:
+        ``buy`` is the shopping list: what to buy of a food stands in the first of its rows, and nothing in the others.
+        """
+        bought = {line.places[0]: line for line in self.shopping_list}
+        rows = (self._row(item, bought.get(place)) for place, item in enumerate(self.ingredients))
+        return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+
+    def _row(self, item: Ingredient, bought: Purchase | None) -> tuple[Any, ...]:
         kcal, food = item.kcal, item.food
         return (
             item.name,
@@ -159,6 +226,8 @@ class MealKit:
             item.basis,
             "; ".join(item.remarks),
             item.text,
+            "" if bought is None else str(bought),
+            None if bought is None else _shown(bought.grams),
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -168,7 +237,7 @@ class MealKit:
         return pd.DataFrame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them; totals are for reading, `from_dict` computes them again."""
+        """Plain values, as JSON has them; `from_dict` computes the totals and the shopping list again."""
         total, single = self.kcal, self.kcal_per_serving
         return {
             "dish": self.dish,
@@ -176,8 +245,10 @@ class MealKit:
             "servings_known": self.servings_known,
             "kcal": [total.value, total.low, total.high],
             "kcal_per_serving": [single.value, single.low, single.high],
+            "makes": None if self.makes is None else [self.makes[0].to_json(), self.makes[1]],
             "complete": self.complete,
             "ingredients": [item.to_dict() for item in self.ingredients],
+            "shopping_list": [line.to_dict() for line in self.shopping_list],
             "notes": list(self.notes),
         }
 
@@ -202,6 +273,7 @@ class MealKit:
             dish=str(stored.get("dish", "")),
             servings_known=bool(stored.get("servings_known", True)),
             notes=tuple(map(str, stored.get("notes", ()))),
+            makes=_makes(stored.get("makes")),
         )
 
     @classmethod
@@ -224,3 +296,19 @@ def _servings(value: Fraction | float | str) -> Fraction:
 
 def _shown(estimate: Estimate | None) -> float | None:
     return None if estimate is None else round(estimate.value, 1)
+
+
+def _makes(stored: Any) -> tuple[Quantity, str] | None:
+    if stored is None:
+        return None
+    if not isinstance(stored, list) or len(stored) != 2 or not isinstance(stored[1], str):
+        raise RecipeError("makes", found=str(stored)[:60], expected='an amount and a word: ["24", "cookies"]')
+    amount = Quantity.from_json(stored[0])
+    if not amount.low > 0:
+        raise RecipeError("makes", found=str(amount), expected="above 0")
+    return amount, stored[1]
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -63,14 +63,14 @@ def make_kit(
     table = NutritionTable.default() if table is None else table
     if isinstance(recipe, Recipe):
         items, said, dish = recipe.ingredients, recipe.servings, dish or recipe.title
-        notes = recipe.notes
+        notes, makes = recipe.notes, recipe.makes
     else:
         parts = [
             part for item in recipe for part in (split_line(item, tagger=tagger) if isinstance(item, str) else [item])
         ]
         read = iter(read_ingredients([part for part in parts if isinstance(part, str)], tagger=tagger))
         items = tuple(next(read) if isinstance(part, str) else part for part in parts)
-        said, notes = None, ()
+        said, notes, makes = None, (), None
     items = tuple(item for item in items if item.name or item.text.strip())
     if not items:
         raise RecipeError("recipe", found="no ingredient", do="Give at least one.")
@@ -80,7 +80,9 @@ def make_kit(
         items = with_amounts(items, portions)
     priced = tuple(price(item, table) for item in items)
     if said is None:
-        notes += ("the recipe does not say how many it serves: totals are for all of it",)
+        all_of_it = "all of it" if makes is None else f"all of it, {makes[0]} {makes[1]}"
+        notes += (f"the recipe does not say how many it serves: totals are for {all_of_it}",)
     elif not said.exact:
         notes += (f"it serves {said}: {Quantity.of(said.middle)} is taken",)
-    return MealKit(priced, Fraction(1) if said is None else said.middle, dish, said is not None, notes)
+    people = Fraction(1) if said is None else said.middle
+    return MealKit(priced, people, dish, said is not None, notes, makes)

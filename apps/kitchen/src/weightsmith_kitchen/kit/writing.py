@@ -19,7 +19,8 @@ DANGEROUS = ("=", "+", "-", "@", "\t", "\r")
 def to_csv(kit: MealKit) -> str:
     """The kit as CSV: a row per ingredient, and the total.
 
-    A cell that a spreadsheet would take for a formula gets an apostrophe before it.
+    The rows with something in the column ``buy`` are the shopping list, one per food: filter on it. A cell that a
+    spreadsheet would take for a formula gets an apostrophe before it.
     """
     stream = io.StringIO()
     rows = kit.rows()
@@ -30,8 +31,8 @@ def to_csv(kit: MealKit) -> str:
         writer.writerow([cell(row[column]) for column in columns])
     total = {"ingredient": "total", "kcal": round(kit.kcal.value), "kcal_low": round(kit.kcal.low)}
     total |= {"kcal_high": round(kit.kcal.high), "kcal_per_serving": round(kit.kcal_per_serving.value)}
-    if not kit.complete:
-        total["notes"] = f"a lower bound: {len(kit.unpriced)} ingredients have no energy, see the notes"
+    said = [kit.yields, f"a lower bound: {kit.missing}" if kit.missing else ""]
+    total["notes"] = "; ".join(filter(None, said))
     writer.writerow([cell(total.get(column, "")) for column in columns])
     return stream.getvalue()
 
@@ -44,7 +45,7 @@ def cell(value: Any) -> Any:
 
 
 def to_pdf(kit: MealKit) -> bytes:
-    """The kit as a PDF of one or more pages: shopping list, amounts in kitchen fractions, energy, and sources."""
+    """The kit as a PDF of one or more pages: the shopping list, then each ingredient with energy and sources."""
     from reportlab.lib import colors
     from reportlab.lib.pagesizes import A4
     from reportlab.lib.styles import getSampleStyleSheet
@@ -56,7 +57,7 @@ def to_pdf(kit: MealKit) -> bytes:
     body = styles["BodyText"].clone("cell", fontSize=9.5, leading=12)
     font = _font()
     if font:
-        for style in (small, body, styles["Title"], styles["BodyText"]):
+        for style in (small, body, *(styles[name] for name in ("Title", "Heading2", "BodyText"))):
             style.fontName = font
 
     def text(content: str, style: Any = body) -> Any:
@@ -65,12 +66,13 @@ def to_pdf(kit: MealKit) -> bytes:
     people = Quantity.of(kit.servings)
     who = f"For {people} {'person' if people.high == 1 else 'people'}" if kit.servings_known else "For the whole recipe"
     total = f"{who}: {kit.kcal} kcal" + (f", {kit.kcal_per_serving} kcal each" if kit.servings_known else "")
-    if not kit.complete:
-        total += (
-            f". A lower bound: {len(kit.unpriced)} of {len(kit.ingredients)} ingredients have no energy, see the notes"
-        )
-    head = [text(name) for name in ("Buy", "Amount", "Grams", "kcal", "From")]
-    rows = [head]
+    total += f"; {kit.yields}" if kit.yields else ""
+    total += f". A lower bound: {kit.missing}" if kit.missing else ""
+    bought = [[text(name) for name in ("Buy", "Amount", "Grams")]]
+    for line in kit.shopping_list:
+        grams = "" if line.grams is None else str(line.grams)
+        bought.append([text(line.name), text(line.amount), text(grams)])
+    rows = [[text(name) for name in ("Ingredient", "Amount", "Grams", "kcal", "From")]]
     for item in kit.ingredients:
         source = "" if item.food is None else f"{item.food.name} ({item.food.source}, {item.food.id}). {item.basis}"
         rows.append(
@@ -82,16 +84,15 @@ def to_pdf(kit: MealKit) -> bytes:
                 text(" ".join([source, *item.remarks]).strip(), small),
             ]
         )
-    table = Table(rows, colWidths=[42 * mm, 28 * mm, 24 * mm, 28 * mm, 56 * mm], repeatRows=1)
-    table.setStyle(
-        TableStyle(
-            [
-                ("VALIGN", (0, 0), (-1, -1), "TOP"),
-                ("LINEBELOW", (0, 0), (-1, 0), 1, colors.HexColor("#333333")),
-                ("LINEBELOW", (0, 1), (-1, -1), 0.25, colors.HexColor("#bbbbbb")),
-            ]
-        )
+    ruled = TableStyle(
+        [
+            ("VALIGN", (0, 0), (-1, -1), "TOP"),
+            ("LINEBELOW", (0, 0), (-1, 0), 1, colors.HexColor("#333333")),
+            ("LINEBELOW", (0, 1), (-1, -1), 0.25, colors.HexColor("#bbbbbb")),
+        ]
     )
+    shopping = Table(bought, colWidths=[82 * mm, 60 * mm, 36 * mm], repeatRows=1, style=ruled)
+    table = Table(rows, colWidths=[42 * mm, 28 * mm, 24 * mm, 28 * mm, 56 * mm], repeatRows=1, style=ruled)
     stream = io.BytesIO()
     document = SimpleDocTemplate(
         stream, pagesize=A4, leftMargin=16 * mm, rightMargin=16 * mm, topMargin=16 * mm, bottomMargin=16 * mm,
@@ -103,6 +104,10 @@ def to_pdf(kit: MealKit) -> bytes:
             text(kit.dish or "Meal kit", styles["Title"]),
             text(total),
             Spacer(1, 5 * mm),
+            text("Shopping list", styles["Heading2"]),
+            shopping,
+            Spacer(1, 5 * mm),
+            text("Ingredients", styles["Heading2"]),
             table,
             Spacer(1, 4 * mm),
             *notes,

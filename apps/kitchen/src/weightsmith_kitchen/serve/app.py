@@ -297,7 +297,10 @@ def _answer(kit: MealKit, **more: Any) -> KitAnswer:
         servings_known=kit.servings_known,
         kcal=[total.value, total.low, total.high],
         kcal_per_serving=[single.value, single.low, single.high],
+        yields=kit.yields,
         complete=kit.complete,
+        missing=kit.missing,
+        shopping_list=list(map(str, kit.shopping_list)),
         notes=list(kit.notes),
         **more,
     )

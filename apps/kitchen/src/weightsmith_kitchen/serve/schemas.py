@@ -95,7 +95,12 @@ class KitAnswer(BaseModel):
     servings_known: bool
     kcal: list[float] = Field(description="Value, lowest and highest.")
     kcal_per_serving: list[float]
+    yields: str = Field(
+        description="What it makes, where the recipe says so.", examples=["makes 24 cookies, 20 kcal per cookie"]
+    )
     complete: bool = Field(description="Nothing is missing; otherwise the total is a lower bound.")
+    missing: str = Field(description="What the total lacks, by name.", examples=["no amount of pepper"])
+    shopping_list: list[str] = Field(description="What to buy: a line for each food, its amounts added.")
     notes: list[str]
     said: str = Field("", description="What a correction in words did, or why it did nothing.")
     understood: bool = True

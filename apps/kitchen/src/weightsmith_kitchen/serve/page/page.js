@@ -88,11 +88,13 @@ function render() {
   byId("total").textContent = `${whole(answer.kcal[0])} kcal`;
   byId("bounds").textContent = span(answer.kcal, "kcal");
   const each = answer.kcal_per_serving;
-  byId("each").textContent = answer.servings_known ? `${whole(each[0])} kcal per person ${span(each, "kcal") ? `(${span(each, "kcal")})` : ""}` : "for the whole recipe";
-  const missing = answer.rows.filter((item) => !item.kcal).length;
+  const people = answer.servings_known ? `${whole(each[0])} kcal per person ${span(each, "kcal") ? `(${span(each, "kcal")})` : ""}` : "for the whole recipe";
+  byId("each").textContent = [people.trim(), answer.yields].filter(Boolean).join("; ");
   byId("lower").hidden = answer.complete;
-  byId("lower").textContent = `A lower bound: ${count(missing, "ingredient has", "ingredients have")} no energy.`;
+  byId("lower").textContent = `A lower bound: ${answer.missing}.`;
   byId("servings").value = answer.servings_known ? String(Number(answer.servings.toFixed(3))) : "";
+  fill(byId("shopping").querySelector("summary"), `Shopping list: ${count(answer.shopping_list.length, "food", "foods")}`);
+  fill(byId("shopping").querySelector("ul"), answer.shopping_list.map((line) => el("li", {}, line)));
   fill(byId("rows"), answer.rows.map(row));
   fill(byId("notes"), answer.notes.map((note) => el("li", {}, note)));
   byId("steps").hidden = !answer.steps?.length;
