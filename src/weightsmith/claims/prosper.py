@@ -1,13 +1,15 @@
 """ProSper: bars of either sign found with their sparsity and noise, and the likelihood tells sums from maxima.
 
 Three experiments on 5 x 5 bars: how many are found, how near the noise comes, and which superposition the data have.
+The first two are measured on the same thirty draws. Their number came from the variance of the stored five (seeds 20
+to 24): the closest ordering, of BSC's noise and that of PCA, needs about as many.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -31,11 +33,9 @@ BARS = Claim(
     metric="bars found, of 10",
     higher_is_better=True,
     expected=(
-        Ordering(better="bsc", worse="dictionary learning, penalty 1"),
         Ordering(better="bsc", worse="dictionary learning, penalty by held-out error", margin=4),
         Ordering(better="bsc", worse="dictionary learning, best penalty", margin=-0.5),
         Ordering(better="bsc", worse="fastica", margin=8),
-        Ordering(better="bsc", worse="points as atoms"),
     ),
     paper="Has no table of results; its bars tests ask for all bars, with pi and sigma near the truth.",
 )
@@ -71,20 +71,22 @@ SUPERPOSITION = Claim(
 )
 
 SIZE, AMPLITUDE, ACTIVITY, SIGMA, POINTS = 5, 10.0, 0.2, 2.0, 500
-PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES, BATCH_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 3.0)
 COUNT = 2 * SIZE
 
 BARS_NOTES = (
     "Dictionary learning is scikit-learn's MiniBatchDictionaryLearning, positive codes, penalties of 0.1 to 10. Its "
-    "best penalty is the one that finds most bars of this very seed; the batch version has it chosen the same way.",
-    "First declared as four bars more than with a penalty of 1: on seeds 0 to 4 that failed, with 3.4 bars more. The "
-    "declaration was changed once, to more bars, and is judged on seeds that were not used to make it.",
+    "best penalty is the one that finds most bars of this very seed; the batch version has it chosen the same way, of "
+    "1 and 3.",
+    "First declared as four bars more than with a penalty of 1: on seeds 0 to 4 that failed, with 3.4 bars more. Then "
+    "as here, beside two easier orderings, on seeds 20 to 24, where the tie with the best penalty was not certain "
+    "(0.8 +- 1.4 bars more). These thirty seeds are others.",
     "The gap to dictionary learning is one of choosing its penalty: with the best of five it finds nearly all bars.",
 )
 NOISE_NOTES = (
     "First declared against dictionary learning with the penalty that finds most bars: on seeds 0 to 4 its error was "
-    "larger by 0.75 on average, but spread too widely to tell. The penalty is now the one a user would choose, and the "
-    "claim is judged on seeds that were not used to make it.",
+    "larger by 0.75 on average, but spread too widely to tell. The penalty is now the one a user would choose. On "
+    "seeds 20 to 24 PCA was further off by 0.011 +- 0.023; these thirty seeds are others.",
 )
 SUPERPOSITION_NOTES = (
     "MMCA stands for the maximum since the noisy points are signed, which MCA refuses; with non-negative components "
@@ -92,22 +94,40 @@ SUPERPOSITION_NOTES = (
 )
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run the experiments; a seed draws the signs, the points and the starts."""
-    results = []
-    for claim, experiment, notes in (
-        (BARS, _bars_found, BARS_NOTES),
-        (NOISE, _noise_errors, NOISE_NOTES),
-        (SUPERPOSITION, _likelihoods, SUPERPOSITION_NOTES),
-    ):
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            values = each_seed(experiment, seeds, claim.title)
-        seconds = time.perf_counter() - start
-        arms = [Arm(name, _ROLES.get(name, "baseline"), numbers) for name, numbers in values.items()]  # type: ignore[arg-type]
-        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes))
-    return results
+    return [*signed_bars(scale, seeds or range(100, 130)), superposition(scale, seeds or range(20, 25))]
+
+
+def signed_bars(scale: str, seeds: Sequence[int]) -> list[ClaimResult]:
+    """Run the experiments on bars of either sign, both on the same draws."""
+    values, seconds = _measure(_signed_bars, seeds, BARS.title)
+    errors = {name.removeprefix("noise: "): each for name, each in values.items() if name.startswith("noise: ")}
+    counts = {name: each for name, each in values.items() if not name.startswith("noise: ")}
+    return [
+        ClaimResult.judge(claim, _arms(each), scale=scale, seeds=seeds, seconds=seconds, notes=notes)
+        for claim, each, notes in ((BARS, counts, BARS_NOTES), (NOISE, errors, NOISE_NOTES))
+    ]
+
+
+def superposition(scale: str, seeds: Sequence[int]) -> ClaimResult:
+    """Run the experiment on bars that add up or cover each other."""
+    values, seconds = _measure(_likelihoods, seeds, SUPERPOSITION.title)
+    notes = SUPERPOSITION_NOTES
+    return ClaimResult.judge(SUPERPOSITION, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=notes)
+
+
+def _measure(
+    experiment: Callable[[int], dict[str, float]], seeds: Sequence[int], title: str
+) -> tuple[dict[str, list[float]], float]:
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return each_seed(experiment, seeds, title), time.perf_counter() - start
+
+
+def _arms(values: dict[str, list[float]]) -> list[Arm]:
+    return [Arm(name, _ROLES.get(name, "baseline"), numbers) for name, numbers in values.items()]  # type: ignore[arg-type]
 
 
 _ROLES = {
@@ -185,27 +205,38 @@ def _dictionaries(points: np.ndarray, seed: int) -> list[MiniBatchDictionaryLear
     ]
 
 
-def _bars_found(seed: int) -> dict[str, float]:
+def _signed_bars(seed: int) -> dict[str, float]:
+    """Bars found by arm, and errors of the noise under the arm's name."""
     generator = np.random.default_rng(seed)
     points, bars = bars_data(generator, signed=True)
     batch = [
         DictionaryLearning(
             COUNT, alpha=penalty, max_iter=100, fit_algorithm="cd", positive_code=True, random_state=seed
         ).fit(points)
-        for penalty in PENALTIES
+        for penalty in BATCH_PENALTIES
     ]
-    counts = [found(dictionary.components_, bars) for dictionary in _dictionaries(points, seed)]
+    dictionaries = _dictionaries(points, seed)
+    counts = [found(dictionary.components_, bars) for dictionary in dictionaries]
+    chosen = _by_held_out_error(points, seed)
     hot = _bsc(seed).fit(points)
     cold = _bsc(seed).set_params(schedule=None, n_init=1).fit(points)
+    left_over = points - dictionaries[chosen].transform(points) @ dictionaries[chosen].components_
+    noise = {
+        "bsc": hot.sigma_,
+        "pca residual": float(PCA(COUNT).fit(points).noise_variance_) ** 0.5,
+        "dictionary learning residual": float(left_over.std()),
+    }
     return {
         "bsc": found(hot.components_, bars),
         "bsc without annealing": found(cold.components_, bars),
         "dictionary learning, penalty 1": counts[PENALTIES.index(1.0)],
-        "dictionary learning, penalty by held-out error": counts[_by_held_out_error(points, seed)],
+        "dictionary learning, penalty by held-out error": counts[chosen],
         "dictionary learning, best penalty": max(counts),
         "batch dictionary learning, best penalty": max(found(d.components_, bars) for d in batch),
         "fastica": found(FastICA(COUNT, random_state=seed, max_iter=1000).fit(points).mixing_.T, bars),
         "points as atoms": found(points[generator.choice(len(points), COUNT, replace=False)], bars),
+        **{f"noise: {name}": abs(sigma - SIGMA) for name, sigma in noise.items()},
+        "noise: a tenth": 0.1,
     }
 
 
@@ -217,20 +248,6 @@ def _by_held_out_error(points: np.ndarray, seed: int) -> int:
         for dictionary in _dictionaries(fitted, seed)
     ]
     return int(np.argmin(errors))
-
-
-def _noise_errors(seed: int) -> dict[str, float]:
-    points, _ = bars_data(np.random.default_rng(seed), signed=True)
-    dictionary = _dictionaries(points, seed)[_by_held_out_error(points, seed)]
-    left_over = {
-        "pca residual": float(PCA(COUNT).fit(points).noise_variance_) ** 0.5,
-        "dictionary learning residual": float((points - dictionary.transform(points) @ dictionary.components_).std()),
-    }
-    return {
-        "bsc": abs(_bsc(seed).fit(points).sigma_ - SIGMA),
-        **{name: abs(sigma - SIGMA) for name, sigma in left_over.items()},
-        "a tenth": 0.1,
-    }
 
 
 def _likelihoods(seed: int) -> dict[str, float]:
