@@ -325,6 +325,39 @@ def test_what_is_added_in_words_may_be_several_foods(table):
     assert [item.name for item in reply.kit.ingredients] == ["egg", "walnuts", "pecans"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "add 2 bananas and 1 cup oats",
+        "please add 2 bananas and 1 cup of oats",
+        "add 2 bananas, 1 cup oats",
+        "add 2 bananas, and 1 cup oats",
+        "add 2 bananas; add 1 cup oats",
+        "add 2 bananas and a cup of oats",
+    ],
+)
+def test_what_is_added_may_be_several_amounts(table, said):
+    reply = edit(make_kit(["1 egg"], table), said, table)
+    assert reply.understood, reply.said
+    assert [(item.name, item.measured()) for item in reply.kit.ingredients] == [
+        ("egg", "1"),
+        ("bananas", "2"),
+        ("oats", "1 cup"),
+    ]
+
+
+def test_what_follows_an_addition(table):
+    kit = make_kit(["1 egg", "1 cup milk"], table, servings=2)
+    several = edit(kit, "add 1 banana and 2 eggs instead of 1 and 3 cups oats, 2 cups milk, 4 servings", table)
+    assert not several.understood  # oats follow no "add"
+    done = edit(kit, "add 1 banana and 1 egg, 2 cups milk, 4 servings", table)
+    assert [(item.name, str(item.quantity)) for item in done.kit.ingredients] == [
+        *(("egg", "2"), ("milk", "4"), ("banana", "2"), ("egg", "2")),
+    ]
+    assert edit(kit, "add bananas and oats", table).said == "bananas is added; oats is added"
+    assert edit(kit, "add salt and pepper", table).kit.missing == "no amount of pepper"
+
+
 def test_names_follow_their_amounts(table):
     kit = make_kit(["2 eggs", "1 onion", "2 cups flour", "1 tomato", "1 garlic"], table, servings=2)
     assert [item.called() for item in kit.scale(1).ingredients] == ["egg", "onion", "flour", "tomato", "garlic"]

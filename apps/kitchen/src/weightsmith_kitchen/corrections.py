@@ -33,13 +33,30 @@ REPLACE = re.compile(
 ADD = re.compile(r"^(?:add|plus|and|also|with|put in|include)\s+(?P<new>.+)$", re.IGNORECASE)
 
 
+_ADDS = re.compile(r"^(?:add|plus|also|put in|include)\s", re.IGNORECASE)
+_AMOUNT = re.compile(r"[\d\u00bc-\u00be\u2150-\u215e]")
+_COUNTS = re.compile(r"^\S+(?:\s\d/\d)?\s+(?:people|persons?|servings?|portions?)$", re.IGNORECASE)
+
+
 def parts(text: str) -> list[str]:
-    """The corrections of a text, in order, without "please".
+    """The corrections of a text, in order, without "please"; what "add" has before it is added, up to the last "and".
 
     Examples
     --------
     >>> parts("2 eggs instead of 1, please, and no salt and pepper.")
     ['2 eggs instead of 1', 'no salt and pepper']
+    >>> parts("add 2 bananas and 1 cup oats"), parts("add 1 banana and 2 eggs instead of 3")
+    (['add 2 bananas', 'add 1 cup oats'], ['add 1 banana', '2 eggs instead of 3'])
     """
-    made = (" ".join(_POLITE.sub(" ", part).split()).strip(" .!?") for part in _BETWEEN.split(text))
-    return [part for part in made if part]
+    made: list[str] = []
+    start, joined = 0, False
+    for end, stop in [*(found.span() for found in _BETWEEN.finditer(text)), (len(text), len(text))]:
+        part = " ".join(_POLITE.sub(" ", text[start:end]).split()).strip(" .!?")
+        if part:
+            adds = joined and made and _ADDS.match(made[-1]) and _AMOUNT.match(part)
+            bare = not (INSTEAD.match(part) or _COUNTS.match(part))
+            made.append(f"add {part}" if adds and bare else part)
+            joined = False
+        joined = joined or text[end:stop].strip().lower() == "and"
+        start = stop
+    return made

@@ -104,13 +104,22 @@ def edit(kit: MealKit, text: str, table: NutritionTable) -> Reply:
         return Reply(kit, HELP, False)
     said = []
     changed = kit
-    for part in corrections:
+    for before, part in zip(["", *corrections], corrections, strict=False):
         try:
-            changed, what = _edit_one(changed, part, table)
+            listed = ADD.match(before) is not None and not _has(changed, part)
+            changed, what = _edit_one(changed, f"add {part}" if listed else part, table)
         except KitchenError as error:
             return Reply(kit, f"{part!r}: {error}", False)
         said.append(what)
     return Reply(changed, "; ".join(said), True)
+
+
+def _has(kit: MealKit, text: str) -> bool:
+    """The kit has the food that an amount is said of, or it is no amount: "add 1 cup milk, 2 bananas" adds two."""
+    if find_quantity(text) is None or INSTEAD.match(text) or _PEOPLE.match(text):
+        return True
+    name = read_ingredient(text).name
+    return not name or bool(_fitting(kit, name))
 
 
 def _edit_one(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, str]:
@@ -265,14 +274,7 @@ def _find(kit: MealKit, name: str) -> int:
     RecipeError
         If none or several fit; it names those that are there.
     """
-    wanted = set(stems_of(name))
-    scored = []
-    for place, item in enumerate(kit.ingredients):
-        have = set(stems_of(item.name))
-        shared = wanted & have
-        last = stems_of(item.name)[-1:]  # "tomato sauce" is no tomato
-        if shared and (shared == have or (shared == wanted and wanted.issuperset(last))):
-            scored.append((len(shared) / len(wanted | have), place))
+    scored = _fitting(kit, name)
     if not scored:
         there = ", ".join(item.name for item in kit.ingredients[:12])
         raise RecipeError(f"no ingredient {name.strip()!r}", found=there)
@@ -284,3 +286,16 @@ def _find(kit: MealKit, name: str) -> int:
             do="Say which.",
         )
     return places[0]
+
+
+def _fitting(kit: MealKit, name: str) -> list[tuple[float, int]]:
+    """Places of ingredients that a name may mean, each with the share of the words that both have."""
+    wanted = set(stems_of(name))
+    scored = []
+    for place, item in enumerate(kit.ingredients):
+        have = set(stems_of(item.name))
+        shared = wanted & have
+        last = stems_of(item.name)[-1:]  # "tomato sauce" is no tomato
+        if shared and (shared == have or (shared == wanted and wanted.issuperset(last))):
+            scored.append((len(shared) / len(wanted | have), place))
+    return scored

@@ -145,11 +145,10 @@ def _is_more(first: Ingredient, second: Ingredient) -> bool:
 
 
 def _names_food(item: Ingredient) -> bool:
-    """The part has an amount of its own, no mere length, and the tagger found a name in it."""
+    """The part has an amount of its own, no mere length, and names a food: the tagger or the measures know it."""
     told = [word for word in item.name.lower().split() if word not in COLORS and not _HOW.fullmatch(word)]
-    named = (not item.spans or any(span.label == "NAME" for span in item.spans)) and not re.search(
-        r"\beach\b", item.text
-    )
+    tagged = not item.spans or any(span.label == "NAME" for span in item.spans) or bool(measures.find(item.name))
+    named = tagged and not re.search(r"\beach\b", item.text)
     return named and bool(told) and item.quantity is not None
 
 
