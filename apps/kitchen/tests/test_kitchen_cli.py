@@ -4,6 +4,8 @@ import csv
 import inspect
 import io
 import json
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from weightsmith_kitchen import MealKit, Recipe
 from weightsmith_kitchen.cli import app
+from weightsmith_kitchen.kit import make
 from weightsmith_kitchen.options import FORMAT
 
 RECIPE = "Pancakes\nServes 4\n2 cups flour\n3 eggs\n1 cup milk\n1. Mix all and fry it in a hot pan."
@@ -281,3 +284,25 @@ def test_a_photo_of_no_food_has_a_row_that_says_so(tmp_path):
 def test_a_search_without_a_near_name_exits_with_1():
     result = run("search", "zzqqx", "--format", "csv", status=1)
     assert "no row is 'zzqqx'" in result.output
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_notice_is_one_line_without_the_place_in_the_source(tmp_path, jobs):
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    for number in range(2):
+        frames[0].save(tmp_path / f"{number}.gif", save_all=True, append_images=frames[1:])
+    words = ["kitchen", "recognize", tmp_path, "--format", "json", "--jobs", jobs]
+    done = subprocess.run(
+        [sys.executable, "-m", "weightsmith", *map(str, words)], capture_output=True, text=True, check=True
+    )
+    said = sorted(line for line in done.stderr.splitlines() if "frames" in line)
+    assert said == [f"note: photo {tmp_path / f'{number}.gif'}: 2 frames, the first is read" for number in range(2)]
+    assert "PhotoNotice" not in done.stderr
+    assert ".py" not in done.stderr
+
+
+def test_one_long_recipe_shows_its_progress(recipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(make, "track", lambda items, what: (seen.append((what, len(items))), items)[1])
+    run("kit", recipe, "--format", "json")
+    assert seen == [("pricing ingredients", 3)]

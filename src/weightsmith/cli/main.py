@@ -47,17 +47,19 @@ for _product in products():
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0 (done), 1 (failed) or 2 (wrong usage).
 
-    An error is one line on standard error. Anywhere on the line, ``--debug`` shows its traceback and other packages'
-    warnings, and ``--quiet`` leaves only errors and the results asked for.
+    An error is one line on standard error, and so is a warning. Anywhere on the line, ``--debug`` shows its traceback
+    and other packages' warnings, and ``--quiet`` leaves only errors and the results asked for.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     logging.basicConfig(format="%(message)s", level=logging.WARNING if debug else logging.ERROR)
     progress.silence("--quiet" in arguments)
+    format_before = warnings.formatwarning
     try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.filterwarnings("ignore", module="(?!weightsmith)")
+                warnings.formatwarning = progress.notice
             app([word for word in arguments if word not in ("--debug", "--quiet")], prog_name="weightsmith")
     except Exception as error:
         if debug:
@@ -67,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         message = message if known else f"{type(error).__name__}: {error} (a bug? --debug shows where)"
         print("error:", " ".join(message.split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, (HyperparameterError, RecipeError)) else 1)
+    finally:
+        warnings.formatwarning = format_before
 
 
 def _version(wanted: bool) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar, get_args
 
+from weightsmith.core import progress
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
 __all__ = ["Backend", "run_jobs", "stream_jobs"]
@@ -102,12 +104,15 @@ def stream_jobs(
 def _in_pool(function: Callable[[Job], Any], jobs: Iterable[Job], workers: int, **options: Any) -> Iterator[Any]:
     from joblib import Parallel, delayed  # half a second, which the command line has no need of
 
-    pool = Parallel(n_jobs=workers, backend="loky", initializer=_end_with, initargs=(os.getpid(),), **options)
+    begin = {"initializer": _begin, "initargs": (os.getpid(), warnings.formatwarning)}
+    pool = Parallel(n_jobs=workers, backend="loky", **begin, **options)
     return iter(pool(delayed(function)(job) for job in jobs))
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent was killed: loky's would wait five minutes for work."""
+def _begin(parent: int, formatwarning: Callable[..., str]) -> None:
+    """Show warnings as the parent does, no progress, and end soon after it was killed: loky would wait five minutes."""
+    warnings.formatwarning = formatwarning
+    progress.silence()  # the bars of several processes would overwrite each other
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["is_silent", "silence", "stage", "track"]
+__all__ = ["is_silent", "notice", "silence", "stage", "track"]
 
 T = TypeVar("T")
 
@@ -99,6 +99,19 @@ def silence(silent: bool = True) -> None:
 def is_silent() -> bool:
     """Return whether nothing is shown."""
     return _console.quiet
+
+
+def notice(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    r"""A warning as the command line shows it: its text, without the place in the source.
+
+    Takes the place of `warnings.formatwarning`.
+
+    Examples
+    --------
+    >>> notice(UserWarning("photo lunch.gif: 3 frames, the first is read"), UserWarning, "images.py", 330)
+    'note: photo lunch.gif: 3 frames, the first is read\n'
+    """
+    return f"note: {message}\n"
 
 
 class _Count(MofNCompleteColumn):

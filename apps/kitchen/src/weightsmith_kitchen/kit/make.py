@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from weightsmith.core.progress import track
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.kit.amounts import with_amounts
 from weightsmith_kitchen.kit.kit import MealKit
@@ -78,7 +79,7 @@ def make_kit(
         said = Quantity.of(servings)
     if portions is not None:
         items = with_amounts(items, portions)
-    priced = tuple(price(item, table) for item in items)
+    priced = tuple(price(item, table) for item in track(items, "pricing ingredients"))
     if said is None:
         all_of_it = "all of it" if makes is None else f"all of it, {makes[0]} {makes[1]}"
         notes += (f"the recipe does not say how many it serves: totals are for {all_of_it}",)
