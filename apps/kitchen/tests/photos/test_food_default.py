@@ -1,8 +1,10 @@
 """The classifier that comes with the package: foods of its two label sets, and silence on the rest."""
 
+import copy
 import importlib.util
 import io
 import os
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -194,3 +196,18 @@ def test_probabilities(classifier):
     assert probabilities.dtype == torch.float32
     assert torch.allclose(probabilities.sum(), torch.tensor(1.0))
     assert torch.allclose(probabilities.log().clamp_min(-15), logits.clamp_min(-15), atol=1e-4)
+
+
+def test_the_probability_that_is_asked_for_never_reads_as_the_one_that_is_there(classifier):
+    """Both were rounded to whole percents: "61 %, 61 % is asked for"."""
+    near = copy.copy(classifier)
+    picture = Image.new("RGB", (200, 200), (200, 30, 30))
+    for above in (1e-7, 1e-4, 4e-3, 0.2):
+        found = classifier.predict(picture).best
+        near.threshold = found.probability + above
+        region = near.predict(picture).best
+        if "look like food" in region.reason:
+            continue
+        least, most = map(float, re.findall(r"(\d+\.\d) %", region.reason))
+        assert least < most, region.reason
+        assert least == pytest.approx(100 * found.probability, abs=0.1)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import threading
 
 import pytest
 from fastapi.testclient import TestClient
@@ -208,3 +209,18 @@ def test_the_page_loads_nothing_from_elsewhere(client):
         assert "http://" not in content.text.replace("http://www.w3.org/2000/svg", "")
         assert "https://" not in content.text
         assert "innerHTML" not in content.text
+
+
+def test_the_first_kit_waits_for_no_model(monkeypatch):
+    """The encoder of sentences was loaded with the first name that no row has."""
+    from weightsmith_kitchen.nutrition import table as module
+    from weightsmith_kitchen.serve import app
+
+    loaded = threading.Event()
+    encode = module.minilm
+    monkeypatch.setattr(module, "minilm", lambda texts: (encode(texts), loaded.set())[0])
+    monkeypatch.setattr(app, "classifier_of", lambda: None)
+    table = NutritionTable.default()
+    with TestClient(create_app(table, warm_up=True), base_url="http://127.0.0.1") as client:
+        assert client.get("/").status_code == 200
+        assert loaded.wait(60)

@@ -182,7 +182,8 @@ class CalorieIndex:
         score, name = float(scores[best]), self.ingredients[best]
         priced = self._price(item.unit, name) if score >= self.floor else None
         if priced is None:
-            why = f"the nearest ingredient in such a unit is {name!r}, similarity {score:.2f} < {self.floor:g}"
+            least = math.floor(100 * score) / 100  # never shown as large as the floor
+            why = f"the nearest ingredient in such a unit is {name!r}, similarity {least:.2f} < {self.floor:g}"
             return Match(item, "unknown", None, 0.0, score, why)
         return Match(item, "similar", *priced[:2], score, f"taken as {name!r}, similarity {score:.2f}: {priced[2]}")
 

@@ -6,6 +6,7 @@ Here a linear probe is fitted first (LP-FT), probabilities are calibrated, and t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -446,7 +447,9 @@ class FoodClassifier:
         if other.get(NOT_FOOD, 0.0) > 0.5:
             reason = f"this does not look like food ({other[NOT_FOOD]:.0%})"
         elif food < self.threshold:
-            reason = f"not sure: the best food has {food:.0%}, {self.threshold:.0%} is asked for"
+            # Rounded apart, so that the two never read the same.
+            least, most = math.floor(1000 * food) / 10, math.ceil(1000 * self.threshold) / 10
+            reason = f"not sure: the likeliest food has a probability of {least:.1f} %, one is named from {most:.1f} %"
         return Region(candidates, not reason, food, reason, box)
 
     def _evaluation(self, probabilities: Tensor, targets: Tensor, topk: Sequence[int]) -> Evaluation:

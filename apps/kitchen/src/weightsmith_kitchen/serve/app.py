@@ -45,6 +45,8 @@ T = TypeVar("T")
 MOST_INGREDIENTS = 400
 """Ingredients of a kit on the page; the command line takes more."""
 MOST_BOXES = 20
+NOWHERE = "qwertz"
+"""A name that no row has a word of."""
 TYPES = {"pdf": "application/pdf", "csv": "text/csv", "json": "application/json"}
 
 
@@ -83,14 +85,18 @@ def create_app(
     def warm() -> None:
         """Load and compile what the first request would wait for."""
         make_kit(["1 cup flour"], table)
+        table.nearest(NOWHERE)  # needs the encoder of sentences, which takes longest
         if classifier is None:
             classifier_of()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        warming = threading.Thread(target=warm, daemon=True)
         if warm_up:
-            threading.Thread(target=warm, daemon=True).start()
+            warming.start()
         yield
+        if warm_up:  # a process that ends while a model is being loaded is aborted
+            await to_thread.run_sync(warming.join)
 
     app = FastAPI(
         lifespan=lifespan,
