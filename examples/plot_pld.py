@@ -45,7 +45,7 @@ for claim in claims.stored("pld"):
         points = sorted((int(n.split()[-1]), v) for n, v in mean.items() if n.startswith(f"{loss}, tau"))
         right.plot(*zip(*points, strict=True), style, label=f"{loss}, {claim['experiment']}")
 right.set_xscale("log", base=2)
-right.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
+right.set_xticks([1, 2, 4, 8, 16], labels=["1", "2", "4", "8", "16"])
 right.set(xlabel="temperature", ylabel="test accuracy of the student")
 right.legend(frameon=False, fontsize=8)
 for axes in (left, middle, right):
