@@ -9,9 +9,8 @@ import torch
 from harness import alternate, finish, memory_bandwidth, parser, print_table, ratio
 from torch import nn
 
+from weightsmith.core.levels import Grid, WeightLevels
 from weightsmith.quantize import PackedLinear
-from weightsmith.quantize._shared.grid import Grid
-from weightsmith.quantize._shared.plan import WeightLevels
 
 SHAPES = ((4096, 14336), (14336, 4096), (1536, 576), (576, 1536), (576, 576))
 MEGABYTES = 200

@@ -22,6 +22,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import CheckpointReader, load_model, save_model
+from weightsmith.core.levels import FILE
 from weightsmith.core.models import get_module
 from weightsmith.quantize import (
     ActivationQuantizer,
@@ -51,7 +52,6 @@ from weightsmith.quantize._ofq.annealing import trainable
 from weightsmith.quantize._ofq.attention import QuantizedAttention
 from weightsmith.quantize._ofq.weights import lsq as learned_steps
 from weightsmith.quantize._packed import pack_codes, unpack_codes
-from weightsmith.quantize._shared.plan import FILE
 from weightsmith.testing import samples, tiny
 
 ROW = torch.tensor([[0.1, -0.4, 0.3, -0.2]])

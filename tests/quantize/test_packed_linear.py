@@ -8,9 +8,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.levels import FILE, Grid, WeightLevels
 from weightsmith.quantize import PackedLinear, Quantization, ofq, pack_linear, round_to_nearest
-from weightsmith.quantize._shared.grid import Grid
-from weightsmith.quantize._shared.plan import FILE, WeightLevels
 from weightsmith.testing import samples, tiny
 
 pytest.importorskip("numba")

@@ -266,7 +266,9 @@ def test_masked_channels_are_zero_and_kept_ones_those_of_the_smaller_network():
     small = net.extracted(architecture)
     with torch.no_grad():
         inside, cut = model[:4](batch), small[:4](batch)
-    torch.testing.assert_close(inside[:, :4], cut, rtol=1e-6, atol=1e-6)  # products of other sizes may add in another order
+    torch.testing.assert_close(
+        inside[:, :4], cut, rtol=1e-6, atol=1e-6
+    )  # products of other sizes may add in another order
     assert not inside[:, 4:].any()
     assert not model[:2](batch)[:, 4:].any()  # the shift of batch normalization, too
 

@@ -28,7 +28,14 @@ from transformers.pytorch_utils import Conv1D
 
 from columns import expected, group_case
 from processes import apart
-from weightsmith.core.errors import MissingDependencyError, UnsupportedModelError
+from weightsmith.core.errors import (
+    CheckpointError,
+    LayerNotFoundError,
+    MissingDependencyError,
+    UnsupportedModelError,
+)
+from weightsmith.core.levels import Grid, Quantization, WeightLevels
+from weightsmith.quantize import round_to_nearest
 from weightsmith.sparsify import ActivationPlan, apply_plan, calibrate_wina, plan_report, remove_plan, wina
 from weightsmith.sparsify._wina.kernels import BITS
 from weightsmith.sparsify._wina.linear import SparseLinear
@@ -104,6 +111,7 @@ def test_columns_are_the_masked_product(dtype, threads, limit):
     bias = torch.randn(sum(outs))
     sparse_columns(
         *(x.numpy(), y, weights.view(BITS[dtype]).numpy(), limits.numpy(), np.array(outs), bias.numpy()),
+        *(np.empty(0, np.float32), np.empty(0, np.float32)),
         *(np.empty((3, 131), np.int64), np.empty((3, 131), np.float32)),
         *(np.empty((threads, sum(outs)), np.float32), kept, total),
     )
@@ -150,6 +158,83 @@ def test_a_layer_on_the_kernel_is_the_layer_with_masks(dtype, layer_type, select
     assert fast.dtype == dtype
     assert (fast - masked).abs().max() <= tolerance * masked.abs().max()
     assert plan_report(model)["realized"] == pytest.approx(mask_report)
+
+
+def on_levels(layer: nn.Linear | Conv1D, bits: int, half: bool) -> WeightLevels:
+    """Put a layer's weight on random levels."""
+    weight_OI = layer.weight.data.T if isinstance(layer, Conv1D) else layer.weight.data
+    unit = (2.0 ** torch.randint(-6, -2, (len(weight_OI), 1))).to(weight_OI.dtype)
+    grid = Grid(bits, half)
+    codes = torch.randint(-grid.half_levels, grid.half_levels, weight_OI.shape)
+    weight_OI.copy_(grid.integers(codes) * unit)
+    return WeightLevels(bits, half, unit.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("bits", "half"), [(2, True), (3, False), (4, True), (4, False), (5, False), (8, False), (7, True)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layer_type", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_columns_of_codes_are_the_masked_product(bits, half, dtype, layer_type, threads):
+    torch.manual_seed(bits)
+    model = nn.Sequential(nn.Linear(33, 131) if layer_type is nn.Linear else Conv1D(131, 33)).to(dtype)
+    quantization = Quantization({"0": on_levels(model[0], bits, half)})
+    plan = ActivationPlan(0.5, "threshold", 1.0, {"0": Projection(0.5, 0.5, False)})
+    x = torch.randn(1, 33).to(dtype)
+    masked = copy.deepcopy(model)
+    apply_plan(masked, plan, backend="mask")
+    apply_plan(model, plan, quantization=quantization)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), masked(x), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+    assert plan_report(model)["layers"][0]["bytes"] == 33 * 131 * (4 if bits <= 4 else 8) // 8
+    assert plan_report(model)["realized"] == (x.abs() <= 0.5).float().mean()
+    assert model[0].kernel._weights.numel() == 33 * (66 if bits <= 4 else 131)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_quantized_model_decodes_from_codes(name, bits):
+    model = causal(name)
+    result = round_to_nearest(model, weight_bits=bits)
+    quantization = Quantization.from_json(result.files["quantization.json"])
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    plan, ids = calibrate_wina(model, batches()), batches()[0]["input_ids"][0, :8]
+    masked = copy.deepcopy(model)
+    apply_plan(masked, plan, backend="mask")
+    apply_plan(model, plan, quantization=quantization)
+    torch.testing.assert_close(decode(model, ids), decode(masked, ids), rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    again = copy.deepcopy(model)
+    torch.testing.assert_close(decode(again, ids), decode(model, ids), rtol=0, atol=0)
+    remove_plan(model)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+
+
+def test_weights_off_their_levels_are_refused():
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
+    plan = ActivationPlan(0.5, "threshold", 1.0, dict.fromkeys("01", Projection(0.5, 0.1, False)))
+    levels = on_levels(model[0], 4, half=False)
+    with pytest.warns(UserWarning, match=r"1 of 2 layers are not quantized: \['1'\]"):
+        apply_plan(model, plan, quantization=Quantization({"0": levels}))
+    with torch.no_grad():
+        model(torch.ones(1, 8))
+        model[0].weight[2, 1] += 0.001
+        with pytest.raises(CheckpointError, match="weights off their levels"):
+            model(torch.ones(1, 8))
+    remove_plan(model)
+    with pytest.warns(UserWarning, match="1 of 2"), pytest.raises(CheckpointError, match="'0': weights off their levels"):
+        apply_plan(model, plan, quantization=Quantization({"0": levels}))
+    with pytest.raises(LayerNotFoundError, match=r"no layer of the plan is quantized: found \['9'\]"):
+        apply_plan(model, plan, quantization=Quantization({"9": levels}))
+    with pytest.raises(UnsupportedModelError, match="quantized columns: found backend 'mask'"):
+        apply_plan(model, plan, quantization=Quantization({"0": levels}), backend="mask")
+    assert type(model[0]) is nn.Linear
 
 
 def test_zero_sparsity_is_the_dense_layer_bit_by_bit():
@@ -375,8 +460,11 @@ def test_compiled_models_keep_the_operator(tmp_path):
 def test_the_operator_passes_torchs_own_checks():
     from weightsmith.sparsify._wina.kernels.op import sparse_columns
 
-    args = (torch.randn(8), torch.randn(8 * 5), torch.rand(2, 8), [2, 3], torch.randn(5))
-    torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))
+    floats = torch.randn(8 * 5), torch.empty(0), torch.empty(0)
+    codes = torch.randint(0, 256, (8 * 5,), dtype=torch.uint8), torch.rand(5), torch.rand(5)
+    for weights, *scales in (floats, codes):
+        args = (torch.randn(8), weights, torch.rand(2, 8), [2, 3], torch.randn(5), *scales)
+        torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_the_kernels_leave_torchs_threads_alone(tmp_path):

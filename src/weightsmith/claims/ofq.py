@@ -20,13 +20,13 @@ from torch.utils.data import TensorDataset
 
 from weightsmith.claims import _cifar
 from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed, user_data
+from weightsmith.core.levels import Grid
 from weightsmith.core.progress import track
 from weightsmith.core.training import fit, predict
 from weightsmith.embedded import digits
 from weightsmith.quantize import StatsQ, lsq, ofq
 from weightsmith.quantize._ofq.annealing import trainable
 from weightsmith.quantize._ofq.weights import lsq as learned_steps
-from weightsmith.quantize._shared.grid import Grid
 
 __all__ = ["CIFAR", "DIGITS", "ERRORS", "OSCILLATION", "cifar", "run"]
 

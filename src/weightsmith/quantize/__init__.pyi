@@ -15,6 +15,7 @@ from ._ofq import (
 )
 from ._ofq.callback import AnnealingCallback as AnnealingCallback
 from ._packed import (
+    Quantization as Quantization,
     check_packable as check_packable,
     load_quantized as load_quantized,
     pack_checkpoint as pack_checkpoint,
@@ -23,7 +24,6 @@ from ._packed import (
 )
 from ._packed_linear import PackedLinear as PackedLinear, pack_linear as pack_linear
 from ._round_to_nearest import round_to_nearest as round_to_nearest
-from ._shared.plan import Quantization as Quantization
 from ._synapse import (
     Exponential as Exponential,
     Measured as Measured,

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.levels import check_bits, puts_on_levels
 from weightsmith.core.linalg import inverse_cholesky, replace_columns
 from weightsmith.core.results import Result, record
 from weightsmith.core.statistics import Gram
-from weightsmith.quantize._shared.grid import check_bits
-from weightsmith.quantize._shared.plan import puts_on_levels
 from weightsmith.quantize._shared.rounding import round_layers
 
 __all__ = ["gptq"]

@@ -32,13 +32,13 @@ from weightsmith.core.io import (
     recode_checkpoint,
     save_recoded,
 )
+from weightsmith.core.levels import FILE, Grid, Quantization, WeightLevels
 from weightsmith.core.models import block_layers
 from weightsmith.core.progress import track
 from weightsmith.quantize._ofq.prepare import apply_quantization
-from weightsmith.quantize._shared.grid import Grid
-from weightsmith.quantize._shared.plan import FILE, Quantization, WeightLevels
 
 __all__ = [
+    "Quantization",
     "check_packable",
     "load_quantized",
     "pack_checkpoint",

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.core.errors import HyperparameterError, MissingDependencyError, UnsupportedModelError
+from weightsmith.core.levels import Quantization, WeightLevels
 from weightsmith.core.models import get_module, swap_module
 from weightsmith.core.threads import lock
 from weightsmith.core.training import restored_on_error
-from weightsmith.quantize._shared.grid import Grid
-from weightsmith.quantize._shared.plan import Quantization, WeightLevels
 
 __all__ = ["PackedLinear", "pack_linear"]
 
@@ -72,10 +71,7 @@ class PackedLinear(nn.Module):
             raise UnsupportedModelError("a packed layer", found=str(layer.weight.device), expected="the CPU")
         self.out_features, self.in_features = layer.weight.shape
         self.width = 2 if levels.bits == 2 else 4
-        grid = Grid(levels.bits, levels.half)
-        self.factor, self.offset = (2, 2 * grid.half_levels - 1) if levels.half else (1, grid.half_levels)
-        integers = levels.integers(layer.weight.detach()).to(torch.int32)
-        codes = (integers + self.offset) // self.factor
+        codes, self.factor, self.offset = levels.codes(layer.weight.detach())
         self.register_buffer("words", self._packed(codes))
         self.register_buffer("unit", torch.tensor(levels.unit, dtype=layer.weight.dtype))
         self._input = np.zeros(self.words.shape[1] * LANES * self._groups, np.float32)

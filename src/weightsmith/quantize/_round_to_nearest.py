@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from weightsmith.core.levels import check_bits, puts_on_levels
 from weightsmith.core.results import Result, record
-from weightsmith.quantize._shared.grid import check_bits
-from weightsmith.quantize._shared.plan import puts_on_levels
 from weightsmith.quantize._shared.rounding import round_layers
 
 __all__ = ["round_to_nearest"]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
+from weightsmith.core.levels import check_bits
 from weightsmith.core.linalg import upcast
 from weightsmith.core.processes import gather_objects
 from weightsmith.quantize._ofq.weights import SMALLEST_STEP, lsq
-from weightsmith.quantize._shared.grid import check_bits
 
 __all__ = ["QUANTIZED", "ActivationQuantizer", "Granularity", "quantizers"]
 

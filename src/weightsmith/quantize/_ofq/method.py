@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.levels import FILE, check_bits, puts_on_levels
 from weightsmith.core.models import unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
@@ -44,8 +45,6 @@ from weightsmith.quantize._ofq.prepare import (
     prepare_qat,
     quantizable,
 )
-from weightsmith.quantize._shared.grid import check_bits
-from weightsmith.quantize._shared.plan import FILE, puts_on_levels
 
 __all__ = ["lsq", "ofq"]
 

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.data import Batches, as_batches, to_model
 from weightsmith.core.errors import CheckpointError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.levels import ActivationLevels, Quantization, WeightLevels, check_bits
 from weightsmith.core.models import (
     Layer,
     StreamMasks,
@@ -31,8 +32,6 @@ from weightsmith.quantize._ofq.activations import QUANTIZED, ActivationQuantizer
 from weightsmith.quantize._ofq.annealing import fake_quantized
 from weightsmith.quantize._ofq.attention import QuantizedAttention, attentions, refusal
 from weightsmith.quantize._ofq.weights import LSQWeight, QuantizedWeight, StatsQ
-from weightsmith.quantize._shared.grid import check_bits
-from weightsmith.quantize._shared.plan import ActivationLevels, Quantization, WeightLevels
 
 __all__ = [
     "Weights",

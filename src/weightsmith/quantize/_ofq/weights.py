@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from weightsmith.core.levels import Grid, check_bits
 from weightsmith.core.linalg import upcast
-from weightsmith.quantize._shared.grid import Grid, check_bits
 
 __all__ = ["LSQWeight", "QuantizedWeight", "StatsQ", "lsq"]
 

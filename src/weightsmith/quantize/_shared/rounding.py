@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
+from weightsmith.core.levels import FILE, Grid, Quantization, WeightLevels, symmetric_step
 from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
 from weightsmith.core.results import Result
 from weightsmith.core.statistics import output_error
-from weightsmith.quantize._shared.grid import Grid, symmetric_step
-from weightsmith.quantize._shared.plan import FILE, Quantization, WeightLevels
 
 __all__ = ["round_layers"]
 

@@ -62,12 +62,13 @@ class SharedInputGroup:
     """Layers that share their input and the storage of their weights.
 
     The first layer that is called computes the outputs of all; the others return their part when they are called with
-    the same, unchanged tensor. The transposed weights are in one flat buffer, and the parameters are views of it.
+    the same, unchanged tensor. The transposed weights are in one flat buffer, and the parameters are views of it. Of
+    weights on levels the buffer holds their codes, and the parameters stay, for prompts.
 
     Parameters
     ----------
     members : sequence of SparseLinear
-        Of one input size, dtype and device.
+        Of one input size, dtype, device and number of bits.
     backend : {"cpu", "triton"}
         The kernel.
     """
@@ -79,12 +80,13 @@ class SharedInputGroup:
         self.outs = tuple(member.out_features for member in members)
         self.seen = 0
         self.total = torch.zeros(len(members), dtype=torch.int64 if backend == "cpu" else torch.int32)
+        self._weights = self._unit = self._shift = torch.empty(0)
         self._state: tuple[Any, ...] = ()
         self._arrays: list[Any] = []
         self._shared: tuple[Tensor, int, tuple[Tensor, ...]] | None = None
         for position, member in enumerate(members):
             member.kernel, member.position = self, position
-        self._pack()
+        self._refresh()
 
     def output(self, position: int, x: Tensor) -> Tensor:
         """Return the output of one member for a single token."""
@@ -118,9 +120,9 @@ class SharedInputGroup:
 
     def _traced(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute as torch.compile can trace it; weights that are replaced later need a new compilation."""
-        return self._parts(
-            x, op.sparse_columns(x.reshape(-1), self._weights, self._limits, list(self.outs), self._bias)
-        )
+        scales = self._unit, self._shift
+        y = op.sparse_columns(x.reshape(-1), self._weights, self._limits, list(self.outs), self._bias, *scales)
+        return self._parts(x, y)
 
     def _parts(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         return tuple(part.view(*x.shape[:-1], -1) for part in y.to(x.dtype).split(self.outs))
@@ -151,8 +153,7 @@ class SharedInputGroup:
         first = self.members[0].weight
         size = self.inputs * sum(self.outs)
         if first.device.type == "cpu":
-            # numpy requests huge pages from the system, torch does not
-            self._weights = torch.from_numpy(np.empty(size * first.element_size(), np.uint8)).view(first.dtype)
+            self._weights = _huge_pages(size * first.element_size()).view(first.dtype)
         else:
             self._weights = torch.empty(size, dtype=first.dtype, device=first.device)
         start = 0
@@ -161,16 +162,42 @@ class SharedInputGroup:
             packed_IO.copy_(member.weight_OI.T)
             member.weight.data = packed_IO if member.transposed else packed_IO.T
             start += self.inputs * out
-        self._refresh()
 
-    def _refresh(self) -> None:
-        """Pack weights that were replaced, and compute limits and buffers for the present weights."""
+    def _is_packed(self) -> bool:
+        """Whether the parameters are views of the buffer: they are replaced by ``to`` and ``load_state_dict``."""
         place, width = self._weights.data_ptr(), self._weights.element_size()
         for member, out in zip(self.members, self.outs, strict=True):
             if member.weight.data_ptr() != place or member.weight.dtype != self._weights.dtype:
-                self._pack()
-                return
+                return False
             place += self.inputs * out * width
+        return True
+
+    def _encode(self) -> None:
+        """Store the codes of the weights, transposed; two of at most four bits in a byte."""
+        parts, units, shifts = [], [], []
+        for member in self.members:
+            assert member.levels is not None
+            codes_OI, factor, offset = member.levels.codes(member.weight_OI)
+            codes_IO, unit = codes_OI.T, torch.tensor(member.levels.unit)
+            if member.stored_bits == 4:
+                half = -(-member.out_features // 2)
+                high_IO = torch.nn.functional.pad(codes_IO[:, half:], (0, member.out_features % 2))
+                codes_IO = codes_IO[:, :half] | high_IO << 4
+            parts.append(codes_IO.reshape(-1))
+            units.append(factor * unit)
+            shifts.append(offset * unit)
+        codes = torch.cat(parts)
+        self._weights = _huge_pages(len(codes)).copy_(codes)
+        if self.members[0].stored_bits == 4:
+            self._weights = self._weights.view(torch.int8)
+        self._unit, self._shift = torch.cat(units), torch.cat(shifts)
+
+    def _refresh(self) -> None:
+        """Store weights that were replaced, and compute limits and buffers for the present weights."""
+        if self.members[0].levels is not None:
+            self._encode()
+        elif not self._is_packed():
+            self._pack()
         device = self._weights.device
         biases = [
             torch.zeros(m.out_features, device=device) if m.bias is None else m.bias.detach().float()
@@ -183,9 +210,15 @@ class SharedInputGroup:
         if self.backend == "cpu":
             from weightsmith.sparsify._wina.kernels.cpu import arguments
 
-            self._arrays = arguments(self._weights, self._limits, self.outs, self._bias, self.total)
+            scales = self._unit, self._shift
+            self._arrays = arguments(self._weights, self._limits, self.outs, self._bias, *scales, self.total)
         self._state = self._current()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what refers to the present storage: a copy has its own and refreshes."""
         return self.__dict__ | {"_state": (), "_shared": None}
+
+
+def _huge_pages(size: int) -> Tensor:
+    """Bytes in huge pages, which numpy requests from the system and torch does not."""
+    return torch.from_numpy(np.empty(size, np.uint8))

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.levels import WeightLevels
 from weightsmith.sparsify._wina.plan import ActivationPlan, Projection
 from weightsmith.sparsify._wina.selection import (
     column_norms,
@@ -101,6 +102,8 @@ class SparseLinear(nn.Module):
         The plan of the projection.
     prompt : Prompt
         Shared by the layers of the model.
+    levels : WeightLevels, optional
+        Those of the weight: the kernel reads codes.
 
     Attributes
     ----------
@@ -119,13 +122,18 @@ class SparseLinear(nn.Module):
     """
 
     def __init__(
-        self, original: nn.Linear | Conv1D, projection: Projection, plan: ActivationPlan, prompt: Prompt
+        self,
+        original: nn.Linear | Conv1D,
+        projection: Projection,
+        plan: ActivationPlan,
+        prompt: Prompt,
+        levels: WeightLevels | None = None,
     ) -> None:
         super().__init__()
         self.weight, self.bias = original.weight, original.bias
         self.transposed = isinstance(original, Conv1D)
         self.out_features, self.in_features = (int(n) for n in self.weight_OI.shape)
-        self.projection, self.select, self.prompt = projection, plan.select, prompt
+        self.projection, self.select, self.prompt, self.levels = projection, plan.select, prompt, levels
         self.kernel: Kernel | None = None
         self.position = 0
         self.training = original.training
@@ -141,6 +149,11 @@ class SparseLinear(nn.Module):
     def original(self) -> nn.Linear | Conv1D:
         """The layer that this one replaces."""
         return self._original[0]
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of a weight as a single token reads it: codes have four or eight."""
+        return 8 * self.weight.element_size() if self.levels is None else 4 if self.levels.bits <= 4 else 8
 
     @property
     def weight_OI(self) -> Float[Tensor, "out in"]:
@@ -210,7 +223,7 @@ class SparseLinear(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save the weight in the usual layout: files have no transposed views of a shared buffer."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.kernel is not None and not keep_vars:
+        if self.kernel is not None and self.levels is None and not keep_vars:
             key = f"{prefix}weight"
             destination[key] = destination[key].clone(memory_format=torch.contiguous_format)
 

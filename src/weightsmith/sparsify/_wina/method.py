@@ -16,6 +16,7 @@ and :func:`remove_plan` restores the dense model bit by bit.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -26,11 +27,13 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import (
+    CheckpointError,
     HyperparameterError,
     LayerNotFoundError,
     MissingDependencyError,
     UnsupportedModelError,
 )
+from weightsmith.core.levels import Quantization, WeightLevels
 from weightsmith.core.models import (
     Block,
     Layer,
@@ -258,7 +261,13 @@ def calibrate_wina(
     return ActivationPlan(sparsity, select, prefill, chosen, tuple(input_groups))
 
 
-def apply_plan(model: nn.Module, plan: ActivationPlan, *, backend: Backend | Literal["auto"] = "auto") -> None:
+def apply_plan(
+    model: nn.Module,
+    plan: ActivationPlan,
+    *,
+    quantization: Quantization | None = None,
+    backend: Backend | Literal["auto"] = "auto",
+) -> None:
     """Make a model sparse, in place; its state dict keeps its keys, shapes and values.
 
     Parameters
@@ -267,17 +276,28 @@ def apply_plan(model: nn.Module, plan: ActivationPlan, *, backend: Backend | Lit
         The model of the plan, or another one with the same layers.
     plan : ActivationPlan
         From :func:`calibrate_wina`, or :meth:`ActivationPlan.load`.
+    quantization : Quantization, optional
+        Of a model whose weights are on levels: ``Quantization.load(folder)`` of what ``gptq``, ``round_to_nearest`` or
+        ``ofq`` wrote. Single tokens then read one byte per weight, or half a byte up to four bits, of the columns that
+        are kept. The weights stay in memory besides, for prompts.
     backend : {"auto", "mask", "cpu", "triton"}, default: "auto"
         As in :func:`wina`.
 
     Raises
     ------
     UnsupportedModelError
-        If a layer is not linear, wrapped or sparse already, or the backend cannot work on it.
+        If a layer is not linear, wrapped or sparse already, or the backend cannot work on it; codes need the CPU.
     LayerNotFoundError
-        If a layer of the plan is not in the model.
+        If a layer of the plan is not in the model, or none is quantized.
+    CheckpointError
+        If a weight is off the levels of ``quantization``.
     MissingDependencyError
         If the backend's package is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If only some of the plan's layers are quantized: the others are read as they are.
 
     Examples
     --------
@@ -296,12 +316,13 @@ def apply_plan(model: nn.Module, plan: ActivationPlan, *, backend: Backend | Lit
     weights = [layer.weight_OI for layer in layers.values()]
     chosen = _choose(weights) if backend == "auto" else backend
     check_backend(chosen, weights)
+    levels = {} if quantization is None else _levels(layers, quantization, chosen)
 
     prompt = Prompt(plan.prefill)
     sparse: dict[str, SparseLinear] = {}
     try:
         for name, layer in layers.items():
-            sparse[name] = SparseLinear(layer.module, plan.projections[name], plan, prompt)
+            sparse[name] = SparseLinear(layer.module, plan.projections[name], plan, prompt, levels.get(name))
             swap_module(model, name, sparse[name])
         hook = model.register_forward_pre_hook(prompt.see, with_kwargs=True)
         model._weightsmith_prompt = hook  # type: ignore[assignment]
@@ -372,7 +393,7 @@ def plan_report(model: nn.Module) -> dict[str, Any]:
                 "threshold": layer.projection.threshold,
                 "norms": layer.projection.norms,
                 "columns": layer.in_features,
-                "bytes": layer.weight.numel() * layer.weight.element_size(),
+                "bytes": layer.weight.numel() * layer.stored_bits // 8,
             }
         )
     total = sum(row["bytes"] for row in rows)
@@ -464,11 +485,31 @@ def _choose(weights: Sequence[Tensor]) -> Backend:
     return "mask"
 
 
+def _levels(layers: Mapping[str, Layer], quantization: Quantization, backend: Backend) -> dict[str, WeightLevels]:
+    """Find the levels of each layer that has some, and check that its weight is on them."""
+    if backend != "cpu":
+        raise UnsupportedModelError("quantized columns", found=f"backend {backend!r}", expected="backend 'cpu'")
+    found = {name: quantization.weights[name] for name in layers if name in quantization.weights}
+    if not found:
+        raise LayerNotFoundError(
+            "no layer of the plan is quantized", found=[*quantization.weights][:4], expected=[*layers][:4]
+        )
+    if plain := [name for name in layers if name not in found]:
+        warnings.warn(f"{len(plain)} of {len(layers)} layers are not quantized: {plain[:4]}", stacklevel=3)
+    for name, levels in found.items():
+        try:
+            levels.codes(layers[name].weight_OI)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name!r}: {error}") from error
+    return found
+
+
 def _packable(members: Sequence[SparseLinear]) -> list[list[SparseLinear]]:
     """Split a group into layers whose weights can be in one buffer."""
     groups: dict[Any, list[SparseLinear]] = {}
     for member in members:
-        groups.setdefault((member.weight.dtype, member.weight.device, member.in_features), []).append(member)
+        kind = member.weight.dtype, member.weight.device, member.in_features, member.stored_bits
+        groups.setdefault(kind, []).append(member)
     return list(groups.values())
 
 

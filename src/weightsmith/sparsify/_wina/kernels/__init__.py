@@ -7,4 +7,4 @@ import torch
 __all__ = ["BITS"]
 
 BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
-"""Storage types, and as what numpy sees them: it has no bfloat16."""
+"""Types of weights, and as what numpy sees them: it has no bfloat16."""

@@ -11,7 +11,15 @@ __all__ = ["sparse_columns"]
 
 
 @torch.library.custom_op("weightsmith::sparse_columns", mutates_args=())
-def sparse_columns(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[int], bias_O: Tensor) -> Tensor:
+def sparse_columns(
+    x_I: Tensor,
+    weights: Tensor,
+    limits_LI: Tensor,
+    outs: list[int],
+    bias_O: Tensor,
+    unit_O: Tensor,
+    shift_O: Tensor,
+) -> Tensor:
     """Compute the products of layers that share an input, from the inputs beyond their limits, in float32.
 
     Parameters
@@ -26,6 +34,8 @@ def sparse_columns(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[i
         Outputs of each layer.
     bias_O : Tensor of shape (sum(outs),)
         Added to the products, in float32.
+    unit_O, shift_O : Tensor of shape (sum(outs),) or (0,)
+        Of weights that are codes ``u`` for ``unit * u - shift``; empty for others, and on CUDA.
 
     Returns
     -------
@@ -33,7 +43,9 @@ def sparse_columns(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[i
 
     Examples
     --------
-    >>> sparse_columns(torch.tensor([0.5, 2.0]), torch.eye(2).flatten(), torch.ones(1, 2), [2], torch.zeros(2))
+    >>> none = torch.zeros(0)
+    >>> x, weights = torch.tensor([0.5, 2.0]), torch.eye(2).flatten()
+    >>> sparse_columns(x, weights, torch.ones(1, 2), [2], torch.zeros(2), none, none)
     tensor([0., 2.])
     """
     layers = len(limits_LI)
@@ -47,10 +59,19 @@ def sparse_columns(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[i
     y = torch.empty(sum(outs))
     with lock:
         total_L = torch.zeros(layers, dtype=torch.int64)
-        cpu.sparse_columns(x_I.float().numpy(), y.numpy(), *cpu.arguments(weights, limits_LI, outs, bias_O, total_L))
+        buffers = cpu.arguments(weights, limits_LI, outs, bias_O, unit_O, shift_O, total_L)
+        cpu.sparse_columns(x_I.float().numpy(), y.numpy(), *buffers)
     return y
 
 
 @sparse_columns.register_fake
-def _(x_I: Tensor, weights: Tensor, limits_LI: Tensor, outs: list[int], bias_O: Tensor) -> Tensor:
+def _(
+    x_I: Tensor,
+    weights: Tensor,
+    limits_LI: Tensor,
+    outs: list[int],
+    bias_O: Tensor,
+    unit_O: Tensor,
+    shift_O: Tensor,
+) -> Tensor:
     return x_I.new_empty(sum(outs), dtype=torch.float32)

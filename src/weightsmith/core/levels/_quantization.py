@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import CheckpointError
 from weightsmith.core.io import parse_json
-from weightsmith.quantize._shared.grid import Grid
+from weightsmith.core.levels._grid import Grid
 
 __all__ = ["FILE", "ActivationLevels", "Quantization", "WeightLevels", "puts_on_levels"]
 
@@ -72,6 +72,26 @@ class WeightLevels:
                 "weights off their levels", expected=f"{self.bits} bits", do="Pack what the method gave, unchanged."
             )
         return found
+
+    def codes(self, rows: Tensor) -> tuple[Tensor, int, int]:
+        """Return unsigned codes :math:`u`, a factor :math:`a` and an offset :math:`c`: weights are :math:`(a u - c) t`.
+
+        Here :math:`t` is the unit of the row.
+
+        Raises
+        ------
+        CheckpointError
+            If the rows are not on the levels.
+
+        Examples
+        --------
+        >>> WeightLevels(2, True, [0.125]).codes(torch.tensor([[0.125, -0.375]]))
+        (tensor([[2, 0]], dtype=torch.uint8), 2, 3)
+        """
+        n = Grid(self.bits, self.half).half_levels
+        factor, offset = (2, 2 * n - 1) if self.half else (1, n)
+        codes = (self.integers(rows).to(torch.int32) + offset) // factor
+        return codes.to(torch.uint8), factor, offset
 
 
 @dataclass(frozen=True)
