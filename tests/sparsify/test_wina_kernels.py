@@ -228,7 +228,10 @@ def test_weights_off_their_levels_are_refused():
         with pytest.raises(CheckpointError, match="weights off their levels"):
             model(torch.ones(1, 8))
     remove_plan(model)
-    with pytest.warns(UserWarning, match="1 of 2"), pytest.raises(CheckpointError, match="'0': weights off their levels"):
+    with (
+        pytest.warns(UserWarning, match="1 of 2"),
+        pytest.raises(CheckpointError, match="'0': weights off their levels"),
+    ):
         apply_plan(model, plan, quantization=Quantization({"0": levels}))
     with pytest.raises(LayerNotFoundError, match=r"no layer of the plan is quantized: found \['9'\]"):
         apply_plan(model, plan, quantization=Quantization({"9": levels}))
