@@ -333,6 +333,8 @@ def _value(text: str) -> Fraction:
     text = text.strip()
     if len(text) > LONGEST:
         raise RecipeError("amount", found=f"{len(text)} characters", expected=f"at most {LONGEST}")
+    if text.isascii() and text.isdigit():
+        return Fraction(int(text))
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         return Fraction(text.replace(",", ""))
     total = Fraction(0)
@@ -361,6 +363,8 @@ def _mixed(value: Fraction) -> str:
 
 
 def _kitchen(value: Fraction) -> str:
+    if value.denominator == 1:
+        return str(value)
     if value and value < Fraction(1, 16):
         return f"{float(value):.2g}"
     if value >= 20:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.nutrition import measures
@@ -125,10 +126,10 @@ def is_story(line: str, *, step: bool = False) -> bool:
     >>> is_story("This is ready when it is brown.", step=True), is_story("I bake it for 20 minutes.", step=True)
     (False, False)
     """
-    plain = _REMARK.sub(" ", unbulleted(line)).strip()
+    if begins_with_amount(line):
+        return line.endswith((".", "!", "?")) and bool(_telling(_REMARK.sub(" ", line)) & _LONE)
+    plain = _REMARK.sub(" ", unbulleted(line)).strip() if "(" in line else unbulleted(line)
     told = _telling(plain if step else _CLAUSE.split(plain, maxsplit=1)[0])
-    if begins_with_amount(plain):
-        return plain.endswith((".", "!", "?")) and bool(_telling(plain) & _LONE)
     if step:
         return (
             bool(told & _LONE) and not _MEASURED.search(plain) and techniques().keys().isdisjoint(plain.lower().split())
@@ -268,6 +269,7 @@ def read_people(text: str, people: bool = True) -> Quantity | None:
 # --- ingredients and steps --------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)
 def begins_with_amount(line: str) -> bool:
     """A number, or a word for one, comes first, after a bullet or none."""
     try:

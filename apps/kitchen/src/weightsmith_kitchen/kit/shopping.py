@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from weightsmith_kitchen.foods import Estimate
 from weightsmith_kitchen.nouns import counted
-from weightsmith_kitchen.nutrition.ranking import rewritten, words
+from weightsmith_kitchen.nutrition.ranking import rewritten, stems
 from weightsmith_kitchen.nutrition.vocabulary import DROPPED, PLAIN
 from weightsmith_kitchen.phrases.amounts import METRIC
 from weightsmith_kitchen.quantity import Quantity
@@ -89,10 +90,16 @@ def purchases(items: Sequence[Ingredient]) -> tuple[Purchase, ...]:
 
 
 def _key(item: Ingredient) -> tuple[str, frozenset[str]]:
-    told = frozenset(words(rewritten(_named(item))))
+    told = _told(_named(item))
     if item.food is None:
         return "", told - DROPPED or told
-    return item.food.id, told - SAME - frozenset(words(item.food.name))
+    return item.food.id, told - SAME - stems(item.food.name).stems
+
+
+@lru_cache(maxsize=4096)
+def _told(name: str) -> frozenset[str]:
+    """The words of a name, other names replaced."""
+    return stems(rewritten(name)).stems
 
 
 def _named(item: Ingredient) -> str:
@@ -139,8 +146,9 @@ def _added(items: Iterable[Ingredient]) -> list[tuple[Quantity, Unit | str, Pack
             for key, amount in found.items()
             if isinstance(key[0], Unit) and key[0].kind == kind and key[1] is None
         }
-        total = _sum([(amount, key[0]) for key, amount in alike.items() if isinstance(key[0], Unit)])
-        if len(alike) > 1 and total is not None:
+        one = len(alike) < 2
+        total = None if one else _sum([(amount, key[0]) for key, amount in alike.items() if isinstance(key[0], Unit)])
+        if total is not None:
             first = next(iter(alike))
             found = {key: amount for key, amount in found.items() if key not in alike or key == first}
             found = {(total[1], None) if key == first else key: found[key] for key in found}
