@@ -306,3 +306,13 @@ def test_one_long_recipe_shows_its_progress(recipe, monkeypatch):
     monkeypatch.setattr(make, "track", lambda items, what: (seen.append((what, len(items))), items)[1])
     run("kit", recipe, "--format", "json")
     assert seen == [("pricing ingredients", 3)]
+
+
+def test_what_a_recipe_makes_and_what_was_left_out_is_shown(tmp_path):
+    (tmp_path / "cookies.txt").write_text("Cookies\nBy Jane Doe\nMakes 24 cookies\n2 cups flour\n", "utf-8")
+    text = run("parse", tmp_path / "cookies.txt", "--format", "text").stdout
+    assert ": Cookies, makes 24 cookies\n" in text
+    assert "note: left out, no ingredient: 'By Jane Doe'" in text
+    rows = list(csv.DictReader(io.StringIO(run("kit", tmp_path / "cookies.txt", "--format", "csv").stdout)))
+    assert (rows[0]["makes"], rows[0]["buy"]) == ("24 cookies", "2 cups flour")
+    assert "makes 24 cookies, 38" in run("kit", tmp_path / "cookies.txt").stdout

@@ -380,7 +380,8 @@ def _parsed(objects: Iterator[dict[str, Any]]) -> Iterator[str]:
     for made in objects:
         recipe = Recipe.from_dict(made)
         serves = "" if recipe.servings is None else f", serves {recipe.servings}"
-        yield f"{made['file']}: {recipe.title or 'no title'}{serves}\n"
+        makes = "" if recipe.makes is None else f", makes {recipe.makes[0]} {recipe.makes[1]}"
+        yield f"{made['file']}: {recipe.title or 'no title'}{serves}{makes}\n"
         for item in recipe.ingredients:
             said = "; ".join(item.remarks)
             yield f"  {item.measured()} {item.called()}".rstrip() + (f" ({said})" if said else "") + "\n"

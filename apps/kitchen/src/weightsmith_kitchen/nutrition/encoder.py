@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weightsmith.core.progress import stage
+
 __all__ = ["minilm"]
 
 
@@ -33,6 +35,7 @@ def minilm(texts: Sequence[str]) -> NDArray[np.float32]:
 
 @cache
 def _loaded() -> tuple[Any, Any]:
-    from weightsmith.embedded import load
+    with stage("loading the encoder of names"):
+        from weightsmith.embedded import load
 
-    return load("minilm")
+        return load("minilm")

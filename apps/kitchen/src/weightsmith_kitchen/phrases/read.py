@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from weightsmith.core.progress import track
 from weightsmith_kitchen.recipe import Ingredient, Span
 
 from .amounts import Amounts, is_measure, read_amounts
@@ -83,7 +84,7 @@ def read_ingredients(lines: Sequence[str], *, tagger: IngredientTagger | None = 
     ['sugar', 'salt']
     """
     tagger = default_tagger() if tagger is None else tagger
-    return [read_tagged_line(line) for line in tagger.tag_many(lines)]
+    return [read_tagged_line(line) for line in track(tagger.tag_many(lines), "reading ingredients")]
 
 
 def read_ingredient(line: str, *, tagger: IngredientTagger | None = None) -> Ingredient:
