@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import nlargest
@@ -23,8 +21,8 @@ from weightsmith.core.progress import stage
 from weightsmith_kitchen.errors import NutritionError
 from weightsmith_kitchen.foods import Estimate, Food, Portion
 from weightsmith_kitchen.nutrition import measures, usda
-from weightsmith_kitchen.nutrition.checks import KILOJOULE, energy_notes
 from weightsmith_kitchen.nutrition.encoder import minilm
+from weightsmith_kitchen.nutrition.own import read_csv
 from weightsmith_kitchen.nutrition.ranking import (
     Name,
     Rarity,
@@ -37,7 +35,6 @@ from weightsmith_kitchen.nutrition.ranking import (
     without_liquid,
     words,
 )
-from weightsmith_kitchen.units import find_unit
 
 __all__ = ["Match", "NutritionTable"]
 
@@ -438,74 +435,6 @@ class NutritionTable:
 
 def _has_all(query: Name, row: Name) -> bool:
     return query.stems <= row.stems and query.last in row.first
-
-
-def read_csv(path: Path) -> Iterator[Food]:
-    """Rows of a user's table; see `NutritionTable.with_csv`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or []
-            if "name" not in columns or not {"kcal", "kj"} & set(columns):
-                raise NutritionError(
-                    f"{path}", found=f"the columns {', '.join(columns) or 'none'}", expected="name, and kcal or kj"
-                )
-            for line, row in enumerate(reader, 2):
-                yield _own_food(path, line, row)
-    except UnicodeDecodeError as error:
-        raise NutritionError(f"{path}", found=f"byte {error.start} is not UTF-8", do="Save it as UTF-8.") from None
-    except (OSError, csv.Error) as error:
-        raise NutritionError(f"{path} cannot be read", found=error) from None
-
-
-def _own_food(path: Path, line: int, row: dict[str, str | None]) -> Food:
-    def number(column: str) -> float | None:
-        text = (row.get(column) or "").strip()
-        if not text:
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= 0):
-            raise NutritionError(
-                f"{path}, line {line}, {column}", found=repr(text), expected="a number >= 0, or nothing"
-            )
-        return value
-
-    name = (row.get("name") or "").strip()
-    if not name:
-        raise NutritionError(f"{path}, line {line}, name", found="nothing", expected="the name of a food")
-    kcal, kilojoules = number("kcal"), number("kj")
-    nutrients = {column: value for column in usda.NUTRIENTS if (value := number(column)) is not None}
-    computed = usda.from_macronutrients(*(nutrients.get(part) for part in ("protein_g", "fat_g", "carbohydrate_g")))
-    notes = energy_notes(kcal, computed, kilojoules)
-    if kcal is None and kilojoules is not None:
-        kcal = kilojoules / KILOJOULE
-    portions = []
-    for column in row:
-        if column and column.startswith("grams_per_"):
-            unit = find_unit(column.removeprefix("grams_per_").replace("_", " "))
-            if unit is None:
-                raise NutritionError(
-                    f"{path}, column {column}", expected="grams_per_ and a unit, such as grams_per_cup"
-                )
-            weight = number(column)
-            if weight:
-                per = 1.0 if unit.factor is None else float(unit.factor)
-                named = "milliliter" if unit.factor is not None else unit.name
-                source = f"{path.name}, line {line}"
-                portions.append(Portion(named, Estimate(weight / per, weight / per, weight / per), source))
-    return Food(
-        f"own:{path.name}:{line}",
-        name,
-        kcal,
-        f"{path.name}, line {line}",
-        (row.get("category") or "").strip(),
-        nutrients,
-        tuple(portions),
-        notes,
-    )
 
 
 def _embed(folder: Path) -> None:
