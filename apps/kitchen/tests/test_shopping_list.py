@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
-from weightsmith_kitchen import Ingredient, MealKit, NutritionTable, Quantity, make_kit, read_recipe
+from weightsmith_kitchen import Ingredient, MealKit, NutritionTable, Quantity, edit, make_kit, read_recipe
 from weightsmith_kitchen.foods import Estimate
 from weightsmith_kitchen.kit import to_csv, to_pdf
 from weightsmith_kitchen.kit.shopping import purchases
@@ -146,6 +146,22 @@ def test_people_and_pieces_on_one_line(table):
     assert read_recipe("Stew\nMakes 4 servings\n1 onion").servings == Quantity.of(4)
     page = {"recipeIngredient": ["2 eggs"], "recipeYield": ["1 cake", "8 servings"]}
     assert read_recipe(json.dumps(page)).makes == (Quantity.of(1), "cake")
+
+
+@pytest.mark.parametrize(
+    ("said", "makes", "flour"),
+    [("make 48 cookies", 48, "4"), ("12 cookies", 12, "1"), ("double it", 48, "4"), ("bake one cookie", 1, "1/12")],
+)
+def test_pieces_are_scaled_in_words(table, said, makes, flour):
+    kit = make_kit(read_recipe("Cookies\nMakes 24 cookies\n2 cups flour"), table)
+    reply = edit(kit, said, table)
+    assert reply.understood, reply.said
+    assert reply.kit.makes == (Quantity.of(makes), "cookies")
+    assert reply.kit.ingredients[0].quantity == Quantity.parse(flour)
+    assert reply.kit.kcal_per_piece.value == pytest.approx(kit.kcal_per_piece.value)
+    assert not reply.kit.servings_known
+    for other in ("make 48 muffins", "make 0 cookies"):
+        assert not edit(kit, other, table).understood
 
 
 @pytest.mark.parametrize("stored", ["24 cookies", ["0", "cookies"], ["24"], [24, 3]])

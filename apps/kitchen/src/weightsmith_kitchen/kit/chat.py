@@ -13,6 +13,7 @@ from fractions import Fraction
 from weightsmith_kitchen.corrections import ADD, INSTEAD, REPLACE, WITHOUT, parts
 from weightsmith_kitchen.errors import KitchenError, RecipeError
 from weightsmith_kitchen.kit.kit import MealKit
+from weightsmith_kitchen.nouns import counted
 from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.nutrition.ranking import words as stems_of
 from weightsmith_kitchen.phrases.lines import split_line
@@ -46,6 +47,7 @@ _PEOPLE = re.compile(
     r"|^(?P<m>\S+(?:\s\d/\d)?)\s+(?:people|persons?|servings?|portions?)$",
     re.IGNORECASE,
 )
+_PIECES = re.compile(r"^(?:(?:make|bake|for|it|me)\s+)*(?P<n>\S+(?:\s\d/\d)?)\s+(?P<thing>[^\d]+)$", re.IGNORECASE)
 _TIMES_ALL = re.compile(
     rf"^(?:make\s+)?(?P<factor>{_FACTOR})(?:\s+(?:it|all|everything|the recipe|of it))?$", re.IGNORECASE
 )
@@ -127,6 +129,7 @@ def _edit_one(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, 
         raise RecipeError(f"not understood: say the amount itself. {HELP}")
     rules: list[tuple[re.Pattern[str], Callable[[MealKit, re.Match[str], NutritionTable], tuple[MealKit, str] | None]]]
     rules = [
+        (_PIECES, _pieces),
         (_PEOPLE, _people),
         (WITHOUT, _without),
         (REPLACE, _replace),
@@ -144,6 +147,23 @@ def _edit_one(kit: MealKit, text: str, table: NutritionTable) -> tuple[MealKit, 
     if stated is None:
         raise RecipeError(f"not understood. {HELP}")
     return stated
+
+
+def _pieces(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str] | None:
+    """Another number of what the recipe makes: "make 48 cookies"."""
+    if kit.makes is None or counted(match["thing"].lower(), False) != counted(kit.makes[1].lower(), False):
+        return None
+    try:
+        wanted = Quantity.parse(match["n"])
+    except RecipeError:
+        return None
+    scaled = _scaled(kit, wanted.middle / kit.makes[0].middle)
+    return scaled, f"makes {wanted} {kit.makes[1]}"
+
+
+def _scaled(kit: MealKit, factor: Fraction) -> MealKit:
+    """All amounts times a factor; a number of people that is not known stays so."""
+    return replace(kit.scale(kit.servings * factor), servings_known=kit.servings_known)
 
 
 def _people(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str] | None:
@@ -208,9 +228,7 @@ def _replace(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple
 
 
 def _times_all(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str]:
-    scaled = kit.scale(kit.servings * FACTORS[match["factor"].lower()])
-    if not kit.servings_known:
-        scaled = replace(scaled, servings_known=False)
+    scaled = _scaled(kit, FACTORS[match["factor"].lower()])
     return scaled, f"all amounts times {FACTORS[match['factor'].lower()]}"
 
 
