@@ -5,6 +5,9 @@ predicted one, two and three steps ahead ("x2, x4, x8" the data) and fine-tuned 
 value is the mean over eight draws of these images, of the head and of the batches, the same for all arms.
 
 Neither predictor saw these tasks in meta-training, only other groups of digits.
+
+The twelve seeds are a number from the variance of seeds 10 to 19, which were looked at before. To tell the two
+closest, our predictor and a shrink of the trained weights, would need 36.
 """
 
 from __future__ import annotations
@@ -43,25 +46,20 @@ from weightsmith.predict import (
 
 __all__ = ["CLAIMS", "DigitsTask", "digits_transfer", "run"]
 
-BETTER = "Predicted weights transfer better than the trained ones: naive < x2 < x4 < x8"
 METRIC = "test accuracy on the new digits"
 
 PAPER = Claim(
     slug="know",
     title="KNOW, the paper's predictor",
-    statement=f"{BETTER}; the gain is that of smaller norms, so shrinking the trained weights gives as much",
+    statement=(
+        "With weights that we meta-trained, the paper's predictor gains nothing: x8 transfers worse than the trained "
+        "weights and than a shrink of these to its norms"
+    ),
     metric=METRIC,
     higher_is_better=True,
     expected=(
-        Ordering("x2", "naive"),
-        Ordering("x4", "x2"),
-        Ordering("x8", "x4"),
-        Ordering("x8", "linear a=1"),
-        Ordering("x8", "linear a=3"),
-        Ordering("x8", "logfit x8"),
-        Ordering("matched shrink", "x8", margin=-0.02),
-        Ordering("x8", "x8 at trained norms"),
-        Ordering("naive", "scratch"),
+        Ordering("naive", "x8"),
+        Ordering("matched shrink", "x8"),
     ),
     paper="ResNet-18 from CIFAR-100 to CIFAR-10: naive 92.40, x2 93.00, x4 93.27, x8 93.55",
     claimed=(
@@ -74,16 +72,16 @@ OURS = Claim(
     slug="know",
     experiment="ours",
     title="KNOW, our predictor",
-    statement=f"{BETTER}; on clean digits x8 ties with a shrink of the trained weights to the same norms",
+    statement=(
+        "Predicted weights transfer better than the trained ones, by ten points, and than those of the paper's "
+        "predictor; a shrink of the trained weights to the same norms is at most two points worse"
+    ),
     metric=METRIC,
     higher_is_better=True,
     expected=(
-        Ordering("x2", "naive"),
-        Ordering("x4", "x2"),
-        Ordering("x8", "x4"),
-        Ordering("x8", "matched shrink", margin=-0.01),
-        Ordering("x8", "naive, matched rates", margin=-0.01),
+        Ordering("x8", "naive", margin=0.1),
         Ordering("x8", "x8 of the paper's"),
+        Ordering("matched shrink", "x8", margin=-0.02),
     ),
     paper="Not in the paper: it has no control for the norm",
 )
@@ -113,11 +111,13 @@ NOTES = {
         "The predictor is the paper's, the weights are ours: meta-trained on 150 trajectories of small networks, it "
         "learned to continue a trajectory (its derivative at zero is 1.3 times the last difference) and does not "
         "shrink weights, as the authors' files do. Trajectories of networks trained longer beforehand gave no gain "
-        "either."
+        "either.",
+        "First declared as the paper has it, naive < x2 < x4 < x8, with five more orderings. On seeds 10 to 19 x8 was "
+        "behind the trained weights by .011 +- .008 and behind the shrink by .017 +- .008, so that is declared now.",
     ],
     OURS: [
-        "A first run on the seeds 0-9 had expected x8 to beat matched shrink: the advantage was 0.004 ± 0.006. So a "
-        "tie is expected here, and the stored run is on other seeds.",
+        "A first run on the seeds 0-9 had expected x8 to beat matched shrink: the advantage was .004 +- .006; on seeds "
+        "10 to 19 it was .007 +- .006.",
         "The history hardly matters: see the arm with the history hidden.",
     ],
 }
@@ -128,7 +128,7 @@ NOISE = 0.3
 StateDict = Mapping[str, Tensor]
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(100, 112))) -> list[ClaimResult]:
     """Run the four experiments.
 
     Parameters
@@ -152,7 +152,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
     shared = arms("", ("naive", "baseline"), ("scratch", "control"))
     extrapolations = ("linear a=1", "linear a=3", "logfit x8", "soup", "ema", "shrink and perturb")
     sizes = (("x2", "method"), ("x4", "method"), ("x8", "method"))
-    controls = (("matched shrink", "control"), ("x8 at trained norms", "control"), ("naive, matched rates", "control"))
+    shrunk = (("matched shrink", "control"), ("naive, matched rates", "control"))
+    controls = (*shrunk, ("x8 at trained norms", "control"))
     experiments = {
         PAPER: shared + arms("", *((name, "baseline") for name in extrapolations)) + arms("paper ", *sizes, *controls),
         OURS: [
@@ -160,8 +161,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
             *arms("ours ", *sizes, *controls, ("x8, history hidden", "control")),
             Arm("x8 of the paper's", "baseline", values["paper x8"]),
         ],
-        PLAIN: arms("plain ", ("naive", "baseline"), ("x2", "method"), ("x8", "method"), ("ours x8", "method")),
-        NOISY: arms("noisy ", ("naive", "baseline"), ("scratch", "control"), ("x8", "method"), *controls),
+        PLAIN: arms("plain ", ("naive", "baseline"), ("x8", "method"), ("ours x8", "method")),
+        NOISY: arms("noisy ", ("naive", "baseline"), ("x8", "method"), *shrunk),
     }
     seconds = time.perf_counter() - start
     return [
@@ -226,17 +227,15 @@ def _experiment(seed: int) -> dict[str, float]:
     noisy = DigitsTask.make(seed, noise=NOISE)
     trained, predicted = noisy.trajectory[-1], _predict("ours", noisy.trajectory, 3)
     scores |= {
-        "noisy scratch": noisy.transfer(None),
         "noisy naive": noisy.transfer(trained),
         "noisy x8": noisy.transfer(predicted),
         "noisy matched shrink": noisy.transfer(matched_shrink(trained, predicted)),
-        "noisy x8 at trained norms": noisy.transfer(matched_shrink(predicted, trained)),
         "noisy naive, matched rates": noisy.transfer(trained, rates_of=predicted),
     }
     plain = DigitsTask.make(seed, normalized=False)
     scores["plain naive"] = plain.transfer(plain.trajectory[-1])
-    for name, (predictor, k) in {"x2": ("paper", 1), "x8": ("paper", 3), "ours x8": ("ours", 3)}.items():
-        scores[f"plain {name}"] = plain.transfer(_predict(predictor, plain.trajectory, k))
+    for name, predictor in (("x8", "paper"), ("ours x8", "ours")):
+        scores[f"plain {name}"] = plain.transfer(_predict(predictor, plain.trajectory, 3))
     return scores
 
 
