@@ -41,6 +41,9 @@ def test_a_variety_is_no_other_food(table, line):
     ("line", "row", "low", "high"),  # kcal per 100 g, as common tables have the raw food
     [
         ("500 g rabbit legs", "Game meat, rabbit, wild, raw", 110, 140),
+        ("1 kg chicken legs", "Chicken, drumstick, meat and skin, raw", 110, 190),
+        ("1 kg drumsticks", "Chicken, drumstick, meat and skin, raw", 110, 190),
+        ("1 kg burgers", "Hamburger, NFS", 230, 300),
         ("1 kg duck legs", "Duck, wild, meat and skin, raw", 180, 250),
         ("200 g crab sticks", "Imitation crab meat", 90, 130),
         ("50 g custard powder", "Cornstarch", 340, 390),

@@ -176,6 +176,10 @@ ROWS = {
     "chicken thigh skinless boneless": "Chicken, thigh, boneless, skinless, raw",
     "skinless chicken thigh": "Chicken, thigh, boneless, skinless, raw",
     "chicken thigh fillet": "Chicken, thigh, boneless, skinless, raw",
+    "chicken drumstick": "Chicken, drumstick, meat and skin, raw",
+    "drumstick": "Chicken, drumstick, meat and skin, raw",
+    "chicken leg": "Chicken, drumstick, meat and skin, raw",
+    "burger": "Hamburger, NFS",
     # Meat with some of the skin: the row of the whole bird is of its skin only.
     "roasted chicken": "Chicken breast, rotisserie, skin eaten",
     "rabbit": "Game meat, rabbit, wild, raw",
