@@ -92,6 +92,13 @@ def test_a_recipe_that_does_not_say_how_many_it_serves(table):
     assert not kit.servings_known
     assert "does not say how many" in kit.notes[0]
     assert make_kit(["2 eggs"], table, servings=2).servings_known
+    reply = edit(kit, "for 6 people", table)
+    assert "taken for one person" in reply.said
+    assert [note for note in reply.kit.notes if "does not say" in note] == [
+        "the recipe does not say how many it serves: it is taken for one person, and multiplied by 6"
+    ]
+    assert edit(kit, "double it", table).kit.notes == kit.notes
+    assert not edit(kit, "double it", table).kit.servings_known
 
 
 def test_a_volume_is_no_number_of_people():

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from weightsmith_kitchen.corrections import ADD, INSTEAD, REPLACE, WITHOUT, parts
 from weightsmith_kitchen.errors import KitchenError, RecipeError
-from weightsmith_kitchen.kit.kit import MealKit
+from weightsmith_kitchen.kit.kit import UNSAID, MealKit
 from weightsmith_kitchen.nouns import counted
 from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.nutrition.ranking import words as stems_of
@@ -163,7 +163,7 @@ def _pieces(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[
 
 def _scaled(kit: MealKit, factor: Fraction) -> MealKit:
     """All amounts times a factor; a number of people that is not known stays so."""
-    return replace(kit.scale(kit.servings * factor), servings_known=kit.servings_known)
+    return replace(kit.scale(kit.servings * factor), servings_known=kit.servings_known, notes=kit.notes)
 
 
 def _people(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str] | None:
@@ -172,7 +172,8 @@ def _people(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[
     except RecipeError:
         return None
     scaled = kit.scale(servings.middle)
-    return scaled, f"for {Quantity.of(scaled.servings)} people"
+    taken = "" if kit.servings_known else f" ({UNSAID}: it is taken for one person)"
+    return scaled, f"for {Quantity.of(scaled.servings)} people{taken}"
 
 
 def _without(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[MealKit, str]:

@@ -40,6 +40,8 @@ COLUMNS = (
 """Of the rows of a kit."""
 NAMED = 5
 """Ingredients that are named where the total lacks them; the rest is counted."""
+UNSAID = "the recipe does not say how many it serves"
+"""How the note begins that says what the totals of such a recipe are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,8 @@ class MealKit:
     def scale(self, servings: Fraction | float | str) -> MealKit:
         """The kit for another number of people; amounts and energies are multiplied.
 
+        A recipe that does not say how many it serves is taken for one person, and a note says so.
+
         Raises
         ------
         RecipeError
@@ -168,8 +172,13 @@ class MealKit:
         """
         wanted = _servings(servings)
         factor = wanted / self.servings
+        notes = self.notes
+        if not self.servings_known:
+            taken = f"{UNSAID}: it is taken for one person, and multiplied by {Quantity.of(factor)}"
+            notes = (*(note for note in notes if not note.startswith(UNSAID)), taken)
         return replace(
             self,
+            notes=notes,
             ingredients=tuple(item.scale(factor) for item in self.ingredients),
             servings=wanted,
             servings_known=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weightsmith.core.progress import track
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.kit.amounts import with_amounts
-from weightsmith_kitchen.kit.kit import MealKit
+from weightsmith_kitchen.kit.kit import UNSAID, MealKit
 from weightsmith_kitchen.nutrition import NutritionTable, price
 from weightsmith_kitchen.phrases.lines import split_line
 from weightsmith_kitchen.phrases.read import read_ingredients
@@ -82,7 +82,7 @@ def make_kit(
     priced = tuple(price(item, table) for item in track(items, "pricing ingredients"))
     if said is None:
         all_of_it = "all of it" if makes is None else f"all of it, {makes[0]} {makes[1]}"
-        notes += (f"the recipe does not say how many it serves: totals are for {all_of_it}",)
+        notes += (f"{UNSAID}: totals are for {all_of_it}",)
     elif not said.exact:
         notes += (f"it serves {said}: {Quantity.of(said.middle)} is taken",)
     people = Fraction(1) if said is None else said.middle
