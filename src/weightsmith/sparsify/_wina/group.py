@@ -177,7 +177,7 @@ class SharedInputGroup:
         parts, units, shifts = [], [], []
         for member in self.members:
             assert member.levels is not None
-            codes_OI, factor, offset = member.levels.codes(member.weight_OI)
+            codes_OI, factor, offset = member.codes()
             codes_IO, unit = codes_OI.T, torch.tensor(member.levels.unit)
             if member.stored_bits == 4:
                 half = -(-member.out_features // 2)

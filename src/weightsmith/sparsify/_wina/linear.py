@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.errors import CheckpointError
 from weightsmith.core.levels import WeightLevels
 from weightsmith.sparsify._wina.plan import ActivationPlan, Projection
 from weightsmith.sparsify._wina.selection import (
@@ -104,6 +105,8 @@ class SparseLinear(nn.Module):
         Shared by the layers of the model.
     levels : WeightLevels, optional
         Those of the weight: the kernel reads codes.
+    name : str, default: ""
+        The layer's, for errors.
 
     Attributes
     ----------
@@ -128,12 +131,14 @@ class SparseLinear(nn.Module):
         plan: ActivationPlan,
         prompt: Prompt,
         levels: WeightLevels | None = None,
+        name: str = "",
     ) -> None:
         super().__init__()
         self.weight, self.bias = original.weight, original.bias
         self.transposed = isinstance(original, Conv1D)
         self.out_features, self.in_features = (int(n) for n in self.weight_OI.shape)
-        self.projection, self.select, self.prompt, self.levels = projection, plan.select, prompt, levels
+        self.projection, self.select, self.prompt = projection, plan.select, prompt
+        self.levels, self.name = levels, name
         self.kernel: Kernel | None = None
         self.position = 0
         self.training = original.training
@@ -154,6 +159,20 @@ class SparseLinear(nn.Module):
     def stored_bits(self) -> int:
         """Bits of a weight as a single token reads it: codes have four or eight."""
         return 8 * self.weight.element_size() if self.levels is None else 4 if self.levels.bits <= 4 else 8
+
+    def codes(self) -> tuple[Tensor, int, int]:
+        """Return codes ``[out, in]``, factor and offset of the present weight, as :meth:`WeightLevels.codes`.
+
+        Raises
+        ------
+        CheckpointError
+            If the weight is off its levels.
+        """
+        assert self.levels is not None
+        try:
+            return self.levels.codes(self.weight_OI)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.name!r}: {error}") from error
 
     @property
     def weight_OI(self) -> Float[Tensor, "out in"]:

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import (
-    CheckpointError,
     HyperparameterError,
     LayerNotFoundError,
     MissingDependencyError,
@@ -322,7 +321,7 @@ def apply_plan(
     sparse: dict[str, SparseLinear] = {}
     try:
         for name, layer in layers.items():
-            sparse[name] = SparseLinear(layer.module, plan.projections[name], plan, prompt, levels.get(name))
+            sparse[name] = SparseLinear(layer.module, plan.projections[name], plan, prompt, levels.get(name), name)
             swap_module(model, name, sparse[name])
         hook = model.register_forward_pre_hook(prompt.see, with_kwargs=True)
         model._weightsmith_prompt = hook  # type: ignore[assignment]
@@ -486,7 +485,7 @@ def _choose(weights: Sequence[Tensor]) -> Backend:
 
 
 def _levels(layers: Mapping[str, Layer], quantization: Quantization, backend: Backend) -> dict[str, WeightLevels]:
-    """Find the levels of each layer that has some, and check that its weight is on them."""
+    """Find the levels of each layer that has some."""
     if backend != "cpu":
         raise UnsupportedModelError("quantized columns", found=f"backend {backend!r}", expected="backend 'cpu'")
     found = {name: quantization.weights[name] for name in layers if name in quantization.weights}
@@ -496,11 +495,6 @@ def _levels(layers: Mapping[str, Layer], quantization: Quantization, backend: Ba
         )
     if plain := [name for name in layers if name not in found]:
         warnings.warn(f"{len(plain)} of {len(layers)} layers are not quantized: {plain[:4]}", stacklevel=3)
-    for name, levels in found.items():
-        try:
-            levels.codes(layers[name].weight_OI)
-        except CheckpointError as error:
-            raise CheckpointError(f"{name!r}: {error}") from error
     return found
 
 
