@@ -78,11 +78,13 @@ _CLOSING = re.compile(
     re.IGNORECASE,
 )
 
-_OF_STORIES = """i we she he they my our was were had been i'm i've i'd we're we've loved loves hope promised ago"""
-_LONE = frozenset(_OF_STORIES.split())
+_STORY = """i we she he they my our was were had been i'm i've i'd we're we've loved loves hope promised ago"""
+_LONE = frozenset(_STORY.split())
 """Words of a sentence that tells something: of no step, and not of a food that stands in a list."""
-_OF_SENTENCES = """is isn't it's that's here's there's this these those don't didn't can't won't hopes remember always never"""
-_TELLING = _LONE.difference("i").union(_OF_SENTENCES.split())
+_SENTENCE = (
+    """is isn't it's that's here's there's this these those don't didn't can't won't hopes remember always never"""
+)
+_TELLING = _LONE.difference("i").union(_SENTENCE.split())
 """Words of a sentence, or of a step, and not of a food that stands in a list."""
 _REMARK = re.compile(r"\([^()]*\)|\([^()]*$")
 _CLAUSE = re.compile(r"[,;(]|\s[-\u2013\u2014]\s")
