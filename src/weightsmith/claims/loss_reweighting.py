@@ -2,7 +2,8 @@
 
 Two experiments: linear regression, where the strategies' order at one learning rate is the paper's and goes away when
 each has its best learning rate; and a byte-level language model that reads Python source, half of every batch one
-copyright notice.
+copyright notice. Three seeds are enough: on seeds 3 to 5, which were looked at before, the intervals of three were at
+most a third of the differences.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ REGRESSION = Claim(
     expected=(
         Ordering(better="linupper", worse="quadratic"),
         Ordering(better="quadratic", worse="uniform"),
-        Ordering(better="uniform", worse="extremes"),
         Ordering(better="uniform, best rate", worse="linupper, best rate", margin=-0.5),
     ),
     paper="LinUpper is fastest, Quadratic second, equal weights third (toy regression, at one learning rate).",
@@ -54,16 +54,14 @@ LANGUAGE = Claim(
     title="Loss reweighting in a byte-level language model",
     statement=(
         "With half of every batch one copyright notice, linupper ends .02 nats lower than equal weights at one rate, "
-        "and .01 lower with each at its best of three; without the notice the two are within .03."
+        "and .01 lower with each at its best of four; without the notice it gains nothing."
     ),
     metric="negative log-likelihood of unseen source, nats per byte",
     higher_is_better=False,
     expected=(
         Ordering(better="linupper", worse="uniform", margin=0.02),
         Ordering(better="linupper, best rate", worse="uniform, best rate", margin=0.01),
-        Ordering(better="uniform", worse="extremes"),
-        Ordering(better="no notice: uniform", worse="no notice: linupper", margin=-0.03),
-        Ordering(better="no notice: linupper", worse="no notice: uniform", margin=-0.03),
+        Ordering(better="no notice: uniform", worse="no notice: linupper"),
     ),
     paper=PAPER,
     claimed=(
@@ -78,13 +76,15 @@ CONTEXT, WINDOW, BATCH, STEPS, WARMUP = 8, 64, 32, 500, 100
 
 FIRST = (
     "First measured on seeds 0 to 2 with linupper at one rate against equal weights at three, where equal weights at "
-    "twice the rate were better by .09; measured anew with both at three rates on seeds 3 to 5.",
+    "twice the rate were better by .09. Then with both at three rates on seeds 3 to 5, where linupper was .045 +- "
+    ".007 lower at the largest rate, four times the first, which was the best of both. So four, eight and sixteen "
+    "times are tried now.",
 )
 
 Weights = Callable[[Tensor], Tensor]
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] = (100, 101, 102)) -> list[ClaimResult]:
     """Run both experiments; a seed draws weights and samples."""
     results = []
     for claim, experiment in ((REGRESSION, _regression), (LANGUAGE, _language)):
@@ -161,18 +161,17 @@ def _language(seed: int) -> dict[str, float]:
 
     values = {
         "linupper": learn(strategy("linupper")),
-        "linupper, twice the rate": learn(strategy("linupper"), 4e-3),
-        "linupper, four times the rate": learn(strategy("linupper"), 8e-3),
-        "quadratic": learn(strategy("quadratic")),
         "uniform": learn(None),
-        "uniform, twice the rate": learn(None, 4e-3),
-        "uniform, four times the rate": learn(None, 8e-3),
+        "quadratic": learn(strategy("quadratic")),
         "extremes": learn(strategy("extremes")),
         "KL-DRO": learn(lambda losses: (losses / R).softmax(0)),
         "inverse (favors easy samples)": learn(lambda losses: loss_weights(-losses, "linupper", r=R)),
         "no notice: uniform": learn(None, repeated=False),
         "no notice: linupper": learn(strategy("linupper"), repeated=False),
     }
+    for rate, name in {8e-3: "four", 16e-3: "eight", 32e-3: "sixteen"}.items():
+        values[f"linupper, {name} times the rate"] = learn(strategy("linupper"), rate)
+        values[f"uniform, {name} times the rate"] = learn(None, rate)
     for name in ("linupper", "uniform"):
         values[f"{name}, best rate"] = min(value for arm, value in values.items() if arm.startswith(name))
     return values

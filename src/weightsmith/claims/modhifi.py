@@ -5,6 +5,8 @@ from a Gaussian per class. Every score has the same compensation, and a control 
 each class in turn, next to as many random pairs and to the removal of the class's logit. Both are done on a network
 trained with decoupled weight decay (AdamW), and on one whose decay is part of the gradient (Adam), which leaves many
 neurons near zero: there the choice of neurons matters less. A residual network on CIFAR-10 forgets classes as well.
+
+The sixteen seeds of the perceptrons are a number from the variance of seeds 10 to 17, which were looked at before.
 """
 
 from __future__ import annotations
@@ -108,15 +110,46 @@ CIFAR = dataclasses.replace(
 
 DECAYED = {
     claim.experiment: dataclasses.replace(
-        claim, experiment=f"{claim.experiment}-l2", title=f"{claim.title}, trained with L2 decay in Adam"
+        claim,
+        experiment=f"{claim.experiment}-l2",
+        title=f"{claim.title}, trained with L2 decay in Adam",
+        statement=statement,
+        expected=expected,
     )
-    for claim in (COMPENSATION, SUBSETS, FORGETTING)
+    for claim, statement, expected in (
+        (COMPENSATION, COMPENSATION.statement, COMPENSATION.expected),
+        (
+            SUBSETS,
+            "With the same compensation, the greedy subset is better than random neurons and than scores of single "
+            "neurons, by less than on the other network.",
+            tuple(Ordering(better="greedy + OLS", worse=order.worse) for order in SUBSETS.expected),
+        ),
+        (
+            FORGETTING,
+            "The gap to the forgotten digit is 0.7 or more above that of random pairs. A fixed 5 % of the last layer "
+            "does as well, and removing the logit of the class better.",
+            (
+                Ordering(better="classwise", worse="random pairs", margin=0.7),
+                Ordering(better="classwise, last layer, 5 %", worse="classwise", margin=-0.02),
+                Ordering(better="logit removed", worse="classwise"),
+            ),
+        ),
+    )
 }
-"""The same declarations on networks of another training."""
+"""The declarations on networks of the other training."""
 
 NOTES = (
     "MLP 64-256-256-10; both hidden layers lose the same share. 200 synthetic images per class, from Gaussians fitted "
     "to the training images. The margins were set after a pilot on seeds 0, 1, 2, with a lead of .05 over saliency.",
+)
+DECAYED_NOTES = (
+    *NOTES,
+    "First declared as on the other network, with a lead of .02: on seeds 10 to 17 the greedy subset led by .013 to "
+    ".015 +- .010 to .011. To tell that from .02 would need 90 seeds; that it leads at all is declared now.",
+)
+DECAYED_FORGETTING_NOTES = (
+    "First declared 0.2 above 5 % of the last layer, as on the other network. On seeds 10 to 17 they differed by .004 "
+    "+- .007, so that 5 % of the last layer do as well is declared now.",
 )
 
 
@@ -154,30 +187,42 @@ IMAGES = {
 }
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12, 13, 14, 15, 16, 17)) -> list[ClaimResult]:
-    """Run the experiments; a seed draws the split, the network and the synthetic images."""
+def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
+    """Run all experiments; a seed draws the split, the network and the synthetic images."""
+    return [
+        *perceptrons(scale, seeds or range(100, 116)),
+        *classwise_cifar(scale, seeds or range(10, 15)),
+    ]
+
+
+def perceptrons(scale: str, seeds: Sequence[int]) -> list[ClaimResult]:
+    """Prune and edit the perceptrons of both trainings."""
     results = []
-    for optimizer in (torch.optim.AdamW, torch.optim.Adam):
-        compensation, subsets, forgetting = (COMPENSATION, SUBSETS, FORGETTING)
-        if optimizer is torch.optim.Adam:
-            compensation, subsets, forgetting = DECAYED.values()
+    declared: dict[Optimizer, tuple[tuple[Claim, Sequence[str]], ...]] = {
+        torch.optim.AdamW: ((COMPENSATION, NOTES), (SUBSETS, NOTES), (FORGETTING, ())),
+        torch.optim.Adam: tuple(
+            zip(DECAYED.values(), (NOTES, DECAYED_NOTES, DECAYED_FORGETTING_NOTES), strict=True),
+        ),
+    }
+    for optimizer, (compensation, subsets, forgetting) in declared.items():
         start = time.perf_counter()
         values = each_seed(partial(_pruned, optimizer), seeds, "digits MLP without 80 and 95 % of its neurons")
         seconds = time.perf_counter() - start
-        for claim, ratio in ((compensation, 0.8), (subsets, 0.95)):
+        for (claim, notes), ratio in ((compensation, 0.8), (subsets, 0.95)):
             arms = [
                 Arm(name.removesuffix(f", {ratio}"), _role(name), numbers)
                 for name, numbers in values.items()
                 if name.endswith(f", {ratio}")
             ]
             arms.append(Arm("dense", "baseline", values["dense"]))
-            results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=NOTES))
+            results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes))
         start = time.perf_counter()
         values = each_seed(partial(_forgotten, optimizer), seeds, "digits MLP without one of its classes")
         seconds = time.perf_counter() - start
+        claim, notes = forgetting
         arms = _forgetting_arms(values)
-        results.append(ClaimResult.judge(forgetting, arms, scale=scale, seeds=seeds, seconds=seconds))
-    return [*results, *classwise_cifar(scale, seeds)]
+        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes))
+    return results
 
 
 def classwise_cifar(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12, 13, 14)) -> list[ClaimResult]:

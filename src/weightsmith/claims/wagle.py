@@ -2,7 +2,8 @@
 
 A network learns 960 facts (120 invented people, eight attributes) by heart. The facts of 12 people are to be forgotten
 and those of 72 retained; the other 36 people are in neither set. NPO for 150 steps through all weights, or through the
-80 % or 30 % of the weights that a score marks.
+80 % or 30 % of the weights that a score marks. The sixteen seeds are a number from the variance of seeds 10 to 19,
+which were looked at before.
 
 :func:`biographies` does the same with SmolLM2-135M: it learns to answer questions about invented people and unlearns a
 tenth of them, until their answers are as unlikely as those about people it was never told of.
@@ -45,16 +46,28 @@ STEPS_PER_EPOCH, EPOCHS = 3, 50
 GAMMA = 1e-4
 STOPPED, ENOUGH = ("all weights", "wagle 0.8", "random 0.8"), 0.2
 """Arms that are also measured at the first step at which no more than a fifth of the facts to forget is left."""
-METHODS: tuple[Method, ...] = ("wagle", "snip", "saliency", "magnitude", "random")
+DENSITIES: dict[Method, tuple[float, ...]] = {
+    "wagle": (0.8, 0.3),
+    "saliency": (0.3,),
+    "magnitude": (0.3,),
+    "random": (0.8, 0.3),
+}
 
 PROTECTS = Claim(
     slug="wagle",
     experiment="protects",
     title="Through 80 % of the weights or through all: what is left of facts in neither set",
-    statement="A mask keeps more of the other facts than all weights do; a random mask does so, too.",
+    statement=(
+        "WAGLE's mask keeps a point more of the other facts than all weights do, and a random mask as many; all "
+        "weights, stopped in time, keep ten points more."
+    ),
     metric="accuracy on facts in neither set after 150 steps",
     higher_is_better=True,
-    expected=(Ordering("wagle 0.8", "all weights", 0.01), Ordering("random 0.8", "all weights", 0.01)),
+    expected=(
+        Ordering("wagle 0.8", "all weights", 0.01),
+        Ordering("random 0.8", "wagle 0.8", -0.01),
+        Ordering("all weights, stopped", "wagle 0.8", 0.1),
+    ),
     paper="Unlearning through the weights that WAGLE selects preserves utility better than through all or random ones.",
     claimed=(Ordering("wagle 0.8", "all weights"), Ordering("wagle 0.8", "random 0.8")),
 )
@@ -63,10 +76,17 @@ FAST = Claim(
     slug="wagle",
     experiment="fast",
     title="Through 30 % of the weights: how far forgetting gets in 150 steps",
-    statement="Weights chosen by their gradient forget further than random ones.",
+    statement=(
+        "Weights chosen by their gradient forget further than random ones; WAGLE's further than random or the largest "
+        "ones."
+    ),
     metric="accuracy on the facts to forget after 150 steps",
     higher_is_better=False,
-    expected=(Ordering("saliency 0.3", "random 0.3", 0.02), Ordering("wagle 0.3", "random 0.3")),
+    expected=(
+        Ordering("saliency 0.3", "random 0.3", 0.02),
+        Ordering("wagle 0.3", "random 0.3"),
+        Ordering("wagle 0.3", "magnitude 0.3"),
+    ),
     paper="WAGLE improves the efficacy of unlearning over random and magnitude-based selection.",
     claimed=(Ordering("wagle 0.3", "random 0.3"), Ordering("wagle 0.3", "magnitude 0.3")),
 )
@@ -125,14 +145,15 @@ SIZES = {
 """The first of the gammas is the default; the others are arms of their own."""
 
 MEASURED, UNLIKELY = 36, 0.2
+SEEDS = range(100, 116)
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run all experiments; a seed draws the facts, the network, the masks and the order of the samples."""
-    return [*toys(scale, seeds or range(10, 20)), biographies(scale, seeds)]
+    return [*toys(scale, seeds or SEEDS), biographies(scale, seeds)]
 
 
-def toys(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 20))) -> list[ClaimResult]:
+def toys(scale: str = "cpu", seeds: Sequence[int] = SEEDS) -> list[ClaimResult]:
     """Run the experiments with a small network that learns facts by heart."""
     start = time.perf_counter()
     values = each_seed(experiment, seeds, "unlearning 12 of 120 people")
@@ -155,9 +176,9 @@ def experiment(seed: int) -> dict[str, float]:
     fit(base, facts.all, learning_rate=3e-3, epochs=60, batch_size=64, seed=seed)
     masks: dict[str, WeightMask | None] = {"all weights": None}
     generator = torch.Generator().manual_seed(seed)
-    for method in METHODS:
+    for method, densities in DENSITIES.items():
         scores = attribute_weights(base, facts.forget, facts.retain, method=method, gamma=GAMMA, generator=generator)
-        for density in (0.8, 0.3):
+        for density in densities:
             masks[f"{method} {density:g}"] = scores.top(density)
     found = {"learned": accuracy(base, facts.all)}
     for name, mask in masks.items():
