@@ -2,8 +2,8 @@
 
 One sequence, greedy, token by token, one model: SmolLM2-135M as it is embedded, in llama.cpp's Q4_1. WINA reads its
 weights as float32, or as codes of eight or four bits per row. llama.cpp (package ``llama-cpp-python``) reads the file
-itself, and the same weights as Q8_0 and F16. Perplexity is on the same text for all. Without llama.cpp the benchmark
-prints the other arms and stores nothing.
+itself, and the same weights as Q8_0 and F16. Some arms run a step compiled by torch.compile on a static cache as well.
+Perplexity is on the same text for all. Without llama.cpp the benchmark prints the other arms and stores nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from harness import Timing, alternate, finish, memory_bandwidth, parser, print_table, ratio
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from weightsmith import embedded
 from weightsmith.core.data import token_ids, token_windows
@@ -30,6 +31,7 @@ PROMPT = "The history of the city of Paris begins"
 TOKENS, WINDOW, WINDOWS = 32, 512, 4
 FORMATS = {"Q4_1": None, "Q8_0": 7, "F16": 1}
 """llama.cpp's names, and the numbers by which its own quantization calls them; the file is Q4_1 already."""
+COMPILED = ("dense", "8 bits, 25% skipped", "8 bits, 50% skipped", "4 bits, 50% skipped")
 
 
 def sparse_models(dense: nn.Module, calibration: list[dict[str, torch.Tensor]]) -> dict[str, nn.Module]:
@@ -51,11 +53,12 @@ def sparse_models(dense: nn.Module, calibration: list[dict[str, torch.Tensor]]) 
 
 
 @torch.no_grad()
-def decode(model: nn.Module, prompt: torch.Tensor) -> None:
-    cache = DynamicCache()
+def decode(model: nn.Module, prompt: torch.Tensor, step: Callable[..., Any] | None = None) -> None:
+    """Greedy; a compiled ``step`` needs a cache of constant shape."""
+    cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + TOKENS) if step else DynamicCache()
     token = model(prompt, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
     for _ in range(TOKENS):
-        token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        token = (step or model)(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
 
 class LlamaCpp:
@@ -120,9 +123,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         others = peers(Path(scratch), arguments.threads)
         arms: dict[str, Callable[[], None]] = {name: lambda m=m: decode(m, prompt) for name, m in models.items()}
+        for name in COMPILED:
+            step = torch.compile(models[name], dynamic=False)
+            arms[f"{name}, compiled"] = lambda m=models[name], step=step: decode(m, prompt, step)
         arms |= {name: lambda m=m: m.decode(prompt[0].tolist()) for name, m in others.items()}
         times = alternate(arms, rounds=arguments.rounds)
         loss = {name: perplexity(model, ids, window=WINDOW) for name, model in models.items()}
+        loss |= {f"{name}, compiled": loss[name] for name in COMPILED}
         loss |= {name: other.perplexity(ids) for name, other in others.items()}
 
     def milliseconds(timing: Timing) -> float:
@@ -132,12 +139,14 @@ def main() -> None:
     print_table(("arm", "ms a token", "perplexity"), rows)
     if not others:
         return
-    ours, peer = "8 bits, 25% skipped", min(others, key=lambda name: times[name].median)
+    model, peer = "8 bits, 25% skipped", min(others, key=lambda name: times[name].median)
+    ours = f"{model}, compiled"
+    byte_limit = plan_report(models[model])["bytes_sparse"] / memory_bandwidth()
     finish(
         "wina_codes",
         ratio=ratio(times[peer], times[ours]),
         goal=1.0,
-        limit=milliseconds(times[peer]) / (1e3 * plan_report(models[ours])["bytes_sparse"] / memory_bandwidth()),
+        limit=milliseconds(times[peer]) / (1e3 * byte_limit),
         ours=milliseconds(times[ours]),
         peer=milliseconds(times[peer]),
         unit=f"ms a token, {ours} against {peer}",
