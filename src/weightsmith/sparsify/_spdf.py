@@ -159,8 +159,7 @@ class StaticSparsity:
     def apply(self) -> None:
         """Set the masked weights to zero."""
         for layer in self._owners:
-            parameter = _parameter(layer)
-            parameter.copy_(_selected(parameter, _whole_mask(layer)))
+            _select(_parameter(layer), _whole_mask(layer))
 
     @torch.no_grad()
     def relax(self, sparsity: float, generator: torch.Generator | None = None) -> None:
@@ -231,10 +230,11 @@ class StaticSparsity:
             if handle is not None:
                 handle.remove()
 
-            def select(gradient: Tensor, layer: Layer = layer) -> Tensor:
-                return _selected(gradient, _whole_mask(layer))
+            def select(parameter: Tensor, layer: Layer = layer) -> None:
+                assert parameter.grad is not None
+                _select(parameter.grad, _whole_mask(layer))
 
-            self._hooked[number] = (parameter, parameter.register_hook(select))
+            self._hooked[number] = (parameter, parameter.register_post_accumulate_grad_hook(select))
 
     @torch.no_grad()
     def _clean(self, optimizer: torch.optim.Optimizer) -> None:
@@ -440,12 +440,12 @@ def _kept(layer: Layer, sparsity: float) -> int:
     return kept
 
 
-def _selected(values: Tensor, mask: Tensor) -> Tensor:
-    """The values at the mask and zero elsewhere; NaN elsewhere does not get through."""
-    if values.is_cuda:
-        return values.masked_fill(~mask, 0.0)
-    product = values * mask  # on a CPU three times as fast as a selection, but NaN times zero is NaN
-    return product if bool(product.sum().isfinite()) else values.masked_fill(~mask, 0.0)
+@torch.no_grad()
+def _select(values: Tensor, mask: Tensor) -> None:
+    """Set all but the values at the mask to zero, in place; NaN elsewhere does not stay."""
+    # on a CPU a product takes a third of the time of a selection, but NaN times zero is NaN
+    if values.is_cuda or not bool(values.mul_(mask).sum().isfinite()):
+        values.masked_fill_(~mask, 0.0)
 
 
 def _parameter(layer: Layer) -> nn.Parameter:
