@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from weightsmith import __version__, catalog
 from weightsmith.cli.lazy import Product, Root, Verb, hush_transformers, products
+from weightsmith.cli.memory import keep_freed_memory
 from weightsmith.core import progress
 from weightsmith.core.errors import HyperparameterError, MissingDependencyError, RecipeError, WeightsmithError
 from weightsmith.core.jobs import Backend, run_jobs
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     An error is one line on standard error, and so is a warning. Anywhere on the line, ``--debug`` shows its traceback
     and other packages' warnings, and ``--quiet`` leaves only errors and the results asked for.
     """
+    keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     logging.basicConfig(format="%(message)s", level=logging.WARNING if debug else logging.ERROR)
