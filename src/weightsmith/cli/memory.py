@@ -24,7 +24,8 @@ def keep_freed_memory() -> bool:
 
     Examples
     --------
-    >>> keep_freed_memory() in (True, False)
+    >>> import platform
+    >>> keep_freed_memory() or platform.libc_ver()[0] != "glibc"
     True
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
