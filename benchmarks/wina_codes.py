@@ -55,10 +55,12 @@ def sparse_models(dense: nn.Module, calibration: list[dict[str, torch.Tensor]]) 
 @torch.no_grad()
 def decode(model: nn.Module, prompt: torch.Tensor, step: Callable[..., Any] | None = None) -> None:
     """Greedy; a compiled ``step`` needs a cache of constant shape."""
-    cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + TOKENS) if step else DynamicCache()
+    length = prompt.shape[1] + TOKENS
+    cache = DynamicCache() if step is None else StaticCache(config=model.config, max_cache_len=length)
     token = model(prompt, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+    forward = model if step is None else step
     for _ in range(TOKENS):
-        token = (step or model)(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        token = forward(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
 
 class LlamaCpp:
