@@ -6,8 +6,8 @@
 * the meta-gradient by one forward-mode pass against double backward through the virtual step
 
 Each ratio is the peer's time over ours. The limit is the plain step, which none can be faster than. That of the
-meta-gradient is the ratio of matrix products: a forward-mode pass computes the outputs once more, which double backward
-keeps from the first pass, and their memory.
+meta-gradient is the ratio of matrix products: a forward-mode pass computes the outputs once more. Double backward keeps
+them from the first pass, and needs their memory.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from weightsmith.core.models import (
     writable,
 )
 from weightsmith.core.results import Result, record
+from weightsmith.core.selection import zero_
 from weightsmith.core.training import (
     FitOptions,
     check_options,
@@ -56,7 +57,7 @@ class StaticSparsity:
     """Holds the same weights at exactly zero through training, and releases them afterwards.
 
     The weights are set to zero and the masks registered as buffers ``weight_mask`` beside them, so they move with the
-    model and are saved in its ``state_dict``. From then on gradients of masked weights are zero, which is all that
+    model and are saved in its ``state_dict``. From then on the ``grad`` of masked weights is zero, which is all that
     AdamW and SGD need; :meth:`attach` gives the guarantee for any optimizer.
 
     Parameters
@@ -159,7 +160,7 @@ class StaticSparsity:
     def apply(self) -> None:
         """Set the masked weights to zero."""
         for layer in self._owners:
-            _select(_parameter(layer), _whole_mask(layer))
+            zero_(_parameter(layer), ~_whole_mask(layer))
 
     @torch.no_grad()
     def relax(self, sparsity: float, generator: torch.Generator | None = None) -> None:
@@ -232,7 +233,7 @@ class StaticSparsity:
 
             def select(parameter: Tensor, layer: Layer = layer) -> None:
                 assert parameter.grad is not None
-                _select(parameter.grad, _whole_mask(layer))
+                zero_(parameter.grad, ~_whole_mask(layer))
 
             self._hooked[number] = (parameter, parameter.register_post_accumulate_grad_hook(select))
 
@@ -438,14 +439,6 @@ def _kept(layer: Layer, sparsity: float) -> int:
             "sparsity", found=f"{sparsity}, which leaves {layer.name!r} none of its {total} weights", do="Lower it."
         )
     return kept
-
-
-@torch.no_grad()
-def _select(values: Tensor, mask: Tensor) -> None:
-    """Set all but the values at the mask to zero, in place; NaN elsewhere does not stay."""
-    # on a CPU a product takes a third of the time of a selection, but NaN times zero is NaN
-    if values.is_cuda or not bool(values.mul_(mask).sum().isfinite()):
-        values.masked_fill_(~mask, 0.0)
 
 
 def _parameter(layer: Layer) -> nn.Parameter:
