@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -145,9 +143,9 @@ def test_any_text(pieces):
     assert found == sorted(found)
 
 
+@pytest.mark.timeout(60)  # a second or two; quadratic time would be minutes
 @pytest.mark.parametrize("piece", ["(", "(AB)", "short stature (SS) ", "(a", "SS ", "A-", "[(", "a ("])
 def test_hostile_text_takes_linear_time(piece):
     text = "short stature (SS) " + piece * (300_000 // len(piece))
-    begin = time.process_time()
-    expand(text, tagged(text, "short stature"))
-    assert time.process_time() - begin < 4.0  # quadratic time would be minutes
+    mentions = tagged(text, "short stature")
+    assert [m for m in expand(text, mentions) if m.source != "abbreviation"] == mentions
