@@ -15,9 +15,9 @@ __all__ = ["Row", "draw", "page", "row", "rows"]
 
 DOCS = Path(__file__).parent
 VERDICTS = {
-    "holds": "better than the baseline and than the control",
+    "holds": "better than the baseline, by the margin that was declared, and than the control",
     "control as good": "better than the baseline, but the cheap explanation does as well or better",
-    "not resolved": "not told apart from the baseline",
+    "not resolved": "not told apart from the baseline, or from a lead too small to count",
     "does not hold": "the baseline is better",
 }
 COLORS = {"holds": "#2e7d32", "control as good": "#b26a00", "not resolved": "#6b6b6b", "does not hold": "#b3261e"}
@@ -39,6 +39,8 @@ class Row:
     over_baseline, over_control : Interval
         Paired differences, positive where the method is better, as shares of the span between the worst and the best
         arm of the experiment; the second is None where there is no control.
+    margin : float
+        The smallest lead over the baseline that counts, as such a share: the margin that the experiment declares, or 0.
     """
 
     slug: str
@@ -46,13 +48,14 @@ class Row:
     claim: Mapping[str, Any]
     over_baseline: Interval
     over_control: Interval | None
+    margin: float
 
     @property
     def verdict(self) -> str:
-        """One of ``VERDICTS``, computed from the two intervals."""
+        """One of ``VERDICTS``, computed from the two intervals and the margin."""
         if self.over_baseline.high < 0:
             return "does not hold"
-        if self.over_baseline.low <= 0:
+        if self.over_baseline.low <= self.margin:
             return "not resolved"
         return "control as good" if self.over_control is not None and self.over_control.low <= 0 else "holds"
 
@@ -78,7 +81,10 @@ def row(slug: str, about: Mapping[str, str], stored: Sequence[Mapping[str, Any]]
         ours, theirs = (_arm(claim, about[each])["values"] for each in ("method", role))
         return _interval([(a - b) / span for a, b in zip(ours, theirs, strict=True)])
 
-    return Row(slug, about, claim, over("baseline"), over("control") if "control" in about else None)
+    pair = about["method"], about["baseline"]
+    margins = [o["margin"] for o in claim["expected"] if (o["better"], o["worse"]) == pair]
+    margin = max([0.0, *margins]) / abs(span)
+    return Row(slug, about, claim, over("baseline"), over("control") if "control" in about else None, margin)
 
 
 def _interval(values: Sequence[float]) -> Interval:

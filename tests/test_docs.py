@@ -122,10 +122,11 @@ def test_every_method_has_a_verdict_on_its_claim():
     assert {row.verdict for row in rows} == set(what_holds.VERDICTS)
 
 
-def _row(*, method, baseline, control=None, higher=True):
+def _row(*, method, baseline, control=None, higher=True, margin=0.0):
     arms = {"m": method, "b": baseline, **({"c": control} if control else {})}
     stored = [{"name": name, "mean": sum(values) / len(values), "values": values} for name, values in arms.items()]
-    claim = {"arms": stored, "higher_is_better": higher, "experiment": "", "slug": "x"}
+    expected = [{"better": "m", "worse": "b", "margin": margin}]
+    claim = {"arms": stored, "higher_is_better": higher, "experiment": "", "slug": "x", "expected": expected}
     roles = {"method": "m", "baseline": "b", **({"control": "c"} if control else {})}
     return what_holds.row("x", roles, [claim])
 
@@ -140,6 +141,9 @@ def _row(*, method, baseline, control=None, higher=True):
         ({"method": [3, 1], "baseline": [1, 3]}, "not resolved"),
         ({"method": [1, 1.1], "baseline": [3, 3.1]}, "does not hold"),
         ({"method": [1, 1.1], "baseline": [3, 3.1], "higher": False}, "holds"),
+        ({"method": [1, 1.1], "baseline": [3, 3.1], "higher": False, "margin": 1.9}, "holds"),
+        ({"method": [1, 1.1], "baseline": [3, 3.1], "higher": False, "margin": 2.1}, "not resolved"),
+        ({"method": [3, 1], "baseline": [1, 3], "margin": -5}, "not resolved"),
     ],
 )
 def test_verdicts(arms, verdict):
