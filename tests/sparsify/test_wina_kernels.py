@@ -432,14 +432,10 @@ def test_double_weights_have_no_kernel():
 
 
 COMPILED = """
+import copy
 import torch
 from torch import nn
 from weightsmith.sparsify import wina
-
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
-wina(model, [torch.randn(50, 16)], norms="all", backend="cpu")
-x, graphs = torch.randn(1, 16), []
 
 
 def backend(graph, inputs):
@@ -447,11 +443,25 @@ def backend(graph, inputs):
     return graph.forward
 
 
-with torch.no_grad():
-    eager, compiled = model(x), torch.compile(model, backend=backend, fullgraph=True)(x)
-assert torch.allclose(compiled, eager, atol=1e-6)
-(graph,) = graphs
-assert sum("sparse_columns" in str(node.target) for node in graph.graph.nodes) == 2
+for select in ("threshold", "topk"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    wina(model, [torch.randn(50, 16)], norms="all", select=select, backend="cpu")
+    other = copy.deepcopy(model)
+    x, graphs = torch.randn(1, 16), []
+    with torch.no_grad():
+        step = torch.compile(model, backend=backend, fullgraph=True)
+        assert torch.equal(step(x), model(x))
+        (graph,) = graphs
+        assert sum("sparse_columns" in str(node.target) for node in graph.graph.nodes) == 2
+        model[0].weight.mul_(2)
+        assert torch.equal(step(x), model(x))
+        model[2].weight.data = torch.ones(4, 8)
+        assert torch.equal(step(x), model(x))
+        other[0].weight.mul_(3)
+        assert torch.equal(torch.compile(other, backend=backend, fullgraph=True)(x), other(x))
+    assert model[0].kernel.seen == 6
+    assert other[0].kernel.seen == 2
 """
 
 
@@ -463,11 +473,10 @@ def test_compiled_models_keep_the_operator(tmp_path):
 def test_the_operator_passes_torchs_own_checks():
     from weightsmith.sparsify._wina.kernels.op import sparse_columns
 
-    floats = torch.randn(8 * 5), torch.empty(0), torch.empty(0)
-    codes = torch.randint(0, 256, (8 * 5,), dtype=torch.uint8), torch.rand(5), torch.rand(5)
-    for weights, *scales in (floats, codes):
-        args = (torch.randn(8), weights, torch.rand(2, 8), [2, 3], torch.randn(5), *scales)
-        torch.library.opcheck(sparse_columns, args, test_utils=("test_schema", "test_faketensor"))
+    model = nn.Sequential(nn.Linear(8, 5))
+    wina(model, [torch.randn(50, 8)], norms="all", backend="cpu")
+    args = (torch.randn(8), model[0].kernel._number, 5)
+    torch.library.opcheck(sparse_columns.default, args, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_the_kernels_leave_torchs_threads_alone(tmp_path):

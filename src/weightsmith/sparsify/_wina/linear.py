@@ -183,9 +183,7 @@ class SparseLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear
         """Multiply; a single token goes to the kernel where there is one."""
         x = input
-        # limits that depend on the token are not traced
-        traceable = self.select == "threshold" or not torch.compiler.is_compiling()
-        if self.kernel is not None and traceable and x.numel() == self.in_features and not self._needs_grad(x):
+        if self.kernel is not None and x.numel() == self.in_features and not self._needs_grad(x):
             return self.kernel.output(self.position, x)
         return self._dense(self.mask(x))
 

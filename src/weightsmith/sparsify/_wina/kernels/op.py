@@ -1,77 +1,54 @@
-"""The column kernels as one operator of torch, so that torch.compile keeps it in its graph."""
+"""A group's product with a token as one operator of torch, so that torch.compile keeps it in its graph.
+
+The graph holds the group's number and not its weights: they are in the group's own layout, and are read again where
+they were replaced. The operator is registered without the layers of ``torch.library.custom_op``, which take longer
+than most products.
+"""
 
 from __future__ import annotations
+
+from itertools import count
+from typing import Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from weightsmith.core.threads import lock
-
-__all__ = ["sparse_columns"]
+__all__ = ["Group", "register", "sparse_columns"]
 
 
-@torch.library.custom_op("weightsmith::sparse_columns", mutates_args=())
-def sparse_columns(
-    x_I: Tensor,
-    weights: Tensor,
-    limits_LI: Tensor,
-    outs: list[int],
-    bias_O: Tensor,
-    unit_O: Tensor,
-    shift_O: Tensor,
-) -> Tensor:
-    """Compute the products of layers that share an input, from the inputs beyond their limits, in float32.
+class Group(Protocol):
+    """Layers that share their input."""
 
-    Parameters
-    ----------
-    x_I : Tensor of shape (in,)
-        The input.
-    weights : Tensor of shape (in * sum(outs),)
-        The transposed weights ``[in, out]``, layer after layer.
-    limits_LI : Tensor of shape (layers, in)
-        A layer drops input i when its magnitude is at most ``limits_LI[layer, i]``.
-    outs : list of int
-        Outputs of each layer.
-    bias_O : Tensor of shape (sum(outs),)
-        Added to the products, in float32.
-    unit_O, shift_O : Tensor of shape (sum(outs),) or (0,)
-        Of weights that are codes ``u`` for ``unit * u - shift``; empty for others, and on CUDA.
-
-    Returns
-    -------
-    Tensor of shape (sum(outs),)
-
-    Examples
-    --------
-    >>> none = torch.zeros(0)
-    >>> x, weights = torch.tensor([0.5, 2.0]), torch.eye(2).flatten()
-    >>> sparse_columns(x, weights, torch.ones(1, 2), [2], torch.zeros(2), none, none)
-    tensor([0., 2.])
-    """
-    layers = len(limits_LI)
-    if x_I.device.type == "cuda":
-        from weightsmith.sparsify._wina.kernels import cuda
-
-        kept = torch.zeros(layers, dtype=torch.int32, device=x_I.device)
-        return cuda.sparse_columns(x_I, weights, limits_LI, tuple(outs), bias_O, kept)
-    from weightsmith.sparsify._wina.kernels import cpu
-
-    y = torch.empty(sum(outs))
-    with lock:
-        total_L = torch.zeros(layers, dtype=torch.int64)
-        buffers = cpu.arguments(weights, limits_LI, outs, bias_O, unit_O, shift_O, total_L)
-        cpu.sparse_columns(x_I.float().numpy(), y.numpy(), *buffers)
-    return y
+    def columns(self, x_I: Tensor) -> Tensor:
+        """Compute the outputs of all layers, one after the other, in float32."""
 
 
-@sparse_columns.register_fake
-def _(
-    x_I: Tensor,
-    weights: Tensor,
-    limits_LI: Tensor,
-    outs: list[int],
-    bias_O: Tensor,
-    unit_O: Tensor,
-    shift_O: Tensor,
-) -> Tensor:
-    return x_I.new_empty(sum(outs), dtype=torch.float32)
+_GROUPS: WeakValueDictionary[int, Group] = WeakValueDictionary()
+_NUMBERS = count()
+_LIBRARY = torch.library.Library("weightsmith", "FRAGMENT")
+_LIBRARY.define("sparse_columns(Tensor x_I, int group, int outs) -> Tensor")
+
+
+def register(group: Group) -> int:
+    """Return a number for a group, by which the operator finds it as long as it lives."""
+    number = next(_NUMBERS)
+    _GROUPS[number] = group
+    return number
+
+
+def _columns(x_I: Tensor, group: int, outs: int) -> Tensor:
+    return _GROUPS[group].columns(x_I)
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("sparse_columns", _columns, _device)
+
+
+@torch.library.register_fake("weightsmith::sparse_columns")
+def _fake(x_I: Tensor, group: int, outs: int) -> Tensor:
+    return x_I.new_empty(outs, dtype=torch.float32)
+
+
+sparse_columns = torch.ops.weightsmith.sparse_columns
+"""From an input ``[in]``, a group's number and the sum of its outputs to the outputs of all its layers, in float32."""
