@@ -54,7 +54,7 @@ def main() -> None:
             token = step(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
     arms: dict[str, Callable[[], None]] = {n: lambda m=m: decode(m, m) for n, m in models.items()}
-    for name in ("dense", "ours 50%"):
+    for name in ("dense", "ours 50%", "ours 65%"):
         model, step, start = models[name], torch.compile(models[name], dynamic=False), time.perf_counter()
         decode(model, step)
         print(f"{name}: compiled in {time.perf_counter() - start:.0f} s")
