@@ -82,6 +82,7 @@ def make(folder: Path, blocks: int, seed: int) -> None:
     """Write a folder of random weights, four blocks per file, as transformers reads it."""
     if (folder / "model.safetensors.index.json").exists():
         return
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped: the index is written last
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
     numbers = torch.randn(2 * FEED_FORWARD * HIDDEN).mul_(0.02).bfloat16()
