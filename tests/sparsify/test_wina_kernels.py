@@ -462,6 +462,11 @@ for select in ("threshold", "topk"):
         assert torch.equal(torch.compile(other, backend=backend, fullgraph=True)(x), other(x))
     assert model[0].kernel.seen == 6
     assert other[0].kernel.seen == 2
+    if select == "threshold":
+        with torch.no_grad():
+            exported = torch.export.export(other, (x,))
+            assert torch.allclose(exported.module()(x), other(x), atol=1e-6)
+        assert "sparse_columns" not in exported.graph_module.code
 """
 
 
@@ -477,6 +482,8 @@ def test_the_operator_passes_torchs_own_checks():
     wina(model, [torch.randn(50, 8)], norms="all", backend="cpu")
     args = (torch.randn(8), model[0].kernel._number, 5)
     torch.library.opcheck(sparse_columns.default, args, test_utils=("test_schema", "test_faketensor"))
+    with pytest.raises(UnsupportedModelError, match="Compile the model again"):
+        sparse_columns(torch.randn(8), 10**9, 5)
 
 
 def test_the_kernels_leave_torchs_threads_alone(tmp_path):

@@ -14,6 +14,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from weightsmith.core.errors import UnsupportedModelError
+
 __all__ = ["Group", "register", "sparse_columns"]
 
 
@@ -38,7 +40,10 @@ def register(group: Group) -> int:
 
 
 def _columns(x_I: Tensor, group: int, outs: int) -> Tensor:
-    return _GROUPS[group].columns(x_I)
+    found = _GROUPS.get(group)
+    if found is None:
+        raise UnsupportedModelError("the layers of a compiled step are gone", do="Compile the model again.")
+    return found.columns(x_I)
 
 
 for _device in ("CPU", "CUDA"):
