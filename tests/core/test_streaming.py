@@ -7,8 +7,8 @@ from torch import nn
 from models import PLAIN, TRANSFORMERS, tiny
 from processes import apart
 from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.io import load_model, offloaded, save_model
-from weightsmith.core.models import find_blocks, find_layers, observe, rewriting, stream
+from weightsmith.core.io import load_model, offloaded, offloaded_of, save_model
+from weightsmith.core.models import build_empty, find_blocks, find_layers, observe, rewriting, stream
 
 
 class Seen:
@@ -213,6 +213,46 @@ def test_on_disk_without_batches_and_with_an_error(tmp_path):
     with pytest.raises(UnsupportedModelError, match="block by block"), offloaded(tmp_path / "dense", tmp_path / "idle"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
+def test_a_method_that_needs_all_weights_says_so(tmp_path):
+    model, _ = tiny("llama")
+    save_model(model, tmp_path / "dense")
+
+    def fail(act, match, kind=UnsupportedModelError):
+        with pytest.raises(kind, match=match), offloaded(tmp_path / "dense", tmp_path / "out") as streamed:
+            act(streamed)
+        assert not (tmp_path / "out").exists()
+
+    fail(lambda streamed: streamed.lm_head.weight.sum().item(), "reads weights of .*dense that are not in memory")
+    fail(lambda streamed: streamed.lm_head.weight.cpu(), "reads weights")
+    fail(lambda streamed: torch.ones(2) @ torch.ones(3), "size", RuntimeError)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_parameters_may_change_their_shape(name, tmp_path):
+    """The configuration and the files say the new width, of tied weights and of experts stored one by one, too."""
+    model, _ = tiny(name)
+    save_model(model, tmp_path / "dense")
+    field, old = ("n_inner", 128) if name == "gpt2" else ("intermediate_size", 64)
+    with offloaded(tmp_path / "dense", tmp_path / "out") as streamed:
+        offloaded_of(streamed).resize(build_empty(streamed, {field: 48}))
+        setattr(streamed.config, field, 48)
+        for block in stream(streamed, None):
+            for parameter in block.module.parameters():
+                for axis, size in enumerate(parameter.shape):
+                    if size in (old, 2 * old):  # gate and up of an expert are one matrix
+                        parameter.data = parameter.data.narrow(axis, 0, size // old * 48)
+    smaller, report = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    assert getattr(smaller.config, field) == 48
+    ours, before = smaller.state_dict(), model.state_dict()
+    same_shape = [key for key, value in ours.items() if value.shape == before[key].shape]
+    assert 0 < len(same_shape) < len(before)
+    assert all(torch.equal(ours[key], before[key]) for key in same_shape)
+    assert (smaller.get_output_embeddings().weight is smaller.get_input_embeddings().weight) == (name == "gpt2")
 
 
 LIMITED = """

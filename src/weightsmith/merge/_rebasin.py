@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.io import (
@@ -22,6 +21,7 @@ from weightsmith.core.io import (
     meta_model,
 )
 from weightsmith.core.linalg import inner_product, upcast
+from weightsmith.core.models import example_batch
 from weightsmith.core.results import Result, documents, record
 from weightsmith.core.symmetry import Permutations, Symmetry, find_symmetry
 from weightsmith.merge._shared.merging import check_two
@@ -29,9 +29,6 @@ from weightsmith.merge._weight_matching.matching import Normalize, match_weights
 from weightsmith.merge._weight_matching.weight_pair import STALE, check_same_architecture, row_ranges
 
 __all__ = ["rebasin"]
-
-SIDE = 224
-"""Image size for tracing convolutional networks whose configuration names none."""
 
 
 def rebasin(
@@ -97,7 +94,7 @@ def rebasin(
         for path, state in zip(checkpoints, (first, second), strict=True):
             check_elementwise(state.reader.specs, str(path))
         if model is not None:
-            symmetry = find_symmetry(model, _example(model))
+            symmetry = find_symmetry(model, example_batch(model))
             result.notes.append("The groups of axes were traced without weights, and not verified.")
         assert symmetry is not None
         check_same_architecture(first.specs, second.specs, "the checkpoints")
@@ -172,13 +169,3 @@ class _Average:
     def _own(self, key: str) -> str:
         """The name under which the symmetry knows a stored tensor."""
         return self.symmetry.aliases.get(self.names[key], self.names[key])
-
-
-def _example(model: nn.Module) -> dict[str, Tensor]:
-    """A batch for any transformers model."""
-    if getattr(model, "main_input_name", "") == "pixel_values":
-        config: Any = model.config
-        size, channels = getattr(config, "image_size", SIDE), config.num_channels
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return {"pixel_values": torch.zeros(1, channels, height, width)}
-    return {name: value[:1] for name, value in model.dummy_inputs.items()}  # type: ignore[operator, union-attr]

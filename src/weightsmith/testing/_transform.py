@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from weightsmith.core.errors import WeightsmithError
+from weightsmith.core.io import load_model, offloaded, save_model
 from weightsmith.core.sharding import whole
 from weightsmith.signature import Signature, read
 from weightsmith.testing._interrupts import InterruptAt, count_operations, evenly
@@ -35,6 +37,9 @@ from weightsmith.testing._state import Snapshot, differences, outputs, same
 
 __all__ = ["check_transform", "transform_checks"]
 
+STREAMED = ("llama", "gpt2", "bert", "qwen3_moe")
+"""Architectures that are also tried on disk, block by block: with untied and tied weights, and with experts."""
+
 
 def check_transform(
     function: Callable[..., Any],
@@ -47,8 +52,9 @@ def check_transform(
 
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
     exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
-    transformers; padding does not count; values that are not finite, options out of range, computed weights, adapters
-    and weights that FSDP2 has split between processes are handled or refused.
+    transformers; from disk it does what it does in memory, or refuses; padding does not count; values that are not
+    finite, options out of range, computed weights, adapters and weights that FSDP2 has split between processes are
+    handled or refused.
 
     Parameters
     ----------
@@ -284,6 +290,29 @@ def _loads_in_transformers(case: Case) -> None:
     )
 
 
+def _streams_or_refuses(case: Case) -> None:
+    """From disk, block by block, a method does what it does in memory, to rounding, or refuses and writes nothing."""
+    if case.architecture not in STREAMED:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source, out, expected = (Path(folder) / name for name in ("source", "out", "expected"))
+        save_model(case.model(), source)
+        try:
+            with offloaded(source, out) as stored:
+                case.call(stored)
+        except WeightsmithError:
+            assert not out.exists(), f"{case.title}, on disk: refused, but wrote {out.name}"
+            return
+        except Exception as error:
+            raise AssertionError(f"{case.title}, on disk: {type(error).__name__}: {error}") from error
+        model = case.model()
+        case.call(model)
+        save_model(model, expected)
+        ours, theirs = (load_model(path).state_dict() for path in (out, expected))
+    wrong = [n for n, v in theirs.items() if n not in ours or not torch.allclose(ours[n], v, rtol=1e-4, atol=1e-5)]
+    assert not wrong, f"{case.title}, on disk: gave another {_some(wrong)} than in memory"
+
+
 def _counts_what_it_reaches(case: Case) -> None:
     model, before = case.model(), case.model().state_dict()
     inner = dict(_inner_matrices(model))
@@ -443,6 +472,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _is_repeatable,
     _keeps_the_dtype,
     _loads_in_transformers,
+    _streams_or_refuses,
     _counts_what_it_reaches,
     _ignores_padding,
     _takes_odd_batches,

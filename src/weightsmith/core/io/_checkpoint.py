@@ -320,6 +320,17 @@ class CheckpointWriter:
             raise
         return self
 
+    def announce(self, specs: Mapping[str, TensorSpec]) -> None:
+        """Announce other tensors than at first; nothing may have been written yet."""
+        assert all(self._left[key] == spec.numel for key, spec in self.specs.items())
+        self._close(quietly=True)
+        for file in self._files:
+            Path(file.name).unlink()
+        (self.target / INDEX).unlink(missing_ok=True)
+        self.specs, self._files, self._places = dict(specs), [], {}
+        self._left = {key: spec.numel for key, spec in self.specs.items()}
+        self._lay_out()
+
     def write(self, key: str, tensor: Tensor) -> None:
         """Write one tensor at its place.
 

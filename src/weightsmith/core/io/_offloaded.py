@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from weightsmith.core.errors import CheckpointError, UnsupportedModelError
+from weightsmith.core.errors import CheckpointError, UnsupportedModelError, WeightsmithError
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter
 from weightsmith.core.io._header import TensorSpec
 from weightsmith.core.io._pretrained import load_config, model_class
@@ -52,21 +53,32 @@ def offloaded(
     CheckpointError
         If the checkpoint is damaged or incomplete, or ``out`` cannot be written.
     UnsupportedModelError
-        If no block was visited.
+        If the method does not work block by block: it visits no block, or needs weights outside the one it visits.
     """
     reader = CheckpointReader(path)
     model = meta_model(path)
     with CheckpointWriter(out, reader.specs, like=path, overwrite=overwrite) as writer:
         stored = OffloadedModel(model, reader, writer)
         _MODELS[model] = stored
-        yield model
+        try:
+            yield model
+        except RuntimeError as error:  # of PyTorch, which has no class for reading a value that is not there
+            if isinstance(error, WeightsmithError) or not re.search(r"\bmeta tensor|\bregister_meta\b", str(error)):
+                raise
+            raise _not_by_blocks(f"the method reads weights of {path} that are not in memory") from error
         if not stored.written:
-            raise UnsupportedModelError(
-                f"nothing of {path} was changed block by block",
-                expected="a method that goes through its model's blocks",
-                do="Load the model into memory for this method.",
-            )
+            raise _not_by_blocks(f"nothing of {path} was changed block by block")
         stored.copy_rest()
+        if stored.resized:
+            model.config.save_pretrained(writer.target)  # type: ignore[union-attr, operator]
+
+
+def _not_by_blocks(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        what,
+        expected="a method that goes through its model's blocks",
+        do="Load the model into memory for this method.",
+    )
 
 
 def meta_model(path: str | os.PathLike[str], *, revision: str = "main") -> nn.Module:
@@ -188,6 +200,23 @@ class OffloadedModel:
                 parameter.data = parameter.data.to(reader.specs[self.keys[name]].dtype)
         self.written: set[str] = set()
         self.loaded: set[nn.Module] = set()
+        self.resized = False
+
+    def resize(self, like: nn.Module) -> None:
+        """Announce parameters of other shapes, before the first is written; the configuration is written as well.
+
+        Parameters
+        ----------
+        like : nn.Module
+            A model of the same parameters in their new shapes, such as on the meta device.
+        """
+        specs, old = dict(self.reader.specs), dict(self.model.named_parameters(remove_duplicate=False))
+        for name, parameter in like.named_parameters():
+            if parameter.shape != old[name].shape:
+                for key, part in self._parts(name, parameter.to("meta")).items():
+                    specs[key] = TensorSpec(specs[key].dtype, tuple(part.shape))
+        self.writer.announce(specs)
+        self.resized = True
 
     def load(self, module: nn.Module) -> None:
         """Read the weights of a module that are not in memory."""
@@ -219,6 +248,7 @@ class OffloadedModel:
             for name, _ in list(module.named_parameters()):
                 set_module_tensor_to_device(module, name, "meta")
         self.loaded.clear()
+        self.model.tie_weights()  # type: ignore[operator] # reading a tied weight has made it one of its own
 
     def copy_rest(self) -> None:
         """Copy the tensors that were not written."""

@@ -1,4 +1,4 @@
-"""Build a model without memory from a changed configuration, to see what the configuration describes."""
+"""What a configuration describes: a model without memory, its fields, and a batch that the model takes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["build_empty", "config_fields"]
+__all__ = ["build_empty", "config_fields", "example_batch"]
+
+SIDE = 224
+"""Image size for networks whose configuration names none."""
 
 
 def build_empty(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrainedModel | str:
@@ -56,3 +61,20 @@ def config_fields(config: Any) -> Iterator[tuple[str, Any]]:
     """
     for name in inspect.signature(type(config)).parameters:
         yield name, getattr(config, name, None)
+
+
+def example_batch(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return one short sample that a Hugging Face model takes, for tracing it without data.
+
+    Examples
+    --------
+    >>> from weightsmith.testing import tiny
+    >>> {name: value.shape for name, value in example_batch(tiny("vit")[0]).items()}
+    {'pixel_values': torch.Size([1, 3, 16, 16])}
+    """
+    if model.main_input_name == "pixel_values":
+        config: Any = model.config
+        size, channels = getattr(config, "image_size", SIDE), config.num_channels
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return {"pixel_values": torch.zeros(1, channels, height, width)}
+    return {name: value[:1] for name, value in model.dummy_inputs.items()}
