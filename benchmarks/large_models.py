@@ -63,6 +63,11 @@ SPARSEGPT = (
     + sum(2 * rows * columns**2 for rows, columns in LINEARS.values())
     + sum(columns**3 for columns in (HIDDEN, HIDDEN, HIDDEN, FEED_FORWARD))
 )
+REMOVED = round(0.2 * FEED_FORWARD)
+KEPT = FEED_FORWARD - REMOVED
+MODHIFI = (
+    2 * TEXTS * TOKENS * FEED_FORWARD**2 + 2 * HIDDEN * REMOVED * KEPT + KEPT**3 / 3 + 2 * HIDDEN * KEPT**2
+)  # the inputs with themselves, what the removed ones contributed, the factor, and the solution
 COMMANDS = {
     "merge wise-ft": Command("merge wise-ft MODEL OTHER OUT"),
     "merge ties": Command("merge ties MODEL OTHER OUT"),
@@ -70,6 +75,7 @@ COMMANDS = {
     "sparsify wanda": Command("sparsify wanda MODEL OUT --stream --calibration TEXT", 2 * PASS),
     "sparsify dsnot": Command("sparsify dsnot MODEL OUT --stream --calibration TEXT", 2 * PASS),
     "sparsify sparsegpt": Command("sparsify sparsegpt MODEL OUT --stream --calibration TEXT", 2 * PASS + SPARSEGPT),
+    "sparsify modhifi": Command("sparsify modhifi MODEL OUT --stream --calibration TEXT", 2 * PASS + MODHIFI),
     "analyze condition": Command(
         "analyze condition MODEL", sum(2 * max(shape) * min(shape) ** 2 for shape in LINEARS.values()), writes=False
     ),

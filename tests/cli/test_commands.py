@@ -139,7 +139,7 @@ def test_know_predicts_from_five_checkpoints(tmp_path):
     assert "conv.weight" in done.output
 
 
-@pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt", "dsnot"])
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt", "dsnot", "modhifi"])
 def test_streaming_writes_what_loading_does(folder, tmp_path, name):
     line = ["sparsify", name, str(folder / "tiny")]
     data = [] if name == "magnitude" else ["--calibration", str(folder / "inputs.safetensors")]
@@ -148,6 +148,8 @@ def test_streaming_writes_what_loading_does(folder, tmp_path, name):
         assert done.exit_code == 0, done.output + str(done.exception)
     whole, streamed = (load_model(tmp_path / out).state_dict() for out in ("whole", "streamed"))
     assert all(torch.equal(whole[key], value) for key, value in streamed.items())
+    configs = [json.loads((tmp_path / out / "config.json").read_text()) for out in ("whole", "streamed")]
+    assert configs[0] == configs[1]
     assert json.loads((tmp_path / "streamed" / "weightsmith.json").read_text())["method"] == name
     done = CliRunner().invoke(app, [*line, str(tmp_path / "both"), *data, "--stream", "--compressed"])
     assert done.exit_code == 2

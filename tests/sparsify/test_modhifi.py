@@ -23,6 +23,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.fidelity import contributions, pair_scores, second_moments
+from weightsmith.core.io import load_model, offloaded, save_model
 from weightsmith.core.models import Layer, observe
 from weightsmith.core.statistics import Gram
 from weightsmith.sparsify import compensate, modhifi, select_channels, subset_fidelity
@@ -595,6 +596,55 @@ def test_a_model_that_counts_on_a_width_is_refused_before_anything_changes():
     result = modhifi(model, [x], ratio=0.5)
     assert (model.first.out_features, model.second.out_features) == (8, 3)
     assert "'first.weight[0]' cannot change its size" in " ".join(result.notes)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bert", "vit", "mixtral"])
+def test_from_disk_it_is_what_it_is_in_memory(name, tmp_path):
+    model, batch = tiny(name, layers=3)
+    save_model(model, tmp_path / "dense")
+    with offloaded(tmp_path / "dense", tmp_path / "out") as stored:
+        streamed = modhifi(stored, [batch], score="energy", ratio=0.3)
+    whole = modhifi(model, [batch], score="energy", ratio=0.3)
+    assert streamed.totals == whole.totals
+    assert streamed.layers == whole.layers
+    smaller = load_model(tmp_path / "out")
+    assert sum(p.numel() for p in smaller.parameters()) == whole.totals["parameters"]
+    assert all(torch.equal(value, smaller.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+class Skipping(nn.ModuleList):
+    """Blocks of which the last is passed by, except the first time, when the model is traced."""
+
+    passes = 0
+
+    def __iter__(self):
+        Skipping.passes += 1
+        blocks = list(self._modules.values())
+        return iter(blocks if Skipping.passes == 1 else blocks[:-1])
+
+
+def test_a_block_that_no_batch_reaches_is_cut_by_its_weights_alone(tmp_path):
+    """Otherwise its width would not be that of the configuration."""
+    model, batch = tiny("bert", layers=3)
+    save_model(model, tmp_path / "dense")
+    Skipping.passes = 0
+    with offloaded(tmp_path / "dense", tmp_path / "out") as stored:
+        stored.bert.encoder.layer.__class__ = Skipping
+        with pytest.warns(UserWarning, match="no calibration batch reached blocks .*layer.2"):
+            result = modhifi(stored, [batch], ratio=0.25)
+    assert any("largest weights stay" in note and "layer.2" in note for note in result.notes)
+    before, after = (m.bert.encoder.layer[2].output.dense.weight for m in (model, load_model(tmp_path / "out")))
+    kept = before.double().square().sum(0).topk(48).indices.sort().values
+    assert torch.equal(after, before[:, kept])
+
+
+def test_channels_across_blocks_are_refused_on_disk(tmp_path):
+    config = t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=2)
+    save_model(t.ResNetForImageClassification(config).eval(), tmp_path / "dense")
+    batch = {"pixel_values": torch.rand(2, 3, 32, 32)}
+    with pytest.raises(UnsupportedModelError), offloaded(tmp_path / "dense", tmp_path / "out") as stored:
+        modhifi(stored, [batch])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_writes_a_smaller_model(tmp_path):

@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from weightsmith.core.data import Batches, as_batches
-from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
-from weightsmith.core.io import offloaded_of
+from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
 from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import check_finite, refuse_adapters, restored_on_error
@@ -55,7 +54,8 @@ def modhifi(
     Parameters
     ----------
     model : nn.Module
-        Any model; changed in place.
+        Any model; changed in place. Of one on disk (:func:`~weightsmith.core.io.offloaded`) only channels inside one
+        block can be removed, which are the feed-forward neurons of transformers.
     calibration : sequence of batches
         Typical or generated inputs without labels, of all classes: a few hundred images, or 128 sequences of 1024
         tokens.
@@ -129,8 +129,6 @@ def modhifi(
         include=include,
         exclude=exclude,
     ) as result:
-        if offloaded_of(model) is not None:
-            raise UnsupportedModelError("a model on disk cannot be cut", do="Load it whole, without --stream.")
         refuse_adapters(model)
         refuse_sharded(model)
         check_finite(model)

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from weightsmith.core.data import Batch, call, to_device, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.fidelity import second_moments
+from weightsmith.core.io import offloaded_of
 from weightsmith.core.models import (
     CONVOLUTIONS,
     Layer,
     build_empty,
     computed_by,
     evaluation_mode,
+    example_batch,
     find_blocks,
     find_experts,
     find_layers,
@@ -84,7 +87,7 @@ class Pruning:
         skip_tokens: int,
         generator: torch.Generator | None,
     ) -> None:
-        self.model, self.result = model, result
+        self.model, self.result, self.stored = model, result, offloaded_of(model)
         self.batches = [without_labels(model, b) if isinstance(b, Mapping) else b for b in batches]
         self.score, self.compensation, self.generator = score, compensation, generator
         self.skip_tokens = skip_tokens
@@ -99,8 +102,11 @@ class Pruning:
         self, include: str | Sequence[str], exclude: str | Sequence[str], scope: str, ratio: float, multiple_of: int
     ) -> None:
         """Find the channels and fields of the configuration, and try the cut; the model does not change."""
-        observe(self.model, self.batches[:1], (), Gram)  # a batch that does not fit is refused by name
-        self.first = to_device(self.batches[0], next(self.model.parameters()).device)
+        if isinstance(self.model, PreTrainedModel) and self.stored is not None:
+            self.first: Batch = example_batch(self.model)  # the stream refuses a batch that does not fit
+        else:
+            observe(self.model, self.batches[:1], (), Gram)  # a batch that does not fit is refused by name
+            self.first = to_device(self.batches[0], next(self.model.parameters()).device)
         self.symmetry = find_symmetry(self.model, self.first, verify=False)
         found, reasons = find_channels(self.model, self.symmetry)
         matching = find_layers(self.model, include, exclude, strict=False) + find_experts(self.model, include, exclude)
@@ -126,7 +132,19 @@ class Pruning:
         if not self.channels and (wanted or not included):
             name, reason = next(iter(reasons.items()), ("the model", "has none between layers that match"))
             raise UnsupportedModelError(f"no channels can be removed: {name!r} {reason}")
+        self._check_stored()
         self._note(reasons)
+
+    def _check_stored(self) -> None:
+        """Refuse channels of a model on disk that cannot be cut block by block."""
+        blocks = find_blocks(self.model)
+        for c in self.channels if self.stored is not None else ():
+            if c in self.plain or not any(all(key.startswith(f"{b}.") for key, _ in c.members) for b in blocks):
+                raise UnsupportedModelError(
+                    f"channels {c.name!r} are not inside one block of the model on disk",
+                    found=f"members {[key for key, _ in c.members][:4]}",
+                    do="Load it whole, without --stream, or leave their layers out with exclude.",
+                )
 
     def _leave_out_what_cannot_run(self, reasons: dict[str, str]) -> None:
         """Cut channels that no configuration proves removable on trial, and leave out those that cannot run."""
@@ -177,7 +195,8 @@ class Pruning:
     def _visits(self) -> Iterator[tuple[list[Channels], dict[str, Gram]]]:
         """Yield groups of channels with the statistics of the layers that read them.
 
-        Channels that several blocks read come first, from the network as it is. The others follow block by block.
+        Channels that several blocks read come first, from the network as it is. The others follow block by block, and
+        at the end those that no batch reached, without statistics.
         """
         blocks = {child: name for name, block in find_blocks(self.model).items() for child in block.modules()}
         places = {c.name: {blocks.get(layer.module) for layer in c.consumers} for c in self.channels}
@@ -190,8 +209,12 @@ class Pruning:
             visited = stream(self.model, self.batches, include=names)
             for block in track(visited, "blocks", total=len({place for c in rest for place in places[c.name]})):
                 own = [c for c in rest if places[c.name] == {block.name}]
+                rest = [c for c in rest if c not in own]
                 wanted = {layer.name for layer in _layers(own)}
                 yield own, block.observe([layer for layer in block.layers if layer.name in wanted], self._gram)
+        if rest:
+            for block in stream(self.model, None, include=[layer.name for layer in _layers(rest)]):
+                yield [c for c in rest if places[c.name] == {block.name}], {}
 
     def _gram(self, layer: Layer) -> Gram:
         return _LaterRows(layer, self.skip_tokens) if self.skip_tokens else Gram(layer)
@@ -216,17 +239,19 @@ class Pruning:
     def prune(self, counts: Mapping[str, int]) -> None:
         """Choose, mask and compensate block by block, then cut; ``counts`` replaces the numbers to keep."""
         self.sizes |= counts
+        if self.stored is not None:
+            for owner, fields in self._new_fields():
+                smaller = build_empty(owner, fields)
+                assert not isinstance(smaller, str)  # find_fields has built it
+                self.stored.resize(smaller)
         for channels, grams in self._visits():
             before = {layer.name: layer.weight_OI.double().clone() for layer in _layers(channels)}
             for c in channels:
                 self.kept[c.name] = self._choose(c, grams)
             for layer in _layers(channels):
                 self._rewrite(layer, before[layer.name], grams.get(layer.name), channels)
-        for c in self.channels:
-            if c.name not in self.kept:  # no batch reached the block
-                self.kept[c.name] = self._choose(c, {})
-                for layer in c.consumers:
-                    self._rewrite(layer, layer.weight_OI.double().clone(), None, [c])
+            if self.stored is not None:  # the stream writes the block when it leaves it
+                cut(self.model, self.symmetry, {c.name: self.kept[c.name] for c in channels})
         self._cut()
         if has_batchnorm(self.model):
             self.result.totals["batchnorm_layers"] = recalibrate_batchnorm(self.model, self.batches)
@@ -279,13 +304,13 @@ class Pruning:
 
     def _cut(self) -> None:
         masked = self._outputs() if self.plain else []
-        old = {owner: build_empty(owner, {}) for owner, *_ in self.fields}
-        cut(self.model, self.symmetry, self.kept)
-        for owner in old:
-            fields = {name: value for other, name, value in self.fields if other is owner}
+        if self.stored is None:
+            cut(self.model, self.symmetry, self.kept)
+        for owner, fields in self._new_fields():
+            old = build_empty(owner, {})
             for name, value in fields.items():
                 setattr(owner.config, name, value)
-            _set_sizes(owner, old[owner], build_empty(owner, {}))
+            _set_sizes(owner, old, build_empty(owner, {}))
         for before, after in zip(masked, self._outputs() if self.plain else [], strict=True):
             gap = float((before - after).abs().max() / before.abs().max().clamp(min=1e-12))
             if not gap <= TOLERANCE:
@@ -294,6 +319,11 @@ class Pruning:
                     found=f"outputs that differ by {gap:.1%} when channels of value 0 are cut",
                     do="Leave the layers that read them out with exclude.",
                 )
+
+    def _new_fields(self) -> Iterator[tuple[PreTrainedModel, dict[str, int]]]:
+        """Each model whose configuration changes, with the new values."""
+        for owner in dict.fromkeys(owner for owner, *_ in self.fields):
+            yield owner, {name: value for other, name, value in self.fields if other is owner}
 
     @torch.no_grad()
     def _outputs(self) -> list[Tensor]:

@@ -205,13 +205,15 @@ def compensate(
     kept_KK = moment_II[kept[:, None], kept]
     scale = moment_II.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     lost_OK = weight_OI.double()[:, removed] @ moment_II[removed][:, kept]
+    kept_KK.diagonal().add_(ridge * scale)
     while True:
-        damped_KK = kept_KK.clone()
-        damped_KK.diagonal().add_(ridge * scale)
-        lower_KK, failed = torch.linalg.cholesky_ex(damped_KK)
+        lower_KK, failed = torch.linalg.cholesky_ex(kept_KK)
         if not failed:
             break
-        ridge = max(10 * ridge, 1e-12)
+        more = max(10 * ridge, 1e-12)
+        kept_KK.diagonal().add_((more - ridge) * scale)
+        ridge = more
+    del kept_KK
     change_OK = torch.cholesky_solve(lost_OK.T, lower_KK).T
     return (weight_OI.double()[:, kept] + change_OK).to(weight_OI)
 
