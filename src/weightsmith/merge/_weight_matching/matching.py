@@ -116,7 +116,7 @@ def match_weights(
     ----------
     first, second : nn.Module or state dict
         Of one architecture; only read. A :class:`~weightsmith.core.io.StoredState` stays on disk: its tensors are
-        read whenever they are needed, and neither they nor their cost matrices are kept in memory.
+        read whenever they are needed, and neither they nor large cost matrices are kept in memory.
     symmetry : Symmetry
         The groups that may be permuted (:func:`~weightsmith.core.symmetry.find_symmetry`).
     restarts : int, default: 1
@@ -359,9 +359,10 @@ class _Descent:
         for key, axis in self._active_places(name):
             known_Rnn = self.costs.get((key, axis, name))
             if known_Rnn is None:
-                known_Rnn = torch.zeros_like(cost_Rnn)
                 for a_RnK, b_RnK in self._slices(key, axis, name, p.within):
-                    known_Rnn += (a_RnK @ b_RnK.mT).to(known_Rnn)
+                    known_Rnn = a_RnK @ b_RnK.mT if known_Rnn is None else known_Rnn.baddbmm_(a_RnK, b_RnK.mT)
+                assert known_Rnn is not None
+                known_Rnn = known_Rnn.to(cost_Rnn)
                 if known_Rnn.numel() <= self.pair.keeps * math.prod(self.symmetry.shapes[key]):  # worth its memory
                     self.costs[key, axis, name] = known_Rnn
             cost_Rnn.add_(known_Rnn.to(cost_Rnn), alpha=self.weight[key])

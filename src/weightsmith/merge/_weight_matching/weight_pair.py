@@ -28,8 +28,8 @@ STALE = (
 class InMemoryPair:
     """All weights in memory, in float32 at least; the second network's are permuted when a permutation changes."""
 
-    keeps = 1
-    """Costs may be kept that are no larger than their weight."""
+    keeps = 1.0
+    """Costs may be kept that are no larger than this share of their weight."""
 
     def __init__(self, symmetry: Symmetry, a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         self.symmetry, self.a, self.b = symmetry, a, b
@@ -65,8 +65,8 @@ class InMemoryPair:
 class OffloadedPair:
     """Weights that are read and permuted each time they are needed; only the permutations are in memory."""
 
-    keeps = 0
-    """No costs are kept."""
+    keeps = 1 / 16
+    """Those of a large vocabulary are kept, which take long and do not change."""
     dtype = torch.float32
 
     def __init__(

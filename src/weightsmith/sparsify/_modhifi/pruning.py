@@ -44,7 +44,6 @@ from weightsmith.sparsify._modhifi.selection import (
     best,
     channel_scores,
     compensate,
-    explained,
     warn_of_few_rows,
 )
 
@@ -289,13 +288,13 @@ class Pruning:
             kept_K = (~gone_I).nonzero().flatten().to(old_OI.device)
             self.result.notes += warn_of_few_rows(layer.name, gram.rows, len(kept_K))
             moment_II = second_moments(gram, center=self._centered(layer))
-            whole = Consumer(old_OI, moment_II, own[0].columns[layer.name])
-            measures["fidelity_uncompensated"] = _share(whole, new_OI)
+            energy = _energy(old_OI, moment_II)
+            measures["fidelity_uncompensated"] = _share(energy, old_OI - new_OI, moment_II)
             if self.compensation == "ols":
                 new_OI[:, kept_K] = compensate(old_OI, moment_II, kept_K)
                 if layer.bias is not None:
                     layer.bias.add_(((old_OI - new_OI) @ gram.mean_I.double()).to(layer.bias))
-            measures["fidelity"] = _share(whole, new_OI)
+            measures["fidelity"] = _share(energy, old_OI - new_OI, moment_II)
         layer.weight_OI.copy_(new_OI)
         counts = {"channels": sum(c.size for c in own), "remaining": sum(self.kept[c.name].shape[-1] for c in own)}
         self.result.layer(layer.name, **counts, **measures)
@@ -405,10 +404,17 @@ def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _share(consumer: Consumer, new_OI: Float[Tensor, "out in"]) -> float:
-    """The share of all outputs' energy that new weights reconstruct."""
-    energy_O = torch.einsum("oi,oi->o", consumer.weight_OI @ consumer.moment_II, consumer.weight_OI).clamp(min=0)
-    return float((explained(consumer, new_OI) * energy_O).sum() / energy_O.sum().clamp(min=1e-300))
+def _share(energy: float, lost_OI: Float[Tensor, "out in"], moment_II: Float[Tensor, "in in"]) -> float:
+    """The share of the outputs' energy that is left when weights lose a part; 0 where there is no energy."""
+    return 1 - _energy(lost_OI, moment_II) / energy if energy else 0.0
+
+
+def _energy(weight_OI: Float[Tensor, "out in"], moment_II: Float[Tensor, "in in"]) -> float:
+    """The mean squared norm of a matrix's outputs; columns of zeros take no time."""
+    used_I = weight_OI.any(0)
+    if not used_I.all():
+        weight_OI, moment_II = weight_OI[:, used_I], moment_II[used_I][:, used_I]
+    return max(float(torch.linalg.vecdot(weight_OI @ moment_II, weight_OI).sum()), 0.0)
 
 
 def _set_sizes(model: nn.Module, old: Any, new: Any) -> None:
