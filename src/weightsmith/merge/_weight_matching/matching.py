@@ -358,14 +358,24 @@ class _Descent:
         cost_Rnn = torch.zeros(blocks, p.size, p.size, dtype=self.pair.dtype)
         for key, axis in self._active_places(name):
             known_Rnn = self.costs.get((key, axis, name))
+            if known_Rnn is None and cost_Rnn.numel() > self.pair.keeps * math.prod(self.symmetry.shapes[key]):
+                self._add_products(cost_Rnn, key, axis, name, self.weight[key])  # not worth the memory
+                continue
             if known_Rnn is None:
-                for a_RnK, b_RnK in self._slices(key, axis, name, p.within):
-                    known_Rnn = a_RnK @ b_RnK.mT if known_Rnn is None else known_Rnn.baddbmm_(a_RnK, b_RnK.mT)
-                assert known_Rnn is not None
-                known_Rnn = known_Rnn.to(cost_Rnn)
-                if known_Rnn.numel() <= self.pair.keeps * math.prod(self.symmetry.shapes[key]):  # worth its memory
-                    self.costs[key, axis, name] = known_Rnn
-            cost_Rnn.add_(known_Rnn.to(cost_Rnn), alpha=self.weight[key])
+                known_Rnn = self._add_products(torch.zeros_like(cost_Rnn), key, axis, name)
+                self.costs[key, axis, name] = known_Rnn
+            cost_Rnn.add_(known_Rnn, alpha=self.weight[key])
+        return cost_Rnn
+
+    def _add_products(
+        self, cost_Rnn: Float[Tensor, "R n n"], key: str, axis: int, name: str, weight: float = 1.0
+    ) -> Float[Tensor, "R n n"]:
+        """Add the products of one weight's slices."""
+        for a_RnK, b_RnK in self._slices(key, axis, name, self.symmetry.groups[name].within):
+            if (a_RnK.device, a_RnK.dtype) == (cost_Rnn.device, cost_Rnn.dtype):
+                cost_Rnn.baddbmm_(a_RnK, b_RnK.mT, alpha=weight)
+            else:
+                cost_Rnn.add_((a_RnK @ b_RnK.mT).to(cost_Rnn), alpha=weight)
         return cost_Rnn
 
     def _forget(self, step: Permutations, keys: Iterable[str]) -> None:
