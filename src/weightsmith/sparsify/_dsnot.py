@@ -31,6 +31,7 @@ from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, Sha
 from weightsmith.core.linalg import inverse_cholesky
 from weightsmith.core.models import Layer, block_layers
 from weightsmith.core.results import Result, record
+from weightsmith.core.selection import lowest_k_mask
 from weightsmith.core.statistics import Gram, InputStatistics
 from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, prune_layers, remove, wanda_score
 
@@ -41,8 +42,8 @@ Start: TypeAlias = Literal["wanda", "magnitude", "sparsegpt"]
 MIN_ROWS = 256
 """Layers with fewer calibration rows keep their starting mask: their means and variances are too noisy."""
 
-CPU_CHUNK, GPU_CHUNK = 1 << 18, 1 << 24
-"""Weights whose scores are in memory at the same time: on a CPU they stay in its caches."""
+CPU_CHUNK, GPU_CHUNK = 1 << 21, 1 << 24
+"""Weights whose scores are in memory at the same time."""
 
 
 @dataclass
@@ -292,21 +293,45 @@ class _Scores(NamedTuple):
     start_OI: Tensor
 
 
-def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float) -> Refinement:
-    """Swap in all rows at once, one swap per row and step, until every row is finished.
+class _Candidates(NamedTuple):
+    """Candidates of each row, lowest cost first: for rows with positive error, then for rows with negative error.
 
-    The candidates of both signs are in one tensor, first for rows with positive error, then for rows with negative
-    error, so that the sign of the error selects a row's candidates; -inf marks what is not, or no longer, a candidate.
+    A swap only ever uses up a candidate, so that those of all swaps are known before the first.
     """
+
+    cost_2OK: Tensor
+    column_2OK: Tensor
+
+    @classmethod
+    def find(cls, cost_OI: Tensor, positive_OI: Tensor, negative_OI: Tensor, count: int) -> _Candidates:
+        """Find up to ``count`` candidates of the lowest cost, of equal ones the first; inf marks what is none."""
+        count = min(count, cost_OI.shape[1])
+        found = []
+        for side_OI in (positive_OI, negative_OI):
+            own_OI = torch.where(side_OI, cost_OI, torch.inf)
+            column_OK = lowest_k_mask(own_OI, count).nonzero()[:, 1].view(len(cost_OI), count)
+            cost_OK, order_OK = own_OI.gather(1, column_OK).sort(dim=1, stable=True)
+            found.append((cost_OK, column_OK.gather(1, order_OK)))
+        cost_2OK, column_2OK = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return cls(nn.functional.pad(cost_2OK, (0, 1), value=torch.inf), nn.functional.pad(column_2OK, (0, 1)))
+
+    def at(self, side_R: Tensor, used_2O: Tensor) -> tuple[Tensor, Tensor]:
+        """The next candidate of some rows: its cost and column."""
+        return self.cost_2OK[side_R, used_2O[side_R]], self.column_2OK[side_R, used_2O[side_R]]
+
+
+def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance: float) -> Refinement:
+    """Swap in all rows at once, one swap per row and step, until every row is finished."""
     contribution_OI = scores.contribution_OI
     positive_OI, negative_OI = contribution_OI > 0, contribution_OI < 0
-    grow_2OI = _two_sides(scores.grow_OI, pruned_OI & positive_OI, pruned_OI & negative_OI)
+    grow = _Candidates.find(-scores.grow_OI, pruned_OI & positive_OI, pruned_OI & negative_OI, max_swaps)
     if m:
         keep_OI = scores.start_OI.masked_fill(pruned_OI, torch.inf)
     else:
-        drop_2OI = _two_sides(-scores.cost_OI, ~pruned_OI & negative_OI, ~pruned_OI & positive_OI)
+        drop = _Candidates.find(scores.cost_OI, ~pruned_OI & negative_OI, ~pruned_OI & positive_OI, max_swaps)
     error_O = (contribution_OI * pruned_OI).sum(1)
     before_O, swaps_O = error_O.clone(), torch.zeros_like(error_O, dtype=torch.long)
+    used_2O = torch.zeros(2 * len(error_O), dtype=torch.long, device=error_O.device)
     rows_R = torch.arange(len(error_O), device=error_O.device)
     for _ in range(max_swaps):
         rows_R = rows_R[error_O[rows_R].abs() > tolerance]
@@ -314,31 +339,24 @@ def _swap(scores: _Scores, pruned_OI: Tensor, m: int, max_swaps: int, tolerance:
             break
         old_R = error_O[rows_R]
         side_R = rows_R + len(error_O) * (old_R <= 0)
-        best_R, grow_R = grow_2OI[side_R].max(1)
+        best_R, grow_R = grow.at(side_R, used_2O)
         if m:
             group_RM = (grow_R - grow_R % m).unsqueeze(1) + torch.arange(m, device=grow_R.device)
             lowest_R, place_R = keep_OI[rows_R.unsqueeze(1), group_RM].min(1)
             drop_R = group_RM.gather(1, place_R.unsqueeze(1)).squeeze(1)
         else:
-            cheapest_R, drop_R = drop_2OI[side_R].max(1)
-            lowest_R = -cheapest_R
+            lowest_R, drop_R = drop.at(side_R, used_2O)
         new_R = old_R - contribution_OI[rows_R, grow_R] + contribution_OI[rows_R, drop_R]
-        accept_R = (best_R > -torch.inf) & (lowest_R < torch.inf) & (new_R.abs() < old_R.abs())
+        accept_R = (best_R < torch.inf) & (lowest_R < torch.inf) & (new_R.abs() < old_R.abs())
         rows_R, side_R, grow_R, drop_R, new_R = (t[accept_R] for t in (rows_R, side_R, grow_R, drop_R, new_R))
         pruned_OI[rows_R, grow_R] = False
         pruned_OI[rows_R, drop_R] = True
-        grow_2OI[side_R, grow_R] = -torch.inf
+        used_2O[side_R] += 1
         if m:
             keep_OI[rows_R, drop_R] = torch.inf
-        else:
-            drop_2OI[side_R, drop_R] = -torch.inf
         error_O[rows_R] = new_R
         swaps_O[rows_R] += 1
     return Refinement(pruned_OI, before_O, error_O, swaps_O)
-
-
-def _two_sides(score_OI: Tensor, positive_OI: Tensor, negative_OI: Tensor) -> Tensor:
-    return torch.cat([score_OI.masked_fill(~side_OI, -torch.inf) for side_OI in (positive_OI, negative_OI)])
 
 
 def _check_hyper(max_swaps: int, tolerance: float, variance_power: float) -> None:
