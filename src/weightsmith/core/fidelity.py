@@ -39,10 +39,10 @@ def second_moments(gram: Gram, *, center: bool = False) -> Float[Tensor, "in in"
     >>> second_moments(gram)[0, 0].item(), second_moments(gram, center=True)[0, 0].item()
     (5.0, 1.0)
     """
-    moment_II = gram.gram_II.double() / gram.rows
+    moment_II = gram.gram_II.to(torch.float64, copy=True).div_(gram.rows)
     if center:
         mean_I = gram.mean_I.double()
-        moment_II = moment_II - mean_I[:, None] * mean_I
+        moment_II.addr_(mean_I, mean_I, alpha=-1)
     return moment_II
 
 
