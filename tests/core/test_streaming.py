@@ -216,7 +216,7 @@ def test_on_disk_without_batches_and_with_an_error(tmp_path):
 
 
 def test_a_method_that_needs_all_weights_says_so(tmp_path):
-    model, _ = tiny("llama")
+    model, batch = tiny("llama")
     save_model(model, tmp_path / "dense")
 
     def fail(act, match, kind=UnsupportedModelError):
@@ -226,6 +226,9 @@ def test_a_method_that_needs_all_weights_says_so(tmp_path):
 
     fail(lambda streamed: streamed.lm_head.weight.sum().item(), "reads weights of .*dense that are not in memory")
     fail(lambda streamed: streamed.lm_head.weight.cpu(), "reads weights")
+    fail(lambda streamed: streamed.lm_head.weight.numpy(), "reads weights")
+    fail(lambda streamed: streamed(**batch), "reads weights")
+    fail(lambda streamed: streamed.lm_head.weight.data.zero_(), "changed block by block")
     fail(lambda streamed: torch.ones(2) @ torch.ones(3), "size", RuntimeError)
 
 

@@ -62,8 +62,8 @@ def offloaded(
         _MODELS[model] = stored
         try:
             yield model
-        except RuntimeError as error:  # of PyTorch, which has no class for reading a value that is not there
-            if isinstance(error, WeightsmithError) or not re.search(r"\bmeta tensor|\bregister_meta\b", str(error)):
+        except (RuntimeError, TypeError) as error:  # PyTorch has no class for reading a value that is not there
+            if isinstance(error, WeightsmithError) or not re.search(r"\b(register_)?meta\b", str(error)):
                 raise
             raise _not_by_blocks(f"the method reads weights of {path} that are not in memory") from error
         if not stored.written:
