@@ -99,6 +99,10 @@ TOY_NOTES = (
     "Predicting zero is better than every arm: the experiment shows how well the old function is overwritten from few "
     "samples, not that the new one is learned.",
 )
+LANGUAGE_NOTES = (
+    "On seeds 100 to 104 all held but one: on the old text the principal weights were .058 +- .066 nats better than "
+    "all weights. From that variance sixteen other seeds are used here, with the same declaration.",
+)
 
 SOURCE_BYTES, STEPS, EVALUATION_BYTES = 20_000, 200, 20_000
 SPARSE_RATE, DENSE_RATE = 3e-3, 1e-3
@@ -141,18 +145,30 @@ CHOICES: dict[str, Score] = {
 }
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = range(100, 105)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run both experiments; a seed draws network, data and order."""
+    return [toy(scale, seeds or range(100, 105)), *language(scale, seeds or range(105, 121))]
+
+
+def toy(scale: str, seeds: Sequence[int]) -> ClaimResult:
+    """Fine-tune two-layer networks."""
     start = time.perf_counter()
     values = each_seed(_toy_errors, seeds, "two-layer network")
     seconds = time.perf_counter() - start
-    results = [ClaimResult.judge(TOY, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=TOY_NOTES)]
+    return ClaimResult.judge(TOY, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=TOY_NOTES)
+
+
+def language(scale: str, seeds: Sequence[int]) -> list[ClaimResult]:
+    """Fine-tune byte-level language models."""
     start = time.perf_counter()
     values = each_seed(_byte_losses, seeds, "byte-level language model")
     seconds = time.perf_counter() - start
+    results = []
     for claim in (TARGET, FORGETTING):
         own = {name: numbers for (kind, _, name), numbers in _split(values).items() if kind == claim.experiment}
-        results.append(ClaimResult.judge(claim, _arms(own), scale=scale, seeds=seeds, seconds=seconds))
+        results.append(
+            ClaimResult.judge(claim, _arms(own), scale=scale, seeds=seeds, seconds=seconds, notes=LANGUAGE_NOTES)
+        )
     return results
 
 
