@@ -27,7 +27,7 @@ from weightsmith.core.io import load_model, offloaded, save_model
 from weightsmith.core.models import Layer, observe
 from weightsmith.core.statistics import Gram
 from weightsmith.sparsify import compensate, modhifi, select_channels, subset_fidelity
-from weightsmith.sparsify._modhifi.selection import Consumer, channel_scores, check_score, explained
+from weightsmith.sparsify._modhifi.selection import Consumer, channel_scores, check_score, explained, reconstruct
 from weightsmith.testing import tiny
 
 TWO = torch.tensor([[1.0, 0.5], [0.5, 2.0]])
@@ -309,6 +309,20 @@ def test_compensation_restores_what_the_choice_lost():
         modhifi(pruned, [x], ratio=0.5, score="greedy", compensation=compensation)
         errors[compensation] = (pruned(x) - expected).square().mean().item()
     assert errors["ols"] < 0.2 * errors["none"]
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-4, 0.1])
+def test_what_compensation_wins_back_is_the_fall_of_the_lost_energy(ridge):
+    _, moment = random_moments(12)
+    weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    keep = [0, 2, 3, 7, 11]
+    new, gain = reconstruct(weight, moment, keep, ridge=ridge)
+    assert torch.equal(new, compensate(weight, moment, keep, ridge=ridge))
+    before, after = torch.zeros(2, 5, 12, dtype=torch.float64)
+    before[:, keep], after[:, keep] = weight[:, keep], new
+    lost = [torch.einsum("oi,ij,oj->", weight - w, moment, weight - w).item() for w in (before, after)]
+    assert gain == pytest.approx(lost[0] - lost[1], rel=1e-10)
+    assert gain > 0
 
 
 def test_the_mean_of_the_outputs_stays():

@@ -43,7 +43,7 @@ from weightsmith.sparsify._modhifi.selection import (
     Score,
     best,
     channel_scores,
-    compensate,
+    reconstruct,
     warn_of_few_rows,
 )
 
@@ -288,13 +288,15 @@ class Pruning:
             kept_K = (~gone_I).nonzero().flatten().to(old_OI.device)
             self.result.notes += warn_of_few_rows(layer.name, gram.rows, len(kept_K))
             moment_II = second_moments(gram, center=self._centered(layer))
-            energy = _energy(old_OI, moment_II)
-            measures["fidelity_uncompensated"] = _share(energy, old_OI - new_OI, moment_II)
+            energy = _energy(old_OI.float(), moment_II.float())
+            lost = _energy(old_OI[:, gone_I], moment_II[gone_I][:, gone_I])
+            measures["fidelity_uncompensated"] = 1 - lost / energy if energy else 0.0
             if self.compensation == "ols":
-                new_OI[:, kept_K] = compensate(old_OI, moment_II, kept_K)
+                new_OI[:, kept_K], gain = reconstruct(old_OI, moment_II, kept_K)
+                lost = max(lost - gain, 0.0)
                 if layer.bias is not None:
                     layer.bias.add_(((old_OI - new_OI) @ gram.mean_I.double()).to(layer.bias))
-            measures["fidelity"] = _share(energy, old_OI - new_OI, moment_II)
+            measures["fidelity"] = 1 - lost / energy if energy else 0.0
         layer.weight_OI.copy_(new_OI)
         counts = {"channels": sum(c.size for c in own), "remaining": sum(self.kept[c.name].shape[-1] for c in own)}
         self.result.layer(layer.name, **counts, **measures)
@@ -404,16 +406,8 @@ def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _share(energy: float, lost_OI: Float[Tensor, "out in"], moment_II: Float[Tensor, "in in"]) -> float:
-    """The share of the outputs' energy that is left when weights lose a part; 0 where there is no energy."""
-    return 1 - _energy(lost_OI, moment_II) / energy if energy else 0.0
-
-
 def _energy(weight_OI: Float[Tensor, "out in"], moment_II: Float[Tensor, "in in"]) -> float:
-    """The mean squared norm of a matrix's outputs; columns of zeros take no time."""
-    used_I = weight_OI.any(0)
-    if not used_I.all():
-        weight_OI, moment_II = weight_OI[:, used_I], moment_II[used_I][:, used_I]
+    """The mean squared norm of a matrix's outputs."""
     return max(float(torch.linalg.vecdot(weight_OI @ moment_II, weight_OI).sum()), 0.0)
 
 

@@ -198,6 +198,21 @@ def compensate(
     """
     if not 0 <= ridge < float("inf"):
         raise HyperparameterError("ridge", found=ridge, expected="a number >= 0")
+    return reconstruct(weight_OI, moment_II, keep, ridge=ridge)[0]
+
+
+def reconstruct(
+    weight_OI: Float[Tensor, "out in"],
+    moment_II: Float[Tensor, "in in"],
+    keep: Int[Tensor, "kept"] | Sequence[int],
+    *,
+    ridge: float = RIDGE,
+) -> tuple[Float[Tensor, "out kept"], float]:
+    r"""Return what :func:`compensate` does, and how much of the outputs' energy the change wins back.
+
+    The change :math:`D` solves :math:`D (S_{CC} + \rho I) = L` with :math:`L = W_{\bar C} S_{\bar C C}`. So the energy
+    that is lost falls by :math:`2 \langle D, L \rangle - \langle D, D S_{CC} \rangle = \langle D, L + \rho D \rangle`.
+    """
     kept = torch.as_tensor(keep, dtype=torch.long, device=weight_OI.device)
     removed = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=weight_OI.device)
     removed[kept] = False
@@ -215,7 +230,8 @@ def compensate(
         ridge = more
     del kept_KK
     change_OK = torch.cholesky_solve(lost_OK.T, lower_KK).T
-    return (weight_OI.double()[:, kept] + change_OK).to(weight_OI)
+    gain = float(torch.linalg.vecdot(change_OK, lost_OK + ridge * scale * change_OK).sum())
+    return (weight_OI.double()[:, kept] + change_OK).to(weight_OI), gain
 
 
 def channel_scores(
