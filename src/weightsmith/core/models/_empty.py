@@ -70,7 +70,7 @@ def example_batch(model: PreTrainedModel) -> dict[str, Tensor]:
     --------
     >>> from weightsmith.testing import tiny
     >>> {name: value.shape for name, value in example_batch(tiny("vit")[0]).items()}
-    {'pixel_values': torch.Size([1, 3, 16, 16])}
+    {'pixel_values': torch.Size([1, 3, 32, 32])}
     """
     if model.main_input_name == "pixel_values":
         config: Any = model.config
