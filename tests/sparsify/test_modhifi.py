@@ -426,6 +426,11 @@ def test_weights_of_zero_take_the_least_squares_form():
     torch.testing.assert_close(new, torch.tensor([[0.5]]))
 
 
+def test_compensation_refuses_what_is_not_finite():
+    with pytest.raises(NonFiniteError, match="second moments"):
+        compensate(torch.ones(1, 2), torch.full((2, 2), torch.nan), [0])
+
+
 def test_moments_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match="second moments"):
         unwrap(select_channels)(torch.ones(1, 3), TWO, 1)

@@ -313,6 +313,26 @@ def _streams_or_refuses(case: Case) -> None:
     assert not wrong, f"{case.title}, on disk: gave another {_some(wrong)} than in memory"
 
 
+def _refuses_what_is_not_finite_on_disk(case: Case) -> None:
+    if case.architecture not in STREAMED:
+        return
+    model = case.model()
+    name, weight = _inner_matrices(model)[-1]
+    with torch.no_grad():
+        weight.view(-1)[0] = math.nan
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "source", Path(folder) / "out"
+        save_model(model, source)
+        try:
+            with offloaded(source, out) as stored:
+                case.call(stored)
+        except WeightsmithError:
+            return
+        except Exception as error:
+            raise AssertionError(f"{case.title}, NaN in {name} on disk: {type(error).__name__}: {error}") from error
+    raise AssertionError(f"{case.title}: accepted NaN in {name} on disk")
+
+
 def _counts_what_it_reaches(case: Case) -> None:
     model, before = case.model(), case.model().state_dict()
     inner = dict(_inner_matrices(model))
@@ -477,6 +497,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _ignores_padding,
     _takes_odd_batches,
     _refuses_what_is_not_finite,
+    _refuses_what_is_not_finite_on_disk,
     _refuses_inputs_that_are_not_finite,
     _refuses_options_out_of_range,
     _handles_computed_weights,

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from weightsmith.core.errors import CheckpointError, UnsupportedModelError, WeightsmithError
+from weightsmith.core.errors import CheckpointError, NonFiniteError, UnsupportedModelError, WeightsmithError
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter
 from weightsmith.core.io._header import TensorSpec
 from weightsmith.core.io._pretrained import load_config, model_class
+from weightsmith.core.linalg import is_finite
 
 __all__ = ["OffloadedModel", "StoredState", "checkpoint_keys", "meta_model", "offloaded", "offloaded_of"]
+
+
+_NOT_THERE = re.compile(r"\bmeta tensor|\bregister_meta\b|\bdevice meta\b|\bmeta device\b|devices?, .*\bmeta\b")
+"""What PyTorch says of a tensor on the meta device whose value is asked for."""
 
 
 def offloaded_of(model: nn.Module) -> OffloadedModel | None:
@@ -52,6 +57,8 @@ def offloaded(
     ------
     CheckpointError
         If the checkpoint is damaged or incomplete, or ``out`` cannot be written.
+    NonFiniteError
+        If a weight that is read holds NaN or infinity.
     UnsupportedModelError
         If the method does not work block by block: it visits no block, or needs weights outside the one it visits.
     """
@@ -63,13 +70,13 @@ def offloaded(
         try:
             yield model
         except (RuntimeError, TypeError) as error:  # PyTorch has no class for reading a value that is not there
-            if isinstance(error, WeightsmithError) or not re.search(r"\b(register_)?meta\b", str(error)):
+            if isinstance(error, WeightsmithError) or not _NOT_THERE.search(str(error)):
                 raise
             raise _not_by_blocks(f"the method reads weights of {path} that are not in memory") from error
         if not stored.written:
             raise _not_by_blocks(f"nothing of {path} was changed block by block")
         stored.copy_rest()
-        if stored.resized:
+        if writer.specs != reader.specs:
             model.config.save_pretrained(writer.target)  # type: ignore[union-attr, operator]
 
 
@@ -200,7 +207,6 @@ class OffloadedModel:
                 parameter.data = parameter.data.to(reader.specs[self.keys[name]].dtype)
         self.written: set[str] = set()
         self.loaded: set[nn.Module] = set()
-        self.resized = False
 
     def resize(self, like: nn.Module) -> None:
         """Announce parameters of other shapes, before the first is written; the configuration is written as well.
@@ -216,15 +222,20 @@ class OffloadedModel:
                 for key, part in self._parts(name, parameter.to("meta")).items():
                     specs[key] = TensorSpec(specs[key].dtype, tuple(part.shape))
         self.writer.announce(specs)
-        self.resized = True
 
     def load(self, module: nn.Module) -> None:
-        """Read the weights of a module that are not in memory."""
+        """Read the weights of a module that are not in memory; NaN and infinity are refused."""
         from accelerate.utils import set_module_tensor_to_device
 
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.is_meta:
                 value = self.tensor(module, name)
+                if value.is_floating_point() and value.element_size() > 1 and not is_finite(value):
+                    raise NonFiniteError(
+                        f"parameter {self._path(module, name)!r} of {self.reader.path}",
+                        found="NaN or infinity",
+                        do="Repair the checkpoint.",
+                    )
                 set_module_tensor_to_device(module, name, "cpu", value=value, dtype=value.dtype)
         self.loaded.add(module)
 

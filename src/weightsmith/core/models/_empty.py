@@ -12,6 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from weightsmith.core.errors import UnsupportedModelError
+
 __all__ = ["build_empty", "config_fields", "example_batch"]
 
 SIDE = 224
@@ -66,6 +68,21 @@ def config_fields(config: Any) -> Iterator[tuple[str, Any]]:
 def example_batch(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return one short sample that a Hugging Face model takes, for tracing it without data.
 
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A model of tokens or of images; also on the meta device.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Token ids of shape (1, tokens), or an image of zeros of shape (1, channels, height, width).
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model takes neither.
+
     Examples
     --------
     >>> from weightsmith.testing import tiny
@@ -74,7 +91,13 @@ def example_batch(model: PreTrainedModel) -> dict[str, Tensor]:
     """
     if model.main_input_name == "pixel_values":
         config: Any = model.config
-        size, channels = getattr(config, "image_size", SIDE), config.num_channels
+        size, channels = getattr(config, "image_size", SIDE), getattr(config, "num_channels", 3)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return {"pixel_values": torch.zeros(1, channels, height, width)}
+    if model.main_input_name != "input_ids":
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes neither tokens nor images",
+            found=model.main_input_name,
+            do="Load the model into memory for this method.",
+        )
     return {name: value[:1] for name, value in model.dummy_inputs.items()}

@@ -131,13 +131,14 @@ class Pruning:
         if not self.channels and (wanted or not included):
             name, reason = next(iter(reasons.items()), ("the model", "has none between layers that match"))
             raise UnsupportedModelError(f"no channels can be removed: {name!r} {reason}")
-        self._check_stored()
+        if self.stored is not None:
+            self._check_stored()
         self._note(reasons)
 
     def _check_stored(self) -> None:
         """Refuse channels of a model on disk that cannot be cut block by block."""
         blocks = find_blocks(self.model)
-        for c in self.channels if self.stored is not None else ():
+        for c in self.channels:
             if c in self.plain or not any(all(key.startswith(f"{b}.") for key, _ in c.members) for b in blocks):
                 raise UnsupportedModelError(
                     f"channels {c.name!r} are not inside one block of the model on disk",
@@ -239,9 +240,7 @@ class Pruning:
         """Choose, mask and compensate block by block, then cut; ``counts`` replaces the numbers to keep."""
         self.sizes |= counts
         if self.stored is not None:
-            for owner, fields in self._new_fields():
-                smaller = build_empty(owner, fields)
-                assert not isinstance(smaller, str)  # find_fields has built it
+            for _, _, smaller in self._new_fields():
                 self.stored.resize(smaller)
         for channels, grams in self._visits():
             before = {layer.name: layer.weight_OI.double().clone() for layer in _layers(channels)}
@@ -288,7 +287,7 @@ class Pruning:
             kept_K = (~gone_I).nonzero().flatten().to(old_OI.device)
             self.result.notes += warn_of_few_rows(layer.name, gram.rows, len(kept_K))
             moment_II = second_moments(gram, center=self._centered(layer))
-            energy = _energy(old_OI.float(), moment_II.float())
+            energy = _energy(old_OI.float(), moment_II.float())  # of all columns, the largest product: only measured
             lost = _energy(old_OI[:, gone_I], moment_II[gone_I][:, gone_I])
             measures["fidelity_uncompensated"] = 1 - lost / energy if energy else 0.0
             if self.compensation == "ols":
@@ -307,11 +306,11 @@ class Pruning:
         masked = self._outputs() if self.plain else []
         if self.stored is None:
             cut(self.model, self.symmetry, self.kept)
-        for owner, fields in self._new_fields():
+        for owner, fields, smaller in self._new_fields():
             old = build_empty(owner, {})
             for name, value in fields.items():
                 setattr(owner.config, name, value)
-            _set_sizes(owner, old, build_empty(owner, {}))
+            _set_sizes(owner, old, smaller)
         for before, after in zip(masked, self._outputs() if self.plain else [], strict=True):
             gap = float((before - after).abs().max() / before.abs().max().clamp(min=1e-12))
             if not gap <= TOLERANCE:
@@ -321,10 +320,14 @@ class Pruning:
                     do="Leave the layers that read them out with exclude.",
                 )
 
-    def _new_fields(self) -> Iterator[tuple[PreTrainedModel, dict[str, int]]]:
-        """Each model whose configuration changes, with the new values."""
+    def _new_fields(self) -> Iterator[tuple[PreTrainedModel, dict[str, int], PreTrainedModel]]:
+        """Each model whose configuration changes, with the new values and, without memory, the model they describe."""
         for owner in dict.fromkeys(owner for owner, *_ in self.fields):
-            yield owner, {name: value for other, name, value in self.fields if other is owner}
+            fields = {name: value for other, name, value in self.fields if other is owner}
+            smaller = build_empty(owner, fields)
+            if isinstance(smaller, str):
+                raise UnsupportedModelError(f"{type(owner.config).__name__} does not take {fields}", found=smaller)
+            yield owner, fields, smaller
 
     @torch.no_grad()
     def _outputs(self) -> list[Tensor]:

@@ -190,6 +190,8 @@ def compensate(
     ------
     HyperparameterError
         If ``ridge`` is negative.
+    NonFiniteError, ShapeError
+        If weight or moments hold NaN or infinity, or do not fit.
 
     Examples
     --------
@@ -198,6 +200,7 @@ def compensate(
     """
     if not 0 <= ridge < float("inf"):
         raise HyperparameterError("ridge", found=ridge, expected="a number >= 0")
+    Consumer.linear(weight_OI, moment_II)  # checks them
     return reconstruct(weight_OI, moment_II, keep, ridge=ridge)[0]
 
 
