@@ -3,6 +3,7 @@ import torch
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
 from weightsmith.core.linalg import (
+    factorize,
     inverse_cholesky,
     is_finite,
     project,
@@ -18,6 +19,27 @@ def test_inverse_cholesky():
     factor = inverse_cholesky(gram, damping=0.0)
     assert torch.equal(factor, factor.triu())
     torch.testing.assert_close(factor.T @ factor @ gram, torch.eye(8), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 700, 1025])
+def test_inverse_cholesky_in_halves_is_the_factor_of_the_inverse(size):
+    x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    gram = (x.T @ x).float()
+    before = gram.clone()
+    damped = gram.double() + 0.01 * gram.double().diagonal().mean() * torch.eye(size)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    torch.testing.assert_close(inverse_cholesky(gram, 0.01), expected.float(), rtol=1e-5, atol=1e-7)
+    assert torch.equal(gram, before)
+
+
+def test_factorize_works_in_place():
+    x = torch.randn(300, 200, dtype=torch.float64)
+    matrix = x.T @ x
+    expected, place = torch.linalg.cholesky(matrix), matrix.data_ptr()
+    assert factorize(matrix)
+    assert matrix.data_ptr() == place
+    torch.testing.assert_close(matrix, expected)
+    assert not factorize(torch.zeros(5, 5))
 
 
 def test_inverse_cholesky_of_a_singular_matrix_is_damped():

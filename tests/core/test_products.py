@@ -40,6 +40,27 @@ def test_gradients_go_back_through_frozen_weights_and_keep_no_copy_of_them(monke
     assert torch.equal(x.grad, (slope.float() @ layer.weight.float()).bfloat16())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_weight_in_pieces_gives_the_same_product_and_the_same_gradient(monkeypatch, bias):
+    monkeypatch.setattr(_products, "half_is_slow", lambda dtype: True)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(100, 41, bias=bias).bfloat16().requires_grad_(False), torch.randn(2, 7, 100).bfloat16()
+    slope = torch.randn(2, 7, 41).bfloat16()
+
+    def product(piece):
+        monkeypatch.setattr(_products, "PIECE", piece)
+        moved = x.clone().requires_grad_(True)
+        with products_in_float32(layer.parameters()):
+            y = layer(moved)
+        y.backward(slope)
+        return y.detach(), moved.grad
+
+    for whole, parts in zip(product(1 << 24), product(700), strict=True):  # seven rows at a time, six in the last piece
+        torch.testing.assert_close(parts, whole, rtol=1e-2, atol=1e-3)
+    with torch.no_grad(), products_in_float32(layer.parameters()):
+        torch.testing.assert_close(layer(x), product(1 << 24)[0], rtol=1e-2, atol=1e-3)
+
+
 def test_what_is_not_half_precision_is_left_alone(monkeypatch):
     monkeypatch.setattr(_products, "half_is_slow", lambda dtype: pytest.fail("asked about float32"))
     layer, x = nn.Linear(5, 3), torch.ones(2, 5)

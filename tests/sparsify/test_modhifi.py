@@ -294,7 +294,7 @@ def test_10_halves_of_the_data_merge_to_the_whole():
     whole, halves = observe(model, [x], layer, Gram)["2"], observe(model, [x[:100], x[100:]], layer, Gram)["2"]
     torch.testing.assert_close(second_moments(whole), second_moments(halves), rtol=1e-5, atol=1e-7)
     hidden = model[1](model[0](x)).detach().double()
-    torch.testing.assert_close(second_moments(whole), hidden.T @ hidden / 200, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(second_moments(whole).double(), hidden.T @ hidden / 200, rtol=1e-5, atol=1e-7)
 
 
 # --- what the method does

@@ -232,16 +232,17 @@ class _Sums:
         return upcast(x_SNI.flatten(0, -2)).float()
 
     def factors(self) -> KroneckerFactors:
+        """Return the means over all positions; the sums become them, in place."""
         all_reduce_sum(self.inputs_II, self.gradients_OO, self.count, self.traces)
         count = int(self.count)
         if not count:
             raise CalibrationError(f"no batch reaches layer {self.layer.name!r}")
         for what, total in (("inputs", self.inputs_II), ("gradients", self.gradients_OO)):
-            if not bool(total.isfinite().all()):
+            if not is_finite(total):
                 raise NonFiniteError(f"{what} of layer {self.layer.name!r} hold NaN or infinity")
         first, second = self.traces.tolist()
         return KroneckerFactors(
-            self.inputs_II / count, self.gradients_OO / count, count, first**2 / second if second else 0.0
+            self.inputs_II.div_(count), self.gradients_OO.div_(count), count, first**2 / second if second else 0.0
         )
 
 

@@ -28,7 +28,7 @@ PairScore: TypeAlias = Literal["saliency", "fidelity"]
 
 
 def second_moments(gram: Gram, *, center: bool = False) -> Float[Tensor, "in in"]:
-    """Return the mean product of every two inputs in float64, about their means where ``center`` is set.
+    """Return the mean product of every two inputs, about their means where ``center`` is set.
 
     Examples
     --------
@@ -39,10 +39,9 @@ def second_moments(gram: Gram, *, center: bool = False) -> Float[Tensor, "in in"
     >>> second_moments(gram)[0, 0].item(), second_moments(gram, center=True)[0, 0].item()
     (5.0, 1.0)
     """
-    moment_II = gram.gram_II.to(torch.float64, copy=True).div_(gram.rows)
+    moment_II = gram.gram_II / gram.rows
     if center:
-        mean_I = gram.mean_I.double()
-        moment_II.addr_(mean_I, mean_I, alpha=-1)
+        moment_II.addr_(gram.mean_I, gram.mean_I, alpha=-1)
     return moment_II
 
 

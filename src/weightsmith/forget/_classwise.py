@@ -350,7 +350,7 @@ def _width(layer: Layer) -> int:
 
 def _pair_order(layer: Layer, gram: Gram, score: PairScore) -> Int[Tensor, "pairs"]:
     """The pairs of output and input channel of a layer, highest score first."""
-    weight_OI = layer.weight_OI.double()
+    weight_OI = layer.weight_OI.float()
     columns_CB = torch.arange(weight_OI.shape[1], device=weight_OI.device).view(-1, _width(layer))
     score_OC = pair_scores(weight_OI, second_moments(gram), columns_CB, score=score)
     return score_OC.flatten().sort(descending=True, stable=True).indices

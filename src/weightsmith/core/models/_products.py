@@ -23,6 +23,8 @@ HALVES = (torch.bfloat16, torch.float16)
 SLOWER = 1.5
 """How many times the time of float32 a product has to take in half precision. In practice it is a fifth or five."""
 ROWS, SIDE = 64, 512
+PIECE = 1 << 24
+"""Elements of a weight that are in float32 at a time: the head of a language model has half a billion."""
 
 
 @contextmanager
@@ -84,7 +86,16 @@ class _Float32Products(TorchFunctionMode):
 
 
 def _upcast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return functional.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    result = x.new_empty(*x.shape[:-1], len(weight))
+    x = x.float()
+    for rows in _pieces(weight):
+        result[..., rows] = functional.linear(x, weight[rows].float(), None if bias is None else bias[rows].float())
+    return result
+
+
+def _pieces(weight: Tensor) -> Iterator[slice]:
+    rows = max(1, PIECE // max(weight.shape[1], 1))
+    return (slice(start, start + rows) for start in range(0, len(weight), rows))
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -98,4 +109,7 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
-        return (gradient.float() @ weight.float()).to(gradient.dtype), None, None
+        total = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1], dtype=torch.float32)
+        for rows in _pieces(weight):
+            total += gradient[..., rows].float() @ weight[rows].float()
+        return total.to(gradient.dtype), None, None

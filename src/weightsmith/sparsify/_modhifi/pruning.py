@@ -93,6 +93,7 @@ class Pruning:
         self.channels: list[Channels] = []
         self.kept: Kept = {}
         self.removed: dict[str, Bool[Tensor, "in"]] = {}
+        self.energies: dict[str, float] = {}
         self.parameters = _parameters(model)
 
     # --- what can be removed
@@ -226,7 +227,7 @@ class Pruning:
     def _consumers(self, layers: Sequence[Layer], c: Channels, grams: Mapping[str, Gram]) -> list[Consumer]:
         return [
             Consumer(
-                layer.weight_OI.double(),
+                layer.weight_OI.float(),
                 second_moments(grams[layer.name], center=self._centered(layer)),
                 c.columns[layer.name].to(layer.weight.device),
             )
@@ -243,7 +244,7 @@ class Pruning:
             for _, _, smaller in self._new_fields():
                 self.stored.resize(smaller)
         for channels, grams in self._visits():
-            before = {layer.name: layer.weight_OI.double().clone() for layer in _layers(channels)}
+            before = {layer.name: layer.weight_OI.to(torch.float32, copy=True) for layer in _layers(channels)}
             for c in channels:
                 self.kept[c.name] = self._choose(c, grams)
             for layer in _layers(channels):
@@ -267,7 +268,10 @@ class Pruning:
         if not consumers:
             self.result.notes.append(f"No calibration token reached {layers[0].name!r}: its largest weights stay.")
             consumers, score = [_without_moments(layer, c) for layer in layers], "l2"
-        return best(channel_scores(consumers, score, count=keep, generator=self.generator), keep).cpu()
+        chosen = best(channel_scores(consumers, score, count=keep, generator=self.generator), keep).cpu()
+        reached = [layer for layer in layers if layer.name in grams]
+        self.energies |= {layer.name: float(c.sums[2]) for layer, c in zip(reached, consumers, strict=False)}
+        return chosen
 
     @torch.no_grad()
     def _rewrite(
@@ -287,14 +291,14 @@ class Pruning:
             kept_K = (~gone_I).nonzero().flatten().to(old_OI.device)
             self.result.notes += warn_of_few_rows(layer.name, gram.rows, len(kept_K))
             moment_II = second_moments(gram, center=self._centered(layer))
-            energy = _energy(old_OI.float(), moment_II.float())  # of all columns, the largest product: only measured
-            lost = _energy(old_OI[:, gone_I], moment_II[gone_I][:, gone_I])
+            gone_K = gone_I.nonzero().flatten()
+            energy, lost = self.energies[layer.name], _energy(old_OI[:, gone_K], moment_II[gone_K[:, None], gone_K])
             measures["fidelity_uncompensated"] = 1 - lost / energy if energy else 0.0
             if self.compensation == "ols":
                 new_OI[:, kept_K], gain = reconstruct(old_OI, moment_II, kept_K)
                 lost = max(lost - gain, 0.0)
                 if layer.bias is not None:
-                    layer.bias.add_(((old_OI - new_OI) @ gram.mean_I.double()).to(layer.bias))
+                    layer.bias.add_(((old_OI - new_OI) @ gram.mean_I).to(layer.bias))
             measures["fidelity"] = 1 - lost / energy if energy else 0.0
         layer.weight_OI.copy_(new_OI)
         counts = {"channels": sum(c.size for c in own), "remaining": sum(self.kept[c.name].shape[-1] for c in own)}
@@ -411,7 +415,7 @@ def _parameters(model: nn.Module) -> int:
 
 def _energy(weight_OI: Float[Tensor, "out in"], moment_II: Float[Tensor, "in in"]) -> float:
     """The mean squared norm of a matrix's outputs."""
-    return max(float(torch.linalg.vecdot(weight_OI @ moment_II, weight_OI).sum()), 0.0)
+    return max(float(torch.linalg.vecdot(weight_OI @ moment_II, weight_OI).double().sum()), 0.0)
 
 
 def _set_sizes(model: nn.Module, old: Any, new: Any) -> None:
@@ -426,6 +430,6 @@ def _set_sizes(model: nn.Module, old: Any, new: Any) -> None:
 
 
 def _without_moments(layer: Layer, c: Channels) -> Consumer:
-    weight_OI = layer.weight_OI.double()
-    alike_II = torch.eye(weight_OI.shape[1], dtype=torch.float64, device=weight_OI.device)
+    weight_OI = layer.weight_OI.float()
+    alike_II = torch.eye(weight_OI.shape[1], device=weight_OI.device)
     return Consumer(weight_OI, alike_II, c.columns[layer.name].to(weight_OI.device))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.fidelity import contributions, pair_scores
+from weightsmith.core.linalg import factorize
 
 __all__ = ["Consumer", "Score", "channel_scores", "compensate", "explained", "select_channels", "subset_fidelity"]
 
@@ -36,6 +38,9 @@ RIDGE = 1e-4
 
 PANEL = 64
 """Columns that the greedy choice eliminates between two updates of the whole matrices."""
+
+ROWS = 256
+"""Outputs whose products with the second moments are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,18 @@ class Consumer:
             if not bool(tensor.isfinite().all()):
                 raise NonFiniteError(f"{what} hold NaN or infinity")
         return cls(weight_OI, moment_II.to(weight_OI), torch.arange(inputs, device=weight_OI.device)[:, None])
+
+    @cached_property
+    def sums(self) -> tuple[Float[Tensor, "channels"], Float[Tensor, "channels"], Float[Tensor, ""]]:
+        """The saliency and the energy of each channel, and the energy of the layer, added up over the outputs."""
+        saliency_C, energy_C = self.weight_OI.new_zeros(2, len(self.columns_CB))
+        output = self.weight_OI.new_zeros(())
+        for part_OI in self.weight_OI.split(ROWS):
+            saliency_OC, energy_OC, output_O = contributions(part_OI, self.moment_II, self.columns_CB)
+            saliency_C += saliency_OC.sum(0)
+            energy_C += energy_OC.sum(0)
+            output += output_O.sum()
+        return saliency_C, energy_C, output
 
 
 def select_channels(
@@ -219,22 +236,18 @@ def reconstruct(
     kept = torch.as_tensor(keep, dtype=torch.long, device=weight_OI.device)
     removed = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=weight_OI.device)
     removed[kept] = False
-    moment_II = moment_II.double()
-    kept_KK = moment_II[kept[:, None], kept]
-    scale = moment_II.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    lost_OK = weight_OI.double()[:, removed] @ moment_II[removed][:, kept]
-    kept_KK.diagonal().add_(ridge * scale)
+    gone = removed.nonzero().flatten()
+    scale = moment_II.diagonal().double().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    lost_OK = weight_OI[:, gone].double() @ moment_II[gone[:, None], kept].double()
     while True:
-        lower_KK, failed = torch.linalg.cholesky_ex(kept_KK)
-        if not failed:
+        lower_KK = moment_II[kept[:, None], kept].double()
+        lower_KK.diagonal().add_(ridge * scale)
+        if factorize(lower_KK):
             break
-        more = max(10 * ridge, 1e-12)
-        kept_KK.diagonal().add_((more - ridge) * scale)
-        ridge = more
-    del kept_KK
+        ridge = max(10 * ridge, 1e-12)
     change_OK = torch.cholesky_solve(lost_OK.T, lower_KK).T
     gain = float(torch.linalg.vecdot(change_OK, lost_OK + ridge * scale * change_OK).sum())
-    return (weight_OI.double()[:, kept] + change_OK).to(weight_OI), gain
+    return (weight_OI[:, kept] + change_OK).to(weight_OI), gain
 
 
 def channel_scores(
@@ -275,11 +288,11 @@ def channel_scores(
         gain_C = _greedy(consumers, channels if count is None else count)
         return gain_C.masked_fill(~alive_C, -torch.inf)
     for c in consumers:
-        saliency_OC, energy_OC, output_O = contributions(c.weight_OI, c.moment_II, c.columns_CB)
         if score == "fidelity":
             total_C += pair_scores(c.weight_OI, c.moment_II, c.columns_CB, score="fidelity").mean(0)
         else:
-            total_C += (saliency_OC if score == "saliency" else energy_OC).sum(0) / _positive(output_O.sum())
+            saliency_C, energy_C, output = c.sums
+            total_C += (saliency_C if score == "saliency" else energy_C) / _positive(output)
     return total_C.masked_fill(~alive_C, -torch.inf)
 
 
