@@ -51,10 +51,11 @@ GRAM = 2 * TEXTS * TOKENS * (2 * HIDDEN**2 + HIDDEN**2 + FEED_FORWARD**2)
 
 @dataclass(frozen=True)
 class Command:
-    """A command line with MODEL, OTHER, OUT and TEXT to be filled in, and what it has to compute per block."""
+    """A command line with MODEL, OTHER, OUT and TEXT to be filled in, and what it has to compute per block and once."""
 
     line: str
     flops: float = 0.0
+    once: float = 0.0
     writes: bool = True
 
 
@@ -68,6 +69,8 @@ KEPT = FEED_FORWARD - REMOVED
 MODHIFI = (
     2 * TEXTS * TOKENS * FEED_FORWARD**2 + 2 * HIDDEN * REMOVED * KEPT + KEPT**3 / 3 + 2 * HIDDEN * KEPT**2
 )  # the inputs with themselves, what the removed ones contributed, the factor, and the solution
+CURVATURE = 2 * TEXTS * TOKENS * (2 * VOCABULARY * HIDDEN + HIDDEN**2 + 2 * FEED_FORWARD**2)
+"""The head forward and backward, and the moments of one edited block; it edits one block of two, three of 32."""
 COMMANDS = {
     "merge wise-ft": Command("merge wise-ft MODEL OTHER OUT"),
     "merge ties": Command("merge ties MODEL OTHER OUT"),
@@ -80,7 +83,7 @@ COMMANDS = {
         "analyze condition MODEL", sum(2 * max(shape) * min(shape) ** 2 for shape in LINEARS.values()), writes=False
     ),
     "merge rebasin": Command("merge rebasin MODEL OTHER OUT", 2 * BLOCK * HIDDEN + 2 * 3 * HIDDEN * FEED_FORWARD**2),
-    "forget curvature-edit": Command("forget curvature-edit MODEL OUT --stream --calibration TEXT", PASS),
+    "forget curvature-edit": Command("forget curvature-edit MODEL OUT --stream --calibration TEXT", PASS, CURVATURE),
 }
 
 
@@ -200,7 +203,7 @@ def main() -> None:
             arguments += ["--calibration-samples", str(TEXTS), "--calibration-length", str(TOKENS)]
         seconds, peak, last = watched([sys.executable, "-m", "weightsmith", *arguments])
         shutil.rmtree(out, ignore_errors=True)
-        limit = command.writes * copied + command.flops * chosen.blocks / rate
+        limit = command.writes * copied + (command.flops * chosen.blocks + command.once) / rate
         rows[name] = {
             "command": name,
             "blocks": chosen.blocks,
