@@ -48,20 +48,24 @@ def main() -> None:
     )
     print_table(("step", "ms"), [(name, 1e3 * timing.median) for name, timing in (timings | meta).items()])
     plain = timings["plain"]
-    for name, peer in (("spdf", "prune"), ("compander", "weight_norm"), ("reweighting", "plain")):
+    for name, peer, goal in (
+        ("spdf", "prune", 1.0),
+        ("compander", "weight_norm", 0.95),
+        ("reweighting", "plain", 0.95),  # at 1, the limit, only noise would reach it
+    ):
         limit = timings[peer].median / plain.median
-        _finish(f"{name}_step", timings[name], timings[peer], limit, options.store)
+        _finish(f"{name}_step", timings[name], timings[peer], goal, limit, options.store)
     forward, backward = LAYERS, 2 * LAYERS - 1  # the first layer's inputs need no gradient
     both = 2 * (forward + backward)
     limit = (both + backward) / (both + forward + backward)
-    _finish("meta_gradient", meta["jvp"], meta["double backward"], limit, options.store)
+    _finish("meta_gradient", meta["jvp"], meta["double backward"], 0.95, limit, options.store)
 
 
-def _finish(name: str, ours: Timing, peer: Timing, limit: float, store: bool) -> None:
+def _finish(name: str, ours: Timing, peer: Timing, goal: float, limit: float, store: bool) -> None:
     finish(
         name,
         ratio=ratio(peer, ours),
-        goal=1.0,
+        goal=goal,
         limit=limit,
         ours=1e3 * ours.median,
         peer=1e3 * peer.median,
