@@ -183,8 +183,8 @@ def replace_columns(
             new_O, error_O = replacement(w_IO.T, i), error_BO[i - start]
             torch.sub(w_IO[i], new_O, out=error_O).div_(factor_II[i, i])
             w_IO[i] = new_O
-            w_IO[i + 1 : stop] -= factor_II[i, i + 1 : stop].unsqueeze(1) * error_O
-        w_IO[stop:] -= factor_II[start:stop, stop:].T @ error_BO
+            w_IO[i + 1 : stop].addcmul_(factor_II[i, i + 1 : stop].unsqueeze(1), error_O, value=-1)
+        w_IO[stop:].addmm_(factor_II[start:stop, stop:].T, error_BO, alpha=-1)
     return w_IO.T.contiguous()
 
 
