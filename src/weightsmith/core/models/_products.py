@@ -78,6 +78,8 @@ class _Float32Products(TorchFunctionMode):
     ) -> Any:
         if func is functional.linear and not kwargs and args[0].dtype in self.dtypes and args[0].device.type == "cpu":
             x, weight, *bias = args
+            if weight.ndim != 2:
+                return func(*args)
             if not torch.is_grad_enabled():
                 return _upcast_linear(x, weight, *bias)
             if not weight.requires_grad and not any(part is not None and part.requires_grad for part in bias):
