@@ -311,6 +311,18 @@ def test_compensation_restores_what_the_choice_lost():
     assert errors["ols"] < 0.2 * errors["none"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_without_compensation_kept_weights_stay_as_they_are(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 5)).to(dtype)
+    columns = {tuple(column) for column in model[2].weight.T.tolist()}
+    modhifi(model, [torch.randn(200, 8, dtype=dtype)], ratio=0.5, compensation="none")
+    kept = {tuple(column) for column in model[2].weight.T.tolist()}
+    assert len(kept) == 32
+    assert kept < columns
+    assert model[2].weight.dtype == dtype
+
+
 @pytest.mark.parametrize("ridge", [0.0, 1e-4, 0.1])
 def test_what_compensation_wins_back_is_the_fall_of_the_lost_energy(ridge):
     _, moment = random_moments(12)

@@ -26,6 +26,7 @@ from weightsmith.core.data import Batch, Samples, batched, pad_token_id, take, t
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.fidelity import PairScore, pair_scores, second_moments
 from weightsmith.core.io import offloaded_of
+from weightsmith.core.linalg import upcast
 from weightsmith.core.models import Layer, computed_by, evaluation_mode, find_layers, observe, unreached, writable
 from weightsmith.core.processes import refuse_several_processes
 from weightsmith.core.results import Result, record
@@ -350,9 +351,9 @@ def _width(layer: Layer) -> int:
 
 def _pair_order(layer: Layer, gram: Gram, score: PairScore) -> Int[Tensor, "pairs"]:
     """The pairs of output and input channel of a layer, highest score first."""
-    weight_OI = layer.weight_OI.float()
+    weight_OI = upcast(layer.weight_OI)
     columns_CB = torch.arange(weight_OI.shape[1], device=weight_OI.device).view(-1, _width(layer))
-    score_OC = pair_scores(weight_OI, second_moments(gram), columns_CB, score=score)
+    score_OC = pair_scores(weight_OI, second_moments(gram).to(weight_OI), columns_CB, score=score)
     return score_OC.flatten().sort(descending=True, stable=True).indices
 
 

@@ -15,6 +15,7 @@ from weightsmith.core.data import Batch, call, to_device, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.fidelity import second_moments
 from weightsmith.core.io import offloaded_of
+from weightsmith.core.linalg import upcast
 from weightsmith.core.models import (
     CONVOLUTIONS,
     Layer,
@@ -227,13 +228,16 @@ class Pruning:
     def _consumers(self, layers: Sequence[Layer], c: Channels, grams: Mapping[str, Gram]) -> list[Consumer]:
         return [
             Consumer(
-                layer.weight_OI.float(),
-                second_moments(grams[layer.name], center=self._centered(layer)),
+                upcast(layer.weight_OI),
+                self._moments(layer, grams[layer.name]),
                 c.columns[layer.name].to(layer.weight.device),
             )
             for layer in layers
             if layer.name in grams
         ]
+
+    def _moments(self, layer: Layer, gram: Gram) -> Float[Tensor, "in in"]:
+        return second_moments(gram, center=self._centered(layer)).to(upcast(layer.weight_OI).dtype)
 
     # --- choice and compensation
 
@@ -244,7 +248,7 @@ class Pruning:
             for _, _, smaller in self._new_fields():
                 self.stored.resize(smaller)
         for channels, grams in self._visits():
-            before = {layer.name: layer.weight_OI.to(torch.float32, copy=True) for layer in _layers(channels)}
+            before = {layer.name: upcast(layer.weight_OI.clone()) for layer in _layers(channels)}
             for c in channels:
                 self.kept[c.name] = self._choose(c, grams)
             for layer in _layers(channels):
@@ -290,7 +294,7 @@ class Pruning:
         if gram is not None:
             kept_K = (~gone_I).nonzero().flatten().to(old_OI.device)
             self.result.notes += warn_of_few_rows(layer.name, gram.rows, len(kept_K))
-            moment_II = second_moments(gram, center=self._centered(layer))
+            moment_II = self._moments(layer, gram)
             gone_K = gone_I.nonzero().flatten()
             energy, lost = self.energies[layer.name], _energy(old_OI[:, gone_K], moment_II[gone_K[:, None], gone_K])
             measures["fidelity_uncompensated"] = 1 - lost / energy if energy else 0.0
@@ -298,7 +302,7 @@ class Pruning:
                 new_OI[:, kept_K], gain = reconstruct(old_OI, moment_II, kept_K)
                 lost = max(lost - gain, 0.0)
                 if layer.bias is not None:
-                    layer.bias.add_(((old_OI - new_OI) @ gram.mean_I).to(layer.bias))
+                    layer.bias.add_(((old_OI - new_OI) @ gram.mean_I.to(old_OI)).to(layer.bias))
             measures["fidelity"] = 1 - lost / energy if energy else 0.0
         layer.weight_OI.copy_(new_OI)
         counts = {"channels": sum(c.size for c in own), "remaining": sum(self.kept[c.name].shape[-1] for c in own)}
@@ -430,6 +434,6 @@ def _set_sizes(model: nn.Module, old: Any, new: Any) -> None:
 
 
 def _without_moments(layer: Layer, c: Channels) -> Consumer:
-    weight_OI = layer.weight_OI.float()
-    alike_II = torch.eye(weight_OI.shape[1], device=weight_OI.device)
+    weight_OI = upcast(layer.weight_OI)
+    alike_II = torch.eye(weight_OI.shape[1]).to(weight_OI)
     return Consumer(weight_OI, alike_II, c.columns[layer.name].to(weight_OI.device))
