@@ -3,7 +3,7 @@ import torch
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
 from weightsmith.core.linalg import (
-    factorize,
+    damped_cholesky,
     inverse_cholesky,
     is_finite,
     project,
@@ -32,14 +32,27 @@ def test_inverse_cholesky_in_halves_is_the_factor_of_the_inverse(size):
     assert torch.equal(gram, before)
 
 
-def test_factorize_works_in_place():
+def test_a_cholesky_factor_takes_the_place_of_its_matrix():
     x = torch.randn(300, 200, dtype=torch.float64)
     matrix = x.T @ x
     expected, place = torch.linalg.cholesky(matrix), matrix.data_ptr()
-    assert factorize(matrix)
-    assert matrix.data_ptr() == place
-    torch.testing.assert_close(matrix, expected)
-    assert not factorize(torch.zeros(5, 5))
+    lower, damping = damped_cholesky(lambda: matrix, 0.0, 1.0, least=1e-6)
+    assert lower.data_ptr() == place
+    assert damping == 0
+    torch.testing.assert_close(lower, expected)
+
+
+def test_damping_grows_until_a_matrix_is_positive_definite():
+    tries = []
+
+    def copy():
+        tries.append(torch.diag(torch.tensor([1.0, -3e-5], dtype=torch.float64)))
+        return tries[-1]
+
+    lower, damping = damped_cholesky(copy, 0.0, 2.0, least=1e-6)
+    assert len(tries) == 4  # 0, 1e-6, 1e-5 and 1e-4 of 2
+    assert damping == pytest.approx(1e-4)
+    torch.testing.assert_close(lower.diagonal(), torch.tensor([1.0002, 1.7e-4], dtype=torch.float64).sqrt())
 
 
 def test_inverse_cholesky_of_a_singular_matrix_is_damped():

@@ -16,7 +16,7 @@ from weightsmith.core.sharding import local
 
 __all__ = [
     "COLUMN_BLOCK",
-    "factorize",
+    "damped_cholesky",
     "inner_product",
     "inverse_cholesky",
     "is_finite",
@@ -90,37 +90,53 @@ def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> 
     """
     if not is_finite(gram_II):
         raise NonFiniteError("the Gram matrix holds NaN or infinity", do="Check the calibration data.")
-    scale = gram_II.diagonal().double().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    while True:
-        # with rows and columns in reverse order the factor of the inverse is the inverse of the factor; one matrix of
-        # 14,336 inputs takes 1.6 GB, so all happens in place
-        lower_II = gram_II.flip(0, 1).to(torch.float64)
-        lower_II.diagonal().add_(damping * scale)
-        if factorize(lower_II):
-            break
-        damping = max(10 * damping, 1e-6)
+    scale = max(float(gram_II.diagonal().double().mean()), torch.finfo(torch.float32).tiny)
+    # with rows and columns in reverse order the factor of the inverse is the inverse of the factor; one matrix of
+    # 14,336 inputs takes 1.6 GB, so all happens in place
+    lower_II, _ = damped_cholesky(lambda: gram_II.flip(0, 1).to(torch.float64), damping, scale, least=1e-6)
     _invert_triangular(lower_II)
     factor_II = lower_II.float()
     del lower_II
     return factor_II.flip(0, 1)
 
 
-def factorize(matrix_II: Float[Tensor, "in in"]) -> bool:
-    """Replace a symmetric matrix by its lower Cholesky factor, in place; False where it is not positive definite.
+def damped_cholesky(
+    copy: Callable[[], Float[Tensor, "in in"]], damping: float, scale: float, *, least: float
+) -> tuple[Float[Tensor, "in in"], float]:
+    """Lower Cholesky factor of a symmetric matrix whose diagonal is raised until it is positive definite.
+
+    Parameters
+    ----------
+    copy : callable
+        Returns a new copy of the matrix, of shape (in, in), positive semi-definite and finite. The factor takes its
+        place, so that no other matrix is needed; each further try asks for another one.
+    damping : float
+        Added to the diagonal, as a fraction of ``scale``, >= 0; multiplied by ten until the factorization succeeds.
+    scale : float
+        Size of the diagonal, > 0.
+    least : float
+        What follows a damping of 0, > 0.
+
+    Returns
+    -------
+    tuple of Tensor of shape (in, in) and float
+        The factor, and the damping it needed.
 
     Examples
     --------
-    >>> matrix = torch.tensor([[4.0, 2.0], [2.0, 10.0]])
-    >>> factorize(matrix), matrix
-    (True, tensor([[2., 0.],
-            [1., 3.]]))
-    >>> factorize(-torch.eye(2))
-    False
+    >>> damped_cholesky(lambda: torch.tensor([[4.0, 2.0], [2.0, 10.0]]), 0.0, 1.0, least=1e-6)
+    (tensor([[2., 0.],
+            [1., 3.]]), 0.0)
     """
-    failed = torch.empty((), dtype=torch.int32, device=matrix_II.device)
-    upper_II = matrix_II.mT  # the transpose of a row-major matrix is column-major: LAPACK then works in place
-    torch.linalg.cholesky_ex(upper_II, upper=True, out=(upper_II, failed))
-    return not bool(failed)
+    while True:
+        matrix_II = copy()
+        matrix_II.diagonal().add_(damping * scale)
+        failed = torch.empty((), dtype=torch.int32, device=matrix_II.device)
+        upper_II = matrix_II.mT  # the transpose of a row-major matrix is column-major: LAPACK then works in place
+        torch.linalg.cholesky_ex(upper_II, upper=True, out=(upper_II, failed))
+        if not failed:
+            return matrix_II, damping
+        damping = max(10 * damping, least)
 
 
 def _invert_triangular(lower_II: Float[Tensor, "in in"]) -> None:

@@ -36,6 +36,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import (
     Layer,
     find_blocks,
@@ -301,7 +302,7 @@ def edit_matrix(
             found=f"{tuple(g_OO.shape)} for outputs, {tuple(a_II.shape)} for inputs",
             expected=f"those of a matrix {tuple(weight_OI.shape)}; Conv1D holds its transpose",
         )
-    if not bool(a_II.isfinite().all() and g_OO.isfinite().all()):
+    if not (is_finite(a_II) and is_finite(g_OO)):
         raise NonFiniteError("curvature factors hold NaN or infinity")
     if float(g_OO.trace()) <= 0 or float(a_II.trace()) <= 0:
         raise CalibrationError(

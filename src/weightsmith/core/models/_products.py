@@ -78,7 +78,7 @@ class _Float32Products(TorchFunctionMode):
     ) -> Any:
         if func is functional.linear and not kwargs and args[0].dtype in self.dtypes and args[0].device.type == "cpu":
             x, weight, *bias = args
-            if weight.ndim != 2:
+            if weight.ndim != 2:  # PyTorch takes a vector, too
                 return func(*args)
             if not torch.is_grad_enabled():
                 return _upcast_linear(x, weight, *bias)

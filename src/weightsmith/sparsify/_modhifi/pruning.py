@@ -189,7 +189,8 @@ class Pruning:
         for channels, grams in self._visits():
             for c in channels:
                 if consumers := self._consumers(c.consumers, c, grams):
-                    found[c.name] = channel_scores(consumers, self.score, generator=self.generator) / len(consumers)
+                    scores_C = channel_scores([*consumers.values()], self.score, generator=self.generator)
+                    found[c.name] = scores_C / len(consumers)
         if missing := [c.name for c in self.channels if c.name not in found]:
             raise CalibrationError(f"no calibration batch reached the layers that read {missing[0]!r}")
         return found
@@ -225,16 +226,17 @@ class Pruning:
         """Whether the mean of the outputs can be restored: by the layer's bias, or by a batch normalization."""
         return layer.bias is not None or (isinstance(layer.module, CONVOLUTIONS) and has_batchnorm(self.model))
 
-    def _consumers(self, layers: Sequence[Layer], c: Channels, grams: Mapping[str, Gram]) -> list[Consumer]:
-        return [
-            Consumer(
+    def _consumers(self, layers: Sequence[Layer], c: Channels, grams: Mapping[str, Gram]) -> dict[str, Consumer]:
+        """Of the layers that a batch reached, by name."""
+        return {
+            layer.name: Consumer(
                 upcast(layer.weight_OI),
                 self._moments(layer, grams[layer.name]),
                 c.columns[layer.name].to(layer.weight.device),
             )
             for layer in layers
             if layer.name in grams
-        ]
+        }
 
     def _moments(self, layer: Layer, gram: Gram) -> Float[Tensor, "in in"]:
         return second_moments(gram, center=self._centered(layer)).to(upcast(layer.weight_OI).dtype)
@@ -268,14 +270,13 @@ class Pruning:
     def _choose_for(
         self, layers: Sequence[Layer], c: Channels, grams: Mapping[str, Gram], keep: int
     ) -> Int[Tensor, "keep"]:
-        consumers, score = self._consumers(layers, c, grams), self.score
+        reached, score = self._consumers(layers, c, grams), self.score
+        self.energies |= {name: float(consumer.sums[2]) for name, consumer in reached.items()}
+        consumers = [*reached.values()]
         if not consumers:
             self.result.notes.append(f"No calibration token reached {layers[0].name!r}: its largest weights stay.")
             consumers, score = [_without_moments(layer, c) for layer in layers], "l2"
-        chosen = best(channel_scores(consumers, score, count=keep, generator=self.generator), keep).cpu()
-        reached = [layer for layer in layers if layer.name in grams]
-        self.energies |= {layer.name: float(c.sums[2]) for layer, c in zip(reached, consumers, strict=False)}
-        return chosen
+        return best(channel_scores(consumers, score, count=keep, generator=self.generator), keep).cpu()
 
     @torch.no_grad()
     def _rewrite(

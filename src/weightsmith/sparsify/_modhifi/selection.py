@@ -26,7 +26,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.fidelity import contributions, pair_scores
-from weightsmith.core.linalg import factorize
+from weightsmith.core.linalg import damped_cholesky, is_finite
 
 __all__ = ["Consumer", "Score", "channel_scores", "compensate", "explained", "select_channels", "subset_fidelity"]
 
@@ -76,7 +76,7 @@ class Consumer:
         if moment_II.shape != (inputs, inputs):
             raise ShapeError("second moments", found=tuple(moment_II.shape), expected=(inputs, inputs))
         for what, tensor in (("the weight", weight_OI), ("the second moments", moment_II)):
-            if not bool(tensor.isfinite().all()):
+            if not is_finite(tensor):
                 raise NonFiniteError(f"{what} hold NaN or infinity")
         return cls(weight_OI, moment_II.to(weight_OI), torch.arange(inputs, device=weight_OI.device)[:, None])
 
@@ -237,14 +237,9 @@ def reconstruct(
     removed = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=weight_OI.device)
     removed[kept] = False
     gone = removed.nonzero().flatten()
-    scale = moment_II.diagonal().double().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    scale = max(float(moment_II.diagonal().double().mean()), torch.finfo(torch.float64).tiny)
     lost_OK = weight_OI[:, gone].double() @ moment_II[gone[:, None], kept].double()
-    while True:
-        lower_KK = moment_II[kept[:, None], kept].double()
-        lower_KK.diagonal().add_(ridge * scale)
-        if factorize(lower_KK):
-            break
-        ridge = max(10 * ridge, 1e-12)
+    lower_KK, ridge = damped_cholesky(lambda: moment_II[kept[:, None], kept].double(), ridge, scale, least=1e-12)
     change_OK = torch.cholesky_solve(lost_OK.T, lower_KK).T
     gain = float(torch.linalg.vecdot(change_OK, lost_OK + ridge * scale * change_OK).sum())
     return (weight_OI[:, kept] + change_OK).to(weight_OI), gain
