@@ -250,11 +250,10 @@ class Pruning:
             for _, _, smaller in self._new_fields():
                 self.stored.resize(smaller)
         for channels, grams in self._visits():
-            before = {layer.name: upcast(layer.weight_OI.clone()) for layer in _layers(channels)}
             for c in channels:
                 self.kept[c.name] = self._choose(c, grams)
             for layer in _layers(channels):
-                self._rewrite(layer, before[layer.name], grams.get(layer.name), channels)
+                self._rewrite(layer, grams.get(layer.name), channels)
             if self.stored is not None:  # the stream writes the block when it leaves it
                 cut(self.model, self.symmetry, {c.name: self.kept[c.name] for c in channels})
         self._cut()
@@ -279,10 +278,9 @@ class Pruning:
         return best(channel_scores(consumers, score, count=keep, generator=self.generator), keep).cpu()
 
     @torch.no_grad()
-    def _rewrite(
-        self, layer: Layer, old_OI: Float[Tensor, "out in"], gram: Gram | None, channels: Sequence[Channels]
-    ) -> None:
+    def _rewrite(self, layer: Layer, gram: Gram | None, channels: Sequence[Channels]) -> None:
         """Set the columns of removed channels to zero, and re-solve the others."""
+        old_OI = upcast(layer.weight_OI)
         gone_I = self.removed.setdefault(layer.name, torch.zeros(old_OI.shape[1], dtype=torch.bool))
         own = [c for c in channels if layer.name in c.columns]
         for c in own:
