@@ -1,4 +1,5 @@
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -8,12 +9,12 @@ from weightsmith.core import selection
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.selection import (
     falling_order,
+    keep_,
     kth_largest,
     kth_smallest,
     largest_k,
     lowest_k_mask,
     lowest_n_of_m_mask,
-    zero_,
 )
 
 
@@ -114,16 +115,19 @@ def test_n_of_m_is_a_stable_sort_of_each_run(runs, m, values, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_zeroing_is_that_of_masked_fill(dtype):
-    values = torch.randn(9, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
-    values[0, 0], values[0, 1] = float("nan"), -float("inf")
-    mask = torch.rand(9, 40, generator=torch.Generator().manual_seed(1)) < 0.5
-    mask[0, :2] = True
-    expected = values.masked_fill(mask, 0)
-    assert torch.equal(zero_(values.clone(), mask), expected)
-    strided = values.clone().T
-    assert torch.equal(zero_(strided, mask.T), expected.T)
-    assert not zero_(values, mask).signbit()[mask].any()
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (9, 40), (3, 50, 1000), (2, 200_000)])
+def test_keeping_is_masked_fill_of_the_rest(dtype, shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    kept = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    with suppress(IndexError):  # no values
+        values.view(-1)[0], values.view(-1)[-1] = float("nan"), -float("inf")
+        kept.view(-1)[0], kept.view(-1)[-1] = False, False
+    expected = values.masked_fill(~kept, 0)
+    assert torch.equal(keep_(values.clone(), kept), expected)
+    strided = values.transpose(0, -1).contiguous().transpose(0, -1)
+    assert torch.equal(keep_(strided.clone(), kept), expected)
+    assert torch.equal(keep_(strided.transpose(0, -1), kept.transpose(0, -1)), expected.transpose(0, -1))
+    assert not keep_(values, kept).signbit()[~kept].any()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -37,7 +37,7 @@ from weightsmith.core.models import (
     writable,
 )
 from weightsmith.core.results import Result, record
-from weightsmith.core.selection import zero_
+from weightsmith.core.selection import keep_
 from weightsmith.core.training import (
     FitOptions,
     check_options,
@@ -160,7 +160,7 @@ class StaticSparsity:
     def apply(self) -> None:
         """Set the masked weights to zero."""
         for layer in self._owners:
-            zero_(_parameter(layer), ~_whole_mask(layer))
+            keep_(_parameter(layer), _whole_mask(layer))
 
     @torch.no_grad()
     def relax(self, sparsity: float, generator: torch.Generator | None = None) -> None:
@@ -233,7 +233,7 @@ class StaticSparsity:
 
             def select(parameter: Tensor, layer: Layer = layer) -> None:
                 assert parameter.grad is not None
-                zero_(parameter.grad, ~_whole_mask(layer))
+                keep_(parameter.grad, _whole_mask(layer))
 
             self._hooked[number] = (parameter, parameter.register_post_accumulate_grad_hook(select))
 
@@ -389,6 +389,7 @@ def spdf(
                 lr=options["learning_rate"],
                 betas=(0.9, 0.95),
                 weight_decay=options["weight_decay"],
+                fused=True,
             )
             held.attach(optimizer)
             run = fit(model, training, optimizer=optimizer, seed=seed, **options)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
 from weightsmith.core.results import Result
-from weightsmith.core.selection import lowest_k_mask, lowest_n_of_m_mask, zero_
+from weightsmith.core.selection import keep_, lowest_k_mask, lowest_n_of_m_mask
 from weightsmith.core.statistics import InputStatistics, output_error
 
 __all__ = [
@@ -157,9 +158,9 @@ def remove(
     """Set the marked weights of a layer to zero and return its measures; the other weights do not change."""
     measures = {}
     if statistics is not None:
-        old_OI = layer.weight_OI.float()
-        measures = output_error(old_OI, old_OI.masked_fill(~pruned_OI, 0), statistics)
-    zero_(layer.weight_OI, pruned_OI)
+        removed_OI = keep_(layer.weight_OI.to(torch.float32, copy=True), pruned_OI)
+        measures = output_error(layer.weight_OI.float(), removed_OI, statistics)
+    keep_(layer.weight_OI, ~pruned_OI)
     return zeros(layer) | measures
 
 
