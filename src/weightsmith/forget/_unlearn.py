@@ -142,6 +142,7 @@ def unlearn(
             [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=options["learning_rate"],
             weight_decay=options["weight_decay"],
+            fused=True,
         )
         with nullcontext() if mask is None else masked_updates(model, optimizer, mask):
             return fit(model, pairs, loss=loss, optimizer=optimizer, after_step=after_step, seed=seed, **options)

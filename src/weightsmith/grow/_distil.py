@@ -231,7 +231,7 @@ def decaying_adamw(model: nn.Module, learning_rate: float, weight_decay: float) 
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
 
 
 def _rows(output: Any, inputs: Any) -> Tensor:

@@ -454,7 +454,7 @@ def mixture_growth(
 
         def train(network: nn.Module, options: FitOptions) -> list[float]:
             groups = parameter_groups(network, weight_decay=options["weight_decay"])
-            optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"])
+            optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"], fused=True)
             return fit(network, training, optimizer=optimizer, seed=seed, **options).losses
 
         result.curves["member's training loss"] = train(growth.member(1), member)

@@ -369,7 +369,7 @@ def weight_compander(
         layers = compand(model, include=include, exclude=exclude, **hyper)
         rate, decay = options["learning_rate"], options["weight_decay"]
         groups = compander_parameter_groups(model, lr=rate, weight_decay=decay)
-        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)
         run = fit(model, training, optimizer=optimizer, seed=seed, **options)
         fold_companders(model)
         after = weight_statistics(model, include)

@@ -169,7 +169,7 @@ def fit(
     if optimizer is not None:
         _check_optimizer(optimizer, model, loss)
     optimizer = optimizer or torch.optim.AdamW(
-        _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"]
+        _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"], fused=True
     )
     forward = vars(model).get("forward")
     # a sharded model averages its own gradients: in evaluation mode it is not wrapped once more

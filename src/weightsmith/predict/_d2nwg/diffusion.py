@@ -317,7 +317,7 @@ class WeightDiffusion(nn.Module):
             return self.vae.loss(rows_BP, *vae(rows_BP))
 
         members, seed = self._members(steps, batch_size, generator)
-        optimizer = torch.optim.Adam(self.vae.parameters(), lr=rate)
+        optimizer = torch.optim.Adam(self.vae.parameters(), lr=rate, fused=True)
         run = fit(self.vae, members, loss=loss, optimizer=optimizer, batch_size=batch_size, seed=seed)
         self.losses["autoencoder"] = run.losses
 
@@ -389,7 +389,7 @@ class WeightDiffusion(nn.Module):
                 mine.lerp_(its.detach(), 1 - decay)
 
         members, seed = self._members(steps, batch_size, generator)
-        optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=rate, weight_decay=0.01, fused=True)
         run = fit(
             self.denoiser,
             members,

@@ -69,7 +69,7 @@ class Hypernetwork(nn.Module):
             return (error / self.spread).square().mean()
 
         drawn = torch.randint(len(self.zoo), (steps * batch_size,), generator=torch.Generator().manual_seed(seed))
-        optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
         fit(self, TensorDataset(drawn), loss=loss, optimizer=optimizer, batch_size=batch_size, seed=seed)
         return self
 

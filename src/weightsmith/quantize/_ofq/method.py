@@ -280,7 +280,7 @@ def _train(
         first = [training[place] for place in range(min(options["batch_size"], len(training)))]
         dropped = initialize_activations(model, list(batched(first, len(first), pad_token_id=pad_token_id(model))))
         groups = parameter_groups(model, lr=options["learning_rate"], weight_decay=options["weight_decay"])
-        optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"])
+        optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"], fused=True)
         freezing = None if freeze_above is None else IterativeFreezing(model, freeze_above)
         loss = _loss(teacher, distillation)
 

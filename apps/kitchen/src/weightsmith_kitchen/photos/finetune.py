@@ -193,9 +193,9 @@ def finetune(
         mean = _MovingAverage(network, average) if average else None
         decay = options.get("weight_decay", 0.0)
         solver: torch.optim.Optimizer = (
-            torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=decay)
+            torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=decay, fused=True)
             if optimizer == "sgd"
-            else torch.optim.AdamW(groups, weight_decay=decay)
+            else torch.optim.AdamW(groups, weight_decay=decay, fused=True)
         )
         steps = len(loader) * options.get("epochs", 1)
         rates = [float(group["lr"]) for group in groups]

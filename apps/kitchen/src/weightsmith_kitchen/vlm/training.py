@@ -91,7 +91,7 @@ def train(
     groups = parameter_groups(model, chosen["weight_decay"], chosen["learning_rate"], lm_learning_rate)
     if not groups:
         raise ModelError("parameters to train", found="none", do="Unfreeze the projector or add LoRA.")
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
 
     def follow(step: int, loss: float) -> None:
         if schedule is not None:  # `fit` has set the rate of its own schedule just before
