@@ -1,8 +1,9 @@
-"""Is a step of CLASSP as fast as one of ``torch.optim.Adagrad(foreach=True)``, with one state tensor as well?
+"""Is a step of CLASSP as fast as one of ``torch.optim.Adagrad``, with one state tensor as well?
 
-64 layers of 1024, 67 million weights in float32. CLASSP has its defaults: power 1, and gradients checked
+64 layers of 1024, 67 million weights in float32. Both have their defaults: CLASSP power 1, and gradients checked
 for NaN and infinity before anything changes. Goal: at most 1.1 times Adagrad's time. The limit is one pass over memory
-that reads gradient, weight and accumulator and writes the last two, at this machine's bandwidth.
+that reads gradient, weight and accumulator and writes the last two, at this machine's bandwidth; Adagrad's fused kernel,
+which one has to ask for, makes that one pass.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def main() -> None:
         "CLASSP, power 2": CLASSP(parameters, lr=1e-9, power=2.0),
     }
     peers = {
+        "Adagrad": torch.optim.Adagrad(parameters, lr=1e-9),
         "Adagrad, foreach": torch.optim.Adagrad(parameters, lr=1e-9, foreach=True),
-        "Adagrad, one by one": torch.optim.Adagrad(parameters, lr=1e-9, foreach=False),
-        "Adam, foreach": torch.optim.Adam(parameters, lr=1e-9, foreach=True),
+        "Adagrad, fused": torch.optim.Adagrad(parameters, lr=1e-9, fused=True),
     }
     timings = alternate({name: one.step for name, one in (ours | peers).items()}, rounds=options.rounds)
-    peer = timings["Adagrad, foreach"]
+    peer = timings["Adagrad"]
     print_table(
         ("step", "ms", "of Adagrad's time"),
         [(name, 1e3 * timing.median, ratio(timing, peer)) for name, timing in timings.items()],
