@@ -77,8 +77,12 @@ class Grid:
         return (integers * unit).to(dtype)
 
 
-def symmetric_step(rows: Float[Tensor, "out in"], bits: int) -> Float[Tensor, "out 1"]:
+def symmetric_step(
+    rows: Float[Tensor, "out in"], bits: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "out 1"]:
     """The step with which the largest magnitude of each row is half a step beyond the last positive code.
+
+    It is a number of ``dtype``, in which it will be stored, and never zero.
 
     Examples
     --------
@@ -87,7 +91,9 @@ def symmetric_step(rows: Float[Tensor, "out in"], bits: int) -> Float[Tensor, "o
             [1.1755e-38]])
     """
     largest = rows.abs().amax(1, keepdim=True)
-    return (2 * largest / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+    step = (2 * largest / (2**bits - 1)).to(dtype).float()
+    of_type = torch.finfo(dtype)  # float16 reaches below its normal numbers, where the weights of small rows lie
+    return step.clamp_min(max(torch.finfo(torch.float32).tiny, of_type.tiny * of_type.eps))
 
 
 def check_bits(name: str, bits: int, lowest: int = 2) -> None:

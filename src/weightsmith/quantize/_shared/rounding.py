@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
+from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.levels import FILE, Grid, Quantization, WeightLevels, symmetric_step
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
 from weightsmith.core.results import Result
 from weightsmith.core.statistics import output_error
@@ -54,7 +56,7 @@ def round_layers(
                     continue
                 old_OI = layer.weight_OI.float()
                 dtype = layer.weight.dtype
-                step_O1 = symmetric_step(old_OI, bits).to(dtype).float()
+                step_O1 = symmetric_step(old_OI, bits, dtype)
 
                 def nearest(
                     columns_OK: Float[Tensor, "out columns"], step_O1: Tensor = step_O1, dtype: torch.dtype = dtype
@@ -63,6 +65,12 @@ def round_layers(
 
                 gram = statistics.get(layer.name)
                 new_OI = rounded(old_OI, nearest, gram)
+                if not is_finite(new_OI):
+                    raise NonFiniteError(
+                        f"the rounded weight of {layer.name!r} holds NaN or infinity",
+                        found=f"values up to {float(layer.weight_OI.abs().max()):.3g}",
+                        expected="weights within float32, in which they are rounded",
+                    )
                 row = {"bits": bits, "weight_error": float((new_OI - old_OI).norm() / old_OI.norm().clamp_min(1e-30))}
                 if gram is not None:
                     row |= output_error(old_OI, new_OI - old_OI, gram)

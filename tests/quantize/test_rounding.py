@@ -1,0 +1,40 @@
+"""Rounding of weights to levels: rows of zeros, rows below the normal numbers, and weights beyond float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from weightsmith.core.errors import NonFiniteError
+from weightsmith.quantize import gptq, round_to_nearest
+
+
+def gptq_on_ones(model, **options):
+    return gptq(model, [torch.ones(4, 8, dtype=model[0].weight.dtype)], **options)
+
+
+@pytest.mark.parametrize("quantize", [round_to_nearest, gptq_on_ones])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rows_of_zeros_stay_zero_and_small_ones_keep_their_values(quantize, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 3, bias=False)).to(dtype)
+    with torch.no_grad():
+        model[0].weight[0] = 0
+        model[0].weight[1] *= 1e-5  # below the normal numbers of float16
+    before = model[0].weight.detach().double()
+    quantize(model, weight_bits=8)
+    after = model[0].weight.detach().double()
+    assert not after[0].any()
+    step = 2 * before.abs().amax(1, keepdim=True) / 255
+    assert ((after - before).abs() <= 8 * step + 2.0**-24)[1:].all()
+    assert after[1].any()
+
+
+def test_weights_beyond_float32_are_refused_and_stay():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.fill_(1e299)
+    with pytest.raises(NonFiniteError, match=r"rounded weight of '0' .* values up to 1e\+299"):
+        round_to_nearest(model)
+    assert (model[0].weight == 1e299).all()
