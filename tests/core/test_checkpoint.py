@@ -467,3 +467,17 @@ def test_text_files_are_written_whole(tmp_path):
     with pytest.raises(CheckpointError, match="cannot write /dev/full"):
         write_file("/dev/full", "never")
     assert os.listdir(tmp_path / "deep") == ["r.json"]
+
+
+def test_a_file_beside_the_weights_is_not_read(tmp_path):
+    safetensors.torch.save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    safetensors.torch.save_file({"w": torch.ones(2), "v": torch.ones(1)}, tmp_path / "old.safetensors")
+    assert load_state_dict(tmp_path).keys() == {"w"}
+    assert not CheckpointReader(tmp_path).tensor("w").any()
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    for name in ("a", "b"):
+        safetensors.torch.save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor 'w' is in two files .*a\.safetensors and b\.safetensors"):
+        CheckpointReader(tmp_path)

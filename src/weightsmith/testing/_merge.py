@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,25 @@ def _is_repeatable(case: Case) -> None:
     assert all(same(first[name], second[name]) for name in first), f"{case.title}: equal seeds gave other bits"
 
 
+def _reads_what_transformers_reads(case: Case) -> None:
+    parts = case.parts()
+    case.call(parts, case.folder / "first")
+    shutil.copy(parts[-1] / WEIGHTS, parts[0] / "old.safetensors")
+    case.call(parts, case.folder / "second")
+    first, second = (load_file(case.folder / out / WEIGHTS) for out in ("first", "second"))
+    assert all(same(first[name], second[name]) for name in first), f"{case.title}: read a file beside {WEIGHTS}"
+
+
+def _names_other_configurations(case: Case) -> None:
+    parts = case.parts()
+    config = json.loads((parts[0] / "config.json").read_text())
+    (parts[0] / "config.json").write_text(json.dumps(config | {"initializer_range": 0.5}))
+    out = case.folder / "out"
+    case.call(parts, out)
+    notes = (out / "weightsmith.json").read_text()
+    assert "initializer_range" in notes, f"{case.title}: does not say that the configurations differ"
+
+
 def _never_replaces_unasked(case: Case) -> None:
     parts, out = case.parts(), case.folder / "out"
     case.call(parts, out)
@@ -257,6 +277,8 @@ def _refuses(case: Case) -> None:
 CHECKS: tuple[Callable[[Case], None], ...] = (
     _loads_in_transformers,
     _is_repeatable,
+    _reads_what_transformers_reads,
+    _names_other_configurations,
     _never_replaces_unasked,
     _refuses_other_shapes,
     _refuses_what_is_not_finite,

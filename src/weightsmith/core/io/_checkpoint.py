@@ -31,7 +31,7 @@ __all__ = ["CheckpointReader", "CheckpointWriter", "StateDict", "load_state_dict
 StateDict: TypeAlias = Mapping[str, Tensor]
 """Names and tensors, as ``model.state_dict()`` returns them."""
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 TRAINING_STATE = re.compile(r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)(_\d+)?")
 """Names of pickles that trainers write beside a state dict."""
@@ -198,6 +198,8 @@ class CheckpointReader:
             raise CheckpointError(f"no checkpoint at {self.path}", do="Give a folder or a .safetensors file.")
         if (self.path / INDEX).is_file():
             return [self.path / name for name in sorted(set(self._index().values()))]
+        if (self.path / WHOLE).is_file():  # beside it may lie others, which transformers does not read either
+            return [self.path / WHOLE]
         pickles = sorted(
             file for file in self.path.iterdir() if file.suffix in PICKLES and not TRAINING_STATE.fullmatch(file.stem)
         )
@@ -237,6 +239,13 @@ class CheckpointReader:
             if length > min(size - 8, LONGEST_HEADER):
                 raise ValueError(f"header of {length} bytes in a file of {size} bytes")
             metadata, specs, begins = read_header(file.read(length), size - 8 - length)
+        if twice := next((key for key in specs if key in self.specs), None):
+            raise CheckpointError(
+                f"tensor {twice!r} is in two files of {self.path}",
+                found=f"{self._places[twice][0].name} and {shard.name}",
+                expected=f"each tensor once, or {INDEX} to say where",
+                do="Move the file that does not belong to the model elsewhere.",
+            )
         self.metadata.update(metadata)
         self.specs.update(specs)
         self._places.update({key: (shard, 8 + length + begin) for key, begin in begins.items()})
@@ -413,7 +422,7 @@ class CheckpointWriter:
         if self.out.suffix == ".safetensors":
             names = [self.target]
         elif len(shards) == 1:
-            names = [self.target / "model.safetensors"]
+            names = [self.target / WHOLE]
         else:
             names = [self.target / f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
             weight_map = {key: name.name for name, keys in zip(names, shards, strict=True) for key in keys}
