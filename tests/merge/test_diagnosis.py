@@ -14,6 +14,7 @@ from weightsmith.merge import (
     confidence,
     confidence_ratio,
     diagnose,
+    fit_temperature,
     output_ensemble,
     transitions,
     vote_accuracy,
@@ -138,3 +139,17 @@ def test_signals(p, invariant, spurious):
     shared = {**equal, "shared_spurious": spurious}
     assert output_signal(p, **shared) == pytest.approx(alone)
     assert weight_signal(p, **shared, shared_invariant=invariant) == pytest.approx(alone)
+
+
+def test_ignored_labels_do_not_count():
+    logits, labels = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 4
+    some = labels.clone()
+    some[:10] = -100
+    assert calibration_error(logits, some) == calibration_error(logits[10:], labels[10:])
+    assert fit_temperature(logits, some) == fit_temperature(logits[10:], labels[10:])
+    assert transitions(logits, logits, logits, some) == transitions(*[logits[10:]] * 3, labels[10:])
+    for measure in (calibration_error, fit_temperature):
+        with pytest.raises(CalibrationError, match="no labeled samples"):
+            measure(logits, torch.full((30,), -100))
+    with pytest.raises(HyperparameterError, match="class indices from 0 to 3"):
+        fit_temperature(logits, labels + 1)

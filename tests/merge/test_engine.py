@@ -253,3 +253,12 @@ def test_memory_does_not_depend_on_the_size(tmp_path):
     grown, right = apart(script, tmp_path, tmp_path).split()
     assert int(grown) < 60
     assert right == "True"
+
+
+def test_tensors_that_only_one_network_ties_are_refused():
+    shared = torch.tensor([1.0])
+    tied, untied = {"e": shared, "h": shared}, {"e": torch.tensor([0.0]), "h": torch.tensor([5.0])}
+    with pytest.raises(UnsupportedModelError, match="'h' of state dict 0 differ, where state dict 1 ties them"):
+        average([untied, tied])
+    assert average([tied, untied]) == {"e": torch.tensor([0.5]), "h": torch.tensor([3.0])}
+    assert average([{"e": shared, "h": shared.clone()}, tied])["h"].item() == 1

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForSequenceClassification
 from typer.testing import CliRunner
 
 from models import tiny
@@ -178,3 +179,37 @@ def test_a_merge_that_cannot_be_measured_leaves_nothing(tmp_path, monkeypatch):
     words = ["merge", "soup", "first", "second", "out", "--evaluation", "none.jsonl"]
     assert CliRunner().invoke(main.app, words).exit_code
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_fisher_informations_of_experts_reach_their_tensors_on_disk(tmp_path):
+    parts = [tmp_path / name for name in "ab"]
+    for seed, part in enumerate(parts):
+        torch.manual_seed(seed)
+        config = MixtralConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=2,
+            num_labels=3,
+            pad_token_id=0,
+        )
+        MixtralForSequenceClassification(config).save_pretrained(part)
+    ids = torch.randint(1, 50, (4, 9), generator=torch.Generator().manual_seed(0))
+    result = fisher(parts, tmp_path / "out", batches=[{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    a, b, merged = (load_file(path / "model.safetensors") for path in (*parts, tmp_path / "out"))
+    experts = [name for name in merged if ".experts." in name]
+    assert len(experts) == 6
+    assert not result.notes
+    assert not any(torch.allclose(merged[name], (a[name] + b[name]) / 2) for name in (*experts, "score.weight"))
+
+
+def test_fisher_says_which_tensors_have_no_information(tmp_path):
+    for name, tensors in {"a": ("w", "v"), "b": ("w", "v"), "fa": ("w",), "fb": ("w", "v")}.items():
+        save_file({key: torch.ones(2) for key in tensors}, tmp_path / f"{name}.safetensors")
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("a", "b", "fa", "fb")}
+    result = fisher([files["a"], files["b"]], tmp_path / "o.safetensors", fishers=[files["fa"], files["fb"]])
+    (note,) = result.notes
+    assert note.startswith("No Fisher information, counted as ones: 1 tensors, such as 'v' of ")

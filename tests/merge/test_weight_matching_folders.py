@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BartConfig, BartForConditionalGeneration
 
 from models import tiny
 from permutable import roughen
@@ -227,3 +228,25 @@ def test_two_checkpoints_larger_than_the_address_space(tmp_path):
         print(rebasin([a, b], out).totals["distance_after"])
     """
     assert float(apart(script, tmp_path, tmp_path / "a", tmp_path / "b", tmp_path / "out", size)) == 0
+
+
+def test_models_with_inputs_of_their_own_are_traced_without_weights(tmp_path):
+    config = BartConfig(
+        vocab_size=60,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        BartForConditionalGeneration(config).save_pretrained(tmp_path / f"{seed}")
+    rebasin([tmp_path / "0", tmp_path / "1"], tmp_path / "out", alpha=1.0)
+    second, moved = (BartForConditionalGeneration.from_pretrained(tmp_path / name).eval() for name in ("1", "out"))
+    ids = torch.randint(4, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(second.model.encoder.layers[0].fc1.weight, moved.model.encoder.layers[0].fc1.weight)
+    assert torch.allclose(second(input_ids=ids).logits, moved(input_ids=ids).logits, atol=1e-5)

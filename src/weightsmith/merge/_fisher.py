@@ -26,6 +26,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, Unsup
 from weightsmith.core.io import (
     CheckpointReader,
     StateDict,
+    StoredNames,
     TemporaryFolder,
     TensorMap,
     TensorSpec,
@@ -232,15 +233,24 @@ def fisher(
         if batches is not None:
             fishers = [Path(folder, f"{number}.safetensors") for number in range(2)]
             for checkpoint, file in zip(checkpoints, fishers, strict=True):
-                save_file(diagonal_fisher(load_model(checkpoint), batches, generator=generator), file)
+                model = load_model(checkpoint)
+                stored = StoredNames(model, CheckpointReader(checkpoint))
+                parts: dict[str, Tensor] = {}
+                for name, diagonal in diagonal_fisher(model, batches, generator=generator).items():
+                    parts |= stored.parts(name, diagonal)
+                save_file(parts, file)
+        weights = [_OnesElsewhere(path, specs) for path in fishers]
+        lacking = [f"{name!r} of {each.path}" for each in weights for name in each.missing]
+        few = ", ".join(lacking[:3])
         return merge_checkpoints(
             "fisher",
             checkpoints,
             out,
             rule,
-            weights=[_OnesElsewhere(path, specs) for path in fishers],
+            weights=weights,
             overwrite=overwrite,
             hyper={"alpha": alpha, "floor": floor},
+            notes=[f"No Fisher information, counted as ones: {len(lacking)} tensors, such as {few}."] * bool(lacking),
         )
 
 
@@ -249,11 +259,12 @@ class _OnesElsewhere(CheckpointReader):
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
         super().__init__(path)
-        self._missing = specs.keys() - self.specs.keys()
-        self.specs |= {name: TensorSpec(torch.float32, specs[name].shape) for name in self._missing}
+        self._ones = specs.keys() - self.specs.keys()
+        self.missing = [name for name in specs if name in self._ones and specs[name].dtype.is_floating_point]
+        self.specs |= {name: TensorSpec(torch.float32, specs[name].shape) for name in self._ones}
 
     def read(self, key: str, begin: int = 0, end: int | None = None, *, out: Tensor | None = None) -> Tensor:
-        if key not in self._missing:
+        if key not in self._ones:
             return super().read(key, begin, end, out=out)
         return torch.ones(self.specs[key].numel)[begin:end] if out is None else out.fill_(1)
 

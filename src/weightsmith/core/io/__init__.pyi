@@ -42,6 +42,7 @@ from ._map_checkpoints import (
 )
 from ._offloaded import (
     OffloadedModel as OffloadedModel,
+    StoredNames as StoredNames,
     StoredState as StoredState,
     checkpoint_keys as checkpoint_keys,
     meta_model as meta_model,

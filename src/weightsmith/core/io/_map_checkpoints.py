@@ -115,6 +115,8 @@ def map_state_dicts(
     ------
     NonFiniteError
         If a result holds NaN or infinity.
+    UnsupportedModelError
+        If the last ties tensors that differ in another.
 
     Examples
     --------
@@ -126,6 +128,13 @@ def map_state_dicts(
     owners = tensor_owners(states[-1])
     names = whose or [f"state dict {index}" for index in range(len(states))]
     for name, last in states[-1].items():
+        for state, who in zip(states, names, strict=True):
+            owner = owners[name]
+            if owner != name and state[name] is not state[owner] and not torch.equal(state[name], state[owner]):
+                raise UnsupportedModelError(
+                    f"tensors {owner!r} and {name!r} of {who} differ, where {names[-1]} ties them",
+                    do=f"Untie {names[-1]}, so that both are merged, or keep {name!r} out.",
+                )
         if owners[name] not in result:
 
             def chunks(name: str = name, last: Tensor = last) -> Iterator[list[Tensor]]:

@@ -20,7 +20,7 @@ from weightsmith.core.io._header import TensorSpec
 from weightsmith.core.io._pretrained import load_config, model_class
 from weightsmith.core.linalg import is_finite
 
-__all__ = ["OffloadedModel", "StoredState", "checkpoint_keys", "meta_model", "offloaded", "offloaded_of"]
+__all__ = ["OffloadedModel", "StoredNames", "StoredState", "checkpoint_keys", "meta_model", "offloaded", "offloaded_of"]
 
 
 _NOT_THERE = re.compile(r"\bmeta tensor|\bregister_meta\b|\bdevice meta\b|\bmeta device\b|devices?, .*\bmeta\b")
@@ -201,10 +201,10 @@ class OffloadedModel:
     def __init__(self, model: nn.Module, reader: CheckpointReader, writer: CheckpointWriter) -> None:
         self.model, self.reader, self.writer = model, reader, writer
         self.names = {module: name for name, module in model.named_modules()}
-        self.keys, self.stacks = checkpoint_keys(model, reader)
+        self.stored = StoredNames(model, reader)
         for name, parameter in model.named_parameters():
-            if name in self.keys and parameter.is_meta:
-                parameter.data = parameter.data.to(reader.specs[self.keys[name]].dtype)
+            if name in self.stored.keys and parameter.is_meta:
+                parameter.data = parameter.data.to(reader.specs[self.stored.keys[name]].dtype)
         self.written: set[str] = set()
         self.loaded: set[nn.Module] = set()
 
@@ -219,7 +219,7 @@ class OffloadedModel:
         specs, old = dict(self.reader.specs), dict(self.model.named_parameters(remove_duplicate=False))
         for name, parameter in like.named_parameters():
             if parameter.shape != old[name].shape:
-                for key, part in self._parts(name, parameter.to("meta")).items():
+                for key, part in self.stored.parts(name, parameter.to("meta")).items():
                     specs[key] = TensorSpec(specs[key].dtype, tuple(part.shape))
         self.writer.announce(specs)
 
@@ -246,7 +246,7 @@ class OffloadedModel:
     def store(self, module: nn.Module) -> None:
         """Write a module's parameters, each once."""
         for name, tensor in module.named_parameters():
-            for key, part in self._parts(self._path(module, name), tensor).items():
+            for key, part in self.stored.parts(self._path(module, name), tensor).items():
                 if key not in self.written:
                     self.writer.write(key, part)
                     self.written.add(key)
@@ -272,19 +272,42 @@ class OffloadedModel:
 
     def _read(self, path: str) -> Tensor:
         """Read a parameter; the experts of a stacked one are read one by one and converted as transformers does."""
-        if path not in self.stacks:
-            return self.reader.tensor(self._key(path))
-        converter, parts = self.stacks[path]
+        if path not in self.stored.stacks:
+            return self.reader.tensor(self.stored.key(path))
+        converter, parts = self.stored.stacks[path]
         converter = copy.deepcopy(converter)
         for key, pattern in parts:
             converter.add_tensor(path, key, pattern, self.reader.tensor(key))
         found: Tensor | list[Tensor] = converter.convert(path, model=self.model, config=self.model.config)[path]
         return found[0] if isinstance(found, list) else found
 
-    def _parts(self, path: str, tensor: Tensor) -> dict[str, Tensor]:
+
+class StoredNames:
+    """How a checkpoint names the parameters of a model, by the rules of transformers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of transformers.
+    reader : CheckpointReader
+        What it is loaded from.
+
+    Attributes
+    ----------
+    keys : dict of str to str
+        The checkpoint's name of each parameter that is one tensor there.
+    stacks : dict of str to tuple
+        The other parameters, such as stacks of experts: their converter, and the tensors with the pattern each matches.
+    """
+
+    def __init__(self, model: nn.Module, reader: CheckpointReader) -> None:
+        self.model, self.reader = model, reader
+        self.keys, self.stacks = checkpoint_keys(model, reader)
+
+    def parts(self, path: str, tensor: Tensor) -> dict[str, Tensor]:
         """What a parameter is in the checkpoint."""
         if path not in self.stacks:
-            return {self._key(path): tensor}
+            return {self.key(path): tensor}
         from transformers.core_model_loading import revert_weight_conversion
 
         parts = revert_weight_conversion(self.model, {path: tensor.detach()})
@@ -296,7 +319,7 @@ class OffloadedModel:
             )
         return {key: part.contiguous() for key, part in parts.items()}
 
-    def _key(self, path: str) -> str:
+    def key(self, path: str) -> str:
         """The checkpoint's name of a parameter, or of the weight it is tied to."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         for name in (path, tied.get(path, path)):

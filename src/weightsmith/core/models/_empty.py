@@ -100,4 +100,6 @@ def example_batch(model: PreTrainedModel) -> dict[str, Tensor]:
             found=model.main_input_name,
             do="Load the model into memory for this method.",
         )
-    return {name: value[:1] for name, value in model.dummy_inputs.items()}
+    batch = {name: value[:1] for name, value in model.dummy_inputs.items()}
+    # some models, such as BART, make theirs on their own device, where they have no values
+    return {name: torch.ones_like(value, device="cpu") if value.is_meta else value for name, value in batch.items()}

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightsmith.core.errors import CalibrationError, ShapeError
+from weightsmith.core.training import IGNORED
 
 __all__ = [
     "Confidence",
@@ -40,7 +41,7 @@ def transitions(
     pre, tuned, averaged : Tensor of shape (N, K)
         Logits of the pretrained network, the fine-tuned one and the average.
     labels : Tensor of shape (N,)
-        Class indices.
+        Class indices; samples with -100 do not count.
 
     Returns
     -------
@@ -59,7 +60,7 @@ def transitions(
     >>> transitions(wrong, wrong, right, torch.tensor([0]))["FFT"]
     1.0
     """
-    _check(labels, pre, tuned, averaged)
+    labels, pre, tuned, averaged = _labeled(labels, pre, tuned, averaged)
     right = torch.stack([logits.argmax(1) == labels for logits in (pre, tuned, averaged)])
     shares = {}
     for letters in product("TF", repeat=3):
@@ -71,7 +72,7 @@ def transitions(
 def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *, bins: int = 15) -> float:
     """Return the expected calibration error: the mean distance of confidence and accuracy.
 
-    Samples are put in ``bins`` equal bins of their largest probability.
+    Samples are put in ``bins`` equal bins of their largest probability; those with label -100 do not count.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *,
     >>> calibration_error(logits, torch.tensor([0, 0, 0, 1])) < 1e-6
     True
     """
-    _check(labels, logits)
+    labels, logits = _labeled(labels, logits)
     probability, choice = logits.double().softmax(1).max(1)
     place = (probability * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64, device=logits.device)
@@ -184,7 +185,7 @@ def diagnose(
     pre, tuned, averaged : Tensor of shape (N, K)
         Logits of the pretrained network, the fine-tuned one and the average.
     labels : Tensor of shape (N,)
-        Class indices.
+        Class indices; samples with -100 do not count.
 
     Returns
     -------
@@ -223,10 +224,13 @@ def diagnose(
     }
 
 
-def _check(labels: Tensor, *logits: Tensor) -> None:
-    if not len(labels):
-        raise CalibrationError("no samples", expected="at least one")
+def _labeled(labels: Tensor, *logits: Tensor) -> tuple[Tensor, ...]:
+    """The labels that count, and their rows of logits."""
+    kept = labels != IGNORED
+    if not kept.any():
+        raise CalibrationError("no labeled samples", expected="at least one")
     for each in logits:
         if each.ndim != 2 or each.shape != logits[0].shape or len(each) != len(labels):
             shapes = [tuple(each.shape) for each in logits]
             raise ShapeError("logits", found=shapes, expected=f"({len(labels)}, classes) each")
+    return (labels[kept], *(each[kept] for each in logits))

@@ -20,11 +20,16 @@ from weightsmith.core.io import (
     check_elementwise,
     map_checkpoints,
     map_state_dicts,
+    read_json,
 )
 from weightsmith.core.results import Result, documents, record
 from weightsmith.merge._shared.distances import Distances
 
-__all__ = ["MergePlan", "check_two", "merge_checkpoints", "merge_state_dicts", "plan_of"]
+__all__ = ["MergePlan", "check_two", "configuration_notes", "merge_checkpoints", "merge_state_dicts", "plan_of"]
+
+CONFIG = "config.json"
+INERT = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+"""Settings that say nothing of the function that a network computes."""
 
 
 @dataclass
@@ -110,6 +115,7 @@ def merge_checkpoints(
     whole: bool = False,
     overwrite: bool = False,
     hyper: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> Result:
     """Merge checkpoints on disk into a new one, all or nothing, in memory that does not depend on their size.
 
@@ -131,6 +137,8 @@ def merge_checkpoints(
         Replace what is at ``out``.
     hyper : mapping of str to object
         The command's hyper-parameters, for its result.
+    notes : sequence of str
+        What the result says besides.
 
     Returns
     -------
@@ -153,6 +161,7 @@ def merge_checkpoints(
             "weights": sum(plan.merged.values()),
             "kept_tensors": len(plan.kept),
         }
+        result.notes += [*notes, *configuration_notes(checkpoints)]
         if plan.kept:
             few = ", ".join(plan.kept[:5]) + (", ..." if len(plan.kept) > 5 else "")
             result.notes.append(f"Copied from the last network: {few}")
@@ -171,6 +180,25 @@ def merge_checkpoints(
             files=files,
         )
     return result
+
+
+def configuration_notes(checkpoints: Sequence[Path]) -> list[str]:
+    """Say in which settings the networks' configurations differ: equal shapes do not make equal functions.
+
+    Returns
+    -------
+    list of str
+        One sentence, or none where all agree or have no configuration.
+    """
+    paths = [path / CONFIG for path in checkpoints if (path / CONFIG).is_file()]
+    configs = [{key: value for key, value in read_json(path).items() if key not in INERT} for path in paths]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    differing = [key for key in keys if any(config.get(key) != configs[-1].get(key) for config in configs)]
+    if not differing:
+        return []
+    listed = [f"{key} ({', '.join(dict.fromkeys(repr(c.get(key)) for c in configs))})" for key in differing[:5]]
+    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    return [f"The configurations differ in {', '.join(listed)}{more}; the result has the last network's."]
 
 
 def _check_weights(weights: Sequence[Mapping[str, TensorSpec]], specs: Sequence[Mapping[str, TensorSpec]]) -> None:

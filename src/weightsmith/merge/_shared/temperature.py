@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import call
 from weightsmith.core.errors import CalibrationError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.training import logits_of
+from weightsmith.core.training import IGNORED, check_labels, logits_of
 
 __all__ = ["balance_logit_scale", "fit_temperature"]
 
@@ -31,12 +31,19 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> f
     logits : Tensor of shape (N, K)
         On data that was not trained on.
     labels : Tensor of shape (N,)
-        Class indices.
+        Class indices; samples with -100 do not count.
 
     Returns
     -------
     float
         Between 0.05 and 20; above one for an overconfident network.
+
+    Raises
+    ------
+    CalibrationError
+        If no sample is labeled.
+    HyperparameterError
+        If a label is not a class.
 
     References
     ----------
@@ -48,7 +55,11 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> f
     >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # right for 3 in 4: log(3) = 1.0986
     1.82
     """
-    scores = logits.double()
+    kept = labels != IGNORED
+    labels, scores = labels[kept], logits[kept].double()
+    if not len(labels):
+        raise CalibrationError("no labeled samples to fit the temperature on", expected="at least one")
+    check_labels(labels, scores.shape[1])
     low, high = math.log(0.05), math.log(20.0)
     for _ in range(60):  # the loss is convex in 1 / T, so its slope changes sign once
         middle = (low + high) / 2
