@@ -12,8 +12,10 @@ from weightsmith.core.models import (
     get_module,
     recalibrate_batchnorm,
     swap_module,
+    unreached,
 )
-from weightsmith.sparsify import wanda
+from weightsmith.quantize import round_to_nearest
+from weightsmith.sparsify import magnitude, wanda
 
 
 class Tied(nn.Module):
@@ -126,3 +128,43 @@ def test_scalar_calibration_tensors_are_refused_by_name(batch):
     with pytest.raises(CalibrationError, match="inputs of layer '0': found 0 dimensions"):
         wanda(model, [batch])
     assert torch.equal(model[0].weight, before)
+
+
+def test_matrices_without_values_are_no_layers():
+    with pytest.warns(UserWarning, match="zero-element"):
+        model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 0), nn.Linear(4, 2))
+    assert [layer.name for layer in find_layers(model)] == ["2"]
+
+
+@pytest.mark.parametrize("packed", ["codes", "parameter", "torch"])
+@pytest.mark.parametrize("prune", [magnitude, round_to_nearest])
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_of_packed_layers_are_refused_not_the_head_alone_changed(packed, prune):
+    block = nn.Sequential(nn.Linear(4, 4))
+    if packed == "torch":
+        torch.ao.quantization.quantize_dynamic(block, {nn.Linear}, inplace=True)
+    elif packed == "codes":
+        block[0] = nn.Module()
+        block[0].register_buffer("qweight", torch.ones(4, 4, dtype=torch.int32))
+    else:
+        block[0] = nn.LSTM(4, 4)
+    model = nn.ModuleDict({"body": nn.ModuleList([block]), "head": nn.Linear(4, 2)})
+    head = model["head"].weight.detach().clone()
+    with pytest.raises(UnsupportedModelError, match=r"the model's blocks: found 'body\.0\.0\."):
+        prune(model)
+    assert torch.equal(model["head"].weight, head)
+    tables = nn.ModuleDict({"tables": nn.ModuleList([nn.Embedding(3, 2)]), "fc": nn.Linear(2, 2)})
+    assert magnitude(tables).layers[0]["layer"] == "fc"
+
+
+def test_the_codes_of_packed_layers_are_counted_as_not_reached():
+    packed = nn.Module()
+    packed.register_buffer("qweight", torch.ones(4, 2, dtype=torch.int32))
+    packed.register_buffer("position_ids", torch.arange(4)[None])
+    model = nn.Sequential(nn.Linear(4, 4), packed)
+    assert unreached(model, find_layers(model)) == ["Not reached and unchanged: 1 x '*.qweight' (Module, 8 values)."]
+
+
+def test_a_model_without_weights_in_memory_is_refused():
+    with pytest.raises(UnsupportedModelError, match="'0' is on the meta device"):
+        magnitude(nn.Sequential(nn.Linear(4, 4, device="meta")))

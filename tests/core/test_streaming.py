@@ -3,12 +3,20 @@ import sys
 import pytest
 import torch
 from torch import nn
+from transformers import AlbertConfig, AlbertModel
 
 from models import PLAIN, TRANSFORMERS, tiny
 from processes import apart
-from weightsmith.core.errors import CalibrationError, CheckpointError, LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.errors import (
+    CalibrationError,
+    CheckpointError,
+    LayerNotFoundError,
+    NonFiniteError,
+    UnsupportedModelError,
+)
 from weightsmith.core.io import load_model, offloaded, offloaded_of, save_model
 from weightsmith.core.models import build_empty, find_blocks, find_layers, observe, rewriting, stream
+from weightsmith.sparsify import magnitude
 
 
 class Seen:
@@ -304,3 +312,27 @@ def test_a_checkpoint_larger_than_the_address_space(tmp_path):
     assert apart(LIMITED, tmp_path, tmp_path / "dense", tmp_path / "out", size).strip() == "0.5"
     weight = load_model(tmp_path / "out").model.layers[23].mlp.down_proj.weight
     assert bool(((weight.reshape(-1, 4) == 0).sum(1) == 2).all())
+
+
+def test_blocks_that_are_applied_several_times_are_named():
+    shared = AlbertConfig(
+        vocab_size=50,
+        embedding_size=8,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    with pytest.warns(UserWarning, match="1 blocks are applied 3 times in all"):
+        list(stream(AlbertModel(shared).eval(), [{"input_ids": torch.arange(8)[None]}]))
+
+
+def test_a_weight_that_two_blocks_share_is_restored():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    model[1][0].weight = model[0].weight
+    model[1][1].weight.data[0, 0] = torch.nan
+    before = model[0].weight.detach().clone()
+    with pytest.raises(NonFiniteError, match=r"'1\.1'"):
+        magnitude(model)
+    assert torch.equal(model[0].weight, before)

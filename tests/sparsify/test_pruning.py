@@ -130,3 +130,11 @@ def test_bad_input():
     with pytest.raises(HyperparameterError, match="needs an unstructured sparsity"):
         magnitude(model, sparsity="2:4", group="layer")
     assert int((model[0].weight == 0).sum()) == 0
+
+
+def test_magnitudes_of_float64_are_compared_as_such():
+    rows = 1 + 1e-9 * torch.randn(4, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(64, 4, bias=False)).double()
+    model[0].weight.data.copy_(rows)
+    magnitude(model, sparsity=0.5)
+    assert torch.equal(model[0].weight == 0, rows <= rows.sort(dim=1).values[:, 31:32])

@@ -89,7 +89,7 @@ ON_REGRESSIONS = ("blindspot", "gaussian")
 """Methods that work on networks with real numbers as outputs only."""
 
 FAST = {
-    "llama": ("changes", "refuses", "restores", "handles"),
+    "llama": ("changes", "refuses", "restores", "names", "handles"),
     "mixtral": ("changes", "refuses-"),
     "t5": ("changes", "refuses-"),
     "cnn": ("changes", "refuses-"),

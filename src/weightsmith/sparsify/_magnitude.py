@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.linalg import upcast
 from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, remove, summarize
@@ -59,7 +60,7 @@ def magnitude(
         raise HyperparameterError("group='layer' needs an unstructured sparsity", found=repr(sparsity))
 
     def prune(layer: Layer) -> dict[str, float]:
-        score_OI = layer.weight_OI.abs().float()
+        score_OI = upcast(layer.weight_OI).abs()
         if group == "layer":
             return remove(layer, pattern.mask(score_OI.reshape(1, -1)).reshape(score_OI.shape))
         return remove(layer, pattern.mask(score_OI))

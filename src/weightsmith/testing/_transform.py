@@ -53,8 +53,8 @@ def check_transform(
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
     exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
     transformers; from disk it does what it does in memory, or refuses; padding does not count; values that are not
-    finite, options out of range, computed weights, adapters and weights that FSDP2 has split between processes are
-    handled or refused.
+    finite, options out of range, computed weights, packed layers, adapters and weights that FSDP2 has split between
+    processes are handled or refused.
 
     Parameters
     ----------
@@ -260,9 +260,13 @@ def _keeps_the_dtype(case: Case) -> None:
         model = case.model(dtype)
         if dtype == torch.float64 and case.architecture in MIXTURES:
             continue  # transformers' own experts do not run in it
+        with torch.no_grad():
+            _inner_matrices(model)[-2][1][0] = 0  # a dead unit
         data = {name: _cast(value, dtype) for name, value in case.data().items()}
         if not case.works_or_refuses(model, str(dtype), data=data):
             continue
+        broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+        assert not broken, f"{case.title}: a row of zeros in {dtype} gave NaN or infinity in {_some(broken)}"
         wrong = [n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != dtype]
         assert not wrong, f"{case.title}: no longer {dtype}: {_some(wrong)}"
 
@@ -388,6 +392,44 @@ def _refuses_what_is_not_finite(case: Case) -> None:
         assert not case.works_or_refuses(model, f"{value} in {name}"), f"{case.title}: accepted {value} in {name}"
 
 
+def _restores_shared_weights(case: Case) -> None:
+    if case.architecture != "llama":
+        return
+    model: Any = case.model()
+    first, second = model.model.layers[:2]
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    with torch.no_grad():
+        second.mlp.down_proj.weight[0, 0] = math.nan
+    refused = not case.works_or_refuses(model, "NaN after a weight that two blocks share")
+    assert refused, f"{case.title}: accepted NaN in the last block"
+
+
+def _names_layers_it_does_not_know(case: Case) -> None:
+    if case.architecture != "llama" or any(role.kind == "samples" for role in case.signature.data):
+        return
+    model: Any = case.model()
+    for parent in [module for layer in model.model.layers for module in layer.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, _Packed(child))
+    results: list[Any] = []
+    if case.works_or_refuses(model, "blocks of packed layers", results=results):
+        assert "_Packed" in _text(results[0]), f"{case.title}: left packed layers out in silence"
+
+
+class _Packed(nn.Module):
+    """A linear layer as another package packs it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("qweight", (linear.weight.detach() * 1000).to(torch.int32))
+        self.qweight: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply with the weights that the codes stand for."""
+        return x @ self.qweight.to(x).T / 1000
+
+
 def _refuses_inputs_that_are_not_finite(case: Case) -> None:
     if not case.signature.data or case.family not in ("vit", *PLAIN):  # the others read whole numbers
         return
@@ -498,6 +540,8 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _takes_odd_batches,
     _refuses_what_is_not_finite,
     _refuses_what_is_not_finite_on_disk,
+    _restores_shared_weights,
+    _names_layers_it_does_not_know,
     _refuses_inputs_that_are_not_finite,
     _refuses_options_out_of_range,
     _handles_computed_weights,

@@ -26,7 +26,7 @@ from weightsmith.core.data import Batch, Batches, as_batches, to_device
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, writing
 from weightsmith.core.models._experts import find_experts
-from weightsmith.core.models._layers import Layer, find_blocks, find_layers, writable
+from weightsmith.core.models._layers import Layer, find_blocks, find_layers, refuse_foreign_blocks, writable
 from weightsmith.core.models._observe import A, call_checked, device_of, observe_runs, quiet
 from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
@@ -137,7 +137,8 @@ def stream(
     Warns
     -----
     UserWarning
-        If no batch reaches some of the blocks (experts, a decoder that is not run): they stay as they are.
+        If no batch reaches some of the blocks (experts, a decoder that is not run): they stay as they are. Or if the
+        model applies its blocks several times (ALBERT): their inputs are those of the first time.
 
     Examples
     --------
@@ -155,6 +156,12 @@ def stream(
                     offloaded.free()
         return
     batches = as_batches(batches)
+    times = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    if isinstance(times, int) and len(blocks) < times and all(block.name for block in blocks.values()):
+        warnings.warn(
+            f"{len(blocks)} blocks are applied {times} times in all: their inputs are those of the first time",
+            stacklevel=2,
+        )
     with quiet(model), _BatchForwards(model, blocks, batches, offloaded) as forwards:
         while (met := forwards.next_block()) is not None:
             if met.layers:
@@ -195,7 +202,15 @@ def rewriting(
         def remembered() -> Iterator[Block]:
             refuse_sharded(model)
             found = _blocks_with_layers(model, include, exclude).values()
-            writable(layer for block in found for layer in block.layers)
+            layers = [layer for block in found for layer in block.layers]
+            writable(layers)
+            for layer in layers if offloaded_of(model) is None else ():
+                if layer.weight.is_meta:
+                    raise UnsupportedModelError(
+                        f"the weight of layer {layer.name!r} is on the meta device",
+                        expected="weights in memory",
+                        do="Load the model with its weights.",
+                    )
             for name, module in model.named_modules():
                 if getattr(module, "merged_adapters", None):
                     raise UnsupportedModelError(
@@ -213,7 +228,7 @@ def rewriting(
         try:
             yield remembered()
         except BaseException:
-            for module, path in saved:
+            for module, path in reversed(saved):  # a weight that two blocks share was saved unchanged by the first
                 old = load_file(path)
                 for name, parameter in module.named_parameters():
                     parameter.data.copy_(old[name])
@@ -328,6 +343,7 @@ def _visit(block: Block, offloaded: OffloadedModel | None) -> Iterator[Block]:
 def _blocks_with_layers(
     model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str]
 ) -> dict[nn.Module, Block]:
+    refuse_foreign_blocks(model)
     blocks = {module: Block(name, module, []) for name, module in find_blocks(model).items()}
     owner = {child: block for block in blocks.values() for child in block.module.modules()}
     layers = find_layers(model, include, exclude, strict=False) + find_experts(model, include, exclude)

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
@@ -29,12 +30,17 @@ __all__ = [
     "find_blocks",
     "find_layers",
     "get_module",
+    "held_weights",
     "matches",
     "own_weights",
     "patterns",
+    "refuse_foreign_blocks",
     "swap_module",
     "writable",
 ]
+
+CODES = (torch.int8, torch.uint8, torch.int32)
+"""Types in which quantized weights are packed; buffers of positions are of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,8 @@ def find_layers(
 
     Notes
     -----
-    Grouped and transposed convolutions are not a single matrix and are left out. So are the matrices of an adapter
-    (LoRA): only the layer under it is found. Experts in one stacked parameter are found by
+    Grouped and transposed convolutions are not a single matrix and are left out. So are matrices without values, and
+    those of an adapter (LoRA): only the layer under it is found. Experts in one stacked parameter are found by
     :func:`~weightsmith.core.models.find_experts`.
 
     Examples
@@ -386,6 +392,62 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     >>> list(find_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
     ['0', '2']
     """
+    blocks = {name: block for name, block in _stacked(model) if find_layers(block, strict=False)}
+    return blocks or {"": model}
+
+
+def refuse_foreign_blocks(model: nn.Module) -> None:
+    """Refuse a model whose repeated blocks hold weights, but none that can be changed: its head is not all of it.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the weights of all blocks are packed, quantized, or of layers that are not one matrix.
+
+    Examples
+    --------
+    >>> refuse_foreign_blocks(nn.ModuleDict({"body": nn.ModuleList([nn.LSTM(2, 2)]), "head": nn.Linear(2, 2)}))
+    Traceback (most recent call last):
+    weightsmith.core.errors.UnsupportedModelError: the model's blocks: found 'body.0.weight_ih_l0' of LSTM as \
+    their first weight, expected weights of linear or convolutional layers. Dequantize the model, or take it before \
+    its layers were replaced.
+    """
+    if "" not in find_blocks(model):
+        return
+    for name, block in _stacked(model):
+        for path, module in block.named_modules():
+            for weight in () if isinstance(module, nn.Embedding) else held_weights(module):
+                raise UnsupportedModelError(
+                    "the model's blocks",
+                    found=f"{'.'.join(filter(None, (name, path, weight)))!r} of {type(module).__name__} as their "
+                    "first weight",
+                    expected="weights of linear or convolutional layers",
+                    do="Dequantize the model, or take it before its layers were replaced.",
+                )
+
+
+def held_weights(module: nn.Module) -> dict[str, int]:
+    """Name the weights that a module itself holds, and count their values.
+
+    They are its parameters of two axes and more, the codes of quantized weights among its buffers, and PyTorch's packed
+    weights.
+
+    Examples
+    --------
+    >>> held_weights(nn.Linear(2, 3)), held_weights(nn.BatchNorm1d(3))
+    ({'weight': 6}, {})
+    """
+    tensors = {name: value for name, value in module._parameters.items() if value is not None and value.ndim > 1}
+    codes = {name: value for name, value in module._buffers.items() if value is not None and value.ndim > 1}
+    found = {name: value.numel() for name, value in tensors.items()}
+    found |= {name: value.numel() for name, value in codes.items() if value.dtype in CODES}
+    if "_packed_params" in module._modules:
+        found["_packed_params"] = module.weight().numel()  # type: ignore[operator]
+    return found
+
+
+def _stacked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The entries of the outermost lists of modules, or the children of a model that is a sequence."""
     stacks: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         outer = any(name.startswith(f"{stack}.") for stack, _ in stacks)
@@ -393,13 +455,9 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
             stacks.append((name, module))
     if not stacks and isinstance(model, nn.Sequential):
         stacks.append(("", model))
-    blocks = {
-        f"{name}.{child}".lstrip("."): block
-        for name, stack in stacks
-        for child, block in stack.named_children()
-        if find_layers(block, strict=False)
-    }
-    return blocks or {"": model}
+    for name, stack in stacks:
+        for child, block in stack.named_children():
+            yield f"{name}.{child}".lstrip("."), block
 
 
 @contextmanager
@@ -415,9 +473,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _is_matrix(module: nn.Module) -> bool:
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return parametrize.is_parametrized(module, "weight") or isinstance(module.weight, Tensor)
-    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
+    if not isinstance(module, (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or getattr(module, "groups", 1) > 1:
+        return False
+    if parametrize.is_parametrized(module, "weight"):
+        return True
+    return isinstance(module.weight, Tensor) and (is_lazy(module.weight) or module.weight.numel() > 0)
 
 
 def patterns(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from weightsmith.core.models._layers import Layer, adapter_paths
+from weightsmith.core.models._layers import Layer, adapter_paths, held_weights
 
 __all__ = ["unreached"]
 
 
-def unreached(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
+def unreached(model: nn.Module, layers: Sequence[Layer], what: str = "Not reached and unchanged") -> list[str]:
     """Say which matrices of a model are none of the layers that a method works on.
 
     Parameters
@@ -21,6 +21,8 @@ def unreached(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
         Any model.
     layers : sequence of Layer
         All that the method can reach, those that the user excludes among them.
+    what : str, default: "Not reached and unchanged"
+        What the others are.
 
     Returns
     -------
@@ -39,15 +41,16 @@ def unreached(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
     adapters = adapter_paths(model)
     kinds: dict[tuple[str, str], list[int]] = {}
     for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or parameter.ndim < 2 or id(parameter) in reached:
+        for name, size in held_weights(module).items():
+            weight = module._parameters.get(name, module)
+            if id(weight) in reached:
                 continue
-            reached.add(id(parameter))
+            reached.add(id(weight))
             whole = f"{path}.{name}".lstrip(".")
             if whole.startswith(adapters):
-                kinds.setdefault(("adapters", "PEFT"), []).append(parameter.numel())
+                kinds.setdefault(("adapters", "PEFT"), []).append(size)
             elif not whole.startswith(inside):
                 kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", whole, count=1)
-                kinds.setdefault((kind, type(module).__name__), []).append(parameter.numel())
-    listed = [f"{len(sizes)} x {kind!r} ({what}, {sum(sizes):,} values)" for (kind, what), sizes in kinds.items()]
-    return [f"Not reached and unchanged: {', '.join(listed)}."] if listed else []
+                kinds.setdefault((kind, type(module).__name__), []).append(size)
+    listed = [f"{len(sizes)} x {kind!r} ({of}, {sum(sizes):,} values)" for (kind, of), sizes in kinds.items()]
+    return [f"{what}: {', '.join(listed)}."] if listed else []
