@@ -91,3 +91,11 @@ def test_generated_answers_continue_the_prompt_alone():
         assert reference == row["input_ids"][4 + n :].tolist()
         alone = model.generate(torch.tensor([prompt]), max_new_tokens=len(reference), do_sample=False, pad_token_id=0)
         assert answer == alone[0, len(prompt) :].tolist()[: len(answer)]
+
+
+@pytest.mark.parametrize("measure", [answer_probabilities, lambda model, data: membership_auc(model, data, data)])
+def test_samples_without_labels_are_refused_by_number(measure):
+    ignored = torch.tensor(-100)
+    data = [(torch.zeros(4), torch.tensor(2)), (torch.zeros(4), ignored), (torch.zeros(4), ignored)]
+    with pytest.raises(CalibrationError, match=r"sample 1: found no label .* the 2 samples"):
+        measure(nn.Identity(), data)

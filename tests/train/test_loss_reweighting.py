@@ -325,3 +325,12 @@ def test_two_processes_in_the_trainer_are_one_with_twice_the_batch(tmp_path, sta
     two = json.loads(start(TRAINER, tmp_path, tmp_path, 2).splitlines()[-1])
     assert (one[0], two[0]) == (1, 2)
     assert two[1:] == pytest.approx(one[1:], abs=1e-5)
+
+
+def test_a_batch_without_labels_is_refused_and_the_model_stays():
+    model = nn.Linear(2, 3)
+    before = model.weight.detach().clone()
+    data = [(torch.ones(2), torch.tensor(-100))] * 4
+    with pytest.raises(CalibrationError, match="the batch of step 1: found no label that counts"):
+        loss_reweighting(model, data, batch_size=2)
+    assert torch.equal(model.weight, before)

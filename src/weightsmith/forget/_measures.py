@@ -42,7 +42,7 @@ def answer_probabilities(model: nn.Module, samples: Samples) -> Float[Tensor, "s
     Raises
     ------
     CalibrationError
-        If there are no samples.
+        If there are no samples, or one has no label but -100.
 
     Examples
     --------
@@ -134,6 +134,13 @@ def membership_auc(model: nn.Module, members: Samples, others: Samples, *, share
         What it was trained on, and what it never saw.
     share : float, default: 0.5
         In (0, 1].
+
+    Raises
+    ------
+    CalibrationError
+        If a sample has no label but -100.
+    HyperparameterError
+        If ``share`` is out of range.
 
     Examples
     --------
@@ -234,14 +241,22 @@ def _prompt_and_answer(sample: Mapping[str, Tensor]) -> tuple[list[int], list[in
 
 def _losses(model: nn.Module, samples: Samples) -> list[tuple[Tensor, Tensor]]:
     with evaluation_mode(model):
-        return [
+        found = [
             sample_losses(model, to_model(batch, model))
             for batch in batched(samples, BATCH_SIZE, pad_token_id=pad_token_id(model))
         ]
+    if empty := [n for n, row in enumerate(row for _, counted in found for row in counted) if not row.any()]:
+        raise CalibrationError(
+            f"sample {empty[0]}",
+            found="no label that counts",
+            expected="at least one that is not -100",
+            do="Leave it out." if len(empty) == 1 else f"Leave out the {len(empty)} samples without labels.",
+        )
+    return found
 
 
 def _mean_losses(model: nn.Module, samples: Samples) -> Tensor:
-    return torch.cat([losses.sum(1) / counted.sum(1).clamp(min=1) for losses, counted in _losses(model, samples)]).cpu()
+    return torch.cat([losses.sum(1) / counted.sum(1) for losses, counted in _losses(model, samples)]).cpu()
 
 
 def _lowest(model: nn.Module, samples: Samples, share: float) -> Tensor:

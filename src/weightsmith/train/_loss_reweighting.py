@@ -271,7 +271,8 @@ class LossReweighter(nn.Module):
             if self.window:
                 self._earlier = torch.cat([self._earlier.to(everyone), everyone[present]])[-self.window :]
         self.last_weights = w_B
-        self.effective_sample_size = (1 / weights.square().sum().clamp(min=1e-30)).item()
+        squares = weights.square().sum().item()
+        self.effective_sample_size = 1 / squares if squares else 0.0
         return world * (w_B * l_B).sum()
 
     def compute_loss_func(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
@@ -424,6 +425,13 @@ def loss_reweighting(
     Result
         Weighted losses and effective sample sizes of the steps.
 
+    Raises
+    ------
+    CalibrationError
+        If no sample of a batch has a label but -100.
+    HyperparameterError
+        If an option is out of range.
+
     References
     ----------
     Sow et al. 2025, arXiv 2502.06733.
@@ -438,11 +446,19 @@ def loss_reweighting(
         batches = batch_count(len(training), options) * options["epochs"]
         reweighter = LossReweighter(strategy, warmup_steps=round(weight_warmup * batches), **hyper)
         sizes: list[float] = []
+
+        def after_step(step: int, _: float) -> None:
+            sizes.append(reweighter.effective_sample_size)
+            if not sizes[-1]:
+                raise CalibrationError(
+                    f"the batch of step {step}", found="no label that counts", do="Leave out samples without labels."
+                )
+
         run = fit(
             model,
             training,
             loss=reweighted(reweighter),
-            after_step=lambda *_: sizes.append(reweighter.effective_sample_size),
+            after_step=after_step,
             seed=seed,
             **options,
         )

@@ -13,7 +13,7 @@ from ._fit import (
     sample_losses as sample_losses,
     shift_for_causal_lm as shift_for_causal_lm,
 )
-from ._labels import check_labels as check_labels
+from ._labels import IGNORED as IGNORED, check_labels as check_labels
 from ._losses import (
     LOWEST as LOWEST,
     check_temperature as check_temperature,

@@ -507,7 +507,9 @@ def _set_forward(model: nn.Module, forward: Any) -> None:
 def _take_step(record: Fit, loss: Tensor) -> None:
     if not bool(loss.isfinite()):
         raise NonFiniteError(
-            f"the loss at step {record.steps + 1}", found=loss.item(), do="Lower the learning rate or clip gradients."
+            f"the loss at step {record.steps + 1}",
+            found=loss.item(),
+            do="Lower the learning rate, clip gradients, or leave out samples whose labels are all -100.",
         )
     record.losses.append(loss.item())
     record.steps += 1
