@@ -378,7 +378,7 @@ def spdf(
     hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "include": include, "exclude": exclude}
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
     with record("spdf", seed=seed, **hyper, **dense, **options) as result:
-        result.notes += unreached(model, block_layers(model))
+        result.notes += unreached(model, block_layers(model), "Not sparse, but trained")
         held = StaticSparsity(model, generator=generator, **hyper)
         for layer in held.layers:
             result.layer(layer.name, density=_mask(layer).float().mean().item())

@@ -273,8 +273,7 @@ def _train(
             "granularity", found="'token' for a language model", expected="'tensor', as texts have many lengths"
         )
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if distillation else None
-    left = unreached(model, quantizable(model))
-    result.notes += [note.replace("Not reached and unchanged", "Not quantized, but trained") for note in left]
+    result.notes += unreached(model, quantizable(model), "Not quantized, but trained")
     layers = prepare_qat(model, weights=weights, **prepared)
     with float_weights(model):
         first = [training[place] for place in range(min(options["batch_size"], len(training)))]

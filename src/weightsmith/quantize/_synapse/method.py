@@ -156,7 +156,7 @@ def synapse(
     draw = torch.Generator().manual_seed(seed)
     patterns: dict[str, Any] = {"include": include, "exclude": exclude}
     with record("synapse", seed=seed, **about, **varied, **arrays, **rules, **patterns, **options) as result:
-        result.notes += unreached(model, find_layers(model))
+        result.notes += unreached(model, find_layers(model), "Not of devices, but trained")
         layers = to_analog(model, device, **arrays, **patterns, generator=draw)
         before = {layer.name: layer.weight.detach().clone() for layer in layers}
         with requires_grad_restored(model):
