@@ -190,3 +190,10 @@ def test_a_plain_function_has_only_its_own_options(tmp_path):
     text = runner.invoke(app, ["--help"]).output
     assert "--seed" not in text
     assert "--json" not in text
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "99999999999999999999999"])
+def test_a_seed_out_of_range_is_refused(call, seed):
+    done = call("--seed", seed)
+    assert done.exit_code == 2
+    assert "equal to 0" in done.output if seed == "-1" else "equal to 4294967295" in done.output

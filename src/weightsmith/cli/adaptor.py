@@ -495,7 +495,9 @@ _EVALUATION = _parameter(
     ),
     None,
 )
-_SEED = _parameter("seed", int, typer.Option(help="Seed of everything random.", rich_help_panel=DATA), 0)
+_SEED = _parameter(
+    "seed", int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1, rich_help_panel=DATA), 0
+)
 _LOADING = [
     _parameter(
         "dtype",
