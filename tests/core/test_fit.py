@@ -215,3 +215,13 @@ def test_labels_beyond_the_head_are_named():
         default_loss(classifier, batch | {"labels": torch.tensor([0, -1] * 4)})
     ignored = default_loss(classifier, batch | {"labels": torch.tensor([0, -100] * 4)})
     assert ignored.isfinite()
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_training_needs_no_gradients_to_be_switched_on(off):
+    model, other = network(), network()
+    fit(model, problem(), epochs=1)
+    with off():
+        fit(other, problem(), epochs=1)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(weights(model), weights(other))

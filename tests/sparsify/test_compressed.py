@@ -5,8 +5,8 @@ import safetensors.torch
 import torch
 
 from models import tiny
-from weightsmith.core.errors import CheckpointError
-from weightsmith.core.io import CheckpointReader, load_state_dict, save_model
+from weightsmith.core.errors import CheckpointError, UnsupportedModelError
+from weightsmith.core.io import CheckpointReader, load_model, load_state_dict, save_model
 from weightsmith.sparsify import magnitude, save_compressed
 from weightsmith.sparsify._compressed import compress_checkpoint, decompress_checkpoint, load_compressed
 
@@ -72,3 +72,9 @@ def test_damaged_parts_are_named(sparse, tmp_path):
     safetensors.torch.save_file(tensors, path)
     with pytest.raises(CheckpointError, match=f"'{key}' of .* lacks .*bitmask"):
         load_compressed(tmp_path / "small")
+
+
+def test_compressed_weights_are_refused_with_the_way_to_make_them_dense(sparse, tmp_path):
+    save_compressed(sparse, tmp_path / "small")
+    with pytest.raises(UnsupportedModelError, match=r"are compressed\. Make them dense with .*decompress_checkpoint"):
+        load_model(tmp_path / "small")

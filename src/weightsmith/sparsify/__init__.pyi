@@ -1,4 +1,4 @@
-from ._compressed import save_compressed as save_compressed
+from ._compressed import decompress_checkpoint as decompress_checkpoint, save_compressed as save_compressed
 from ._dsnot import dsnot as dsnot, refine_mask as refine_mask
 from ._magnitude import magnitude as magnitude
 from ._modhifi.method import modhifi as modhifi

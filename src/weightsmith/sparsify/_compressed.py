@@ -121,12 +121,30 @@ def compress_checkpoint(
 
 
 def decompress_checkpoint(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Undo :func:`compress_checkpoint`.
+    """Make a compressed folder dense again, bit for bit.
+
+    Parameters
+    ----------
+    source : path-like
+        A folder that ``sparsify ... --compressed`` or :func:`save_compressed` wrote.
+    out : path-like
+        The folder to create.
 
     Raises
     ------
     CheckpointError
         If a compressed tensor's parts are missing or do not fit together.
+
+    Examples
+    --------
+    >>> from weightsmith.core.io import load_state_dict
+    >>> from weightsmith.testing import tiny
+    >>> model = tiny("llama")[0]
+    >>> with TemporaryFolder() as folder:
+    ...     save_compressed(model, Path(folder, "small"))
+    ...     decompress_checkpoint(Path(folder, "small"), Path(folder, "dense"))
+    ...     torch.equal(load_state_dict(Path(folder, "dense"))["model.norm.weight"], model.model.norm.weight)
+    True
     """
     reader = CheckpointReader(source)
     packed = [key.removesuffix(".compressed") for key in reader if key.endswith(".compressed")]

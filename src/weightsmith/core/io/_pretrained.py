@@ -166,11 +166,16 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     CheckpointError
         If a file is missing or damaged, a weight is missing, or a shape does not fit.
     UnsupportedModelError
-        If it needs code of its own, or its weights are packed.
+        If it needs code of its own, or its weights are packed or compressed.
     """
     ref, path = str(path), checkpoint_folder(path, revision=revision)
     config = load_config(path)
     packed: Any = getattr(config, "quantization_config", None)
+    if isinstance(packed, dict) and (packed.get("sparsity_config") or {}).get("format") == "sparse-bitmask":
+        raise UnsupportedModelError(
+            f"the weights of {path} are compressed",
+            do="Make them dense with weightsmith.sparsify.decompress_checkpoint(folder, out).",
+        )
     if isinstance(packed, dict) and packed.get("format") == "pack-quantized":
         # transformers leaves the scales as parameters of the layers, which would be saved over those of new weights
         raise UnsupportedModelError(

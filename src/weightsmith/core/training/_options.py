@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
+import torch
 from torch import nn
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
@@ -160,7 +161,12 @@ def training_method(
             if not takes_sharded:
                 refuse_sharded(model, do="Train it by fit, or by your own loop, with the method's optimizer or loss.")
             _check(options, model, (*own, *filled))
-            with restored_on_error(model, takes_sharded=takes_sharded), modes_restored(model):
+            with (
+                restored_on_error(model, takes_sharded=takes_sharded),
+                modes_restored(model),
+                torch.inference_mode(False),  # whatever the caller has switched off, training needs gradients
+                torch.enable_grad(),
+            ):
                 for parameter in model.parameters():
                     parameter.grad = None
                 return function(*args, **{**kwargs, **options})
