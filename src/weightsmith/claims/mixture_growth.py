@@ -51,9 +51,8 @@ NOTES = (
     "First declared half a point above Net2Net and random growth, and at most a point below the wide network of equal "
     "cost. On seeds 0 to 5 it was 0.2 ± 0.6 and 0.3 ± 0.6 points above, and 0.6 ± 0.9 below; on seeds 10 to 18 0.2 ± "
     "0.4 below the first two, and 0.8 ± 0.4 below the third. So it was declared that the first two do as well.",
-    "On seeds 100 to 108, run for that declaration, mixture growth was 0.5 ± 0.2 and 0.4 ± 0.3 points above them, and "
-    "the nine seeds before contradict that. So it is judged on these eighteen seeds, half of which were known when it "
-    "was declared.",
+    "Nine seeds are too few: on seeds 100 to 108 mixture growth was 0.5 ± 0.2 and 0.4 ± 0.3 points above them. All "
+    "eighteen together, 0.1 ± 0.3, set the number of seeds; 200 to 217 were run for this declaration alone.",
 )
 
 FEATURES, CLASSES, WIDTH = 24, 10, 64
@@ -63,7 +62,7 @@ BATCH, RATE, GROWN_RATES = 100, 3e-3, (5e-4, 1.5e-3, 3e-3)
 INITS: tuple[Growth | Literal["reference"], ...] = ("orthogonal", "zero", "copy", "random", "reference")
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (*range(10, 19), *range(100, 109))) -> ClaimResult:
+def run(scale: str = "cpu", seeds: Sequence[int] = range(200, 218)) -> ClaimResult:
     """Train every arm; a seed draws the task, the data and all weights."""
     start = time.perf_counter()
     values = each_seed(_experiment, seeds, "mixture growth")
@@ -161,7 +160,7 @@ def _tuned(model: nn.Module, data: _Data, epochs: int, seed: int) -> float:
 
 
 def _train(model: nn.Module, data: _Data, rate: float, epochs: int, seed: int) -> None:
-    optimizer = torch.optim.Adam(parameter_groups(model, weight_decay=0.0), lr=rate)
+    optimizer = torch.optim.Adam(parameter_groups(model, weight_decay=0.0), lr=rate, fused=True)
     fit(model, data.training, optimizer=optimizer, scheduler="cosine", epochs=epochs, batch_size=BATCH, seed=seed)
 
 

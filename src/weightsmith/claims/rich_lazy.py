@@ -59,7 +59,7 @@ KERNEL = Claim(
     higher_is_better=True,
     expected=(
         Ordering(better="full rank", worse="rank 1", margin=0.15),
-        Ordering(better="rank 10", worse="rank 1", margin=0.05),
+        Ordering(better="rank 10", worse="rank 1"),
         Ordering(better="rank 1, spectral norm kept", worse="rank 1", margin=0.05),
     ),
     paper=PAPER,
@@ -207,21 +207,24 @@ def perceptual_decisions(count: int, generator: torch.Generator) -> tuple[Float[
     return x, y
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] = range(200, 248)) -> list[ClaimResult]:
     """Train every arm; a seed draws the trials, the initial weights and the targets."""
     return [*recurrent(scale, seeds), *theory(scale, seeds)]
 
 
-def recurrent(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7)) -> list[ClaimResult]:
+def recurrent(scale: str = "cpu", seeds: Sequence[int] = range(200, 248)) -> list[ClaimResult]:
     """Return the experiments on perceptual decisions, all measured on the same networks."""
     start = time.perf_counter()
     values = each_seed(partial(decisions, scale=scale), seeds, "perceptual decisions")
     losses = ", ".join(f"{name[6:]} {np.mean(v):.3f}" for name, v in values.items() if name.startswith("loss: "))
-    note = f"The expectations were set on seeds 100 to 102. Loss on new trials, mean over the seeds: {losses}."
+    note = (
+        "The expectations were set on seeds 0 to 7, whose variance asked for 40 seeds and more. "
+        f"Loss on new trials, mean over the seeds: {losses}."
+    )
     return _judged((KERNEL, FEATURES, CHANGE), values, scale, seeds, time.perf_counter() - start, note)
 
 
-def theory(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7)) -> list[ClaimResult]:
+def theory(scale: str = "cpu", seeds: Sequence[int] = range(200, 248)) -> list[ClaimResult]:
     """Return the experiments on two-layer linear networks."""
     start = time.perf_counter()
     values = each_seed(linear, seeds, "linear networks")
