@@ -324,7 +324,7 @@ def test_blocks_that_are_applied_several_times_are_named():
         num_attention_heads=2,
         max_position_embeddings=32,
     )
-    with pytest.warns(UserWarning, match="1 blocks are applied 3 times in all"):
+    with pytest.warns(UserWarning, match="applies its blocks again: 1 for 3 layers"):
         list(stream(AlbertModel(shared).eval(), [{"input_ids": torch.arange(8)[None]}]))
 
 

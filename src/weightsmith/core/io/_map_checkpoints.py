@@ -128,14 +128,14 @@ def map_state_dicts(
     owners = tensor_owners(states[-1])
     names = whose or [f"state dict {index}" for index in range(len(states))]
     for name, last in states[-1].items():
-        for state, who in zip(states, names, strict=True):
-            owner = owners[name]
-            if owner != name and state[name] is not state[owner] and not torch.equal(state[name], state[owner]):
+        owner = owners[name]
+        for state, who in zip(states, names, strict=True) if owner != name else ():
+            if name in state and not (state[name] is state[owner] or torch.equal(state[name], state[owner])):
                 raise UnsupportedModelError(
                     f"tensors {owner!r} and {name!r} of {who} differ, where {names[-1]} ties them",
                     do=f"Untie {names[-1]}, so that both are merged, or keep {name!r} out.",
                 )
-        if owners[name] not in result:
+        if owner not in result:
 
             def chunks(name: str = name, last: Tensor = last) -> Iterator[list[Tensor]]:
                 yield [state[name].detach().to(last.device).reshape(-1) for state in states]
@@ -147,7 +147,7 @@ def map_state_dicts(
                 mapped = chunk_map(parts, torch.empty_like(parts[-1]))
                 _check_finite(name, mapped, parts, names)
                 result[name] = mapped.view(last.shape)
-        result[name] = result[owners[name]]
+        result[name] = result[owner]
     return result
 
 

@@ -156,12 +156,7 @@ def stream(
                     offloaded.free()
         return
     batches = as_batches(batches)
-    times = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    if isinstance(times, int) and len(blocks) < times and all(block.name for block in blocks.values()):
-        warnings.warn(
-            f"{len(blocks)} blocks are applied {times} times in all: their inputs are those of the first time",
-            stacklevel=2,
-        )
+    _warn_of_shared_blocks(model, blocks)
     with quiet(model), _BatchForwards(model, blocks, batches, offloaded) as forwards:
         while (met := forwards.next_block()) is not None:
             if met.layers:
@@ -328,6 +323,18 @@ class _BatchForwards:
     def _report_unreached(self) -> None:
         names = [block.name for block in self.pending.values()]
         warnings.warn(f"no calibration batch reached blocks {names[:4]}: they stay as they are", stacklevel=4)
+
+
+def _warn_of_shared_blocks(model: nn.Module, blocks: Mapping[nn.Module, Block]) -> None:
+    """Say that a block is applied several times, where the configuration counts more layers than there are."""
+    layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    lists = [[len(part) for part in block.modules() if isinstance(part, nn.ModuleList)] for block in blocks]
+    own = sum(max(lengths, default=1) for lengths in lists)  # a block may be a list of layers itself
+    if isinstance(layers, int) and own < layers and all(block.name for block in blocks.values()):
+        warnings.warn(
+            f"the model applies its blocks again: {own} for {layers} layers. Their inputs are those of the first time",
+            stacklevel=3,
+        )
 
 
 def _visit(block: Block, offloaded: OffloadedModel | None) -> Iterator[Block]:

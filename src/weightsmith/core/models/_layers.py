@@ -414,16 +414,20 @@ def refuse_foreign_blocks(model: nn.Module) -> None:
     """
     if "" not in find_blocks(model):
         return
-    for name, block in _stacked(model):
-        for path, module in block.named_modules():
-            for weight in () if isinstance(module, nn.Embedding) else held_weights(module):
-                raise UnsupportedModelError(
-                    "the model's blocks",
-                    found=f"{'.'.join(filter(None, (name, path, weight)))!r} of {type(module).__name__} as their "
-                    "first weight",
-                    expected="weights of linear or convolutional layers",
-                    do="Dequantize the model, or take it before its layers were replaced.",
-                )
+    held = (
+        f"{'.'.join(filter(None, (name, path, weight)))!r} of {type(module).__name__}"
+        for name, block in _stacked(model)
+        for path, module in block.named_modules()
+        if not isinstance(module, nn.Embedding)
+        for weight in held_weights(module)
+    )
+    if first := next(held, None):
+        raise UnsupportedModelError(
+            "the model's blocks",
+            found=f"{first} as their first weight",
+            expected="weights of linear or convolutional layers",
+            do="Dequantize the model, or take it before its layers were replaced.",
+        )
 
 
 def held_weights(module: nn.Module) -> dict[str, int]:
