@@ -330,6 +330,8 @@ BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range
         ("steps: &a [*a]", "is not YAML: found more than 10000 values"),
         ("steps: " + "[" * 3000, "is not YAML: found more than 20 levels"),
         ("steps:\n" + "".join(" " * n + "- a:\n" for n in range(1, 500, 2)), "is not YAML: found more than 20 levels"),
+        ("seed: 99999999999999999999", "seed: input should be less than 4294967296"),
+        ("seed: -1", "seed: input should be greater than or equal to 0"),
         ("seed: !!int x", "is not YAML: found invalid literal"),
         ("seed: " + "1" * 5000, "is not YAML: found Exceeds the limit"),
         ("seed: [" + "x, " * 3000 + "]\nout: x\nsteps: [wanda]\nmodel: x", r"seed: .* \.\.\. \(15,000 characters\)"),

@@ -54,7 +54,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from weightsmith import __version__, catalog
 from weightsmith.core.errors import HyperparameterError, RecipeError
@@ -135,7 +135,7 @@ class Recipe(BaseModel):
     out: Path
     steps: list[Step] = []
     compare: dict[str, list[Step]] = {}
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     data: dict[str, Source] = {}
     evaluation: Evaluation = Evaluation()
     device: str = "cpu"
