@@ -34,6 +34,9 @@ from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapter
 
 __all__ = ["CLASSP", "classp"]
 
+PIECE = 1 << 18
+"""Weights of a parameter that a step takes at a time on a CPU."""
+
 
 class CLASSP(torch.optim.Optimizer):
     r"""AdaGrad with a free power, and a threshold below which a gradient does nothing.
@@ -161,7 +164,7 @@ class CLASSP(torch.optim.Optimizer):
                     _update_rows(parameter, self.state[parameter]["sum"], group)
             together = all(p.is_cuda for p in dense) if group["foreach"] is None else group["foreach"]
             tensors = ((local(p), _gradient(p, group), local(self.state[p]["sum"])) for p in dense)
-            batches = _by_kind(tensors) if together else ([[tensor] for tensor in each] for each in tensors)
+            batches = _by_kind(tensors) if together else (piece for each in tensors for piece in _pieces(each))
             for values, gradients, sums in batches:
                 _update(values, gradients, sums, group)
         return loss
@@ -353,6 +356,15 @@ def classp(
         if state is not None:
             _save_sums(optimizer, state)
     return result
+
+
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+    """A parameter, its gradient and its sum in pieces, so that what a step computes on the way is small."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        for pieces in zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True):
+            yield [[piece] for piece in pieces]
+    else:
+        yield [[tensor] for tensor in tensors]
 
 
 def _update(parameters: list[Tensor], gradients: list[Tensor], sums: list[Tensor], group: Mapping[str, Any]) -> None:
