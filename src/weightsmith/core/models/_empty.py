@@ -37,6 +37,7 @@ def build_empty(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrained
     torch.Size([32, 48])
     """
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
     config: PretrainedConfig = copy.deepcopy(model.config)
     try:
@@ -45,8 +46,9 @@ def build_empty(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrained
         names = {name for name, _ in config_fields(config)}
         # lists that are computed from fields are computed anew
         stated = {n: v for n, v in config.to_dict().items() if n in names or not isinstance(v, list)}
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             built: PreTrainedModel = type(model)(type(config).from_dict(stated))
+        built.tie_weights()  # which the initialization would have done
     except (StrictDataclassError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return built
