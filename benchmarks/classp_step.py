@@ -2,8 +2,8 @@
 
 64 layers of 1024, 67 million weights in float32. Both have their defaults: CLASSP power 1, and gradients checked
 for NaN and infinity before anything changes. Goal: at most 1.1 times Adagrad's time. The limit is one pass over memory
-that reads gradient, weight and accumulator and writes the last two, at this machine's bandwidth; Adagrad's fused kernel,
-which one has to ask for, makes that one pass.
+that reads gradient, weight and accumulator and writes the last two, at this machine's bandwidth. Adagrad's fused
+kernel, which one has to ask for, makes that one pass.
 """
 
 from __future__ import annotations

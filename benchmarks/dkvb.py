@@ -2,14 +2,14 @@
 
 all-MiniLM-L6-v2 on 32 texts of 128 tokens, a bottleneck of the paper's size (256 codebooks of 4096 pairs, 14
 dimensions, 10 classes). Inference, goal: at most 1.2 times the encoder's. A training step on codes, goal: at least 10
-times faster than one of the fine-tuned encoder with a linear head (SGD). The limit is the search alone: its
-multiply-adds at this machine's rate of matrix products.
+times faster than one of the fine-tuned encoder with a linear head (SGD). No limit is given: a step on codes has neither
+the encoder nor the search in it, only the values that the codes choose.
 """
 
 from __future__ import annotations
 
 import torch
-from harness import alternate, finish, gemm_rate, parser, print_table, ratio
+from harness import alternate, finish, parser, print_table, ratio
 from torch import nn
 from torch.nn import functional
 
@@ -65,13 +65,12 @@ def main() -> None:
     inference = ratio(timings["encoder and bottleneck"], timings["encoder"])
     training = ratio(timings["fine-tuning step"], timings["bottleneck's step on codes"])
     print(f"inference: {inference:.2f} times the encoder's; training step: {training:.0f} times faster")
-    search = 2 * TEXTS * made.codebooks * made.pairs * made.key_dim / gemm_rate()
     peer, ours = timings["fine-tuning step"], timings["bottleneck's step on codes"]
     finish(
         "dkvb",
         ratio=training,
         goal=10,
-        limit=peer.median / search,
+        limit=None,
         ours=1e3 * ours.median,
         peer=1e3 * peer.median,
         unit="ms per training step of 32 texts",
