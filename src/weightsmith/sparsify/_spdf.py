@@ -201,6 +201,10 @@ class StaticSparsity:
                     found=found,
                     do="Attach the optimizer that trains.",
                 )
+        self._discard()
+
+    def _discard(self) -> None:
+        """Take hooks and masks away, whatever the weights are."""
         self._remove_hooks()
         for layer in self._owners:
             delattr(layer.module, _buffer(layer))
@@ -393,8 +397,10 @@ def spdf(
             )
             held.attach(optimizer)
             run = fit(model, training, optimizer=optimizer, seed=seed, **options)
-        finally:
             held.densify()
+        except BaseException:  # an interrupt of the check, too, must leave no hooks
+            held._discard()
+            raise
         result.curves["sparse phase: training loss"] = run.losses
         if dense_epochs:
             options |= {"learning_rate": dense_learning_rate, "epochs": dense_epochs, "weight_decay": 0.01}

@@ -161,10 +161,10 @@ def merge_checkpoints(
             "weights": sum(plan.merged.values()),
             "kept_tensors": len(plan.kept),
         }
-        result.notes += [*notes, *configuration_notes(checkpoints)]
         if plan.kept:
             few = ", ".join(plan.kept[:5]) + (", ..." if len(plan.kept) > 5 else "")
             result.notes.append(f"Copied from the last network: {few}")
+        result.notes += [*notes, *configuration_notes(checkpoints)]
         distances = Distances(len(readers))
 
         def files() -> dict[str, str]:
