@@ -168,6 +168,18 @@ def keep_(values: Shaped[Tensor, "..."], kept: Bool[Tensor, "..."]) -> Shaped[Te
     Their bits are multiplied as whole numbers, in pieces: a mask of the size of the values, converted to their type,
     would not stay in a CPU's cache. That takes a fifth of the time of ``masked_fill_``.
 
+    Parameters
+    ----------
+    values : Tensor
+        Of floating point and any shape; changed in place.
+    kept : Tensor
+        Boolean, of the same shape.
+
+    Returns
+    -------
+    Tensor
+        ``values``.
+
     Examples
     --------
     >>> keep_(torch.tensor([1.0, -2.0, 3.0]), torch.tensor([True, False, True]))

@@ -384,9 +384,9 @@ def spdf(
     with record("spdf", seed=seed, **hyper, **dense, **options) as result:
         result.notes += unreached(model, block_layers(model), "Not sparse, but trained")
         held = StaticSparsity(model, generator=generator, **hyper)
-        for layer in held.layers:
-            result.layer(layer.name, density=_mask(layer).float().mean().item())
         try:
+            for layer in held.layers:
+                result.layer(layer.name, density=_mask(layer).float().mean().item())
             counted = forward_flops(model, _first_sample(training, model))
             optimizer = torch.optim.AdamW(
                 model.parameters(),
@@ -398,7 +398,7 @@ def spdf(
             held.attach(optimizer)
             run = fit(model, training, optimizer=optimizer, seed=seed, **options)
             held.densify()
-        except BaseException:  # an interrupt of the check, too, must leave no hooks
+        except BaseException:  # an interrupt of the measures or of the check, too, must leave no hooks
             held._discard()
             raise
         result.curves["sparse phase: training loss"] = run.losses

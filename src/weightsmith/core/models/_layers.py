@@ -441,10 +441,9 @@ def held_weights(module: nn.Module) -> dict[str, int]:
     >>> held_weights(nn.Linear(2, 3)), held_weights(nn.BatchNorm1d(3))
     ({'weight': 6}, {})
     """
-    tensors = {name: value for name, value in module._parameters.items() if value is not None and value.ndim > 1}
-    codes = {name: value for name, value in module._buffers.items() if value is not None and value.ndim > 1}
-    found = {name: value.numel() for name, value in tensors.items()}
-    found |= {name: value.numel() for name, value in codes.items() if value.dtype in CODES}
+    codes = {name: value for name, value in module._buffers.items() if value is not None and value.dtype in CODES}
+    tensors = {**module._parameters, **codes}.items()
+    found = {name: value.numel() for name, value in tensors if value is not None and value.ndim > 1}
     if "_packed_params" in module._modules:
         found["_packed_params"] = module.weight().numel()  # type: ignore[operator]
     return found
