@@ -374,25 +374,42 @@ def test_another_run_on_the_same_output_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-@pytest.mark.parametrize("old", ["folder", "file", "link"])
-def test_whatever_is_there_is_replaced(tmp_path, monkeypatch, old, exchange):
-    """Also where the file system cannot swap two paths at once."""
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_is_replaced(tmp_path, monkeypatch, linked, exchange):
+    """Also where the file system cannot swap two paths at once, and behind a link, which may lead to another disk."""
     if not exchange:
         monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
-    out = tmp_path / "out"
-    if old == "folder":
-        (out / "deep").mkdir(parents=True)
-        (out / "deep" / "old").write_text("")
-    elif old == "file":
-        out.write_text("")
-    else:
-        (tmp_path / "elsewhere").mkdir()
-        (tmp_path / "elsewhere" / "old").write_text("")
-        out.symlink_to(tmp_path / "elsewhere")
-    with atomic_output(out, overwrite=True) as target:
+    place = tmp_path / "place"
+    (place / "deep").mkdir(parents=True)
+    (place / "deep" / "old").write_text("")
+    if linked:
+        (tmp_path / "link").symlink_to(place)
+    with atomic_output(tmp_path / "link" if linked else place, overwrite=True) as target:
         (target / "new").write_text("")
-    assert os.listdir(out) == ["new"]
-    assert sorted(os.listdir(tmp_path)) == (["elsewhere", "out"] if old == "link" else ["out"])
+    assert os.listdir(place) == ["new"]
+    assert sorted(os.listdir(tmp_path)) == (["link", "place"] if linked else ["place"])
+    assert (tmp_path / "link").is_symlink() == linked
+
+
+def test_a_link_to_nothing_gets_what_it_points_to(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("out", "record.json"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    with atomic_output(tmp_path / "out") as target:
+        (target / "new").write_text("")
+    write_file(tmp_path / "record.json", "{}")
+    assert sorted(os.listdir(tmp_path / "disk")) == ["out", "record.json"]
+    assert os.listdir(tmp_path / "out") == ["new"]
+
+
+def test_a_file_is_no_folder_to_replace(tmp_path):
+    """Such as a file of the model that is read."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "weights.safetensors").mkdir()
+    (tmp_path / "weights.safetensors" / "old").write_text("")
+    for name, found in (("config.json", "found a file where"), ("weights.safetensors", "found a folder where")):
+        with pytest.raises(CheckpointError, match=f"{name} cannot be replaced: {found}"):
+            check_output(tmp_path / name, overwrite=True)
 
 
 def test_an_old_output_moved_aside_by_a_killed_run_returns(tmp_path):

@@ -124,8 +124,14 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
         if taken and not overwrite:
             _remove_left(place)
             raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
-        if _is_device(place) or (taken and Path.cwd().is_relative_to(place)):
-            found = "the current folder or one above it" if place.is_dir() else "a device"
+        found = "a device" if _is_device(place) else ""
+        if place.suffix == ".safetensors" and taken and place.is_dir():
+            found = "a folder where a file is written"
+        elif place.suffix != ".safetensors" and place.is_file():
+            found = "a file where a folder is written"
+        elif taken and Path.cwd().is_relative_to(place):
+            found = "the current folder or one above it"
+        if found:
             raise CheckpointError(f"{out} cannot be replaced", found=found, do="Choose another output.")
         _check_creatable(_beside(place, KEPT))
 
@@ -310,11 +316,11 @@ def writing(out: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _place(out: str | os.PathLike[str]) -> Path:
-    """The absolute path of an output."""
+    """The absolute path of an output; a link stands for what it points to, which may lie on another disk."""
     place = Path(os.path.abspath(out))
     if not place.name or "\0" in str(place):
         raise CheckpointError(f"cannot write {str(out)!r}", expected="a path with a name")
-    return place
+    return Path(os.path.realpath(place)) if place.is_symlink() and not _is_device(place) else place
 
 
 def _beside(place: Path, kind: str) -> Path:
