@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from weightsmith.core.errors import UnsupportedModelError
+from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import meta_model, offloaded
-from weightsmith.core.models import block_layers, find_experts, stream, unreached, watching_experts
+from weightsmith.core.models import block_layers, find_experts, find_matrices, stream, unreached, watching_experts
 from weightsmith.core.statistics import Gram
 from weightsmith.core.symmetry import find_symmetry
 from weightsmith.merge import rebasin, weight_matching
@@ -157,3 +157,15 @@ def test_an_architecture_with_experts_is_traced_without_weights(tmp_path):
     model.save_pretrained(tmp_path)
     symmetry = find_symmetry(meta_model(tmp_path), {"input_ids": torch.zeros(1, 4, dtype=torch.long)})
     assert "model.layers.0.mlp.experts.gate_up_proj" in symmetry.axes
+
+
+def test_a_pattern_that_matches_nothing_is_named():
+    model = tiny("mixtral", layers=1)[0]
+    with pytest.warns(UserWarning, match=r"no layer matches \['\*k_prj'\] of the patterns"):
+        found = find_matrices(model, ["*q_proj", "*k_prj", "*experts*"], "*experts.0.*")
+    assert [layer.name for layer in found[:2]] == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.mlp.experts.1.gate_up_proj",
+    ]
+    with pytest.raises(LayerNotFoundError, match="no layer matches"):
+        find_matrices(model, "nowhere")

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.core.models import find_experts, find_layers, writable
+from weightsmith.core.models import Layer, find_experts, find_matrices, writable
 
 __all__ = ["approx_rank", "budget", "check_group", "check_ranges", "has_budget", "lift_groups", "matrices", "names"]
 
@@ -84,10 +84,9 @@ def lift_groups(
         if any(fnmatchcase(name, pattern) for pattern in ((dense,) if isinstance(dense, str) else dense))
     ]
     taken = {id(parameter) for _, parameter in whole}
-    layers = find_layers(model, include, exclude, strict=False)
-    stacks = _stacks(model, include, exclude)
-    if not layers and not stacks:
-        find_layers(model, include, exclude)
+    matching = find_matrices(model, include, exclude)
+    layers = [layer for layer in matching if layer.expert is None]
+    stacks = _stacks(model, matching)
     writable(layer for layer in layers if f"{layer.name}.weight" not in by_name)
     names = [f"{layer.name}.weight" for layer in layers]
     single = [(name, by_name[name]) for name in names if id(by_name[name]) not in taken]
@@ -147,9 +146,10 @@ def _budget(matrix: Tensor, group: Mapping[str, Any]) -> int:
     return matrix.numel() if group["density"] is None else max(1, round(group["density"] * matrix.numel()))
 
 
-def _stacks(model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str]) -> list[str]:
+def _stacks(model: nn.Module, matching: Sequence[Layer]) -> list[str]:
     """The parameters that stack the matrices of experts which match."""
-    chosen, total = (Counter(layer.stack for layer in find_experts(model, *them)) for them in ((include, exclude), ()))
+    chosen = Counter(layer.stack for layer in matching if layer.expert is not None)
+    total = Counter(layer.stack for layer in find_experts(model))
     for name, count in chosen.items():
         if count < total[name]:
             raise UnsupportedModelError(

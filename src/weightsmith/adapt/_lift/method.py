@@ -12,7 +12,7 @@ from weightsmith.adapt._lift.groups import budget, check_ranges, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
 from weightsmith.core.data import Samples
 from weightsmith.core.io import SparseDelta
-from weightsmith.core.models import find_experts, find_layers, unreached
+from weightsmith.core.models import find_matrices, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -135,7 +135,7 @@ def lift(
                 changed=len(delta.parts[name].index),
                 relative_change=float((weight.detach() - base[name]).float().norm() / base[name].float().norm()),
             )
-        result.notes += unreached(model, [*find_layers(model, strict=False), *find_experts(model)])
+        result.notes += unreached(model, find_matrices(model))
         result.curves["training loss"] = run.losses
         result.totals = {
             "trainable": optimizer.trained(),

@@ -11,7 +11,11 @@ from ._blocks import (
 )
 from ._depth import PLACES as PLACES, config_changes as config_changes
 from ._empty import build_empty as build_empty, config_fields as config_fields, example_batch as example_batch
-from ._experts import find_experts as find_experts, watching_experts as watching_experts
+from ._experts import (
+    find_experts as find_experts,
+    find_matrices as find_matrices,
+    watching_experts as watching_experts,
+)
 from ._folding import fold_parametrizations as fold_parametrizations
 from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp
 from ._layers import (

@@ -25,8 +25,8 @@ from torch import nn
 from weightsmith.core.data import Batch, Batches, as_batches, to_device
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, writing
-from weightsmith.core.models._experts import find_experts
-from weightsmith.core.models._layers import Layer, find_blocks, find_layers, refuse_foreign_blocks, writable
+from weightsmith.core.models._experts import find_matrices
+from weightsmith.core.models._layers import Layer, find_blocks, refuse_foreign_blocks, writable
 from weightsmith.core.models._observe import A, call_checked, device_of, observe_runs, quiet
 from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
@@ -353,13 +353,11 @@ def _blocks_with_layers(
     refuse_foreign_blocks(model)
     blocks = {module: Block(name, module, []) for name, module in find_blocks(model).items()}
     owner = {child: block for block in blocks.values() for child in block.module.modules()}
-    layers = find_layers(model, include, exclude, strict=False) + find_experts(model, include, exclude)
+    layers = find_matrices(model, include, exclude)
     for layer in layers:
         if layer.module in owner:
             owner[layer.module].layers.append(layer)
     if not any(block.layers for block in blocks.values()):
-        if not layers:
-            find_layers(model, include, exclude)
         raise LayerNotFoundError(
             f"no layer inside the blocks matches {include!r}",
             found=f"blocks {[block.name for block in blocks.values()][:4]}",

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from weightsmith.core.models._layers import Layer, matches, patterns
+from weightsmith.core.models._layers import Layer, find_layers, matches, patterns, warn_of_unmatched
 
-__all__ = ["find_experts", "watching_experts"]
+__all__ = ["find_experts", "find_matrices", "watching_experts"]
 
 
 def find_experts(
@@ -51,6 +51,43 @@ def find_experts(
             (layer := Layer(f"{path}.{expert}.{parameter}", module, (), parameter, expert)).name, include, exclude
         )
     ]
+
+
+def find_matrices(
+    model: nn.Module, include: str | Sequence[str] = "*", exclude: str | Sequence[str] = ()
+) -> list[Layer]:
+    """Find the layers, and after them the experts, that match.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+    include, exclude : str or sequence of str
+        Shell patterns, see :func:`~weightsmith.core.models.find_layers`.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If nothing matches.
+
+    Warns
+    -----
+    UserWarning
+        If one of several patterns matches nothing.
+
+    Examples
+    --------
+    >>> from weightsmith.testing import tiny
+    >>> len(find_matrices(tiny("mixtral", layers=1)[0], ["*q_proj", "*.experts.0.*"]))
+    3
+    """
+    found = find_layers(model, include, exclude, strict=False) + find_experts(model, include, exclude)
+    if not found:
+        find_layers(model, include, exclude)
+    if len(include := patterns(include)) > 1:
+        every = find_layers(model, include, strict=False) + find_experts(model, include)
+        warn_of_unmatched(include, [name for layer in every for name in (layer.name, *layer.aliases)])
+    return found
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Legend: ``O`` outputs, ``I`` inputs (for a convolution the unfolded patch), ``N`
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -168,6 +169,11 @@ def find_layers(
     LayerNotFoundError
         If nothing matches and ``strict``.
 
+    Warns
+    -----
+    UserWarning
+        If one of several patterns matches nothing and ``strict``.
+
     Notes
     -----
     Grouped and transposed convolutions are not a single matrix and are left out. So are matrices without values, and
@@ -201,6 +207,8 @@ def find_layers(
             found=f"{len(have)} layers such as {have[:5]}",
             do="Check the patterns against the names of model.named_modules().",
         )
+    if strict:
+        warn_of_unmatched(include, [name for places in owners.values() for name, _ in places])
     return layers
 
 
@@ -491,6 +499,12 @@ def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
 def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Whether a path matches one of the patterns to include and none of those to exclude."""
     return any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
+
+
+def warn_of_unmatched(include: Sequence[str], names: Sequence[str]) -> None:
+    """Say which patterns match none of the names."""
+    if unmatched := [pattern for pattern in include if not any(fnmatchcase(name, pattern) for name in names)]:
+        warnings.warn(f"no layer matches {unmatched} of the patterns {list(include)}", stacklevel=3)
 
 
 def _patches(conv: nn.Module, x: Tensor) -> Float[Tensor, "images patches in"]:

@@ -24,8 +24,7 @@ from weightsmith.core.models import (
     evaluation_mode,
     example_batch,
     find_blocks,
-    find_experts,
-    find_layers,
+    find_matrices,
     has_batchnorm,
     observe,
     recalibrate_batchnorm,
@@ -110,10 +109,7 @@ class Pruning:
             self.first = to_device(self.batches[0], next(self.model.parameters()).device)
         self.symmetry = find_symmetry(self.model, self.first, verify=False)
         found, reasons = find_channels(self.model, self.symmetry)
-        matching = find_layers(self.model, include, exclude, strict=False) + find_experts(self.model, include, exclude)
-        names = {layer.name for layer in matching}
-        if not names:
-            find_layers(self.model, include, exclude)
+        names = {layer.name for layer in find_matrices(self.model, include, exclude)}
         included = [c for c in found if all(layer.name in names for layer in c.consumers)]
         self.sizes = {c.name: _stay(c, ratio, multiple_of) for c in included}
         wanted = [c for c in included if self.sizes[c.name] < c.size]
@@ -171,7 +167,7 @@ class Pruning:
 
     def _note(self, reasons: Mapping[str, str]) -> None:
         touched = {key for c in self.channels for key, _ in c.members}
-        layers = find_layers(self.model, strict=False) + find_experts(self.model)
+        layers = find_matrices(self.model)
         reached = [layer for layer in layers if _key(layer) in touched]
         self.result.notes += unreached(self.model, reached)
         if computed := [layer.name for layer in layers if computed_by(layer.module, layer.parameter)]:
