@@ -41,6 +41,22 @@ def moved(model, seed):
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
 
 
+def test_the_model_is_found_under_its_wrappers():
+    class Wrapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    for model in (network(), Wrapping()):
+        penalty = L2SP(1.0)
+        penalty.consolidate(nn.DataParallel(model))
+        moved(model, 0)
+        expected = penalty(model).item()
+        assert expected > 0
+        assert penalty(torch.compile(model, backend="eager")).item() == expected
+        assert penalty(nn.DataParallel(model)).item() == expected
+
+
 def test_importance_is_the_mean_of_the_squared_gradients_of_batches():
     model = network()
     penalty = EWC(1.0)

@@ -214,28 +214,35 @@ def test_it_learns_in_a_plain_loop_and_in_fit_and_is_less_sure():
     assert (model(x).argmax(1) == y).float().mean() > 0.95
 
 
-def test_it_works_in_trainer(tmp_path):
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_it_works_in_trainer(tmp_path, accumulated):
+    """The loss of equal probabilities is log 2, however the Trainer counts soft labels."""
     model, batch = tiny("vit")
+    nn.init.zeros_(model.classifier.weight)
     data = [{"pixel_values": image, "labels": torch.tensor(i % 2)} for i, image in enumerate(batch["pixel_values"])]
-    arguments = TrainingArguments(
-        str(tmp_path),
-        max_steps=2,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        report_to=[],
-        use_cpu=True,
-        save_strategy="no",
-        remove_unused_columns=False,
-    )
     before = model.classifier.weight.clone()
-    trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=data,
-        data_collator=MixupCollator(2),
-        compute_loss_func=soft_cross_entropy,
-    )
-    assert 0.3 < trainer.train().training_loss < 1.5
+    losses = []
+    for learning_rate in (0.0, 1e-3):
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=2,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=accumulated,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            remove_unused_columns=False,
+        )
+        trainer = Trainer(
+            model,
+            arguments,
+            train_dataset=data,
+            data_collator=MixupCollator(2),
+            compute_loss_func=soft_cross_entropy,
+        )
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-4)
     assert not torch.equal(model.classifier.weight, before)
 
 

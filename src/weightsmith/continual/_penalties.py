@@ -28,7 +28,7 @@ from weightsmith.core.errors import (
     ShapeError,
 )
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.processes import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum, plain_model
 from weightsmith.core.training import Loss, default_loss, labels_and_logits, share_of_step, trainer_cross_entropy
 
 __all__ = ["EWC", "L2SP"]
@@ -65,7 +65,7 @@ class _Penalty:
         ShapeError
             If a parameter has another shape, more rows aside.
         """
-        parameters = dict(getattr(model, "module", model).named_parameters())
+        parameters: dict[str, Tensor] = dict(plain_model(model).named_parameters())
         total = torch.zeros((), device=next(iter(parameters.values())).device)
         for name, anchor in self.anchor.items():
             if name not in parameters:
@@ -226,7 +226,7 @@ class EWC(_Penalty):
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the trained parameters, at least in float32."""
-    named = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(name, p.detach()) for name, p in plain_model(model).named_parameters() if p.requires_grad]
     return {name: p.to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in named}
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from weightsmith.core.errors import UnsupportedModelError
 
@@ -17,11 +17,28 @@ __all__ = [
     "gather_objects",
     "gather_rows",
     "launched_count",
+    "plain_model",
     "process_count",
     "refuse_several_processes",
 ]
 
 T = TypeVar("T")
+
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """Return the model under ``torch.compile``, ``DistributedDataParallel`` and ``DataParallel``.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> plain_model(nn.DataParallel(torch.compile(model))) is model
+    True
+    """
+    while (compiled := "_orig_mod" in model._modules) or isinstance(model, PARALLEL):
+        model = model.get_submodule("_orig_mod" if compiled else "module")
+    return model
 
 
 def process_count() -> int:

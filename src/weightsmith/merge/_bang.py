@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from weightsmith.core.data import Samples, call, collate, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import interpolate_, lerp
+from weightsmith.core.processes import plain_model
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -357,7 +358,7 @@ def _mixed_inputs(model: nn.Module, inputs: Any, share: float, partner: Tensor) 
     if not isinstance(inputs, Mapping):
         raise CalibrationError("inputs to mix", found=type(inputs).__name__, expected="a tensor or a mapping")
     mixed = {key: _mix(x, share, partner) if x.is_floating_point() else x for key, x in inputs.items()}
-    plain: Any = getattr(model, "module", model)  # under DistributedDataParallel
+    plain: Any = plain_model(model)
     if "labels" in mixed:  # of which an encoder-decoder would make its decoder inputs: here they are to be mixed
         mixed["decoder_input_ids"] = _decoder_input_ids(plain, mixed.pop("labels"))
     for stream in ("", "decoder_"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from weightsmith.core.errors import CalibrationError
+from weightsmith.core.processes import plain_model
 
 __all__ = [
     "Batch",
@@ -211,7 +212,7 @@ def without_labels(model: nn.Module, batch: Batch) -> Batch:
     (True, ['x'])
     """
     if isinstance(batch, Mapping):
-        config = getattr(getattr(model, "module", model), "config", None)  # under DistributedDataParallel
+        config = getattr(plain_model(model), "config", None)
         if getattr(config, "is_encoder_decoder", False) and not batch.keys() & {
             "decoder_input_ids",
             "decoder_inputs_embeds",

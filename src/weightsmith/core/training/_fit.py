@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.processes import launched_count
+from weightsmith.core.processes import launched_count, plain_model
 from weightsmith.core.progress import track
 from weightsmith.core.sharding import refuse_without_fsdp, sharded_parameters
 from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels
@@ -397,7 +397,7 @@ def shift_for_causal_lm(model: nn.Module, logits: Tensor, labels: Tensor) -> tup
     >>> logits.shape, labels.shape
     (torch.Size([2, 5]), torch.Size([2]))
     """
-    plain = getattr(model, "module", model)  # under DistributedDataParallel
+    plain = plain_model(model)
     causal = getattr(plain, "can_generate", None)
     if labels.ndim > 1 and causal is not None and causal() and not getattr(plain.config, "is_encoder_decoder", False):
         return logits[..., :-1, :], labels[..., 1:]

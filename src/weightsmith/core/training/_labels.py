@@ -8,6 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.processes import plain_model
 
 __all__ = ["IGNORED", "check_labels", "check_model_labels"]
 
@@ -53,7 +54,7 @@ def check_model_labels(model: nn.Module, labels: Any) -> None:
     >>> import torch
     >>> check_model_labels(nn.Linear(2, 2), torch.tensor([5]))  # not a Hugging Face model
     """
-    config: Any = getattr(getattr(model, "module", model), "config", None)  # under DistributedDataParallel
+    config: Any = getattr(plain_model(model), "config", None)
     classes = getattr(config, "num_labels", None)
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1 or not classes:
         return

@@ -48,7 +48,8 @@ def soft_cross_entropy(
     labels : Tensor of shape (N, C, ...)
         Class probabilities.
     num_items_in_batch : int, optional
-        Rows of the whole optimizer step, where gradients are accumulated; those of this batch by default.
+        Probabilities of the whole optimizer step, classes times rows, where gradients are accumulated: what the
+        ``Trainer`` counts. The rows of this batch that are not ignored, by default.
 
     Returns
     -------
@@ -61,8 +62,9 @@ def soft_cross_entropy(
     2.302585
     """
     losses = -(labels * logits_of(output).float().log_softmax(1)).sum(1)
-    rows = labels.sum(1).count_nonzero() if num_items_in_batch is None else num_items_in_batch
-    return losses.sum() / (rows.clamp_min(1) if isinstance(rows, Tensor) else max(rows, 1))
+    if num_items_in_batch is not None:
+        return losses.sum() / (num_items_in_batch / labels.shape[1])
+    return losses.sum() / labels.sum(1).count_nonzero().clamp_min(1)
 
 
 def soft_target_loss(

@@ -6,15 +6,16 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
-from transformers.modeling_outputs import MaskedLMOutput, Seq2SeqLMOutput, TokenClassifierOutput
 
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.training._fit import logits_of
 
 __all__ = ["labels_and_logits", "share_of_step", "trainer_cross_entropy"]
 
-ALIGNED = (MaskedLMOutput, Seq2SeqLMOutput, TokenClassifierOutput)
-"""Outputs whose logits are about the label at their own position; those of other language models, about the next."""
+ALIGNED = ("MaskedLM", "Seq2Seq", "TokenClassif")
+"""In the names of outputs whose logits are about the label at their own position; those of others, about the next.
+
+Names, since models such as Longformer and LED have output classes of their own."""
 
 
 def labels_and_logits(outputs: Any, labels: Tensor | None, *others: Tensor) -> tuple[Tensor, ...]:
@@ -25,13 +26,21 @@ def labels_and_logits(outputs: Any, labels: Tensor | None, *others: Tensor) -> t
     Raises
     ------
     CalibrationError
-        If there are no labels.
+        If there are no labels, or labels of tokens and a tuple, which does not say what model it is from.
     """
     if labels is None:
         raise CalibrationError("a batch without labels", do="Put 'labels' into the data set.")
     logits = (logits_of(outputs), *others)
-    if labels.ndim < 2 or labels.is_floating_point() or isinstance(outputs, ALIGNED):
+    kinds = " ".join(kind.__name__ for kind in type(outputs).__mro__)
+    if labels.ndim < 2 or labels.is_floating_point() or any(part in kinds for part in ALIGNED):
         return labels, *logits
+    if isinstance(outputs, tuple):
+        raise CalibrationError(
+            "the model's output",
+            found="a tuple",
+            expected="an output with names, which tells a causal language model from others",
+            do="Set return_dict=True.",
+        )
     return labels[..., 1:], *(each[..., :-1, :] for each in logits)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Samples, batched, pad_token_id, to_device
 from weightsmith.core.models import device_of
+from weightsmith.core.processes import plain_model
 from weightsmith.core.training import Fit, FitOptions, batch_count, default_loss, fit
 from weightsmith.search._tanglenas.samplers import DrNAS, Sampler
 from weightsmith.search._tanglenas.supernet import Supernet
@@ -112,7 +113,7 @@ class Bilevel:
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of the weights."""
-        plain: nn.Module = getattr(model, "module", model)  # under DistributedDataParallel
+        plain = plain_model(model)
         progress = min(self.calls // self.steps / max(self.epochs - 1, 1), 1.0)
         self.calls += 1
         if self.sampler.learns:

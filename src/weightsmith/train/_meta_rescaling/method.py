@@ -47,7 +47,7 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.processes import all_reduce_sum, broadcast_first, gather_objects, gather_rows
+from weightsmith.core.processes import all_reduce_sum, broadcast_first, gather_objects, gather_rows, plain_model
 from weightsmith.core.results import Result, record
 from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import FitOptions, batch_count, check_options, draw_seed, fit, logits_of, training_method
@@ -199,7 +199,7 @@ class MetaRescaler:
 
     def weighted(self, model: nn.Module, batch: Any, first_pass: Callable[[nn.Module, Any], Any]) -> Tensor:
         """Return the same, with another call for the pass that has the gradients."""
-        plain = getattr(model, "module", model)  # under DistributedDataParallel
+        plain = plain_model(model)
         refuse_sharded(
             plain, do="Run it under DistributedDataParallel: it computes with other weights than the model's."
         )
