@@ -176,11 +176,11 @@ def test_padding_is_a_weight_that_goes_on_with_zeros(out, width, r, groups, seed
     ):
         updated = apply(weight, block)
         torch.testing.assert_close(updated, expected.reshape(groups, g * r, n * r)[:, :out, :width])
-        if out % r == 0 and width % r == 0:
-            inverse = torch.linalg.inv(block + torch.eye(r, dtype=torch.float64))
-            rounding = 1e-14 * (updated.abs().max() + block.abs().max())
-            atol = (rounding * torch.linalg.matrix_norm(inverse, 2).max()).item()
-            torch.testing.assert_close(undo(updated, block), weight, rtol=0, atol=max(atol, 1e-14))
+        changed = block + torch.eye(r, dtype=torch.float64)
+        inverses = [torch.linalg.inv(changed[:, :side, :side]) for side in {r, width % r or r}]
+        rounding = 1e-14 * (updated.abs().max() + block.abs().max())
+        atol = max((rounding * torch.linalg.matrix_norm(inverse, 2).max()).item() for inverse in inverses)
+        torch.testing.assert_close(undo(updated, block), weight, rtol=0, atol=max(atol, 1e-14))
 
 
 @settings(max_examples=25, deadline=None)
@@ -905,6 +905,48 @@ def test_a_classifier_trains_its_head_whole(kind):
     assert not torch.equal(model.classifier.weight, head)
     assert type(model.classifier) is nn.Linear
     assert {"layer": "classifier", "trainable": head.numel() + 2}.items() <= result.layers[-1].items()
+
+
+def test_a_layer_with_an_adapter_of_another_method_is_refused():
+    """``bat`` would act on the weight without it."""
+    model = get_peft_model(mlp(), LoraConfig(r=2, target_modules=["0"])).base_model.model
+    before = Snapshot(model)
+    with pytest.raises(UnsupportedModelError, match=r"'0' has an adapter of another method: found Linear.*merge_and"):
+        with pytest.warns(UserWarning, match="second time"):
+            get_peft_model(model, BoneConfig(r=4, target_modules=["0"]))
+    assert before.changes(model) == []
+
+
+@pytest.mark.parametrize("variant", ["bat", "bat-row", "miss"])
+def test_a_computed_weight_cannot_be_merged_into(variant):
+    model = mlp()
+    nn.utils.parametrizations.weight_norm(model[2])
+    x = torch.randn(2, 8)
+    model = adapted(model, variant, targets=["2"])
+    before = model(x)
+    with pytest.raises(UnsupportedModelError, match="cannot merge into '2': its weight is computed: found _WeightNorm"):
+        model.merge_and_unload()
+    assert torch.equal(model(x), before)
+
+
+def test_the_fused_layers_of_pytorch_do_not_pass_an_adapter_by():
+    torch.manual_seed(0)
+    encoder, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(2, 3, 8)
+    model = adapted(encoder, "miss", targets=["linear1"]).eval()
+    with torch.no_grad():
+        fused = model(x)
+    torch.testing.assert_close(fused, model(x))
+    with model.disable_adapter():
+        assert not torch.allclose(fused, model(x))
+
+
+def test_what_pefts_own_class_cannot_hold_is_saved_as_bone(tmp_path):
+    model, batch = tiny("gpt2")
+    adapter = get_peft_model(model, BoneConfig(r=8, init_weights=False))
+    adapter.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "BONE"
+    again = PeftModel.from_pretrained(tiny("gpt2")[0], tmp_path)
+    assert torch.equal(again(**batch).logits, adapter(**batch).logits)
 
 
 def test_a_model_with_adapters_is_refused():

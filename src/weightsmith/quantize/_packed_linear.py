@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from weightsmith.core.errors import HyperparameterError, MissingDependencyError, UnsupportedModelError
 from weightsmith.core.levels import Quantization, WeightLevels
-from weightsmith.core.models import get_module, swap_module
+from weightsmith.core.models import get_module, swap_module, without_fast_path
 from weightsmith.core.threads import lock
 from weightsmith.core.training import restored_on_error
 
@@ -165,6 +165,7 @@ def pack_linear(model: nn.Module, plan: Quantization) -> list[str]:
     if not chosen:
         raise UnsupportedModelError("no layer to pack", expected="linear layers of at most four bits")
     with restored_on_error(model, values=False):
+        without_fast_path(model)
         for name in chosen:
             layer = get_module(model, name)
             assert isinstance(layer, nn.Linear)

@@ -125,11 +125,14 @@ def undo_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "G
     tensor([[1., 2.],
             [3., 4.]])
     """
-    block_GRR = check_invertible(block_GRR)
-    r = block_GRR.shape[-1]
+    block_GRR = check_invertible(block_GRR, weight.shape[-1])
+    r, edge = block_GRR.shape[-1], weight.shape[-1] % block_GRR.shape[-1]
     padded = _pad(weight.double(), r)
     strips = padded.reshape(len(block_GRR), r, -1, r) - block_GRR.unsqueeze(2)
-    solved = torch.linalg.solve(_with_identity(block_GRR), strips.flatten(1, 2), left=False)
+    solved = torch.linalg.solve(_with_identity(block_GRR), strips.flatten(1, 2), left=False).view(strips.shape)
+    if edge:  # of the last blocks of a row only this many columns are known, and these are all that they depend on
+        corner = _with_identity(block_GRR)[:, :edge, :edge]
+        solved[:, :, -1, :edge] = torch.linalg.solve(corner, strips[:, :, -1, :edge], left=False)
     return _crop(solved.reshape(padded.shape), weight)
 
 
@@ -141,11 +144,15 @@ def undo_bat_row(weight: Float[Tensor, "*batch out in"], block_NRR: Float[Tensor
     UnsupportedModelError
         If ``I + B`` cannot be inverted.
     """
-    block_NRR = check_invertible(block_NRR)
+    block_NRR = check_invertible(block_NRR, weight.shape[-1])
     n, r = block_NRR.shape[:2]
+    edge = weight.shape[-1] % r
     padded = _pad(weight.double(), r)
     columns = padded.reshape(-1, n, r).transpose(0, 1).unflatten(1, (-1, r)) - block_NRR.unsqueeze(1)
     solved = torch.linalg.solve(_with_identity(block_NRR), columns.flatten(1, 2), left=False)
+    if edge:
+        corner = _with_identity(block_NRR)[-1, :edge, :edge]
+        solved[-1, :, :edge] = torch.linalg.solve(corner, columns[-1].flatten(0, 1)[:, :edge], left=False)
     return _crop(solved.transpose(0, 1).reshape(padded.shape), weight)
 
 
@@ -154,8 +161,15 @@ def undo_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "R
     return weight.double() - _tiled(weight, shard_RM.double())
 
 
-def check_invertible(block: Float[Tensor, "n R R"]) -> Float[Tensor, "n R R"]:
-    """Return the blocks in float64, or raise if ``I + B`` has no inverse.
+def check_invertible(block: Float[Tensor, "n R R"], width: int) -> Float[Tensor, "n R R"]:
+    """Return the blocks in float64, or raise if ``I + B`` has no inverse, or its corner where blocks are cut off.
+
+    Parameters
+    ----------
+    block : Tensor of shape (n, R, R)
+        The blocks.
+    width : int
+        Inputs of the weight; the last block in a row is cut off where they are no multiple of ``R``.
 
     Raises
     ------
@@ -163,7 +177,9 @@ def check_invertible(block: Float[Tensor, "n R R"]) -> Float[Tensor, "n R R"]:
         If the condition number of a block ``I + B`` is above ``MAX_CONDITION``.
     """
     block = block.detach().double()
-    condition = torch.linalg.cond(_with_identity(block)).max().item()
+    edge = width % block.shape[-1]
+    matrices = [_with_identity(block), *([_with_identity(block)[:, :edge, :edge]] if edge else [])]
+    condition = max(torch.linalg.cond(matrix).max().item() for matrix in matrices)
     if not condition < MAX_CONDITION:
         raise UnsupportedModelError(
             "cannot invert I + B, so the merged adapter cannot be taken out again",

@@ -71,6 +71,7 @@ class BoneConfig(MissConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.only_linear = True  # set when the layers are known: PEFT's MiSS takes no Conv1D and no convolution
         self.peft_type = BoneType.BONE
         if self.variant is None:
             self.variant = self.init_weights if self.init_weights in ("bat", "mini") else "miss"
@@ -92,7 +93,7 @@ class BoneConfig(MissConfig):
         """Return what is saved: PEFT's own ``MISS`` wherever PEFT can read it, else the type ``BONE``."""
         stored = super().to_dict()
         assert self.variant is not None
-        if self.variant != "bat-row" and not self.pad:
+        if self.variant != "bat-row" and not self.pad and self.only_linear:
             stored |= {"peft_type": "MISS", "init_weights": PEFT_NAMES[self.variant]}
             for name in ("variant", "pad", "keep_base"):
                 del stored[name]

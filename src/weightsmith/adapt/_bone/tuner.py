@@ -29,6 +29,7 @@ from weightsmith.adapt._bone import blocks
 from weightsmith.adapt._bone.config import PEFT_NAMES, BoneConfig, BoneType
 from weightsmith.adapt._bone.targets import CONVOLUTIONS, check_targets, has_weight, matrix_shape
 from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.models import computed_by, without_fast_path
 from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import restored_on_error
 
@@ -176,6 +177,12 @@ class BoneLinear(MissLinear):
         if not has_weight(self.get_base_layer()):
             kind = type(self.get_base_layer()).__name__
             raise UnsupportedModelError(f"cannot merge into {self.name!r}, a {kind}", do="Keep the adapter unmerged.")
+        if self.quantization_backend is None and (how := computed_by(self.get_base_layer())):
+            raise UnsupportedModelError(
+                f"cannot merge into {self.name!r}: its weight is computed",
+                found=how,
+                do="Keep the adapter unmerged, or fold the weight into a plain one before the adapter is added.",
+            )
         for adapter in adapters:
             if adapter in self.miss_block and not bool(self.miss_block[adapter].isfinite().all()):
                 raise NonFiniteError(f"adapter {adapter!r} of layer {self.name!r}", do="Load a sound adapter.")
@@ -185,7 +192,7 @@ class BoneLinear(MissLinear):
         if self.unmerged_weight is None:
             for name in self.merged_adapters:
                 if self._variant(name).startswith("bat"):
-                    blocks.check_invertible(self.miss_block[name])
+                    blocks.check_invertible(self.miss_block[name], self.in_features)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's LoRA export can read this layer: exactly for miss and mini, by SVD for bat on a Linear."""
@@ -267,10 +274,21 @@ class BoneModel(MissModel):
         if peft_config.target_modules == DUMMY_TARGET_MODULES:
             return
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-        targets = {
-            name: module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        modules = {
+            name: module
             for name, module in model.named_modules()
             if name and not (inside and name.startswith(inside)) and self._check_target_module_exists(peft_config, name)
+        }
+        for name, module in modules.items():
+            if isinstance(module, BaseTunerLayer) and not isinstance(module, MissLayer):
+                raise UnsupportedModelError(
+                    f"layer {name!r} has an adapter of another method",
+                    found=type(module).__name__,
+                    do="Make it part of the weights first: model.merge_and_unload().",
+                )
+        targets = {
+            name: module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            for name, module in modules.items()
         }
         if not targets:
             linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
@@ -280,6 +298,7 @@ class BoneModel(MissModel):
                 do="Name the layers to adapt.",
             )
         check_targets(targets, model, peft_config)
+        peft_config.only_linear = all(not isinstance(module, (Conv1D, *CONVOLUTIONS)) for module in targets.values())
 
     @staticmethod
     def _create_new_module(config: BoneConfig, adapter_name: str, target: nn.Module, **kwargs: Any) -> BoneLinear:
@@ -302,6 +321,7 @@ class BoneModel(MissModel):
         """Adapt all layers, or none."""
         refuse_sharded(model, do="Add adapters before fully_shard(model).")
         with restored_on_error(model, values=False):
+            without_fast_path(model)
             super().inject_adapter(model, *args, **kwargs)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:

@@ -30,6 +30,7 @@ from ._layers import (
     own_weights as own_weights,
     patterns as patterns,
     swap_module as swap_module,
+    without_fast_path as without_fast_path,
     writable as writable,
 )
 from ._observe import (

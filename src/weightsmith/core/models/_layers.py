@@ -389,6 +389,16 @@ def swap_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     return old
 
 
+def without_fast_path(model: nn.Module) -> None:
+    """Have PyTorch's own transformer layers call their linear layers in evaluation mode, too.
+
+    Otherwise they read the weights of these, and what a replaced layer computes is passed by.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # what their fused pass asks for
+
+
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Find the repeated blocks of a model by structure.
 

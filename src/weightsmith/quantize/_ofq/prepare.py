@@ -26,6 +26,7 @@ from weightsmith.core.models import (
     quiet,
     swap_module,
     token_masks,
+    without_fast_path,
 )
 from weightsmith.core.training import restored_on_error
 from weightsmith.quantize._ofq.activations import QUANTIZED, ActivationQuantizer, Granularity, quantizers
@@ -135,7 +136,7 @@ def prepare_qat(
     chosen = {name for name in chosen if _projections(model, name) <= names}
     edges = _edges(model, layers)
     with restored_on_error(model, values=False):
-        _without_fast_path(model)
+        without_fast_path(model)
         for name in chosen:
             assert activation_bits is not None
             attention = QuantizedAttention(get_module(model, name), activation_bits, joint_bits, granularity)
@@ -271,7 +272,7 @@ def apply_quantization(model: nn.Module, plan: Quantization) -> None:
         If the plan is of another model.
     """
     with restored_on_error(model, values=False):
-        _without_fast_path(model)
+        without_fast_path(model)
         try:
             for name, bits in plan.attentions.items():
                 attention = QuantizedAttention(get_module(model, name), EDGE_BITS, bits, "tensor")
@@ -310,13 +311,6 @@ def _decoder_masked(batch: Any, model: nn.Module) -> Any:
     if not getattr(config, "is_encoder_decoder", False) or not isinstance(batch, Mapping) or "labels" not in batch:
         return batch
     return {"decoder_attention_mask": (batch["labels"] != -100).long(), **batch}
-
-
-def _without_fast_path(model: nn.Module) -> None:
-    """Have PyTorch's own transformer layers call their linear layers in evaluation mode, too."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # what their fused pass asks for
 
 
 def _restored(row: ActivationLevels) -> ActivationQuantizer:

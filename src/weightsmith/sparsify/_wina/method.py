@@ -42,6 +42,7 @@ from weightsmith.core.models import (
     stream,
     swap_module,
     unreached,
+    without_fast_path,
 )
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
@@ -317,6 +318,7 @@ def apply_plan(
     check_backend(chosen, weights)
     levels = {} if quantization is None else _levels(layers, quantization, chosen)
 
+    without_fast_path(model)
     prompt = Prompt(plan.prefill)
     sparse: dict[str, SparseLinear] = {}
     try:
