@@ -353,6 +353,24 @@ def test_gradient_scaler_skips_a_step_without_counting_it():
     assert optimizer.state[weight]["step"] == 2
 
 
+def test_freed_gradients_are_not_for_a_gradient_scaler():
+    """It would find none, and the optimizer would take scaled ones."""
+    weight = nn.Parameter(randn(8, 8))
+    whole = nn.Parameter(randn(8))
+    optimizer = LIFTAdamW([{"params": [weight]}, {"params": [whole], "density": None}], free_gradients=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(weight.sum() + whole.sum()).backward()
+    with pytest.raises(UnsupportedModelError, match="a GradScaler needs the gradients that are freed"):
+        scaler.step(optimizer)
+    optimizer.step()
+
+
+def test_freed_gradients_are_not_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedModelError, match="before they are averaged over processes: found 2 processes"):
+        LIFTAdamW([nn.Parameter(randn(8, 8))], free_gradients=True)
+
+
 def test_clipping_counts_the_trained_weights():
     start = randn(10, 10)
     clipped, plain = nn.Parameter(start.clone()), nn.Parameter(start.clone())

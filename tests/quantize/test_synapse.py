@@ -455,7 +455,40 @@ def test_an_error_that_is_not_finite_gives_no_pulse():
     (model(torch.rand(1, 6)) * torch.nan).sum().backward()
     with pytest.raises(NonFiniteError, match="'0'|'2'"):
         optimizer.step()
+    optimizer.step()  # no request is left
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_requests_are_forgotten_with_the_gradients():
+    model = mlp()
+    to_analog(model, LINEAR)
+    optimizer = PulsedOptimizer(model)
+    before = copy.deepcopy(model.state_dict())
+    model(input=torch.ones(1, 6)).sum().backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model[0](input=torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, before["0.weight"] if "0.weight" in before else mlp()[0].weight)
+
+
+def test_a_scaled_loss_and_other_precisions_are_refused():
+    model = mlp()
+    to_analog(model, LINEAR)
+    optimizer, scaler = PulsedOptimizer(model), torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 6)).sum()).backward()
+    with pytest.raises(UnsupportedModelError, match="scaled loss.*without a GradScaler"):
+        scaler.step(optimizer)
+    with pytest.raises(UnsupportedModelError, match="conductances: found torch.bfloat16, expected torch.float32"):
+        model.bfloat16()(torch.ones(1, 6).bfloat16())
+
+
+def test_weights_that_are_read_out_train_on():
+    model = mlp(bias=True)
+    model[2].weight.requires_grad_(False)
+    synapse(model, points(), epochs=1)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True, True, False, True]
 
 
 def test_a_result_without_pulses_says_so():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +80,13 @@ def _replace(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor) -> None
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     if state := optimizer.state.pop(old, None):
         optimizer.state[new] = {
-            key: padded(key, value, new.shape) if isinstance(value, Tensor) and value.shape == old.shape else value
-            for key, value in state.items()
+            key: value if "index" in state else _grown(key, value, old.shape, new.shape) for key, value in state.items()
         }
+
+
+def _grown(key: str, value: Any, old: torch.Size, new: torch.Size) -> Any:
+    """A part of an optimizer's state, of the parameter's shape or flat, for more rows."""
+    if not isinstance(value, Tensor) or value.shape not in (old, (old.numel(),)):
+        return value
+    grown = padded(key, value.view(old), new)
+    return grown if value.shape == old else grown.flatten()

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import math
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -204,7 +206,13 @@ def _changes_or_refuses(case: Case) -> None:
     model, before = case.model(), case.model()
     modes = {name: module.training for name, module in model.named_modules()}
     hooks = _hooks(model)
+    torch.manual_seed(0)  # as `call` does
+    drawn = _random_state()
     assert case.works_or_refuses(model, "a plain call"), f"{case.title}: refused, but is not listed among `refuses`"
+    assert all(map(same, drawn, _random_state())), f"{case.title}: changed a global random number generator"
+    trains = {name: parameter.requires_grad for name, parameter in before.named_parameters()}
+    wrong = [name for name, p in model.named_parameters() if trains.get(name, p.requires_grad) != p.requires_grad]
+    assert not wrong, f"{case.title}: changed requires_grad of {_some(wrong)}"
     wrong = [name for name, module in model.named_modules() if modes.get(name, module.training) != module.training]
     assert not wrong, f"{case.title}: changed the training mode of {_some(wrong)}"
     for name, parameter in model.named_parameters():
@@ -577,6 +585,10 @@ def _inner_matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _text(result: Any) -> str:
     return json.dumps(result.to_json() if hasattr(result, "to_json") else str(result))
+
+
+def _random_state() -> tuple[Any, ...]:
+    return torch.random.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
 
 
 def _hooks(model: nn.Module) -> int:

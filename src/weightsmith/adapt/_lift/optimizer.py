@@ -23,6 +23,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.io import SparseDelta
 from weightsmith.core.linalg import is_finite, project, randomized_singular_basis, refine_singular_basis, singular_basis
+from weightsmith.core.processes import refuse_several_processes
 from weightsmith.core.selection import largest_k
 from weightsmith.core.sharding import like_parameter, read_places, whole, write_places
 
@@ -74,7 +75,8 @@ class LIFTAdamW(torch.optim.Optimizer):
         counts the gradients of all weights, twenty times as many.)
     free_gradients : bool, default: False
         During ``backward``, keep of each gradient the trained weights' part and free the rest, so that at most one
-        layer's dense gradient exists. Works with gradient accumulation; not with a GradScaler, which needs them.
+        layer's dense gradient exists. Works with gradient accumulation, in one process, without a GradScaler. What
+        clips gradients outside, such as the ``Trainer``, finds none: set ``max_grad_norm`` here.
     generator : torch.Generator, optional
         Of the randomized approximation. Under data parallelism it must be the same on every process.
 
@@ -87,7 +89,8 @@ class LIFTAdamW(torch.optim.Optimizer):
     ShapeError
         If a vector is in a group with a budget.
     UnsupportedModelError
-        If a parameter is quantized, complex or on the meta device, or its gradient is sparse.
+        If a parameter is quantized, complex or on the meta device, or its gradient is sparse. With ``free_gradients``
+        also in several processes and under a GradScaler.
 
     Notes
     -----
@@ -135,6 +138,11 @@ class LIFTAdamW(torch.optim.Optimizer):
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise HyperparameterError("max_grad_norm", found=max_grad_norm, expected="> 0")
+        if free_gradients:
+            refuse_several_processes(
+                "free_gradients takes gradients before they are averaged over processes", do="Leave it out."
+            )
+            self._step_supports_amp_scaling = True  # has a GradScaler say so, to be refused
         self.generator, self.max_grad_norm, self.free_gradients = generator, max_grad_norm, free_gradients
         self._kept: dict[Tensor, Tensor] = {}
         defaults = {
@@ -190,6 +198,10 @@ class LIFTAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; parameters without a gradient are left out."""
+        if vars(self).pop("found_inf", None) is not None:
+            raise UnsupportedModelError(
+                "a GradScaler needs the gradients that are freed", do="Leave free_gradients out, or train in bfloat16."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -178,9 +178,9 @@ def fit(
     optimizer, loader = prepared
     if len(loader) == 0:
         raise CalibrationError("no training batch", found=f"batch size {options['batch_size']}, drop_last={drop_last}")
-    epochs = options["epochs"]
+    epochs, accumulated = options["epochs"], options["accumulation_steps"]
     # the schedule counts optimizer steps; Accelerate's wrapper would count one per process
-    factor = _schedule(math.ceil(len(loader) / options["accumulation_steps"]) * epochs, options)
+    factor = _schedule(math.ceil(len(loader) / accumulated) * epochs, options)
     schedule = LambdaLR(prepared[0].optimizer, factor)
     loss = loss or default_loss
     record, best = Fit(), _Best(higher_is_better, patience)
@@ -189,11 +189,13 @@ def fit(
         for epoch in track(range(epochs), "training", total=epochs):
             wrapped.train()
             group: list[Tensor] = []
-            for batch in loader:
+            for number, batch in enumerate(loader):
                 with accelerator.accumulate(wrapped):
                     with accelerator.autocast():
                         value = loss(wrapped, batch)
-                    accelerator.backward(value)
+                    # Accelerate divides by `accumulated`, but the last step of an epoch may have fewer batches
+                    fewer = min(accumulated, len(loader) - number // accumulated * accumulated)
+                    accelerator.backward(value * (accumulated / fewer))
                     group.append(value.detach().float())
                     if accelerator.sync_gradients:
                         if options["clip_norm"] is not None:

@@ -6,10 +6,13 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -120,7 +123,8 @@ def training_method(
 
     The function declares ``**options: Unpack[FitOptions]`` and receives every option, filled in and checked. If it
     raises anything, the model is restored by :func:`~weightsmith.core.training.restored_on_error`; if it does not, the
-    training mode of every module is. Its attribute ``fit_defaults`` holds the default of every option.
+    training mode of every module is. Python's, NumPy's and PyTorch's global random numbers go on as if it had not run.
+    Its attribute ``fit_defaults`` holds the default of every option.
 
     Parameters
     ----------
@@ -164,6 +168,7 @@ def training_method(
             with (
                 restored_on_error(model, takes_sharded=takes_sharded),
                 modes_restored(model),
+                _random_state_kept(),
                 torch.inference_mode(False),  # whatever the caller has switched off, training needs gradients
                 torch.enable_grad(),
             ):
@@ -175,6 +180,19 @@ def training_method(
         return trained
 
     return decorate
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Have the caller draw the random numbers afterwards that it would have drawn before."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a library may draw from it
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def check_options(options: Mapping[str, Any], *, prefix: str = "") -> None:

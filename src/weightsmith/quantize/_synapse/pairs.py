@@ -108,10 +108,17 @@ class ConductancePair(nn.Module):
             speeds.view(2, 2, *array)[stuck[:, None].expand(2, 2, *array)] = 0.0
         self.register_buffer("speeds", speeds)
         self.register_buffer("stuck_at", stuck_at)
-        self.dtype = torch.float32
+        self.dtype, self.trains = torch.float32, True
 
     def forward(self, plus: Float[Tensor, "out in"], minus: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
         """Return the weights in their own shape."""
+        if plus.dtype != torch.float32:
+            raise UnsupportedModelError(
+                "conductances",
+                found=str(plus.dtype),
+                expected="torch.float32, in which small pulses are not lost",
+                do="Convert the model before to_analog, or after to_digital.",
+            )
         weight_OI = (self.weight_scale * (plus - minus)).to(self.dtype)
         return weight_OI.T if self.transposed else weight_OI.view(self.shape)
 
@@ -319,6 +326,7 @@ def to_analog(
         )
     with restored_on_error(model):
         for layer, pair in zip(layers, pairs, strict=True):
+            pair.trains = layer.weight.requires_grad
             parametrize.register_parametrization(layer.module, "weight", pair.to(layer.weight.device))
             for conductances in held_by(layer.module):
                 conductances.requires_grad_(False)
@@ -333,11 +341,13 @@ def to_digital(model: nn.Module) -> None:
     UnsupportedModelError
         If no weight is a pair of conductances.
     """
+    found = analog_layers(model)
+    if not found:
+        raise UnsupportedModelError("no weight is a pair of conductances", do="Call to_analog(model, device) first.")
     with restored_on_error(model):
-        if not fold_parametrizations(model, ConductancePair):
-            raise UnsupportedModelError(
-                "no weight is a pair of conductances", do="Call to_analog(model, device) first."
-            )
+        fold_parametrizations(model, ConductancePair)
+        for _, module, pair in found:
+            module.weight.requires_grad_(pair.trains)  # conductances have no gradients
 
 
 def analog_layers(model: nn.Module) -> list[tuple[str, nn.Module, ConductancePair]]:

@@ -57,7 +57,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
     HyperparameterError
         If an option is out of range.
     UnsupportedModelError
-        If the model has no conductances, or several processes train it.
+        If the model has no conductances, several processes train it, or a GradScaler scales the loss.
     NonFiniteError
         If an error or a gradient is NaN or infinite; nothing has changed then.
 
@@ -124,24 +124,27 @@ class PulsedOptimizer(torch.optim.Optimizer):
         }
         groups = [{"params": tensors} for tensors in (conductances, plain) if tensors]
         super().__init__(groups, defaults)
-        self._handles: list[RemovableHandle] = [w.module.register_forward_hook(w.see) for w in self._watched]
+        self._handles: list[RemovableHandle] = [
+            w.module.register_forward_hook(w.see, with_kwargs=True) for w in self._watched
+        ]
+        self._step_supports_amp_scaling = True  # has a GradScaler say so, to be refused
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Carry out the requests of the backward passes since the last step."""
+        if vars(self).pop("found_inf", None) is not None:
+            raise UnsupportedModelError(
+                "a scaled loss makes every error exceed the threshold", do="Train without a GradScaler."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for watched in self._watched:
-            for _, _, error_NO in watched.seen:
-                if not is_finite(error_NO):
-                    watched.seen.clear()
-                    raise NonFiniteError(f"the error at the outputs of {watched.name!r} holds NaN or infinity")
-        for group in self.param_groups[1:]:
-            for parameter in group["params"]:
-                if parameter.grad is not None and not is_finite(parameter.grad):
-                    raise NonFiniteError(f"the gradient of a parameter of shape {tuple(parameter.shape)} is not finite")
+        try:
+            self._refuse_nonfinite()
+        except NonFiniteError:
+            self._forget()
+            raise
         options = self.param_groups[0]
         for watched in self._watched:
             self._pulse(watched, options)
@@ -150,6 +153,24 @@ class PulsedOptimizer(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(parameter.grad, alpha=group["lr"])
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and the requests of the backward passes since the last step."""
+        super().zero_grad(set_to_none)
+        self._forget()
+
+    def _forget(self) -> None:
+        for watched in self._watched:
+            watched.seen.clear()
+
+    def _refuse_nonfinite(self) -> None:
+        for watched in self._watched:
+            if not all(is_finite(error_NO) for _, _, error_NO in watched.seen):
+                raise NonFiniteError(f"the error at the outputs of {watched.name!r} holds NaN or infinity")
+        for group in self.param_groups[1:]:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not is_finite(parameter.grad):
+                    raise NonFiniteError(f"the gradient of a parameter of shape {tuple(parameter.shape)} is not finite")
 
     def _pulse(self, watched: _Watched, options: dict[str, Any]) -> None:
         """Count the requests of a layer's rows and carry them out."""
@@ -223,11 +244,11 @@ class _Watched:
         self.layer, self.devices = Layer(name, module), held_by(module)
         self.seen: list[tuple[bool, Tensor, Tensor]] = []
 
-    def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         """Let the output carry a gradient, and keep it when it comes."""
         if not torch.is_grad_enabled():
             return None
-        x: Tensor = args[0]
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         start = torch.zeros((), device=output.device, requires_grad=True)
         tapped: Tensor = _Tap.apply(output, start, self, x.detach(), not x.requires_grad)
         return tapped
