@@ -741,6 +741,31 @@ def test_training_goes_on_from_a_state_dict():
     assert [q.signed for q in quantizers(again).values()] == [q.signed for q in quantizers(model).values()]
 
 
+def test_an_optimizer_made_before_the_steps_are_initialized_or_loaded_trains_them():
+    model, x = _prepared(activation_bits=4), torch.randn(16, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    initialize_activations(model, [x])
+    again = _prepared(activation_bits=4)
+    resumed = torch.optim.SGD(again.parameters(), lr=0.1)
+    again.load_state_dict(model.state_dict())
+    for one, its in ((model, optimizer), (again, resumed)):
+        before = [quantizer.step.detach().clone() for quantizer in quantizers(one).values()]
+        one(x).square().sum().backward()
+        its.step()
+        assert all(not torch.equal(q.step, old) for q, old in zip(quantizers(one).values(), before, strict=True))
+
+
+@pytest.mark.parametrize("weights", ["statsq", "lsq"])
+def test_a_model_converted_after_it_was_prepared_ends_in_that_type(weights):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)])
+    prepare_qat(model, weights=weights, activation_bits=None)
+    model.bfloat16()
+    finish_qat(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(torch.ones(1, 8).bfloat16()).dtype == torch.bfloat16
+
+
 def test_fused_layers_of_pytorch_are_quantized_in_evaluation():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)

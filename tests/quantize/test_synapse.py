@@ -15,6 +15,7 @@ from torch.nn import functional
 from weightsmith.core.errors import (
     CalibrationError,
     HyperparameterError,
+    LayerNotFoundError,
     NonFiniteError,
     UnsupportedModelError,
 )
@@ -290,10 +291,21 @@ def test_biases_take_plain_steps():
 
 
 def test_a_model_without_any_gradient_learns_and_layers_may_work_in_place():
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)).requires_grad_(False)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(inplace=True), nn.Linear(5, 3, bias=False))
     result = synapse(model, points(), epochs=1)
     assert result.totals["pulses"] > 0
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_frozen_layers_stay_as_they_are():
+    model = mlp(bias=True)
+    model[0].weight.requires_grad_(False)
+    before = model[0].weight.clone()
+    result = synapse(model, points(), epochs=1)
+    assert torch.equal(model[0].weight, before)
+    assert [row["layer"] for row in result.layers] == ["2"]
+    assert "Frozen and unchanged: 0." in result.notes
+    with pytest.raises(LayerNotFoundError, match="no layer matches"):
+        synapse(mlp().requires_grad_(False), points(), epochs=1)
 
 
 def test_the_state_goes_on_in_another_optimizer():

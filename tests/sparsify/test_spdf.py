@@ -381,3 +381,27 @@ def test_a_replaced_parameter_is_hooked_again():
     with pytest.warns(UserWarning, match="without attach"):
         model(data().tensors[0]).sum().backward()
     assert (model[0].weight.grad[~model[0].weight_mask] == 0).all()
+
+
+def test_a_copy_of_the_model_holds_its_gradients_and_says_that_no_optimizer_is_attached():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    StaticSparsity(model, 0.75).attach(torch.optim.AdamW(model.parameters()))
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"without attach\(optimizer\)"):
+        loss = twin(torch.randn(4, 8)).square().sum()
+    loss.backward()
+    optimizer.step()
+    assert int(twin[0].weight.count_nonzero()) == 16
+
+
+def test_frozen_layers_stay_as_they_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(3)])
+    model[1].requires_grad_(False)
+    before = model[1].weight.clone()
+    result = spdf(model, [(torch.randn(8), n % 8) for n in range(8)], sparsity=0.5)
+    assert torch.equal(model[1].weight, before)
+    assert [row["layer"] for row in result.layers] == ["0", "2"]
+    assert "Frozen and unchanged: 1." in result.notes

@@ -84,8 +84,8 @@ class CLASSP(torch.optim.Optimizer):
     The state of a parameter is one tensor, ``sum``, in float32 for bfloat16 and float16 parameters; their update is
     computed in float32, too. Parameters may be sharded (FSDP2, DTensor): the steps are those of whole ones, and a
     threshold that is a quantile gathers the gradient of one parameter at a time. Sparse gradients update the rows they
-    have. A parameter that was frozen starts with an empty accumulator: its first step
-    has the length ``lr``.
+    have: decay and a threshold that is a quantile are of these alone. A parameter that was frozen starts with an empty
+    accumulator: its first step has the length ``lr``.
 
     References
     ----------

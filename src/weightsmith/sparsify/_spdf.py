@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from glob import escape
 from typing import Any, Literal, Unpack
 
 import torch
@@ -32,6 +33,7 @@ from weightsmith.core.models import (
     Layer,
     block_layers,
     evaluation_mode,
+    patterns,
     unreached,
     watching_experts,
     writable,
@@ -202,6 +204,10 @@ class StaticSparsity:
                     do="Attach the optimizer that trains.",
                 )
         self._discard()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy of the model holds: its parameters have no hooks yet, and no optimizer is attached."""
+        return vars(self) | {"_attached": False, "_hooked": {}}
 
     def _discard(self) -> None:
         """Take hooks and masks away, whatever the weights are."""
@@ -383,7 +389,11 @@ def spdf(
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
     with record("spdf", seed=seed, **hyper, **dense, **options) as result:
         result.notes += unreached(model, block_layers(model), "Not sparse, but trained")
-        held = StaticSparsity(model, generator=generator, **hyper)
+        frozen = [layer.name for layer in block_layers(model, include, exclude) if layer.frozen]
+        if frozen:  # they could not learn to do without what a mask takes away
+            result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")
+        masked = hyper | {"exclude": [*patterns(exclude), *map(escape, frozen)]}
+        held = StaticSparsity(model, generator=generator, **masked)
         try:
             for layer in held.layers:
                 result.layer(layer.name, density=_mask(layer).float().mean().item())

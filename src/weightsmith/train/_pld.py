@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from weightsmith.core.data import Samples, batched, pad_token_id, take, to_model
-from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
@@ -347,7 +347,7 @@ def pld(
     _check_hyper(1.0 if temperature is None else temperature, 0.0, top_k, "mean")
     seed = draw_seed(generator)
     with record("pld", seed=seed, top_k=top_k, **options) as result, evaluation_mode(teacher):
-        theirs, labels = _teacher_logits(teacher, take(training, 0, options["batch_size"]))
+        theirs, labels = _teacher_logits(teacher, training, options["batch_size"])
         if temperature is None:
             temperature = suggest_temperature(theirs, labels)
         result.hyper["temperature"] = temperature
@@ -493,9 +493,12 @@ def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: i
 
 
 @torch.no_grad()
-def _teacher_logits(teacher: nn.Module, samples: Samples) -> tuple[Tensor, Tensor]:
-    """The teacher's logits on a few samples, and the labels they predict."""
-    (batch,) = batched(samples, len(samples), pad_token_id=pad_token_id(teacher))
-    logits, labels = predict(teacher, to_model(batch, teacher))
-    kept = labels.flatten() >= 0
-    return logits.flatten(0, -2)[kept], labels.flatten()[kept]
+def _teacher_logits(teacher: nn.Module, training: Samples, size: int) -> tuple[Tensor, Tensor]:
+    """The teacher's logits on the first batch that has labels, and the labels they predict."""
+    for start in range(0, len(training), size):
+        (batch,) = batched(take(training, start, size), size, pad_token_id=pad_token_id(teacher))
+        logits, labels = predict(teacher, to_model(batch, teacher))
+        kept = labels.flatten() >= 0
+        if bool(kept.any()):
+            return logits.flatten(0, -2)[kept], labels.flatten()[kept]
+    raise CalibrationError("training", found=f"{len(training)} samples without a label", do="Give labels.")

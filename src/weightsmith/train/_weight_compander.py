@@ -409,7 +409,13 @@ def _take_plain_weight(module: nn.Module, state: dict[str, Any], prefix: str, *_
     """Accept a checkpoint of the plain model: its weight is the output of the compander."""
     if f"{prefix}weight" in state and parametrize.is_parametrized(module, "weight"):
         compander: Any = module.parametrizations["weight"][0]  # type: ignore[index]
-        stored = f"{prefix}parametrizations.weight"
-        state[f"{stored}.original"] = compander.right_inverse(state.pop(f"{prefix}weight"))
+        stored, weight = f"{prefix}parametrizations.weight", state.pop(f"{prefix}weight")
+        if beyond := int((weight.abs() >= compander.bound).sum()):
+            warnings.warn(
+                f"{beyond} weights of {prefix.rstrip('.')!r} are beyond the bound {compander.bound:.4g} and were moved "
+                "inside it: load the weights before compand(model)",
+                stacklevel=2,
+            )
+        state[f"{stored}.original"] = compander.right_inverse(weight)
         for name in ("log_a", "log_b"):
             state[f"{stored}.0.{name}"] = getattr(compander, name).detach()

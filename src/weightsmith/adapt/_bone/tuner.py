@@ -101,7 +101,7 @@ class BoneLinear(MissLinear):
         self._check_no_dropout(adapters)
         weight = self._matrix(self.get_base_weight())
         x, bias = (self._cast_input_dtype(tensor, self._computing_dtype(weight)) for tensor in (x, base.bias))
-        if len(adapters) > 1:
+        if len(adapters) > 1 or weight.requires_grad:  # BatLinear has no gradient of the weight
             updated = self._updated(weight, adapters)
             return functional.linear(x, updated.to(x.dtype), bias)
         output: Tensor = blocks.BatLinear.apply(x, weight, self.miss_block[adapters[0]], bias)

@@ -58,6 +58,7 @@ def fold_parametrizations(model: nn.Module, kind: type[nn.Module] = nn.Module) -
 
 
 def _value(module: nn.Module, name: str) -> nn.Parameter:
-    parameters = module.parametrizations[name].parameters()  # type: ignore[index, union-attr]
-    trained = any(parameter.requires_grad for parameter in parameters)
+    # what the weight is computed from; parameters of the parametrization, such as a step, are trained anyway
+    originals = module.parametrizations[name].parameters(recurse=False)  # type: ignore[index, union-attr]
+    trained = any(parameter.requires_grad for parameter in originals)
     return nn.Parameter(getattr(module, name).detach().clone(), requires_grad=trained)

@@ -79,6 +79,12 @@ class Layer:
         return weight if self.expert is None else weight[self.expert]
 
     @property
+    def frozen(self) -> bool:
+        """Whether the weight is not to be trained: its parameter asks for no gradient."""
+        parameter = self.module._parameters.get(self.parameter)
+        return not (self.weight if parameter is None else parameter).requires_grad
+
+    @property
     def stack(self) -> str:
         """Name of the module, or of the parameter that stacks the matrices of all experts.
 

@@ -203,7 +203,7 @@ class WeightDiffusion(nn.Module):
                 stacklevel=2,
             )
         self._fit_vae(vae_steps, batch_size, vae_learning_rate, generator)
-        codes = self._encode(evaluate)
+        codes = self._encode(evaluate, generator)
         self._fit_denoiser(codes, steps, batch_size, learning_rate, warmup, average, generator)
         return self.eval()
 
@@ -322,7 +322,9 @@ class WeightDiffusion(nn.Module):
         self.losses["autoencoder"] = run.losses
 
     @torch.no_grad()
-    def _encode(self, evaluate: Callable[[dict[str, Tensor]], float] | None) -> Encoded:
+    def _encode(
+        self, evaluate: Callable[[dict[str, Tensor]], float] | None, generator: torch.Generator | None
+    ) -> Encoded:
         """The latents of all members; checks that they tell members apart and keep what the members can do."""
         parts, error, total = [], 0.0, 0.0
         for index in torch.arange(len(self.zoo)).split(256):
@@ -341,7 +343,8 @@ class WeightDiffusion(nn.Module):
                 do="Train it longer, lower the divergence's weight (vae.loss), or use members of one initialisation.",
             )
         # over the whole zoo, where the authors take the first batch
-        self.latent_scale = 1 / codes.sample(torch.randn_like(codes.mean)).std()
+        own = torch.Generator().manual_seed(draw_seed(generator))
+        self.latent_scale = 1 / codes.sample(torch.randn(codes.mean.shape, generator=own).to(codes.mean)).std()
         if evaluate is not None:
             self._gate(codes, evaluate)
         return codes

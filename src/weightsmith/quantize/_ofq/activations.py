@@ -125,7 +125,7 @@ class ActivationQuantizer(nn.Module):
         # as GELU's at few bits, counts as none: the first shift can take it up
         self.is_signed.fill_(-least >= largest / highest)
         factor = 2 / (2 ** (self.bits - 1) - 1) ** 0.5 if self.signed else 4 / highest**0.5
-        self.step = nn.Parameter((factor * mean).clamp_min(SMALLEST_STEP))
+        self.step.data = (factor * mean).clamp_min(SMALLEST_STEP)  # the same parameter: an optimizer may hold it
 
     def freeze(self) -> None:
         """Make the parameters buffers that are not part of the model's state."""
@@ -136,7 +136,7 @@ class ActivationQuantizer(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         if (step := state.get(f"{prefix}step")) is not None:  # its shape says that it is initialized
-            self.step = nn.Parameter(torch.empty_like(step, device=self.step.device))
+            self.step.data = torch.empty_like(step, device=self.step.device)
         super()._load_from_state_dict(state, prefix, *others)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ Legend: ``O`` outputs, ``I`` inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +58,10 @@ class QuantizedWeight(nn.Module):
     def like(self, rows: Float[Tensor, "out in"], weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return a matrix in a weight's own shape and data type."""
         return (rows.T if self.transposed else rows.view(weight.shape)).to(weight.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedWeight:
+        self.dtype = fn(torch.zeros((), dtype=self.dtype)).dtype  # as `.to(dtype)` changes the weights
+        return super()._apply(fn, recurse)
 
     def right_inverse(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Keep the weight as the latent one; its data type is that of the levels."""

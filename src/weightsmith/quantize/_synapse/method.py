@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.models import find_layers, unreached
+from weightsmith.core.models import find_layers, patterns, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -154,10 +155,13 @@ def synapse(
         about = {"curves": str(curves)}
     seed = draw_seed(generator)
     draw = torch.Generator().manual_seed(seed)
-    patterns: dict[str, Any] = {"include": include, "exclude": exclude}
-    with record("synapse", seed=seed, **about, **varied, **arrays, **rules, **patterns, **options) as result:
+    chosen: dict[str, Any] = {"include": include, "exclude": exclude}
+    with record("synapse", seed=seed, **about, **varied, **arrays, **rules, **chosen, **options) as result:
         result.notes += unreached(model, find_layers(model), "Not of devices, but trained")
-        layers = to_analog(model, device, **arrays, **patterns, generator=draw)
+        if frozen := [layer.name for layer in find_layers(model, include, exclude) if layer.frozen]:
+            result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")
+        trained = [*patterns(exclude), *map(escape, frozen)]
+        layers = to_analog(model, device, **arrays, include=include, exclude=trained, generator=draw)
         before = {layer.name: layer.weight.detach().clone() for layer in layers}
         with requires_grad_restored(model):
             optimizer = PulsedOptimizer(

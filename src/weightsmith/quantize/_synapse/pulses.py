@@ -104,10 +104,10 @@ class PulsedOptimizer(torch.optim.Optimizer):
             if not 0 <= value < math.inf:
                 raise HyperparameterError(name, found=value, expected="a number >= 0")
         refuse_several_processes("pulses are not averaged over processes", do="Train in one process.")
-        found = analog_layers(model)
+        found = [(name, module, pair) for name, module, pair in analog_layers(model) if pair.trains]
         if not found:
             raise UnsupportedModelError(
-                "no weight is a pair of conductances", do="Call to_analog(model, device) first."
+                "no weight that is trained is a pair of conductances", do="Call to_analog(model, device) first."
             )
         self._watched = [_Watched(name, module, pair) for name, module, pair in found]
         self.generator = generator

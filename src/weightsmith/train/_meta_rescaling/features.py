@@ -29,6 +29,12 @@ class ClassMemory:
         Number of classes.
     window : int
         Samples to store per class, in batches.
+
+    Attributes
+    ----------
+    held : tuple of Tensor
+        Of the stored samples, oldest first: moments of loss and confidence ``[M, 4]``, labels and whether the passes
+        agree with them ``[M]``.
     """
 
     def __init__(self, classes: int, window: int = 1) -> None:
@@ -37,7 +43,7 @@ class ClassMemory:
 
     def reset(self) -> None:
         """Remove all samples, as at the start of an epoch."""
-        self._rows_M4, self._labels_M, self._agree_M = torch.empty(0, 4), torch.empty(0).long(), torch.empty(0).long()
+        self.held: tuple[Tensor, ...] = torch.empty(0, 4), torch.empty(0).long(), torch.empty(0).long()
 
     @torch.no_grad()
     def features(
@@ -53,9 +59,8 @@ class ClassMemory:
         """
         rows_B4 = _moments(losses, logits.softmax(2).amax(2))
         agree_B = _agreement(logits, labels)
-        self._append(rows_B4, labels, agree_B, self.window * len(labels))
-        rows_M4 = self._rows_M4
-        group_M = 2 * self._labels_M + self._agree_M
+        rows_M4, labels_M, agree_M = self._append((rows_B4, labels, agree_B), self.window * len(labels))
+        group_M = 2 * labels_M + agree_M
         mean_M4, deviation_M4 = _group_statistics(rows_M4, group_M, 2 * self.classes)
         pairs_M2 = torch.stack(
             [
@@ -71,15 +76,14 @@ class ClassMemory:
         columns = [part[mine, k] for *parts, k in triples for part in parts]
         return torch.stack([*columns, agree_B.double()], 1).float()
 
-    def _append(self, rows: Tensor, labels: Tensor, agree: Tensor, most: int) -> None:
+    def _append(self, batch: tuple[Tensor, ...], most: int) -> tuple[Tensor, ...]:
         """Append a batch; of each class keep the last ``most`` samples."""
-        self._rows_M4 = torch.cat([self._rows_M4.to(rows), rows])
-        self._labels_M = torch.cat([self._labels_M.to(labels), labels])
-        self._agree_M = torch.cat([self._agree_M.to(agree), agree])
-        one_hot = functional.one_hot(self._labels_M.flip(0), self.classes)
-        age = one_hot.cumsum(0).flip(0).gather(1, self._labels_M[:, None])[:, 0]
-        kept = age <= most
-        self._rows_M4, self._labels_M, self._agree_M = self._rows_M4[kept], self._labels_M[kept], self._agree_M[kept]
+        every = [torch.cat([old.to(new), new]) for old, new in zip(self.held, batch, strict=True)]
+        labels_M = every[1]
+        one_hot = functional.one_hot(labels_M.flip(0), self.classes)
+        age = one_hot.cumsum(0).flip(0).gather(1, labels_M[:, None])[:, 0]
+        self.held = tuple(part[age <= most] for part in every)
+        return self.held
 
 
 def normal_divergence(mean: Tensor, deviation: Tensor, other_mean: Tensor, other_deviation: Tensor) -> Tensor:

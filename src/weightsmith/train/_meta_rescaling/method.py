@@ -233,12 +233,15 @@ class MetaRescaler:
         return _KnownGradient.apply(loss, [*gradient.values()], *parameters.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rescaler, its optimizer and the scores."""
+        """Return all that the next steps depend on: the rescaler, its optimizer, scores, memories and generator."""
         return {
             "rescaler": self.rescaler.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scores": self.scores,
             "steps": self._steps,
+            "seen": self._seen,
+            "memories": [memory.held for memory in self.memories],
+            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -253,14 +256,21 @@ class MetaRescaler:
         try:
             if state["scores"].shape != self.scores.shape:
                 raise ValueError(f"scores of {len(state['scores'])} samples, not of {len(self.scores)}")
-            int(state["steps"])
+            steps, seen = int(state["steps"]), int(state["seen"])
+            memories = [tuple(part.clone() for part in parts) for parts in state["memories"]]
+            if [len(parts) for parts in memories] != [3, 3]:
+                raise ValueError("memories are missing")
+            torch.Generator(self.generator.device).set_state(state["generator"])  # raises if it is none
             self.rescaler.load_state_dict(state["rescaler"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             self.rescaler.load_state_dict(held)
             found = " ".join(str(error).split())
             raise CheckpointError("state of a MetaRescaler", found=found, do="Take one that it saved.") from error
-        self.scores, self._steps = state["scores"].clone(), int(state["steps"])
+        self.scores, self._steps, self._seen = state["scores"].clone(), steps, seen
+        for memory, parts in zip(self.memories, memories, strict=True):
+            memory.held = parts
+        self.generator.set_state(state["generator"])
 
     def _learn(
         self,
