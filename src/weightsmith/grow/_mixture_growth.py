@@ -395,7 +395,8 @@ def mixture_growth(
     Parameters
     ----------
     model : nn.Module
-        A Hugging Face model, trained; the first member. Changed in place, its configuration too.
+        A Hugging Face model, trained; the first member. Changed in place, its configuration too. Frozen parameters that
+        do not grow stay as they are.
     training : sequence of mapping
         Samples with the model's inputs and ``labels``.
     init : {"orthogonal", "zero", "copy", "random"}, default: "orthogonal"
@@ -452,7 +453,12 @@ def mixture_growth(
         start: dict[str, Any] = {"width": width, "templates": templates, "generator": generator}
         growth = MixtureGrowth.from_plain(make_model, model, model, **start)
 
+        frozen = {(name, p.shape) for name, p in model.named_parameters() if not p.requires_grad}
+
         def train(network: nn.Module, options: FitOptions) -> list[float]:
+            for name, parameter in network.named_parameters():
+                if (name, parameter.shape) in frozen:  # what grows is trained, whatever it was
+                    parameter.requires_grad_(False)
             groups = parameter_groups(network, weight_decay=options["weight_decay"])
             optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"], fused=True)
             return fit(network, training, optimizer=optimizer, seed=seed, **options).losses
