@@ -8,11 +8,19 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaForMaskedLM,
+)
 
 from models import tiny
 from weightsmith.core.data import (
@@ -26,6 +34,7 @@ from weightsmith.core.data import (
     without_labels,
 )
 from weightsmith.core.errors import CalibrationError
+from weightsmith.core.training import labeled
 from weightsmith.embedded import load_tokenizer, open_model
 from weightsmith.sparsify import wanda
 
@@ -369,3 +378,31 @@ def test_a_model_that_reads_no_text_is_given_none(chat, tmp_path):
     ):
         with pytest.raises(CalibrationError, match="reads input_features, not text. Give a .safetensors file"):
             read()
+
+
+TEXT = {"bert": BertForMaskedLM, "roberta": RobertaForMaskedLM}  # RoBERTa counts its tokens itself
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", *TEXT])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_padding_on_the_left_changes_no_output(name, adapted):
+    torch.manual_seed(0)
+    if name in TEXT:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        model: nn.Module = TEXT[name](TEXT[name].config_class(**sizes, vocab_size=64, pad_token_id=1)).eval()
+    else:
+        model = tiny(name)[0].eval()
+    if adapted:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).eval()
+    ids, padding = torch.randint(5, 60, (2, 6)), torch.ones(2, 3, dtype=torch.long)
+    padded = {"input_ids": torch.cat([padding, ids], 1), "attention_mask": torch.cat([0 * padding, ids > 0], 1)}
+    with torch.no_grad():
+        alone, behind = call(model, {"input_ids": ids}).logits, call(model, padded).logits
+    torch.testing.assert_close(behind[:, 3:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_comes_after_padding_has_no_label():
+    """Nothing before it predicts it."""
+    ids, mask = torch.arange(1, 6)[None], torch.tensor([[0, 0, 1, 1, 1]])
+    assert labeled({"input_ids": ids, "attention_mask": mask})["labels"].tolist() == [[-100, -100, -100, 4, 5]]
+    assert labeled({"input_ids": ids, "attention_mask": mask.flip(1)})["labels"].tolist() == [[1, 2, 3, -100, -100]]

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.analyze._sae_eval.task import Prompts
-from weightsmith.core.data import Samples, batched, pad_token_id
+from weightsmith.core.data import Samples, batched, pad_token_id, token_positions
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.models import evaluation_mode, find_blocks
@@ -392,10 +392,8 @@ def _collect(
 
 def _masks(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     """The attention mask, and positions that padding on the left does not shift."""
-    options = {"attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return options
+    mask = mask.long()
+    return {"attention_mask": mask, **token_positions(model, mask)}
 
 
 def _positions(prompts: Prompts, sites: Sequence[Site]) -> dict[Site, _At]:

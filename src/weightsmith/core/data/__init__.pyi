@@ -14,6 +14,7 @@ from ._batches import (
     take as take,
     to_device as to_device,
     to_model as to_model,
+    token_positions as token_positions,
     without_labels as without_labels,
 )
 from ._chat import render_chat as render_chat

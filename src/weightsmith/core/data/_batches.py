@@ -33,6 +33,7 @@ __all__ = [
     "take",
     "to_device",
     "to_model",
+    "token_positions",
     "without_labels",
 ]
 
@@ -228,6 +229,9 @@ def call(model: nn.Module, batch: Batch) -> Any:
     A pair whose second element has no place in ``model.forward``, or is one whole number per row where ``forward``
     asks for one input only, is taken as ``(inputs, labels)``: the model gets the inputs.
 
+    Tokens keep their positions where padding comes before them: ``position_ids`` are counted from the attention mask,
+    as ``generate`` does, for models that take them.
+
     Examples
     --------
     >>> x, y = torch.ones(3, 2), torch.tensor([0, 1, 0])
@@ -237,10 +241,50 @@ def call(model: nn.Module, batch: Batch) -> Any:
     torch.Size([3, 4])
     """
     if isinstance(batch, Mapping):
-        return model(**batch)
+        mask = None if "position_ids" in batch else batch.get("attention_mask")
+        return model(**batch, **({} if mask is None else token_positions(model, mask)))
     if not isinstance(batch, (tuple, list)):
         return model(batch)
     return model(batch[0]) if _is_labeled(model, batch) else model(*batch)
+
+
+def token_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+    """Return ``position_ids`` for a batch with padding on the left, where the model would count the padding.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+    mask : Tensor of shape (samples, tokens)
+        Its attention mask; one of another number of dimensions says nothing of padding.
+
+    Returns
+    -------
+    dict
+        Empty where there is nothing to add: no padding on the left, or a model that takes no positions or counts the
+        tokens itself.
+
+    Examples
+    --------
+    >>> from weightsmith.testing import tiny
+    >>> token_positions(tiny("gpt2")[0], torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))["position_ids"].tolist()
+    [[0, 0, 0, 1], [0, 1, 2, 3]]
+    """
+    if mask.ndim != 2 or bool(mask[:, 0].all()):
+        return {}
+    plain: Any = plain_model(model)
+    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain  # under adapters of PEFT
+    counts_tokens = any(  # RoBERTa and its kin number the tokens that are not padding themselves
+        isinstance(module, nn.Embedding) and module.padding_idx is not None and name.endswith("position_embeddings")
+        for name, module in plain.named_modules()
+    )
+    if (
+        counts_tokens
+        or getattr(getattr(plain, "config", None), "is_encoder_decoder", False)
+        or "position_ids" not in inspect.signature(plain.forward).parameters
+    ):
+        return {}
+    return {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

@@ -272,7 +272,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def labeled(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a batch with labels: tokens without any are their own, padding has none.
+    """Return a batch with labels: tokens without any are their own; padding, and the token after it, have none.
 
     Examples
     --------
@@ -283,7 +283,9 @@ def labeled(batch: Mapping[str, Any]) -> Mapping[str, Any]:
     if "labels" in batch or "input_ids" not in batch:
         return batch
     real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
-    return {**batch, "labels": batch["input_ids"].masked_fill(~real, -100)}
+    counted = real.clone()
+    counted[..., 1:] &= real[..., :-1]  # what comes first in a text is predicted by nothing
+    return {**batch, "labels": batch["input_ids"].masked_fill(~counted, -100)}
 
 
 def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
