@@ -33,7 +33,9 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.levels import Quantization
 from weightsmith.core.training import fit
+from weightsmith.quantize import pack_linear, round_to_nearest
 from weightsmith.testing import Snapshot
 
 VARIANTS = ["bat", "bat-row", "miss", "mini"]
@@ -955,3 +957,32 @@ def test_a_model_with_adapters_is_refused():
     with pytest.raises(UnsupportedModelError, match=r"has adapters already: found 14 .*merge_and_unload"):
         bone(model, [{"input_ids": torch.arange(8)}] * 2, r=4)
     assert before.changes(model) == []
+
+
+def test_the_command_refuses_a_computed_weight_before_it_trains():
+    model = mlp()
+    nn.utils.parametrizations.weight_norm(model[2])
+    before = Snapshot(model)
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(UnsupportedModelError, match="cannot merge into '2'"):
+        bone(model, [(torch.randn(8), 0)] * 4, r=4, targets=["2"])
+    assert not calls
+    assert [name for name in before.changes(model) if "hook" not in name] == []
+
+
+def test_packed_layers_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    pack_linear(model, Quantization.from_json(round_to_nearest(model).files["quantization.json"]))
+    with pytest.raises(UnsupportedModelError, match="layer '0': found PackedLinear, expected Linear"):
+        get_peft_model(model, BoneConfig(r=4, variant="miss", target_modules=["0"]))
+
+
+def test_a_base_weight_that_is_trained_with_the_adapter_has_a_gradient():
+    for variant in ("bat", "miss"):
+        model = adapted(mlp(torch.float64), variant, targets=["0"])
+        base = model.base_model.model[0].base_layer.weight.requires_grad_(True)
+        x = torch.randn(2, 8, dtype=torch.float64)
+        model(x).square().sum().backward()
+        (expected,) = torch.autograd.grad(model(x).square().sum(), [base])
+        torch.testing.assert_close(base.grad, expected)

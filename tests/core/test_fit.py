@@ -1,6 +1,8 @@
 import json
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -225,3 +227,33 @@ def test_training_needs_no_gradients_to_be_switched_on(off):
         fit(other, problem(), epochs=1)
         assert not torch.is_grad_enabled()
     assert torch.equal(weights(model), weights(other))
+
+
+def test_the_last_step_of_an_epoch_averages_the_batches_that_it_has():
+    model = nn.Linear(1, 1, bias=False)
+    data = [(torch.ones(1), torch.zeros(1))] * 5
+    optimizer, gradients = torch.optim.SGD(model.parameters(), lr=0.0), []
+    optimizer.register_step_pre_hook(lambda *_: gradients.append(model.weight.grad.item()))
+    fit(model, data, loss=lambda m, b: m(b[0]).mean(), optimizer=optimizer, batch_size=1, accumulation_steps=4)
+    assert gradients == [1.0, 1.0]
+
+
+def test_sparse_gradients_are_refused_where_the_optimizer_does_not_take_them():
+    model = nn.Sequential(nn.Embedding(10, 8, sparse=True), nn.Flatten(), nn.Linear(16, 3))
+    data = [(torch.randint(0, 10, (2,)), n % 3) for n in range(8)]
+    with pytest.raises(UnsupportedModelError, match="embedding '0' has sparse gradients"):
+        fit(model, data)
+    fit(model, data, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_random_numbers_of_the_caller_go_on_as_they_would():
+    model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
+    states = []
+    for trains in (False, True):
+        random.seed(3)
+        np.random.seed(3)  # noqa: NPY002
+        torch.manual_seed(3)
+        if trains:
+            fit(model, [(torch.ones(2), 0)] * 4, seed=5)
+        states.append((torch.rand(1), np.random.rand()))  # noqa: NPY002
+    assert states[0] == states[1]

@@ -204,7 +204,8 @@ def test_a_missing_folder_is_named_at_once(hub, name, message):
     with pytest.raises(CheckpointError) as caught:
         open_model(name)
     assert message in str(caught.value)
-    assert len(hub.requests) - asked == (name == "org/none")
+    # the library may also ask what program it runs in
+    assert len([one for one in hub.requests[asked:] if "/api/models/" in one]) == (name == "org/none")
 
 
 def test_revisions_belong_to_the_hub(folder):

@@ -443,7 +443,7 @@ def learngene(
     """
     found = find_stack(model, stack)
     if sizes is None:
-        if not 1 <= stages <= len(found):
+        if not (isinstance(stages, int) and 1 <= stages <= len(found)):
             raise HyperparameterError(
                 "stages", found=stages, expected=f"from 1 to the {len(found)} blocks of the model"
             )

@@ -102,6 +102,9 @@ def bone(
         task = "SEQ_CLS" if type(model).__name__.endswith("Classification") else None
         config = BoneConfig(r=r, variant=variant, target_modules="all-linear" if linear else endings, task_type=task)
         adapted = get_peft_model(model, config)
+        for module in adapted.modules():
+            if isinstance(module, BoneLinear):
+                module.check_mergeable(module.active_adapters)  # before the training
         run = fit(model, training, seed=seed, **options)
         changes = _changes(model)
         for name, measures in changes.items():

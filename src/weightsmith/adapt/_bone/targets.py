@@ -93,6 +93,7 @@ def _check_kind(name: str, module: nn.Module, config: BoneConfig) -> None:
             do="Leave it out with exclude_modules.",
         )
     is_linear = hasattr(module, "in_features") and hasattr(module, "out_features")
+    is_linear = is_linear and isinstance(getattr(module, "weight", None), (Tensor, type(None)))  # packed: a method
     if not is_linear and not isinstance(module, (Conv1D, *CONVOLUTIONS)):
         raise UnsupportedModelError(
             f"layer {name!r}",

@@ -99,9 +99,10 @@ class BoneLinear(MissLinear):
         if all(self._variant(name) != "bat" for name in adapters):
             return self._factorized(x, adapters)
         self._check_no_dropout(adapters)
-        weight = self._matrix(self.get_base_weight())
+        trained = getattr(base.weight, "requires_grad", False)  # BatLinear has no gradient of the weight
+        weight = self._matrix(base.weight if trained else self.get_base_weight())
         x, bias = (self._cast_input_dtype(tensor, self._computing_dtype(weight)) for tensor in (x, base.bias))
-        if len(adapters) > 1 or weight.requires_grad:  # BatLinear has no gradient of the weight
+        if len(adapters) > 1 or trained:
             updated = self._updated(weight, adapters)
             return functional.linear(x, updated.to(x.dtype), bias)
         output: Tensor = blocks.BatLinear.apply(x, weight, self.miss_block[adapters[0]], bias)

@@ -76,7 +76,8 @@ class LIFTAdamW(torch.optim.Optimizer):
     free_gradients : bool, default: False
         During ``backward``, keep of each gradient the trained weights' part and free the rest, so that at most one
         layer's dense gradient exists. Works with gradient accumulation, in one process, without a GradScaler. What
-        clips gradients outside, such as the ``Trainer``, finds none: set ``max_grad_norm`` here.
+        clips gradients outside, such as the ``Trainer``, finds none: set ``max_grad_norm`` here. Only
+        :meth:`zero_grad` of the optimizer forgets the parts.
     generator : torch.Generator, optional
         Of the randomized approximation. Under data parallelism it must be the same on every process.
 
@@ -385,7 +386,7 @@ def _check_complete(state_dict: Mapping[str, Any]) -> None:
     try:
         parts = [state for state in state_dict["state"].values() if state]
         complete = all(part.keys() >= {"step", "exp_avg", "exp_avg_sq"} for part in parts)
-        complete &= all("params" in group for group in state_dict["param_groups"])
+        complete &= all(group.keys() >= {"params", "density"} for group in state_dict["param_groups"])
     except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:

@@ -136,8 +136,8 @@ def fit(
     NonFiniteError
         If a parameter is, or the loss becomes, NaN or infinite.
     UnsupportedModelError
-        If the model has no gradient checkpointing but the option asks for it, or is sharded in part or not by
-        ``fully_shard``.
+        If the model has no gradient checkpointing but the option asks for it, is sharded in part or not by
+        ``fully_shard``, or has an embedding with sparse gradients that the optimizer does not take.
 
     Examples
     --------
@@ -168,6 +168,8 @@ def fit(
         )
     if optimizer is not None:
         _check_optimizer(optimizer, model, loss)
+    if optimizer is None or optimizer.defaults.get("fused"):
+        _refuse_sparse_gradients(model)
     optimizer = optimizer or torch.optim.AdamW(
         _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"], fused=True
     )
@@ -234,6 +236,14 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, loss: L
             found=f"{len(unknown)} of {len(held)} tensors that are not the model's",
             do="Make it of this model's parameters, after the last change of its layers.",
         )
+
+
+def _refuse_sparse_gradients(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad:
+            raise UnsupportedModelError(
+                f"embedding {name!r} has sparse gradients", expected="dense ones", do="Set its sparse to False."
+            )
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
