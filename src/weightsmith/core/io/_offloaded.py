@@ -108,7 +108,7 @@ def meta_model(path: str | os.PathLike[str], *, revision: str = "main") -> nn.Mo
     from accelerate import init_empty_weights
 
     config = load_config(path, revision=revision)
-    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta(), torch.random.fork_rng(devices=[]):
         model: nn.Module = model_class(config)(config).eval()
     model.tie_weights()  # type: ignore[operator]
     return model
