@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import apart, torchrun, two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.training import default_loss, fit, logits_of, sample_losses
+from weightsmith.core.training import default_loss, fit, logits_of, mean_loss, sample_losses
 
 
 def problem(samples=64, classes=3):
@@ -225,3 +225,16 @@ def test_training_needs_no_gradients_to_be_switched_on(off):
         fit(other, problem(), epochs=1)
         assert not torch.is_grad_enabled()
     assert torch.equal(weights(model), weights(other))
+
+
+def test_the_mean_loss_does_not_depend_on_the_batches():
+    rows, labels = torch.randn(9, 3), torch.tensor([0, 1, 2, -100, 1, 0, 2, 2, 1])
+    whole = mean_loss(nn.Identity(), [(rows, labels)])
+    parts = [(rows[:5], labels[:5]), (rows[3:4], labels[3:4]), (rows[5:], labels[5:])]  # one has no label that counts
+    assert mean_loss(nn.Identity(), parts) == pytest.approx(whole, rel=1e-6)
+    model, batch = tiny("llama")
+    labels = batch["input_ids"].clone()
+    labels[0, :6] = -100
+    batch = {"input_ids": batch["input_ids"], "labels": labels}
+    one_by_one = [{name: tensor[n : n + 1] for name, tensor in batch.items()} for n in range(len(labels))]
+    assert mean_loss(model, one_by_one) == pytest.approx(mean_loss(model, [batch]), rel=1e-5)

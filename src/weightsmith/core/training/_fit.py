@@ -329,14 +329,27 @@ def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
-    """Average :func:`default_loss` over batches.
+    """Average :func:`default_loss` over the labels of all batches; NaN if none counts.
+
+    Each batch counts by its labels other than -100; by its rows where labels are real numbers.
 
     Examples
     --------
-    >>> round(mean_loss(nn.Identity(), [(torch.zeros(2, 4), torch.tensor([0, 1]))]), 4)
-    1.3863
+    >>> right, wrong = torch.tensor([[8.0, 0.0]]), torch.tensor([[0.0, 8.0]])
+    >>> batches = [(right.repeat(3, 1), torch.zeros(3).long()), (wrong, torch.zeros(1).long())]
+    >>> round(mean_loss(nn.Identity(), batches), 4)
+    2.0003
     """
-    return sum(default_loss(model, batch).item() for batch in batches) / len(batches)
+    weighed = [(default_loss(model, batch).item(), _label_count(model, batch)) for batch in batches]
+    total = sum(count for _, count in weighed)
+    return sum(loss * count for loss, count in weighed if count) / total if total else math.nan
+
+
+def _label_count(model: nn.Module, batch: Any) -> int:
+    labels: Tensor = split_labels(labeled(batch) if isinstance(batch, Mapping) else batch)[1]
+    if labels.is_floating_point():
+        return len(labels)
+    return int((shift_for_causal_lm(model, labels[..., None], labels)[1] != IGNORED).sum())
 
 
 def logits_of(output: Any) -> Tensor:
