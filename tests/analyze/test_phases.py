@@ -544,6 +544,7 @@ def test_thresholds():
     assert classify_phase(metrics, best_loss=0.05) == "III"
     assert classify_phase(metrics, tau_mc=1.2) == "II"
     assert phase_sensitivity(metrics)["tau_mc"] == {0.5: "I", 0.8: "I", 1.0: "I", 1.25: "II", 2.0: "II"}
+    assert phase_sensitivity(metrics, tau_mc=60.0)["tau_mc"] == dict.fromkeys((0.5, 0.8, 1.0, 1.25, 2.0), "II")
     for options in ({"tau_loss": 0.0}, {"tau_mc": -1.0}, {"tau_cka": 1.0}, {"best_loss": -0.1}, {"tau_cka": math.nan}):
         with pytest.raises(HyperparameterError):
             classify_phase(metrics, **options)

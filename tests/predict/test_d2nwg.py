@@ -424,7 +424,8 @@ def test_selection_refuses_other_tensors_and_ranks_nan_last():
     assert not scored
     drawn = [{"weight": torch.full((1, 1), value)} for value in (1.0, math.nan, 3.0, 2.0)]
     scores = [candidate.score for candidate in select(model, drawn, lambda model: model.weight.item())]
-    assert scores[:3] == [3.0, 2.0, 1.0] and math.isnan(scores[3])
+    assert scores[:3] == [3.0, 2.0, 1.0]
+    assert math.isnan(scores[3])
 
 
 def test_repeated_members_are_told():
