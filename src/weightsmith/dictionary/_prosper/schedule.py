@@ -79,7 +79,8 @@ def settings_of(schedule: Mapping[str, Points], steps: int) -> list[Settings]:
         low, high = RANGES.get(name, (0.0, float("inf")))
         if name not in names:
             raise HyperparameterError("schedule", found=repr(name), expected=f"one of {names}")
-        if not points or not all(len(point) == 2 and low <= point[1] <= high for point in points):
+        pairs = isinstance(points, Sequence) and all(isinstance(point, Sequence) for point in points)
+        if not points or not pairs or not all(len(point) == 2 and low <= point[1] <= high for point in points):
             raise HyperparameterError(
                 f"schedule of {name}", found=points, expected=f"(position, value) pairs, values {low:g} to {high:g}"
             )
