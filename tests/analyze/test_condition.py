@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from models import PLAIN, TRANSFORMERS, tiny
-from weightsmith.analyze import condition, condition_report
+from weightsmith.analyze import ConditionReport, condition, condition_report
 from weightsmith.analyze._shared import spectrum
 from weightsmith.core.errors import (
     CheckpointError,

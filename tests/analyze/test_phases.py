@@ -1,5 +1,6 @@
 """Phases: the numbered checks of the method's specification, its bad input, the published table, traps of its field."""
 
+import inspect
 import io
 import json
 import math
@@ -423,6 +424,12 @@ def test_similarity_of_independent_features_is_near_zero():
     few, others = drawn(64, 400), drawn(64, 400, seed=1)
     assert linear_cka(few, others, unbiased=False) > 0.8, "biased where the features are many"
     assert abs(linear_cka(few, others)) < 0.05
+
+
+def test_features_that_are_no_matrices_are_refused():
+    for x in (drawn(8), drawn(8, 3, 3)):
+        with pytest.raises(ShapeError, match=r"expected \(samples, features\) each"):
+            inspect.unwrap(linear_cka)(x, x)
 
 
 def test_the_unbiased_similarity_is_that_of_the_matrices_of_samples():

@@ -238,3 +238,13 @@ def test_the_mean_loss_does_not_depend_on_the_batches():
     batch = {"input_ids": batch["input_ids"], "labels": labels}
     one_by_one = [{name: tensor[n : n + 1] for name, tensor in batch.items()} for n in range(len(labels))]
     assert mean_loss(model, one_by_one) == pytest.approx(mean_loss(model, [batch]), rel=1e-5)
+
+
+def test_a_last_batch_of_one_sample_for_batch_normalization_says_what_to_do():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = [(torch.randn(3), torch.tensor(n % 2)) for n in range(9)]
+    with pytest.raises(CalibrationError, match="a batch of one sample, expected two or more. Choose another"):
+        fit(model, data, batch_size=4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert fit(model, data, batch_size=4, drop_last=True).steps == 2 * fit(model, data, batch_size=9).steps

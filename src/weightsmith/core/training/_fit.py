@@ -132,7 +132,7 @@ def fit(
         If an option is unknown or out of range, ``patience`` comes without ``evaluate``, or ``optimizer`` holds tensors
         that are not parameters of the model (or of ``loss``).
     CalibrationError
-        If there is no batch.
+        If there is no batch, or one of a single sample for batch normalization.
     NonFiniteError
         If a parameter is, or the loss becomes, NaN or infinite.
     UnsupportedModelError
@@ -191,7 +191,7 @@ def fit(
             group: list[Tensor] = []
             for number, batch in enumerate(loader):
                 with accelerator.accumulate(wrapped):
-                    with accelerator.autocast():
+                    with accelerator.autocast(), _batch_of_one_named():
                         value = loss(wrapped, batch)
                     # Accelerate divides by `accumulated`, but the last step of an epoch may have fewer batches
                     fewer = min(accumulated, len(loader) - number // accumulated * accumulated)
@@ -509,6 +509,23 @@ def _gradient_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             module.gradient_checkpointing_disable()
+
+
+@contextmanager
+def _batch_of_one_named() -> Iterator[None]:
+    """Say what to do where batch normalization has one sample, which has no variance."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise CalibrationError(
+            "batch normalization",
+            found="a batch of one sample",
+            expected="two or more",
+            do="Choose another batch_size: the last batch holds what remains of the data. (fit can leave it out: "
+            "drop_last.)",
+        ) from error
 
 
 def _set_forward(model: nn.Module, forward: Any) -> None:
