@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import unwrap
 
 import datasets
 import numpy as np
@@ -23,9 +24,11 @@ from weightsmith.core.data import (
     collate,
     context_length,
     split_labels,
+    take,
     without_labels,
 )
 from weightsmith.core.errors import CalibrationError
+from weightsmith.core.training import fit
 from weightsmith.embedded import load_tokenizer, open_model
 from weightsmith.sparsify import wanda
 
@@ -369,3 +372,9 @@ def test_a_model_that_reads_no_text_is_given_none(chat, tmp_path):
     ):
         with pytest.raises(CalibrationError, match="reads input_features, not text. Give a .safetensors file"):
             read()
+
+
+def test_a_generator_of_samples_is_refused_by_name():
+    for use in (unwrap(take), lambda made: unwrap(batched)(made, 2), lambda made: fit(nn.Linear(2, 2), made)):
+        with pytest.raises(CalibrationError, match="found a generator, expected a list or data set. Make a list of it"):
+            use((torch.ones(2), 0) for _ in range(3))
