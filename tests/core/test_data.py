@@ -290,6 +290,12 @@ def test_tensors_of_tokens_label_themselves_but_not_their_padding(chat, tmp_path
     assert second["labels"].tolist() == [3, 4, -100]
 
 
+def test_a_generator_of_samples_is_refused_by_name():
+    for use in (unwrap(take), lambda made: unwrap(batched)(made, 2), lambda made: fit(nn.Linear(2, 2), made)):
+        with pytest.raises(CalibrationError, match="found a generator, expected a list or data set. Make a list of it"):
+            use((torch.ones(2), 0) for _ in range(3))
+
+
 def test_pairs_and_loaders_work_where_batches_do():
     x, y = torch.rand(12, 3, 32, 32), torch.arange(12) % 4
     results = []
@@ -372,9 +378,3 @@ def test_a_model_that_reads_no_text_is_given_none(chat, tmp_path):
     ):
         with pytest.raises(CalibrationError, match="reads input_features, not text. Give a .safetensors file"):
             read()
-
-
-def test_a_generator_of_samples_is_refused_by_name():
-    for use in (unwrap(take), lambda made: unwrap(batched)(made, 2), lambda made: fit(nn.Linear(2, 2), made)):
-        with pytest.raises(CalibrationError, match="found a generator, expected a list or data set. Make a list of it"):
-            use((torch.ones(2), 0) for _ in range(3))
