@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import math
 
 import peft
@@ -12,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from models import PLAIN, TRANSFORMERS, tiny
-from weightsmith.analyze import condition, condition_report
+from weightsmith.analyze import ConditionReport, condition, condition_report
 from weightsmith.analyze._shared import spectrum
 from weightsmith.core.errors import (
     CheckpointError,
@@ -307,6 +308,14 @@ def test_refused(tmp_path):
         condition_report(tmp_path / "packed.safetensors")
     with pytest.raises(CheckpointError, match=r"there is no folder '.*nowhere'"):
         condition_report(tmp_path / "nowhere")
+
+
+def test_words_that_are_no_score_or_kind_are_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(HyperparameterError, match="score: found typo"):
+        inspect.unwrap(condition_report)(model, score="typo")
+    with pytest.raises(HyperparameterError, match="kind: found typo"):
+        inspect.unwrap(ConditionReport.ranked)(condition_report(model), "typo")
 
 
 def test_quantised_by_bitsandbytes():

@@ -72,6 +72,28 @@ def test_losses_that_are_not_finite():
         barrier_curve(model, model.state_dict(), model.state_dict(), lambda _: math.nan)
 
 
+def test_a_loss_between_the_ends_that_is_not_a_number_is_not_left_out():
+    model = nn.Linear(1, 1, bias=False)
+    ends = [{"weight": torch.tensor([[w]])} for w in (-1.0, 1.0)]
+
+    def measure(model):
+        size = abs(model.weight.item())
+        return math.nan if size < 0.1 else 1 - size
+
+    assert math.isnan(barrier_curve(model, *ends, measure).barrier)
+    assert barrier([0.0, math.inf, 0.0]) == math.inf
+
+
+def test_weights_of_other_shapes_or_names_have_no_distance():
+    start = {"w": torch.ones(3)}
+    for end in ({"w": torch.zeros(1)}, {}):
+        with pytest.raises(ShapeError, match="'w' of the second weights"):
+            distance(start, end)
+    corners = ({"weight": torch.zeros(1, 1)}, {"weight": torch.ones(1, 1)}, {})
+    with pytest.raises(ShapeError, match="found none"):
+        loss_slice(nn.Linear(1, 1, bias=False), corners, lambda model: 0.0)
+
+
 def test_batch_normalisation_needs_data():
     torch.manual_seed(0)
     a, b = (nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))

@@ -1,5 +1,6 @@
 """Phases: the numbered checks of the method's specification, its bad input, the published table, traps of its field."""
 
+import inspect
 import io
 import json
 import math
@@ -425,6 +426,12 @@ def test_similarity_of_independent_features_is_near_zero():
     assert abs(linear_cka(few, others)) < 0.05
 
 
+def test_features_that_are_no_matrices_are_refused():
+    for x in (drawn(8), drawn(8, 3, 3)):
+        with pytest.raises(ShapeError, match=r"expected \(samples, features\) each"):
+            inspect.unwrap(linear_cka)(x, x)
+
+
 def test_the_unbiased_similarity_is_that_of_the_matrices_of_samples():
     for shape in ((8, 3), (8, 20), (258, 4)):
         x, y = drawn(*shape), drawn(*shape, seed=1)
@@ -544,6 +551,7 @@ def test_thresholds():
     assert classify_phase(metrics, best_loss=0.05) == "III"
     assert classify_phase(metrics, tau_mc=1.2) == "II"
     assert phase_sensitivity(metrics)["tau_mc"] == {0.5: "I", 0.8: "I", 1.0: "I", 1.25: "II", 2.0: "II"}
+    assert phase_sensitivity(metrics, tau_mc=60.0)["tau_mc"] == dict.fromkeys((0.5, 0.8, 1.0, 1.25, 2.0), "II")
     for options in ({"tau_loss": 0.0}, {"tau_mc": -1.0}, {"tau_cka": 1.0}, {"best_loss": -0.1}, {"tau_cka": math.nan}):
         with pytest.raises(HyperparameterError):
             classify_phase(metrics, **options)

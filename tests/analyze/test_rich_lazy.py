@@ -329,6 +329,8 @@ def test_initializers_refuse_what_they_cannot_do():
     for options, error in (
         ({"spectrum": [1.0]}, HyperparameterError),
         ({"spectrum": [0.0, 0.0]}, HyperparameterError),
+        ({"spectrum": [math.nan, 1.0]}, HyperparameterError),
+        ({"spectrum": [1.0, math.inf]}, HyperparameterError),
         ({"blocks": 4}, ShapeError),
     ):
         with pytest.raises(error):
@@ -345,6 +347,14 @@ def test_initializers_refuse_what_they_cannot_do():
         aligned_(torch.zeros(6, 4), drawn(4))
     with pytest.raises(HyperparameterError, match="excitatory"):
         dale_(weight, excitatory=1.0)
+    for column, kind in ((2, "inhibit"), (0, "excite")):
+        silent = drawn(4, 3).index_fill(1, torch.tensor(column), 0.0)
+        before = silent.clone()
+        with pytest.raises(HyperparameterError, match=f"columns that {kind}: found zeros only"):
+            dale_(silent, excitatory=0.67 if column else 0.33)
+        assert torch.equal(silent, before)
+    with pytest.raises(NonFiniteError):
+        dale_(torch.full((3, 3), math.nan))
     assert torch.equal(weight, drawn(6, 4)), "nothing was changed"
 
 

@@ -663,6 +663,18 @@ def test_a_folded_scale_changes_no_reconstruction(cls, options, seed):
 
 
 @pytest.mark.parametrize(("cls", "options"), KINDS, ids=str)
+def test_folding_divides_the_coefficients_only_where_they_have_the_norm_of_their_decoder_row(cls, options):
+    made, x = sae(cls, **options), drawn(20, 6, seed=9)
+    expected = made.encode(x * 2.5) / (2.5 if options.get("rescaled") else 1.0)
+    made.fold_scale(2.5)
+    torch.testing.assert_close(made.encode(x), expected)
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(HyperparameterError, match="scale"):
+            made.fold_scale(scale)
+    torch.testing.assert_close(made.encode(x), expected)
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS, ids=str)
 def test_autoencoders_are_saved_and_loaded(cls, options, tmp_path):
     made, x = sae(cls, **options), drawn(20, 6, seed=9)
     save_sae(made, tmp_path / "sae", metadata={"model_name": "tiny"})

@@ -63,6 +63,20 @@ def test_bad_input():
         KeyValueBottleneckClassifier(**(SMALL | {"label_smoothing": 1.0})).fit(X, y)
 
 
+def test_a_refused_call_leaves_what_was_learned():
+    X, y = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 2
+    classifier = KeyValueBottleneckClassifier(codebooks=2, pairs=4, key_dim=2, epochs=1, random_state=0).fit(X, y)
+    before = classifier.predict_proba(X)
+    for call, wrong in (("partial_fit", "learning_rate"), ("fit", "passes"), ("init_keys", "passes")):
+        right = getattr(classifier, wrong)
+        classifier.set_params(**{wrong: -1})
+        with pytest.raises(HyperparameterError, match=wrong):
+            getattr(classifier, call)(X, *([] if call == "init_keys" else [y + 5]))
+        classifier.set_params(**{wrong: right})
+        assert classifier.classes_.tolist() == [0, 1]
+        np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+
 def test_labels_of_another_type_are_refused():
     X = np.random.default_rng(0).normal(size=(20, 4))
     classifier = KeyValueBottleneckClassifier(codebooks=2, pairs=4, key_dim=2, epochs=1).fit(X, np.arange(20) % 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import unwrap
 
 import datasets
 import numpy as np
@@ -31,10 +32,11 @@ from weightsmith.core.data import (
     collate,
     context_length,
     split_labels,
+    take,
     without_labels,
 )
 from weightsmith.core.errors import CalibrationError
-from weightsmith.core.training import labeled
+from weightsmith.core.training import fit, labeled
 from weightsmith.embedded import load_tokenizer, open_model
 from weightsmith.sparsify import wanda
 
@@ -294,6 +296,12 @@ def test_tensors_of_tokens_label_themselves_but_not_their_padding(chat, tmp_path
     first, second = chat.samples(tmp_path / "x.safetensors", count=9, length=1)
     assert first["labels"].tolist() == [0, 1, 2]
     assert second["labels"].tolist() == [3, 4, -100]
+
+
+def test_a_generator_of_samples_is_refused_by_name():
+    for use in (unwrap(take), lambda made: unwrap(batched)(made, 2), lambda made: fit(nn.Linear(2, 2), made)):
+        with pytest.raises(CalibrationError, match="found a generator, expected a list or data set. Make a list of it"):
+            use((torch.ones(2), 0) for _ in range(3))
 
 
 def test_pairs_and_loaders_work_where_batches_do():

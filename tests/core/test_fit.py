@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import apart, torchrun, two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.training import default_loss, fit, logits_of, sample_losses
+from weightsmith.core.training import default_loss, fit, logits_of, mean_loss, sample_losses
 
 
 def problem(samples=64, classes=3):
@@ -199,6 +199,29 @@ def test_two_processes_follow_one_with_twice_the_batch(tmp_path, pytestconfig, s
     curve = json.loads(apart(SCRIPT, tmp_path, tests, "16").splitlines()[-1])
     assert len(together) == 16
     assert together == pytest.approx(curve, rel=1e-4)
+
+
+def test_the_mean_loss_does_not_depend_on_the_batches():
+    rows, labels = torch.randn(9, 3), torch.tensor([0, 1, 2, -100, 1, 0, 2, 2, 1])
+    whole = mean_loss(nn.Identity(), [(rows, labels)])
+    parts = [(rows[:5], labels[:5]), (rows[3:4], labels[3:4]), (rows[5:], labels[5:])]  # one has no label that counts
+    assert mean_loss(nn.Identity(), parts) == pytest.approx(whole, rel=1e-6)
+    model, batch = tiny("llama")
+    labels = batch["input_ids"].clone()
+    labels[0, :6] = -100
+    batch = {"input_ids": batch["input_ids"], "labels": labels}
+    one_by_one = [{name: tensor[n : n + 1] for name, tensor in batch.items()} for n in range(len(labels))]
+    assert mean_loss(model, one_by_one) == pytest.approx(mean_loss(model, [batch]), rel=1e-5)
+
+
+def test_a_last_batch_of_one_sample_for_batch_normalization_says_what_to_do():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = [(torch.randn(3), torch.tensor(n % 2)) for n in range(9)]
+    with pytest.raises(CalibrationError, match="a batch of one sample, expected two or more. Choose another"):
+        fit(model, data, batch_size=4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert fit(model, data, batch_size=4, drop_last=True).steps == 2 * fit(model, data, batch_size=9).steps
 
 
 def test_labels_beyond_the_head_are_named():

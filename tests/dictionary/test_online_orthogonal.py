@@ -314,6 +314,7 @@ def test_degenerate_shapes_and_repeated_rows():
     [
         ({"power": 2}, "power: found 2, expected > 2, 3 or 4 recommended"),
         ({"power": float("nan")}, "power"),
+        ({"power": "3"}, "power: found 3"),
         ({"step_floor": 1.5}, "step_floor: found 1.5"),
         ({"step_floor": -0.1}, "step_floor"),
         ({"rho_power": 2}, "rho_power"),
@@ -352,6 +353,23 @@ def test_bad_rows():
     np.testing.assert_array_equal(learner.components_, before)
     with pytest.raises(AttributeError, match="has learned nothing yet"):
         OnlineOrthogonalDictionary().components_  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_batch_whose_powers_overflow_is_refused_and_forgotten(kind):
+    rows, _ = problem(samples=50)
+    learner = OnlineOrthogonalDictionary(random_state=0).partial_fit(kind(rows))
+    before = learner.components_
+    with pytest.raises(ValueError, match="powers 3 of X overflow"):
+        learner.partial_fit(kind(rows * 1e120))
+    np.testing.assert_array_equal(learner.components_, before)
+    assert np.isfinite(learner.partial_fit(kind(rows)).components_).all()
+    with pytest.raises(ValueError, match="powers 3 of X overflow"):
+        OnlineOrthogonalDictionary(random_state=0).fit(kind((rows * 1e14).astype("float32")))
+    single = OnlineOrthogonalDictionary(random_state=0).partial_fit(kind(rows.astype("float32")))
+    with pytest.raises(ValueError, match="gradient of a batch overflows"):
+        single.partial_fit(kind(rows * 1e30))
+    assert np.isfinite(single.partial_fit(kind(rows)).components_).all()
 
 
 def test_wide_decompositions_warn(monkeypatch):

@@ -216,6 +216,7 @@ def test_offset_is_learned():
         ({"n_init": 0}, "n_init"),
         ({"tol": -1.0}, "tol"),
         ({"schedule": {"heat": [(0, 1.0)]}}, "schedule: found 'heat'"),
+        ({"schedule": {"temperature": 3}}, "schedule of temperature"),
         ({"schedule": {"temperature": [(0, 0.0)]}}, "schedule of temperature"),
         ({"schedule": {"cut": [(0, 2.0)]}}, "schedule of cut"),
     ],
@@ -275,6 +276,23 @@ def test_degenerate_data_stay_finite(kind, points):
     for value in (model.components_, model.sigma_, model.pi_, model.transform(points), model.score_samples(points)):
         assert np.isfinite(value).all()
     assert np.all(model.sigma_ > 0)
+
+
+def test_full_noise_of_fewer_points_than_features_has_a_floor_and_leaves_no_point_out():
+    points = np.random.default_rng(0).normal(size=(20, 60))
+    model = GSC(5, max_iter=60, random_state=0, noise="full").fit(points)
+    assert model.lower_bound_ == max(model.lower_bound_curve_)
+    assert model.score_samples(points).min() > 0
+    floor = 1e-3 * points.std()
+    assert np.linalg.eigvalsh(model.noise_covariance_)[0] > (0.5 * floor) ** 2
+    same = GSC(3, max_iter=60, random_state=0, noise="full", slab="full").fit(np.repeat(points[:1, :4], 50, 0))
+    assert np.isfinite(same.lower_bound_)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5])
+def test_samples_out_of_range_are_refused(count):
+    with pytest.raises(HyperparameterError, match="n_samples"):
+        BSC(3, max_iter=2, random_state=0).fit(np.random.default_rng(0).normal(size=(20, 4))).sample(count)
 
 
 def test_prior_and_noise_stay_in_range():

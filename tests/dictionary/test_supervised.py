@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dictionary.data import drawn
+from weightsmith.core.errors import HyperparameterError
 from weightsmith.dictionary import SupervisedDictionaryClassifier
 
 pytestmark = [
@@ -188,6 +189,13 @@ def test_weights_are_repetitions(seed, model, classes):
     other = clone(one).fit(x.repeat(weight, axis=0), y.repeat(weight))
     np.testing.assert_allclose(one.decision_function(x), other.decision_function(x), atol=1e-4)
     np.testing.assert_allclose(one.components_, other.components_, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_of_classes_out_of_range_are_refused(weight):
+    x, y = drawn(20, 6, 2, 0)
+    with pytest.raises(HyperparameterError, match="class_weight"):
+        small(class_weight={0: 1.0, 1: weight}).fit(x, y)
 
 
 def test_balanced_classes():

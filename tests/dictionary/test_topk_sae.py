@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from models import write_tiny_llama
 from weightsmith.analyze import TopKSAE, load_sae
 from weightsmith.cli.main import app
-from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.dictionary import topk_sae, train_sae
 
 
@@ -85,7 +85,21 @@ def test_bad_input():
         train_sae(sae, torch.ones(5, 16))
     with pytest.raises(HyperparameterError, match="epochs"):
         train_sae(sae, rows, epochs=0)
+    with pytest.raises(ShapeError, match="features of the activations: found 15, expected 16"):
+        train_sae(sae, rows[:, :15])
+    for checkpoints in (5, -1):
+        with pytest.raises(HyperparameterError, match="checkpoints: found -?[51], expected from 0 to 4"):
+            train_sae(sae, rows, epochs=5, batch_size=len(rows), checkpoints=checkpoints)
     assert torch.equal(sae.W_dec, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_activations_of_other_precisions_are_taken(dtype):
+    rows, _ = sparse_rows()
+    rows = rows.bfloat16()
+    sae, same = TopKSAE(16, 24, k=2), TopKSAE(16, 24, k=2)
+    losses = [train_sae(each, given, epochs=2).losses for each, given in ((sae, rows.to(dtype)), (same, rows.float()))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.fixture(scope="module")

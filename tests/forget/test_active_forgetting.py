@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from weightsmith.claims.active_forgetting import AMBIGUOUS, WORDS, POSTask, small_bert
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
@@ -151,6 +152,17 @@ def test_check_5_random_rows(p):
     assert {0.0: len(replaced) == 0, 1.0: set(replaced.tolist()) == present}.get(p, True)
 
 
+def test_random_rows_of_a_tied_model_warn_and_leave_padding_and_ignored_positions_alone():
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=50, n_positions=8, pad_token_id=2)
+    model = GPT2LMHeadModel(config)
+    with pytest.warns(UserWarning, match="one tensor: the head's rows are replaced"):
+        with random_rows(model, torch.tensor([[5, 6, 2, -100]]), p=1.0) as replaced:
+            assert replaced.tolist() == [5, 6]
+    with pytest.raises(HyperparameterError, match=r"input_ids: found \[50\]"):
+        random_rows(model, torch.tensor([[5, 50]]), p=1.0).__enter__()
+
+
 def test_random_rows_keep_the_gradient_of_earlier_batches():
     model, _ = tiny("llama")
     ids = samples("llama")[0]["input_ids"][None]
@@ -283,12 +295,15 @@ def quantized():
     ("options", "error", "message"),
     [
         ({"every": 0}, HyperparameterError, "every"),
+        ({"every": math.nan}, HyperparameterError, "every"),
+        ({"every": math.inf}, HyperparameterError, "every"),
         ({"every": 5, "until": 5}, HyperparameterError, "there is no reset"),
         ({"std": 0.0}, HyperparameterError, "std"),
         ({"std": None}, HyperparameterError, "std"),
         ({"rows": "some"}, HyperparameterError, "rows"),
         ({"rows": "non_special"}, HyperparameterError, "special"),
         ({"rows": "non_special", "special": [500]}, HyperparameterError, "special"),
+        ({"rows": "non_special", "special": [-1, 5]}, HyperparameterError, r"special: found \[-1\]"),
         ({"embedding": None}, LayerNotFoundError, "no token embedding"),
         ({"embedding": nn.Embedding(3, 2)}, LayerNotFoundError, "does not train"),
         ({"embedding": quantized()[0]}, UnsupportedModelError, "quantized"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -137,6 +138,23 @@ def test_options_out_of_range(digits, option, value):
 def test_labels_of_tokens_are_refused():
     with pytest.raises(CalibrationError, match="one class per sample"):
         classwise(tiny("llama")[0], samples("llama"), class_name="1")
+
+
+def test_a_class_may_be_written_as_a_number():
+    model, data = nn.Linear(4, 2), [(torch.randn(4), torch.tensor(n % 2)) for n in range(8)]
+    found = inspect.unwrap(classwise)(model, data, class_name=1, fraction=0.2, layers=1)
+    assert found.hyper["class_name"] == "1"
+    assert "accuracy of 0" in found.before
+
+
+def test_samples_without_a_class_do_not_count_and_real_labels_are_refused():
+    model, data = nn.Linear(4, 2), [(torch.randn(4), torch.tensor(n % 2)) for n in range(8)]
+    ignored = [(torch.randn(4), torch.tensor(-100))] * 3
+    options = {"class_name": "1", "fraction": 0.2, "layers": 1}
+    before = classwise(copy.deepcopy(model), data, **options).before
+    assert classwise(copy.deepcopy(model), data + ignored, **options).before == before
+    with pytest.raises(CalibrationError, match="one class per sample"):
+        classwise(model, [(x, torch.tensor(0.7)) for x, _ in data], **options)
 
 
 def test_inputs_that_are_not_finite_are_refused_and_nothing_changes(digits):

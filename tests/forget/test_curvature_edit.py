@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -207,6 +208,16 @@ def test_gradients_are_those_of_the_loss():
     torch.testing.assert_close(found.gradients_OO, g.T @ g / 8, rtol=1e-4, atol=1e-8)
 
 
+def test_layers_whose_output_is_changed_in_place_have_the_same_curvature():
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    inplace = nn.Sequential(plain[0], nn.ReLU(inplace=True), plain[2])
+    batch = torch.randn(64, 8)
+    expected, found = (collect_kfac(model, [batch], find_layers(model), fisher="exact") for model in (plain, inplace))
+    for name, factors_ in expected.items():
+        torch.testing.assert_close(found[name].inputs_II, factors_.inputs_II)
+        torch.testing.assert_close(found[name].gradients_OO, factors_.gradients_OO)
+
+
 def test_check_8_the_edit_shrinks_and_keeps_what_is_in_the_span():
     weight, found = torch.randn(6, 8), random_factors(6, 8)
     once = edit_matrix(weight, found, keep=0.7)
@@ -297,6 +308,9 @@ def tied():
         (lambda: edit_matrix(W, random_factors(3, 2)), ShapeError, "curvature factors"),
         (lambda: edit_matrix(W, factors(A, torch.zeros(2, 2))), CalibrationError, "no curvature"),
         (lambda: edit_matrix(W, factors(A * float("nan"), A)), NonFiniteError, "factors"),
+        (lambda: edit_matrix(W, factors(A, A), keep=-1.0), HyperparameterError, "keep"),
+        (lambda: edit_matrix(W, factors(A, A), keep=5.0), HyperparameterError, "keep"),
+        (lambda: inspect.unwrap(edit_matrix)(W, factors(A, A), criterion="typo"), HyperparameterError, "criterion"),
         (lambda: recitation([]), CalibrationError, "no memorized"),
     ],
 )

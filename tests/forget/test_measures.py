@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.forget import (
     answer_probabilities,
     forget_quality,
@@ -99,3 +100,62 @@ def test_samples_without_labels_are_refused_by_number(measure):
     data = [(torch.zeros(4), torch.tensor(2)), (torch.zeros(4), ignored), (torch.zeros(4), ignored)]
     with pytest.raises(CalibrationError, match=r"sample 1: found no label .* the 2 samples"):
         measure(nn.Identity(), data)
+
+
+def gpt2(context=16):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=context, bos_token_id=0, eos_token_id=1,
+        pad_token_id=2,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def prompted(prompt, answer, padding=0):
+    ids = [2] * padding + [*range(5, 5 + prompt + answer)]
+    return {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor([-100] * (padding + prompt) + ids[padding + prompt :]),
+        "attention_mask": torch.tensor([0] * padding + [1] * (prompt + answer)),
+    }
+
+
+def test_samples_that_fit_the_context_one_by_one_are_answered_as_one_by_one():
+    model, data = gpt2(), [prompted(13, 2), prompted(2, 13), prompted(6, 5)]
+    found = generated_answers(model, data)
+    assert found == [generated_answers(model, [each])[0] for each in data]
+    assert [(len(prompt), len(reference)) for prompt, _, reference in found] == [(13, 2), (2, 13), (6, 5)]
+
+
+def test_a_sample_longer_than_the_context_is_refused():
+    with pytest.raises(CalibrationError, match="sample 1: found 17 tokens, expected at most 16"):
+        generated_answers(gpt2(), [prompted(2, 3), prompted(8, 9)])
+
+
+def test_padding_on_the_left_is_no_part_of_the_prompt():
+    model = gpt2()
+    assert generated_answers(model, [prompted(5, 4, 3)]) == generated_answers(model, [prompted(5, 4)])
+    text = {name: value for name, value in prompted(0, 6, 3).items() if name != "labels"}
+    ((prompt, _, reference),) = generated_answers(model, [text])
+    assert (prompt, reference) == ([5, 6, 7], [8, 9, 10])
+
+
+def test_a_prompt_of_one_token_is_a_prompt():
+    ((prompt, _, reference),) = generated_answers(gpt2(), [prompted(1, 4)])
+    assert (prompt, reference) == ([5], [6, 7, 8, 9])
+
+
+def test_measures_of_numbers_that_are_not_finite_are_refused():
+    data, broken = [(torch.ones(4), torch.tensor(0))], nn.Linear(4, 2)
+    nn.init.constant_(broken.weight, float("nan"))
+    with pytest.raises(NonFiniteError, match="log-probabilities"):
+        membership_auc(broken, data, data)
+    with pytest.raises(NonFiniteError, match="truth ratios of candidate"):
+        forget_quality(torch.tensor([0.5, float("nan")]), torch.rand(5))
+    with pytest.raises(CalibrationError, match="truth ratios of retrained: found none"):
+        forget_quality(torch.rand(5), torch.empty(0))
+
+
+def test_forget_quality_of_bf16_ratios():
+    ours, theirs = torch.tensor([0.125, 0.25, 0.375]), torch.tensor([0.75, 0.875, 1.0])
+    assert forget_quality(ours.bfloat16(), theirs.bfloat16()) == forget_quality(ours, theirs)

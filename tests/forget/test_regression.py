@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -47,6 +48,7 @@ from weightsmith.forget import (
 from weightsmith.forget._blindspot import Flagged, blindspot_loss
 from weightsmith.forget._shared.attention import tapped_layers
 from weightsmith.forget._shared.regression import distance_of
+from weightsmith.forget._shared.sets import overlap
 from weightsmith.testing import Snapshot, check_transform, samples, tiny
 
 PARTS = (("forget", 0, 8), ("retain", 8, 24))
@@ -213,6 +215,12 @@ def test_check_9_membership_of_equal_distributions_is_a_half():
     assert membership_share(members, others, forgotten) == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("share", [membership_share, svc_membership_share])
+def test_membership_by_errors_that_are_not_finite_is_refused(share):
+    with pytest.raises(NonFiniteError, match="errors of members hold NaN"):
+        share(torch.full((3,), float("nan")), torch.rand(3), torch.rand(3))
+
+
 def test_check_9_both_attackers_give_one_order():
     pytest.importorskip("sklearn")
     generator = torch.Generator().manual_seed(0)
@@ -311,6 +319,20 @@ def test_samples_in_both_sets_are_refused(method):
         method(net(), rows[:8], rows[5:])
     with pytest.raises(CalibrationError, match="found 1"):
         method(net(), Subset(rows, range(8)), Subset(rows, range(7, 24)))
+
+
+def test_samples_are_the_same_by_all_of_their_values_in_any_container():
+    def image(value, size=64):
+        pixels = np.zeros((size, size), np.float32)
+        pixels[30:34, 30:34] = value
+        return pixels
+
+    rows = [(image(value), np.float32([0.5])) for value in range(4)]
+    assert overlap(rows[:2], rows[2:]) == 0
+    assert overlap([(np.array([1.0]), 1)], [(np.array([1.0 + 1e-10]), 1)]) == 0
+    copies = [(rows[0][0].astype(np.float64), torch.tensor([0.5])), (rows[1][0].tolist(), [0.5])]
+    assert overlap(rows[:1], copies) == 1
+    assert overlap([([1.0, 2.0], 1)], [(torch.tensor([1.0, 2.0]), torch.tensor(1)), ([1.0, 2.0], 2)]) == 1
 
 
 @pytest.mark.parametrize("method", [blindspot, gaussian])

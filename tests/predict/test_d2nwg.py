@@ -110,6 +110,7 @@ STEPS = [("ddim", 1), ("ddim", 20), ("ddim", 600), ("ddim", 1000), ("ddim", 1024
 def test_a_unit_variance_is_sampled_with_unit_variance(steps):
     """Of latents of mean 1 and variance 1 the optimal network is known: what it samples has them."""
     model = WeightDiffusion(conditional_zoo()[0])
+    model.latent_scale.fill_(1)
     kept = model._scheduler("ddim").alphas_cumprod
     model.averaged.network.forward = lambda z, t, c: (1 - kept[t][:, None]).sqrt() * (z - kept[t][:, None].sqrt())
     found = []
@@ -135,6 +136,7 @@ def test_the_right_noise_leads_to_the_right_latent(sampler, steps, zero):
     """With steps that do not divide the times too, and where nothing of the latent is left at the last time."""
     zoo, _ = conditional_zoo()
     model = WeightDiffusion(zoo, zero_terminal_snr=zero)
+    model.latent_scale.fill_(1)
     goal = torch.randn(2, model.vae.latent)
     kept = model._scheduler(sampler).alphas_cumprod
 
@@ -331,6 +333,15 @@ def test_draws_do_not_depend_on_each_other(learnt, sampler):
     assert not torch.allclose(many[0], many[1])
 
 
+def test_nothing_is_drawn_before_training(learnt):
+    model, zoo, _ = learnt
+    new = WeightDiffusion(zoo, OrderedEncoder(3, 2), vae=WeightVAE(6, latent=6, width=64))
+    with pytest.raises(WeightsmithError, match="not trained. Call fit"):
+        new.sample(torch.randn(2, 5, 3))
+    new.load_state_dict(model.state_dict())
+    assert len(new.sample(torch.randn(2, 5, 3))) == 1
+
+
 def test_no_draws_and_bad_draws(learnt):
     model, zoo, _ = learnt
     support = torch.randn(2, 5, 3)
@@ -402,6 +413,18 @@ def test_selection_gives_the_model_its_weights_back():
     with pytest.raises(ZeroDivisionError):
         select(model, drawn, lambda model: 1 / 0)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_selection_refuses_other_tensors_and_ranks_nan_last():
+    model, scored = nn.Linear(1, 1, bias=False), []
+    for wrong in ({"module.weight": torch.ones(1, 1)}, {"weight": torch.ones(2, 1)}):
+        with pytest.raises(ShapeError, match="tensors of candidate 1"):
+            select(model, [{"weight": torch.ones(1, 1)}, wrong], lambda model: scored.append(1) or 1.0)
+    assert not scored
+    drawn = [{"weight": torch.full((1, 1), value)} for value in (1.0, math.nan, 3.0, 2.0)]
+    scores = [candidate.score for candidate in select(model, drawn, lambda model: model.weight.item())]
+    assert scores[:3] == [3.0, 2.0, 1.0]
+    assert math.isnan(scores[3])
 
 
 def test_repeated_members_are_told():

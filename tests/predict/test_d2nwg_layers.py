@@ -200,6 +200,7 @@ def test_each_task_gets_its_own_draw():
         [{"w": torch.randn(4, generator=generator)} for _ in range(16)], support_NCSF=torch.randn(16, 1, 1, 3)
     )
     model = WeightDiffusion(zoo, OrderedEncoder(3, 1), vae=WeightVAE(4, latent=2), shots=1)
+    model.latent_scale.fill_(1)
     support = torch.randn(3, 1, 1, 3)
     together = model.sample_rows(support, steps=5, generator=torch.Generator().manual_seed(1))
     alone = model.sample_rows(support[:1], steps=5, generator=torch.Generator().manual_seed(1))
@@ -222,7 +223,9 @@ def test_descriptions_tell_tasks_apart():
     near = torch.cosine_similarity(one, two, dim=0)
     assert near > torch.cosine_similarity(one, three, dim=0) + 0.2
     zoo = WeightZoo.from_state_dicts([{"w": torch.randn(4)} for _ in texts], support_NCSF=found)
-    drawn = WeightDiffusion(zoo, OrderedEncoder(384, 1), vae=WeightVAE(4, latent=2), shots=1).sample(found[0], steps=3)
+    diffusion = WeightDiffusion(zoo, OrderedEncoder(384, 1), vae=WeightVAE(4, latent=2), shots=1)
+    diffusion.latent_scale.fill_(1)
+    drawn = diffusion.sample(found[0], steps=3)
     assert drawn[0]["w"].shape == (4,)
     for wrong in ([], ["dogs", " "]):
         with pytest.raises(CalibrationError):

@@ -21,6 +21,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.predict import HistoryNet, KnowPredictor, SmoothRule, Trajectory, know
+from weightsmith.predict._know.controls import matched_shrink
 from weightsmith.predict._know.elementwise import ElementwiseRule
 
 RULE = SmoothRule(drift=-0.3, smooth=0.15, size=-0.4, size_fan=-0.2, size_rms=0.1)
@@ -319,6 +320,11 @@ class TestNotes:
     def test_nothing_to_predict(self):
         steps = trajectory(model=nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
         assert "unchanged" in self.notes(steps, PREDICTORS["smooth"])
+
+
+def test_shrinking_to_a_network_of_other_shapes_is_refused():
+    with pytest.raises(ShapeError, match=r"'w' of the predicted network: found \(3,\), expected \(2,\)"):
+        matched_shrink({"w": torch.ones(2)}, {"w": torch.ones(3)})
 
 
 @pytest.mark.parametrize("name", ["ours", "paper"])

@@ -61,15 +61,16 @@ def test_stages_can_restart_from_the_trained_weights():
 
 
 def test_the_model_is_restored_when_training_fails():
-    model = nn.Linear(1, 1)
+    model = nn.Linear(1, 1).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def fail(net, subset):
-        nn.init.ones_(net.weight)
+        nn.init.ones_(net.train().weight)
         raise RuntimeError("diverged")
 
     with pytest.raises(RuntimeError, match="diverged"):
         ForgettingTrajectory(model, fail, torch.zeros(32)).collect()
+    assert not model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from weightsmith.core.data import call
-from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.io import load_model, save_model
 from weightsmith.core.models import has_batchnorm, recalibrate_batchnorm
 from weightsmith.search import (
@@ -517,6 +517,22 @@ def test_weights_that_no_drawn_network_holds_are_named(tmp_path):
             assert named == torch.equal(before, model.model.layers[1].mlp.up_proj.weight)
         notes.append(named)
     assert len(set(notes)) == 2
+
+
+def test_the_loss_of_the_network_does_not_depend_on_the_batch_size():
+    found = []
+    for size in (32, 33):  # 33 samples are held out
+        options = {"candidates": 2, "epochs": 1, "batch_size": size, "learning_rate": 1e-12}
+        found.append(spos(mlp(), blobs()[:66], **options).totals["validation_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_data_that_are_not_finite_are_named_as_the_cause():
+    model, (x, y) = mlp(), blobs()[0]
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NonFiniteError, match="Check the data"):
+        tanglenas(model, [(torch.full_like(x, math.nan), y)] * 20)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_same_seed_same_network():

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
@@ -127,7 +127,15 @@ class ConditionReport:
     skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def ranked(self, kind: Kind = "module") -> list[Condition]:
-        """The rows of a kind, lowest score first, equal scores by name; ``"tensor"`` means all kinds."""
+        """The rows of a kind, lowest score first, equal scores by name; ``"tensor"`` means all kinds.
+
+        Raises
+        ------
+        HyperparameterError
+            If there is no such kind.
+        """
+        if kind not in get_args(Kind):
+            raise HyperparameterError("kind", found=kind, expected=f"one of {get_args(Kind)}")
         rows = [row for row in self.rows if kind in ("tensor", row.kind)]
         return sorted(rows, key=lambda row: (row.score(self.score), row.name))
 
@@ -161,7 +169,7 @@ class ConditionReport:
         Raises
         ------
         HyperparameterError
-            If a bound is out of range or no score is below ``threshold``.
+            If a bound is out of range, no score is below ``threshold``, or there is no such kind.
         """
         rows = self.ranked(kind)
         if num is not None:
@@ -257,6 +265,8 @@ def condition_report(
 
     Raises
     ------
+    HyperparameterError
+        If there is no such score.
     LayerNotFoundError
         If no matrix is left; the message counts why each was left out.
     NonFiniteError
@@ -278,6 +288,8 @@ def condition_report(
     >>> round(report.row("0").kappa, 6), report.select(num=1)
     (4.0, ['1'])
     """
+    if score not in get_args(Score):
+        raise HyperparameterError("score", found=score, expected=f"one of {get_args(Score)}")
     found = matrices_of_model(model) if isinstance(model, nn.Module) else matrices_of_files(model)
     wanted, unwanted = [(p,) if isinstance(p, str) else tuple(p) for p in (include, exclude)]
     skipped: dict[str, list[str]] = {}
@@ -324,7 +336,7 @@ def condition(
 
     Raises
     ------
-    LayerNotFoundError, NonFiniteError, UnsupportedModelError
+    HyperparameterError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
         As :func:`condition_report`.
 
     Examples

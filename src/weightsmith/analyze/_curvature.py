@@ -207,14 +207,15 @@ class _Sums:
         self.traces = torch.zeros(2, dtype=torch.float64)
         self.kept: Bool[Tensor, "S N"] | None = None
 
-    def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Take in the layer's inputs, and make its output a place where the backward pass stops by."""
+    def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Take in the layer's inputs, and return its output as a place where the backward pass stops by."""
         x_NI = self._rows(self.layer.rows(args[0].detach()))
         self.inputs_II.addmm_(x_NI.T, x_NI)
         self.count += len(x_NI)
         if not output.requires_grad:
-            output.requires_grad_(True)
+            output = output.requires_grad_().clone()  # no leaf: what follows may change it in place
         output.register_hook(self._see_gradient)
+        return output
 
     def _see_gradient(self, gradient: Tensor) -> None:
         g_NO = self._rows(self.layer.output_rows(gradient))

@@ -102,7 +102,8 @@ def barrier(losses: Sequence[float], alphas: Sequence[float] | None = None) -> f
     Returns
     -------
     float
-        The maximum over the points between the ends; negative where the loss is lower at all of them.
+        The maximum over the points between the ends; negative where the loss is lower at all of them, and NaN where one
+        of them is NaN.
 
     Raises
     ------
@@ -121,7 +122,8 @@ def barrier(losses: Sequence[float], alphas: Sequence[float] | None = None) -> f
         raise HyperparameterError("points of a line", found=(alphas[0], alphas[-1]), expected="from 0 to 1")
     ends = losses[0], losses[-1]
     between = list(zip(losses, alphas, strict=True))[1:-1]
-    return max(loss - (1 - alpha) * ends[0] - alpha * ends[1] for loss, alpha in between)
+    heights = [loss - (1 - alpha) * ends[0] - alpha * ends[1] for loss, alpha in between]
+    return math.nan if any(map(math.isnan, heights)) else max(heights)
 
 
 def barrier_curve(
@@ -180,12 +182,18 @@ def barrier_curve(
 def distance(start: StateDict, end: StateDict, names: Sequence[str] | None = None) -> float:
     """Return the Euclidean distance of two sets of weights, over all floating tensors or those named.
 
+    Raises
+    ------
+    ShapeError
+        If the second lacks a tensor, or has one of another shape.
+
     Examples
     --------
     >>> distance({"w": torch.tensor([0.0, 3.0])}, {"w": torch.tensor([4.0, 3.0])})
     4.0
     """
     names = [name for name in start if start[name].is_floating_point()] if names is None else names
+    _check_same(names, start, end)
     return math.sqrt(sum(float((start[name].double() - end[name].double()).square().sum()) for name in names))
 
 
@@ -220,6 +228,8 @@ def loss_slice(
     ------
     HyperparameterError
         If ``steps`` is below 2, or the three lie on a line.
+    ShapeError
+        If the corners differ in names or shapes, or do not fit the model.
 
     Examples
     --------
@@ -234,6 +244,8 @@ def loss_slice(
         raise HyperparameterError("steps", found=steps, expected=">= 2")
     origin, second, third = corners
     names = [name for name, tensor in origin.items() if tensor.is_floating_point()]
+    for corner in (second, third):
+        _check_same(names, origin, corner)
     along = {name: second[name].double() - origin[name].double() for name in names}
     aside = {name: third[name].double() - origin[name].double() for name in names}
     width = _dot(along, along) ** 0.5
@@ -366,6 +378,13 @@ def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3)
         result.title = "mode connectivity"
         result.totals = {"distance": distance(start, end), "alignment": found.value}
     return result
+
+
+def _check_same(names: Sequence[str], first: StateDict, second: StateDict) -> None:
+    for name in names:
+        shapes = [tuple(state[name].shape) if name in state else None for state in (first, second)]
+        if None in shapes or shapes[0] != shapes[1]:
+            raise ShapeError(f"{name!r} of the second weights", found=shapes[1] or "none", expected=shapes[0])
 
 
 def _for_statistics(model: nn.Module, calibration: Batches | None) -> Batches | None:

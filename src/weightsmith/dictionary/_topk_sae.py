@@ -29,9 +29,9 @@ from weightsmith.analyze import (
     save_sae,
 )
 from weightsmith.core.data import Samples
-from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import atomic_output, check_output
-from weightsmith.core.linalg import is_finite
+from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.results import Result, documents, record
 from weightsmith.core.training import Fit, FitOptions, check_options, draw_seed, fit, training_method
 from weightsmith.embedded import open_model
@@ -174,7 +174,7 @@ def train_sae(
     seed : int, default: 0
         Of the initial weights and the order.
     checkpoints : int, default: 0
-        How often ``checkpoint`` is called before the end.
+        How often ``checkpoint`` is called before the end, below the number of steps.
     checkpoint : callable, optional
         ``checkpoint(step, copy)`` with a copy that works on its own: its scale is folded.
     **options
@@ -193,6 +193,8 @@ def train_sae(
         If an option is out of range.
     NonFiniteError
         If an activation is NaN or infinite.
+    ShapeError
+        If the activations have another number of features than the autoencoder.
 
     Examples
     --------
@@ -204,11 +206,18 @@ def train_sae(
     """
     if not is_finite(activations):
         raise NonFiniteError("the activations hold NaN or infinity")
+    if activations.shape[1] != sae.d_in:
+        raise ShapeError("features of the activations", found=activations.shape[1], expected=sae.d_in)
     if len(activations) < 2 or bool((activations == activations[0]).all()):
         raise CalibrationError("activations", found=f"{len(activations)}, all equal", expected="different ones")
-    scale = math.sqrt(activations.shape[1]) / float(activations.norm(dim=1).mean())
-    rows_BD = activations * scale
+    scale = math.sqrt(activations.shape[1]) / float(upcast(activations).norm(dim=1).mean())
+    rows: Any = _Rows((upcast(activations) * scale).to(sae.W_dec.dtype))
     draw = torch.Generator().manual_seed(seed)
+    loader = DataLoader(rows, options["batch_size"], shuffle=True, generator=draw, collate_fn=lambda batch: batch)
+    total = math.ceil(len(loader) / options["accumulation_steps"]) * options["epochs"]
+    if not 0 <= checkpoints < total:
+        raise HyperparameterError("checkpoints", found=checkpoints, expected=f"from 0 to {total - 1}, below the steps")
+    every = total // (checkpoints + 1)
     with torch.no_grad():
         start_JD = torch.randn(sae.W_dec.shape, generator=draw).to(sae.W_dec)
         start_JD /= start_JD.norm(dim=1, keepdim=True)
@@ -220,11 +229,6 @@ def train_sae(
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return (sae(batch) - batch).square().sum(1).mean()
-
-    rows: Any = _Rows(rows_BD)
-    loader = DataLoader(rows, options["batch_size"], shuffle=True, generator=draw, collate_fn=lambda batch: batch)
-    total = math.ceil(len(loader) / options["accumulation_steps"]) * options["epochs"]
-    every = total // (checkpoints + 1)
 
     def after_step(step: int, value: float) -> None:
         if checkpoint is not None and checkpoints and step % every == 0 and step < total:

@@ -28,6 +28,9 @@ __all__ = ["EmbeddingForgetting", "EmbeddingForgettingCallback", "random_rows"]
 
 Rows = Literal["all", "non_special"]
 
+IGNORED = -100
+"""The label of a position that does not count."""
+
 
 class EmbeddingForgetting:
     """Re-initialize the token embedding of a model every few steps. Call :meth:`step` after each optimizer step.
@@ -97,9 +100,9 @@ class EmbeddingForgetting:
         reset_output_bias: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        if every < 1:
-            raise HyperparameterError("every", found=every, expected=">= 1")
-        if until is not None and until <= every:
+        if not every >= 1 or every % 1:
+            raise HyperparameterError("every", found=every, expected="a whole number >= 1")
+        if until is not None and not until > every:
             raise HyperparameterError("until", found=until, expected=f"> every = {every}, or there is no reset")
         if rows not in ("all", "non_special"):
             raise HyperparameterError("rows", found=rows, expected="'all' or 'non_special'")
@@ -111,14 +114,13 @@ class EmbeddingForgetting:
         weight = self.embedding.weight
         if not any(weight is parameter for group in optimizer.param_groups for parameter in group["params"]):
             raise LayerNotFoundError("the optimizer does not train the embedding", do="Give it model.parameters().")
-        if special and not 0 <= min(special) <= max(special) < len(weight):
-            raise HyperparameterError("special", found=sorted(special)[-1], expected=f"ids below {len(weight)}")
+        if wrong := [token for token in special if not 0 <= token < len(weight)]:
+            raise HyperparameterError("special", found=wrong, expected=f"ids from 0 to {len(weight) - 1}")
         kept = torch.zeros(len(weight), dtype=torch.bool)
         kept[list(special) if rows == "non_special" else []] = True
         self.reset_rows: Bool[Tensor, "rows"] = ~kept
         head = _of(model, "get_output_embeddings")
-        if head is not None and head.weight is weight:
-            warnings.warn("the output head and the embedding are one tensor: the head is reset, too", stacklevel=2)
+        _warn_if_tied(head, weight, "the head is reset, too", stacklevel=3)
         self.output_bias = getattr(head, "bias", None) if reset_output_bias else None
         self.generator = generator or torch.Generator().manual_seed(0)
         self.steps = self.resets = 0
@@ -216,14 +218,15 @@ def random_rows(
     """Replace the embedding rows of some tokens of a batch, for one forward and backward pass: for fine-tuning.
 
     A full reset would destroy a trained model. Here every distinct token of the batch but padding gets a random row
-    with a probability; afterwards the old rows are back, and the embedding has gained no gradient.
+    with a probability; afterwards the old rows are back, and the embedding has gained no gradient. Padding is what the
+    embedding, or the model's configuration, names so.
 
     Parameters
     ----------
     model : nn.Module
         A Hugging Face model, or any other with ``embedding=``.
     input_ids : Tensor
-        The tokens of the batch.
+        The tokens of the batch; -100 is none.
     p : float, default: 0.1
         Probability of each distinct token, in [0, 1].
     std : float, optional
@@ -241,7 +244,12 @@ def random_rows(
     Raises
     ------
     HyperparameterError
-        If ``p`` or ``std`` is out of range.
+        If ``p``, ``std`` or a token is out of range.
+
+    Warns
+    -----
+    UserWarning
+        If the output head is the same tensor: its rows are replaced with the embedding's, and it gains no gradient.
 
     Examples
     --------
@@ -257,8 +265,12 @@ def random_rows(
         raise HyperparameterError("p", found=p, expected="0 <= p <= 1")
     module = _embedding(model, embedding)
     deviation, weight = _std(model, std), module.weight
-    ids = input_ids.unique().cpu()
-    ids = ids[ids != (-1 if module.padding_idx is None else module.padding_idx)]
+    padding = (IGNORED, module.padding_idx, getattr(getattr(model, "config", None), "pad_token_id", None))
+    ids = torch.tensor([token for token in input_ids.unique().tolist() if token not in padding], dtype=torch.long)
+    if wrong := [token for token in ids.tolist() if not 0 <= token < len(weight)]:
+        raise HyperparameterError("input_ids", found=wrong[:5], expected=f"ids from 0 to {len(weight) - 1}")
+    head = _of(model, "get_output_embeddings")
+    _warn_if_tied(head, weight, "the head's rows are replaced, too, and it gains no gradient", stacklevel=4)
     chosen = ids[torch.rand(len(ids), generator=generator) < p].to(weight.device)
     held, gradient, weight.grad = weight.detach()[chosen].clone(), weight.grad, None
     drawn = torch.randn(len(chosen), weight.shape[1], generator=generator).mul_(deviation)
@@ -284,6 +296,11 @@ def _embedding(model: nn.Module, embedding: nn.Embedding | None) -> nn.Embedding
 def _of(model: Any, name: str) -> Any:
     """What a method of a Hugging Face model returns; None for other models."""
     return getattr(model, name)() if hasattr(model, name) else None
+
+
+def _warn_if_tied(head: Any, weight: Tensor, what: str, stacklevel: int) -> None:
+    if head is not None and head.weight is weight:
+        warnings.warn(f"the output head and the embedding are one tensor: {what}", stacklevel=stacklevel)
 
 
 def _std(model: nn.Module, std: float | None) -> float:

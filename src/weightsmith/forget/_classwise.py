@@ -47,6 +47,9 @@ FORGOTTEN = 0.05
 FEW = 20
 """Samples of the class below which its accuracy is no more than a hint."""
 
+IGNORED = -100
+"""The label of a sample that does not count."""
+
 LISTED = 20
 """Classes whose accuracy is listed before and after; of more, those that lose most."""
 
@@ -76,8 +79,9 @@ def classwise(
     model : nn.Module
         A classifier, changed in place.
     images : sequence of samples
-        Labeled samples of the class, and of the others: mappings with ``labels``, or pairs (input, class). Half of the
-        class's samples find the weights, the other half measures what is left of it.
+        Labeled samples of the class, and of the others: mappings with ``labels``, or pairs (input, class). Samples
+        labeled -100 are left out. Half of the class's samples find the weights, the other half measures what is left
+        of it.
     class_name : str
         The class to forget: its name in the configuration of the model, or its number.
     fraction : float, optional
@@ -133,6 +137,7 @@ def classwise(
     ('2', 6)
     """
     _check(fraction, layers, score, mode, batch_size)
+    class_name = str(class_name)  # Python callers write numbers as numbers
     hyper: dict[str, Any] = {"fraction": fraction, "layers": layers, "score": score, "mode": mode}
     hyper |= {"include": include, "exclude": exclude}
     with record("classwise", class_name=class_name, **hyper) as result:
@@ -168,10 +173,10 @@ class _Forgetting:
         self.target, self.name = _find_class(model, class_name)
         own = (labels_N == self.target).nonzero().flatten().tolist()
         if not own:
-            found = f"classes {sorted(set(labels_N.tolist()))[:10]}"
+            found = f"classes {sorted({*labels_N.tolist()} - {IGNORED})[:10]}"
             do = "Read more samples (--images-samples), or name a class that is there."
             raise CalibrationError(f"no samples of class {self.name!r} among {len(labels_N)}", found=found, do=do)
-        rest = (labels_N != self.target).nonzero().flatten().tolist()
+        rest = ((labels_N != self.target) & (labels_N != IGNORED)).nonzero().flatten().tolist()
         self.scored = self._batches([images[n] for n in own[::2]])
         self.measured = self._batches([images[n] for n in own[1::2] or own])
         self.others = self._batches([images[n] for n in rest]) if rest else []
@@ -280,7 +285,8 @@ class _Forgetting:
         with evaluation_mode(self.model):
             pairs = [predict(self.model, batch) for batch in batches]
         for logits, labels in pairs:
-            if logits.ndim != 2 or not 0 <= self.target < logits.shape[1] or not bool((labels < logits.shape[1]).all()):
+            known = not labels.numel() or 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]
+            if logits.ndim != 2 or not 0 <= self.target < logits.shape[1] or not known:
                 found = f"outputs {tuple(logits.shape)} for class {self.target}"
                 raise UnsupportedModelError("the model is no classifier of these classes", found=found)
         return [(logits.float(), labels) for logits, labels in pairs]
@@ -320,7 +326,7 @@ class _Forgetting:
 def _labels(images: Samples) -> Int[Tensor, "N"]:
     """The class of every sample."""
     labels: list[Any] = [s.get("labels") if isinstance(s, Mapping) else s[-1] for s in take(images)]
-    wrong = [label for label in labels if label is None or torch.as_tensor(label).numel() != 1]
+    wrong = [label for label in labels if label is None or torch.as_tensor(label).numel() != 1 or float(label) % 1]
     if wrong or not labels:
         found = f"labels such as {wrong[0]!r}" if wrong else "no samples"
         raise CalibrationError("samples to measure classes on", found=found, expected="one class per sample")

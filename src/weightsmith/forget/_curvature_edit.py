@@ -211,12 +211,9 @@ def curvature_edit(
     >>> [row["layer"] for row in result.layers], all(row["kept_mass"] >= 0.5 for row in result.layers)
     (['2'], True)
     """
-    if not 0 < keep <= 1:
-        raise HyperparameterError("keep", found=keep, expected="0 < keep <= 1")
+    _check(keep, criterion)
     if blocks is not None and not all(number >= 0 for number in blocks):
         raise HyperparameterError("blocks", found=list(blocks), expected="numbers >= 0")
-    if criterion not in ("mass", "loss"):
-        raise HyperparameterError("criterion", found=criterion, expected="'mass' or 'loss'")
     if not memory > 0:
         raise HyperparameterError("memory", found=memory, expected="a number > 0")
     refuse_adapters(model)
@@ -283,6 +280,8 @@ def edit_matrix(
     ------
     CalibrationError
         If there is no curvature.
+    HyperparameterError
+        If ``keep`` is not in (0, 1], or there is no such criterion.
     NonFiniteError
         If a factor holds NaN or infinity.
     ShapeError
@@ -295,6 +294,7 @@ def edit_matrix(
     tensor([[1., 2.],
             [0., 0.]])
     """
+    _check(keep, criterion)
     a_II, g_OO = factors.inputs_II, factors.gradients_OO
     if (g_OO.shape[0], a_II.shape[0]) != tuple(weight_OI.shape):
         raise ShapeError(
@@ -508,6 +508,13 @@ def _groups(layers: Sequence[Layer], memory: float) -> list[list[Layer]]:
         groups[-1].append(layer)
         room -= size
     return groups
+
+
+def _check(keep: float, criterion: str) -> None:
+    if not 0 < keep <= 1:
+        raise HyperparameterError("keep", found=keep, expected="0 < keep <= 1")
+    if criterion not in ("mass", "loss"):
+        raise HyperparameterError("criterion", found=criterion, expected="'mass' or 'loss'")
 
 
 def _edit(layer: Layer, factors: KroneckerFactors, keep: float, criterion: Criterion, result: Result) -> Tensor:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Samples, batched, context_length, pad_token_id, take, to_model
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.training import labeled, sample_losses
+from weightsmith.core.training import sample_losses
 
 __all__ = [
     "answer_probabilities",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 BATCH_SIZE = 8
+
+_Parts: TypeAlias = tuple[list[int], list[int]]
+"""Token ids of a prompt and of its answer."""
 
 
 @torch.no_grad()
@@ -101,8 +105,12 @@ def forget_quality(candidate: Float[Tensor, "samples"], retrained: Float[Tensor,
 
     Raises
     ------
+    CalibrationError
+        If there are none of a network.
     HyperparameterError
         If both are the same values: compared with itself, every network is perfect.
+    NonFiniteError
+        If one is NaN or infinite.
 
     Examples
     --------
@@ -111,11 +119,16 @@ def forget_quality(candidate: Float[Tensor, "samples"], retrained: Float[Tensor,
     """
     from scipy.stats import ks_2samp
 
+    for name, ratios in (("candidate", candidate), ("retrained", retrained)):
+        if not len(ratios):
+            raise CalibrationError(f"truth ratios of {name}", found="none", expected="at least one")
+        if not is_finite(ratios):
+            raise NonFiniteError(f"truth ratios of {name} hold NaN or infinity")
     if candidate.shape == retrained.shape and torch.equal(candidate, retrained):
         raise HyperparameterError(
             "retrained", found="the truth ratios of the candidate itself", expected="another network's"
         )
-    return float(ks_2samp(candidate.cpu().numpy(), retrained.cpu().numpy()).pvalue)
+    return float(ks_2samp(candidate.double().cpu().numpy(), retrained.double().cpu().numpy()).pvalue)
 
 
 @torch.no_grad()
@@ -141,6 +154,8 @@ def membership_auc(model: nn.Module, members: Samples, others: Samples, *, share
         If a sample has no label but -100.
     HyperparameterError
         If ``share`` is out of range.
+    NonFiniteError
+        If the outputs of the model are NaN or infinite.
 
     Examples
     --------
@@ -151,6 +166,10 @@ def membership_auc(model: nn.Module, members: Samples, others: Samples, *, share
     if not 0 < share <= 1:
         raise HyperparameterError("share", found=share, expected="0 < share <= 1")
     ours, theirs = (-_lowest(model, samples, share) for samples in (members, others))
+    if not (is_finite(ours) and is_finite(theirs)):
+        raise NonFiniteError(
+            "the log-probabilities of labels hold NaN or infinity", do="Check the data and the weights."
+        )
     above = (ours[:, None] > theirs[None]).double() + 0.5 * (ours[:, None] == theirs[None]).double()
     return float(above.mean())
 
@@ -202,20 +221,26 @@ def generated_answers(model: Any, samples: Samples) -> list[tuple[list[int], lis
     Raises
     ------
     CalibrationError
-        If a sample has no prompt or no answer.
+        If a sample has no prompt or no answer, or is longer than the context of the model.
     """
     parts = [_prompt_and_answer(sample) for sample in take(samples)]
     if empty := [number for number, (prompt, answer) in enumerate(parts) if not prompt or not answer]:
         raise CalibrationError(
             f"sample {empty[0]} has nothing to write", found="one token", expected="a prompt and an answer"
         )
-    longest = min(max(len(answer) for _, answer in parts), context_length(model) or sys.maxsize)
+    context = context_length(model) or sys.maxsize
+    if long := [number for number, (prompt, answer) in enumerate(parts) if len(prompt) + len(answer) > context]:
+        raise CalibrationError(
+            f"sample {long[0]}",
+            found=f"{sum(map(len, parts[long[0]]))} tokens",
+            expected=f"at most {context}, the context of the model",
+            do="Shorten it.",
+        )
     pad = pad_token_id(model)
     found = []
     with evaluation_mode(model):
-        for start in range(0, len(parts), BATCH_SIZE):
-            group = parts[start : start + BATCH_SIZE]
-            width = max(len(prompt) for prompt, _ in group)
+        for group in _groups(parts, context):
+            width, longest = _window(group)
             rows = [[pad] * (width - len(prompt)) + prompt for prompt, _ in group]
             masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt, _ in group]
             device = next(model.parameters()).device
@@ -230,12 +255,28 @@ def generated_answers(model: Any, samples: Samples) -> list[tuple[list[int], lis
     return found
 
 
-def _prompt_and_answer(sample: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
-    batch = labeled(sample)
-    ids, labels = batch["input_ids"].tolist(), batch["labels"].tolist()
+def _groups(parts: list[_Parts], context: int) -> list[list[_Parts]]:
+    """Batches in order: the longest prompt of one and its longest answer fit the context together."""
+    groups: list[list[_Parts]] = []
+    for part in parts:
+        if groups and len(groups[-1]) < BATCH_SIZE and sum(_window([*groups[-1], part])) <= context:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
+
+
+def _window(group: list[_Parts]) -> tuple[int, int]:
+    return max(len(prompt) for prompt, _ in group), max(len(answer) for _, answer in group)
+
+
+def _prompt_and_answer(sample: Mapping[str, Tensor]) -> _Parts:
+    real = sample["attention_mask"].bool() if "attention_mask" in sample else slice(None)
+    ids = sample["input_ids"][real].tolist()
+    labels = sample["labels"][real].tolist() if "labels" in sample else ids
     places = [place for place, label in enumerate(labels) if label != -100]
     first, last = (places[0], places[-1] + 1) if places else (0, len(ids))
-    first = first if first > 1 else (last + 1) // 2  # running text
+    first = first or (last + 1) // 2  # running text
     return ids[:first], ids[first:last]
 
 

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Samples
-from weightsmith.core.errors import CalibrationError, MissingDependencyError, ShapeError
+from weightsmith.core.errors import CalibrationError, MissingDependencyError, NonFiniteError, ShapeError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.training import fit
 from weightsmith.forget._shared.regression import (
     LossName,
@@ -106,6 +107,8 @@ def membership_share(
     ------
     CalibrationError
         If there are none of a kind.
+    NonFiniteError
+        If an error is NaN or infinite.
 
     Examples
     --------
@@ -130,6 +133,8 @@ def svc_membership_share(
     ------
     CalibrationError
         If there are none of a kind.
+    NonFiniteError
+        If an error is NaN or infinite.
     MissingDependencyError
         If scikit-learn is not installed.
 
@@ -251,3 +256,5 @@ def _check_errors(*kinds: Tensor) -> None:
     for name, kind in zip(("members", "other samples", "forgotten samples"), kinds, strict=True):
         if not len(kind):
             raise CalibrationError(f"errors of {name}", found="none", expected="at least one")
+        if not is_finite(kind):
+            raise NonFiniteError(f"errors of {name} hold NaN or infinity")

@@ -261,7 +261,7 @@ def linear_cka(
     NonFiniteError
         If a feature is NaN or infinite.
     ShapeError
-        If the samples are not the same number.
+        If the samples are not the same number, or the features no matrices.
 
     References
     ----------
@@ -273,6 +273,9 @@ def linear_cka(
     >>> round(linear_cka(x, 3 * x + 1), 6), linear_cka(x[:3, :1], x[:3, :1], unbiased=False)
     (1.0, 1.0)
     """
+    if x_NI.ndim != 2 or y_NJ.ndim != 2:
+        found = f"{tuple(x_NI.shape)} and {tuple(y_NJ.shape)}"
+        raise ShapeError("features", found=found, expected="(samples, features) each", do="Flatten each sample.")
     samples = len(x_NI)
     if len(y_NJ) != samples:
         raise ShapeError("features", found=f"{samples} and {len(y_NJ)} samples", expected="the same samples")

@@ -78,7 +78,9 @@ def low_rank_(
     most = min(parts_BOI.shape[1:])
     if not 1 <= rank <= most:
         raise HyperparameterError("rank", found=rank, expected=f"1 to {most}")
-    if spectrum is not None and (len(spectrum) != rank or min(spectrum) < 0 or max(spectrum) <= 0):
+    if spectrum is not None and (
+        len(spectrum) != rank or not all(0 <= s < torch.inf for s in spectrum) or max(spectrum) <= 0
+    ):
         raise HyperparameterError("spectrum", found=list(spectrum), expected=f"{rank} numbers >= 0, not all 0")
     if not is_finite(parts_BOI):
         raise NonFiniteError("the weight holds NaN or infinity")
@@ -174,7 +176,9 @@ def dale_(weight: Float[Tensor, "out in"], *, excitatory: float = 0.8) -> Tensor
     Raises
     ------
     HyperparameterError
-        If one of the two kinds would be empty.
+        If one of the two kinds would be empty, or holds zeros only: no scale balances it.
+    NonFiniteError
+        If the weight holds NaN or infinity.
 
     Examples
     --------
@@ -186,9 +190,14 @@ def dale_(weight: Float[Tensor, "out in"], *, excitatory: float = 0.8) -> Tensor
     count = round(excitatory * columns) if 0 < excitatory < 1 else 0
     if not 0 < count < columns:
         raise HyperparameterError("excitatory", found=excitatory, expected=f"a share of {columns} columns, in (0, 1)")
+    if not is_finite(weight):
+        raise NonFiniteError("the weight holds NaN or infinity")
     w_OI = upcast(weight).double().abs()
-    size = w_OI.norm()
-    w_OI[:, count:] *= -w_OI[:, :count].sum() / w_OI[:, count:].sum()
+    size, excited, inhibited = w_OI.norm(), w_OI[:, :count].sum(), w_OI[:, count:].sum()
+    if not (excited > 0 and inhibited > 0):
+        kind = "excite" if inhibited > 0 else "inhibit"
+        raise HyperparameterError(f"columns that {kind}", found="zeros only", do="Draw the weight first.")
+    w_OI[:, count:] *= -excited / inhibited
     return weight.copy_(w_OI * (size / w_OI.norm()))
 
 

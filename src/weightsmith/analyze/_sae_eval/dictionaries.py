@@ -6,6 +6,7 @@ Legend: ``B`` rows, ``D`` features of a site, ``J`` features of a dictionary.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,8 +106,16 @@ class SparseAutoencoder(nn.Module):
         Parameters
         ----------
         scale : float
-            What the activations were multiplied by, above 0. The coefficients stay as they are.
+            What the activations were multiplied by, above 0. The coefficients stay as they are; those that are
+            multiplied by the norm of their decoder row are divided by the scale, as the rows are.
+
+        Raises
+        ------
+        HyperparameterError
+            If the scale is out of range.
         """
+        if not 0 < scale < math.inf:
+            raise HyperparameterError("scale", found=scale, expected="above 0")
         self.W_enc.mul_(scale)
         self.W_dec.div_(scale)
         self.b_dec.div_(scale)  # or the reconstruction would be off by a constant

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -115,8 +118,9 @@ class KeyValueBottleneckClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             If the data or a parameter is out of range.
         """
-        features = torch.from_numpy(validate_data(self, X, dtype=np.float32, order="C"))
-        self._place_keys(features)
+        with self._restored_on_error():
+            features = torch.from_numpy(validate_data(self, X, dtype=np.float32, order="C"))
+            self._place_keys(features)
         return self
 
     def fit(self, X: Any, y: Any) -> KeyValueBottleneckClassifier:
@@ -139,12 +143,13 @@ class KeyValueBottleneckClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             If the data or a parameter is out of range.
         """
-        X, y = validate_data(self, X, y, dtype=np.float32, order="C")
-        check_classification_targets(y)
-        features = torch.from_numpy(X)
-        self._place_keys(features)
-        self._add_classes(np.unique(y))
-        return self._learn(features, y)
+        with self._restored_on_error():
+            X, y = validate_data(self, X, y, dtype=np.float32, order="C")
+            check_classification_targets(y)
+            features = torch.from_numpy(X)
+            self._place_keys(features)
+            self._add_classes(np.unique(y))
+            return self._learn(features, y)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> KeyValueBottleneckClassifier:
         """Learn from more samples, of classes known or new; values that they do not use stay unchanged.
@@ -169,16 +174,17 @@ class KeyValueBottleneckClassifier(ClassifierMixin, BaseEstimator):
             If the data or a parameter is out of range, a label is not in ``classes``, or labels are text after numbers.
         """
         first = not hasattr(self, "bottleneck_")
-        X, y = validate_data(self, X, y, dtype=np.float32, order="C", reset=first)
-        check_classification_targets(y)
-        named = np.unique(y if classes is None else classes)
-        if unknown := sorted(set(np.unique(y).tolist()) - set(named.tolist())):
-            raise ValueError(f"labels {unknown[:10]} are not in classes={named.tolist()[:10]}")
-        features = torch.from_numpy(X)
-        if first:
-            self._place_keys(features)
-        self._add_classes(named)
-        return self._learn(features, y)
+        with self._restored_on_error():
+            X, y = validate_data(self, X, y, dtype=np.float32, order="C", reset=first)
+            check_classification_targets(y)
+            named = np.unique(y if classes is None else classes)
+            if unknown := sorted(set(np.unique(y).tolist()) - set(named.tolist())):
+                raise ValueError(f"labels {unknown[:10]} are not in classes={named.tolist()[:10]}")
+            features = torch.from_numpy(X)
+            if first:
+                self._place_keys(features)
+            self._add_classes(named)
+            return self._learn(features, y)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits of all classes; if there are two, those of the second minus those of the first."""
@@ -193,6 +199,18 @@ class KeyValueBottleneckClassifier(ClassifierMixin, BaseEstimator):
         """Return the most probable label of every sample, an array of shape (n_samples,)."""
         best = self._logits(X).argmax(1).numpy()
         return self.classes_[best]
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        held = dict(self.__dict__)
+        if "bottleneck_" in held:
+            held["bottleneck_"] = copy.deepcopy(held["bottleneck_"])
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(held)
+            raise
 
     def _place_keys(self, features: Tensor) -> None:
         self._random = check_random_state(self.random_state)

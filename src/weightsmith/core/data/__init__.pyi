@@ -6,6 +6,7 @@ from ._batches import (
     as_batches as as_batches,
     batched as batched,
     call as call,
+    check_samples as check_samples,
     collate as collate,
     is_regression as is_regression,
     map_tensors as map_tensors,

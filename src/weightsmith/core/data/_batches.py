@@ -25,6 +25,7 @@ __all__ = [
     "as_batches",
     "batched",
     "call",
+    "check_samples",
     "collate",
     "is_regression",
     "map_tensors",
@@ -82,14 +83,38 @@ def as_batches(batches: Batches) -> list[Batch]:
     return listed
 
 
+def check_samples(samples: Any) -> None:
+    """Check that samples can be counted and gone over more than once, which those of a generator cannot.
+
+    Raises
+    ------
+    CalibrationError
+        If they cannot.
+
+    Examples
+    --------
+    >>> check_samples([(1.0, 0)])
+    """
+    if not isinstance(samples, Samples):
+        raise CalibrationError(
+            "samples", found=f"a {type(samples).__name__}", expected="a list or data set", do="Make a list of it."
+        )
+
+
 def take(samples: Samples, start: int = 0, stop: int | None = None) -> list[Any]:
     """Return some of the samples, as slicing a list does.
+
+    Raises
+    ------
+    CalibrationError
+        As :func:`check_samples`.
 
     Examples
     --------
     >>> take([(1.0, 0), (2.0, 1), (3.0, 0)], 1)
     [(2.0, 1), (3.0, 0)]
     """
+    check_samples(samples)
     return [samples[index] for index in range(*slice(start, stop).indices(len(samples)))]
 
 
@@ -99,13 +124,14 @@ def batched(samples: Samples, batch_size: int, *, pad_token_id: int = 0) -> list
     Raises
     ------
     CalibrationError
-        If there are no samples, or :func:`collate` refuses them.
+        If there are no samples, or :func:`check_samples` or :func:`collate` refuses them.
 
     Examples
     --------
     >>> [batch[1].tolist() for batch in batched([(torch.ones(2), n) for n in range(3)], 2)]
     [[0, 1], [2]]
     """
+    check_samples(samples)
     if len(samples) == 0:
         raise CalibrationError("no samples", expected="at least one")
     starts = range(0, len(samples), batch_size)

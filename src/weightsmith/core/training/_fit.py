@@ -132,7 +132,7 @@ def fit(
         If an option is unknown or out of range, ``patience`` comes without ``evaluate``, or ``optimizer`` holds tensors
         that are not parameters of the model (or of ``loss``).
     CalibrationError
-        If there is no batch.
+        If there is no batch, or one of a single sample for batch normalization.
     NonFiniteError
         If a parameter is, or the loss becomes, NaN or infinite.
     UnsupportedModelError
@@ -193,7 +193,7 @@ def fit(
             group: list[Tensor] = []
             for number, batch in enumerate(loader):
                 with accelerator.accumulate(wrapped):
-                    with accelerator.autocast():
+                    with accelerator.autocast(), _batch_of_one_named():
                         value = loss(wrapped, batch)
                     # Accelerate divides by `accumulated`, but the last step of an epoch may have fewer batches
                     fewer = min(accumulated, len(loader) - number // accumulated * accumulated)
@@ -341,14 +341,27 @@ def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
-    """Average :func:`default_loss` over batches.
+    """Average :func:`default_loss` over the labels of all batches; NaN if none counts.
+
+    Each batch counts by its labels other than -100; by its rows where labels are real numbers.
 
     Examples
     --------
-    >>> round(mean_loss(nn.Identity(), [(torch.zeros(2, 4), torch.tensor([0, 1]))]), 4)
-    1.3863
+    >>> right, wrong = torch.tensor([[8.0, 0.0]]), torch.tensor([[0.0, 8.0]])
+    >>> batches = [(right.repeat(3, 1), torch.zeros(3).long()), (wrong, torch.zeros(1).long())]
+    >>> round(mean_loss(nn.Identity(), batches), 4)
+    2.0003
     """
-    return sum(default_loss(model, batch).item() for batch in batches) / len(batches)
+    weighed = [(default_loss(model, batch).item(), _label_count(model, batch)) for batch in batches]
+    total = sum(count for _, count in weighed)
+    return sum(loss * count for loss, count in weighed if count) / total if total else math.nan
+
+
+def _label_count(model: nn.Module, batch: Any) -> int:
+    labels: Tensor = split_labels(labeled(batch) if isinstance(batch, Mapping) else batch)[1]
+    if labels.is_floating_point():
+        return len(labels)
+    return int((shift_for_causal_lm(model, labels[..., None], labels)[1] != IGNORED).sum())
 
 
 def logits_of(output: Any) -> Tensor:
@@ -508,6 +521,23 @@ def _gradient_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             module.gradient_checkpointing_disable()
+
+
+@contextmanager
+def _batch_of_one_named() -> Iterator[None]:
+    """Say what to do where batch normalization has one sample, which has no variance."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise CalibrationError(
+            "batch normalization",
+            found="a batch of one sample",
+            expected="two or more",
+            do="Choose another batch_size: the last batch holds what remains of the data. (fit can leave it out: "
+            "drop_last.)",
+        ) from error
 
 
 def _set_forward(model: nn.Module, forward: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from weightsmith.core.data import check_samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.sharding import refuse_sharded
@@ -157,6 +158,7 @@ def training_method(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         parameters = inspect.signature(function).parameters.values()
         first, *own = [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
+        data = {parameter.name for parameter in parameters if "Samples" in str(parameter.annotation)}
 
         @functools.wraps(function)
         def trained(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -165,6 +167,9 @@ def training_method(
             if not takes_sharded:
                 refuse_sharded(model, do="Train it by fit, or by your own loop, with the method's optimizer or loss.")
             _check(options, model, (*own, *filled))
+            for name, value in (*zip((first, *own), args, strict=False), *kwargs.items()):
+                if name in data and isinstance(value, Iterator):
+                    check_samples(value)
             with (
                 restored_on_error(model, takes_sharded=takes_sharded),
                 modes_restored(model),

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.core.errors import ShapeError
+from weightsmith.core.errors import NonFiniteError, ShapeError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._shared.processes import total
 
@@ -108,6 +109,11 @@ class FrankWolfe:
 
         A batch without any signal counts as seen and changes nothing else. Under ``torch.distributed`` the batch is
         that of all processes together.
+
+        Raises
+        ------
+        NonFiniteError
+            If the gradient of the batch overflows; nothing is learned from it.
         """
         warming = settings.principal_start and self.samples < WARM_UP * len(self.energy_N)
         if settings.whiten or warming:
@@ -119,6 +125,8 @@ class FrankWolfe:
             assert self.moment_NN is not None
             self.dictionary_NN, self.steps = torch.linalg.eigh(self.moment_NN)[1].flip(1), 0
         gradient_NN, energy_N, count = self._sums(chunks, settings)
+        if not is_finite(gradient_NN):
+            raise NonFiniteError("the gradient of a batch overflows", do="Divide X by a constant.")
         self.samples += count
         self._orthogonal_NN = None
         if not bool(gradient_NN.any()):

@@ -27,6 +27,7 @@ and Learning Systems 2022, arXiv 2103.01484.
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -394,7 +395,8 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         if not isinstance(X, Tensor):
             if not reset and self._is_plain(X):
                 return X
-            return moderate(validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse="csr", reset=reset))
+            rows = validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse="csr", reset=reset)
+            return moderate(rows, self._highest_power())
         rows = X.detach()
         if rows.ndim != 2 or 0 in rows.shape:
             raise ShapeError("X", found=tuple(rows.shape), expected="(n_samples, n_features), neither 0")
@@ -403,7 +405,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         rows = rows if rows.dtype == torch.float64 else rows.float()
         if not is_finite(rows):
             raise NonFiniteError("X contains NaN or infinity")
-        moderate(rows)
+        moderate(rows, self._highest_power())
         if reset:
             self.n_features_in_ = rows.shape[1]
         return rows
@@ -417,8 +419,12 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
             and len(X) > 0
             and X.shape[1] == self.n_features_in_
             and not hasattr(self, "feature_names_in_")
-            and bool(np.isfinite(np.vdot(X, X)))
+            and bool(np.vdot(X, X) <= float(np.finfo(X.dtype).max) ** (2 / self._highest_power()))
         )
+
+    def _highest_power(self) -> float:
+        """The power of the rows' norms that a step adds up."""
+        return 2.0 if self.normalize or self.whiten else float(self.power)
 
     def _codes(self, codes: Any) -> Any:
         return codes if isinstance(codes, Tensor) else check_array(codes, dtype=[np.float64, np.float32])
@@ -434,7 +440,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         for name in ("batch_size", "max_epochs"):
             integer(name, getattr(self, name))
         choice("polar", self.polar, get_args(PolarMethod))
-        if not 2 < self.power < math.inf:
+        if not isinstance(self.power, numbers.Real) or not 2 < self.power < math.inf:
             raise HyperparameterError(
                 "power", found=self.power, expected="> 2, 3 or 4 recommended", do="At 2 all rotations are equally good."
             )

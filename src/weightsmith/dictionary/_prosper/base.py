@@ -195,8 +195,14 @@ class TruncatedEM(Model[P], DictionaryEstimator):
             The points.
         codes : ndarray of shape (n_samples, n_components)
             The values of the units.
+
+        Raises
+        ------
+        HyperparameterError
+            If ``n_samples`` is out of range.
         """
         check_is_fitted(self)
+        integer("n_samples", n_samples)
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         codes_NH = self._draw(self._parameters, n_samples, generator)
         data_ND = self._superpose(codes_NH, self._parameters)

@@ -26,7 +26,7 @@ from torch import Tensor
 from weightsmith.dictionary._prosper.base import TruncatedEM
 from weightsmith.dictionary._prosper.linear import solve_components
 from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums, largest_candidates, plain
-from weightsmith.dictionary._prosper.schedule import Points, annealed
+from weightsmith.dictionary._prosper.schedule import Points, Settings, annealed
 from weightsmith.dictionary._prosper.slab import Lower, SlabStates, product, slab_states
 from weightsmith.dictionary._prosper.start import Moments, Start
 from weightsmith.dictionary._prosper.states import States
@@ -146,9 +146,18 @@ class GSC(TruncatedEM[SlabParameters]):
             # Its factor has no negative or vanishing diagonal, whatever the M-step or the schedule's noise gave.
             floor = sigma.diagonal().abs().clamp(min=sigma_floor)
             sigma = sigma.tril(-1) + floor.diag()
+            if float(torch.linalg.svdvals(sigma)[-1]) < sigma_floor:
+                sigma = _factor(sigma @ sigma.T, sigma_floor**2)
         else:
             sigma = sigma.abs().clamp(min=sigma_floor)
         return replace(parameters, pi=parameters.pi.clamp(*PI_RANGE), sigma=sigma)
+
+    def _n_used(self, n_all: float, parameters: SlabParameters, states: States, now: Settings) -> int:
+        count = super()._n_used(n_all, parameters, states, now)
+        if self.noise == "full":
+            # The covariance of fewer points is singular, and the points left out then count as impossible.
+            count = max(count, min(int(n_all), parameters.components_HD.shape[1] + 1))
+        return count
 
     def _revived(self, parameters: SlabParameters, component: int, row_D: Tensor) -> SlabParameters:
         mean_H, covariance_HH = parameters.mean_H.clone(), parameters.covariance_HH.clone()
@@ -267,8 +276,8 @@ class GSC(TruncatedEM[SlabParameters]):
         if self.noise == "full":
             cross_DD = components_HD.T @ cross_HD
             error_DD = (sums["square"] - cross_DD - cross_DD.T + components_HD.T @ moment_HD) / n_used
-            error_DD += (1e-9 * error_DD.diagonal().mean().clamp(min=1e-12)) * torch.eye(len(error_DD)).to(error_DD)
-            return torch.linalg.cholesky(error_DD)
+            ridge = 1e-9 * error_DD.diagonal().mean().clamp(min=1e-12)
+            return _factor(error_DD + ridge * torch.eye(len(error_DD)).to(error_DD), float(ridge))
         error_D = sums["square"] + (components_HD * (moment_HD - 2 * cross_HD)).sum(0)
         variance = (error_D / n_used).clamp(min=0)
         return (variance if self.noise == "diagonal" else variance.mean()).sqrt()
@@ -325,6 +334,14 @@ def _missing(group: SlabStates, pull: list[Tensor]) -> Lower:
 def _add(onto: Tensor, index: Tensor, value_JN: Tensor) -> None:
     """Add the values of all sets and points at their indices; an index of one column holds for all points."""
     onto.index_add_(0, index.flatten(), (value_JN if index.shape[1] > 1 else value_JN.sum(1)).flatten())
+
+
+def _factor(covariance_DD: Tensor, least: float) -> Tensor:
+    """The Cholesky factor of a covariance whose variance is raised to ``least`` in directions where it is lower."""
+    values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
+    if float(values_D[0]) < least:
+        covariance_DD = (vectors_DD * values_D.clamp(min=least)) @ vectors_DD.T
+    return torch.linalg.cholesky(covariance_DD)
 
 
 def _add_pairs(onto_HH: Tensor, active: list[Tensor], q_JN: Tensor, lower: Lower) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -79,7 +79,8 @@ def settings_of(schedule: Mapping[str, Points], steps: int) -> list[Settings]:
         low, high = RANGES.get(name, (0.0, float("inf")))
         if name not in names:
             raise HyperparameterError("schedule", found=repr(name), expected=f"one of {names}")
-        if not points or not all(len(point) == 2 and low <= point[1] <= high for point in points):
+        pairs = isinstance(points, Sequence) and all(isinstance(point, Sized) for point in points)
+        if not points or not pairs or not all(len(point) == 2 and low <= point[1] <= high for point in points):
             raise HyperparameterError(
                 f"schedule of {name}", found=points, expected=f"(position, value) pairs, values {low:g} to {high:g}"
             )

@@ -26,6 +26,7 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor, distributed
 
+from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._shared.checks import choice, integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
@@ -82,7 +83,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         How the feature model predicts: from the least-squares code of a sample, or the label whose best code has the
         smallest cost in features and label together.
     class_weight : dict or "balanced", optional
-        Weights of the classes in the loss of the labels; the reconstruction ignores them.
+        Weights of the classes in the loss of the labels, >= 0; the reconstruction ignores them.
     max_iter : int, default: 1000
         Most steps.
     tol : float, default: 1e-7
@@ -352,6 +353,8 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
             class_weight = (counts.sum() / (len(counts) * counts)).numpy()
         elif self.class_weight is not None:
             class_weight = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_)
+            if not np.all((class_weight >= 0) & (class_weight < np.inf)) or not class_weight.any():
+                raise HyperparameterError("class_weight", found=self.class_weight, expected="numbers >= 0, not all 0")
         weight_N = torch.as_tensor(weight, device=device)
         # otherwise the scale of the covariates would limit the step of all blocks; standardized they are the same model
         z_NQ = torch.as_tensor(covariates, dtype=torch.float64, device=device)

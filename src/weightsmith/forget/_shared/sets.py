@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -134,9 +136,10 @@ def _digest(sample: Any) -> bytes:
 
 
 def _feed(digest: Any, part: Any) -> None:
-    if isinstance(part, Tensor):
-        digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        digest.update(part.detach().cpu().double().numpy().tobytes())
+    values = _numbers(part)
+    if values is not None:  # of any type and container: a copy in another one is the same sample
+        digest.update(str(values.shape).encode())
+        digest.update(values.tobytes())
     elif isinstance(part, Mapping):
         mask = part.get("attention_mask")
         for name in sorted(part):
@@ -149,4 +152,17 @@ def _feed(digest: Any, part: Any) -> None:
         for each in part:
             _feed(digest, each)
     else:
-        digest.update(repr(part).encode())
+        digest.update(repr(part.tolist() if isinstance(part, np.ndarray) else part).encode())
+
+
+def _numbers(part: Any) -> np.ndarray | None:
+    """A tensor, array, number or sequence of numbers in float64; None if it is none of them."""
+    if isinstance(part, Tensor):
+        part = part.detach().cpu().double().numpy()
+    if isinstance(part, (tuple, list)):
+        values = [_numbers(each) for each in part]
+        flat = [each for each in values if each is not None and not each.ndim]
+        return np.stack(flat) if flat and len(flat) == len(values) else None
+    if isinstance(part, (numbers.Real, np.ndarray)) and np.asarray(part).dtype.kind in "biuf":
+        return np.asarray(part, np.float64)
+    return None

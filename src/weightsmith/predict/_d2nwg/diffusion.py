@@ -136,7 +136,7 @@ class WeightDiffusion(nn.Module):
             spread[slot.place] = max(float(centred.std(dtype="float64")) if slot.size else 1.0, 1e-12)
         self.register_buffer("mean_P", weights)
         self.register_buffer("spread_P", spread)
-        self.register_buffer("latent_scale", torch.ones(()))
+        self.register_buffer("latent_scale", torch.full((), math.nan))  # until fit
         self.vae: Any = WeightVAE(len(weights)) if vae is None else vae
         latent: Any = self.vae.latent
         condition = 0 if encoder is None else int(encoder.out_features)  # type: ignore[arg-type]
@@ -238,6 +238,8 @@ class WeightDiffusion(nn.Module):
             If the examples are not what the encoder was made for, or missing, or not asked for.
         HyperparameterError
             If ``count`` or ``steps`` is out of range.
+        WeightsmithError
+            If it is not trained.
         """
         support_BCSF = None if support_CSF is None else support_CSF[None]
         rows = self.sample_rows(support_BCSF, count, sampler=sampler, steps=steps, generator=generator)
@@ -266,6 +268,8 @@ class WeightDiffusion(nn.Module):
             expected = "none" if self.denoiser.encoder is None else "(classes, examples, features)"
             found = "none" if support_BCSF is None else tuple(support_BCSF.shape[1:])
             raise ShapeError("support", found=found, expected=expected)
+        if not bool(self.latent_scale.isfinite()):
+            raise WeightsmithError("the generator is not trained", do="Call fit, or load the state of a trained one.")
         if count == 0:
             return self.mean_P.new_zeros(0, len(self.mean_P))
         support = None if support_BCSF is None else support_BCSF.to(self.mean_P)

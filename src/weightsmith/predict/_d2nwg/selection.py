@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weightsmith.core.errors import ShapeError
 from weightsmith.predict._zoo import WeightZoo
 
 __all__ = ["Candidate", "memorisation", "select"]
@@ -41,7 +43,13 @@ def select(
     candidates : sequence of mapping of str to Tensor
         What :meth:`WeightDiffusion.sample` drew; tensors they lack stay the model's.
     evaluate : callable
-        Score on the support set or on validation data, higher is better. On test data the best score is too good.
+        Score on the support set or on validation data, higher is better; NaN is the worst. On test data the best score
+        is too good.
+
+    Raises
+    ------
+    ShapeError
+        If a candidate has tensors that the model does not have, or of other shapes; nothing is scored.
 
     Examples
     --------
@@ -51,6 +59,10 @@ def select(
     [3.0, 2.0, 1.0]
     """
     own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for number, state in enumerate(candidates):
+        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if wrong := {name: shape for name, shape in found.items() if name not in own or own[name].shape != shape}:
+            raise ShapeError(f"tensors of candidate {number}", found=wrong, expected="names and shapes of the model's")
     scored = []
     try:
         for state in candidates:
@@ -58,7 +70,7 @@ def select(
             scored.append(Candidate(state, float(evaluate(model))))
     finally:
         model.load_state_dict(own)
-    return sorted(scored, key=lambda candidate: -candidate.score)
+    return sorted(scored, key=lambda candidate: (math.isnan(candidate.score), -candidate.score))
 
 
 def memorisation(zoo: WeightZoo, rows: Tensor) -> dict[str, float]:

@@ -27,7 +27,7 @@ def matched_shrink(trained: StateDict, predicted: StateDict) -> dict[str, Tensor
     Parameters
     ----------
     trained, predicted : state dict
-        With the same keys.
+        With the same keys and shapes.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def matched_shrink(trained: StateDict, predicted: StateDict) -> dict[str, Tensor
     Raises
     ------
     ShapeError
-        If the keys differ.
+        If the keys or shapes differ.
 
     Examples
     --------
@@ -47,6 +47,9 @@ def matched_shrink(trained: StateDict, predicted: StateDict) -> dict[str, Tensor
     if trained.keys() != predicted.keys():
         odd = sorted(trained.keys() ^ predicted.keys())
         raise ShapeError("state dicts with different tensors", found=odd[:4], expected="the same names")
+    if odd := [key for key, old in trained.items() if old.shape != predicted[key].shape]:
+        shapes = [tuple(state[odd[0]].shape) for state in (predicted, trained)]
+        raise ShapeError(f"{odd[0]!r} of the predicted network", found=shapes[0], expected=shapes[1])
     return {
         key: (old.float() * _ratio(predicted[key], old)).to(old.dtype) if old.is_floating_point() else old
         for key, old in trained.items()

@@ -20,6 +20,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, Shape
 from weightsmith.core.io import atomic_output
 from weightsmith.core.progress import track
 from weightsmith.core.tied import tensor_owners
+from weightsmith.core.training import modes_restored
 from weightsmith.predict._know.network import STAGES
 
 __all__ = ["ForgettingTrajectory", "Trajectory", "nested_sizes"]
@@ -169,18 +170,19 @@ class ForgettingTrajectory:
         ]
 
     def collect(self) -> Trajectory:
-        """Fine-tune stage by stage and return the snapshots; the weights of the model are restored."""
+        """Fine-tune stage by stage and return the snapshots; weights and modes of the model are restored."""
         subsets = self.subsets()
         trained = _snapshot(self.model)
         snapshots = [trained]
-        try:
-            for subset in track(subsets[1:], "forgetting in stages"):
-                if self.restart_each_stage:
-                    self.model.load_state_dict(trained)
-                self.fit(self.model, subset)
-                snapshots.append(_snapshot(self.model))
-        finally:
-            self.model.load_state_dict(trained)
+        with modes_restored(self.model):
+            try:
+                for subset in track(subsets[1:], "forgetting in stages"):
+                    if self.restart_each_stage:
+                        self.model.load_state_dict(trained)
+                    self.fit(self.model, subset)
+                    snapshots.append(_snapshot(self.model))
+            finally:
+                self.model.load_state_dict(trained)
         return Trajectory(tuple(reversed(snapshots)), tuple(len(subset) for subset in reversed(subsets)))
 
 

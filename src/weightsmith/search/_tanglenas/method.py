@@ -27,9 +27,9 @@ from weightsmith.core.models import device_of, evaluation_mode, has_batchnorm, r
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
-    default_loss,
     draw_seed,
     fit,
+    mean_loss,
     refuse_adapters,
     training_method,
 )
@@ -107,6 +107,8 @@ def tanglenas(
         If there are too few samples.
     HyperparameterError
         If an option is out of range or the space is impossible; the message lists what is possible.
+    NonFiniteError
+        If the outputs of the model are NaN or infinite.
     UnsupportedModelError
         If a sub-network of the model is not a slice of it.
 
@@ -197,7 +199,7 @@ def spos(
 
     Raises
     ------
-    CalibrationError, HyperparameterError, UnsupportedModelError
+    CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
         As :func:`tanglenas`.
 
     References
@@ -272,7 +274,7 @@ def random_search(
 
     Raises
     ------
-    CalibrationError, HyperparameterError, UnsupportedModelError
+    CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
         As :func:`tanglenas`.
 
     Examples
@@ -396,10 +398,9 @@ def _batches(model: nn.Module, samples: Samples | None, size: int) -> list[Any]:
     return [to_device(batch, device) for batch in batched(rows, size, pad_token_id=pad_token_id(model))]
 
 
-@torch.no_grad()
 def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
     with evaluation_mode(model):
-        return sum(default_loss(model, batch).item() for batch in batches) / len(batches)
+        return mean_loss(model, batches)
 
 
 def net_loss(net: Supernet, architecture: Architecture, batches: Sequence[Any], statistics: Sequence[Any]) -> float:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.data import Batch, call
-from weightsmith.core.errors import UnsupportedModelError
+from weightsmith.core.errors import NonFiniteError, UnsupportedModelError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import build_empty, computed_by, device_of, evaluation_mode, get_module, resize
 from weightsmith.core.symmetry import outputs_of
 from weightsmith.search._tanglenas.dimensions import Choices, Space
@@ -59,6 +60,8 @@ class Supernet:
     ------
     HyperparameterError
         If a dimension or value is not possible; the message lists what is.
+    NonFiniteError
+        If the outputs are NaN or infinite.
     UnsupportedModelError
         If a sub-network's outputs differ from those of the mixture with all weight on it.
 
@@ -310,11 +313,13 @@ class Supernet:
         small = self.extracted(architecture)
         self.state.fix(architecture)
         with evaluation_mode(self.model), evaluation_mode(small):
-            pairs = zip(_tensors(call(self.model, batch)), _tensors(call(small, batch)), strict=True)
-            gaps = [
-                float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) if a.shape == b.shape else float("inf")
-                for a, b in pairs
-            ]
+            pairs = list(zip(_tensors(call(self.model, batch)), _tensors(call(small, batch)), strict=True))
+        if not all(map(is_finite, itertools.chain.from_iterable(pairs))):
+            raise NonFiniteError("outputs of the model hold NaN or infinity", do="Check the data and the weights.")
+        gaps = [
+            float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) if a.shape == b.shape else float("inf")
+            for a, b in pairs
+        ]
         return max(gaps, default=0.0)
 
 
