@@ -23,13 +23,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.training import IGNORED
 
 __all__ = ["EmbeddingForgetting", "EmbeddingForgettingCallback", "random_rows"]
 
 Rows = Literal["all", "non_special"]
-
-IGNORED = -100
-"""The label of a position that does not count."""
 
 
 class EmbeddingForgetting:
