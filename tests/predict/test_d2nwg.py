@@ -455,3 +455,18 @@ def test_command_writes_all_or_nothing(tmp_path):
     with pytest.raises(HyperparameterError, match="one zoo"):
         d2nwg([source, source], tmp_path / "other", support=task, **small)
     assert not (tmp_path / "other").exists()
+
+
+def test_equal_generators_draw_equal_networks_whatever_the_global_seed(tmp_path):
+    (tmp_path / "zoo").mkdir()
+    draw = torch.Generator().manual_seed(0)
+    base = torch.randn(40, generator=draw)
+    for number in range(6):
+        save_file({"w": base + 0.3 * torch.randn(40, generator=draw)}, tmp_path / "zoo" / f"{number}.safetensors")
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        options = {"vae_steps": 50, "steps": 5, "latent": 4, "generator": torch.Generator().manual_seed(0)}
+        d2nwg([tmp_path / "zoo"], tmp_path / f"out{seed}", count=1, **options)
+        drawn.append(load_file(tmp_path / f"out{seed}" / "0.safetensors")["w"])
+    assert torch.equal(*drawn)
