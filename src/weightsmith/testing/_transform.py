@@ -54,8 +54,8 @@ def check_transform(
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
     exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
     transformers; from disk it does what it does in memory, or refuses; padding does not count; values that are not
-    finite, options out of range, computed weights, packed layers, adapters and weights that FSDP2 has split between
-    processes are handled or refused.
+    finite, options out of range, computed weights, packed layers, autocast, adapters and weights that FSDP2 has split
+    between processes are handled or refused.
 
     Parameters
     ----------
@@ -479,6 +479,18 @@ def _handles_computed_weights(case: Case) -> None:
     )
 
 
+def _handles_autocast(case: Case) -> None:
+    """A method does under autocast what it does without: its products are its own, not the caller's."""
+    plain, cast = case.model(), case.model()
+    case.call(plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        case.call(cast)
+    other = differences(plain, cast)
+    assert not other, f"{case.title}: under autocast, another {_some(other)}"
+    _, batch = tiny(case.architecture)
+    assert torch.equal(outputs(plain.eval(), batch), outputs(cast.eval(), batch)), f"{case.title}: autocast changed it"
+
+
 def _handles_adapters(case: Case) -> None:
     if not case.is_transformer:
         return
@@ -554,6 +566,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _refuses_inputs_that_are_not_finite,
     _refuses_options_out_of_range,
     _handles_computed_weights,
+    _handles_autocast,
     _handles_adapters,
     _handles_sharded_weights,
 )
