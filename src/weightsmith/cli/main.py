@@ -46,7 +46,7 @@ for _product in products():
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 0 (done), 1 (failed) or 2 (wrong usage).
+    """Run the command line; exit with 0 (done), 1 (failed), 2 (wrong usage) or 130 (stopped by Ctrl+C).
 
     An error is one line on standard error, and so is a warning. Anywhere on the line, ``--debug`` shows its traceback
     and other packages' warnings, and ``--quiet`` leaves only errors and the results asked for.
