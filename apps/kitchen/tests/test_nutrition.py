@@ -407,6 +407,42 @@ def test_what_was_not_read_is_still_said_after_pricing(table):
     assert Ingredient.from_dict(found.to_dict()) == found
 
 
+@pytest.mark.parametrize(
+    ("line", "grams"),
+    [("1 000 g flour", 1000), ("1'000 g flour", 1000), ("1e3 g sugar", 1000), ("1 pound minus 2 ounces beef", 397)],
+)
+def test_amounts_of_many_digits_and_differences_are_weighed(table, line, grams):
+    assert price(read_ingredient(line), table).grams.value == pytest.approx(grams, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "measured"),
+    [
+        ("a cup and a half of rice", "rice", "1 1/2 cups"),
+        ("2 cups minus 2 tbsp flour", "flour", "1 7/8 cups"),
+        ("7-up 1 can", "7-up", "1 can"),
+        ("100 g", "", "100 grams"),
+    ],
+)
+def test_what_a_line_says_in_other_ways_is_read(line, name, measured):
+    item = read_ingredient(line)
+    assert (item.name, item.measured()) == (name, measured)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("3/4/5 cups rice", "3/4/5: no number"),
+        ("1e400 g flour", "1e400: no number"),
+        ("1 0 g flour", "0 g: no amount, not read"),
+        ("2 eggs minus 1 yolk", "minus 1: not read"),
+        ("1 500 g flour", "1 500 g: read as 1 of 500 gram"),
+    ],
+)
+def test_what_is_no_amount_is_named(line, said):
+    assert read_ingredient(line).unread == (said,)
+
+
 def test_a_table_that_is_not_there_says_how_to_make_it(tmp_path):
     with pytest.raises(NutritionError, match=r"NutritionTable\.build"):
         NutritionTable(tmp_path)

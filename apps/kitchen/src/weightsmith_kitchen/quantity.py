@@ -64,14 +64,22 @@ EIGHTHS = tuple(sorted({*KITCHEN, *(Fraction(n, 8) for n in range(9))}))
 
 _V = "[" + "".join(VULGAR) + "]"
 _SLASH = r"\s?[/\u2044\u2215]\s?"
+# Digits in groups of three. A blank may part two numbers ("2 200 g cans") but not before a group that begins with 0.
+_GROUPS = (
+    r"\d{1,3}(?:(?:['\u2019\u2009\u202f]\d{3})+|[ \u00a0]0\d\d(?:[ \u00a0]\d{3})*)(?:[.,]\d+)?(?!\d)"
+    r"|\d{1,3}(?:\.\d{3})+,\d+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?!\d)"
+    r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)"
+)
+_SCIENTIFIC = r"\d+(?:\.\d+)?e[+-]?\d(?![\d.])"
 # One number. A mixed number has its fraction after a blank, a hyphen or "and"; "1 3 lb" is two numbers.
 NUMBER = (
-    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)"
+    rf"(?:{_GROUPS}|{_SCIENTIFIC}"
     rf"|\d+(?:\s*|\s+and\s+|\s*-\s*){_V}"
     rf"|\d+(?:\s+and\s+|\s+|-)\d+{_SLASH}\d+(?:st|rd|ths?)?\b"
     rf"|\d+{_SLASH}\d+(?:st|rd|ths?)?\b"
     rf"|{_V}|\d+[.,]\d+|\.\d+|\d+)"
 )
+_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 _DASH = r"\s*(?:[-\u2010-\u2015~]|\bto\b|\bor\b)\s*"
 _RANGE = re.compile(rf"({NUMBER}){_DASH}({NUMBER})", re.IGNORECASE)
 _NUMBER = re.compile(NUMBER, re.IGNORECASE)
@@ -233,6 +241,8 @@ def find_quantity(text: str, start: int = 0) -> tuple[Quantity, int, int] | None
     --------
     >>> find_quantity("1 and 1/2 cups")
     (Quantity('1 1/2'), 0, 9)
+    >>> find_quantity("1 000 g")[0], find_quantity("1.000,5 g")[0], find_quantity("2 200 g cans")[0]
+    (Quantity('1000'), Quantity('1000 1/2'), Quantity('2'))
     >>> find_quantity("½–1 tsp")[0], find_quantity("two thirds of a cup")[0], find_quantity("twenty-five")[0]
     (Quantity('1/2-1'), Quantity('2/3'), Quantity('25'))
     """
@@ -335,8 +345,11 @@ def _value(text: str) -> Fraction:
         raise RecipeError("amount", found=f"{len(text)} characters", expected=f"at most {LONGEST}")
     if text.isascii() and text.isdigit():
         return Fraction(int(text))
-    if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
-        return Fraction(text.replace(",", ""))
+    if re.fullmatch(_SCIENTIFIC, text, re.IGNORECASE):
+        return Fraction(text)
+    if re.fullmatch(_GROUPS, text):
+        mark = text.translate(_DIGITS)[0]  # the first mark parts groups; another one is the decimal mark
+        return Fraction("".join(text.split(mark)).replace(",", "."))
     total = Fraction(0)
     rest = re.sub(r"(?:st|rd|ths?)$", "", text, flags=re.IGNORECASE)
     for glyph, value in VULGAR.items():
