@@ -225,6 +225,11 @@ def test_a_users_own_table_is_preferred(table, tmp_path):
         ("name,kcal\nx,nan\n", "line 2, kcal"),
         ("name,kcal\n,3\n", "line 2, name"),
         ("name,kcal,grams_per_armful\nx,3,3\n", "grams_per_armful"),
+        ("name,kcal,grams_per_ounce\nx,3,28.35\n", "grams_per_ounce: found a unit of weight"),
+        ('name,kcal\n"x,3\n', "cannot be read"),
+        ("name,kcal,kcal\nx,350,1\n", "two columns 'kcal'"),
+        ("name,kcal\nFlour, 00,350\n", "line 2: found more fields than columns"),
+        ("name,kcal\nx,3\ny,4\nX,5\n", "line 4: found 'X' again, after line 2"),
         ("", "the columns none"),
     ],
 )

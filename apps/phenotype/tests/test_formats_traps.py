@@ -532,6 +532,11 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+def test_two_fields_of_one_name_in_json_are_refused():
+    with pytest.raises(CorpusError, match="line 1 is not JSON: found two fields 'id'"):
+        list(read_documents(io.BytesIO(b'{"id": "1", "id": "2", "text": "tall"}'), "json"))
+
+
 KILLED = """
 import os, sys
 from weightsmith.core.io import _atomic
