@@ -59,6 +59,12 @@ def test_no_amount(text):
     assert find_quantity(text) is None
 
 
+def test_what_is_written_of_a_tiny_amount_is_read_again():
+    tiny = Quantity.of(F(11, 90_000_000))
+    assert (tiny.kitchen(), str(tiny)) == ("0.00000012", "0.0000001222")
+    assert Quantity.parse(str(tiny)).low == F(str(tiny))
+
+
 @pytest.mark.parametrize("text", ["1/0", "1/0 cup", "2 1/0"])
 def test_a_denominator_of_zero_is_an_error_of_its_own(text):
     with pytest.raises(RecipeError, match="denominator"):

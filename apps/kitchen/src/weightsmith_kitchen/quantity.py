@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import floor
 
@@ -212,6 +213,10 @@ class Quantity:
             if len(stored) != 2:
                 raise RecipeError("amount", found=f"{len(stored)} numbers", expected="one, or a pair")
             return cls(cls.from_json(stored[0]).low, cls.from_json(stored[1]).high)
+        if not isinstance(stored, (str, int, float)) or isinstance(stored, bool):
+            raise RecipeError("amount", found=repr(stored)[:80], expected="a number")
+        if not isinstance(stored, str) and abs(stored) > 10**LONGEST:
+            raise RecipeError("amount", found=f"{stored:g}", expected=f"at most 10^{LONGEST}")
         if isinstance(stored, str) and re.fullmatch(r"\d{1,400}(?:/0*[1-9]\d{0,400})?", stored):
             return cls(Fraction(stored), Fraction(stored))
         return cls.of(stored)
@@ -371,7 +376,7 @@ def _mixed(value: Fraction) -> str:
     if rest == 0:
         return str(whole)
     if rest.denominator > 64:
-        return f"{float(value):.4g}"
+        return _decimal(value, 4)
     return f"{whole} {rest}" if whole else str(rest)
 
 
@@ -379,10 +384,21 @@ def _kitchen(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value)
     if value and value < Fraction(1, 16):
-        return f"{float(value):.2g}"
+        return _decimal(value, 2)
     if value >= 20:
         return str(round(value))
     whole = floor(value)
     rest = value - whole
     nearest = whole + min(EIGHTHS if value < 2 else KITCHEN, key=lambda mark: (abs(mark - rest), mark.denominator))
-    return f"{float(value):.2g}" if abs(nearest - value) > FARTHEST * value else _mixed(nearest)
+    return _decimal(value, 2) if abs(nearest - value) > FARTHEST * value else _mixed(nearest)
+
+
+def _decimal(value: Fraction, digits: int) -> str:
+    """The value with so many digits that count, without an exponent.
+
+    Examples
+    --------
+    >>> _decimal(Fraction(1, 9_000_000), 2)
+    '0.00000011'
+    """
+    return f"{Decimal(f'{float(value):.{digits}g}'):f}"
