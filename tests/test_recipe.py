@@ -347,8 +347,15 @@ def test_a_few_lines_do_not_fill_the_memory(tmp_path, text, message):
 
 
 def test_a_recipe_without_an_end_is_not_read_to_it():
-    with pytest.raises(RecipeError, match="is not YAML"):
+    with pytest.raises(RecipeError, match="too long: found no end, expected at most 1,048,576 bytes"):
         load_recipe("/dev/zero")
+
+
+def test_a_recipe_that_is_too_long_is_refused_with_its_size(write):
+    path = write(GOOD)
+    path.write_text(path.read_text() + "# " + "x" * 2**20)
+    with pytest.raises(RecipeError, match=f"too long: found {path.stat().st_size:,} bytes"):
+        load_recipe(path)
 
 
 def test_aliases_are_allowed(tmp_path):
@@ -408,6 +415,32 @@ def test_an_unwritable_report_is_told_before_any_work(write, tmp_path, monkeypat
     for report, message in ((tmp_path, "found a folder"), (tmp_path / "recipe.yaml" / "r.html", "is not a folder")):
         with pytest.raises(CheckpointError, match=message):
             run_recipe(load_recipe(write(GOOD), [f"report={report}"]))
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("{tmp}/out/model.safetensors", "may be a file of the model"),
+        ("{tmp}/out/weightsmith.json", "may be a file of the model"),
+        ("{tmp}/out/tokenizer.json/r.html", "may be a file of the model"),
+        ("{tmp}/out/gentle", "may be a file of the model"),
+        ("{tmp}/out", "the output"),
+        ("{tmp}/recipe.yaml", "which is read"),
+        ("{tmp}/tiny/config.json", "a file of .*tiny, which is read"),
+        ("{tmp}/link/config.json", "a file of .*tiny, which is read"),
+        ("{tmp}/inputs.safetensors", "which is read"),
+    ],
+)
+def test_a_report_takes_the_place_of_nothing_that_is_read_or_written(folder, tmp_path, report, message):
+    shutil.copytree(folder / "tiny", tmp_path / "tiny")
+    shutil.copy2(folder / "inputs.safetensors", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "tiny")
+    text = COMPARE.format(folder=tmp_path, out=tmp_path / "out")
+    (tmp_path / "recipe.yaml").write_text(f"{text}evaluation: {{file: {tmp_path}/inputs.safetensors}}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(HyperparameterError, match=message):
+        run_recipe(load_recipe(tmp_path / "recipe.yaml", [f"report={report.format(tmp=tmp_path)}"]))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("report", ["{tmp}/elsewhere/r.html", "{out}/deep/r.html"])

@@ -60,8 +60,8 @@ from weightsmith import __version__, catalog
 from weightsmith.core.errors import HyperparameterError, RecipeError
 from weightsmith.core.io import (
     atomic_output,
-    check_file,
     check_output,
+    check_written,
     kept_folder,
     load_state_dict,
     with_revision,
@@ -72,14 +72,14 @@ from weightsmith.core.progress import track
 from weightsmith.core.report import report_page
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, open_model
-from weightsmith.signature import Signature, Source, YamlLoader, read
+from weightsmith.signature import Signature, Source, Whole, YamlLoader, read
 from weightsmith.workbench import CURRENT, Data, Evaluation, Layout, Workbench, move_to_device
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
 RECORD, REPORT, FINISHED = "weightsmith.json", "report.html", ".finished.json"
 LONGEST = 2**20
-"""Bytes of a recipe that are read."""
+"""Bytes of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Recipe(BaseModel):
     out: Path
     steps: list[Step] = []
     compare: dict[str, list[Step]] = {}
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Whole = Field(0, ge=0, lt=2**32)
     data: dict[str, Source] = {}
     evaluation: Evaluation = Evaluation()
     device: str = "cpu"
@@ -161,10 +161,43 @@ class Recipe(BaseModel):
         ]
         for step in steps:
             read = {role.name for role in step.signature.roles.values()}
-            values += [value for name, value in step.values.items() if name in read or isinstance(value, Path)]
+            written = step.signature.written(step.values)
+            values += [
+                value
+                for name, value in step.values.items()
+                if name in read or (isinstance(value, Path) and name not in written)
+            ]
         values = [each for value in values for each in (value if isinstance(value, list) else [value])]
         files = [value.file if isinstance(value, Source) else value for value in values]
         return sorted({str(file) for file in files if file is not None})
+
+    def check_written(self) -> None:
+        """Refuse a report, or another file of a step, where it would replace what is read or written otherwise.
+
+        In ``out`` the report may be a page of any name that no file, folder or alternative has.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be created or replaced.
+        HyperparameterError
+            If it is something else that the recipe reads or writes.
+        """
+        steps = [*self.steps, *(step for steps in self.compare.values() for step in steps)]
+        written: dict[str, Path] = {}
+        for number, step in enumerate(steps, 1):
+            for name, path in step.signature.written(step.values).items():
+                written[f"step {number} ({step.command}), {name}"] = path
+        out, place = Path(os.path.realpath(self.out)), Path(os.path.realpath(self.report or self.out / REPORT))
+        if not place.is_relative_to(out) or place == out:
+            check_written({**written, "report": self.report}, inputs=self.sources(steps), out=self.out)
+            return
+        check_written(written, inputs=self.sources(steps), out=self.out)
+        *folders, _ = parts = place.relative_to(out).parts
+        models = [folder for folder in folders[1 if parts[0] in self.compare else 0 :] if Path(folder).suffix]
+        if models or place.suffix != Path(REPORT).suffix or (not folders and parts[0] in self.compare):
+            found = f"{self.report}, which may be a file of the model"
+            raise HyperparameterError("report", found=found, expected=f"a {Path(REPORT).suffix} file")
 
     def fingerprint(self, steps: Sequence[Step], contents: Mapping[str, str]) -> str:
         """Return a digest of everything that the model after these steps depends on.
@@ -229,11 +262,17 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     Raises
     ------
     RecipeError
-        If the file is no YAML mapping, a field is unknown, missing or of a wrong type, or a step is no method.
+        If the file is no YAML mapping or too long, a field is unknown, missing or of a wrong type, or a step is no
+        method.
     """
     try:
         with open(path, "rb") as file:
-            raw = yaml.load(file.read(LONGEST).decode(), YamlLoader)
+            content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:
+            size = os.path.getsize(path)
+            length = f"{size:,} bytes" if size > LONGEST else "no end"
+            raise RecipeError(f"recipe {path} is too long", found=length, expected=f"at most {LONGEST:,} bytes")
+        raw = yaml.load(content.decode(), YamlLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read recipe {path}", found=error) from error
     except yaml.YAMLError as error:
@@ -259,12 +298,14 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     _check_model(raw, parsed)
     try:
         sources = {name: {"file": source} if isinstance(source, str) else source for name, source in data.items()}
-        return Recipe.model_validate({**raw, **parsed, "data": sources})
+        recipe = Recipe.model_validate({**raw, **parsed, "data": sources})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         found = None if first["type"] == "missing" else repr(first["input"])
         raise RecipeError(f"{where}: {first['msg'].lower()}", found=found) from error
+    check_written({"report": recipe.report}, inputs=[path])
+    return recipe
 
 
 def run_recipe(
@@ -294,8 +335,7 @@ def run_recipe(
         If ``out`` exists and ``overwrite`` is off.
     """
     check_output(recipe.out, overwrite=overwrite)  # before anything runs
-    if recipe.report is not None:
-        check_file(recipe.report)
+    recipe.check_written()
     with kept_folder(recipe.out) as work:
         contents = _contents(recipe)
         bench, results = _run_steps(recipe, work / "steps", contents)
@@ -313,13 +353,13 @@ def run_recipe(
 def _write(recipe: Recipe, work: Path, bench: Workbench, results: list[Result], *, overwrite: bool) -> None:
     """Write the model or the alternatives, with record and report; a report elsewhere just before ``out`` appears."""
     out = Path(os.path.abspath(recipe.out))
-    place = Path(os.path.abspath(recipe.report or out / REPORT))
+    real, place = Path(os.path.realpath(out)), Path(os.path.realpath(recipe.report or out / REPORT))
     title = f"{out.name}: {f'{len(recipe.compare)} alternatives' if recipe.compare else f'{len(results)} steps'}"
     page = report_page(results, title)
     texts = documents(results, out, recipe.parents)
-    inside = place.is_relative_to(out)
+    inside = place.is_relative_to(real)
     if inside:
-        texts[str(place.relative_to(out))] = page
+        texts[str(place.relative_to(real))] = page
 
     def publish() -> None:
         if not inside:

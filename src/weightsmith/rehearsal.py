@@ -14,12 +14,12 @@ from torch import nn
 
 from weightsmith import catalog
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, RecipeError
-from weightsmith.core.io import TemporaryFolder, check_file, check_output, checkpoint_folder, load_config, meta_model
+from weightsmith.core.io import TemporaryFolder, check_output, checkpoint_folder, load_config, meta_model
 from weightsmith.core.tasks import check_tasks
 from weightsmith.embedded import NAMES, PREFIX, find_folder, open_model, open_text
 from weightsmith.recipe import Recipe, Step, files_read
 from weightsmith.signature import Signature, Source
-from weightsmith.workbench import CURRENT
+from weightsmith.workbench import CURRENT, check_device
 
 __all__ = ["check_data", "check_files", "check_network", "check_options", "check_recipe"]
 
@@ -144,7 +144,7 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
     CalibrationError
         If data are missing.
     HyperparameterError
-        If an option is out of range.
+        If an option is out of range, the device is not there, or a file would replace what is read.
     """
     check_output(recipe.out, overwrite=overwrite)
     if recipe.packed and recipe.compressed:
@@ -152,8 +152,8 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
     for steps in [*recipe.compare.values()] or [[]]:
         if recipe.packed and not any(step.signature.on_levels for step in [*recipe.steps, *steps]):
             raise HyperparameterError("packed", found="no step that quantizes", do="Add one, or leave packed out.")
-    if recipe.report is not None:
-        check_file(recipe.report)
+    recipe.check_written()
+    check_device(recipe.device)
     for parent in recipe.parents:
         check_network(parent)
     check_tasks(recipe.evaluation.tasks)

@@ -15,7 +15,8 @@ A method says everything once, in its own signature, and what a parameter is fol
 =============================  =====================================================================================
 
 Everything else is a hyper-parameter, and each that can be written as text (numbers, words, choices, lists of these)
-becomes a :class:`Field`. A method with two data sets and two networks needs nothing but its signature.
+becomes a :class:`Field`. A method with two data sets and two networks needs nothing but its signature. One name tells
+something: an optional ``Path`` is a file that is read, or one that is written if it is called ``save_...``.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ import typing
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, Unpack, get_args, get_origin
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field as PydanticField, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field as PydanticField, TypeAdapter
 from torch import nn
 
 from weightsmith.catalog import plain
@@ -40,7 +41,7 @@ from weightsmith.core.data import Batches, Samples
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 from weightsmith.core.training import check_options
 
-__all__ = ["REQUIRED", "Field", "Kind", "Role", "Signature", "Source", "YamlLoader", "read"]
+__all__ = ["REQUIRED", "Field", "Kind", "Role", "Signature", "Source", "Whole", "YamlLoader", "read"]
 
 
 class Required:
@@ -210,6 +211,17 @@ class Field:
             return self.validate(text)
 
 
+def _no_switch(value: Any) -> Any:
+    """Refuse true and false, which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a whole number")
+    return value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(_no_switch)]
+"""A whole number in what a user wrote."""
+
+
 class Source(BaseModel):
     """Data that a method reads.
 
@@ -227,8 +239,8 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str | None = None
-    samples: int | None = PydanticField(default=None, ge=1)
-    length: int = PydanticField(default=256, ge=1)
+    samples: Whole | None = PydanticField(default=None, ge=1)
+    length: Whole = PydanticField(default=256, ge=1)
 
 
 @dataclass(frozen=True)
@@ -383,6 +395,10 @@ class Signature:
             return checked
         except HyperparameterError as error:
             raise HyperparameterError(f"{where}: {error}") from error.__cause__
+
+    def written(self, values: Mapping[str, Any]) -> dict[str, Path]:
+        """Return the files among the values that the method writes beside its output: those of options ``save_...``."""
+        return {name: value for name, value in values.items() if name.startswith("save_") and isinstance(value, Path)}
 
     def _from_outside(self) -> list[Role]:
         """The roles that a caller fills by name: not the model itself, the file to write, the seed."""

@@ -33,7 +33,7 @@ from weightsmith.core.results import Result, documents, record
 from weightsmith.core.tasks import check_tasks, measure_tasks
 from weightsmith.embedded import OpenedModel, find_folder, load_tokenizer, open_model, open_text
 from weightsmith.quantize import save_packed
-from weightsmith.signature import Role, Signature, Source
+from weightsmith.signature import Role, Signature, Source, Whole
 from weightsmith.sparsify import save_compressed
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Evaluation",
     "Layout",
     "Workbench",
+    "check_device",
     "measure_files",
     "measure_model",
     "move_to_device",
@@ -89,12 +90,12 @@ class Evaluation(BaseModel):
 
     file: str | None = None
     control: str | None = None
-    tokens: int = Field(default=2048, ge=2)
-    samples: int | None = Field(default=LABELED, ge=1)
+    tokens: Whole = Field(default=2048, ge=2)
+    samples: Whole | None = Field(default=LABELED, ge=1)
     speed: bool = False
     tasks: tuple[str, ...] = ()
-    shots: int | None = Field(default=None, ge=0)
-    batch_size: int = Field(default=8, ge=1)
+    shots: Whole | None = Field(default=None, ge=0)
+    batch_size: Whole = Field(default=8, ge=1)
 
 
 class Data(BaseModel):
@@ -526,8 +527,20 @@ def move_to_device(opened: OpenedModel, device: str) -> OpenedModel:
     HyperparameterError
         If there is no such device on this machine.
     """
+    check_device(device)
+    opened.model.to(device)
+    return opened
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not on this machine.
+
+    Raises
+    ------
+    HyperparameterError
+        If there is no such device.
+    """
     try:
-        opened.model.to(device)
+        torch.empty(0).to(device)
     except (RuntimeError, AssertionError) as error:
         raise HyperparameterError("device", found=device, expected="cpu, cuda or cuda:N of this machine") from error
-    return opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import warnings
 
 import pytest
@@ -47,6 +48,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(inputs, tmp_path, na
         (["--evaluation", "nothing.txt"], "no data at nothing.txt"),
         (["--report", "{folder}/tiny"], "found a folder"),
         (["--dtype", "int4"], "int4"),
+        (["--device", "nonsense"], "device: found nonsense"),
         (["--revision", "v1"], "has no revision v1. A revision belongs to a hub id."),
     ],
 )
@@ -92,6 +94,10 @@ def test_a_dry_run_refuses_files_that_are_missing_or_in_the_way(inputs, tmp_path
 RECIPES = [
     ({"model": "{folder}/missing"}, "missing"),
     ({"model": "embedded:nothing"}, "no embedded model 'nothing'"),
+    ({"device": "nonsense"}, "device: found nonsense"),
+    ({"seed": True}, "seed: value error, input should be a whole number: found True"),
+    ({"data": {"calibration": {"length": True}}}, "data.calibration.length: value error"),
+    ({"evaluation": {"tokens": True}}, "evaluation.tokens: value error"),
     ({"data": {"calibration": "missing.txt"}}, "no data at missing.txt"),
     ({"evaluation": {"file": "missing.txt"}}, "no data at missing.txt"),
     ({"steps": [{"magnitude": {"sparsity": 0.5}}, {"wanda": {"sparsity": 3}}]}, "sparsity"),
@@ -152,6 +158,41 @@ def test_a_file_inside_the_output_is_refused_before_the_work(inputs, tmp_path, n
     assert code in (1, 2)
     assert "inside the output" in printed
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("option", ["--report", "--json"])
+def test_what_is_read_is_not_written_over(inputs, tmp_path, option):
+    shutil.copytree(inputs / "tiny", tmp_path / "tiny")
+    shutil.copy2(inputs / "inputs.safetensors", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "tiny")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model, data, out = str(tmp_path / "tiny"), str(tmp_path / "inputs.safetensors"), str(tmp_path / "out")
+    prune = ["sparsify", "wanda", model, out, "--calibration", data]
+    merge = ["merge", "slerp", str(inputs / "tuned"), model, out]
+    measure = ["measure", model, "--evaluation", data]
+    lines = [(prune, "tiny/config.json"), (prune, "link/config.json"), (prune, "inputs.safetensors"), (prune, "out")]
+    lines += [(merge, "tiny/model.safetensors"), (measure, "tiny/config.json"), (measure, "inputs.safetensors")]
+    for words, name in lines:
+        code, printed = run([*words, option, str(tmp_path / name)])
+        assert (code, "expected another file" in printed) == (2, True), printed
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_files_of_one_command_have_two_names(inputs, tmp_path):
+    same = str(tmp_path / "same.json")
+    for words in (line("magnitude", inputs, tmp_path / "out"), ["measure", str(inputs / "tiny")]):
+        code, printed = run([*words, "--report", same, "--json", same])
+        assert (code, "written as report" in printed) == (2, True), printed
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_report_in_the_folder_of_a_model_is_replaced(inputs, tmp_path):
+    shutil.copytree(inputs / "tiny", tmp_path / "tiny")
+    page = tmp_path / "tiny" / "r.html"
+    words = ["analyze", "condition", str(tmp_path / "tiny"), "--report", str(page)]
+    for _ in range(2):
+        code, printed = run(words)
+        assert code == 0, printed
 
 
 def test_quiet_leaves_errors_and_results(inputs, tmp_path):

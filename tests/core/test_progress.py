@@ -62,6 +62,12 @@ def test_a_long_stage_is_one_line_where_there_is_no_terminal(no_terminal, monkey
     assert caplog.messages == lines
 
 
+def test_a_path_in_brackets_is_shown_as_it_is(terminal):
+    with progress.stage("saving out[/z]"):
+        pass
+    assert "out[/z]" in terminal.getvalue()
+
+
 def test_a_generator_has_no_total(no_terminal, fast_clock, caplog):
     with caplog.at_level(logging.INFO, "weightsmith"):
         list(progress.track((n for n in range(5)), "blocks"))

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import statistics
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,18 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
-from weightsmith_kitchen import Ingredient, MealKit, NutritionTable, Quantity, RecipeError, edit, make_kit, read_recipe
+from weightsmith_kitchen import (
+    Ingredient,
+    MealKit,
+    NutritionTable,
+    Quantity,
+    Recipe,
+    RecipeError,
+    edit,
+    make_kit,
+    read_recipe,
+)
+from weightsmith_kitchen.errors import KitchenError
 from weightsmith_kitchen.foods import Estimate
 from weightsmith_kitchen.kit import to_csv, to_pdf
 from weightsmith_kitchen.quantity import read_yield
@@ -236,6 +248,15 @@ def test_people_in_words_and_pieces_that_are_no_people():
     assert read_recipe("Cookies\nMakes 24\n1 egg").servings is None
 
 
+def test_a_range_of_pieces_is_scaled_to_its_middle_and_said_so(table):
+    reply = edit(make_kit(read_recipe("Cookies\nMakes 24 cookies\n2 eggs"), table), "make 12-24 cookies", table)
+    assert (reply.said, reply.kit.makes[0]) == ("makes 18 cookies", Quantity.of(18))
+
+
+def test_a_line_without_an_amount_has_no_unit():
+    assert Ingredient("flour", None, "cup", text="1/0 cup flour").line() == "flour"
+
+
 def test_an_ambiguous_name_asks(table):
     kit = make_kit(["1 cup white flour", "1 cup rye flour"], table)
     reply = edit(kit, "no flour", table)
@@ -260,6 +281,42 @@ def test_json_gives_the_same_kit(kit):
 def test_json_of_something_else_is_refused(text):
     with pytest.raises(RecipeError):
         MealKit.from_json(text)
+
+
+JUNK = [None, 0, -1, 1e308, float("nan"), True, "x", [], [1], {}, {"a": 1}, ["1", "2", "3"], [None, None], "9" * 500]
+
+
+def places(stored, path=()):
+    yield path
+    for key in stored if isinstance(stored, dict) else range(len(stored)) if isinstance(stored, list) else ():
+        yield from places(stored[key], (*path, key))
+
+
+def put(stored, path, value):
+    if not path:
+        return value
+    copy = list(stored) if isinstance(stored, list) else dict(stored)
+    copy[path[0]] = put(stored[path[0]], path[1:], value)
+    return copy
+
+
+def test_json_with_fields_of_other_kinds_is_refused_by_name_or_read(table):
+    recipe = read_recipe("Cake\nServes 4\nMakes 24 cookies\n1 (14 oz) can milk\n1. Mix all.").to_dict()
+    kit = make_kit(Recipe.from_dict(recipe), table).to_dict()
+
+    def use(made):
+        return made.to_json(), made.rows(), to_csv(made), made.shopping_list
+
+    for stored, read in ((recipe, lambda o: make_kit(Recipe.from_dict(o), table)), (kit, MealKit.from_dict)):
+        for path in [*places(stored)]:
+            if path[:1] == ("shopping_list",):
+                continue
+            for value in JUNK:
+                with suppress(KitchenError):
+                    use(read(put(stored, path, value)))
+    for name, value in (("notes", None), ("makes", 0), ("instructions", None), ("techniques", 3), ("title", [])):
+        with pytest.raises(RecipeError, match=f"^{name}: found"):
+            Recipe.from_dict(recipe | {name: value})
 
 
 def test_csv_has_a_row_per_ingredient_and_no_formula(kit, table):

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from weightsmith.core.errors import HyperparameterError, WeightsmithError
 from weightsmith_kitchen.batch import RECIPES, find_files, run_batch
 from weightsmith_kitchen.errors import KitchenError
 from weightsmith_kitchen.sources import texts_of
@@ -126,6 +127,37 @@ def test_a_finished_run_is_left_as_it_is(recipes, tmp_path):
     assert '"title": "Another"' in out.read_text("utf-8")
     out.unlink()  # then the record says nothing
     assert run_batch(files(recipes), parse_file, out, made_with=MADE, resume=True).resumed == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "x", "[]", '{"options": {"command": "parse"}}', '{"inputs": 3, "options": null}']
+)
+def test_a_damaged_record_of_a_finished_run_is_named(recipes, tmp_path, text):
+    out = tmp_path / "out.jsonl"
+    run_batch(files(recipes), parse_file, out, made_with=MADE)
+    (tmp_path / "out.jsonl.run.json").write_text(text)
+    with pytest.raises(WeightsmithError, match="damaged|is complete, with other options"):
+        run_batch(files(recipes), parse_file, out, made_with=MADE, resume=True)
+
+
+def test_an_output_that_was_replaced_is_not_taken_for_the_run_s(recipes, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run_batch(files(recipes), parse_file, out, made_with=MADE)
+    out.write_text("garbage")
+    with pytest.raises(KitchenError, match="is not what its run wrote.*--overwrite"):
+        run_batch(files(recipes), parse_file, out, made_with=MADE, resume=True)
+
+
+def test_what_is_read_is_not_written_over(recipes, tmp_path):
+    table, link = tmp_path / "own.csv", tmp_path / "link.txt"
+    table.write_text("mine")
+    link.symlink_to(recipes / "r02.txt")
+    before = (recipes / "r02.txt").read_text()
+    for out in (recipes / "r02.txt", link, table):
+        with pytest.raises(HyperparameterError, match="which is read"):
+            run_batch(files(recipes), parse_file, out, made_with=MADE, overwrite=True, reads=[table])
+    assert (table.read_text(), (recipes / "r02.txt").read_text()) == ("mine", before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.txt", "own.csv", "recipes"]
 
 
 def test_what_runs_wrote_into_a_folder_is_no_input(recipes):

@@ -185,12 +185,26 @@ def test_photos(tmp_path):
         (["parse", "{folder}", "--resume"], "cannot be resumed"),
         (["recognize", "{folder}"], "nothing to read"),
         (["estimate", ""], "ingredient"),
+        (["parse", "{folder}", "--out", "{recipe}", "--overwrite"], "which is read"),
+        (["kit", "{recipe}", "--format", "pdf", "--out", "{recipe}", "--overwrite"], "which is read"),
+        (["kit", "{recipe}", "--table", "{table}", "--format", "csv", "--out", "{table}", "--overwrite"], "is read"),
     ],
 )
 def test_what_is_refused(recipe, tmp_path, arguments, said):
-    result = CliRunner().invoke(app, [argument.format(recipe=recipe, folder=tmp_path) for argument in arguments])
+    table = tmp_path / "own.csv"
+    table.write_text("name,kcal\nflour,350\n")
+    words = [argument.format(recipe=recipe, folder=tmp_path, table=table) for argument in arguments]
+    result = CliRunner().invoke(app, words)
     assert result.exit_code != 0
+    assert recipe.read_text("utf-8") == RECIPE
     assert said in " ".join((result.output + str(result.exception)).replace("│", " ").split())
+
+
+@pytest.mark.parametrize("words", ['estimate "2 eggs"', "search egg", "kit {recipe}", "kit {recipe} --format json"])
+def test_a_result_that_cannot_be_printed_is_an_error(recipe, words):
+    command = f"{sys.executable} -m weightsmith kitchen {words.format(recipe=recipe)} >&-"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, check=False, text=True)
+    assert (result.returncode, result.stderr[:33]) == (1, "error: standard output is closed.")
 
 
 PRINTING = [["recognize"], ["parse"], ["kit"], ["estimate"], ["search"]]

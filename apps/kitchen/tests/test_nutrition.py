@@ -225,6 +225,11 @@ def test_a_users_own_table_is_preferred(table, tmp_path):
         ("name,kcal\nx,nan\n", "line 2, kcal"),
         ("name,kcal\n,3\n", "line 2, name"),
         ("name,kcal,grams_per_armful\nx,3,3\n", "grams_per_armful"),
+        ("name,kcal,grams_per_ounce\nx,3,28.35\n", "grams_per_ounce: found a unit of weight"),
+        ('name,kcal\n"x,3\n', "cannot be read"),
+        ("name,kcal,kcal\nx,350,1\n", "two columns 'kcal'"),
+        ("name,kcal\nFlour, 00,350\n", "line 2: found more fields than columns"),
+        ("name,kcal\nx,3\ny,4\nX,5\n", "line 4: found 'X' again, after line 2"),
         ("", "the columns none"),
     ],
 )
@@ -405,6 +410,42 @@ def test_what_was_not_read_is_still_said_after_pricing(table):
     found = price(read_ingredient("1 egg plus 1 yolk"), table)
     assert any("not read" in remark for remark in found.remarks)
     assert Ingredient.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "grams"),
+    [("1 000 g flour", 1000), ("1'000 g flour", 1000), ("1e3 g sugar", 1000), ("1 pound minus 2 ounces beef", 397)],
+)
+def test_amounts_of_many_digits_and_differences_are_weighed(table, line, grams):
+    assert price(read_ingredient(line), table).grams.value == pytest.approx(grams, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "measured"),
+    [
+        ("a cup and a half of rice", "rice", "1 1/2 cups"),
+        ("2 cups minus 2 tbsp flour", "flour", "1 7/8 cups"),
+        ("7-up 1 can", "7-up", "1 can"),
+        ("100 g", "", "100 grams"),
+    ],
+)
+def test_what_a_line_says_in_other_ways_is_read(line, name, measured):
+    item = read_ingredient(line)
+    assert (item.name, item.measured()) == (name, measured)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("3/4/5 cups rice", "3/4/5: no number"),
+        ("1e400 g flour", "1e400: no number"),
+        ("1 0 g flour", "0 g: no amount, not read"),
+        ("2 eggs minus 1 yolk", "minus 1: not read"),
+        ("1 500 g flour", "1 500 g: read as 1 of 500 gram"),
+    ],
+)
+def test_what_is_no_amount_is_named(line, said):
+    assert read_ingredient(line).unread == (said,)
 
 
 def test_a_table_that_is_not_there_says_how_to_make_it(tmp_path):

@@ -36,6 +36,17 @@ F = Fraction
         ("1,5 l", F(3, 2), F(3, 2), 3),
         ("1⁄2 cup", F(1, 2), F(1, 2), 3),
         (".5 cup", F(1, 2), F(1, 2), 2),
+        ("1 000 g", 1000, 1000, 5),
+        ("1\u00a0000,5 g", F(2001, 2), F(2001, 2), 7),
+        ("12\u202f500 g", 12500, 12500, 6),
+        ("1\u2009500 g", 1500, 1500, 5),
+        ("1'000'000 g", 10**6, 10**6, 9),
+        ("1.000,5 g", F(2001, 2), F(2001, 2), 7),
+        ("1.000.000 g", 10**6, 10**6, 9),
+        ("1 000-2 000 g", 1000, 2000, 11),
+        ("2 200 g cans", 2, 2, 1),
+        ("1e3 g", 1000, 1000, 3),
+        ("2.5E-1 l", F(1, 4), F(1, 4), 6),
     ],
 )
 def test_the_amount_at_the_beginning_of_a_line(text, low, high, end):
@@ -46,6 +57,12 @@ def test_the_amount_at_the_beginning_of_a_line(text, low, high, end):
 @pytest.mark.parametrize("text", ["salt", "anise seed", "two-inch pieces", "", "   ", "onion", "tender"])
 def test_no_amount(text):
     assert find_quantity(text) is None
+
+
+def test_what_is_written_of_a_tiny_amount_is_read_again():
+    tiny = Quantity.of(F(11, 90_000_000))
+    assert (tiny.kitchen(), str(tiny)) == ("0.00000012", "0.0000001222")
+    assert Quantity.parse(str(tiny)).low == F(str(tiny))
 
 
 @pytest.mark.parametrize("text", ["1/0", "1/0 cup", "2 1/0"])

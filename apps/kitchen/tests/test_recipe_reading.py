@@ -74,6 +74,11 @@ def test_what_holds_no_recipe_is_said(text, said):
         read_recipe(text)
 
 
+def test_a_title_may_begin_with_a_bracket():
+    recipe = read_recipe("[Vegan] Pancakes\nServes 4\n2 cups flour\n3 bananas\n")
+    assert (recipe.title, len(recipe.ingredients)) == ("[Vegan] Pancakes", 2)
+
+
 def test_too_many_ingredients_in_json_are_refused():
     with pytest.raises(RecipeError, match="at most 10000"):
         read_recipe(json.dumps({"recipeIngredient": ["1 egg"] * 10_001}))

@@ -22,6 +22,12 @@ def table():
     return NutritionTable.default()
 
 
+def test_a_sum_that_is_scaled_far_down_is_still_a_list(table):
+    kit = make_kit(read_recipe("Milk\nServes 10000\n1 cup milk\n1 tbsp milk"), table).scale("0.001")
+    assert len(kit.shopping_list) == 1
+    assert "e-" not in str(kit.shopping_list[0])
+
+
 @pytest.mark.parametrize(
     ("lines", "bought"),
     [

@@ -292,8 +292,12 @@ def test_notes_devices_and_folders_are_never_replaced(notes, small_tagger, tmp_p
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     monkeypatch.chdir(folder)
+    (tmp_path / "link").symlink_to(one)
     for source, out, format, match in (
         (one, one, "json", "notes that are read"),
+        (tmp_path / "link", one, "json", "notes that are read"),
+        (notes, one, "json", "notes that are read"),
+        (notes, notes / "ward0", "brat", "notes that are read"),
         (one, notes, "brat", "notes that are read"),
         (notes, notes, "brat", "notes that are read"),
         (notes, folder, "json", "found a folder, expected a file"),
@@ -303,7 +307,12 @@ def test_notes_devices_and_folders_are_never_replaced(notes, small_tagger, tmp_p
     ):
         with pytest.raises(CorpusError, match=match):
             tag_corpus([source], small_tagger, out, format=format, overwrite=True)
-    assert left(tmp_path) == ["file", "folder", "notes", "pipe"]
+    ontology = tmp_path / "file"
+    with pytest.raises(CorpusError, match="what is read beside the notes"):
+        tag_corpus([notes], small_tagger, ontology, overwrite=True, reads=[ontology])
+    with pytest.raises(HyperparameterError, match="out: found .*mine, a file of .*folder, which is read"):
+        tag_corpus([notes], small_tagger, folder / "mine", overwrite=True, reads=[folder])
+    assert left(tmp_path) == ["file", "folder", "link", "notes", "pipe"]
     assert (file.read_text(), left(folder), len(list(notes.rglob("*.txt")))) == ("mine", ["mine"], 30)
 
 
@@ -525,6 +534,25 @@ def test_resume_without_anything_to_resume_starts_and_of_a_complete_output_is_do
     path.write_bytes(path.read_bytes().replace(b"and", b"und"))
     with pytest.raises(CorpusError, match="is complete, of other documents"):
         tag_corpus([notes], small_tagger, out, resume=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("digest", None), ("created", 3), ("documents", "x"), ("failures", 1)])
+def test_a_damaged_record_of_a_finished_run_is_named(notes, small_tagger, tmp_path, name, value):
+    out, record = tmp_path / "out.jsonl", tmp_path / "out.jsonl.run.json"
+    tag_corpus([notes], small_tagger, out)
+    kept = json.loads(record.read_text()) | {name: value}
+    record.write_text(json.dumps({key: item for key, item in kept.items() if item is not None}))
+    with pytest.raises(CorpusError, match="record of the run .* is damaged.*--overwrite"):
+        tag_corpus([notes], small_tagger, out, resume=True)
+
+
+@pytest.mark.parametrize(("out", "format"), [("out.jsonl", "json"), ("out", "brat")])
+def test_an_output_that_was_replaced_is_not_taken_for_the_run_s(notes, small_tagger, tmp_path, out, format):
+    tag_corpus([notes], small_tagger, tmp_path / out, format=format)
+    file = tmp_path / out if format == "json" else next((tmp_path / out).rglob("*.ann"))
+    file.write_text("garbage")
+    with pytest.raises(CorpusError, match="is not what its run wrote.*--overwrite"):
+        tag_corpus([notes], small_tagger, tmp_path / out, format=format, resume=True)
 
 
 def test_damaged_shard_is_tagged_again(notes, small_tagger, tmp_path):

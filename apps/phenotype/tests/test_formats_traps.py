@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import subprocess
+import sys
 import tracemalloc
 import warnings
 
@@ -528,3 +530,38 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path):
     write_documents([Document("a", "x")], tmp_path / "out.jsonl", overwrite=True)
     assert json.loads((tmp_path / "out.jsonl").read_text()) == {"id": "a", "text": "x", "mentions": []}
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_two_fields_of_one_name_in_json_are_refused():
+    with pytest.raises(CorpusError, match="line 1 is not JSON: found two fields 'id'"):
+        list(read_documents(io.BytesIO(b'{"id": "1", "id": "2", "text": "tall"}'), "json"))
+
+
+KILLED = """
+import os, sys
+from weightsmith.core.io import _atomic
+from weightsmith_phenotype import Document
+from weightsmith_phenotype.formats import write_documents
+
+def replace(one, other, rename=os.replace):
+    rename(one, other)
+    if str(one) == sys.argv[1]:
+        os._exit(9)
+
+os.replace = replace
+if sys.argv[2] == "two renames":
+    _atomic._exchange = lambda one, other: False
+write_documents([Document("b", "y")], sys.argv[1], "brat", overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("system", ["one exchange", "two renames"])
+def test_a_folder_that_is_overwritten_survives_a_kill_and_a_failed_run(tmp_path, system):
+    out = tmp_path / "out"
+    write_documents([Document("a", "x")], out, "brat")
+    subprocess.run([sys.executable, "-c", KILLED, str(out), system], check=False)
+    with pytest.raises(ZeroDivisionError):
+        write_documents((1 / 0 for _ in "x"), out, "brat", overwrite=True)
+    name = "a" if system == "two renames" else "b"
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.ann", f"{name}.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

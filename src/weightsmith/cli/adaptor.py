@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from weightsmith.core import progress
 from weightsmith.core.errors import CheckpointError, HyperparameterError
-from weightsmith.core.io import atomic_output, check_file, check_output, with_revision
+from weightsmith.core.io import atomic_output, check_output, check_written, with_revision
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.quantize import check_packable
@@ -28,6 +28,7 @@ from weightsmith.workbench import (
     Evaluation,
     Layout,
     Workbench,
+    check_device,
     measure_files,
     move_to_device,
     run_on_disk,
@@ -67,10 +68,10 @@ def make_command(name: str, signature: Signature) -> typer.Typer:
         refs = [ref for key in on for ref in (given[key] if isinstance(given[key], list) else [given[key]])]
         title = f"{name} on {' and '.join(refs)}" if refs else name
         files: dict[str, Any] = {kind: given.pop(kind) for kind in ("report", "json") if kind in given}
-        for path in files.values():
-            if path is not None:
-                check_file(path)
-        _refuse_inside(_out(signature, given), {**files, **hyper})
+        written = signature.written(hyper)
+        own = [value for name, value in hyper.items() if isinstance(value, Path) and name not in written]
+        check_written({**files, **written}, inputs=[*_inputs(signature, given), *own], out=_out(signature, given))
+        _refuse_inside(_out(signature, given), hyper)
         if given.pop("dry_run", False):
             _rehearse(name, signature, given, hyper)
             return
@@ -142,6 +143,14 @@ def _out(signature: Signature, given: Mapping[str, Any]) -> Path | None:
     if signature.model is None and _writes(signature):
         return Path(given[signature.paths[-1].name])
     return given.get("out")
+
+
+def _inputs(signature: Signature, given: Mapping[str, Any]) -> list[str]:
+    """What the command reads, as it is named on the line."""
+    written = signature.paths[-1].name if _writes(signature) else None
+    names = {*(name for name in signature.roles if name != written), "model", "evaluation", "control"}
+    values = [given[name] for name in names if given.get(name) is not None]
+    return [str(each) for value in values for each in (value if isinstance(value, list) else [value])]
 
 
 def _refuse_inside(out: Path | None, values: Mapping[str, Any]) -> None:
@@ -294,6 +303,8 @@ def _rehearse(name: str, signature: Signature, given: Mapping[str, Any], hyper: 
     out, model = _out(signature, given), given.get("model")
     if out is not None:
         check_output(out, overwrite={**given, **hyper}.get("overwrite", False))
+    if "device" in given:
+        check_device(given["device"])
     networks = {role.name: given[role.name] for role in signature.networks if given[role.name] is not None}
     if model is not None:
         check_network(model)

@@ -46,7 +46,7 @@ for _product in products():
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 0 (done), 1 (failed) or 2 (wrong usage).
+    """Run the command line; exit with 0 (done), 1 (failed), 2 (wrong usage) or 130 (stopped by Ctrl+C).
 
     An error is one line on standard error, and so is a warning. Anywhere on the line, ``--debug`` shows its traceback
     and other packages' warnings, and ``--quiet`` leaves only errors and the results asked for.
@@ -175,14 +175,13 @@ def measure(
     """Measure a model: perplexity, size, accuracy on labeled data, and tasks of the evaluation harness."""
     from rich.console import Console
 
-    from weightsmith.core.io import check_file, with_revision
+    from weightsmith.core.io import check_written, with_revision
     from weightsmith.workbench import Evaluation, measure_model
 
     hush_transformers()
-    for path in (report, json):
-        if path is not None:
-            check_file(path)
     named = tuple(name for each in tasks or () for name in each.split(",") if name)
+    read = [each for each in (model, evaluation, control, *named) if each is not None]
+    check_written({"report": report, "json": json}, inputs=read)
     asked = Evaluation(
         file=evaluation,
         control=control,

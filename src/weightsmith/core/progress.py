@@ -141,7 +141,7 @@ def _open(description: str, total: int | None) -> TaskID:
     if _bars is None:
         _bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             _Count(),
             TimeRemainingColumn(),

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from weightsmith.core.errors import WeightsmithError
-from weightsmith.core.io import check_file, kept_folder, write_file
+from weightsmith.core.io import check_written, kept_folder, read_json, write_file
 from weightsmith.core.jobs import Backend, stream_jobs
 from weightsmith.core.progress import track
 from weightsmith_kitchen.errors import KitchenError
@@ -144,6 +146,7 @@ def run_batch(
     backend: Backend = "processes",
     resume: bool = False,
     overwrite: bool = False,
+    reads: Sequence[Path] = (),
 ) -> BatchResult:
     """Work on files and write one JSON object per line, or what ``render`` makes of the objects.
 
@@ -167,12 +170,16 @@ def run_batch(
         Go on where a run was killed, if one was. A run that was finished is left as it is.
     overwrite : bool, default: False
         Replace ``out``, and start again where a run was killed.
+    reads : sequence of Path
+        Other files and folders that the work follows from, such as a user's table: they are not written over.
 
     Raises
     ------
     KitchenError
         If ``out`` exists, or a killed run is there, and neither ``resume`` nor ``overwrite`` says what to do; or if a
-        run, killed or finished, is resumed with other files or options.
+        run, killed or finished, is resumed with other files or options; or if what it left is damaged or replaced.
+    weightsmith.core.errors.HyperparameterError
+        If ``out`` or its record is a file that is read.
     """
     start = time.monotonic()
     items = [_Item(number, source) for number, source in enumerate(files)]
@@ -198,8 +205,10 @@ def run_batch(
         result.seconds = time.monotonic() - start
         return result
 
-    check_file(out)
     record = out.with_name(out.name + RECORD)
+    recorded = not out.exists() or out.is_file()  # a device has no place beside it
+    read = [*(source for source in files if isinstance(source, Path)), *reads]
+    check_written({"out": out, "record": record if recorded else None}, inputs=read)
     with kept_folder(out) as folder:
         if resume and not overwrite and not (folder / MADE_WITH).is_file() and out.is_file() and record.is_file():
             _already(record, out, items, made_with, result)
@@ -214,9 +223,10 @@ def run_batch(
                 done[number] = made
         objects = (one for item in items for one in _counted(done[item.number], result))
         text = "".join(write(objects))
-        if not out.exists() or out.is_file():  # a device has no place beside it
+        if recorded:
             # The record comes first: a run that is killed between the two is resumed and writes both again.
-            write_file(record, json.dumps(_record(items, made_with, result)) + "\n")
+            made_of = _record(items, made_with, result) | {"output": _digest(text.encode())}
+            write_file(record, json.dumps(made_of) + "\n")
         write_file(out, text)
         for kept in (DONE, MADE_WITH):
             (folder / kept).unlink(missing_ok=True)
@@ -233,17 +243,38 @@ def _record(items: Sequence[_Item], made_with: dict[str, Any], result: BatchResu
     return {"options": made_with, "inputs": keys.hexdigest(), "files": result.files, "failures": failures}
 
 
+def _digest(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+@contextmanager
+def _sound(out: Path) -> Iterator[None]:
+    """Say that what an earlier run left is damaged."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        message = f"the record of the run that writes {out} is damaged"
+        raise KitchenError(
+            message, found=f"{type(error).__name__}: {error}", do="Start again with --overwrite."
+        ) from None
+
+
 def _already(record: Path, out: Path, items: Sequence[_Item], made_with: dict[str, Any], result: BatchResult) -> None:
-    """Take over the result of a run that was finished, if it was of the same files."""
-    was = json.loads(record.read_text(encoding="utf-8"))
+    """Take over the result of a run that was finished, if it was of the same files and its output is there."""
+    do = "Choose another output, or replace it with --overwrite."
+    was = read_json(record)
     wanted = json.loads(json.dumps(_record(items, made_with, result)))
-    for part, what in (("options", "with other options"), ("inputs", "of other files, or of these before a change")):
-        if was[part] != wanted[part]:
-            raise KitchenError(
-                f"{out} is complete, {what}", do="Choose another output, or replace it with --overwrite."
-            )
-    result.files = result.resumed = was["files"]
-    result.failures = [Failure(**failure) for failure in was["failures"]]
+    with _sound(out):
+        for part, what in (
+            ("options", "with other options"),
+            ("inputs", "of other files, or of these before a change"),
+        ):
+            if was[part] != wanted[part]:
+                raise KitchenError(f"{out} is complete, {what}", do=do)
+        if was.get("output") not in (None, _digest(out.read_bytes())):
+            raise KitchenError(f"{out} is not what its run wrote", do=do)
+        result.files = result.resumed = operator.index(was["files"])
+        result.failures = [Failure(**failure) for failure in was["failures"]]
     result.complete = True
 
 
@@ -268,19 +299,20 @@ def _begin(
     wanted = json.loads(json.dumps({"options": made_with, "files": [str(item.source) for item in items]}))
     done: dict[int, dict[str, Any]] = {}
     if begun and resume and not overwrite:
-        was = json.loads((folder / MADE_WITH).read_text(encoding="utf-8"))
-        for part, what in (("options", "other options"), ("files", "other files")):
-            if was[part] != wanted[part]:
-                raise KitchenError(f"the run that writes {out} was begun with {what}", do=CHANGED)
+        was = read_json(folder / MADE_WITH)
         whole = 0
         raw = (folder / DONE).read_bytes() if (folder / DONE).is_file() else b""
-        for line in raw.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break  # the run was killed in the middle of this line
-            key, made = json.loads(line)
-            whole += len(line)
-            if key == items[key[0]].key():
-                done[key[0]] = made
+        with _sound(out):
+            for part, what in (("options", "other options"), ("files", "other files")):
+                if was[part] != wanted[part]:
+                    raise KitchenError(f"the run that writes {out} was begun with {what}", do=CHANGED)
+            for line in raw.splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break  # the run was killed in the middle of this line
+                key, made = json.loads(line)
+                whole += len(line)
+                if key == items[key[0]].key():
+                    done[key[0]] = made
         with (folder / DONE).open("ab") as stream:
             stream.truncate(whole)
         result.resumed = len(done)

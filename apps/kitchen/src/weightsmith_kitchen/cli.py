@@ -107,6 +107,7 @@ def recognize(
         backend=backend,
         resume=resume,
         overwrite=overwrite,
+        reads=[*(model or ()), *([] if boxes is None else [boxes])],
     )
 
 
@@ -138,6 +139,7 @@ def parse(
         backend=backend,
         resume=resume,
         overwrite=overwrite,
+        reads=model or (),
     )
 
 
@@ -173,6 +175,7 @@ def kit(
     if servings is not None and not 0 < servings <= 10_000:
         raise typer.BadParameter("must be above 0, at most 10000", param_hint="'--servings'")
     work: Callable[[Any], dict[str, Any]] = partial(kit_file, **options)
+    reads = [*(table or ()), *(model or ())]
     if format in ("text", "pdf"):
         sources = [] if any(path.is_dir() for path in inputs) else texts_of(_stdin(inputs))
         if len(sources) != 1 or resume:
@@ -180,8 +183,8 @@ def kit(
             raise KitchenError(f"the format {format}", found=found, expected="one", do="Write json.")
         from weightsmith_kitchen.kit import MealKit
 
-        made = MealKit.from_dict(work(sources[0]))
-        _write_one(made, out, format, overwrite)
+        _check_one(out, format, overwrite, [*_stdin(inputs), *reads])
+        _write_one(MealKit.from_dict(work(sources[0])), out)
         return
     _batch(
         inputs,
@@ -194,6 +197,7 @@ def kit(
         backend=backend,
         resume=resume,
         overwrite=overwrite,
+        reads=reads,
     )
 
 
@@ -210,6 +214,7 @@ def estimate(
     from weightsmith_kitchen.models import loaded, models_of
     from weightsmith_kitchen.report import kit_text
 
+    _check_stdout()
     models = models_of(model, ["tagger", "portions"])
     tagger, portions = loaded(models, "tagger"), loaded(models, "portions")
     made = make_kit(items, _table(table), servings=servings, tagger=tagger, portions=portions)
@@ -232,6 +237,7 @@ def search(
     """Search the nutrition table. Exits with 1 when no name is near."""
     from rich.table import Table as Grid
 
+    _check_stdout()
     found = _table(table).search(name, limit=limit, branded=branded)
     if not found:
         print(f"no row of the table has such a name: {name!r}", file=sys.stderr)
@@ -290,19 +296,28 @@ def _stdin(paths: Sequence[Path]) -> list[Path]:
     return [STDIN if str(path) == "-" else path for path in paths]
 
 
+def _check_stdout(do: str = "Leave it open: the result is printed.") -> None:
+    from weightsmith_kitchen.errors import KitchenError
+
+    if sys.stdout is None:
+        raise KitchenError("standard output is closed", do=do)
+
+
 def _batch(
     inputs: Sequence[Path],
     kind: Literal["photos", "recipes", "both"],
     work: Callable[[Any], dict[str, Any]],
     out: Path | None,
+    *,
+    reads: Sequence[Path],
     **options: Any,
 ) -> None:
     from weightsmith_kitchen.batch import PHOTOS, RECIPES, find_files, run_batch
     from weightsmith_kitchen.errors import KitchenError
     from weightsmith_kitchen.sources import texts_of
 
-    if out is None and sys.stdout is None:
-        raise KitchenError("standard output is closed", do="Name an output with --out.")
+    if out is None:
+        _check_stdout("Name an output with --out.")
     skipped: dict[str, int] = {}
     suffixes = {"photos": PHOTOS, "recipes": RECIPES, "both": PHOTOS + RECIPES}[kind]
     files = find_files(_stdin(inputs), suffixes, skipped)
@@ -310,7 +325,7 @@ def _batch(
     if not sources:
         raise KitchenError("nothing to read", found=f"no line in {', '.join(map(str, files))}")
     try:
-        result = run_batch(sources, work, sys.stdout if out is None else out, **options)
+        result = run_batch(sources, work, sys.stdout if out is None else out, reads=[*files, *reads], **options)
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
@@ -419,20 +434,30 @@ def _csv_pieces(
         yield stream.getvalue()
 
 
-def _write_one(made: MealKit, out: Path | None, format: Literal["text", "pdf"], overwrite: bool) -> None:
-    from weightsmith.core.io import check_file, write_file
+def _check_one(out: Path | None, format: Literal["text", "pdf"], overwrite: bool, reads: Sequence[Path]) -> None:
+    """Refuse an output that cannot be written, before any work."""
+    from weightsmith.core.io import check_written
     from weightsmith_kitchen.errors import KitchenError
-    from weightsmith_kitchen.kit import to_pdf
-    from weightsmith_kitchen.report import kit_text
 
     if format == "text":
         if out is not None:
             raise KitchenError("the format text is for the terminal", do="Write json, csv or pdf to a file.")
-        console().print(kit_text(made))
+        _check_stdout()
         return
     if out is None:
         raise KitchenError("a PDF is no text for the terminal", do="Name a file with --out.")
-    check_file(out)
+    check_written({"out": out}, inputs=reads)
     if out.exists() and not overwrite:
         raise KitchenError(f"{out} exists", do="Choose another output, or replace it with --overwrite.")
-    write_file(out, to_pdf(made))
+
+
+def _write_one(made: MealKit, out: Path | None) -> None:
+    """Print a kit, or write it as a PDF."""
+    from weightsmith.core.io import write_file
+    from weightsmith_kitchen.kit import to_pdf
+    from weightsmith_kitchen.report import kit_text
+
+    if out is None:
+        console().print(kit_text(made))
+    else:
+        write_file(out, to_pdf(made))

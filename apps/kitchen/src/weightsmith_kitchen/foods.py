@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightsmith_kitchen.errors import RecipeError
+
 __all__ = ["Estimate", "Food", "Portion"]
+
+LARGEST = 1e60
+"""Of a number in JSON: sums and multiples of it are finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,19 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def from_list(cls, stored: Any) -> Estimate:
+        """Read the value and its bounds.
+
+        Raises
+        ------
+        RecipeError
+            If they are not three finite numbers.
+        """
+        if not isinstance(stored, (list, tuple)) or len(stored) != 3 or not all(map(_is_finite, stored)):
+            raise RecipeError("estimate", found=str(stored)[:80], expected="a value and its bounds: three numbers")
+        return cls(*map(float, stored))
 
     def __add__(self, other: Estimate) -> Estimate:
         return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
@@ -121,18 +139,52 @@ class Food:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Food:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        RecipeError
+            If it is something else.
+        """
+        kcal, nutrients = (
+            _field(stored, "kcal_per_100g", (int, float, type(None))),
+            _field(stored, "nutrients", dict, {}),
+        )
+        for name, value in {"kcal_per_100g": kcal or 0, **nutrients}.items():
+            if not _is_finite(value):
+                raise RecipeError(f"food, {name}", found=str(value)[:80], expected="a number")
         portions = tuple(
-            Portion(item["unit"], Estimate(*item["grams"]), item["source"], item.get("size", ""))
-            for item in stored.get("portions", ())
+            Portion(
+                _field(item, "unit", str),
+                Estimate.from_list(_field(item, "grams", list)),
+                _field(item, "source", str),
+                _field(item, "size", str, ""),
+            )
+            for item in _field(stored, "portions", list, [])
         )
+        notes = _field(stored, "notes", list, [])
         return cls(
-            stored["id"],
-            stored["name"],
-            stored["kcal_per_100g"],
-            stored["source"],
-            stored.get("category", ""),
-            dict(stored.get("nutrients", {})),
+            _field(stored, "id", str),
+            _field(stored, "name", str),
+            kcal,
+            _field(stored, "source", str),
+            _field(stored, "category", str, ""),
+            dict(nutrients),
             portions,
-            tuple(stored.get("notes", ())),
+            tuple(map(str, notes)),
         )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that energies can be computed with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _field(stored: Any, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    """A field of a stored food."""
+    if not isinstance(stored, Mapping):
+        raise RecipeError("food", found=str(stored)[:80], expected="a JSON object")
+    value = stored.get(name, default)
+    if not isinstance(value, kind):
+        raise RecipeError(f"food, {name}", found=str(value)[:80], expected="what to_dict wrote")
+    return value

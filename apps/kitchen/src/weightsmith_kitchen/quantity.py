@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import floor
 
@@ -64,14 +65,22 @@ EIGHTHS = tuple(sorted({*KITCHEN, *(Fraction(n, 8) for n in range(9))}))
 
 _V = "[" + "".join(VULGAR) + "]"
 _SLASH = r"\s?[/\u2044\u2215]\s?"
+# Digits in groups of three. A blank may part two numbers ("2 200 g cans") but not before a group that begins with 0.
+_GROUPS = (
+    r"\d{1,3}(?:(?:['\u2019\u2009\u202f]\d{3})+|[ \u00a0]0\d\d(?:[ \u00a0]\d{3})*)(?:[.,]\d+)?(?!\d)"
+    r"|\d{1,3}(?:\.\d{3})+,\d+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?!\d)"
+    r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)"
+)
+_SCIENTIFIC = r"\d+(?:\.\d+)?e[+-]?\d(?![\d.])"
 # One number. A mixed number has its fraction after a blank, a hyphen or "and"; "1 3 lb" is two numbers.
 NUMBER = (
-    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)"
+    rf"(?:{_GROUPS}|{_SCIENTIFIC}"
     rf"|\d+(?:\s*|\s+and\s+|\s*-\s*){_V}"
     rf"|\d+(?:\s+and\s+|\s+|-)\d+{_SLASH}\d+(?:st|rd|ths?)?\b"
     rf"|\d+{_SLASH}\d+(?:st|rd|ths?)?\b"
     rf"|{_V}|\d+[.,]\d+|\.\d+|\d+)"
 )
+_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 _DASH = r"\s*(?:[-\u2010-\u2015~]|\bto\b|\bor\b)\s*"
 _RANGE = re.compile(rf"({NUMBER}){_DASH}({NUMBER})", re.IGNORECASE)
 _NUMBER = re.compile(NUMBER, re.IGNORECASE)
@@ -204,6 +213,10 @@ class Quantity:
             if len(stored) != 2:
                 raise RecipeError("amount", found=f"{len(stored)} numbers", expected="one, or a pair")
             return cls(cls.from_json(stored[0]).low, cls.from_json(stored[1]).high)
+        if not isinstance(stored, (str, int, float)) or isinstance(stored, bool):
+            raise RecipeError("amount", found=repr(stored)[:80], expected="a number")
+        if not isinstance(stored, str) and abs(stored) > 10**LONGEST:
+            raise RecipeError("amount", found=f"{stored:g}", expected=f"at most 10^{LONGEST}")
         if isinstance(stored, str) and re.fullmatch(r"\d{1,400}(?:/0*[1-9]\d{0,400})?", stored):
             return cls(Fraction(stored), Fraction(stored))
         return cls.of(stored)
@@ -233,6 +246,8 @@ def find_quantity(text: str, start: int = 0) -> tuple[Quantity, int, int] | None
     --------
     >>> find_quantity("1 and 1/2 cups")
     (Quantity('1 1/2'), 0, 9)
+    >>> find_quantity("1 000 g")[0], find_quantity("1.000,5 g")[0], find_quantity("2 200 g cans")[0]
+    (Quantity('1000'), Quantity('1000 1/2'), Quantity('2'))
     >>> find_quantity("½–1 tsp")[0], find_quantity("two thirds of a cup")[0], find_quantity("twenty-five")[0]
     (Quantity('1/2-1'), Quantity('2/3'), Quantity('25'))
     """
@@ -335,8 +350,11 @@ def _value(text: str) -> Fraction:
         raise RecipeError("amount", found=f"{len(text)} characters", expected=f"at most {LONGEST}")
     if text.isascii() and text.isdigit():
         return Fraction(int(text))
-    if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
-        return Fraction(text.replace(",", ""))
+    if re.fullmatch(_SCIENTIFIC, text, re.IGNORECASE):
+        return Fraction(text)
+    if re.fullmatch(_GROUPS, text):
+        mark = text.translate(_DIGITS)[0]  # the first mark parts groups; another one is the decimal mark
+        return Fraction("".join(text.split(mark)).replace(",", "."))
     total = Fraction(0)
     rest = re.sub(r"(?:st|rd|ths?)$", "", text, flags=re.IGNORECASE)
     for glyph, value in VULGAR.items():
@@ -358,7 +376,7 @@ def _mixed(value: Fraction) -> str:
     if rest == 0:
         return str(whole)
     if rest.denominator > 64:
-        return f"{float(value):.4g}"
+        return _decimal(value, 4)
     return f"{whole} {rest}" if whole else str(rest)
 
 
@@ -366,10 +384,21 @@ def _kitchen(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value)
     if value and value < Fraction(1, 16):
-        return f"{float(value):.2g}"
+        return _decimal(value, 2)
     if value >= 20:
         return str(round(value))
     whole = floor(value)
     rest = value - whole
     nearest = whole + min(EIGHTHS if value < 2 else KITCHEN, key=lambda mark: (abs(mark - rest), mark.denominator))
-    return f"{float(value):.2g}" if abs(nearest - value) > FARTHEST * value else _mixed(nearest)
+    return _decimal(value, 2) if abs(nearest - value) > FARTHEST * value else _mixed(nearest)
+
+
+def _decimal(value: Fraction, digits: int) -> str:
+    """The value with so many digits that count, without an exponent.
+
+    Examples
+    --------
+    >>> _decimal(Fraction(1, 9_000_000), 2)
+    '0.00000011'
+    """
+    return f"{Decimal(f'{float(value):.{digits}g}'):f}"

@@ -148,7 +148,7 @@ class Ingredient:
         return counted(self.name, self.quantity.high > 1) or self.text
 
     def line(self) -> str:
-        """The ingredient as a line that is read to the same amount, exactly.
+        """The ingredient as a line that is read to the same amount, exactly; without a unit where it has no amount.
 
         Examples
         --------
@@ -157,7 +157,8 @@ class Ingredient:
         """
         held = "" if self.package is None else f"({self.package[0]} {self.package[1]})"
         amount = "" if self.quantity is None else str(self.quantity)
-        parts = (amount, held, self.unit or "", self.size or "", self.called() if self.name else "")
+        unit = "" if self.quantity is None else self.unit or ""  # "cup flour" is one cup
+        parts = (amount, held, unit, self.size or "", self.called() if self.name else "")
         return " ".join(part for part in parts if part) or self.text
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,15 +215,17 @@ class Ingredient:
             if fields.get("package") is not None:
                 fields["package"] = _measure(fields["package"])
             fields["alternatives"] = tuple(map(_measure, fields.get("alternatives", ())))
-            fields["spans"] = tuple(Span(*item) for item in fields.get("spans", ()))
+            fields["spans"] = tuple(_span(item) for item in fields.get("spans", ()))
             for name in ("notes", "unread"):
-                fields[name] = tuple(map(str, fields.get(name, ())))
+                fields[name] = texts(fields, name)
+            if not isinstance(fields.get("confidence"), (int, float, type(None))):
+                raise RecipeError("confidence", found=str(fields["confidence"])[:80], expected="a number")
             for name in ("grams", "kcal"):
                 if fields.get(name) is not None:
-                    fields[name] = Estimate(*map(float, fields[name]))
+                    fields[name] = Estimate.from_list(fields[name])
             if fields.get("food") is not None:
                 fields["food"] = Food.from_dict(fields["food"])
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
             raise RecipeError(f"ingredient {stored['name']!r}", found=error) from None
         return cls(**fields)
 
@@ -357,16 +360,19 @@ class Recipe:
             raise RecipeError(
                 "recipe", found=f"{type(error).__name__}: {error}", expected="what to_dict wrote"
             ) from None
+        title = stored.get("title", "")
+        if not isinstance(title, str):
+            raise RecipeError("title", found=str(title)[:80], expected="a text")
         return cls(
             ingredients=listed,
-            instructions=tuple(stored.get("instructions", ())),
-            title=stored.get("title", ""),
+            instructions=texts(stored, "instructions"),
+            title=title,
             servings=None if stored.get("servings") is None else Quantity.from_json(stored["servings"]),
             events=events,
-            techniques=tuple(stored.get("techniques", ())),
-            utensils=tuple(stored.get("utensils", ())),
-            notes=tuple(map(str, stored.get("notes", ()))),
-            makes=None if stored.get("makes") is None else _measure(stored["makes"]),
+            techniques=texts(stored, "techniques"),
+            utensils=texts(stored, "utensils"),
+            notes=texts(stored, "notes"),
+            makes=read_makes(stored.get("makes")),
         )
 
     @classmethod
@@ -390,7 +396,48 @@ def _stored(measure: tuple[Quantity, str]) -> list[Any]:
     return [measure[0].to_json(), measure[1]]
 
 
+def texts(stored: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A field that is a list of texts, empty where it is left out.
+
+    Raises
+    ------
+    RecipeError
+        If it is something else.
+    """
+    found = stored.get(name, [])
+    if not isinstance(found, (list, tuple)) or not all(isinstance(item, str) for item in found):
+        raise RecipeError(name, found=str(found)[:80], expected="a list of texts")
+    return tuple(found)
+
+
+def read_makes(stored: Any) -> tuple[Quantity, str] | None:
+    """How many of what a recipe makes, from JSON.
+
+    Raises
+    ------
+    RecipeError
+        If it is something else.
+    """
+    if stored is None:
+        return None
+    if not isinstance(stored, list) or len(stored) != 2 or not isinstance(stored[1], str):
+        raise RecipeError("makes", found=str(stored)[:60], expected='an amount and a word: ["24", "cookies"]')
+    amount = Quantity.from_json(stored[0])
+    if not amount.low > 0:
+        raise RecipeError("makes", found=str(amount), expected="above 0")
+    return amount, stored[1]
+
+
+def _span(stored: Any) -> Span:
+    start, end, label = stored
+    if type(start) is not int or type(end) is not int or not isinstance(label, str):
+        raise RecipeError("span", found=str(stored)[:80], expected="two offsets and a label")
+    return Span(start, end, label)
+
+
 def _measure(stored: Any) -> tuple[Quantity, str]:
+    if not isinstance(stored, (list, tuple)) or len(stored) != 2 or not isinstance(stored[1], str):
+        raise RecipeError("measure", found=str(stored)[:80], expected="an amount and a unit")
     return Quantity.from_json(stored[0]), str(stored[1])
 
 

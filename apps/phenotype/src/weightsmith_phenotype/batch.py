@@ -18,13 +18,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.io import TemporaryFolder, kept_folder, read_json, scratch_folder, write_file
+from weightsmith.core.io import (
+    TemporaryFolder,
+    check_written,
+    kept_folder,
+    put_in_place,
+    read_json,
+    scratch_folder,
+    write_file,
+)
 from weightsmith.core.jobs import Backend, stream_jobs
 from weightsmith.core.progress import track
 from weightsmith_phenotype.corpus import (
@@ -39,7 +47,7 @@ from weightsmith_phenotype.corpus import (
 )
 from weightsmith_phenotype.errors import CorpusError, TaggerError
 from weightsmith_phenotype.formats import FORMATS, OffsetUnit
-from weightsmith_phenotype.formats._registry import check_target, in_files, put_file, put_in_place
+from weightsmith_phenotype.formats._registry import check_target, in_files, put_file
 from weightsmith_phenotype.shards import AGAIN, Done, Shard, ShardFolder
 from weightsmith_phenotype.workers import OutputSettings, PickledTagger, Tagger, stamp, tag_shard
 
@@ -100,6 +108,7 @@ def tag_corpus(
     batch_size: int = SHARD_DOCUMENTS,
     created: datetime | None = None,
     stdin: BinaryIO | None = None,
+    reads: Sequence[str | os.PathLike[str]] = (),
 ) -> BatchResult:
     """Tag files, folders and standard input, and write what is found.
 
@@ -134,6 +143,8 @@ def tag_corpus(
         Time stamp of phenopackets; by default the start of the run.
     stdin : binary stream, optional
         What ``"-"`` reads.
+    reads : sequence of path
+        Other files and folders that the run follows from, such as the ontology: they are not written over.
 
     Returns
     -------
@@ -145,6 +156,8 @@ def tag_corpus(
     CorpusError
         If nothing is found to tag, ``out`` exists, an option has no effect with the format, or a run is resumed with
         other inputs, another tagger or format.
+    weightsmith.core.errors.HyperparameterError
+        If ``out`` or its record is one of ``reads``.
 
     Examples
     --------
@@ -187,7 +200,7 @@ def tag_corpus(
         offset_unit=offset_unit,
         created=(created or datetime.now(UTC)).replace(microsecond=0),
     )
-    reader = _Reader(notes, input_format, batch_size, stdin)
+    reader = _Reader(notes, input_format, batch_size, stdin, reads)
     run = _Run(reader, tagger, settings, jobs, backend)
     if place is None:
         run.to_stream(cast(BinaryIO, out))
@@ -206,8 +219,10 @@ class _Reader:
         format: str | None,
         batch_size: int,
         stdin: BinaryIO | None,
+        reads: Sequence[str | os.PathLike[str]],
     ) -> None:
         self.notes, self.format, self.batch_size, self.stdin = notes, format, batch_size, stdin
+        self.reads = reads
         self.without: frozenset[str] = frozenset()
         self.notices: list[str] = []
         self.skipped: Counter[str] = Counter()
@@ -225,21 +240,24 @@ class _Reader:
         if kind == EARLIER:
             self.notices.append(f"{shown(path)} is not read: {shown(path)}{RECORD} says that an earlier run wrote it")
 
-    def leave_out(self, *written: Path) -> None:
+    def leave_out(self, place: Path, record: Path) -> None:
         """Do not read what is written.
 
         Raises
         ------
         CorpusError
-            If a note that is named would be replaced.
+            If a note, or something else that is read, would be replaced.
         """
-        for note in (Path(os.path.abspath(note)) for note in self.notes if str(note) != STDIN):
-            for place in written:
-                if note.is_relative_to(place):
-                    raise CorpusError(
-                        f"{shown(place)} cannot be written", found="notes that are read", do="Name another output."
-                    )
-        self.without = frozenset(map(str, written))
+        notes = [str(note) for note in self.notes if str(note) != STDIN]
+        if place.exists() and not record.is_file():  # no earlier output: in a folder of notes it is one of them
+            notes += [item.path for item in self.inputs(lambda failure: None) if item.path is not None]
+        for paths, found in ((notes, "notes that are read"), (self.reads, "what is read beside the notes")):
+            for read in (Path(os.path.realpath(path)) for path in paths):
+                if any(read.is_relative_to(os.path.realpath(written)) for written in (place, record)):
+                    raise CorpusError(f"{shown(place)} cannot be written", found=found, do="Name another output.")
+        if not place.exists() or place.is_file():
+            check_written({"out": place, "record": record}, inputs=self.reads)
+        self.without = frozenset(map(str, (place, record)))
 
     def listing(self) -> Iterator[str]:
         """A line per input: its name and size. Counts the documents, if the files say it: a plain text is one."""
@@ -318,7 +336,7 @@ class _Run:
             if shards.begun and resume and not overwrite:
                 old = shards.manifest()
                 self.take_over(old, manifest, place)
-                may = old["overwrite"] or record.is_file()
+                may = old.get("overwrite") or record.is_file()
                 check_target(place, as_folder=self.settings.as_files, overwrite=may)
                 shards.compare_inputs(self.reader.listing(), shown(place))
                 self.kept = {done.number: done for done in map(shards.load, shards.numbers()) if done is not None}
@@ -352,8 +370,8 @@ class _Run:
                 with _writing(place):
                     self.assemble(shards, made)
                 # The record comes first: a run that is killed between the two is resumed and puts both in place again.
-                write_file(record, json.dumps(self.record(manifest), indent=2) + "\n")
-                put_in_place(made, place, scratch)
+                write_file(record, json.dumps(self.record(manifest, made), indent=2) + "\n")
+                put_in_place(made, place)
 
     def work(self, folder: Path, *, keep: bool = False, put: Callable[[Done], None] = lambda done: None) -> None:
         """Tag all shards that were not kept, and hand each over in the order in which they finish.
@@ -478,28 +496,47 @@ class _Run:
                     expected=old.get(key),
                     do="Resume with the same, or start again with --overwrite.",
                 )
-        self.reader.batch_size = int(old["batch_size"])
-        self.settings = replace(self.settings, created=datetime.fromisoformat(old["created"]))
+        with _sound(place):
+            self.reader.batch_size = int(old["batch_size"])
+            self.settings = replace(self.settings, created=datetime.fromisoformat(old["created"]))
 
-    def record(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """What the output was made with, and what became of the documents."""
+    def record(self, manifest: dict[str, Any], made: Path) -> dict[str, Any]:
+        """What the output was made with, what became of the documents, and which output it is."""
         counts = {name: getattr(self.result, name) for name in RECORDED}
         failures = [asdict(failure) for failure in self.result.failures]
         kept = {key: value for key, value in manifest.items() if key != "overwrite"}
         digests = (self.done[number].digest for number in range(self.reader.count))
-        return {**kept, **counts, "failures": failures, "digest": _digest(digests)}
+        return {**kept, **counts, "failures": failures, "digest": _digest(digests), "output": _content(made)}
 
     def already(self, record: dict[str, Any], manifest: dict[str, Any], place: Path) -> None:
-        """Take over the result of a run that was complete, if it was of the same documents."""
+        """Take over the result of a run that was complete, if it was of the same documents and its output is there."""
+        do = "Choose another output, or pass --overwrite."
         self.take_over(record | {"overwrite": False}, manifest, place)
-        if _digest(shard.digest() for shard in self.reader.shards()) != record["digest"]:
-            raise CorpusError(
-                f"{shown(place)} is complete, of other documents", do="Choose another output, or pass --overwrite."
-            )
-        for name in RECORDED:
-            setattr(self.result, name, record.get(name, getattr(self.result, name)))
+        with _sound(place):
+            was, failures = record["digest"], [Failure(**failure) for failure in record["failures"]]
+            for name in RECORDED:
+                found, empty = record.get(name, getattr(self.result, name)), getattr(self.result, name)
+                if type(found) is not type(empty):
+                    raise TypeError(f"{name} is {found!r}")
+                setattr(self.result, name, found)
+        if record.get("output") not in (None, _content(place)):
+            raise CorpusError(f"{shown(place)} is not what its run wrote", do=do)
+        if _digest(shard.digest() for shard in self.reader.shards()) != was:
+            raise CorpusError(f"{shown(place)} is complete, of other documents", do=do)
         self.result.resumed = self.result.documents
-        self.result.failures = [Failure(**failure) for failure in record["failures"]]
+        self.result.failures = failures
+
+
+@contextmanager
+def _sound(place: Path) -> Iterator[None]:
+    """Say that it is the record of a run that is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"the record of the run that writes {shown(place)} is damaged"
+        raise CorpusError(
+            message, found=f"{type(error).__name__}: {error}", do="Start again with --overwrite."
+        ) from None
 
 
 @contextmanager
@@ -509,6 +546,17 @@ def _writing(place: Path, do: str = "Make room, then go on with --resume.") -> I
         yield
     except OSError as error:
         raise CorpusError(f"cannot write {shown(place)}", found=error, do=do) from error
+
+
+def _content(place: Path) -> str:
+    """A digest of an output: a file, or all files of a folder with their names."""
+    total = sha256()
+    for file in sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]:
+        with file.open("rb") as stream:
+            total.update(
+                f"{file.relative_to(place).as_posix()!r} {file_digest(stream, 'sha256').hexdigest()}\n".encode()
+            )
+    return total.hexdigest()
 
 
 def _digest(digests: Iterable[str]) -> str:

@@ -145,6 +145,7 @@ def tag(
             overwrite=overwrite,
             include_negated=include_negated,
             offset_unit=offset_unit,
+            reads=[path for path in (tagger, ontology) if path is not None] + [Path("/dev/stdin")] * ("-" in notes),
         )
     except KeyboardInterrupt:
         again = "start it again" if out is None else "go on with --resume"

@@ -15,21 +15,23 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from weightsmith.core.errors import CheckpointError
+from weightsmith.core.errors import CheckpointError, HyperparameterError
 
 __all__ = [
     "TemporaryFolder",
     "atomic_output",
     "check_file",
     "check_output",
+    "check_written",
     "copy_aux_files",
     "kept_folder",
+    "put_in_place",
     "scratch_folder",
     "write_file",
     "writing",
@@ -54,6 +56,9 @@ WEIGHT_SUFFIXES = {
 }
 PART, KEPT, DENSE = "part", "steps", "dense"
 """What stands beside an output ``OUT`` while it is written: ``.OUT.part``, and so on."""
+
+PAGES = (".html", ".htm")
+"""Suffixes of reports: no file of a model or of data has them."""
 
 TEMPORARY = "weightsmith-"
 EXCHANGE = 2
@@ -107,7 +112,7 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
         if place.suffix != ".safetensors":
             target.mkdir()
         yield target
-        _replace(target, place)
+        put_in_place(target, place)
 
 
 def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -151,6 +156,66 @@ def check_file(path: str | os.PathLike[str]) -> None:
         if _is_device(place):
             return
         _check_creatable(_beside(place, PART))
+
+
+def check_written(
+    written: Mapping[str, str | os.PathLike[str] | None],
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    out: str | os.PathLike[str] | None = None,
+) -> None:
+    """Refuse files that a command may not write, before any work is done. Links stand for what they point to.
+
+    Parameters
+    ----------
+    written : mapping of str to path-like or None
+        The files, by what each is called in errors; None is not written.
+    inputs : iterable of path-like
+        Files and folders that the command reads, and names that stand for nothing on this machine. In a folder that is
+        read, new files may be written, and HTML pages replaced.
+    out : path-like, optional
+        The output, which appears as a whole.
+
+    Raises
+    ------
+    CheckpointError
+        If a file cannot be created or replaced.
+    HyperparameterError
+        If a file is an input, the output or in it, or another of the files.
+
+    Examples
+    --------
+    >>> check_written({"report": "r.html", "json": "r.json"}, out="out")
+    >>> check_written({"report": "out/r.html"}, out="out")
+    Traceback (most recent call last):
+    ...
+    weightsmith.core.errors.HyperparameterError: report: found out/r.html, inside the output out, expected another file
+    """
+    read = {Path(os.path.realpath(ref)): ref for ref in inputs if os.path.exists(ref)}
+    output = None if out is None else Path(os.path.realpath(out))
+    named: dict[Path, str] = {}
+    for name, path in written.items():
+        if path is None:
+            continue
+        check_file(path)
+        place = Path(os.path.realpath(path))
+        if _is_device(place):
+            continue
+        taken = ""
+        if output is not None and place.is_relative_to(output):
+            taken = "the output" if place == output else f"inside the output {out}"
+        elif output is not None and output.is_relative_to(place):
+            taken = f"where the folder of the output {out} is made"
+        elif place in named:
+            taken = f"written as {named[place]}"
+        for source, ref in read.items():
+            if place == source:
+                taken = taken or "which is read"
+            elif place.is_relative_to(source) and place.exists() and place.suffix.lower() not in PAGES:
+                taken = taken or f"a file of {ref}, which is read"
+        if taken:
+            raise HyperparameterError(name, found=f"{path}, {taken}", expected="another file")
+        named[place] = name
 
 
 def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -203,7 +268,7 @@ def scratch_folder(out: str | os.PathLike[str], kind: str = PART) -> Iterator[Pa
             lock = _lock(folder, out)
         try:
             old = folder / f"{place.name}.old"
-            if old.exists() and not place.exists():  # killed between the two renames of `_replace`
+            if old.exists() and not place.exists():  # killed between the two renames of `put_in_place`
                 os.replace(old, place)
             for left in folder.iterdir():
                 _remove(left)
@@ -426,8 +491,12 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _replace(target: Path, place: Path) -> None:
-    """Move ``target`` to ``place``; what was there ends up in the scratch folder."""
+def put_in_place(target: Path, place: Path) -> None:
+    """Move a finished file or folder ``target`` in a scratch folder to ``place``; what was there ends up in the folder.
+
+    ``target`` has the name of ``place``. Where a system cannot swap the two at once, the next `scratch_folder` of
+    ``place`` puts back what a run that was killed in between has moved away.
+    """
     free = not os.path.lexists(place)
     empty = place.is_dir() and not place.is_symlink() and not any(place.iterdir())
     if free or (empty if target.is_dir() else not place.is_dir()):

@@ -158,7 +158,8 @@ def _pieces(kit: MealKit, match: re.Match[str], table: NutritionTable) -> tuple[
     except RecipeError:
         return None
     scaled = _scaled(kit, wanted.middle / kit.makes[0].middle)
-    return scaled, f"makes {wanted} {kit.makes[1]}"
+    made = kit.makes[0] * (wanted.middle / kit.makes[0].middle)
+    return scaled, f"makes {made} {kit.makes[1]}"
 
 
 def _scaled(kit: MealKit, factor: Fraction) -> MealKit:

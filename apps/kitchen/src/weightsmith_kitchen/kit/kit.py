@@ -13,7 +13,7 @@ from weightsmith_kitchen.foods import Estimate
 from weightsmith_kitchen.kit.shopping import Purchase, purchases
 from weightsmith_kitchen.nouns import counted
 from weightsmith_kitchen.quantity import Quantity
-from weightsmith_kitchen.recipe import TAKEN_FOR, Ingredient
+from weightsmith_kitchen.recipe import TAKEN_FOR, Ingredient, read_makes, texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -278,11 +278,11 @@ class MealKit:
             raise RecipeError("meal kit", found=str(stored)[:60], expected="a JSON object with the list 'ingredients'")
         return cls(
             ingredients=tuple(Ingredient.from_dict(item) for item in stored["ingredients"]),
-            servings=_servings(stored.get("servings", 1)),
+            servings=_servings(Quantity.from_json(stored.get("servings", 1))),
             dish=str(stored.get("dish", "")),
             servings_known=bool(stored.get("servings_known", True)),
-            notes=tuple(map(str, stored.get("notes", ()))),
-            makes=_makes(stored.get("makes")),
+            notes=texts(stored, "notes"),
+            makes=read_makes(stored.get("makes")),
         )
 
     @classmethod
@@ -295,7 +295,7 @@ class MealKit:
         return cls.from_dict(stored)
 
 
-def _servings(value: Fraction | float | str) -> Fraction:
+def _servings(value: Quantity | Fraction | float | str) -> Fraction:
     amount = Quantity.of(value)
     servings = amount.middle.limit_denominator(1_000_000)  # what is written can be read again
     if not (amount.low > 0 and servings > 0) or amount.high > 10_000:
@@ -305,17 +305,6 @@ def _servings(value: Fraction | float | str) -> Fraction:
 
 def _shown(estimate: Estimate | None) -> float | None:
     return None if estimate is None else round(estimate.value, 1)
-
-
-def _makes(stored: Any) -> tuple[Quantity, str] | None:
-    if stored is None:
-        return None
-    if not isinstance(stored, list) or len(stored) != 2 or not isinstance(stored[1], str):
-        raise RecipeError("makes", found=str(stored)[:60], expected='an amount and a word: ["24", "cookies"]')
-    amount = Quantity.from_json(stored[0])
-    if not amount.low > 0:
-        raise RecipeError("makes", found=str(amount), expected="above 0")
-    return amount, stored[1]
 
 
 def _listed(names: list[str]) -> str:

@@ -60,6 +60,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 """Characters that a terminal would obey."""
 _LETTER = re.compile(r"\w")
 _COLUMNS = re.compile(r"\t+|\s{3,}")
+_JSON = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\"\]\d-]|$))")
+"""How JSON begins. A title may begin so: [Vegan] Pancakes."""
 _MARKUP = re.compile(r"<(?:html|head|body|script|div|ul|ol|li|p|h[1-6]|table)\b", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]{1,200}>")
 
@@ -94,7 +96,7 @@ def read_recipe(text: str, *, tagger: IngredientTagger | None = None) -> Recipe:
     if not isinstance(text, str):
         raise RecipeError("recipe", found=type(text).__name__, expected="a text")
     text = text.removeprefix("\ufeff")
-    if text.lstrip()[:1] in ("{", "["):
+    if _JSON.match(text):
         return _of_json(text, tagger)
     if _MARKUP.search(text):
         page = _Page()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +21,23 @@ def read_csv(path: Path) -> Iterator[Food]:
     """Rows of a user's table; see `NutritionTable.with_csv`."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, strict=True)  # a quote that is not closed is an error
             columns = reader.fieldnames or []
             if "name" not in columns or not {"kcal", "kj"} & set(columns):
                 raise NutritionError(
                     f"{path}", found=f"the columns {', '.join(columns) or 'none'}", expected="name, and kcal or kj"
                 )
+            if doubled := [column for column, count in Counter(columns).items() if count > 1]:
+                raise NutritionError(f"{path}", found=f"two columns {doubled[0]!r}", do="Leave one.")
+            lines: dict[str, int] = {}
             for line, row in enumerate(reader, 2):
-                yield _own_food(path, line, row)
+                if any(row.pop(None, ())):
+                    raise NutritionError(f"{path}, line {line}", found="more fields than columns", do="Quote commas.")
+                food = _own_food(path, line, row)
+                if lines.setdefault(food.name.casefold(), line) != line:
+                    found = f"{food.name!r} again, after line {lines[food.name.casefold()]}"
+                    raise NutritionError(f"{path}, line {line}", found=found, do="Leave one, or name them apart.")
+                yield food
     except UnicodeDecodeError as error:
         raise NutritionError(f"{path}", found=f"byte {error.start} is not UTF-8", do="Save it as UTF-8.") from None
     except (OSError, csv.Error) as error:
@@ -62,10 +72,10 @@ def _own_food(path: Path, line: int, row: dict[str, str | None]) -> Food:
     for column in row:
         if column and column.startswith("grams_per_"):
             unit = find_unit(column.removeprefix("grams_per_").replace("_", " "))
-            if unit is None:
-                raise NutritionError(
-                    f"{path}, column {column}", expected="grams_per_ and a unit, such as grams_per_cup"
-                )
+            if unit is None or unit.kind == "mass":
+                found = None if unit is None else "a unit of weight, which weighs the same of any food"
+                expected = "grams_per_ and a unit, such as grams_per_cup"
+                raise NutritionError(f"{path}, column {column}", found=found, expected=expected)
             weight = number(column)
             if weight:
                 per = 1.0 if unit.factor is None else float(unit.factor)

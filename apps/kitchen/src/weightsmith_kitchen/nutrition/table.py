@@ -301,12 +301,12 @@ class NutritionTable:
         ----------
         path : path-like
             Columns ``name`` and ``kcal`` per 100 g; optionally ``kj``, ``category``, nutrients as `Food` names them,
-            and weights in grams as ``grams_per_cup``, ``grams_per_piece``, ...
+            and weights in grams as ``grams_per_cup``, ``grams_per_piece``, ... Each name and each column once.
 
         Raises
         ------
         NutritionError
-            Naming the line and the column that cannot be read.
+            Naming the line and the column that cannot be read, or that stands twice.
         """
         return self.with_foods(list(read_csv(Path(path))))
 

@@ -42,9 +42,17 @@ METRIC = frozenset({"milligram", "gram", "kilogram", "milliliter", "centiliter",
 TAKEN = frozenset({"juice", "zest", "rind", "peel"})
 INEXACT = frozenset({"bit", "few", "generous", "good", "little", "lot", "some", "splash", "touch"})
 """Words that make an article no number: a little salt."""
-NUMERIC = re.compile(r"[\d./,\u00a0-]*\d[\d./,\u00a0-]*")
+NUMERIC = re.compile(r"[\d./,'\u2019\u2009\u202f\u00a0-]*\d[\d./,'\u2019\u2009\u202f\u00a0-]*")
+THREE = re.compile(r"\d+\s?[/\u2044\u2215]\s?\d+\s?[/\u2044\u2215]\s?\d")
+"""What begins with a fraction and is none: 3/4/5."""
+THIRD = re.compile(r"\d\s?[/\u2044\u2215]\s?\d+\s?[/\u2044\u2215]\s?$")
+"""Before the last number of it."""
+NAMED = re.compile(r"[-\u2010-\u2015][^\W\d_]+")
+"""After a number, in its token: it belongs to a name, such as 7-up."""
+TOO_LARGE = re.compile(r"e[+-]?\d", re.IGNORECASE)
+"""After a number: the rest of one that is no amount of food, such as 1e400."""
 
-Before = Literal["start", "space", "slash", "bracket", "times", "plus", "or", "apart"]
+Before = Literal["start", "space", "slash", "bracket", "times", "plus", "minus", "or", "apart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,8 @@ class _Reading:
         if not (tag == "QUANTITY" or place in self.forced or (place == 0 and numeric) or spoken):
             return None
         start = self.line.tokens[place].start
+        if THIRD.search(self.line.text, 0, start):
+            return None
         try:
             found = find_quantity(self.line.text, start)
         except ValueError:  # 1/0, and numbers of thousands of digits
@@ -135,12 +145,17 @@ class _Reading:
             return None
         while stop < len(self.words) and self.line.tokens[stop].end <= end:
             stop += 1
+        rest = self.line.text[end : self.line.tokens[place].end]
+        if NAMED.fullmatch(rest):
+            self.names.add(place)  # 7-up
+            return None
+        if TOO_LARGE.match(self.line.text, end) or THREE.match(self.line.text, start):
+            self.notes.append(f"{self.line.text[start:].split()[0][:40]}: no number")
+            return None
         if numeric and stop == place + 1 and end < self.line.tokens[place].end:
             # The text's number is shorter than the token: a range across blanks whose parts the token has joined.
             quantity = _of_form(word) or quantity
-        if self.words[stop : stop + 2] == ["and", "a"] and self.words[stop + 2 : stop + 3] in (["half"], ["quarter"]):
-            quantity += Quantity.parse("1/2" if self.words[stop + 2] == "half" else "1/4")
-            stop += 3
+        quantity, stop = self.with_part(quantity, stop)
         article = word in ("a", "an") and stop == place + 1
         if article and (stop == len(self.words) or self.words[stop] in INEXACT):
             return None
@@ -148,6 +163,15 @@ class _Reading:
             self.names.update((place, stop))
             return None
         return quantity, stop
+
+    def with_part(self, quantity: Quantity, place: int) -> tuple[Quantity, int]:
+        """The amount with "and a half" or "and a quarter" that follows it, and the token after them."""
+        if self.words[place : place + 2] == ["and", "a"] and self.words[place + 2 : place + 3] in (
+            ["half"],
+            ["quarter"],
+        ):
+            return quantity + Quantity.parse("1/2" if self.words[place + 2] == "half" else "1/4"), place + 3
+        return quantity, place
 
     def units_at(self, place: int, known_only: bool = False) -> tuple[list[str], int]:
         """The units that follow a number, and the token after them."""
@@ -282,6 +306,8 @@ def _collect(reading: _Reading) -> None:
             reading.used.update(range(place, stop))
             place = last = stop
             continue
+        if units:
+            quantity, stop = reading.with_part(quantity, stop)  # "a cup and a half"
         reading.found.append(_Amount(quantity, tuple(units), place, stop, _before(reading, place, last), depth))
         reading.used.update({*range(place, after), *range(start, stop)})
         place = last = stop
@@ -302,7 +328,8 @@ def _before(reading: _Reading, place: int, last: int) -> Before:
     for kind, words in (("slash", "/"), ("bracket", "-lrb-"), ("times", "x"), ("times", "×"), ("plus", "plus")):
         if between == [words]:
             return kind  # type: ignore[return-value]
-    return {"or": "or", "+": "plus", "plus": "plus"}.get(between[-1], "apart")  # type: ignore[return-value]
+    kinds = {"or": "or", "+": "plus", "plus": "plus", "minus": "minus", "less": "minus"}
+    return kinds.get(between[-1], "apart")  # type: ignore[return-value]
 
 
 def _joined(reading: _Reading) -> Amounts:
@@ -316,11 +343,22 @@ def _joined(reading: _Reading) -> Amounts:
         elif amount.quantity is None:
             if not main.units:
                 main = replace(main, units=amount.units[:1])
+        elif amount.before == "minus":
+            left = _difference(_pair(main), amount)
+            if left is None or others:
+                notes.append(f"minus {reading.text(amount.first, amount.stop)}: not read")
+            else:
+                main = replace(main, quantity=left)
+        elif not amount.quantity.high:
+            notes.append(f"{reading.text(amount.first, amount.stop)}: no amount, not read")
         elif amount.before == "or":
             notes.append(f"or {reading.text(amount.first, amount.stop)}: another choice, not read")
         elif not amount.units:
             notes.append(f"{reading.text(amount.first, amount.stop)}: a second number without a unit, not read")
         elif not main.units and package is None and amount.before in ("space", "times", "bracket"):
+            grouped = reading.text(main.first, amount.stop)
+            if amount.before == "space" and not amount.units[1:] and re.match(r"\d{1,3}\s\d{3}(?!\d)", grouped):
+                notes.append(f"{grouped}: read as {main.quantity} of {amount.quantity} {_named(amount.units[0])}")
             package = (amount.quantity, _named(amount.units[0]))
             main = replace(main, units=amount.units[1:2])
         elif package is not None and amount.before == "slash":
@@ -384,6 +422,18 @@ def _is_piece(reading: _Reading) -> bool:
 
 def _pair(amount: _Amount) -> Sequence[tuple[Quantity, str]]:
     return [(amount.quantity, _named(amount.units[0]))] if amount.quantity and amount.units else []
+
+
+def _difference(pairs: Sequence[tuple[Quantity, str]], amount: _Amount) -> Quantity | None:
+    """Two cups minus two tablespoons, in the first's unit; None if they do not measure the same, or nothing is left."""
+    if not pairs or not amount.units or amount.quantity is None or not amount.quantity.exact:
+        return None
+    quantity, name = pairs[0]
+    one, other = find_unit(name), find_unit(amount.units[0])
+    if one is None or other is None or one.kind != other.kind or one.factor is None or other.factor is None:
+        return None
+    taken = convert(amount.quantity, other, one).low
+    return Quantity(quantity.low - taken, quantity.high - taken) if taken < quantity.low else None
 
 
 def _sum(pairs: Sequence[tuple[Quantity, str]], amount: _Amount) -> tuple[Quantity, str] | None:

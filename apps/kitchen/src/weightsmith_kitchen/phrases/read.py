@@ -200,7 +200,8 @@ def _unnamed(line: TaggedLine, amounts: Amounts) -> str:
     """A name where the tagger found none: the longest run of other words, else the unit ("4 cloves")."""
     best = _longest_run(line, amounts, ("STATE", "DF", "SIZE", "TEMP")) or _longest_run(line, amounts, ("DF", "TEMP"))
     if not best:
-        best = range(*next(((p, p + 1) for p in sorted(amounts.used) if line.tags[p] == "UNIT"), (0, 0)))
+        units = (p for p in sorted(amounts.used) if line.tags[p] == "UNIT" and not is_measure(line.tokens[p].form))
+        best = range(*next(((p, p + 1) for p in units), (0, 0)))
     return line.text[line.tokens[best[0]].start : line.tokens[best[-1]].end] if best else ""
 
 

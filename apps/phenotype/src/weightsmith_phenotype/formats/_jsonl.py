@@ -107,13 +107,21 @@ def _whole(line: Line, rest: bytes, name: str) -> str:
 
 def _parsed(text: str, what: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{what} is not JSON", found=error, expected="an object with a field 'text'") from error
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two fields {next(name for name in names if names.count(name) > 1)!r}")
+    return found
 
 
 def _document(found: Any, what: str, default_id: str, options: ReadOptions) -> Document:

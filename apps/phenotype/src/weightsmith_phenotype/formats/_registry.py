@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from weightsmith.core.io import scratch_folder
+from weightsmith.core.io import put_in_place, scratch_folder
 from weightsmith_phenotype.document import Document
 from weightsmith_phenotype.errors import CorpusError
 from weightsmith_phenotype.formats import _bioc, _brat, _csv, _jsonl, _phenopacket, _pubtator, _text, _tsv
@@ -328,6 +328,7 @@ def write_documents(
     as_folder = in_files(chosen, place)
     check_target(place, as_folder=as_folder, overwrite=overwrite)
     with scratch_folder(place) as scratch:
+        check_target(place, as_folder=as_folder, overwrite=overwrite)  # a killed run's output may be back
         made = scratch / place.name
         if as_folder:
             made.mkdir()
@@ -336,7 +337,7 @@ def write_documents(
         else:
             with made.open("wb") as stream:
                 _to_stream(documents, stream, chosen, settings)
-        put_in_place(made, place, scratch)
+        put_in_place(made, place)
 
 
 def in_files(chosen: Format, target: Path) -> bool:
@@ -386,13 +387,6 @@ def check_target(place: Path, *, as_folder: bool, overwrite: bool) -> None:
         raise CorpusError(f"{place} cannot be replaced", found="the current folder or one above it")
     if not overwrite:
         raise CorpusError(f"{place} exists", do="Choose another output or overwrite it (--overwrite).")
-
-
-def put_in_place(made: Path, place: Path, scratch: Path) -> None:
-    """Move a finished file or folder to its place; what was there ends up in the scratch folder."""
-    if place.is_dir() or (place.exists() and made.is_dir()):
-        os.replace(place, scratch / "replaced")
-    os.replace(made, place)
 
 
 def _to_stream(
