@@ -174,7 +174,7 @@ class Recipe(BaseModel):
     def check_written(self) -> None:
         """Refuse a report, or another file of a step, where it would replace what is read or written otherwise.
 
-        In ``out`` the report may be a page of any name that no file, folder or alternative has.
+        The report may be an HTML page in ``out``, in folders of any name without a suffix.
 
         Raises
         ------
@@ -189,13 +189,10 @@ class Recipe(BaseModel):
             for name, path in step.signature.written(step.values).items():
                 written[f"step {number} ({step.command}), {name}"] = path
         out, place = Path(os.path.realpath(self.out)), Path(os.path.realpath(self.report or self.out / REPORT))
-        if not place.is_relative_to(out) or place == out:
-            check_written({**written, "report": self.report}, inputs=self.sources(steps), out=self.out)
-            return
-        check_written(written, inputs=self.sources(steps), out=self.out)
-        *folders, _ = parts = place.relative_to(out).parts
-        models = [folder for folder in folders[1 if parts[0] in self.compare else 0 :] if Path(folder).suffix]
-        if models or place.suffix != Path(REPORT).suffix or (not folders and parts[0] in self.compare):
+        inside = place != out and place.is_relative_to(out)
+        check_written({**written, "report": None if inside else self.report}, inputs=self.sources(steps), out=self.out)
+        files = [part for part in place.relative_to(out).parts if Path(part).suffix] if inside else []
+        if inside and (files != [place.name] or place.suffix != Path(REPORT).suffix or place.name in self.compare):
             found = f"{self.report}, which may be a file of the model"
             raise HyperparameterError("report", found=found, expected=f"a {Path(REPORT).suffix} file")
 
