@@ -986,3 +986,14 @@ def test_a_base_weight_that_is_trained_with_the_adapter_has_a_gradient():
         model(x).square().sum().backward()
         (expected,) = torch.autograd.grad(model(x).square().sum(), [base])
         torch.testing.assert_close(base.grad, expected)
+
+
+def test_only_what_is_inverted_must_have_an_inverse():
+    singular = torch.tensor([[[1.0, 1.0], [1.0, -2.0]], [[0.5, 0.0], [0.0, 0.5]]]).double()
+    singular[0, 0, 0] = -1.0  # the corner of I + B is zero, I + B is not singular
+    weight = torch.randn(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(undo_bat_row(apply_bat_row(weight, singular), singular), weight)
+    with pytest.raises(UnsupportedModelError, match="cannot invert"):  # here it is the block that is cut off
+        undo_bat_row(apply_bat_row(weight, singular.flip(0)), singular.flip(0))
+    with pytest.raises(UnsupportedModelError, match="cannot invert"):
+        undo_bat(apply_bat(weight, singular[:1]), singular[:1])

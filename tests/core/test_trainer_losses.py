@@ -17,6 +17,7 @@ MODELS = {
     "LongformerForMaskedLM": SIZES | {"attention_window": [8], "pad_token_id": 1},
     "LongformerForTokenClassification": SIZES | {"attention_window": [8], "pad_token_id": 1, "num_labels": 64},
     "XLNetForTokenClassification": {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16, "num_labels": 64},
+    "XLNetLMHeadModel": {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16},
     "T5ForConditionalGeneration": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
     "LEDForConditionalGeneration": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "attention_window": 8}
     | {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}

@@ -331,7 +331,8 @@ def test_samples_are_the_same_by_all_of_their_values_in_any_container():
     assert overlap(rows[:2], rows[2:]) == 0
     assert overlap([(np.array([1.0]), 1)], [(np.array([1.0 + 1e-10]), 1)]) == 0
     copies = [(rows[0][0].astype(np.float64), torch.tensor([0.5])), (rows[1][0].tolist(), [0.5])]
-    assert overlap(rows[:1], copies) == 1
+    assert overlap(rows[:2], copies) == 2
+    assert overlap([(torch.tensor([2**53]), 1)], [(torch.tensor([2**53 + 1]), 1)]) == 0
     assert overlap([([1.0, 2.0], 1)], [(torch.tensor([1.0, 2.0]), torch.tensor(1)), ([1.0, 2.0], 2)]) == 1
 
 

@@ -466,3 +466,15 @@ def test_a_class_without_probability_does_not_stop_a_mixture():
     student = torch.tensor([[0.0, 1.0, -torch.inf], [0.0, 1.0, 2.0]])
     mixed = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]])
     assert pld_loss(student, student, mixed).isfinite()
+
+
+def test_the_temperature_is_found_on_the_first_batch_with_labels():
+    torch.manual_seed(0)
+    rows = [torch.randn(4) for _ in range(12)]
+    teacher = nn.Linear(4, 3)
+    late = [(row, -100 if n < 4 else n % 3) for n, row in enumerate(rows)]
+    first = [(row, n % 3) for n, row in enumerate(rows)][4:]
+    found = [pld(nn.Linear(4, 3), data, teacher=teacher, batch_size=4) for data in (late, first)]
+    assert found[0].hyper["temperature"] == found[1].hyper["temperature"]
+    with pytest.raises(CalibrationError, match="3 samples without a label"):
+        pld(nn.Linear(4, 3), [(row, -100) for row in rows[:3]], teacher=teacher, batch_size=2)

@@ -214,8 +214,8 @@ class CLASSP(torch.optim.Optimizer):
         sums: list[tuple[Tensor, Tensor]] = []
         try:
             numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-            for group in state_dict["param_groups"]:
-                _ = group["power"], group["threshold"]  # another optimizer's groups have other options
+            if any("power" not in group for group in state_dict["param_groups"]):  # another optimizer's
+                raise KeyError("power")
             for number, parameter in zip(numbers, parameters, strict=False):
                 if state := state_dict["state"].get(number):
                     sums.append((parameter, state["sum"]))

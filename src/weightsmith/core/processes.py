@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, distributed, nn
+from torch.optim.swa_utils import AveragedModel
 
 from weightsmith.core.errors import UnsupportedModelError
 
@@ -24,11 +25,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """Return the model under ``torch.compile``, ``DistributedDataParallel`` and ``DataParallel``.
+    """Return the model under ``torch.compile``, data parallelism and ``AveragedModel``.
 
     Examples
     --------
@@ -36,7 +37,7 @@ def plain_model(model: nn.Module) -> nn.Module:
     >>> plain_model(nn.DataParallel(torch.compile(model))) is model
     True
     """
-    while (compiled := "_orig_mod" in model._modules) or isinstance(model, PARALLEL):
+    while (compiled := "_orig_mod" in model._modules) or isinstance(model, WRAPPERS):
         model = model.get_submodule("_orig_mod" if compiled else "module")
     return model
 

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from weightsmith.core.data import Batch, Samples, batched, pad_token_id, take, to_device, without_labels
+from weightsmith.core.data import IGNORED, Batch, Samples, batched, pad_token_id, take, to_device, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.fidelity import PairScore, pair_scores, second_moments
 from weightsmith.core.io import offloaded_of
@@ -47,8 +47,6 @@ FORGOTTEN = 0.05
 FEW = 20
 """Samples of the class below which its accuracy is no more than a hint."""
 
-IGNORED = -100
-"""The label of a sample that does not count."""
 
 LISTED = 20
 """Classes whose accuracy is listed before and after; of more, those that lose most."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from weightsmith.core.data import Samples, call, collate, split_labels, without_labels
+from weightsmith.core.data import IGNORED, Samples, call, collate, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import interpolate_, lerp
 from weightsmith.core.processes import plain_model
@@ -53,8 +53,6 @@ __all__ = [
     "soft_cross_entropy",
     "warmup_cosine",
 ]
-
-IGNORED = -100
 
 
 def smooth_targets(

@@ -33,6 +33,7 @@ from weightsmith.core.models import (
     Layer,
     block_layers,
     evaluation_mode,
+    frozen_names,
     patterns,
     unreached,
     watching_experts,
@@ -389,7 +390,7 @@ def spdf(
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
     with record("spdf", seed=seed, **hyper, **dense, **options) as result:
         result.notes += unreached(model, block_layers(model), "Not sparse, but trained")
-        frozen = [layer.name for layer in block_layers(model, include, exclude) if layer.frozen]
+        frozen = frozen_names(block_layers(model, include, exclude))
         if frozen:  # they could not learn to do without what a mask takes away
             result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")
         masked = hyper | {"exclude": [*patterns(exclude), *map(escape, frozen)]}

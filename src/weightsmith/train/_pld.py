@@ -496,7 +496,7 @@ def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: i
 def _teacher_logits(teacher: nn.Module, training: Samples, size: int) -> tuple[Tensor, Tensor]:
     """The teacher's logits on the first batch that has labels, and the labels they predict."""
     for start in range(0, len(training), size):
-        (batch,) = batched(take(training, start, size), size, pad_token_id=pad_token_id(teacher))
+        (batch,) = batched(take(training, start, start + size), size, pad_token_id=pad_token_id(teacher))
         logits, labels = predict(teacher, to_model(batch, teacher))
         kept = labels.flatten() >= 0
         if bool(kept.any()):

@@ -130,7 +130,7 @@ def undo_bat(weight: Float[Tensor, "*batch out in"], block_GRR: Float[Tensor, "G
     padded = _pad(weight.double(), r)
     strips = padded.reshape(len(block_GRR), r, -1, r) - block_GRR.unsqueeze(2)
     solved = torch.linalg.solve(_with_identity(block_GRR), strips.flatten(1, 2), left=False).view(strips.shape)
-    if edge:  # of the last blocks of a row only this many columns are known, and these are all that they depend on
+    if edge:  # W' has only the first columns of the last blocks in a row; they follow from the corners of I + B
         corner = _with_identity(block_GRR)[:, :edge, :edge]
         solved[:, :, -1, :edge] = torch.linalg.solve(corner, strips[:, :, -1, :edge], left=False)
     return _crop(solved.reshape(padded.shape), weight)
@@ -144,15 +144,15 @@ def undo_bat_row(weight: Float[Tensor, "*batch out in"], block_NRR: Float[Tensor
     UnsupportedModelError
         If ``I + B`` cannot be inverted.
     """
-    block_NRR = check_invertible(block_NRR, weight.shape[-1])
+    block_NRR = check_invertible(block_NRR, weight.shape[-1], rows=True)
     n, r = block_NRR.shape[:2]
     edge = weight.shape[-1] % r
     padded = _pad(weight.double(), r)
     columns = padded.reshape(-1, n, r).transpose(0, 1).unflatten(1, (-1, r)) - block_NRR.unsqueeze(1)
-    solved = torch.linalg.solve(_with_identity(block_NRR), columns.flatten(1, 2), left=False)
-    if edge:
-        corner = _with_identity(block_NRR)[-1, :edge, :edge]
-        solved[-1, :, :edge] = torch.linalg.solve(corner, columns[-1].flatten(0, 1)[:, :edge], left=False)
+    changed = _with_identity(block_NRR)
+    if edge:  # W' has only the first columns of the last block; they follow from the corner of I + B
+        changed[-1, edge:, :edge], changed[-1, :, edge:] = 0, torch.eye(r)[:, edge:]
+    solved = torch.linalg.solve(changed, columns.flatten(1, 2), left=False)
     return _crop(solved.transpose(0, 1).reshape(padded.shape), weight)
 
 
@@ -161,7 +161,7 @@ def undo_miss(weight: Float[Tensor, "*batch out in"], shard_RM: Float[Tensor, "R
     return weight.double() - _tiled(weight, shard_RM.double())
 
 
-def check_invertible(block: Float[Tensor, "n R R"], width: int) -> Float[Tensor, "n R R"]:
+def check_invertible(block: Float[Tensor, "n R R"], width: int, *, rows: bool = False) -> Float[Tensor, "n R R"]:
     """Return the blocks in float64, or raise if ``I + B`` has no inverse, or its corner where blocks are cut off.
 
     Parameters
@@ -170,6 +170,8 @@ def check_invertible(block: Float[Tensor, "n R R"], width: int) -> Float[Tensor,
         The blocks.
     width : int
         Inputs of the weight; the last block in a row is cut off where they are no multiple of ``R``.
+    rows : bool, default: False
+        Whether there is a block for every column of blocks (``"bat-row"``): only the last one is cut off then.
 
     Raises
     ------
@@ -178,8 +180,10 @@ def check_invertible(block: Float[Tensor, "n R R"], width: int) -> Float[Tensor,
     """
     block = block.detach().double()
     edge = width % block.shape[-1]
-    matrices = [_with_identity(block), *([_with_identity(block)[:, :edge, :edge]] if edge else [])]
-    condition = max(torch.linalg.cond(matrix).max().item() for matrix in matrices)
+    whole = _with_identity(block)
+    inverted = [whole[:-1], whole[-1:, :edge, :edge]] if edge and rows else [whole]
+    inverted += [whole[:, :edge, :edge]] if edge and not rows else []
+    condition = torch.cat([torch.linalg.cond(matrix) for matrix in inverted]).max().item()
     if not condition < MAX_CONDITION:
         raise UnsupportedModelError(
             "cannot invert I + B, so the merged adapter cannot be taken out again",

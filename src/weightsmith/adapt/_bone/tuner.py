@@ -193,7 +193,8 @@ class BoneLinear(MissLinear):
         if self.unmerged_weight is None:
             for name in self.merged_adapters:
                 if self._variant(name).startswith("bat"):
-                    blocks.check_invertible(self.miss_block[name], self.in_features)
+                    rows = self._variant(name) == "bat-row"
+                    blocks.check_invertible(self.miss_block[name], self.in_features, rows=rows)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's LoRA export can read this layer: exactly for miss and mini, by SVD for bat on a Linear."""

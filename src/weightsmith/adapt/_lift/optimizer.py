@@ -143,7 +143,7 @@ class LIFTAdamW(torch.optim.Optimizer):
             refuse_several_processes(
                 "free_gradients takes gradients before they are averaged over processes", do="Leave it out."
             )
-            self._step_supports_amp_scaling = True  # has a GradScaler say so, to be refused
+            self._step_supports_amp_scaling = True  # a GradScaler then sets `found_inf`, by which `step` knows of it
         self.generator, self.max_grad_norm, self.free_gradients = generator, max_grad_norm, free_gradients
         self._kept: dict[Tensor, Tensor] = {}
         defaults = {

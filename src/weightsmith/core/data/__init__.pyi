@@ -1,4 +1,5 @@
 from ._batches import (
+    IGNORED as IGNORED,
     Batch as Batch,
     Batches as Batches,
     Sample as Sample,
@@ -9,6 +10,7 @@ from ._batches import (
     check_samples as check_samples,
     collate as collate,
     is_regression as is_regression,
+    keywords as keywords,
     map_tensors as map_tensors,
     pad_token_id as pad_token_id,
     split_labels as split_labels,

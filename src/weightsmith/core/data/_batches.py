@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from weightsmith.core.errors import CalibrationError
 from weightsmith.core.processes import plain_model
 
 __all__ = [
+    "IGNORED",
     "Batch",
     "Batches",
     "Sample",
@@ -28,6 +30,7 @@ __all__ = [
     "check_samples",
     "collate",
     "is_regression",
+    "keywords",
     "map_tensors",
     "pad_token_id",
     "split_labels",
@@ -43,6 +46,9 @@ IGNORED = -100
 
 PADDING = {"attention_mask": 0, "decoder_attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": IGNORED}
 """What sequences of tokens are padded with, beside token ids."""
+
+_FIRST: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
+"""Of models that were called: see :func:`_first_position`."""
 
 Batch: TypeAlias = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
 """Keyword arguments of the model, its only argument, its positional arguments, or ``(inputs, labels)``."""
@@ -267,11 +273,22 @@ def call(model: nn.Module, batch: Batch) -> Any:
     torch.Size([3, 4])
     """
     if isinstance(batch, Mapping):
-        mask = None if "position_ids" in batch else batch.get("attention_mask")
-        return model(**batch, **({} if mask is None else token_positions(model, mask)))
+        return model(**keywords(model, batch))
     if not isinstance(batch, (tuple, list)):
         return model(batch)
     return model(batch[0]) if _is_labeled(model, batch) else model(*batch)
+
+
+def keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`call` calls a model with: a batch, and the positions that :func:`token_positions` counts.
+
+    Examples
+    --------
+    >>> keywords(nn.Identity(), {"input": 3})
+    {'input': 3}
+    """
+    mask = None if "position_ids" in batch else batch.get("attention_mask")
+    return {**batch, **({} if mask is None else token_positions(model, mask))}
 
 
 def token_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
@@ -287,8 +304,8 @@ def token_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     Returns
     -------
     dict
-        Empty where there is nothing to add: no padding on the left, or a model that takes no positions or counts the
-        tokens itself.
+        Empty where there is nothing to add: no padding on the left, or a model that takes no positions, depends on
+        their differences only, or counts the tokens itself.
 
     Examples
     --------
@@ -296,21 +313,30 @@ def token_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     >>> token_positions(tiny("gpt2")[0], torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))["position_ids"].tolist()
     [[0, 0, 0, 1], [0, 1, 2, 3]]
     """
-    if mask.ndim != 2 or bool(mask[:, 0].all()):
-        return {}
     plain: Any = plain_model(model)
     plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain  # under adapters of PEFT
-    counts_tokens = any(  # RoBERTa and its kin number the tokens that are not padding themselves
-        isinstance(module, nn.Embedding) and module.padding_idx is not None and name.endswith("position_embeddings")
-        for name, module in plain.named_modules()
-    )
-    if (
-        counts_tokens
-        or getattr(getattr(plain, "config", None), "is_encoder_decoder", False)
-        or "position_ids" not in inspect.signature(plain.forward).parameters
-    ):
+    first = _FIRST[plain] if plain in _FIRST else _FIRST.setdefault(plain, _first_position(plain))
+    if first is None or mask.ndim != 2 or bool(mask[:, 0].all()):
         return {}
-    return {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+    return {"position_ids": first + (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
+def _first_position(model: nn.Module) -> int | None:
+    """The number of the first token; None for a model that is to count its tokens itself."""
+    if (
+        getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        or "position_ids" not in inspect.signature(model.forward).parameters
+    ):
+        return None
+    for name, module in model.named_modules():
+        # rotary embeddings depend on differences of positions only, and in models of images have three of each;
+        # RoBERTa and its kin number the tokens that are not padding
+        if "Rotary" in type(module).__name__ or (
+            name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+        ):
+            return None
+    counts = [buffer for name, buffer in model.named_buffers() if name.endswith("position_ids") and not buffer.is_meta]
+    return int(counts[0].min()) if counts else 0
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from weightsmith.core.data._batches import Batch, Sample, is_regression
+from weightsmith.core.data._batches import IGNORED, Batch, Sample, is_regression
 from weightsmith.core.data._chat import render_cuts
 from weightsmith.core.data._text import read_text, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
@@ -36,8 +36,6 @@ __all__ = ["Reader", "context_length"]
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 FORMS = "messages; prompt and completion; text, with or without label; or image, with or without label"
-IGNORED = -100
-"""The label of a position that does not count."""
 AHEAD = 10_000
 """Rows of a large file among which samples are drawn."""
 BATCH_SIZE = 8

@@ -109,7 +109,7 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
             message = f"not enough disk space for {out}"
             raise CheckpointError(message, found=f"{free:,} bytes free", expected=f"{nbytes:,}")
         target = scratch / place.name
-        if place.suffix != ".safetensors":
+        if Path(out).suffix != ".safetensors":
             target.mkdir()
         yield target
         put_in_place(target, place)
@@ -130,9 +130,9 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
             _remove_left(place)
             raise CheckpointError(f"{out} exists", do="Choose another output or pass overwrite=True (--overwrite).")
         found = "a device" if _is_device(place) else ""
-        if place.suffix == ".safetensors" and taken and place.is_dir():
+        if Path(out).suffix == ".safetensors" and taken and place.is_dir():
             found = "a folder where a file is written"
-        elif place.suffix != ".safetensors" and place.is_file():
+        elif Path(out).suffix != ".safetensors" and place.is_file():
             found = "a file where a folder is written"
         elif taken and Path.cwd().is_relative_to(place):
             found = "the current folder or one above it"

@@ -25,6 +25,7 @@ from ._layers import (
     evaluation_mode as evaluation_mode,
     find_blocks as find_blocks,
     find_layers as find_layers,
+    frozen_names as frozen_names,
     get_module as get_module,
     matches as matches,
     own_weights as own_weights,

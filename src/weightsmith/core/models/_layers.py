@@ -334,6 +334,28 @@ def own_weights(
     return layers, tied
 
 
+def frozen_names(layers: Sequence[Layer]) -> list[str]:
+    """Return the names of the layers that are not to be trained.
+
+    Raises
+    ------
+    LayerNotFoundError
+        If none is to be trained.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    >>> frozen_names(find_layers(model))
+    ['1']
+    """
+    names = [layer.name for layer in layers if layer.frozen]
+    if len(names) == len(layers):
+        raise LayerNotFoundError(
+            "every layer that matches is frozen", found=names[:5], do="Call requires_grad_(True) on those to train."
+        )
+    return names
+
+
 def check_weight(layer: Layer) -> None:
     """Refuse a weight that holds NaN or infinity.
 

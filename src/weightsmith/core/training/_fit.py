@@ -193,11 +193,11 @@ def fit(
             group: list[Tensor] = []
             for number, batch in enumerate(loader):
                 with accelerator.accumulate(wrapped):
-                    with accelerator.autocast(), _batch_of_one_named():
+                    with accelerator.autocast(), _naming_batches_of_one():
                         value = loss(wrapped, batch)
                     # Accelerate divides by `accumulated`, but the last step of an epoch may have fewer batches
                     fewer = min(accumulated, len(loader) - number // accumulated * accumulated)
-                    accelerator.backward(value * (accumulated / fewer))
+                    accelerator.backward(value if fewer == accumulated else value * (accumulated / fewer))
                     group.append(value.detach().float())
                     if accelerator.sync_gradients:
                         if options["clip_norm"] is not None:
@@ -343,7 +343,8 @@ def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
     """Average :func:`default_loss` over the labels of all batches; NaN if none counts.
 
-    Each batch counts by its labels other than -100; by its rows where labels are real numbers.
+    Each batch counts by its labels other than -100; by its rows where labels are real numbers, and as one where they
+    are no tensor of rows.
 
     Examples
     --------
@@ -358,7 +359,9 @@ def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
 
 
 def _label_count(model: nn.Module, batch: Any) -> int:
-    labels: Tensor = split_labels(labeled(batch) if isinstance(batch, Mapping) else batch)[1]
+    labels = split_labels(labeled(batch) if isinstance(batch, Mapping) else batch)[1]
+    if not isinstance(labels, Tensor) or labels.ndim == 0:
+        return 1
     if labels.is_floating_point():
         return len(labels)
     return int((shift_for_causal_lm(model, labels[..., None], labels)[1] != IGNORED).sum())
@@ -524,7 +527,7 @@ def _gradient_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _batch_of_one_named() -> Iterator[None]:
+def _naming_batches_of_one() -> Iterator[None]:
     """Say what to do where batch normalization has one sample, which has no variance."""
     try:
         yield

@@ -7,13 +7,11 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from weightsmith.core.data import IGNORED
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.processes import plain_model
 
 __all__ = ["IGNORED", "check_labels", "check_model_labels"]
-
-IGNORED = -100
-"""The label of a row that does not count."""
 
 
 def check_labels(labels: Shaped[Tensor, "..."], classes: int) -> None:

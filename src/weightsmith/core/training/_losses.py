@@ -63,7 +63,7 @@ def soft_cross_entropy(
     """
     losses = -(labels * logits_of(output).float().log_softmax(1)).sum(1)
     if num_items_in_batch is not None:
-        return losses.sum() / (num_items_in_batch / labels.shape[1])
+        return losses.sum() / (num_items_in_batch / labels.shape[1] or 1)
     return losses.sum() / labels.sum(1).count_nonzero().clamp_min(1)
 
 

@@ -12,7 +12,7 @@ from weightsmith.core.training._fit import logits_of
 
 __all__ = ["labels_and_logits", "share_of_step", "trainer_cross_entropy"]
 
-ALIGNED = ("MaskedLM", "Seq2Seq", "TokenClassif")
+ALIGNED = ("MaskedLM", "Seq2Seq", "TokenClassif", "XLNet", "ProphetNet")
 """In the names of outputs whose logits are about the label at their own position; those of others, about the next.
 
 Names, since models such as Longformer and LED have output classes of their own."""

@@ -156,13 +156,15 @@ def _feed(digest: Any, part: Any) -> None:
 
 
 def _numbers(part: Any) -> np.ndarray | None:
-    """A tensor, array, number or sequence of numbers in float64; None if it is none of them."""
+    """A tensor, array, number or nested sequence of numbers in float64, where it holds them; None for anything else."""
     if isinstance(part, Tensor):
-        part = part.detach().cpu().double().numpy()
+        part = part.detach().cpu()
+        part = (part.double() if part.is_floating_point() else part).numpy()
     if isinstance(part, (tuple, list)):
-        values = [_numbers(each) for each in part]
-        flat = [each for each in values if each is not None and not each.ndim]
-        return np.stack(flat) if flat and len(flat) == len(values) else None
-    if isinstance(part, (numbers.Real, np.ndarray)) and np.asarray(part).dtype.kind in "biuf":
-        return np.asarray(part, np.float64)
-    return None
+        values = [each for each in map(_numbers, part) if each is not None]
+        alike = len(values) == len(part) and len({each.shape for each in values}) == 1
+        return np.stack(values) if alike else None
+    if not isinstance(part, (numbers.Real, np.ndarray)) or np.asarray(part).dtype.kind not in "biuf":
+        return None
+    exact = np.asarray(part)
+    return exact if exact.dtype.kind in "iu" and np.any(np.abs(exact) > 2**53) else exact.astype(np.float64)

@@ -136,6 +136,8 @@ class ActivationQuantizer(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         if (step := state.get(f"{prefix}step")) is not None:  # its shape says that it is initialized
+            if step.shape != self.step.shape:
+                self.step.grad = None
             self.step.data = torch.empty_like(step, device=self.step.device)
         super()._load_from_state_dict(state, prefix, *others)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.models import find_layers, patterns, unreached
+from weightsmith.core.models import find_layers, frozen_names, patterns, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -158,7 +158,7 @@ def synapse(
     chosen: dict[str, Any] = {"include": include, "exclude": exclude}
     with record("synapse", seed=seed, **about, **varied, **arrays, **rules, **chosen, **options) as result:
         result.notes += unreached(model, find_layers(model), "Not of devices, but trained")
-        if frozen := [layer.name for layer in find_layers(model, include, exclude) if layer.frozen]:
+        if frozen := frozen_names(find_layers(model, include, exclude)):
             result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")
         trained = [*patterns(exclude), *map(escape, frozen)]
         layers = to_analog(model, device, **arrays, include=include, exclude=trained, generator=draw)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -110,14 +110,18 @@ class ConductancePair(nn.Module):
         self.register_buffer("stuck_at", stuck_at)
         self.dtype, self.trains = torch.float32, True
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConductancePair:
+        self.dtype = fn(torch.zeros((), dtype=self.dtype)).dtype  # as `.to(dtype)` changes the model
+        return super()._apply(fn, recurse)
+
     def forward(self, plus: Float[Tensor, "out in"], minus: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
         """Return the weights in their own shape."""
-        if plus.dtype != torch.float32:
+        if plus.element_size() < 4:
             raise UnsupportedModelError(
                 "conductances",
                 found=str(plus.dtype),
                 expected="torch.float32, in which small pulses are not lost",
-                do="Convert the model before to_analog, or after to_digital.",
+                do="Call model.float() first; convert it after to_digital.",
             )
         weight_OI = (self.weight_scale * (plus - minus)).to(self.dtype)
         return weight_OI.T if self.transposed else weight_OI.view(self.shape)

@@ -127,7 +127,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
         self._handles: list[RemovableHandle] = [
             w.module.register_forward_hook(w.see, with_kwargs=True) for w in self._watched
         ]
-        self._step_supports_amp_scaling = True  # has a GradScaler say so, to be refused
+        self._step_supports_amp_scaling = True  # a GradScaler then sets `found_inf`, by which `step` knows of it
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

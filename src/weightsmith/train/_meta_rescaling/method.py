@@ -39,7 +39,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
-from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, take
+from weightsmith.core.data import Samples, call, collate, keywords, pad_token_id, split_labels, take
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
@@ -260,17 +260,20 @@ class MetaRescaler:
             memories = [tuple(part.clone() for part in parts) for parts in state["memories"]]
             if [len(parts) for parts in memories] != [3, 3]:
                 raise ValueError("memories are missing")
-            torch.Generator(self.generator.device).set_state(state["generator"])  # raises if it is none
+            drawn = state["generator"].cpu()
+            torch.Generator(self.generator.device).set_state(drawn)  # raises if it is none
             self.rescaler.load_state_dict(state["rescaler"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             self.rescaler.load_state_dict(held)
             found = " ".join(str(error).split())
-            raise CheckpointError("state of a MetaRescaler", found=found, do="Take one that it saved.") from error
+            raise CheckpointError(
+                "state of a MetaRescaler", found=found, do="Take one that this version saved."
+            ) from error
         self.scores, self._steps, self._seen = state["scores"].clone(), steps, seen
         for memory, parts in zip(self.memories, memories, strict=True):
             memory.held = parts
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(drawn)
 
     def _learn(
         self,
@@ -516,7 +519,7 @@ def call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -
     """Run the model with other parameters; its buffers stay unchanged."""
     values = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **parameters}
     if isinstance(inputs, Mapping):
-        return functional_call(model, values, (), dict(inputs))
+        return functional_call(model, values, (), keywords(model, inputs))
     return functional_call(model, values, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
 
 
