@@ -208,7 +208,7 @@ class _Sums:
         self.kept: Bool[Tensor, "S N"] | None = None
 
     def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Take in the layer's inputs, and return its output as a place where the backward pass stops by."""
+        """Take in the layer's inputs, and return its output with a hook that takes in its gradient."""
         x_NI = self._rows(self.layer.rows(args[0].detach()))
         self.inputs_II.addmm_(x_NI.T, x_NI)
         self.count += len(x_NI)

@@ -147,8 +147,7 @@ def phase_sensitivity(
     metrics, tau_loss, tau_mc, tau_cka, best_loss
         As for :func:`classify_phase`.
     factors : sequence of float, default: 0.5, 0.8, 1, 1.25, 2
-        What a threshold is multiplied by; one of the connectivity stays below 100, one of the
-        similarity below 1.
+        What a threshold is multiplied by; one of the connectivity stays below 100, one of the similarity below 1.
 
     Examples
     --------
@@ -162,10 +161,10 @@ def phase_sensitivity(
         "tau_cka": tau_cka,
     }
 
-    most = {"tau_loss": math.inf, "tau_mc": 99.9, "tau_cka": 0.999}
+    largest = {"tau_loss": math.inf, "tau_mc": 99.9, "tau_cka": 0.999}  # just inside the allowed ranges
 
     def changed(name: str, factor: float) -> dict[str, float]:
-        return {**taus, name: min(taus[name] * factor, most[name])}
+        return {**taus, name: min(taus[name] * factor, largest[name])}
 
     return {
         name: {factor: classify_phase(metrics, **changed(name, factor), best_loss=best_loss) for factor in factors}

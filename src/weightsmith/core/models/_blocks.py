@@ -137,8 +137,9 @@ def stream(
     Warns
     -----
     UserWarning
-        If no batch reaches some of the blocks (experts, a decoder that is not run): they stay as they are. Or if the
-        model applies its blocks several times (ALBERT): their inputs are those of the first time.
+        If no batch reaches some of the blocks (experts, a decoder that is not run): they stay as they are. If the
+        model applies its blocks several times (ALBERT): their inputs are those of the first time. Or if one of several
+        patterns matches nothing.
 
     Examples
     --------

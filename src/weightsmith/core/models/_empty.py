@@ -46,7 +46,7 @@ def build_empty(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrained
         names = {name for name, _ in config_fields(config)}
         # lists that are computed from fields are computed anew
         stated = {n: v for n, v in config.to_dict().items() if n in names or not isinstance(v, list)}
-        # some draw position embeddings before they make them parameters
+        # some models (ViT) draw a tensor before it becomes a parameter on the meta device
         with init_empty_weights(include_buffers=False), no_init_weights(), torch.random.fork_rng(devices=[]):
             built: PreTrainedModel = type(model)(type(config).from_dict(stated))
         built.tie_weights()  # which the initialization would have done
