@@ -30,6 +30,7 @@ BETTER = {
     "bytes": -1,
     "nonzero": -1,
     "accuracy": +1,
+    "label_accuracy": +1,
     "accuracy_forgotten": -1,
     "accuracy_others": +1,
     "tokens_per_second": +1,
