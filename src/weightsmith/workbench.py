@@ -68,16 +68,16 @@ class Evaluation(BaseModel):
     Attributes
     ----------
     file : str or None
-        Text to measure perplexity on, or labeled data to measure a classifier's accuracy or a regression's error on.
-        None takes embedded text, of other topics than the calibration.
+        Text to measure perplexity on, or labeled data to measure a classifier's accuracy or a regression's error on,
+        see :func:`weightsmith.core.metrics.measure`. None takes embedded text, of other topics than the calibration.
     control : str or None
-        Another text, on which a fine-tuned model should not have become worse.
+        For models that write: another text, on which a fine-tuned model should not have become worse.
     tokens : int
         Number of tokens of each text to measure on.
     samples : int or None
         Number of labeled samples, and of samples of each task, to measure on; None takes all of a task.
     speed : bool
-        Also measure how fast the model writes.
+        For models that write: also measure how fast the model writes.
     tasks : sequence of str
         Tasks of the evaluation harness: their names, or YAML files, see :mod:`weightsmith.core.tasks`.
     shots : int or None
