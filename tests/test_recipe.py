@@ -87,6 +87,18 @@ def test_it_resumes_at_the_last_finished_step(write, tmp_path, monkeypatch):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_it_resumes_after_a_step_whose_measures_are_not_finite(write, tmp_path, monkeypatch):
+    measures = {"loss": float("nan"), "perplexity": float("inf"), "accuracy": -float("inf")}
+    monkeypatch.setattr(recipe_module.Workbench, "measure", lambda self: dict(measures))
+    recipe = load_recipe(write(GOOD))
+    replace(recipe, 1, lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe)
+    results = run_recipe(load_recipe(write(GOOD)))
+    assert [repr(result.after) for result in results] == [repr(measures)] * 2
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_a_step_that_did_more_than_change_weights_is_run_again(write, tmp_path):
     def with_file(*args, **kwargs):
         result = magnitude(*args, **kwargs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
 from models import tiny
 from weightsmith.core.errors import CalibrationError
@@ -123,6 +123,23 @@ def test_models_of_short_context_and_encoder_decoders_are_measured():
     ours = Workbench(OpenedModel(tiny("t5")[0], tokenizer))
     assert set(ours.measure()) == {"parameters", "nonzero", "bytes"}
     assert ours.sample() == ""
+
+
+@pytest.mark.parametrize("option", [{"speed": True}, {"control": "embedded:evaluation"}, {"tasks": ("arc_easy",)}])
+def test_what_only_a_model_that_writes_can_be_asked_for_is_refused_by_name(option, tmp_path):
+    save_file({"x": torch.rand(4, 3), "labels": torch.tensor([0, 1, 1, 0])}, tmp_path / "x.safetensors")
+    asked = {"file": str(tmp_path / "x.safetensors"), **option}
+    with pytest.raises(CalibrationError, match=f"{next(iter(option))}: only of a model that writes: found Linear"):
+        Workbench(OpenedModel(nn.Linear(3, 2)), Data(evaluation=asked)).measure()
+
+
+def test_text_is_measured_in_windows_that_the_tokenizer_allows():
+    """RoBERTa numbers its tokens from 2 on, so it reads fewer than it has position embeddings."""
+    tokenizer = load_tokenizer(folder("smollm2"))
+    tokenizer.model_max_length = 30
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=32, is_decoder=True, **sizes)
+    assert Workbench(OpenedModel(RobertaForCausalLM(config).eval(), tokenizer)).measure()["perplexity"] > 1
 
 
 def test_labelled_text_trains_a_classifier(tmp_path):

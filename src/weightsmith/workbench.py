@@ -68,16 +68,16 @@ class Evaluation(BaseModel):
     Attributes
     ----------
     file : str or None
-        Text to measure perplexity on, or labeled data to measure a classifier's accuracy or a regression's error on.
-        None takes embedded text, of other topics than the calibration.
+        Text to measure perplexity on, or labeled data to measure a classifier's accuracy or a regression's error on,
+        see :func:`weightsmith.core.metrics.measure`. None takes embedded text, of other topics than the calibration.
     control : str or None
-        Another text, on which a fine-tuned model should not have become worse.
+        For models that write: another text, on which a fine-tuned model should not have become worse.
     tokens : int
         Number of tokens of each text to measure on.
     samples : int or None
         Number of labeled samples, and of samples of each task, to measure on; None takes all of a task.
     speed : bool
-        Also measure how fast the model writes.
+        For models that write: also measure how fast the model writes.
     tasks : sequence of str
         Tasks of the evaluation harness: their names, or YAML files, see :mod:`weightsmith.core.tasks`.
     shots : int or None
@@ -242,14 +242,30 @@ class Workbench:
         return reader.text_samples(open_text(file), **options) if text else reader.samples(file, **options)
 
     def measure(self) -> dict[str, float]:
-        """Measure the model: its size; perplexity, speed and tasks of a language model; accuracy or error on labels."""
+        """Measure the model: its size; perplexity, speed and tasks of a language model; accuracy or error on labels.
+
+        Raises
+        ------
+        CalibrationError
+            If text is asked for that the model does not write, or the data cannot be read.
+        """
         evaluation = self.data.evaluation
-        if not self._writes and evaluation.file is not None:
-            return measure(self.model, labelled=self._labeled(evaluation))
-        window = min(WINDOW, context_length(self.model) or WINDOW)
+        if not self._writes:
+            asked = [name for name in ("tasks", "control", "speed") if getattr(evaluation, name)]
+            if asked:
+                raise CalibrationError(
+                    f"{', '.join(asked)}: only of a model that writes",
+                    found=type(self.model).__name__,
+                    expected="a causal language model with its tokenizer",
+                )
+            labelled = None if evaluation.file is None else self._labeled(evaluation)
+            return measure(self.model, labelled=labelled)
+        # a tokenizer may know better: RoBERTa's position embeddings have two more rows than it can read tokens
+        limits = (context_length(self.model), getattr(self._opened.tokenizer, "model_max_length", None))
+        window = min([WINDOW, *(limit for limit in limits if limit is not None)])
         ids = self._evaluation_ids(evaluation.file)
         measures = measure(self.model, ids=ids, window=window, speed=evaluation.speed)
-        if evaluation.control is not None and self._writes:
+        if evaluation.control is not None:
             ids = self._evaluation_ids(evaluation.control)
             measures = {"control_perplexity": perplexity(self.model, ids, window=window), **measures}
         tasks = measure_tasks(
@@ -366,8 +382,6 @@ class Workbench:
             return self.measure(), self.sample()
 
     def _evaluation_ids(self, file: str | None) -> Any:
-        if not self._writes:
-            return None
         file = file or "embedded:evaluation"
         text = open_text(file) if file.startswith("embedded:") else self._reader.text(file)
         return token_ids(self._opened.tokenizer, text)[: self.data.evaluation.tokens]
@@ -509,7 +523,7 @@ def measure_files(
         measures = [Workbench(open_model(path), data, seed).measure() for path in [*checkpoints, out]]
     *parts, result.after = measures
     result.before = parts[-1]
-    for name in ("perplexity", "control_perplexity", "loss", "accuracy", "mean_absolute_error"):
+    for name in ("perplexity", "control_perplexity", "loss", "accuracy", "label_accuracy", "mean_absolute_error"):
         if name in result.after:
             values = ", ".join(
                 f"{each.name} {format.show(name, m[name])}" for each, m in zip(checkpoints, parts, strict=True)

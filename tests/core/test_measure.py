@@ -3,10 +3,19 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
-from weightsmith.core.metrics import accuracy, decode_speed, measure, perplexity, sample_text, size
+from weightsmith.core.metrics import (
+    accuracy,
+    decode_speed,
+    label_accuracy,
+    mean_absolute_error,
+    measure,
+    perplexity,
+    sample_text,
+    size,
+)
 
 
 def tiny():
@@ -103,3 +112,65 @@ def test_a_prompt_written_by_a_chat_template_gets_no_second_start_token(monkeypa
     tokenizer.chat_template = "<s> {{ messages[0]['content'] }}"
     sample_text(model, tokenizer, "hello", new_tokens=1)
     assert [ids.tolist() for ids in seen] == [[[1, 3]], [[1, 3]]]
+
+
+def classifier(**options):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return BertForSequenceClassification(BertConfig(vocab_size=11, **sizes, **options)).eval()
+
+
+def test_whole_numbers_are_targets_of_a_regression_and_no_classes():
+    model, ids, targets = classifier(num_labels=1), torch.arange(10).reshape(5, 2), torch.arange(5)
+    error = (model(ids).logits[:, 0] - targets).abs().mean().item()
+    for labels in (targets, targets.float()):
+        found = measure(model, labelled=[({"input_ids": ids}, labels)])
+        assert found["mean_absolute_error"] == pytest.approx(error, rel=1e-5)
+        assert "accuracy" not in found
+    with pytest.raises(ShapeError, match=r"logits of one class: found \(3, 1\).*real numbers"):
+        measure(nn.Linear(2, 1), labelled=[(torch.ones(3, 2), torch.tensor([0, 1, 2]))])
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", None])
+def test_a_multi_label_classifier_is_measured_by_the_share_of_its_labels(kind):
+    model, ids = classifier(num_labels=3, problem_type=kind), torch.arange(10).reshape(5, 2)
+    labels = (torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    found = measure(model, labelled=[({"input_ids": ids}, labels)])
+    assert found["label_accuracy"] == pytest.approx(((model(ids).logits > 0) == labels.bool()).double().mean().item())
+    assert not found.keys() & {"accuracy", "mean_absolute_error"}
+
+
+def test_labels_of_a_multi_label_classifier_are_zeros_and_ones():
+    with pytest.raises(CalibrationError, match=r"found \[2.0\], expected 0 or 1"):
+        label_accuracy(nn.Identity(), [(torch.ones(1, 2), torch.tensor([[0.0, 2.0]]))])
+    with pytest.raises(ShapeError, match=r"labels: found \(1,\), expected \(1, 2\)"):
+        label_accuracy(nn.Identity(), [(torch.ones(1, 2), torch.tensor([1]))])
+
+
+def test_the_accuracy_of_a_causal_language_model_is_that_of_the_next_token():
+    model, ids = tiny().eval(), torch.arange(24).reshape(3, 8)
+    right = model(ids).logits[:, :-1].argmax(-1) == ids[:, 1:]
+    labels = torch.cat([ids[:, :1], model(ids).logits[:, :-1].argmax(-1)], 1)
+    assert accuracy(model, [({"input_ids": ids}, ids)]) == pytest.approx(right.double().mean().item())
+    assert accuracy(model, [({"input_ids": ids}, labels)]) == 1
+
+
+def test_labels_that_are_not_one_for_each_row_are_told():
+    ids = torch.arange(10).reshape(5, 2)
+    with pytest.raises(ShapeError, match=r"labels: found \(5, 2\), expected \(5,\), one for each row"):
+        accuracy(classifier(num_labels=3), [({"input_ids": ids}, ids)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_have_no_score(bad):
+    outputs = torch.tensor([[bad, 1.0], [0.0, 1.0]])
+    for score, labels in (
+        (accuracy, torch.tensor([0, 1])),
+        (label_accuracy, torch.ones(2, 2)),
+        (mean_absolute_error, torch.ones(2, 2)),
+    ):
+        with pytest.raises(NonFiniteError, match="outputs hold NaN or infinity"):
+            score(nn.Identity(), [(outputs, labels)])
+    with pytest.raises(NonFiniteError, match="targets"):
+        mean_absolute_error(nn.Identity(), [(torch.ones(2, 2), outputs)])
+    assert accuracy(nn.Identity(), [(outputs, torch.tensor([-100, 1]))]) == 1, "what does not count may be anything"

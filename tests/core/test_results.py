@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from weightsmith.core.report import format, pictures, write_report
-from weightsmith.core.results import Result, record
+from weightsmith.core.results import Result, documents, record
 
 
 @pytest.fixture
@@ -54,6 +54,47 @@ def test_json_is_strict_whatever_a_method_puts_in():
         "tuple": [1, 2],
         "dtype": "torch.bfloat16",
     }
+
+
+def test_numbers_that_are_not_finite_survive_the_round_trip_and_are_reported(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    odd = Result("x", totals={"sparsity": nan, "norm": -inf, "word": "nano"}, curves={"loss": [1.0, nan, inf]})
+    odd.before, odd.after = {"perplexity": inf, "accuracy": nan, "loss": 0.0}, {"perplexity": 2.0, "accuracy": 0.5}
+    odd.after |= {"loss": nan}
+    for number, value in enumerate((nan, inf, -inf, 1.0)):
+        odd.layer(f"layers.{number}.fc", error=value)
+    odd.layer("nan", error=2.0)
+    odd.inputs = [{"network": "inf", "to_result": nan, "to_others": [0.0]}]
+    back = Result.from_json(odd.to_json())
+    assert repr(asdict(back)) == repr(asdict(odd))
+    for each in (odd, back):
+        page = write_report([each, Result("y", before=each.before, after=each.before)], tmp_path / "r.html").read_text()
+        assert not re.search(r"width:-?(nan|inf)", page)
+        assert re.search(r"perplexity .* inf .* 2 ", printed(each.comparison()))
+        assert "nan" in printed(each.table())
+
+
+def test_the_best_of_several_is_a_number(tmp_path):
+    runs = [Result(name, after={"perplexity": value}) for name, value in (("a", float("nan")), ("b", 3.0), ("c", 4.0))]
+    (panel,) = pictures.overview(runs)
+    assert [bar["name"] for bar in panel["bars"] if bar["best"]] == ["b"]
+
+
+def test_texts_and_numbers_that_cannot_be_printed_as_they_are_do_not_stop_a_report(tmp_path):
+    odd = Result("m[/red]", title="caf\udce9 [/red]", hyper={"many": 10**400}, samples={"after": "\ud800 end"})
+    odd.totals = {"a[/b]": 1, "count": 10**400, "label": "[/i]"}
+    odd.before, odd.after = {"x[/b] accuracy": 0.5, "count": 3}, {"x[/b] accuracy": 1.0, "count": 10**400}
+    odd.inputs = [{"network": "n[/b]", "to_result": 0.0, "to_others": [0.0]}]
+    odd.notes = ["\udce9"]
+    for number in range(2):
+        odd.layer(f"[/u].{number}.fc", count=10**400 + number, kind="[/b]")
+    page = odd.report(tmp_path / "r.html").read_text("utf-8")
+    assert "\\ud800 end" in page
+    assert "1.000e+400" in page
+    assert "a[/b]" in printed(odd.table())
+    assert "x[/b] accuracy" in printed(odd.comparison())
+    assert "n[/b]" in printed(odd.networks())
+    assert "\\udce9" in documents([odd], "out", ["caf\udce9"])["README.md"].encode().decode()
 
 
 def test_record_fills_in_effort_and_environment(result):

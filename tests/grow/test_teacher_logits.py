@@ -7,7 +7,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from models import tiny
-from weightsmith.core.errors import CheckpointError, HyperparameterError, ShapeError, UnsupportedModelError
+from weightsmith.core.errors import (
+    CalibrationError,
+    CheckpointError,
+    HyperparameterError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.grow import distil, teacher_logits
 
 SETTINGS = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "seed": 4}
@@ -68,6 +74,10 @@ def test_bad_calls_leave_no_file(tmp_path):
         teacher_logits(teacher, samples, batch_size=0)
     with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
         teacher_logits(teacher, samples, tmp_path / "logits.bin")
+    model, batch = tiny("gpt2")
+    lengths = [{"input_ids": batch["input_ids"][0, :length]} for length in (5, 5, 7)]
+    with pytest.raises(CalibrationError, match=r"logits of the samples: found \[\(5, .*, expected one shape"):
+        teacher_logits(model, lengths, tmp_path / "logits.safetensors", batch_size=2)
     bert, batch = tiny("bert")
     with pytest.raises(UnsupportedModelError, match="no logits"):
         teacher_logits(bert.bert, [{n: t[0] for n, t in batch.items()}], tmp_path / "logits.safetensors")

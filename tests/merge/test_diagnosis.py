@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.merge import (
     calibration_error,
     confidence,
@@ -148,8 +148,31 @@ def test_ignored_labels_do_not_count():
     assert calibration_error(logits, some) == calibration_error(logits[10:], labels[10:])
     assert fit_temperature(logits, some) == fit_temperature(logits[10:], labels[10:])
     assert transitions(logits, logits, logits, some) == transitions(*[logits[10:]] * 3, labels[10:])
+    three = (logits, logits.flip(1), logits.roll(1, 1))
+    assert diagnose(*three, some) == diagnose(*(each[10:] for each in three), labels[10:])
     for measure in (calibration_error, fit_temperature):
         with pytest.raises(CalibrationError, match="no labeled samples"):
             measure(logits, torch.full((30,), -100))
     with pytest.raises(HyperparameterError, match="class indices from 0 to 3"):
         fit_temperature(logits, labels + 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(bad):
+    logits, labels = draw(3)
+    broken = logits[0].clone()
+    broken[5, 1] = bad
+    for measure in (calibration_error, fit_temperature):
+        with pytest.raises(NonFiniteError, match="the logits hold NaN or infinity"):
+            measure(broken, labels)
+        assert measure(broken, labels.index_fill(0, torch.tensor([5]), -100)) > 0, "it does not count"
+    with pytest.raises(NonFiniteError):
+        diagnose(logits[1], broken, logits[2], labels)
+    with pytest.raises(NonFiniteError):
+        fit_temperature(logits[0].index_fill(0, torch.tensor([5]), -float("inf")), labels)
+
+
+def test_probabilities_of_zero_are_diagnosed():
+    right = torch.tensor([[400.0, 0.0]])
+    assert output_ensemble(right, right)["probabilities"].tolist() == [[0.0, -float("inf")]]
+    assert diagnose(right, right, right, torch.tensor([0]))["calibration_error_ensemble_of_probabilities"] == 0

@@ -252,6 +252,23 @@ def test_all_averages_in_one_pass_give_the_outputs_of_each():
             torch.testing.assert_close(logits, other(x), rtol=1e-4, atol=1e-5)
 
 
+def test_labels_that_are_ignored_do_not_count_in_the_sweep():
+    model, x = tiny("mlp")
+    start, tuned = model.state_dict(), tiny("mlp")[0]
+    tuned.load_state_dict(near(model, 0.5))
+    y = torch.randint(4, (len(x),), generator=torch.Generator().manual_seed(0))
+    some = y.index_fill(0, torch.arange(len(x) // 2), -100)
+    half = samples_of(x, y)[len(x) // 2 :]
+    results = []
+    for data in (half, samples_of(x, some)):
+        model = tiny("mlp")[0]
+        model.load_state_dict(start)
+        results.append(sweep(model, data, data, tuned=tuned, alphas=(0.0, 0.5)))
+    for fewer, all_of_them in zip(results[0].layers, results[1].layers, strict=True):
+        assert all_of_them == pytest.approx(fewer, abs=1e-6)
+    assert results[1].totals == pytest.approx(results[0].totals, rel=1e-5)
+
+
 def test_the_sweep_tells_of_a_fine_tuned_network_that_is_too_loud():
     model, x = nn.Linear(12, 4), torch.randn(50, 12)
     tuned = nn.Linear(12, 4)

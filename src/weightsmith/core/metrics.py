@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +14,18 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import call, context_length, render_chat
+from weightsmith.core.data import IGNORED, call, context_length, is_regression, render_chat, to_model
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.training import logits_of
+from weightsmith.core.processes import plain_model
+from weightsmith.core.training import logits_of, shift_for_causal_lm
 
 __all__ = [
     "accuracy",
     "decode_speed",
     "decode_speeds",
+    "label_accuracy",
     "mean_absolute_error",
     "measure",
     "perplexity",
@@ -94,22 +97,83 @@ def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 51
 def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     """Share of inputs whose largest logit is their class; ``batches`` yield (inputs, class indices).
 
-    Labels of -100 do not count.
+    Labels of -100 do not count. The logits of a causal language model are those of the next token, see
+    :func:`~weightsmith.core.training.shift_for_causal_lm`.
+
+    Raises
+    ------
+    CalibrationError
+        If no input has a label.
+    NonFiniteError
+        If a logit is NaN or infinite.
+    ShapeError
+        If there is not one label for each row of logits, or only one logit a row.
 
     Examples
     --------
     >>> accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
     0.75
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     right = total = 0
     with evaluation_mode(model):
         for inputs, labels in batches:
-            logits = logits_of(call(model, inputs.to(device) if isinstance(inputs, Tensor) else inputs))
-            right += int((logits.argmax(-1).cpu() == labels.cpu()).sum())
-            total += int((labels != -100).sum())
+            logits, labels = shift_for_causal_lm(model, _outputs(model, inputs), labels.cpu())
+            if labels.shape != logits.shape[:-1]:
+                raise ShapeError(
+                    "labels",
+                    found=tuple(labels.shape),
+                    expected=f"{tuple(logits.shape[:-1])}, one for each row of logits",
+                    do="Give every sample the label that this model predicts.",
+                )
+            if logits.shape[-1] < 2:
+                raise ShapeError(
+                    "logits of one class",
+                    found=tuple(logits.shape),
+                    expected="two classes or more",
+                    do="The targets of a regression are real numbers.",
+                )
+            kept = labels != IGNORED
+            logits = _finite(logits[kept])
+            right += int((logits.argmax(-1) == labels[kept]).sum())
+            total += int(kept.sum())
     if total == 0:
         raise CalibrationError("no labelled batches to measure accuracy on", expected="at least one")
+    return right / total
+
+
+@torch.no_grad()
+def label_accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
+    """Share of the labels of a multi-label classifier that its logits, cut at 0, get right.
+
+    ``batches`` yield (inputs, a 0 or 1 for each label).
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches, or labels that are neither 0 nor 1.
+    NonFiniteError
+        If a logit is NaN or infinite.
+    ShapeError
+        If the labels are not of the shape of the logits.
+
+    Examples
+    --------
+    >>> label_accuracy(nn.Identity(), [(torch.tensor([[2.0, -1.0], [-0.5, -3.0]]), torch.tensor([[1, 0], [1, 0]]))])
+    0.75
+    """
+    right = total = 0
+    with evaluation_mode(model):
+        for inputs, labels in batches:
+            logits, labels = _finite(_outputs(model, inputs)), labels.cpu()
+            if logits.shape != labels.shape:
+                raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape))
+            if not bool(((labels == 0) | (labels == 1)).all()):
+                found = labels[(labels != 0) & (labels != 1)][:3].tolist()
+                raise CalibrationError("labels of a multi-label classifier", found=found, expected="0 or 1 each")
+            right += int(((logits > 0) == (labels == 1)).sum())
+            total += labels.numel()
+    if total == 0:
+        raise CalibrationError("no labeled batches to measure accuracy on", expected="at least one")
     return right / total
 
 
@@ -121,6 +185,8 @@ def mean_absolute_error(model: nn.Module, batches: Iterable[tuple[Any, Tensor]])
     ------
     CalibrationError
         If there are no batches.
+    NonFiniteError
+        If an output or a target is NaN or infinite.
     ShapeError
         If there are other numbers of outputs and targets.
 
@@ -129,11 +195,12 @@ def mean_absolute_error(model: nn.Module, batches: Iterable[tuple[Any, Tensor]])
     >>> mean_absolute_error(nn.Identity(), [(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [2.0]]))])
     0.25
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total, count = 0.0, 0
     with evaluation_mode(model):
         for inputs, targets in batches:
-            outputs = logits_of(call(model, inputs.to(device) if isinstance(inputs, Tensor) else inputs)).cpu()
+            outputs = _finite(_outputs(model, inputs))
+            if not is_finite(targets):
+                raise NonFiniteError("the targets hold NaN or infinity", do="Look for such values in the data.")
             if outputs.numel() != targets.numel():
                 raise ShapeError("targets", found=tuple(targets.shape), expected=tuple(outputs.shape))
             total += float((outputs.double().flatten() - targets.cpu().double().flatten()).abs().sum())
@@ -205,14 +272,18 @@ def measure(
 ) -> dict[str, float]:
     """Measure everything the given data allow: size always, perplexity on ``ids``, accuracy on ``labelled`` batches.
 
+    What is measured on labels follows from the model's configuration: the error of a regression, the share of the
+    labels that a multi-label classifier gets right, else accuracy. Without a configuration, labels that are real
+    numbers are the targets of a regression.
+
     Parameters
     ----------
     model : nn.Module
         The model.
     ids : Tensor of shape (tokens,), optional
         Evaluation text.
-    labelled : iterable of (inputs, class indices), optional
-        Evaluation batches; targets that are real numbers instead of classes ask for the error of a regression.
+    labelled : iterable of (inputs, labels), optional
+        Evaluation batches: class indices, real numbers, or a 0 or 1 for each of several labels.
     window : int, default: 512
         Perplexity window in tokens.
     speed : bool, default: False
@@ -221,22 +292,54 @@ def measure(
     Returns
     -------
     dict of str to float
-        Keys ``perplexity``, ``accuracy`` or ``mean_absolute_error``, ``tokens_per_second`` (a median, with half the
-        range of all runs as ``tokens_per_second_spread``) as asked for, then those of :func:`size`.
+        Keys ``perplexity``, one of ``accuracy``, ``label_accuracy`` and ``mean_absolute_error``, ``tokens_per_second``
+        (a median, with half the range of all runs as ``tokens_per_second_spread``) as asked for, then those of
+        :func:`size`.
+
+    Raises
+    ------
+    CalibrationError, NonFiniteError, ShapeError
+        As the functions of these measures.
     """
     measures: dict[str, float] = {}
     if ids is not None:
         measures["perplexity"] = perplexity(model, ids, window=window)
     if labelled is not None:
         batches = list(labelled)
-        regression = bool(batches) and batches[0][1].is_floating_point()
-        name, score = ("mean_absolute_error", mean_absolute_error) if regression else ("accuracy", accuracy)
-        measures[name] = score(model, batches)
+        score = _score(model, batches)
+        measures[score.__name__] = score(model, batches)
     if speed and ids is not None:
         speeds = decode_speeds(model, ids[:16])
         measures["tokens_per_second"] = statistics.median(speeds)
         measures["tokens_per_second_spread"] = (max(speeds) - min(speeds)) / 2
     return measures | size(model)
+
+
+def _score(model: nn.Module, batches: Sequence[tuple[Any, Tensor]]) -> Callable[..., float]:
+    """The measure of a model on labels."""
+    config: Any = getattr(plain_model(model), "config", None)
+    kind, outputs = (getattr(config, name, None) for name in ("problem_type", "num_labels"))
+    labels = batches[0][1] if batches else torch.empty(0, dtype=torch.long)
+    real = labels.is_floating_point()
+    if is_regression(plain_model(model)):
+        return mean_absolute_error
+    # transformers' own rule where the configuration names no problem type
+    if kind == "multi_label_classification" or (real and kind is None and labels.shape[1:] == (outputs,)):
+        return label_accuracy
+    return mean_absolute_error if real else accuracy
+
+
+def _outputs(model: nn.Module, inputs: Any) -> Tensor:
+    """A model's logits, on the CPU."""
+    return logits_of(call(model, to_model(inputs, model))).cpu()
+
+
+def _finite(outputs: Tensor) -> Tensor:
+    if not is_finite(outputs):
+        raise NonFiniteError(
+            "the model's outputs hold NaN or infinity", do="Check its weights; half precision may overflow."
+        )
+    return outputs
 
 
 def _generate_seconds(model: nn.Module, prompt: Tensor, new_tokens: int) -> float:

@@ -24,6 +24,9 @@ from weightsmith.core.report import Record, format, model_card, write_report
 
 __all__ = ["Result", "documents", "environment", "record"]
 
+NUMBERS = ("layers", "totals", "inputs", "before", "after", "curves")
+"""What holds numbers: in JSON, NaN and infinities are texts there."""
+
 
 @dataclass
 class Result(Record):
@@ -52,12 +55,15 @@ class Result(Record):
     def from_json(cls, text: str) -> Result:
         """Rebuild a record from :meth:`to_json`'s text.
 
+        Among layers, totals, inputs, measures and curves, the texts of NaN and infinities become numbers again.
+
         Examples
         --------
         >>> Result.from_json(Result("wanda", hyper={"sparsity": 0.5}).to_json()).hyper
         {'sparsity': 0.5}
         """
-        return cls(**json.loads(text))
+        fields = json.loads(text)
+        return cls(**fields | {name: _numbers(fields[name]) for name in NUMBERS if name in fields})
 
     def table(self) -> Table:
         """Return what was done as a rich table: for each kind of layer the mean of its measures, then the total.
@@ -74,15 +80,16 @@ class Result(Record):
         for row, (kind, _) in zip(self.layers, format.places([row["layer"] for row in self.layers]), strict=True):
             kinds.setdefault(kind, []).append(row)
         names = list(dict.fromkeys(key for row in [*self.layers, self.totals] for key in row if key != "layer"))
-        table = Table(title=self.title or self.method, title_justify="left", title_style="bold")
+        table = Table(title=_cell(self.title or self.method), title_justify="left", title_style="bold")
         table.add_column("layer")
         for name in names:
-            table.add_column(format.label(name), justify="right")
+            table.add_column(_cell(format.label(name)), justify="right")
         for kind, rows in kinds.items():
             who = f"{len(rows)} × {kind}" if len(rows) > 1 else rows[0]["layer"]
-            table.add_row(who, *(format.show(name, _mean([row.get(name, "") for row in rows])) for name in names))
+            means = (format.show(name, _mean([row.get(name, "") for row in rows])) for name in names)
+            table.add_row(*map(_cell, (who, *means)))
         table.add_section()
-        table.add_row("total", *(format.show(name, self.totals.get(name, "")) for name in names))
+        table.add_row("total", *(_cell(format.show(name, self.totals.get(name, ""))) for name in names))
         return table
 
     def networks(self) -> Table:
@@ -99,7 +106,7 @@ class Result(Record):
         for name in heading[1:]:
             table.add_column(name, justify="right")
         for row in rows:
-            table.add_row(escape(row[0]), *row[1:])
+            table.add_row(_cell(row[0]), *row[1:])
         return table
 
     def comparison(self) -> Table:
@@ -117,7 +124,7 @@ class Result(Record):
             table.add_column(name, justify="right")
         for name in format.measures(self.before, self.after):
             if not self.before:
-                table.add_row(format.label(name), format.show_with_spread(name, self.after))
+                table.add_row(_cell(format.label(name)), format.show_with_spread(name, self.after))
                 continue
             before, after = self.before.get(name), self.after.get(name)
             change = ""
@@ -125,7 +132,7 @@ class Result(Record):
                 colour = colours[format.tone(name, self.before, self.after)]
                 change = f"[{colour}]{format.change(before, after)}[/]"
             shown = (format.show_with_spread(name, values) for values in (self.before, self.after))
-            table.add_row(format.label(name), *shown, change)
+            table.add_row(_cell(format.label(name)), *shown, change)
         return table
 
     def report(self, path: str | Path, title: str | None = None) -> Path:
@@ -226,8 +233,22 @@ def _peak_memory() -> int:
 def _mean(values: list[Any]) -> Any:
     """The mean of numbers; anything else only if all agree."""
     if values and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return sum(values) / len(values)
+        return sum(map(format.number, values)) / len(values)
     return values[0] if all(value == values[0] for value in values) else "various"
+
+
+def _cell(text: str) -> str:
+    """A text as a rich table shows it: what looks like markup is text too."""
+    return escape(format.printable(text))
+
+
+def _numbers(value: Any) -> Any:
+    """Undo what :func:`_plain` does to NaN and infinities; the names of layers and networks are no numbers."""
+    if isinstance(value, dict):
+        return {key: item if key in ("layer", "network") else _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ from weightsmith.core.data import (
     without_labels,
 )
 from weightsmith.core.errors import (
+    CalibrationError,
     CheckpointError,
     HyperparameterError,
     ShapeError,
@@ -156,6 +157,8 @@ def teacher_logits(
 
     Raises
     ------
+    CalibrationError
+        If samples, and so the logits, are of unequal lengths.
     CheckpointError
         If ``path`` exists or does not end in ``.safetensors``; a failed run leaves no file.
     HyperparameterError
@@ -198,8 +201,18 @@ def teacher_logits(
 def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
     """The logits of each batch, on the CPU."""
     device = next((parameter.device for parameter in teacher.parameters()), "cpu")
+    shape: torch.Size | None = None
     for batch in track(loader, "teacher", total=len(loader)):
-        yield upcast(logits_of(call(teacher, without_labels(teacher, send_to_device(batch, device))))).cpu()
+        logits = upcast(logits_of(call(teacher, without_labels(teacher, send_to_device(batch, device))))).cpu()
+        shape = logits.shape[1:] if shape is None else shape
+        if logits.shape[1:] != shape:
+            raise CalibrationError(
+                "logits of the samples",
+                found=[tuple(shape), tuple(logits.shape[1:])],
+                expected="one shape",
+                do="Pad or crop the samples to one length.",
+            )
+        yield logits
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from weightsmith.core.data import Batch, Samples, batched, pad_token_id, split_labels, to_device
+from weightsmith.core.data import IGNORED, Batch, Samples, batched, pad_token_id, split_labels, to_device
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import StateDict
 from weightsmith.core.linalg import is_finite
@@ -116,10 +116,11 @@ def sweep(
                     row[f"{name} loss"] = seen[value][name].item()
                 continue
             labels = torch.cat([split_labels(batch)[1] for batch in parts])
+            kept = labels != IGNORED
             diagnosis = diagnose(seen[0.0][name], seen[1.0][name], seen[alpha][name], labels)
             for row, value in zip(rows.values(), alphas, strict=False):
                 logits = seen[value][name]
-                row[f"{name} accuracy"] = (logits.argmax(1) == labels).double().mean().item()
+                row[f"{name} accuracy"] = (logits.argmax(1) == labels)[kept].double().mean().item()
                 row[f"{name} calibration error"] = calibration_error(logits, labels)
             for kind in ("probabilities", "logits"):
                 row = rows.setdefault(f"mean of {kind}", {})
@@ -208,5 +209,5 @@ def _outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         if labels.shape != logits.shape[:-1]:
             raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape[:-1]))
         loss += functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum").item()
-        count += int((labels != -100).sum())
+        count += int((labels != IGNORED).sum())
     return torch.cat(rows) if rows else torch.tensor(loss / max(count, 1))

@@ -50,7 +50,7 @@ def write_report(results: Sequence[Record], path: str | Path, title: str | None 
 def report_page(results: Sequence[Record], title: str | None = None) -> str:
     """Return the report of one or several results as HTML; parameters are those of :func:`write_report`."""
     sections = [_section(result) for result in results]
-    return _template().render(
+    page = _template().render(
         title=title or ", ".join(section["title"] for section in sections),
         sections=sections,
         overview=pictures.overview(results),
@@ -58,6 +58,7 @@ def report_page(results: Sequence[Record], title: str | None = None) -> str:
         seconds=sum(result.seconds for result in results),
         written=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
     )
+    return format.printable(page)
 
 
 def _section(result: Record) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _measures(result: Record) -> list[dict[str, Any]]:
     for name in format.measures(result.before, result.after):
         before, after = result.before.get(name), result.after.get(name)
         known = {when: value for when, value in (("before", before), ("after", after)) if value is not None}
-        longest = max(map(abs, known.values())) or 1
+        longest = format.longest(known.values())
         row = {
             "label": format.label(name),
             "hint": {1: "more is better", -1: "less is better", 0: ""}[format.direction(name)],
@@ -104,7 +105,7 @@ def _measures(result: Record) -> list[dict[str, Any]]:
                 when: format.show_with_spread(name, each)
                 for when, each in (("before", result.before), ("after", result.after))
             },
-            "width": {when: 100 * abs(value) / longest for when, value in known.items()},
+            "width": {when: format.length(value, longest) for when, value in known.items()},
             "change": "",
             "tone": "same",
         }

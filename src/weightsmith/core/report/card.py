@@ -76,7 +76,7 @@ def model_card(results: Sequence[Record], name: str, parents: Sequence[str | os.
         lines += _table(heading, rows)
         lines += _table(("measure", "before", "after"), _measures(result))
         lines += ["", *[f"- {note}" for note in result.notes]] if result.notes else []
-    return "\n".join(lines) + "\n"
+    return format.printable("\n".join(lines) + "\n")
 
 
 def _measures(result: Record) -> list[tuple[str, ...]]:

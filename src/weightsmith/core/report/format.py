@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 __all__ = [
@@ -14,8 +16,12 @@ __all__ = [
     "distances",
     "explain",
     "label",
+    "length",
+    "longest",
     "measures",
+    "number",
     "places",
+    "printable",
     "show",
     "show_with_spread",
     "tone",
@@ -30,6 +36,7 @@ BETTER = {
     "bytes": -1,
     "nonzero": -1,
     "accuracy": +1,
+    "label_accuracy": +1,
     "accuracy_forgotten": -1,
     "accuracy_others": +1,
     "tokens_per_second": +1,
@@ -177,6 +184,53 @@ def label(name: str) -> str:
     return NAMES.get(name, name.replace("_", " "))
 
 
+def printable(text: str) -> str:
+    r"""Return a text that UTF-8 can hold: lone surrogates, as of names of files that are not UTF-8, as their codes.
+
+    Examples
+    --------
+    >>> printable("caf\udce9")
+    'caf\\udce9'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
+def number(value: float) -> float:
+    """Return a number to compute with: a whole number beyond those of floats as infinity.
+
+    Examples
+    --------
+    >>> number(3), number(-(10**400))
+    (3, -inf)
+    """
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return math.inf if value > 0 else -math.inf
+    return value
+
+
+def longest(values: Iterable[float]) -> float:
+    """Return the largest finite magnitude of numbers that are drawn as bars.
+
+    Examples
+    --------
+    >>> longest([2.0, -3.0, math.inf, math.nan]), longest([])
+    (3.0, 0)
+    """
+    return max((abs(value) for value in map(number, values) if math.isfinite(value)), default=0)
+
+
+def length(value: float, longest: float) -> float:
+    """Return the length of a number's bar in per cent of the longest one; 0 where there is none to draw.
+
+    Examples
+    --------
+    >>> length(-1.0, 2.0), length(math.inf, 2.0), length(0.0, 0.0)
+    (50.0, 0.0, 0.0)
+    """
+    value = number(value)
+    return 100 * (abs(value) / longest) if longest and math.isfinite(value) else 0.0
+
+
 def show(name: str, value: Any) -> str:
     """Return a measure's value with its unit, as short as it can be read.
 
@@ -195,6 +249,8 @@ def show(name: str, value: Any) -> str:
         return ", ".join(show(name, item) for item in value) or "none"
     if not isinstance(value, (int, float)):
         return str(value)
+    if isinstance(value, int) and math.isinf(number(value)):
+        return f"{Decimal(value):.4g}"
     if not math.isfinite(value):
         return str(value)
     if "bytes" in name or name.endswith("_memory"):
@@ -267,6 +323,7 @@ def change(before: float, after: float) -> str:
     >>> change(20.0, 15.0), change(20.0, 100.0), change(20.0, 20.0), change(0.0, 1.0)
     ('−25 %', '5×', '±0 %', '')
     """
+    before, after = number(before), number(after)
     if before == 0 or not (math.isfinite(before) and math.isfinite(after)):
         return ""
     ratio = after / before
@@ -300,9 +357,10 @@ def tone(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     >>> [tone("tokens_per_second", before, before | {"tokens_per_second": speed}) for speed in (22.0, 24.0)]
     ['same', 'better']
     """
-    gain = direction(name) * (after[name] - before[name])
+    first, last = number(before[name]), number(after[name])
+    gain = direction(name) * (last - first)
     spread = before.get(name + SPREAD, 0.0) + after.get(name + SPREAD, 0.0)
-    if abs(gain) <= max(5e-4 * abs(before[name]), spread):
+    if last == first or abs(gain) <= max(5e-4 * abs(first), spread):
         return "same"
     return "better" if gain > 0 else "worse"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,14 +106,16 @@ def overview(results: Sequence[Record]) -> list[dict[str, Any]]:
         return []
     panels = []
     for name in format.measures({}, dict.fromkeys(key for result in results for key in result.after)):
-        told = {result.title or result.method: float(result.after[name]) for result in results if name in result.after}
-        start = next((float(result.before[name]) for result in results if name in result.before), None)
+        named = [(result.title or result.method, result.after[name]) for result in results if name in result.after]
+        told = {who: float(format.number(value)) for who, value in named}
+        start = next((float(format.number(result.before[name])) for result in results if name in result.before), None)
         if len(told) < 2 or len({start, *told.values()} - {None}) < 2:
             continue
         sign = format.direction(name)
-        best = max(told.values(), key=lambda value: sign * value)
+        numbers = [value for value in told.values() if not math.isnan(value)]
+        best = max(numbers, key=lambda value: sign * value, default=math.nan)
         spread = 2 * max(result.after.get(name + format.SPREAD, 0.0) for result in results)
-        longest = max(map(abs, [*told.values(), start or 0.0]))
+        longest = format.longest([*told.values(), start or 0.0])
         bars = [_bar(name, "start", start, longest, start=True)] if start is not None else []
         for who, value in told.items():
             near = sum(abs(other - best) <= spread for other in told.values())
@@ -126,7 +129,7 @@ def overview(results: Sequence[Record]) -> list[dict[str, Any]]:
 def _bar(
     name: str, who: str, value: float, longest: float, *, start: bool = False, best: bool = False
 ) -> dict[str, Any]:
-    width = 100 * abs(value) / longest
+    width = format.length(value, longest)
     return {"name": who, "value": format.show(name, value), "width": width, "start": start, "best": best}
 
 
@@ -155,10 +158,10 @@ def _lines(
 
 def _line(name: str, points: Sequence[tuple[int, float, str]], color: int) -> dict[str, Any]:
     x, y, text = zip(*points, strict=True) if points else ((), (), ())
-    return {"name": name, "x": [*x], "y": [*y], "text": [*text], "color": color}
+    return {"name": name, "x": [*x], "y": [*map(format.number, y)], "text": [*text], "color": color}
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
     told = [row for row in rows if name in row]
-    longest = max(abs(row[name]) for row in told) or 1.0
+    longest = format.longest(row[name] for row in told)
     return [_bar(name, row["layer"], row[name], longest) for row in told]

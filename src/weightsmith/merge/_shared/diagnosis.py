@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from weightsmith.core.errors import CalibrationError, ShapeError
+from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.training import IGNORED
 
 __all__ = [
@@ -72,7 +73,8 @@ def transitions(
 def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *, bins: int = 15) -> float:
     """Return the expected calibration error: the mean distance of confidence and accuracy.
 
-    Samples are put in ``bins`` equal bins of their largest probability; those with label -100 do not count.
+    Samples are put in ``bins`` equal bins of their largest probability; those with label -100 do not count. A logit of
+    minus infinity is a probability of 0.
 
     Returns
     -------
@@ -81,6 +83,10 @@ def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *,
 
     Raises
     ------
+    CalibrationError
+        If no sample is labeled.
+    NonFiniteError
+        If logits hold NaN or infinity, so that they give no probabilities.
     ShapeError
         If there is not one label per sample.
 
@@ -96,6 +102,8 @@ def calibration_error(logits: Float[Tensor, "..."], labels: Int[Tensor, "N"], *,
     """
     labels, logits = _labeled(labels, logits)
     probability, choice = logits.double().softmax(1).max(1)
+    if not is_finite(probability):
+        raise NonFiniteError("the logits hold NaN or infinity", do="Look for such values in the weights and the data.")
     place = (probability * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64, device=logits.device)
     gap.index_add_(0, place, (choice == labels).double() - probability)
@@ -196,7 +204,9 @@ def diagnose(
     Raises
     ------
     CalibrationError
-        If there are no samples.
+        If there are no labeled samples.
+    NonFiniteError
+        If logits hold NaN or infinity.
     ShapeError
         If there is not one label and one row of each network per sample.
 
@@ -208,6 +218,7 @@ def diagnose(
     """
     if not len(labels):
         raise CalibrationError("no samples to diagnose the average on", expected="at least one")
+    labels, pre, tuned, averaged = _labeled(labels, pre, tuned, averaged)
     moves = transitions(pre, tuned, averaged, labels)
     outputs: Mapping[str, Tensor] = {
         "pre": pre,

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from weightsmith.core.data import call
-from weightsmith.core.errors import CalibrationError, UnsupportedModelError
+from weightsmith.core.errors import CalibrationError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import IGNORED, check_labels, logits_of
 
@@ -44,6 +45,8 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> f
         If no sample is labeled.
     HyperparameterError
         If a label is not a class.
+    NonFiniteError
+        If a logit of a labeled sample is NaN or infinite.
 
     References
     ----------
@@ -60,6 +63,8 @@ def fit_temperature(logits: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> f
     if not len(labels):
         raise CalibrationError("no labeled samples to fit the temperature on", expected="at least one")
     check_labels(labels, scores.shape[1])
+    if not is_finite(scores):
+        raise NonFiniteError("the logits hold NaN or infinity", do="Look for such values in the weights and the data.")
     low, high = math.log(0.05), math.log(20.0)
     for _ in range(60):  # the loss is convex in 1 / T, so its slope changes sign once
         middle = (low + high) / 2
@@ -92,6 +97,8 @@ def balance_logit_scale(model: nn.Module, batches: Sequence[tuple[Any, Tensor]])
     ------
     CalibrationError
         If there are no batches.
+    NonFiniteError
+        If a logit is NaN or infinite; the model is unchanged.
     UnsupportedModelError
         If the logits do not come from a linear layer, or its weight is tied to another.
 
