@@ -236,6 +236,12 @@ def test_quantized_weights_are_refused():
         find_symmetry(model, torch.rand(1, 2))
 
 
+def test_complex_weights_are_refused_by_name():
+    model = nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(UnsupportedModelError, match="weight 'weight' is complex"):
+        find_symmetry(model, torch.rand(1, 2))
+
+
 def test_one_unit_is_nothing_to_permute():
     symmetry = find_symmetry(nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 2)), torch.rand(1, 3))
     assert not symmetry.groups

@@ -50,7 +50,7 @@ def find_symmetry(model: nn.Module, batch: Batch, *, verify: bool = True) -> Sym
     Raises
     ------
     UnsupportedModelError
-        If weights are quantized.
+        If weights are quantized or complex.
 
     Examples
     --------
@@ -72,6 +72,8 @@ def find_symmetry(model: nn.Module, batch: Batch, *, verify: bool = True) -> Sym
 
 def _check_kind(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise UnsupportedModelError(f"weight {name!r} is complex", found=parameter.dtype, expected="real weights")
         if not parameter.is_floating_point():
             raise UnsupportedModelError(
                 f"weight {name!r} is packed or quantized",
