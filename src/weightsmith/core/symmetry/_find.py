@@ -36,7 +36,7 @@ def find_symmetry(model: nn.Module, batch: Batch, *, verify: bool = True) -> Sym
         Any model; run in evaluation mode, its weights are only read. One on the meta device is run with zeros that
         take no memory; its groups are not verified.
     batch : Batch
-        A batch of the model; one sample is enough.
+        A batch of the model; one sample is enough, for recurrent layers of two steps or more.
     verify : bool, default: True
         Permute a copy with random weights at random and compare its outputs; groups that change them are left out, by
         name.
