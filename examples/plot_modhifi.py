@@ -21,7 +21,7 @@ from weightsmith.sparsify import select_channels, subset_fidelity
 model, tokenizer = load("smollm2")
 windows = token_windows(token_ids(tokenizer, text("calibration")), length=256, count=8, batch_size=4)
 (layer,) = find_layers(model, "*layers.14.mlp.down_proj")
-moments = second_moments(observe(model, windows, [layer], Gram)[layer.name])
+moments = second_moments(observe(model, windows, [layer], Gram)[layer.name]).double()
 weight = layer.weight_OI.double()
 energy = torch.einsum("oi,oi->o", weight @ moments, weight)
 

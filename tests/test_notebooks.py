@@ -1,4 +1,4 @@
-"""A notebook per verb: a question, five to ten cells, a picture, what to take away; each runs."""
+"""A notebook per verb: a question, five to ten cells, a picture, what to take away; each runs, as do the examples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from weightsmith import catalog
 
 FOLDER = Path(__file__).parents[1] / "examples" / "verbs"
+EXAMPLES = sorted(path.stem for path in FOLDER.parent.glob("plot_*.py"))
 VERBS = [verb for verb in catalog.VERBS if verb != "apps"]
 
 
@@ -42,4 +43,15 @@ def test_it_runs(verb, monkeypatch):
         warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
         ran = runpy.run_path(str(FOLDER / f"plot_{verb}.py"), run_name="__main__")
     assert ran["figure"].axes
+    plt.close("all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_of_a_method_runs(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    plt = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is part of the extra docs")
+    plt.switch_backend("Agg")
+    runpy.run_path(str(FOLDER.parent / f"{name}.py"), run_name="__main__")
     plt.close("all")

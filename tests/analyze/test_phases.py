@@ -696,6 +696,36 @@ def test_a_zoo_is_resumed_and_may_grow(tmp_path):
         train_phase_zoo(build, DATA, DATA, tmp_path, **grid, seeds=3, **SHORT)
 
 
+@pytest.mark.parametrize("other", ["labels", "test", "network", "train"])
+def test_cells_of_other_data_networks_and_training_are_refused(other, tmp_path):
+    def train(network, training, seed, batch_size):
+        pass
+
+    def deeper(width):
+        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3))
+
+    grid = {"load": {"width": [2, 6]}, "temperature": {"batch_size": [8]}}
+    train_phase_zoo(build, DATA, DATA, tmp_path, **grid, seeds=2, **SHORT)
+    changed = [(row, (label + 1) % 3) for row, label in DATA]
+    training, test = changed if other == "labels" else DATA, changed if other == "test" else DATA
+    trainer = {"train": train} if other == "train" else {}
+    grid["load"] = {"width": [6, 9]}
+    with pytest.raises(CheckpointError, match=f"another zoo .* found .'{other.replace('labels', 'training')}"):
+        train_phase_zoo(
+            deeper if other == "network" else build, training, test, tmp_path, **grid, seeds=2, **trainer, **SHORT
+        )
+    assert len(PhaseZoo.open(tmp_path).cells) == 2
+
+
+def test_a_part_of_a_zoo_may_be_asked_for(tmp_path):
+    grid = {"load": {"width": [2, 6]}, "temperature": {"batch_size": [8]}}
+    train_phase_zoo(build, DATA, DATA, tmp_path, **grid, seeds=2, **SHORT)
+    grid["load"] = {"width": [6]}
+    zoo = train_phase_zoo(build, DATA, DATA, tmp_path, **grid, seeds=2, **SHORT)
+    assert [cell["width"] for cell in zoo.cells] == [6]
+    assert [cell["width"] for cell in PhaseZoo.open(tmp_path).cells] == [2, 6]
+
+
 def test_a_cell_that_was_interrupted_is_not_there(tmp_path):
     grid = {"load": {"width": [2]}, "temperature": {"batch_size": [8]}}
     with pytest.raises(HyperparameterError):

@@ -158,3 +158,11 @@ def test_a_model_can_stay_on_the_line():
     assert all(torch.equal(value, start[key]) for key, value in model.state_dict().items())
     with pytest.raises(HyperparameterError, match="finite"):
         interpolate_(model, start, end, float("inf"))
+
+
+def test_complex_tensors_are_averaged():
+    start, end = torch.tensor([1 + 1j, 2 - 1j]), torch.tensor([3 + 3j, -1 + 0.5j])
+    assert torch.equal(lerp(start, end, 0.25), 0.75 * start + 0.25 * end)
+    assert torch.equal(lerp(start, end, 0.0), start)
+    assert torch.equal(lerp(start, end, 1.0), end)
+    assert torch.equal(lerp(start.to(torch.complex128), end, 0.5), (start + end) / 2)

@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.core.errors import CalibrationError, LayerNotFoundError, UnsupportedModelError
+from weightsmith.core.errors import CalibrationError, LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import (
     Layer,
     evaluation_mode,
@@ -119,6 +119,31 @@ def test_batches_of_one_alone_are_refused_and_the_statistics_stay():
     with pytest.raises(CalibrationError, match="two samples or more"):
         recalibrate_batchnorm(model, [torch.randn(1, 2)])
     assert model[0].running_mean.tolist() == [3.0, 3.0]
+
+
+def test_batch_normalization_that_no_batch_reaches_keeps_its_statistics():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model, x = Branches(), torch.randn(9, 2)
+    model.unused.running_mean.fill_(7.0)
+    model.unused.running_var.fill_(9.0)
+    assert recalibrate_batchnorm(model, [x]) == 1
+    assert torch.allclose(model.used.running_mean, x.mean(0))
+    assert (model.unused.running_mean.tolist(), model.unused.running_var.tolist()) == ([7.0, 7.0], [9.0, 9.0])
+
+
+def test_statistics_that_are_not_finite_are_refused_and_the_old_ones_stay():
+    model = nn.Sequential(nn.Identity(), nn.BatchNorm1d(2))
+    model[1].running_mean.fill_(3.0)
+    with pytest.raises(NonFiniteError, match="statistics of '1' on the batches: found NaN"):
+        recalibrate_batchnorm(model, [torch.full((4, 2), torch.nan)])
+    assert model[1].running_mean.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("batch", [torch.tensor(3.0), (torch.tensor(1.0), torch.tensor(0)), {"input": torch.tensor(2)}])

@@ -236,6 +236,26 @@ def test_quantized_weights_are_refused():
         find_symmetry(model, torch.rand(1, 2))
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_one_sample_is_enough_for_recurrent_layers(kind):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.head = kind(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.recurrent(x)[0][:, -1])
+
+    (group,) = find_symmetry(Last(), torch.rand(1, 5, 4)).groups.values()
+    assert group.size == 6
+
+
+def test_complex_weights_are_refused_by_name():
+    model = nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(UnsupportedModelError, match="weight 'weight' is complex"):
+        find_symmetry(model, torch.rand(1, 2))
+
+
 def test_one_unit_is_nothing_to_permute():
     symmetry = find_symmetry(nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 2)), torch.rand(1, 3))
     assert not symmetry.groups

@@ -1,8 +1,13 @@
+import copy
+
 import pytest
 import torch
+from transformers import GPT2Config, GPT2Model
 
 from weightsmith.core.data import read_text, token_windows
 from weightsmith.core.errors import CalibrationError
+from weightsmith.core.models import text_features
+from weightsmith.embedded import load
 
 
 def test_windows_are_spread_or_drawn():
@@ -28,3 +33,13 @@ def test_bad_input(tmp_path):
         read_text(tmp_path / "empty.txt")
     with pytest.raises(CalibrationError, match="cannot read"):
         read_text(tmp_path / "binary.txt")
+
+
+def test_vectors_of_texts_depend_on_no_padding_and_end_with_the_context():
+    tokenizer = copy.deepcopy(load("minilm")[1])
+    tokenizer.padding_side, tokenizer.model_max_length = "left", 10**30
+    torch.manual_seed(0)
+    model = GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=16)).eval()
+    texts = ["the cat", "a longer text about the dog that ran", "the end " * 30]
+    alone = torch.cat([text_features([text], model, tokenizer) for text in texts])
+    torch.testing.assert_close(text_features(texts, model, tokenizer), alone)

@@ -93,6 +93,21 @@ def test_bad_input():
     assert torch.equal(sae.W_dec, before)
 
 
+@pytest.mark.parametrize(("checkpoints", "steps"), [(1, [5]), (3, [2, 5, 8]), (7, [1, 2, 4, 5, 6, 8, 9])])
+def test_as_many_checkpoints_as_asked_for_are_evenly_spaced(checkpoints, steps):
+    rows, _ = sparse_rows()
+    seen = []
+    train_sae(
+        TopKSAE(16, 24, k=2),
+        rows,
+        epochs=11,
+        batch_size=len(rows),
+        checkpoints=checkpoints,
+        checkpoint=lambda step, _: seen.append(step),
+    )
+    assert seen == steps
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_activations_of_other_precisions_are_taken(dtype):
     rows, _ = sparse_rows()

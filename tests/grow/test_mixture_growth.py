@@ -341,6 +341,55 @@ def test_net2net_refuses_what_it_cannot_follow():
         widen_net2net(nn.Sequential(nn.Linear(6, 4)), nn.Sequential(nn.Linear(6, 8)), torch.ones(1, 6))
 
 
+class Ends(nn.Module):
+    """Layers, or functions, between a layer of some width and one of three outputs."""
+
+    def __init__(self, width, middle):
+        super().__init__()
+        self.first, self.last, self.middle = nn.Linear(3, width), nn.Linear(width, 3), middle
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.middle(x, x, x) if isinstance(self.middle, nn.MultiheadAttention) else self.middle(x)
+        return self.last(x[0] if isinstance(x, tuple) else x)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda width: nn.Softmax(-1),
+        lambda width: lambda x: functional.normalize(x, dim=-1),
+        lambda width: nn.MultiheadAttention(width, 2, batch_first=True),
+    ],
+    ids=["softmax", "normalized", "larger heads"],
+)
+def test_net2net_refuses_what_would_compute_something_else(middle):
+    torch.manual_seed(0)
+    narrow, wide = (Ends(width, middle(width)) for width in (8, 16))
+    before = copy.deepcopy(wide.state_dict())
+    with pytest.raises(UnsupportedModelError, match="outputs that differ by up to"):
+        widen_net2net(narrow, wide, torch.randn(2, 5, 3))
+    assert all(torch.equal(before[name], value) for name, value in wide.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda width: nn.LSTM(width, width, batch_first=True),
+        lambda width: nn.MultiheadAttention(width, width // 4, batch_first=True),
+        lambda width: nn.Sequential(nn.Unflatten(-1, (width, 1)), nn.Flatten(0, 1), nn.ConvTranspose1d(width, width, 1),
+                                    nn.Unflatten(0, (2, 5)), nn.Flatten(2)),
+    ],
+    ids=["LSTM", "more heads", "transposed"],
+)  # fmt: skip
+def test_net2net_halves_what_leaves_a_unit_in_all_kinds_of_layers(middle):
+    torch.manual_seed(0)
+    narrow, wide = (Ends(width, middle(width)) for width in (8, 16))
+    x = torch.randn(2, 5, 3)
+    widen_net2net(narrow, wide, x, noise=0.0)
+    torch.testing.assert_close(wide(x), narrow(x))
+
+
 class Tied(nn.Module):
     def __init__(self, width):
         super().__init__()

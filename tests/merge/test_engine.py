@@ -22,6 +22,7 @@ from weightsmith.core.io import _map_checkpoints, load_model, load_state_dict, s
 from weightsmith.merge import (
     add_tasks,
     average,
+    dare,
     fisher,
     fisher_average,
     interpolate,
@@ -29,6 +30,7 @@ from weightsmith.merge import (
     slerp_average,
     soup,
     task_arithmetic,
+    ties,
     wise_ft,
 )
 from weightsmith.merge._shared.merging import merge_state_dicts
@@ -262,3 +264,42 @@ def test_tensors_that_only_one_network_ties_are_refused():
         average([untied, tied])
     assert average([tied, untied]) == {"e": torch.tensor([0.5]), "h": torch.tensor([3.0])}
     assert average([{"e": shared, "h": shared.clone()}, tied])["h"].item() == 1
+
+
+@pytest.mark.parametrize("method", [soup, wise_ft, task_arithmetic, dare, fisher])
+def test_complex_tensors_are_merged_like_real_ones(method, tmp_path, small_chunks):
+    """Real and imaginary parts give what they give as tensors of their own."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [[torch.randn(9, generator=generator) for _ in range(2)] for _ in range(2)]
+    for number, (real, imaginary) in enumerate(parts):
+        tensors = {"w": torch.complex(real, imaginary), "real": real, "imaginary": imaginary}
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    if method is fisher:
+        save_file({"w": torch.ones(9)}, tmp_path / "fisher.safetensors")
+    options = {dare: {"density": 1.0, "alpha": 0.5}, fisher: {"fishers": [tmp_path / "fisher.safetensors"] * 2}}.get(
+        method, {}
+    )
+    result = method([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], tmp_path / "out.safetensors", **options)
+    merged = load_file(tmp_path / "out.safetensors")
+    assert torch.allclose(merged["w"], torch.complex(merged["real"], merged["imaginary"]), atol=1e-6)
+    assert not torch.allclose(merged["w"].real, parts[1][0])
+    assert result.totals["kept_tensors"] == 0
+    assert all(0 < row["to_result"] < 2 for row in result.inputs)
+
+
+def test_complex_tensors_are_refused_where_a_method_has_no_meaning_for_them(tmp_path):
+    paths = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    for number, path in enumerate(paths):
+        save_file({"w": torch.full((2,), number, dtype=torch.complex64)}, path)
+    for method in (slerp, ties):
+        with pytest.raises(UnsupportedModelError, match="tensor 'w' of .*1.safetensors is complex"):
+            method(paths, tmp_path / "out.safetensors")
+    save_file({"w": torch.ones(2)}, paths[0])
+    with pytest.raises(
+        UnsupportedModelError, match="'w' of .*0.safetensors: found torch.float32, expected .*complex64"
+    ):
+        soup(paths, tmp_path / "out.safetensors")
+    save_file({"w": torch.tensor([1.0, complex("nan")])}, paths[0])
+    with pytest.raises(NonFiniteError, match="'w' of .*0.safetensors"):
+        soup(paths, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

@@ -155,7 +155,7 @@ def barrier_curve(
     Raises
     ------
     NonFiniteError
-        If a loss at an end is NaN or infinite.
+        If a loss at an end is NaN or infinite, or statistics of batch normalization between the ends are.
     ShapeError
         If the ends do not fit the model.
 
@@ -228,6 +228,8 @@ def loss_slice(
     ------
     HyperparameterError
         If ``steps`` is below 2, or the three lie on a line.
+    NonFiniteError
+        If statistics of batch normalization are NaN or infinite at a point.
     ShapeError
         If the corners differ in names or shapes, or do not fit the model.
 

@@ -215,6 +215,7 @@ def is_finite(values: Shaped[Tensor, "..."]) -> bool:
     (True, False)
     """
     values = local(values)
+    values = torch.view_as_real(values) if values.is_complex() else values
     return not values.numel() or bool(torch.stack(values.aminmax()).isfinite().all())
 
 

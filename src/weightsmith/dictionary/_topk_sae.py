@@ -174,7 +174,7 @@ def train_sae(
     seed : int, default: 0
         Of the initial weights and the order.
     checkpoints : int, default: 0
-        How often ``checkpoint`` is called before the end, below the number of steps.
+        How often ``checkpoint`` is called before the end, evenly spaced; below the number of steps.
     checkpoint : callable, optional
         ``checkpoint(step, copy)`` with a copy that works on its own: its scale is folded.
     **options
@@ -217,7 +217,7 @@ def train_sae(
     total = math.ceil(len(loader) / options["accumulation_steps"]) * options["epochs"]
     if not 0 <= checkpoints < total:
         raise HyperparameterError("checkpoints", found=checkpoints, expected=f"from 0 to {total - 1}, below the steps")
-    every = total // (checkpoints + 1)
+    steps = {number * total // (checkpoints + 1) for number in range(1, checkpoints + 1)}
     with torch.no_grad():
         start_JD = torch.randn(sae.W_dec.shape, generator=draw).to(sae.W_dec)
         start_JD /= start_JD.norm(dim=1, keepdim=True)
@@ -231,7 +231,7 @@ def train_sae(
         return (sae(batch) - batch).square().sum(1).mean()
 
     def after_step(step: int, value: float) -> None:
-        if checkpoint is not None and checkpoints and step % every == 0 and step < total:
+        if checkpoint is not None and step in steps:
             made = copy.deepcopy(sae)
             made.fold_scale(scale)
             checkpoint(step, made)

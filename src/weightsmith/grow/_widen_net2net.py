@@ -11,8 +11,10 @@ doubles; a weight matrix whose two axes double is a grid of 2 x 2 blocks, each o
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,10 +22,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.core.data import Batch, call
+from weightsmith.core.data import Batch, call, map_tensors
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.core.models import get_module
-from weightsmith.core.symmetry import Symmetry, find_symmetry
+from weightsmith.core.models import evaluation_mode, get_module
+from weightsmith.core.symmetry import Symmetry, find_symmetry, outputs_of
 from weightsmith.core.training import logits_of
 
 __all__ = ["LogitSum", "grow_randomly", "is_matrix", "match_widths", "widen_net2net"]
@@ -32,6 +34,12 @@ FUSED = ("c_attn", "qkv", "query_key_value", "qkv_proj", "wqkv", "gate_up_proj")
 """Layers with several parts in one output axis: its halves are not the members' units."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+SEVERAL_MATRICES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Modules that hold matrices of outputs by inputs under names of their own."""
+
+TOLERANCE = 1e-4
+"""Outputs that differ by more than this share of their largest value are not the same; models may round in float32."""
 
 
 def match_widths(narrow: nn.Module, wide: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -94,7 +102,8 @@ def widen_net2net(
     """Fill a wide model with every unit of the narrow one twice, so that it computes the same function.
 
     Which axes hold the same units is found by running both models (:func:`~weightsmith.core.symmetry.find_symmetry`),
-    so attention heads double as blocks, and queries, keys and values in one matrix each by themselves.
+    so attention heads double as blocks, and queries, keys and values in one matrix each by themselves. A wide model
+    that would compute something else is refused, as where units that double are summed or normalized together.
 
     Parameters
     ----------
@@ -115,7 +124,7 @@ def widen_net2net(
     ShapeError
         If the models have other tensors than one another, or an axis grows that does not hold the same units in both.
     UnsupportedModelError
-        If tied weights grow.
+        If tied weights grow, or the wide model would not compute the same function on the batch; it is unchanged.
 
     References
     ----------
@@ -133,9 +142,9 @@ def widen_net2net(
     _check_same_names(narrow, wide)
     small, large = (find_symmetry(model, batch) for model in (narrow, wide))
     values, target = {}, wide.state_dict()
+    copies: dict[str, tuple[int, Tensor]] = {}
     for name, value in narrow.state_dict().items():
-        module, attribute = _owner(narrow, name)
-        matrix, copies = attribute == "weight" and is_matrix(module), None
+        inputs = _inputs_axis(*_owner(narrow, name))
         for axis in range(value.ndim):
             if value.shape[axis] == target[name].shape[axis]:
                 continue
@@ -143,17 +152,50 @@ def widen_net2net(
                 raise UnsupportedModelError(f"tied weight {name!r} grows", do="Keep its width, or untie it.")
             origin = _origin(small, large, name, axis)
             value = value.index_select(axis, origin.to(value.device))
-            if matrix and axis == _inputs_axis(module):  # what leaves a unit is shared by its copies
+            if axis == inputs:  # what leaves a unit is shared by its copies
                 shares = origin.bincount()[origin].to(value)
                 value = value / shares.view(-1, *[1] * (value.ndim - axis - 1))
-            elif matrix:
-                copies = axis, _repeated(origin).to(value.device)
-        if copies is not None:
-            drawn = torch.randn(value.index_select(*copies).shape, generator=generator)
-            value = value.index_add(*copies, (noise * value.std() * drawn).to(value))
+            elif inputs is not None:
+                copies[name] = axis, _repeated(origin).to(value.device)
         values[name] = value
+    _check_same_function(narrow, wide, values, batch)
+    for name, places in copies.items():
+        value = values[name]
+        drawn = torch.randn(value.index_select(*places).shape, generator=generator)
+        values[name] = value.index_add(*places, (noise * value.std() * drawn).to(value))
     for name, value in values.items():
         target[name].copy_(value)
+
+
+def _check_same_function(narrow: nn.Module, wide: nn.Module, values: Mapping[str, Tensor], batch: Batch) -> None:
+    """Run copies of both models, the wide one with the values."""
+    worst = math.inf
+    for dtype in (torch.float32, torch.float64):  # float64 is slower, and excludes rounding
+        small, large = (copy.deepcopy(model).to(dtype) for model in (narrow, wide))
+        target = large.state_dict()
+        for name, value in values.items():
+            target[name].copy_(value)
+        try:
+            pairs = list(zip(_outputs(small, batch), _outputs(large, batch), strict=True))
+        except RuntimeError:  # some kernels support one precision only
+            continue
+        changes = [float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs]
+        if all(change <= TOLERANCE for change in changes):
+            return
+        worst = max(float((a - b).abs().max()) for a, b in pairs)
+    raise UnsupportedModelError(
+        "the model widened by copies does not compute the same function",
+        found=f"outputs that differ by up to {worst:.2g}",
+        expected="no difference beyond rounding",
+        do="Keep the width of what is normalized or summed over units, of experts and of heads.",
+    )
+
+
+def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
+    with evaluation_mode(model):
+        dtype = next(model.parameters()).dtype
+        out = call(model, map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, batch))
+        return [tensor for tensor in outputs_of(out) if tensor.is_floating_point() and tensor.numel()]
 
 
 def _repeated(origin: Int[Tensor, "size"]) -> Int[Tensor, "copies"]:
@@ -248,8 +290,11 @@ def _check_same_names(narrow: nn.Module, wide: nn.Module) -> None:
         )
 
 
-def _inputs_axis(module: nn.Module) -> int:
-    return 0 if isinstance(module, Conv1D) else 1
+def _inputs_axis(module: nn.Module, attribute: str) -> int | None:
+    """The axis of the inputs in a matrix; None for other tensors."""
+    if attribute == "weight" and (is_matrix(module) or (isinstance(module, TRANSPOSED) and module.groups == 1)):
+        return 0 if isinstance(module, (Conv1D, *TRANSPOSED)) else 1
+    return 1 if "weight" in attribute and isinstance(module, SEVERAL_MATRICES) else None
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -263,7 +308,7 @@ def _check_grows(narrow: nn.Module, wide: nn.Module, name: str, axes: tuple[int,
         return
     path = name.rpartition(".")[0]
     if is_matrix(module):
-        outputs = 1 - _inputs_axis(module)
+        outputs = 1 if isinstance(module, Conv1D) else 0
         if path.rpartition(".")[2].lower() in FUSED and (attribute == "bias" or outputs in axes):
             raise UnsupportedModelError(
                 f"layer {path!r} holds several parts side by side, whose halves are not two members'",

@@ -261,7 +261,11 @@ class _OnesElsewhere(CheckpointReader):
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
         super().__init__(path)
         self._ones = specs.keys() - self.specs.keys()
-        self.missing = [name for name in specs if name in self._ones and specs[name].dtype.is_floating_point]
+        self.missing = [
+            name
+            for name in specs
+            if name in self._ones and (specs[name].dtype.is_floating_point or specs[name].dtype.is_complex)
+        ]
         self.specs |= {name: TensorSpec(torch.float32, specs[name].shape) for name in self._ones}
 
     def read(self, key: str, begin: int = 0, end: int | None = None, *, out: Tensor | None = None) -> Tensor:

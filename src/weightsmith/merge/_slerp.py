@@ -47,13 +47,15 @@ def slerp_average(start: StateDict, end: StateDict, alpha: float = 0.5) -> dict[
         If ``alpha`` is not finite.
     ShapeError, NonFiniteError
         If the state dicts do not fit or hold NaN.
+    UnsupportedModelError
+        If weights are complex or quantized.
 
     Examples
     --------
     >>> slerp_average({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])})
     {'w': tensor([0.7071, 0.7071])}
     """
-    return merge_state_dicts([start, end], _arc(check_finite("alpha", alpha)))
+    return merge_state_dicts([start, end], _arc(check_finite("alpha", alpha)), real=True)
 
 
 def slerp(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5, overwrite: bool = False) -> Result:
@@ -79,10 +81,13 @@ def slerp(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5, overwri
     ------
     HyperparameterError, ShapeError, NonFiniteError, CheckpointError
         If there are not two checkpoints or they do not fit; nothing is written.
+    UnsupportedModelError
+        If weights are complex or quantized; nothing is written.
     """
     check_two(checkpoints)
     tensor_map = _arc(check_finite("alpha", alpha))
-    return merge_checkpoints("slerp", checkpoints, out, tensor_map, overwrite=overwrite, hyper={"alpha": alpha})
+    hyper = {"alpha": alpha}
+    return merge_checkpoints("slerp", checkpoints, out, tensor_map, real=True, overwrite=overwrite, hyper=hyper)
 
 
 def _arc(alpha: float) -> TensorMap:

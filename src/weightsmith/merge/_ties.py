@@ -63,6 +63,8 @@ def ties_average(
         If ``density`` or ``alpha`` is out of range.
     ShapeError, NonFiniteError
         If the state dicts do not fit or hold NaN.
+    UnsupportedModelError
+        If weights are complex or quantized.
 
     Examples
     --------
@@ -70,7 +72,7 @@ def ties_average(
     >>> ties_average(base, [a, b], density=1.0)
     {'w': tensor([3., 3., 3.])}
     """
-    return merge_state_dicts([base, *tuned], _ties(density, alpha, weights, len(tuned)))
+    return merge_state_dicts([base, *tuned], _ties(density, alpha, weights, len(tuned)), real=True)
 
 
 def ties(
@@ -109,6 +111,8 @@ def ties(
     ------
     HyperparameterError, ShapeError, NonFiniteError, CheckpointError
         If the numbers or the checkpoints do not fit; nothing is written.
+    UnsupportedModelError
+        If weights are complex or quantized; nothing is written.
 
     References
     ----------
@@ -116,7 +120,7 @@ def ties(
     """
     hyper = {"density": density, "alpha": alpha, "weights": [*weights]}
     tensor_map = _ties(density, alpha, weights, len(checkpoints) - 1)
-    return merge_checkpoints("ties", checkpoints, out, tensor_map, overwrite=overwrite, hyper=hyper)
+    return merge_checkpoints("ties", checkpoints, out, tensor_map, real=True, overwrite=overwrite, hyper=hyper)
 
 
 def _ties(density: float, alpha: float, weights: Sequence[str], count: int) -> TensorMap:

@@ -7,11 +7,12 @@ with its measures. ``phases.parquet`` is the table of all cells, ``phases.svg`` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from weightsmith.analyze._phases.classify import PhaseName, classify_phase
 from weightsmith.analyze._phases.metrics import LandscapeMetrics, landscape_metrics
 from weightsmith.analyze._phases.picture import phase_map
-from weightsmith.core.data import Samples
+from weightsmith.core.data import Samples, samples_digest
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, ShapeError
 from weightsmith.core.io import atomic_output, read_json, write_file
 from weightsmith.core.jobs import Backend, run_jobs
@@ -187,7 +188,7 @@ def train_phase_zoo(
     """Train networks over a grid of load and temperature, several seeds per cell, and measure every cell.
 
     All seeds of a cell are trained at once, and with them all learning rates of a column, by momentum with a one-cycle
-    schedule. Cells that are there already are not trained again.
+    schedule. Cells that are there already are not trained again; those returned are the ones asked for.
 
     Parameters
     ----------
@@ -223,7 +224,7 @@ def train_phase_zoo(
     CalibrationError
         If a batch is larger than the training data.
     CheckpointError
-        If the folder holds another zoo.
+        If the folder holds another zoo: of other data, networks or options.
     HyperparameterError
         If an axis or a count is out of range.
     UnsupportedModelError
@@ -268,8 +269,12 @@ def train_phase_zoo(
         "hessian_samples": hessian_samples,
         "probes": probes,
         "options": dict(options),
+        "train": None if train is None else getattr(train, "__qualname__", type(train).__qualname__),
+        "training": samples_digest(training),
+        "test": samples_digest(test),
     }
-    _begin(folder, about)
+    recipe = _Recipe(build, training, test, folder, name, knob, about, train, dict(options))
+    _begin(folder, {**about, "networks": {_name({name: value}): recipe.shapes(value) for value in values}})
     # all learning rates of a load are one job, each batch size is one of its own
     groups = [degrees] if knob == "learning_rate" and train is None else [[degree] for degree in degrees]
     jobs = [
@@ -277,14 +282,13 @@ def train_phase_zoo(
         for value in values
         for group in groups
     ]
-    recipe = _Recipe(build, training, test, folder, name, knob, about, train, dict(options))
     waiting = [job for job in jobs if job[1]]
     for _ in track(run_jobs(recipe, waiting, workers=workers, backend=backend), "cells", total=len(waiting)):
         pass
     zoo = PhaseZoo.open(folder)
     zoo.table().to_parquet(folder / "phases.parquet")
     write_file(folder / "phases.svg", zoo.picture())
-    return zoo
+    return replace(zoo, cells=[cell for cell in zoo.cells if cell[name] in values and cell[knob] in degrees])
 
 
 @dataclass(frozen=True)
@@ -348,6 +352,11 @@ class _Recipe:
             self.train(network, self.training, seed=self.about["seed"] + number, **{self.temperature: degree})
             states.append({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
         return states
+
+    def shapes(self, value: Any) -> str:
+        """Return a digest of the names and shapes of the tensors of a network."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._network(value, 0).state_dict().items()}
+        return hashlib.blake2b(repr(shapes).encode(), digest_size=16).hexdigest()
 
     def _network(self, value: Any, seed: int) -> nn.Module:
         with torch.random.fork_rng():
@@ -427,7 +436,10 @@ def _begin(folder: Path, about: Mapping[str, Any]) -> None:
     if file.exists():
         there = read_json(file)
         axes = ("load", "temperature")
-        odd = [key for key in text if key not in axes and there.get(key) != text[key]]
+        grows = (*axes, "networks")
+        odd = [key for key in text if key not in grows and there.get(key) != text[key]]
+        networks = {**text["networks"], **there.get("networks", {})}
+        odd += ["networks"] if any(networks[key] != value for key, value in text["networks"].items()) else []
         odd += [key for key in axes if there.get(key, {}).keys() != text[key].keys()]
         if odd:
             found = {key: there.get(key) for key in odd[:3]}
@@ -435,6 +447,7 @@ def _begin(folder: Path, about: Mapping[str, Any]) -> None:
         for key in axes:
             ((name, values),) = text[key].items()
             text[key] = {name: sorted({*there[key][name], *values})}
+        text["networks"] = networks
     folder.mkdir(parents=True, exist_ok=True)
     write_file(file, json.dumps(text, indent=2) + "\n")
 

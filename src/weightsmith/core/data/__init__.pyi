@@ -21,6 +21,7 @@ from ._batches import (
     without_labels as without_labels,
 )
 from ._chat import render_chat as render_chat
+from ._digest import sample_digest as sample_digest, samples_digest as samples_digest
 from ._files import Reader as Reader, context_length as context_length
 from ._text import (
     read_text as read_text,

@@ -309,8 +309,13 @@ class _Source:
 
 
 def _check_finite(name: str, mapped: Tensor, parts: Sequence[Tensor], names: Sequence[str]) -> None:
-    if mapped.is_floating_point() and not is_finite(mapped if mapped.element_size() > 1 else mapped.float()):
-        bad = [who for who, part in zip(names, parts, strict=True) if not is_finite(part.float())]
+    numbers = mapped.is_floating_point() or mapped.is_complex()
+    if numbers and not is_finite(mapped if mapped.element_size() > 1 else mapped.float()):
+        bad = [
+            who
+            for who, part in zip(names, parts, strict=True)
+            if not is_finite(part if part.is_complex() else part.float())
+        ]
         where = f" of {', '.join(bad)}" if bad else ""
         raise NonFiniteError(
             f"tensor {name!r}{where}", found="NaN or infinity", do="Repair the checkpoint; nothing was written."

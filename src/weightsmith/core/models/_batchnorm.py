@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
 from weightsmith.core.data import Batches, call
-from weightsmith.core.errors import CalibrationError, UnsupportedModelError
+from weightsmith.core.errors import CalibrationError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.linalg import is_finite
 from weightsmith.core.models._layers import evaluation_mode
 from weightsmith.core.processes import all_reduce_sum, process_count
 
@@ -15,6 +18,8 @@ __all__ = ["has_batchnorm", "recalibrate_batchnorm", "reset_batchnorm"]
 
 def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = True) -> int:
     """Re-estimate the running means and variances from data; weights and affine parameters stay.
+
+    Layers that no batch reaches keep their statistics.
 
     Parameters
     ----------
@@ -36,6 +41,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
     ------
     CalibrationError
         If there are no batches, or none from which a layer can estimate a variance.
+    NonFiniteError
+        If a statistic is NaN or infinite; the model has its old ones then.
     UnsupportedModelError
         If the model has no batch normalization with running statistics.
 
@@ -64,7 +71,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
             layer.momentum = rows / seen[layer]
 
     hooks = [layer.register_forward_pre_hook(weigh) for layer in layers]
-    kept = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
+    kept = {layer: {name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers}
     with evaluation_mode(model), torch.no_grad():
         try:
             for layer in layers:
@@ -79,17 +86,27 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
                 raise CalibrationError(
                     "no batch has a variance", found="one sample per batch", expected="batches of two samples or more"
                 )
+            for name, module in model.named_modules():
+                if module in seen and not all(map(is_finite, (module.running_mean, module.running_var))):
+                    raise NonFiniteError(
+                        f"statistics of {name!r} on the batches", found="NaN or infinity", do="Repair the batches."
+                    )
+            _restore((layer, kept[layer]) for layer in layers if layer not in seen)
         except BaseException:
-            for layer, buffers in zip(layers, kept, strict=True):
-                for name, buffer in buffers.items():
-                    layer.get_buffer(name).copy_(buffer)
+            _restore(kept.items())
             raise
         finally:
             for hook in hooks:
                 hook.remove()
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
-    return len(layers)
+    return len(seen)
+
+
+def _restore(kept: Iterable[tuple[nn.Module, Mapping[str, Tensor]]]) -> None:
+    for layer, buffers in kept:
+        for name, buffer in buffers.items():
+            layer.get_buffer(name).copy_(buffer)
 
 
 def _add_processes(layer: nn.modules.batchnorm._BatchNorm, seen: dict[nn.Module, int], before: int) -> None:

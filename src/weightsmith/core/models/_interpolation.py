@@ -55,10 +55,11 @@ def lerp(
     tensor([3])
     """
     out = torch.empty_like(end) if out is None else out
-    if not end.is_floating_point():
+    if not (end.is_floating_point() or end.is_complex()):
         return out.copy_(end)
     alike = start.dtype == end.dtype == out.dtype and start.device == end.device == out.device
-    if alike and end.dtype.itemsize > 1:  # torch has no arithmetic on eight-bit floats; on two bytes it uses float32
+    # torch has no arithmetic on eight-bit floats and complex halves; on floats of two bytes it uses float32
+    if alike and end.dtype.itemsize > (4 if end.is_complex() else 1):
         return torch.lerp(start, end, alpha, out=out)
     wide = torch.promote_types(out.dtype, torch.float32) if out.dtype.itemsize > 1 else torch.float32
     return out.copy_(torch.lerp(start.to(out.device, wide), end.to(out.device, wide), alpha))

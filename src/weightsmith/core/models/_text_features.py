@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.core.data import call, context_length
 from weightsmith.core.models._layers import evaluation_mode
 
 __all__ = ["text_features"]
@@ -23,7 +24,7 @@ def text_features(
     Parameters
     ----------
     texts : sequence of str
-        None of them empty.
+        None of them empty; what is longer than the model's context is cut off.
     model : nn.Module
         A Hugging Face model that returns hidden states; stays as it is.
     tokenizer : object
@@ -43,14 +44,17 @@ def text_features(
     torch.Size([2, 384])
     """
     device = next(model.parameters()).device
+    context = context_length(model)
+    length = None if context is None else min(context, tokenizer.model_max_length)
     found = []
     with evaluation_mode(model):
         for start in range(0, len(texts), batch_size):
             # one by one where a tokenizer cannot pad
             group = list(texts[start : start + batch_size])
             for part in [group] if tokenizer.pad_token is not None else [[text] for text in group]:
-                inputs = tokenizer(part, padding=len(part) > 1, truncation=True, return_tensors="pt").to(device)
-                hidden_NLF = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
+                options = {"padding": len(part) > 1, "truncation": True, "max_length": length}
+                inputs = tokenizer(part, **options, return_tensors="pt").to(device)
+                hidden_NLF = call(model, {**inputs, "output_hidden_states": True}).hidden_states[-1].float()
                 real_NL1 = inputs["attention_mask"][..., None]
                 found.append((hidden_NLF * real_NL1).sum(1) / real_NL1.sum(1))
     return torch.cat(found).cpu()

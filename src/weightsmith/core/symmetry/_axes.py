@@ -326,7 +326,9 @@ class TensorAxes:
 
     def give(self, out: Tensor, dims: Sequence[Axis]) -> None:
         """Set the axes of a result; one written in place has some, which are unified unless its shape changed."""
-        if not self.knows(out) or self.strides(out) != out.stride():
+        # strides alone do not tell that an axis of one place changed its own
+        sizes = [axis.size for axis in self.dims(out)] if self.knows(out) else None
+        if sizes != [*out.shape] or self.strides(out) != out.stride():
             self.set(out, dims)
             return
         for have, new in zip(self.dims(out), dims, strict=True):

@@ -36,7 +36,7 @@ def find_symmetry(model: nn.Module, batch: Batch, *, verify: bool = True) -> Sym
         Any model; run in evaluation mode, its weights are only read. One on the meta device is run with zeros that
         take no memory; its groups are not verified.
     batch : Batch
-        A batch of the model; one sample is enough.
+        A batch of the model; one sample is enough, for recurrent layers of two steps or more.
     verify : bool, default: True
         Permute a copy with random weights at random and compare its outputs; groups that change them are left out, by
         name.
@@ -50,7 +50,7 @@ def find_symmetry(model: nn.Module, batch: Batch, *, verify: bool = True) -> Sym
     Raises
     ------
     UnsupportedModelError
-        If weights are quantized.
+        If weights are quantized or complex.
 
     Examples
     --------
@@ -72,6 +72,8 @@ def find_symmetry(model: nn.Module, batch: Batch, *, verify: bool = True) -> Sym
 
 def _check_kind(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise UnsupportedModelError(f"weight {name!r} is complex", found=parameter.dtype, expected="real weights")
         if not parameter.is_floating_point():
             raise UnsupportedModelError(
                 f"weight {name!r} is packed or quantized",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import numbers
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 
-from weightsmith.core.data import Samples
+from weightsmith.core.data import Samples, sample_digest
 from weightsmith.core.errors import CalibrationError
 from weightsmith.forget._shared.regression import Distance, check_regression, errors
 
@@ -71,8 +67,8 @@ def overlap(forget: Samples, retain: Samples) -> int:
     """
     if isinstance(forget, Subset) and isinstance(retain, Subset) and forget.dataset is retain.dataset:
         return len({*forget.indices} & {*retain.indices})
-    known = {_digest(forget[index]) for index in range(len(forget))}
-    return sum(_digest(retain[index]) in known for index in range(len(retain)))
+    known = {sample_digest(forget[index]) for index in range(len(forget))}
+    return sum(sample_digest(retain[index]) in known for index in range(len(retain)))
 
 
 def refuse_overlap(forget: Samples, retain: Samples) -> None:
@@ -127,44 +123,3 @@ def frozen_note(model: nn.Module) -> list[str]:
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     more = ", ..." if len(frozen) > 3 else ""
     return [f"{len(frozen)} frozen parameters did not change: {', '.join(frozen[:3])}{more}."] if frozen else []
-
-
-def _digest(sample: Any) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    _feed(digest, sample)
-    return digest.digest()
-
-
-def _feed(digest: Any, part: Any) -> None:
-    values = _numbers(part)
-    if values is not None:  # of any type and container: a copy in another one is the same sample
-        digest.update(str(values.shape).encode())
-        digest.update(values.tobytes())
-    elif isinstance(part, Mapping):
-        mask = part.get("attention_mask")
-        for name in sorted(part):
-            value = part[name]
-            if isinstance(mask, Tensor) and isinstance(value, Tensor) and mask.ndim == 1 and value.shape == mask.shape:
-                value = value[mask.bool()]  # each set is padded to its own longest sample
-            digest.update(name.encode())
-            _feed(digest, value)
-    elif isinstance(part, (tuple, list)):
-        for each in part:
-            _feed(digest, each)
-    else:
-        digest.update(repr(part.tolist() if isinstance(part, np.ndarray) else part).encode())
-
-
-def _numbers(part: Any) -> np.ndarray | None:
-    """A tensor, array, number or nested sequence of numbers in float64, where it holds them; None for anything else."""
-    if isinstance(part, Tensor):
-        part = part.detach().cpu()
-        part = (part.double() if part.is_floating_point() else part).numpy()
-    if isinstance(part, (tuple, list)):
-        values = [each for each in map(_numbers, part) if each is not None]
-        alike = len(values) == len(part) and len({each.shape for each in values}) == 1
-        return np.stack(values) if alike else None
-    if not isinstance(part, (numbers.Real, np.ndarray)) or np.asarray(part).dtype.kind not in "biuf":
-        return None
-    exact = np.asarray(part)
-    return exact if exact.dtype.kind in "iu" and np.any(np.abs(exact) > 2**53) else exact.astype(np.float64)

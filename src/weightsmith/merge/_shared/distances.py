@@ -64,6 +64,7 @@ class Distances:
 
     def _add(self, merged: Tensor, networks: Sequence[Tensor]) -> None:
         """Add a chunk: products of the differences from the result, which is near all networks, so nothing cancels."""
+        merged, *networks = (torch.view_as_real(x).flatten() if x.is_complex() else x for x in (merged, *networks))
         step = len(merged) // SAMPLE | 1
         result, *parts_P = (upcast(each[::step].contiguous()) for each in (merged, *networks))
         difference_NP = torch.stack([part_P.to(result) - result for part_P in parts_P])

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from weightsmith.core.errors import HyperparameterError, ShapeError
+from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.io import (
     RECOMPUTED,
     CheckpointReader,
@@ -58,6 +58,7 @@ def merge_state_dicts(
     *,
     keep: Sequence[str] = (),
     weights: Sequence[StateDict] = (),
+    real: bool = False,
 ) -> dict[str, Tensor]:
     """Merge state dicts into a new one, tied tensors once.
 
@@ -71,6 +72,8 @@ def merge_state_dicts(
         Shell patterns of names: these are the last state dict's, and the others need not have them.
     weights : sequence of state dict
         Element-wise weights, one mapping per network; the map gets their chunks before those of the networks.
+    real : bool, default: False
+        Whether the map has no meaning for complex tensors.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def merge_state_dicts(
     NonFiniteError
         If a tensor holds NaN or infinity.
     UnsupportedModelError
-        If weights are quantized, or are factors of adapters.
+        If weights are quantized, are factors of adapters, or are complex and the map is for real ones.
 
     Examples
     --------
@@ -98,7 +101,7 @@ def merge_state_dicts(
         for group in (states, weights)
     )
     names = [f"state dict {index}" for index in range(len(states))]
-    plan = plan_of(specs, names, keep)
+    plan = plan_of(specs, names, keep, real=real)
     _check_weights(scales, specs)
     whose = [*(f"weights {index}" for index in range(len(weights))), *names]
     return map_state_dicts([*weights, *states], plan.only_merged(tensor_map), whose)
@@ -112,6 +115,7 @@ def merge_checkpoints(
     *,
     keep: Sequence[str] = (),
     weights: Sequence[CheckpointReader] = (),
+    real: bool = False,
     whole: bool = False,
     overwrite: bool = False,
     hyper: Mapping[str, Any],
@@ -131,6 +135,8 @@ def merge_checkpoints(
         As in :func:`merge_state_dicts`.
     weights : sequence of CheckpointReader
         Element-wise weights, one checkpoint per network; the map gets their chunks before those of the networks.
+    real : bool, default: False
+        Whether the map has no meaning for complex tensors.
     whole : bool, default: False
         Whether a chunk is a whole tensor.
     overwrite : bool, default: False
@@ -154,7 +160,7 @@ def merge_checkpoints(
     """
     with record(method, **hyper) as result:
         readers = [CheckpointReader(path) for path in checkpoints]
-        plan = plan_of([reader.specs for reader in readers], [str(path) for path in checkpoints], keep)
+        plan = plan_of([reader.specs for reader in readers], [str(path) for path in checkpoints], keep, real=real)
         _check_weights([reader.specs for reader in weights], [reader.specs for reader in readers])
         result.totals = {
             "tensors": len(plan.merged),
@@ -208,6 +214,8 @@ def _check_weights(weights: Sequence[Mapping[str, TensorSpec]], specs: Sequence[
         for name in scale.keys() & specs[-1].keys():
             if scale[name].shape != specs[-1][name].shape:
                 raise ShapeError(f"weights of {name!r}", found=scale[name].shape, expected=specs[-1][name].shape)
+            if scale[name].dtype.is_complex:
+                raise UnsupportedModelError(f"weights of {name!r}", found=scale[name].dtype, expected="real numbers")
 
 
 def check_two(checkpoints: Sequence[Path]) -> None:
@@ -222,7 +230,9 @@ def check_two(checkpoints: Sequence[Path]) -> None:
         raise HyperparameterError("checkpoints", found=len(checkpoints), expected="two: BASE TUNED")
 
 
-def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], keep: Sequence[str] = ()) -> MergePlan:
+def plan_of(
+    specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], keep: Sequence[str] = (), *, real: bool = False
+) -> MergePlan:
     """Compare networks and decide of each tensor whether it is merged.
 
     Parameters
@@ -233,6 +243,8 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
         What the networks are called in errors.
     keep : sequence of str
         Shell patterns of names that are the last network's, as are buffers that models compute when they are loaded.
+    real : bool, default: False
+        Refuse complex tensors.
 
     Raises
     ------
@@ -241,7 +253,7 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
     ShapeError
         If names or shapes differ.
     UnsupportedModelError
-        If weights are quantized, or are factors of adapters.
+        If weights are quantized, are factors of adapters, or are complex in one network only or where they must not.
     """
     if len(specs) < 2:
         raise HyperparameterError("networks to merge", found=len(specs), expected="at least two")
@@ -251,8 +263,15 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
     last = specs[-1]
     plan = MergePlan()
     for name, spec in last.items():
-        if any(fnmatchcase(name, pattern) for pattern in keep) or not spec.dtype.is_floating_point:
+        numbers = spec.dtype.is_floating_point or spec.dtype.is_complex
+        if any(fnmatchcase(name, pattern) for pattern in keep) or not numbers:
             plan.kept.append(name)
+        elif real and spec.dtype.is_complex:
+            raise UnsupportedModelError(
+                f"tensor {name!r} of {names[-1]} is complex, which this method is not defined for",
+                found=spec.dtype,
+                do="Use a linear method: soup, wise-ft or task-arithmetic.",
+            )
         else:
             plan.merged[name] = spec.numel
     kept = set(plan.kept)
@@ -275,4 +294,11 @@ def plan_of(specs: Sequence[Mapping[str, TensorSpec]], names: Sequence[str], kee
                 expected="the same",
                 do='Where the heads differ in size, pass head="finetuned".',
             )
+        for name in plan.merged:
+            if other[name].dtype.is_complex != last[name].dtype.is_complex:
+                raise UnsupportedModelError(
+                    f"tensor {name!r} of {who}",
+                    found=other[name].dtype,
+                    expected=f"{last[name].dtype} as in {names[-1]}",
+                )
     return plan

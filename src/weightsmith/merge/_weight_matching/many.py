@@ -132,7 +132,7 @@ def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """
     out = {}
     for key, first in states[0].items():
-        if not first.is_floating_point():
+        if not (first.is_floating_point() or first.is_complex()):
             out[key] = first.clone()
             continue
         total = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
