@@ -131,8 +131,8 @@ def test_labels_are_the_models_classes(tmp_path):
     for odd in (0.5, [1]):
         with pytest.raises(CalibrationError, match=r"labels of .* expected class indices 0, 1, 2, ... or class names"):
             reader.samples(rows_of(tmp_path, [{"text": "a", "label": odd}]), count=9, length=9)
-    with pytest.raises(CalibrationError, match=r"found \['Spam'\], expected class indices .* \['ham', 'spam'\]"):
-        reader.samples(rows_of(tmp_path, [{"text": "a", "label": n} for n in ("ham", "Spam")]), count=9, length=9)
+    with pytest.raises(CalibrationError, match=r"found \['spam '\], expected class indices .* \['ham', 'spam'\]"):
+        reader.samples(rows_of(tmp_path, [{"text": "a", "label": n} for n in ("ham", "spam ")]), count=9, length=9)
     unlabeled = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["ham", "spam"]))
     datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features=unlabeled).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(CalibrationError, match=r"labels of .*: found \[-1\]"):
@@ -414,3 +414,36 @@ def test_what_comes_after_padding_has_no_label():
     ids, mask = torch.arange(1, 6)[None], torch.tensor([[0, 0, 1, 1, 1]])
     assert labeled({"input_ids": ids, "attention_mask": mask})["labels"].tolist() == [[-100, -100, -100, 4, 5]]
     assert labeled({"input_ids": ids, "attention_mask": mask.flip(1)})["labels"].tolist() == [[1, 2, 3, -100, -100]]
+
+
+def classes(reader, source, **options):
+    return [
+        int(sample["labels"]) if "labels" in sample else None
+        for sample in reader.samples(source, **{"count": 99, "length": 9, **options})
+    ]
+
+
+def text_classifier(*names):
+    return regression_reader(id2label=dict(enumerate(names)))
+
+
+@pytest.mark.parametrize("label", [str, int, float])
+def test_class_names_that_are_numbers_are_names(tmp_path, label):
+    stars = text_classifier("1", "2", "3", "4", "5")
+    path = rows_of(tmp_path, [{"text": "a", "label": label(n)} for n in (1, 2, 4)])
+    assert classes(stars, path) == [0, 1, 3]
+    path = rows_of(tmp_path, [{"text": "a", "label": label(n)} for n in (0, 1, 4)])
+    assert classes(stars, path) == [0, 1, 4], "not all of them are names"
+
+
+def test_true_and_false_are_names_where_the_model_has_such(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\na,True\nb,False\n")
+    assert classes(text_classifier("True", "False"), tmp_path / "a.csv") == [0, 1]
+    assert classes(text_classifier("no", "yes"), tmp_path / "a.csv") == [1, 0]
+
+
+def test_class_names_are_compared_without_case_where_that_is_clear(tmp_path):
+    path = rows_of(tmp_path, [{"text": "a", "label": "Spam"}, {"text": "b", "label": "HAM"}])
+    assert classes(text_classifier("spam", "ham"), path) == [0, 1]
+    with pytest.raises(CalibrationError, match=r"found \['HAM', 'Spam'\], expected .* class names"):
+        classes(text_classifier("spam", "ham", "Ham"), path)

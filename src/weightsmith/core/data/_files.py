@@ -333,25 +333,29 @@ class Reader:
         return targets
 
     def _classes(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Int[Tensor, "rows"]:
-        """Labels as the model's class indices: by name where both have names, else as the numbers they are."""
+        """Labels as the model's class indices: by the model's names where all are such, else as numbers."""
         config = getattr(self.model, "config", None)
         expected = "class indices 0, 1, 2, ..."
         wrong = [label for label in labels if not _is_class(label, names)]
         if wrong:
             raise CalibrationError(f"labels of {source}", found=wrong[:3], expected=f"{expected} or class names")
-        if names is not None:
-            labels = [names[label] if isinstance(label, int) else label for label in labels]
-        if any(isinstance(label, str) and not label.isdecimal() for label in labels):
-            known = {str(name): int(index) for index, name in (getattr(config, "id2label", None) or {}).items()}
-            order = known if known.keys() & set(labels) else {name: index for index, name in enumerate(names or ())}
-            if unknown := set(labels) - order.keys():
-                raise CalibrationError(
-                    f"labels of {source}",
-                    found=sorted(map(str, unknown))[:3],
-                    expected=f"{expected} or the model's class names {sorted(known)[:5]}",
-                )
-            labels = [order[label] for label in labels]
-        indices = torch.tensor([int(label) for label in labels])
+        known = {str(name): int(index) for index, name in (getattr(config, "id2label", None) or {}).items()}
+        words = [_word(names[label] if names is not None and isinstance(label, int) else label) for label in labels]
+        numbers = [label if isinstance(label, bool) else word for label, word in zip(labels, words, strict=True)]
+        found = _indices(words, known)
+        if found is None and all(isinstance(number, bool) or _is_whole(number) for number in numbers):
+            found = [int(number) for number in numbers]
+        if found is None and names is not None and all(name == f"LABEL_{index}" for name, index in known.items()):
+            found = _indices(words, {name: index for index, name in enumerate(names)})
+        if found is None:
+            folded = {name.casefold() for name in known}
+            unknown = {word for word in words if word.casefold() not in folded}
+            raise CalibrationError(
+                f"labels of {source}",
+                found=sorted(unknown or {*words})[:3],
+                expected=f"{expected} or the model's class names {sorted(known)[:5]}",
+            )
+        indices = torch.tensor(found)
         width = getattr(config, "num_labels", None)
         if bool((indices < 0).any()) or (width is not None and int(indices.max()) >= width):
             expected = expected if width is None else f"0 to {width - 1}"
@@ -460,6 +464,23 @@ def _check_messages(messages: Any, source: str) -> None:
 
 def _numbers(label: Any) -> Any:
     return [float(each) for each in label] if isinstance(label, (list, tuple)) else float(label)
+
+
+def _word(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) else str(label)
+
+
+def _is_whole(word: str) -> bool:
+    return word.removeprefix("-").isdecimal()
+
+
+def _indices(words: Sequence[str], known: Mapping[str, int]) -> list[int] | None:
+    """The numbers of names, also of names in another case; None if not all are known."""
+    for fold in (str, str.casefold):
+        order = {fold(name): index for name, index in known.items()}
+        if len(order) == len(known) and all(fold(word) in order for word in words):
+            return [order[fold(word)] for word in words]
+    return None
 
 
 def _is_class(label: Any, names: Sequence[str] | None) -> bool:
