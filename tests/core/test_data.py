@@ -447,3 +447,31 @@ def test_class_names_are_compared_without_case_where_that_is_clear(tmp_path):
     assert classes(text_classifier("spam", "ham"), path) == [0, 1]
     with pytest.raises(CalibrationError, match=r"found \['HAM', 'Spam'\], expected .* class names"):
         classes(text_classifier("spam", "ham", "Ham"), path)
+
+
+def test_texts_and_prompts_begin_as_the_tokenizer_begins_them(tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    from weightsmith.embedded import folder
+
+    tokenizer = load_tokenizer(folder("smollm2"))
+    start = tokenizer.bos_token_id
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(tokenizer), n_positions=64)
+    reader = Reader(GPT2LMHeadModel(config), tokenizer)
+    text = rows_of(tmp_path, [{"text": "the sky"}]).rename(tmp_path / "text.jsonl")
+    pair = rows_of(tmp_path, [{"prompt": "the", "completion": " sky"}]).rename(tmp_path / "pair.jsonl")
+    (tmp_path / "a.txt").write_text("the sky is blue")
+    plain = [reader.samples(path, count=1, length=4)[0] for path in (text, pair, tmp_path / "a.txt")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, start)]
+    )
+    assert tokenizer("the sky")["input_ids"][0] == start
+    begun = [reader.samples(path, count=1, length=4)[0] for path in (text, pair, tmp_path / "a.txt")]
+    assert begun[0]["input_ids"].tolist() == tokenizer("the sky")["input_ids"]
+    assert begun[1]["input_ids"].tolist() == [start, *plain[1]["input_ids"].tolist()]
+    assert begun[1]["labels"].tolist() == [-100, *plain[1]["labels"].tolist()]
+    assert begun[2]["input_ids"].tolist() == plain[2]["input_ids"].tolist(), "a window begins anywhere"
+    own = rows_of(tmp_path, [{"text": f"{tokenizer.bos_token}the sky"}])
+    assert torch.equal(reader.samples(own, count=1, length=9)[0]["input_ids"], begun[0]["input_ids"]), "not twice"
+    with pytest.raises(CalibrationError, match="found no tokens"):
+        reader.samples(rows_of(tmp_path, [{"text": ""}]), count=1, length=9)

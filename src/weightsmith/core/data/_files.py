@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data._batches import IGNORED, Batch, Sample, is_regression
 from weightsmith.core.data._chat import render_cuts
-from weightsmith.core.data._text import read_text, token_ids, token_windows
+from weightsmith.core.data._text import read_text, start_ids, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
 
 __all__ = ["Reader", "context_length"]
@@ -267,7 +267,11 @@ class Reader:
             options = {"truncation": True, "max_length": length}
             return tokenizer(prompt, **options)["input_ids"], tokenizer(text_target=completion, **options)["input_ids"]
         end = tokenizer.eos_token or ""
-        return _labeled(tokenizer, prompt + completion + end, [(len(prompt), len(prompt + completion + end))], length)
+        start = start_ids(tokenizer)
+        span = (len(prompt), len(prompt + completion + end))
+        ids, labels = _labeled(tokenizer, prompt + completion + end, [span], length)
+        added = [] if ids[: len(start)] == start else start
+        return [*added, *ids][:length], [*([IGNORED] * len(added)), *labels][:length]
 
     def _padded(self, encoded: Sequence[tuple[list[int], list[int]]], source: str) -> list[Sample]:
         """Samples of one length; padding is masked and has no label. Rows without tokens are left out."""
@@ -440,7 +444,9 @@ def _open(source: str) -> Any:
 
 
 def _whole(tokenizer: Any, text: str, length: int) -> tuple[list[int], list[int]]:
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:length])
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    start = start_ids(tokenizer)
+    ids = (ids if not ids or ids[: len(start)] == start else start + ids)[:length]
     return ids, list(ids)
 
 
