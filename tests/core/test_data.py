@@ -572,6 +572,55 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
         classes(image_reader(), rows_of(tmp_path, [{"image": "x.png"}]))
 
 
+def test_a_decoder_that_classifies_needs_the_padding_token(tmp_path):
+    from transformers import GPT2ForSequenceClassification
+
+    tokenizer = regression_reader(num_labels=2).tokenizer
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(tokenizer), n_positions=64, num_labels=2)
+    reader = Reader(GPT2ForSequenceClassification(config), tokenizer)
+    path = rows_of(tmp_path, [{"text": "a", "label": 0}, {"text": "a b c", "label": 1}])
+    ids = torch.ones(2, 3, dtype=torch.long)
+    save_file({"input_ids": ids, "labels": torch.tensor([0, 1])}, tmp_path / "x.safetensors")
+    for source in (path, tmp_path / "x.safetensors"):
+        for read in (reader.samples, reader.batches):
+            with pytest.raises(CalibrationError, match="no pad_token_id in its configuration.*Set pad_token_id in"):
+                read(source, count=9, length=9)
+    assert classes(reader, path, count=1) in ([0], [1]), "one row needs no padding"
+    reader.model.config.pad_token_id = tokenizer.pad_token_id
+    assert classes(reader, path) == [0, 1]
+
+
+def unlabeled_models():
+    from transformers import BertForTokenClassification
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tokenizer = regression_reader(num_labels=2).tokenizer
+    config = BertConfig(**sizes, vocab_size=len(tokenizer))
+    kinds = (BertForMaskedLM, BertForTokenClassification, BertForSequenceClassification)
+    return [*(Reader(kind(config), tokenizer) for kind in kinds), Reader(tiny("t5")[0], tokenizer)]
+
+
+def test_text_is_its_own_label_for_causal_language_models_only(tmp_path):
+    (tmp_path / "a.txt").write_text("some words and more")
+    save_file({"input_ids": torch.ones(2, 3).long()}, tmp_path / "x.safetensors")
+    table = rows_of(tmp_path, [{"text": "some words", "labels": 1}])
+    for reader in unlabeled_models():
+        do = "Give rows with prompt and completion" if reader.model.can_generate() else "Give rows with text and label"
+        for source in (tmp_path / "a.txt", tmp_path / "x.safetensors", table):
+            with pytest.raises(CalibrationError, match=rf"has no labels for \w+.*{do}"):
+                reader.samples(source, count=2, length=3)
+            assert len(reader.batches(source, count=2, length=3)[0]["input_ids"]) >= 1, "a model runs on it"
+        with pytest.raises(CalibrationError, match="has no labels for"):
+            reader.text_samples("some words and more", count=2, length=3)
+        assert reader.text_batches("some words and more", count=2, length=3)
+
+
+def test_labels_in_a_column_are_refused_for_a_classifier(tmp_path):
+    save_file({"input_ids": torch.ones(2, 3).long(), "labels": torch.ones(2, 1).long()}, tmp_path / "x.safetensors")
+    with pytest.raises(CalibrationError, match=r"labels in .*: found shape \(2, 1\), expected shape \(2,\)"):
+        text_classifier("x", "y").samples(tmp_path / "x.safetensors", count=2, length=3)
+
+
 def test_texts_and_prompts_begin_as_the_tokenizer_begins_them(tmp_path):
     from tokenizers.processors import TemplateProcessing
 

@@ -15,6 +15,7 @@ Images go through the model's own processor. Rows are read by the ``datasets`` l
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,7 @@ class Reader:
         CalibrationError
             If the model is not one that predicts each token from those before it, or the text is too short.
         """
+        self._check_own_labels("the text")
         return self._windows(text, count, length, generator)
 
     def _windows(self, text: str, count: int, length: int, generator: torch.Generator | None) -> list[Sample]:
@@ -151,9 +153,26 @@ class Reader:
         if path.suffix.lower() == ".safetensors":
             return self._tensors(path, count, generator, labeled=labeled)
         if is_text(path):
+            if labeled:
+                self._check_own_labels(f"text file {path}")
             return self._windows(read_text(path), count, length, generator)
         rows, names = read_rows(str(source), count, generator)
         return self._encode(rows, names, self._bounded(length), str(source), labeled=labeled)
+
+    @property
+    def _predicts_tokens(self) -> bool:
+        """Whether it is a causal language model; of a model that is not of transformers nothing is known."""
+        can_generate = getattr(self.model, "can_generate", None)
+        return can_generate is None or (bool(can_generate()) and not self._is_encoder_decoder)
+
+    def _check_own_labels(self, what: str, found: object = None) -> None:
+        """Tokens are labels of their own only for a model that reads none of them before it predicts it."""
+        if self._predicts_tokens:
+            return
+        do = "Give rows with text and label; or, for labels of tokens, a .safetensors file with input_ids and labels."
+        if self._is_encoder_decoder and self.model.can_generate():  # type: ignore[operator]
+            do = "Give rows with prompt and completion."
+        raise CalibrationError(f"{what} has no labels for {type(self.model).__name__}", found=found, do=do)
 
     @property
     def _is_encoder_decoder(self) -> bool:
@@ -193,7 +212,17 @@ class Reader:
         if "input_ids" in columns:
             self._check_ids(columns["input_ids"], path)
             real = columns.get("attention_mask", torch.ones_like(columns["input_ids"])) != 0
+            if labeled and "labels" not in columns:
+                self._check_own_labels(str(path), sorted(columns))
             columns.setdefault("labels", columns["input_ids"].masked_fill(~real, IGNORED))
+            if columns["labels"].ndim == 1:
+                self._check_padding(len(real))
+        labels = columns.get("labels", torch.empty(0))
+        is_column = labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point()
+        if is_column and not self._predicts_tokens and not self._is_encoder_decoder:
+            raise CalibrationError(
+                f"labels in {path}", found=f"shape {tuple(labels.shape)}", expected=f"shape {(len(labels),)}"
+            )
         return self._arranged(columns)
 
     def _check_ids(self, ids: Tensor, path: Path) -> None:
@@ -224,6 +253,9 @@ class Reader:
     ) -> list[Sample]:
         have = rows[0].keys()
         is_pair = {"prompt", "completion"} <= have
+        plain = "text" in have and not have & {"label", "image"}
+        if labeled and (plain or ((is_pair or "messages" in have) and not self._is_encoder_decoder)):
+            self._check_own_labels(source, sorted(have))
         if "messages" in have:
             return self._padded([self._chat(row["messages"], length, source) for row in rows], source)
         if is_pair:
@@ -311,8 +343,23 @@ class Reader:
                 "the model's tokenizer has no padding token, so it cannot batch texts",
                 do="Set pad_token of the tokenizer and pad_token_id of the model's configuration, and save both.",
             )
+        self._check_padding(len(words))
         columns = dict(tokenizer(words, truncation=True, padding=True, max_length=length, return_tensors="pt"))
         return self._arranged(columns | ({"labels": self._labels(rows, names, source)} if labeled else {}))
+
+    def _check_padding(self, rows: int) -> None:
+        """A decoder classifies by its last token, and finds it by the padding behind it."""
+        config: Any = getattr(self.model, "config", None)
+        if rows < 2 or config is None or self._is_encoder_decoder or self._predicts_tokens:
+            return
+        forward = inspect.signature(getattr(self.model, "get_base_model", lambda: self.model)().forward)
+        if {"cache", "past_key_values"} & forward.parameters.keys() and getattr(
+            _text_config(config), "pad_token_id", None
+        ) is None:
+            raise CalibrationError(
+                f"{type(self.model).__name__} has no pad_token_id in its configuration, so it cannot classify batches",
+                do="Set pad_token_id in its config.json to the id of the tokenizer's pad_token.",
+            )
 
     def _images(
         self, rows: Sequence[Row], names: Sequence[str] | None, source: str, *, labeled: bool
