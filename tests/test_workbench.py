@@ -32,7 +32,9 @@ def test_one_tensor_is_the_only_argument(tmp_path):
     save_file({"x": x}, tmp_path / "x.safetensors")
     batches = bench(tmp_path / "x.safetensors", samples=18).read(CALIBRATION)
     assert [len(batch) for batch in batches] == [8, 8, 2]
-    assert torch.equal(torch.cat(list(batches)), x[:18])
+    rows = torch.cat(list(batches))
+    assert len({*rows[:, 0].tolist()}) == 18
+    assert torch.equal(rows, x[(rows[:, 0] / 3).long()])
 
 
 def test_several_tensors_are_keyword_arguments(tmp_path):
@@ -164,7 +166,9 @@ def test_labelled_text_trains_a_classifier(tmp_path):
 def test_training_rows_of_tensors(tmp_path):
     save_file({"x": torch.arange(6.0).reshape(3, 2), "labels": torch.tensor([0, 1, 1])}, tmp_path / "x.safetensors")
     samples = bench(tmp_path / "x.safetensors", samples=2).read(TRAINING)
-    assert [(x.tolist(), int(label)) for x, label in samples] == [([0.0, 1.0], 0), ([2.0, 3.0], 1)]
+    rows = [([0.0, 1.0], 0), ([2.0, 3.0], 1), ([4.0, 5.0], 1)]
+    found = [(x.tolist(), int(label)) for x, label in samples]
+    assert found in [rows[:2], rows[1:], rows[::2]], "two of three, in order"
 
 
 def test_a_teacher_is_opened_by_name():

@@ -131,8 +131,8 @@ def test_labels_are_the_models_classes(tmp_path):
     for odd in (0.5, [1]):
         with pytest.raises(CalibrationError, match=r"labels of .* expected class indices 0, 1, 2, ... or class names"):
             reader.samples(rows_of(tmp_path, [{"text": "a", "label": odd}]), count=9, length=9)
-    with pytest.raises(CalibrationError, match=r"found \['Spam'\], expected class indices .* \['ham', 'spam'\]"):
-        reader.samples(rows_of(tmp_path, [{"text": "a", "label": n} for n in ("ham", "Spam")]), count=9, length=9)
+    with pytest.raises(CalibrationError, match=r"found \['spam '\], expected class indices .* \['ham', 'spam'\]"):
+        reader.samples(rows_of(tmp_path, [{"text": "a", "label": n} for n in ("ham", "spam ")]), count=9, length=9)
     unlabeled = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["ham", "spam"]))
     datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features=unlabeled).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(CalibrationError, match=r"labels of .*: found \[-1\]"):
@@ -414,3 +414,255 @@ def test_what_comes_after_padding_has_no_label():
     ids, mask = torch.arange(1, 6)[None], torch.tensor([[0, 0, 1, 1, 1]])
     assert labeled({"input_ids": ids, "attention_mask": mask})["labels"].tolist() == [[-100, -100, -100, 4, 5]]
     assert labeled({"input_ids": ids, "attention_mask": mask.flip(1)})["labels"].tolist() == [[1, 2, 3, -100, -100]]
+
+
+def image_reader(names=("LABEL_0", "LABEL_1", "LABEL_2"), channels=3):
+    """A model of images whose pixels are those of the files."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=8,
+        patch_size=8,
+        num_channels=channels,
+        id2label=dict(enumerate(names)),
+    )
+
+    def processor(images, **_):
+        pixels = [np.asarray(image).reshape(8, 8, -1) for image in images]
+        return {"pixel_values": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)}
+
+    return Reader(ViTForImageClassification(config), processor=processor)
+
+
+def pictures(folder, *files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / file)
+    return folder
+
+
+def classes(reader, source, **options):
+    return [
+        int(sample["labels"]) if "labels" in sample else None
+        for sample in reader.samples(source, **{"count": 99, "length": 9, **options})
+    ]
+
+
+def text_classifier(*names):
+    return regression_reader(id2label=dict(enumerate(names)))
+
+
+@pytest.mark.parametrize("rows", ["a, b,1\nc, d,0\n", "a, b,1\nc,0\n", "a,1\nb, c,0\n"])
+def test_a_csv_with_more_fields_than_its_header_is_refused(tmp_path, rows):
+    (tmp_path / "a.csv").write_text("text,label\n" + rows)
+    with pytest.raises(CalibrationError, match="more fields than the header|Expected 2 fields in line 3, saw 3"):
+        text_classifier("x", "y").samples(tmp_path / "a.csv", count=9, length=9)
+
+
+def test_all_images_of_a_folder_are_read_whatever_their_names(tmp_path):
+    flat = pictures(tmp_path / "flat", "beach.png", "train_station.png", "test photo.png", "eval-1.png", ".hidden.png")
+    assert classes(image_reader(), flat) == [None] * 4
+    deep = pictures(tmp_path / "deep", "bus/1.png", "car/train_2.png", "test/test-3.png", "test/4.png")
+    assert classes(image_reader(), deep) == [0, 1, 2, 2]
+    assert classes(image_reader(), pictures(tmp_path / "one", "a/1.png", "a/2.png")) == [0, 0]
+
+
+def test_of_splits_the_folder_train_is_read(tmp_path):
+    files = ("train/a/1.png", "train/b/2.png", "test/a/3.png", "validation/a/4.png")
+    assert classes(image_reader(), pictures(tmp_path / "x", *files)) == [0, 1]
+    assert classes(image_reader(), pictures(tmp_path / "y", "train/1.png", "test/2.png")) == [None]
+    with pytest.raises(
+        CalibrationError, match=r"found \['dev', 'test'\], expected train. Give the folder of one split"
+    ):
+        classes(image_reader(), pictures(tmp_path / "z", "dev/a/1.png", "test/a/1.png"))
+
+
+@pytest.mark.parametrize(
+    "files", [("a/1.png", "b/2.png", "3.png"), ("a/1.png", "b/x/2.png"), ("x/a/1.png", "x/b/1.png")]
+)
+def test_images_at_other_depths_are_refused(tmp_path, files):
+    with pytest.raises(CalibrationError, match="images of .*: found .*, expected all in the folder itself, or each"):
+        classes(image_reader(), pictures(tmp_path, *files))
+
+
+def test_a_table_of_metadata_beside_images_has_their_labels(tmp_path):
+    pictures(tmp_path, "a.png", "test.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,2\ntest.png,1\n")
+    assert sorted(classes(image_reader(), tmp_path)) == [1, 2]
+
+
+@pytest.mark.parametrize("label", [str, int, float])
+def test_class_names_that_are_numbers_are_names(tmp_path, label):
+    stars = text_classifier("1", "2", "3", "4", "5")
+    path = rows_of(tmp_path, [{"text": "a", "label": label(n)} for n in (1, 2, 4)])
+    assert classes(stars, path) == [0, 1, 3]
+    path = rows_of(tmp_path, [{"text": "a", "label": label(n)} for n in (0, 1, 4)])
+    assert classes(stars, path) == [0, 1, 4], "not all of them are names"
+
+
+def test_true_and_false_are_names_where_the_model_has_such(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\na,True\nb,False\n")
+    assert classes(text_classifier("True", "False"), tmp_path / "a.csv") == [0, 1]
+    assert classes(text_classifier("no", "yes"), tmp_path / "a.csv") == [1, 0]
+
+
+def test_class_names_are_compared_without_case_where_that_is_clear(tmp_path):
+    path = rows_of(tmp_path, [{"text": "a", "label": "Spam"}, {"text": "b", "label": "HAM"}])
+    assert classes(text_classifier("spam", "ham"), path) == [0, 1]
+    with pytest.raises(CalibrationError, match=r"found \['HAM', 'Spam'\], expected .* class names"):
+        classes(text_classifier("spam", "ham", "Ham"), path)
+
+
+def test_folders_are_matched_with_the_models_class_names(tmp_path):
+    folder = pictures(tmp_path, "cat/1.png", "dog/1.png")
+    assert classes(image_reader(["Dog", "Cat"]), folder) == [1, 0]
+    assert classes(image_reader(["LABEL_0", "LABEL_1"]), folder) == [0, 1], "numbered in alphabetical order"
+    others = image_reader(["tench", "goldfish"])
+    with pytest.raises(CalibrationError, match=r"found \['cat', 'dog'\], expected .* \['goldfish', 'tench'\]"):
+        classes(others, folder)
+    assert len(others.batches(folder, count=9, length=9)[0]["pixel_values"]) == 2, "a model runs on them"
+
+
+def test_only_the_images_that_are_drawn_are_decoded(tmp_path, monkeypatch):
+    folder = pictures(tmp_path / "images", *(f"{name}/{n}.png" for n in range(20) for name in "ab"))
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    columns = {"image": [str(folder / "a" / "0.png")] * 40, "label": [0, 1] * 20}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "x.parquet")
+    decoded = []
+    decode = datasets.Image.decode_example
+    monkeypatch.setattr(
+        datasets.Image, "decode_example", lambda self, *args, **kw: decoded.append(1) or decode(self, *args, **kw)
+    )
+    for source in (folder, tmp_path / "x.parquet"):
+        decoded.clear()
+        generator = torch.Generator().manual_seed(0)
+        assert set(classes(image_reader(), source, count=8, generator=generator)) == {0, 1}
+        assert len(decoded) == 8
+
+
+def test_rows_of_tensors_are_drawn_as_those_of_tables(tmp_path):
+    save_file({"x": torch.arange(100.0)[:, None], "labels": torch.arange(100)}, tmp_path / "x.safetensors")
+    options = {"count": 9, "length": 9}
+    first, again = (
+        [int(label) for _, label in Reader(nn.Linear(1, 1)).samples(tmp_path / "x.safetensors", **options, generator=g)]
+        for g in (torch.Generator().manual_seed(3), torch.Generator().manual_seed(3))
+    )
+    assert first == again == torch.randperm(100, generator=torch.Generator().manual_seed(3))[:9].sort().values.tolist()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_16_bits_are_scaled_to_8(tmp_path, channels):
+    wide = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "x.png")
+    Image.fromarray(wide.astype(np.int32)).save(tmp_path / "y.tif")
+    for sample in image_reader(channels=channels).samples(tmp_path, count=9, length=9):
+        assert sample["pixel_values"].shape == (channels, 8, 8)
+        assert torch.equal(sample["pixel_values"][0], torch.from_numpy((wide // 256).astype(np.uint8)))
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "x.png").write_text("none")
+    with pytest.raises(CalibrationError, match=r"cannot read image .*x.png"):
+        classes(image_reader(), tmp_path)
+    with pytest.raises(CalibrationError, match="column 'image' of .*: found 'x.png', expected images"):
+        classes(image_reader(), rows_of(tmp_path, [{"image": "x.png"}]))
+
+
+def test_a_decoder_that_classifies_needs_the_padding_token(tmp_path):
+    from transformers import GPT2ForSequenceClassification
+
+    tokenizer = regression_reader(num_labels=2).tokenizer
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(tokenizer), n_positions=64, num_labels=2)
+    reader = Reader(GPT2ForSequenceClassification(config), tokenizer)
+    path = rows_of(tmp_path, [{"text": "a", "label": 0}, {"text": "a b c", "label": 1}])
+    ids = torch.ones(2, 3, dtype=torch.long)
+    save_file({"input_ids": ids, "labels": torch.tensor([0, 1])}, tmp_path / "x.safetensors")
+    for source in (path, tmp_path / "x.safetensors"):
+        for read in (reader.samples, reader.batches):
+            with pytest.raises(CalibrationError, match="no pad_token_id in its configuration.*Set pad_token_id in"):
+                read(source, count=9, length=9)
+    assert classes(reader, path, count=1) in ([0], [1]), "one row needs no padding"
+    reader.model.config.pad_token_id = tokenizer.pad_token_id
+    assert classes(reader, path) == [0, 1]
+
+
+def unlabeled_models():
+    from transformers import BertForTokenClassification
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tokenizer = regression_reader(num_labels=2).tokenizer
+    config = BertConfig(**sizes, vocab_size=len(tokenizer))
+    kinds = (BertForMaskedLM, BertForTokenClassification, BertForSequenceClassification)
+    return [*(Reader(kind(config), tokenizer) for kind in kinds), Reader(tiny("t5")[0], tokenizer)]
+
+
+def test_text_is_its_own_label_for_causal_language_models_only(tmp_path):
+    (tmp_path / "a.txt").write_text("some words and more")
+    save_file({"input_ids": torch.ones(2, 3).long()}, tmp_path / "x.safetensors")
+    table = rows_of(tmp_path, [{"text": "some words", "labels": 1}])
+    for reader in unlabeled_models():
+        do = "Give rows with prompt and completion" if reader.model.can_generate() else "Give rows with text and label"
+        for source in (tmp_path / "a.txt", tmp_path / "x.safetensors", table):
+            with pytest.raises(CalibrationError, match=rf"has no labels for \w+.*{do}"):
+                reader.samples(source, count=2, length=3)
+            assert len(reader.batches(source, count=2, length=3)[0]["input_ids"]) >= 1, "a model runs on it"
+        with pytest.raises(CalibrationError, match="has no labels for"):
+            reader.text_samples("some words and more", count=2, length=3)
+        assert reader.text_batches("some words and more", count=2, length=3)
+
+
+def test_labels_in_a_column_are_refused_for_a_classifier(tmp_path):
+    save_file({"input_ids": torch.ones(2, 3).long(), "labels": torch.ones(2, 1).long()}, tmp_path / "x.safetensors")
+    with pytest.raises(CalibrationError, match=r"labels in .*: found shape \(2, 1\), expected shape \(2,\)"):
+        text_classifier("x", "y").samples(tmp_path / "x.safetensors", count=2, length=3)
+
+
+def test_texts_and_prompts_begin_as_the_tokenizer_begins_them(tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    from weightsmith.embedded import folder
+
+    tokenizer = load_tokenizer(folder("smollm2"))
+    start = tokenizer.bos_token_id
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(tokenizer), n_positions=64)
+    reader = Reader(GPT2LMHeadModel(config), tokenizer)
+    text = rows_of(tmp_path, [{"text": "the sky"}]).rename(tmp_path / "text.jsonl")
+    pair = rows_of(tmp_path, [{"prompt": "the", "completion": " sky"}]).rename(tmp_path / "pair.jsonl")
+    (tmp_path / "a.txt").write_text("the sky is blue")
+    plain = [reader.samples(path, count=1, length=4)[0] for path in (text, pair, tmp_path / "a.txt")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, start)]
+    )
+    assert tokenizer("the sky")["input_ids"][0] == start
+    begun = [reader.samples(path, count=1, length=4)[0] for path in (text, pair, tmp_path / "a.txt")]
+    assert begun[0]["input_ids"].tolist() == tokenizer("the sky")["input_ids"]
+    assert begun[1]["input_ids"].tolist() == [start, *plain[1]["input_ids"].tolist()]
+    assert begun[1]["labels"].tolist() == [-100, *plain[1]["labels"].tolist()]
+    assert begun[2]["input_ids"].tolist() == plain[2]["input_ids"].tolist(), "a window begins anywhere"
+    own = rows_of(tmp_path, [{"text": f"{tokenizer.bos_token}the sky"}])
+    assert torch.equal(reader.samples(own, count=1, length=9)[0]["input_ids"], begun[0]["input_ids"]), "not twice"
+    with pytest.raises(CalibrationError, match="found no tokens"):
+        reader.samples(rows_of(tmp_path, [{"text": ""}]), count=1, length=9)
+
+
+def test_files_of_other_kinds_are_refused_for_what_they_are(chat, tmp_path):
+    pictures(tmp_path, "x.png")
+    np.savez(tmp_path / "x.npz", x=np.zeros(3))
+    for read in (chat.samples, chat.batches):
+        with pytest.raises(CalibrationError, match="x.png is one image: expected a folder of images"):
+            read(tmp_path / "x.png", count=4, length=8)
+        with pytest.raises(CalibrationError, match=r"cannot read .*x.npz: found a .npz file. Save tensors as"):
+            read(tmp_path / "x.npz", count=4, length=8)
+    path = rows_of(tmp_path, [{"text": "some words"}]).rename(tmp_path / "x.ndjson")
+    assert chat.tokenizer.decode(chat.samples(path, count=1, length=8)[0]["input_ids"]) == "some words"
+
+
+@pytest.mark.parametrize("name", ["missing", "some/x.png", "data.npz", "data.ndjson", "./photos", "/a/b", "a/b/c"])
+def test_what_is_missing_and_no_hub_id_is_not_asked_for_there(chat, name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(CalibrationError, match=f"no file or folder {name}.*OWNER/NAME"):
+        chat.samples(name, count=4, length=8)

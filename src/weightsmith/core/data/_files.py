@@ -9,16 +9,18 @@ a folder of images                          one sub-folder per class, or no sub-
 ==========================================  ======================================================================
 
 Chats go through the model's chat template, and only the answers have labels; after a ``prompt`` only the
-``completion`` has. Images go through the model's own processor. Rows are read by the ``datasets`` library.
+``completion`` has. Rows of text begin as the tokenizer begins a text, with ``<s>`` where it puts one; windows do not.
+Images go through the model's own processor. Rows are read by the ``datasets`` library.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,19 +30,15 @@ from torch import Tensor, nn
 
 from weightsmith.core.data._batches import IGNORED, Batch, Sample, is_regression
 from weightsmith.core.data._chat import render_cuts
-from weightsmith.core.data._text import read_text, token_ids, token_windows
+from weightsmith.core.data._images import picture
+from weightsmith.core.data._rows import Row, drawn, is_text, read_rows
+from weightsmith.core.data._text import read_text, start_ids, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
 
 __all__ = ["Reader", "context_length"]
 
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 FORMS = "messages; prompt and completion; text, with or without label; or image, with or without label"
-AHEAD = 10_000
-"""Rows of a large file among which samples are drawn."""
 BATCH_SIZE = 8
-
-Row: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ class Reader:
         source : path-like or str
             A file, a folder of images, or a hub id; ``ID:SPLIT`` names a split other than ``train``.
         count : int
-            Samples; fewer if there are fewer. Of a file with more rows they are drawn at random among the first
-            10,000. Rows without a token that counts in the loss are left out, with a warning.
+            Samples; fewer if there are fewer. Of more rows they are drawn at random: those of a table or a hub data
+            set among the first 10,000. Rows without a token that counts in the loss are left out, with a warning.
         length : int
             Tokens per sample at most; also bounded by the model's context.
         generator : torch.Generator, optional
@@ -87,10 +85,10 @@ class Reader:
         Raises
         ------
         CalibrationError
-            If there is no such data, it has none of the known forms, the model cannot read it, or a label is not one
-            of its classes.
+            If there is no such data, it has none of the known forms, the model cannot read it, a label is not one of
+            its classes, or there are none: text is its own label only for a causal language model.
         """
-        samples = self._read(source, count, length, generator)
+        samples = self._read(source, count, length, generator, labeled=True)
         first = 0 if self._is_encoder_decoder else 1  # nothing predicts the first token of a text
         counting = [sample for sample in samples if _counts(sample, first)]
         if not counting:
@@ -111,15 +109,15 @@ class Reader:
 
         An encoder-decoder keeps the labels: its decoder reads them.
         """
-        samples = self._read(source, count, length, generator)
+        samples = self._read(source, count, length, generator, labeled=False)
         return self._batched(samples)
 
     def text(self, source: str | Path, *, rows: int = 1000) -> str:
         """Read running text: a text file, or the first rows of the column ``text`` of a table, a blank line between."""
         path = Path(source)
-        if path.is_file() and path.suffix.lower() not in BUILDERS:
+        if is_text(path):
             return read_text(path)
-        table, _ = _read_rows(str(source), rows, None)
+        table, _ = read_rows(str(source), rows, None)
         if "text" not in table[0]:
             raise CalibrationError(f"columns of {source}", found=sorted(table[0]), expected="text")
         return "\n\n".join(row["text"] for row in table)
@@ -127,7 +125,17 @@ class Reader:
     def text_samples(
         self, text: str, *, count: int, length: int, generator: torch.Generator | None = None
     ) -> list[Sample]:
-        """Draw windows of a text's tokens; each is its own label."""
+        """Draw windows of a text's tokens; each is its own label.
+
+        Raises
+        ------
+        CalibrationError
+            If the model is not one that predicts each token from those before it, or the text is too short.
+        """
+        self._check_own_labels("the text")
+        return self._windows(text, count, length, generator)
+
+    def _windows(self, text: str, count: int, length: int, generator: torch.Generator | None) -> list[Sample]:
         ids = token_ids(self._need_tokenizer(), text)
         windows = token_windows(ids, length=self._bounded(length), count=count, generator=generator)
         return [{"input_ids": w["input_ids"][0], "labels": w["input_ids"][0]} for w in windows]
@@ -136,17 +144,35 @@ class Reader:
         self, text: str, *, count: int, length: int, generator: torch.Generator | None = None
     ) -> list[Batch]:
         """As :meth:`batches`, of a text."""
-        samples = self.text_samples(text, count=count, length=length, generator=generator)
-        return self._batched(samples)
+        return self._batched(self._windows(text, count, length, generator))
 
-    def _read(self, source: str | Path, count: int, length: int, generator: torch.Generator | None) -> list[Sample]:
+    def _read(
+        self, source: str | Path, count: int, length: int, generator: torch.Generator | None, *, labeled: bool
+    ) -> list[Sample]:
         path = Path(source)
         if path.suffix.lower() == ".safetensors":
-            return self._tensors(path, count)
-        if path.is_file() and path.suffix.lower() not in BUILDERS:
-            return self.text_samples(read_text(path), count=count, length=length, generator=generator)
-        rows, names = _read_rows(str(source), count, generator)
-        return self._encode(rows, names, self._bounded(length), str(source))
+            return self._tensors(path, count, generator, labeled=labeled)
+        if is_text(path):
+            if labeled:
+                self._check_own_labels(f"text file {path}")
+            return self._windows(read_text(path), count, length, generator)
+        rows, names = read_rows(str(source), count, generator)
+        return self._encode(rows, names, self._bounded(length), str(source), labeled=labeled)
+
+    @property
+    def _predicts_tokens(self) -> bool:
+        """Whether it is a causal language model; of a model that is not of transformers nothing is known."""
+        can_generate = getattr(self.model, "can_generate", None)
+        return can_generate is None or (bool(can_generate()) and not self._is_encoder_decoder)
+
+    def _check_own_labels(self, what: str, found: object = None) -> None:
+        """Tokens are labels of their own only for a model that reads none of them before it predicts it."""
+        if self._predicts_tokens:
+            return
+        do = "Give rows with text and label; or, for labels of tokens, a .safetensors file with input_ids and labels."
+        if self._is_encoder_decoder and self.model.can_generate():  # type: ignore[operator]
+            do = "Give rows with prompt and completion."
+        raise CalibrationError(f"{what} has no labels for {type(self.model).__name__}", found=found, do=do)
 
     @property
     def _is_encoder_decoder(self) -> bool:
@@ -171,7 +197,7 @@ class Reader:
             )
         return self.tokenizer
 
-    def _tensors(self, path: Path, count: int) -> list[Sample]:
+    def _tensors(self, path: Path, count: int, generator: torch.Generator | None, *, labeled: bool) -> list[Sample]:
         try:
             columns = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -180,11 +206,23 @@ class Reader:
         if len(rows) != 1 or 0 in rows:
             shapes = {name: tuple(tensor.shape) for name, tensor in columns.items()}
             raise CalibrationError(f"tensors of {path}", found=shapes, expected="one row per sample in each")
-        columns = {name: tensor[:count] for name, tensor in columns.items()}
+        if (total := rows.pop()) > count:
+            kept = drawn(total, count, generator)
+            columns = {name: tensor[kept] for name, tensor in columns.items()}
         if "input_ids" in columns:
             self._check_ids(columns["input_ids"], path)
             real = columns.get("attention_mask", torch.ones_like(columns["input_ids"])) != 0
+            if labeled and "labels" not in columns:
+                self._check_own_labels(str(path), sorted(columns))
             columns.setdefault("labels", columns["input_ids"].masked_fill(~real, IGNORED))
+            if columns["labels"].ndim == 1:
+                self._check_padding(len(real))
+        labels = columns.get("labels", torch.empty(0))
+        is_column = labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point()
+        if is_column and not self._predicts_tokens and not self._is_encoder_decoder:
+            raise CalibrationError(
+                f"labels in {path}", found=f"shape {tuple(labels.shape)}", expected=f"shape {(len(labels),)}"
+            )
         return self._arranged(columns)
 
     def _check_ids(self, ids: Tensor, path: Path) -> None:
@@ -210,16 +248,22 @@ class Reader:
         names = [name for name in samples[0] if name != "labels" or self._is_encoder_decoder]
         return {name: torch.stack([sample[name] for sample in samples]) for name in names}  # type: ignore[call-overload]
 
-    def _encode(self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str) -> list[Sample]:
+    def _encode(
+        self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str, *, labeled: bool
+    ) -> list[Sample]:
         have = rows[0].keys()
+        is_pair = {"prompt", "completion"} <= have
+        plain = "text" in have and not have & {"label", "image"}
+        if labeled and (plain or ((is_pair or "messages" in have) and not self._is_encoder_decoder)):
+            self._check_own_labels(source, sorted(have))
         if "messages" in have:
             return self._padded([self._chat(row["messages"], length, source) for row in rows], source)
-        if {"prompt", "completion"} <= have:
+        if is_pair:
             return self._padded([self._completion(row, length, source) for row in rows], source)
         if "image" in have:
-            return self._arranged(self._images(rows, names, source))
+            return self._arranged(self._images(rows, names, source, labeled=labeled))
         if {"text", "label"} <= have:
-            return self._classified(rows, names, length, source)
+            return self._classified(rows, names, length, source, labeled=labeled)
         if "text" in have:
             return self._padded([_whole(self._need_tokenizer(), row["text"], length) for row in rows], source)
         raise CalibrationError(f"columns of {source}", found=sorted(have), expected=FORMS)
@@ -267,7 +311,11 @@ class Reader:
             options = {"truncation": True, "max_length": length}
             return tokenizer(prompt, **options)["input_ids"], tokenizer(text_target=completion, **options)["input_ids"]
         end = tokenizer.eos_token or ""
-        return _labeled(tokenizer, prompt + completion + end, [(len(prompt), len(prompt + completion + end))], length)
+        start = start_ids(tokenizer)
+        span = (len(prompt), len(prompt + completion + end))
+        ids, labels = _labeled(tokenizer, prompt + completion + end, [span], length)
+        added = [] if ids[: len(start)] == start else start
+        return [*added, *ids][:length], [*([IGNORED] * len(added)), *labels][:length]
 
     def _padded(self, encoded: Sequence[tuple[list[int], list[int]]], source: str) -> list[Sample]:
         """Samples of one length; padding is masked and has no label. Rows without tokens are left out."""
@@ -285,7 +333,9 @@ class Reader:
             for ids, labels in encoded
         ]
 
-    def _classified(self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str) -> list[Sample]:
+    def _classified(
+        self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str, *, labeled: bool
+    ) -> list[Sample]:
         words = [row["text"] for row in rows]
         tokenizer = self._need_tokenizer()
         if tokenizer.pad_token_id is None:
@@ -293,18 +343,39 @@ class Reader:
                 "the model's tokenizer has no padding token, so it cannot batch texts",
                 do="Set pad_token of the tokenizer and pad_token_id of the model's configuration, and save both.",
             )
-        columns = tokenizer(words, truncation=True, padding=True, max_length=length, return_tensors="pt")
-        return self._arranged({**columns, "labels": self._labels(rows, names, source)})
+        self._check_padding(len(words))
+        columns = dict(tokenizer(words, truncation=True, padding=True, max_length=length, return_tensors="pt"))
+        return self._arranged(columns | ({"labels": self._labels(rows, names, source)} if labeled else {}))
 
-    def _images(self, rows: Sequence[Row], names: Sequence[str] | None, source: str) -> dict[str, Tensor]:
+    def _check_padding(self, rows: int) -> None:
+        """A decoder classifies by its last token, and finds it by the padding behind it."""
+        config: Any = getattr(self.model, "config", None)
+        if rows < 2 or config is None or self._is_encoder_decoder or self._predicts_tokens:
+            return
+        forward = inspect.signature(getattr(self.model, "get_base_model", lambda: self.model)().forward)
+        if {"cache", "past_key_values"} & forward.parameters.keys() and getattr(
+            _text_config(config), "pad_token_id", None
+        ) is None:
+            raise CalibrationError(
+                f"{type(self.model).__name__} has no pad_token_id in its configuration, so it cannot classify batches",
+                do="Set pad_token_id in its config.json to the id of the tokenizer's pad_token.",
+            )
+
+    def _images(
+        self, rows: Sequence[Row], names: Sequence[str] | None, source: str, *, labeled: bool
+    ) -> dict[str, Tensor]:
         if self.processor is None:
             raise CalibrationError(
                 f"{source} holds images and the model has no image processor",
                 do="Put its preprocessor_config.json into the model's folder, or give tensors as .safetensors.",
             )
-        pixels = self.processor([row["image"].convert("RGB") for row in rows], return_tensors="pt")["pixel_values"]
+        means = getattr(self.processor, "image_mean", None)
+        channels = getattr(getattr(self.model, "config", None), "num_channels", None)
+        mode = "L" if channels == 1 or (isinstance(means, (list, tuple)) and len(means) == 1) else "RGB"
+        pictures = [picture(row["image"], mode, source) for row in rows]
+        pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
         columns = {"pixel_values": pixels}
-        if "label" in rows[0]:
+        if labeled and "label" in rows[0]:
             columns["labels"] = self._labels(rows, names, source)
         return columns
 
@@ -333,25 +404,29 @@ class Reader:
         return targets
 
     def _classes(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Int[Tensor, "rows"]:
-        """Labels as the model's class indices: by name where both have names, else as the numbers they are."""
+        """Labels as the model's class indices: by the model's names where all are such, else as numbers."""
         config = getattr(self.model, "config", None)
         expected = "class indices 0, 1, 2, ..."
         wrong = [label for label in labels if not _is_class(label, names)]
         if wrong:
             raise CalibrationError(f"labels of {source}", found=wrong[:3], expected=f"{expected} or class names")
-        if names is not None:
-            labels = [names[label] if isinstance(label, int) else label for label in labels]
-        if any(isinstance(label, str) and not label.isdecimal() for label in labels):
-            known = {str(name): int(index) for index, name in (getattr(config, "id2label", None) or {}).items()}
-            order = known if known.keys() & set(labels) else {name: index for index, name in enumerate(names or ())}
-            if unknown := set(labels) - order.keys():
-                raise CalibrationError(
-                    f"labels of {source}",
-                    found=sorted(map(str, unknown))[:3],
-                    expected=f"{expected} or the model's class names {sorted(known)[:5]}",
-                )
-            labels = [order[label] for label in labels]
-        indices = torch.tensor([int(label) for label in labels])
+        known = {str(name): int(index) for index, name in (getattr(config, "id2label", None) or {}).items()}
+        words = [_word(names[label] if names is not None and isinstance(label, int) else label) for label in labels]
+        numbers = [label if isinstance(label, bool) else word for label, word in zip(labels, words, strict=True)]
+        found = _indices(words, known)
+        if found is None and all(isinstance(number, bool) or _is_whole(number) for number in numbers):
+            found = [int(number) for number in numbers]
+        if found is None and names is not None and all(name == f"LABEL_{index}" for name, index in known.items()):
+            found = _indices(words, {name: index for index, name in enumerate(names)})
+        if found is None:
+            folded = {name.casefold() for name in known}
+            unknown = {word for word in words if word.casefold() not in folded}
+            raise CalibrationError(
+                f"labels of {source}",
+                found=sorted(unknown or {*words})[:3],
+                expected=f"{expected} or the model's class names {sorted(known)[:5]}",
+            )
+        indices = torch.tensor(found)
         width = getattr(config, "num_labels", None)
         if bool((indices < 0).any()) or (width is not None and int(indices.max()) >= width):
             expected = expected if width is None else f"0 to {width - 1}"
@@ -369,74 +444,19 @@ def context_length(model: nn.Module) -> int | None:
     >>> context_length(GPT2LMHeadModel(config))
     16
     """
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = _text_config(getattr(model, "config", None))
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     return next((length for length in found if isinstance(length, int) and length > 0), None)
 
 
-def _read_rows(source: str, count: int, generator: torch.Generator | None) -> tuple[list[Row], Sequence[str] | None]:
-    """Rows of a table, a folder of images or a hub data set, and the names of the classes where it has them."""
-    import datasets
-
-    try:
-        table = _open(source)
-        names = getattr((table.features or {}).get("label"), "names", None)
-        rows = list(table.take(max(AHEAD, count)))
-    except CalibrationError:
-        raise
-    except StopIteration:  # what an empty .jsonl file raises
-        rows, names = [], None
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CalibrationError(
-            f"cannot read {source}", found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    if not rows:
-        raise CalibrationError(f"{source} holds no rows", expected="at least one")
-    if len(rows) > count:
-        kept = torch.randperm(len(rows), generator=generator)[:count].sort().values.tolist()
-        rows = [rows[index] for index in kept]
-    missing = sorted({name for row in rows for name, value in row.items() if value is None} & {*FORMS_COLUMNS})
-    if missing:
-        raise CalibrationError(f"rows of {source}", found=f"empty {missing}", expected="a value in every row")
-    for row in rows:
-        if not isinstance(row.get("text", ""), str):
-            raise CalibrationError(f"column 'text' of {source}", found=repr(row["text"])[:60], expected="text")
-    return rows, names
-
-
-def _cell(text: str) -> str | None:
-    return text or None
-
-
-CSV: dict[str, Any] = {
-    "keep_default_na": False,  # "None" and "NA" are words
-    "na_values": [""],
-    "converters": dict.fromkeys(("text", "prompt", "completion"), _cell),  # "007" is text
-}
-FORMS_COLUMNS = ("messages", "prompt", "completion", "text", "label", "image")
-
-
-def _open(source: str) -> Any:
-    import datasets
-
-    path = Path(source)
-    if path.is_file():
-        suffix = path.suffix.lower()
-        options = CSV | ({"sep": "\t"} if suffix == ".tsv" else {}) if BUILDERS[suffix] == "csv" else {}
-        return datasets.load_dataset(BUILDERS[suffix], data_files=str(path), split="train", streaming=True, **options)
-    if path.is_dir():
-        if any(file.suffix.lower() in IMAGES for file in path.rglob("*")):
-            return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", streaming=True)
-        raise CalibrationError(f"folder {source}", found="no images", expected=f"files ending in {sorted(IMAGES)}")
-    if path.suffix.lower() in {*BUILDERS, ".txt"}:
-        raise CalibrationError(f"no file {source}")
-    name, _, split = source.partition(":")
-    return datasets.load_dataset(name, split=split or "train", streaming=True)
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _whole(tokenizer: Any, text: str, length: int) -> tuple[list[int], list[int]]:
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:length])
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    start = start_ids(tokenizer)
+    ids = (ids if not ids or ids[: len(start)] == start else start + ids)[:length]
     return ids, list(ids)
 
 
@@ -460,6 +480,23 @@ def _check_messages(messages: Any, source: str) -> None:
 
 def _numbers(label: Any) -> Any:
     return [float(each) for each in label] if isinstance(label, (list, tuple)) else float(label)
+
+
+def _word(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) else str(label)
+
+
+def _is_whole(word: str) -> bool:
+    return word.removeprefix("-").isdecimal()
+
+
+def _indices(words: Sequence[str], known: Mapping[str, int]) -> list[int] | None:
+    """The numbers of names, also of names in another case; None if not all are known."""
+    for fold in (str, str.casefold):
+        order = {fold(name): index for name, index in known.items()}
+        if len(order) == len(known) and all(fold(word) in order for word in words):
+            return [order[fold(word)] for word in words]
+    return None
 
 
 def _is_class(label: Any, names: Sequence[str] | None) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import CalibrationError
 
-__all__ = ["read_text", "token_ids", "token_windows"]
+__all__ = ["read_text", "start_ids", "token_ids", "token_windows"]
 
 
 def read_text(path: str | Path) -> str:
@@ -34,6 +34,21 @@ def read_text(path: str | Path) -> str:
 def token_ids(tokenizer: Any, text: str) -> Int[Tensor, "tokens"]:
     """Tokenise a whole text at once, without the warning about the model's context length."""
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+
+
+def start_ids(tokenizer: Any) -> list[int]:
+    """Return the special tokens that a tokenizer puts before every text: none, ``<s>``, ``[CLS]``, ...
+
+    Examples
+    --------
+    >>> from weightsmith.embedded import folder, load_tokenizer
+    >>> tokenizer = load_tokenizer(folder("minilm"))
+    >>> tokenizer.convert_ids_to_tokens(start_ids(tokenizer)), start_ids(load_tokenizer(folder("smollm2")))
+    (['[CLS]'], [])
+    """
+    bare, whole = (list(tokenizer("a", add_special_tokens=kept)["input_ids"]) for kept in (False, True))
+    starts = (place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return whole[: next(starts, 0)]
 
 
 def token_windows(

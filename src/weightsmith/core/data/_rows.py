@@ -1,0 +1,135 @@
+"""Rows of tables, folders of images and hub data sets, through the ``datasets`` library."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from weightsmith.core.data._images import IMAGES, image_files
+from weightsmith.core.errors import CalibrationError
+
+__all__ = ["Row", "drawn", "is_text", "read_rows"]
+
+BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+BINARY = {".npz", ".npy", ".pt", ".pth", ".bin", ".pkl", ".zip", ".gz", ".tar", ".arrow", ".xlsx", ".pdf"}
+METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
+"""Tables in a folder of images, which have labels of their own and are read by the ``datasets`` library."""
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*(:.+)?"
+AHEAD = 10_000
+"""Rows of a large file among which samples are drawn."""
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def read_rows(source: str, count: int, generator: torch.Generator | None) -> tuple[list[Row], Sequence[str] | None]:
+    """Rows of a table, a folder of images or a hub data set, and the names of the classes where it has them."""
+    import datasets
+    from pandas.errors import ParserWarning
+
+    path = Path(source)
+    if path.is_dir() and not any(file.name in METADATA for file in path.rglob("metadata.*")):
+        return _read_images(path, count, generator)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)
+            table = _open(source)
+            features = table.features or {}
+            names = getattr(features.get("label"), "names", None)
+            if isinstance(features.get("image"), datasets.Image):
+                table = table.cast_column("image", datasets.Image(decode=False))  # only those that are drawn
+            rows = list(table.take(max(AHEAD, count)))
+    except CalibrationError:
+        raise
+    except ParserWarning as error:
+        raise CalibrationError(
+            f"rows of {source}",
+            found="more fields than the header has",
+            expected="one field per column",
+            do="Put quotes around texts with the separator in them.",
+        ) from error
+    except StopIteration:  # what an empty .jsonl file raises
+        rows, names = [], None
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CalibrationError(
+            f"cannot read {source}", found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if not rows:
+        raise CalibrationError(f"{source} holds no rows", expected="at least one")
+    rows = [rows[index] for index in drawn(len(rows), count, generator)]
+    missing = sorted({name for row in rows for name, value in row.items() if value is None} & {*FORMS_COLUMNS})
+    if missing:
+        raise CalibrationError(f"rows of {source}", found=f"empty {missing}", expected="a value in every row")
+    for row in rows:
+        if not isinstance(row.get("text", ""), str):
+            raise CalibrationError(f"column 'text' of {source}", found=repr(row["text"])[:60], expected="text")
+    return rows, names
+
+
+def _read_images(folder: Path, count: int, generator: torch.Generator | None) -> tuple[list[Row], Sequence[str] | None]:
+    files, classes = image_files(folder)
+    names = sorted(set(classes)) if classes is not None else None
+    rows: list[Row] = []
+    for index in drawn(len(files), count, generator):
+        label = {} if classes is None or names is None else {"label": names.index(classes[index])}
+        rows.append({"image": {"path": str(files[index]), "bytes": None}, **label})
+    return rows, names
+
+
+def drawn(total: int, count: int, generator: torch.Generator | None) -> list[int]:
+    """The numbers of the rows that are kept, in order."""
+    if total <= count:
+        return list(range(total))
+    return torch.randperm(total, generator=generator)[:count].sort().values.tolist()
+
+
+def _cell(text: str) -> str | None:
+    return text or None
+
+
+CSV: dict[str, Any] = {
+    "index_col": False,  # where rows have a field more than the header, pandas takes the first for an index
+    "keep_default_na": False,  # "None" and "NA" are words
+    "na_values": [""],
+    "converters": dict.fromkeys(("text", "prompt", "completion"), _cell),  # "007" is text
+}
+FORMS_COLUMNS = ("messages", "prompt", "completion", "text", "label", "image")
+
+
+def _open(source: str) -> Any:
+    import datasets
+
+    path = Path(source)
+    if path.is_file():
+        suffix = path.suffix.lower()
+        options = CSV | ({"sep": "\t"} if suffix == ".tsv" else {}) if BUILDERS[suffix] == "csv" else {}
+        return datasets.load_dataset(BUILDERS[suffix], data_files=str(path), split="train", streaming=True, **options)
+    if path.is_dir():
+        files = {"train": "**"}  # otherwise names with the word test in them make another split
+        return datasets.load_dataset("imagefolder", data_dir=str(path), data_files=files, split="train", streaming=True)
+    if path.suffix.lower() in {*BUILDERS, *IMAGES, *BINARY, ".txt"} or not re.fullmatch(HUB_ID, source):
+        raise CalibrationError(
+            f"no file or folder {source}", do="Give one that is there, or OWNER/NAME of a Hugging Face data set."
+        )
+    name, _, split = source.partition(":")
+    return datasets.load_dataset(name, split=split or "train", streaming=True)
+
+
+def is_text(path: Path) -> bool:
+    """Whether there is such a file and it is to be read as text."""
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix in BUILDERS:
+        return False
+    if suffix in IMAGES:
+        raise CalibrationError(f"{path} is one image", expected="a folder of images", do=f"Give {path.parent}.")
+    if suffix in BINARY:
+        raise CalibrationError(
+            f"cannot read {path}",
+            found=f"a {suffix} file",
+            do="Save tensors as .safetensors, one row per sample, and tables as .parquet or .csv.",
+        )
+    return True
