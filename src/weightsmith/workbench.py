@@ -251,7 +251,9 @@ class Workbench:
         """
         evaluation = self.data.evaluation
         if not self._writes:
-            asked = [name for name in ("tasks", "control", "speed") if getattr(evaluation, name)]
+            writes = getattr(self.model, "can_generate", lambda: False)()  # so does an encoder-decoder
+            asked = ["control", "speed", *(() if writes else ("tasks",))]
+            asked = [name for name in asked if getattr(evaluation, name)]
             if asked:
                 raise CalibrationError(
                     f"{', '.join(asked)}: only of a model that writes",
@@ -259,7 +261,7 @@ class Workbench:
                     expected="a causal language model with its tokenizer",
                 )
             labelled = None if evaluation.file is None else self._labeled(evaluation)
-            return measure(self.model, labelled=labelled)
+            return self._on_tasks(evaluation) | measure(self.model, labelled=labelled)
         # a tokenizer may know better: RoBERTa's position embeddings have two more rows than it can read tokens
         limits = (context_length(self.model), getattr(self._opened.tokenizer, "model_max_length", None))
         window = min([WINDOW, *(limit for limit in limits if limit is not None)])
@@ -268,7 +270,10 @@ class Workbench:
         if evaluation.control is not None:
             ids = self._evaluation_ids(evaluation.control)
             measures = {"control_perplexity": perplexity(self.model, ids, window=window), **measures}
-        tasks = measure_tasks(
+        return self._on_tasks(evaluation) | measures
+
+    def _on_tasks(self, evaluation: Evaluation) -> dict[str, float]:
+        return measure_tasks(
             self.model,
             self._opened.tokenizer,
             evaluation.tasks,
@@ -277,7 +282,6 @@ class Workbench:
             batch_size=evaluation.batch_size,
             seed=self.seed,
         )
-        return tasks | measures
 
     def sample(self) -> str:
         """Return the model's own text on a fixed prompt; empty where it writes none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from inspect import unwrap
 
 import datasets
@@ -31,10 +32,13 @@ from weightsmith.core.data import (
     call,
     collate,
     context_length,
+    sample_digest,
+    samples_digest,
     split_labels,
     take,
     without_labels,
 )
+from weightsmith.core.data._images import picture
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.training import fit, labeled
 from weightsmith.embedded import load_tokenizer, open_model
@@ -286,7 +290,7 @@ def test_what_is_not_there_is_named(chat, tmp_path):
         chat.samples(tmp_path / "none.jsonl", count=4, length=8)
     with pytest.raises(CalibrationError, match="found no images"):
         chat.samples(tmp_path, count=4, length=8)
-    with pytest.raises(CalibrationError, match="cannot read nobody/nothing"):
+    with pytest.raises(CalibrationError, match="no file or folder nobody/nothing, and no data set of that name"):
         chat.samples("nobody/nothing", count=4, length=8)
 
 
@@ -661,8 +665,51 @@ def test_files_of_other_kinds_are_refused_for_what_they_are(chat, tmp_path):
     assert chat.tokenizer.decode(chat.samples(path, count=1, length=8)[0]["input_ids"]) == "some words"
 
 
-@pytest.mark.parametrize("name", ["missing", "some/x.png", "data.npz", "data.ndjson", "./photos", "/a/b", "a/b/c"])
+@pytest.mark.parametrize("name", ["some/x.png", "data.npz", "data.ndjson", "./photos", "/a/b", "a/b/c"])
 def test_what_is_missing_and_no_hub_id_is_not_asked_for_there(chat, name, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(CalibrationError, match=f"no file or folder {name}.*OWNER/NAME"):
+    with pytest.raises(CalibrationError, match=f"no file or folder {name}.*id of a Hugging Face data set"):
         chat.samples(name, count=4, length=8)
+
+
+def test_all_rows_say_whether_labels_are_names(tmp_path):
+    """Of indices 0, 1 and 2, four that are drawn may all be names of a model with the classes 1, 2 and 3."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": "a", "label": n % 3}) + "\n" for n in range(30)))
+    reader = text_classifier("1", "2", "3")
+    for seed in range(6):
+        draw = torch.Generator().manual_seed(seed)
+        samples = reader.samples(tmp_path / "rows.jsonl", count=3, length=8, generator=draw)
+        rows = torch.randperm(30, generator=torch.Generator().manual_seed(seed))[:3].sort().values
+        assert [int(sample["labels"]) for sample in samples] == (rows % 3).tolist()
+
+
+def test_metadata_beside_splits_is_that_of_the_training_data(tmp_path):
+    pictures(tmp_path, "train/a.png", "test/a.png")
+    for split, label in (("train", 1), ("test", 2)):
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,label\na.png,{label}\n")
+    assert classes(image_reader(), tmp_path) == [1]
+
+
+def test_images_of_32_bits_that_hold_8_are_not_scaled(tmp_path):
+    pixels = np.arange(0, 256, 4, dtype=np.int32).reshape(8, 8)
+    for name, factor in (("eight.tif", 1), ("sixteen.tif", 257)):
+        Image.fromarray(pixels * factor).save(tmp_path / name)
+        assert np.asarray(picture(Image.open(tmp_path / name), "L", name)).tolist() == pixels.tolist()
+
+
+def test_the_digest_of_samples_that_are_random_stays_and_changes_no_generator():
+    class Noisy:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return torch.rand(2), random.random(), np.random.rand()  # noqa: NPY002
+
+    first = samples_digest(Noisy())
+    torch.rand(1)
+    drawn = torch.random.get_rng_state()
+    assert samples_digest(Noisy()) == first
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    real, imaginary = torch.ones(2000, dtype=torch.complex64), torch.full((2000,), 1j)
+    assert sample_digest(real) != sample_digest(imaginary)
+    assert sample_digest([1, 2]) == sample_digest(torch.tensor([1.0, 2.0]))

@@ -174,3 +174,13 @@ def test_outputs_that_are_not_finite_have_no_score(bad):
     with pytest.raises(NonFiniteError, match="targets"):
         mean_absolute_error(nn.Identity(), [(torch.ones(2, 2), outputs)])
     assert accuracy(nn.Identity(), [(outputs, torch.tensor([-100, 1]))]) == 1, "what does not count may be anything"
+
+
+def test_classes_that_take_no_part_have_logits_of_minus_infinity():
+    logits = torch.tensor([[0.0, -torch.inf], [1.0, 0.0]])
+    assert accuracy(nn.Identity(), [(logits, torch.tensor([0, 0]))]) == 1.0
+
+
+def test_labels_of_minus_100_do_not_count_among_several():
+    logits, labels = torch.tensor([[2.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, -100]])
+    assert label_accuracy(nn.Identity(), [(logits, labels)]) == pytest.approx(2 / 3)

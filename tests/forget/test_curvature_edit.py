@@ -297,7 +297,11 @@ def tied():
         (lambda: mlp_edit(memory=0.0), HyperparameterError, "memory"),
         (lambda: mlp_edit(blocks=[9]), LayerNotFoundError, "blocks"),
         (lambda: mlp_edit(include="*nothing*"), LayerNotFoundError, "nothing"),
-        (lambda: curvature_edit(tiny("mlp")[0], [torch.rand(4, 12)]), LayerNotFoundError, "no layer matches"),
+        (
+            lambda: curvature_edit(tiny("mlp")[0], [torch.rand(4, 12)]),
+            LayerNotFoundError,
+            "no matrix into a feed-forward hidden layer",
+        ),
         (tied, UnsupportedModelError, "shared"),
         (lambda: mlp_edit(fisher="empirical"), CalibrationError, "needs labels"),
         (
@@ -375,3 +379,9 @@ def test_factors_that_are_not_of_their_positions_are_decomposed_whole():
     factors = KroneckerFactors(torch.eye(40), torch.eye(60), 6, 6.0)
     edit = edit_matrix(torch.ones(60, 40), factors, keep=0.5)
     assert edit.kept_pairs == pytest.approx(0.5, abs=1e-3)
+
+
+def test_default_patterns_of_other_architectures_are_not_named(recwarn):
+    model, batch = tiny("llama")
+    curvature_edit(model, [batch])
+    assert not [warning for warning in recwarn if "no layer matches" in str(warning.message)]

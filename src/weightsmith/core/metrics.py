@@ -117,7 +117,8 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     right = total = 0
     with evaluation_mode(model):
         for inputs, labels in batches:
-            logits, labels = shift_for_causal_lm(model, _outputs(model, inputs), labels.cpu())
+            logits = logits_of(call(model, to_model(inputs, model)))
+            logits, labels = shift_for_causal_lm(model, logits, labels.to(logits.device))
             if labels.shape != logits.shape[:-1]:
                 raise ShapeError(
                     "labels",
@@ -133,8 +134,9 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
                     do="The targets of a regression are real numbers.",
                 )
             kept = labels != IGNORED
-            logits = _finite(logits[kept])
-            right += int((logits.argmax(-1) == labels[kept]).sum())
+            best = logits.max(-1)  # a logit of minus infinity takes no part
+            _finite(best.values[kept])
+            right += int((best.indices == labels)[kept].sum())
             total += int(kept.sum())
     if total == 0:
         raise CalibrationError("no labelled batches to measure accuracy on", expected="at least one")
@@ -145,7 +147,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
 def label_accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     """Share of the labels of a multi-label classifier that its logits, cut at 0, get right.
 
-    ``batches`` yield (inputs, a 0 or 1 for each label).
+    ``batches`` yield (inputs, a 0 or 1 for each label); labels of -100 do not count.
 
     Raises
     ------
@@ -167,11 +169,12 @@ def label_accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> f
             logits, labels = _finite(_outputs(model, inputs)), labels.cpu()
             if logits.shape != labels.shape:
                 raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape))
-            if not bool(((labels == 0) | (labels == 1)).all()):
-                found = labels[(labels != 0) & (labels != 1)][:3].tolist()
+            kept = labels != IGNORED
+            if len(wrong := labels[kept & (labels != 0) & (labels != 1)]):
+                found = wrong[:3].tolist()
                 raise CalibrationError("labels of a multi-label classifier", found=found, expected="0 or 1 each")
-            right += int(((logits > 0) == (labels == 1)).sum())
-            total += labels.numel()
+            right += int(((logits > 0) == (labels == 1))[kept].sum())
+            total += int(kept.sum())
     if total == 0:
         raise CalibrationError("no labeled batches to measure accuracy on", expected="at least one")
     return right / total
@@ -321,7 +324,8 @@ def _score(model: nn.Module, batches: Sequence[tuple[Any, Tensor]]) -> Callable[
     kind, outputs = (getattr(config, name, None) for name in ("problem_type", "num_labels"))
     labels = batches[0][1] if batches else torch.empty(0, dtype=torch.long)
     real = labels.is_floating_point()
-    if is_regression(plain_model(model)):
+    one_each = labels.ndim < 2 or labels.shape[1:] == (1,)
+    if is_regression(plain_model(model)) and (real or one_each):  # a language model's configuration may name one label
         return mean_absolute_error
     # transformers' own rule where the configuration names no problem type
     if kind == "multi_label_classification" or (real and kind is None and labels.shape[1:] == (outputs,)):

@@ -41,6 +41,7 @@ from weightsmith.core.models import (
     Layer,
     find_blocks,
     find_layers,
+    patterns,
     rewriting,
     unreached,
     weights_in_memory,
@@ -480,9 +481,9 @@ def _choose(
     """The layers to edit, or a refusal that names what is wrong."""
     found = list(find_blocks(model))
     inside = [f"{found[number]}." if found[number] else "" for number in wanted]
-    layers = [
-        layer for layer in find_layers(model, include, exclude) if any(f"{layer.name}.".startswith(b) for b in inside)
-    ]
+    own = patterns(include) != FEED_FORWARD_INPUTS  # of the default patterns most match nothing in a model
+    matching = find_layers(model, include, exclude, strict=own)
+    layers = [layer for layer in matching if any(f"{layer.name}.".startswith(b) for b in inside)]
     if not layers:
         raise LayerNotFoundError(
             f"no matrix into a feed-forward hidden layer in blocks {wanted}",

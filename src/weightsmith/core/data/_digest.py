@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import numbers
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["sample_digest", "samples_digest"]
 
 
 def samples_digest(samples: Samples) -> str:
-    """Return a digest of a data set; what is drawn at random in its samples by torch is drawn from seed 0.
+    """Return a digest of a data set; what its samples draw from the global generators is drawn from seed 0.
 
     Examples
     --------
@@ -25,10 +26,17 @@ def samples_digest(samples: Samples) -> str:
     False
     """
     total = hashlib.blake2b(digest_size=16)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for index in range(len(samples)):
-            total.update(sample_digest(samples[index]))
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - samples may draw from it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # only the CPU's
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            for index in range(len(samples)):
+                total.update(sample_digest(samples[index]))
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
     return total.hexdigest()
 
 
@@ -68,8 +76,11 @@ def _feed(digest: Any, part: Any) -> None:
 def _numbers(part: Any) -> np.ndarray | None:
     """A tensor, array, number or nested sequence of numbers in float64, where it holds them; None for anything else."""
     if isinstance(part, Tensor):
-        part = part.detach().cpu()
+        part = part.detach().cpu().to_dense() if part.layout != torch.strided else part.detach().cpu()
+        part = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
         part = (part.double() if part.is_floating_point() else part).numpy()
+    if isinstance(part, (tuple, list)) and {type(each) for each in part} in ({int}, {float}):
+        part = np.asarray(part)
     if isinstance(part, (tuple, list)):
         values = [each for each in map(_numbers, part) if each is not None]
         alike = len(values) == len(part) and len({each.shape for each in values}) == 1

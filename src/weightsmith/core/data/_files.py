@@ -16,6 +16,7 @@ Images go through the model's own processor. Rows are read by the ``datasets`` l
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from weightsmith.core.data._batches import IGNORED, Batch, Sample, is_regression
 from weightsmith.core.data._chat import render_cuts
 from weightsmith.core.data._images import picture
-from weightsmith.core.data._rows import Row, drawn, is_text, read_rows
+from weightsmith.core.data._rows import LabelColumn, Row, drawn, is_text, read_rows
 from weightsmith.core.data._text import read_text, start_ids, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
 
@@ -39,6 +40,8 @@ __all__ = ["Reader", "context_length"]
 
 FORMS = "messages; prompt and completion; text, with or without label; or image, with or without label"
 BATCH_SIZE = 8
+OTHER_TASKS = ("MaskedLM", "Classification", "QuestionAnswering", "MultipleChoice", "PreTraining")
+"""In the names of models whose labels are not the next tokens."""
 
 
 @dataclass(frozen=True)
@@ -156,14 +159,14 @@ class Reader:
             if labeled:
                 self._check_own_labels(f"text file {path}")
             return self._windows(read_text(path), count, length, generator)
-        rows, names = read_rows(str(source), count, generator)
-        return self._encode(rows, names, self._bounded(length), str(source), labeled=labeled)
+        rows, column = read_rows(str(source), count, generator)
+        return self._encode(rows, column, self._bounded(length), str(source), labeled=labeled)
 
     @property
     def _predicts_tokens(self) -> bool:
-        """Whether it is a causal language model; of a model that is not of transformers nothing is known."""
-        can_generate = getattr(self.model, "can_generate", None)
-        return can_generate is None or (bool(can_generate()) and not self._is_encoder_decoder)
+        """Whether it may be a causal language model: not an encoder-decoder, and not named after another task."""
+        plain: Any = getattr(self.model, "get_base_model", lambda: self.model)()  # under adapters of PEFT
+        return not self._is_encoder_decoder and not any(task in type(plain).__name__ for task in OTHER_TASKS)
 
     def _check_own_labels(self, what: str, found: object = None) -> None:
         """Tokens are labels of their own only for a model that reads none of them before it predicts it."""
@@ -249,7 +252,7 @@ class Reader:
         return {name: torch.stack([sample[name] for sample in samples]) for name in names}  # type: ignore[call-overload]
 
     def _encode(
-        self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str, *, labeled: bool
+        self, rows: Sequence[Row], column: LabelColumn, length: int, source: str, *, labeled: bool
     ) -> list[Sample]:
         have = rows[0].keys()
         is_pair = {"prompt", "completion"} <= have
@@ -261,9 +264,9 @@ class Reader:
         if is_pair:
             return self._padded([self._completion(row, length, source) for row in rows], source)
         if "image" in have:
-            return self._arranged(self._images(rows, names, source, labeled=labeled))
+            return self._arranged(self._images(rows, column, source, labeled=labeled))
         if {"text", "label"} <= have:
-            return self._classified(rows, names, length, source, labeled=labeled)
+            return self._classified(rows, column, length, source, labeled=labeled)
         if "text" in have:
             return self._padded([_whole(self._need_tokenizer(), row["text"], length) for row in rows], source)
         raise CalibrationError(f"columns of {source}", found=sorted(have), expected=FORMS)
@@ -334,7 +337,7 @@ class Reader:
         ]
 
     def _classified(
-        self, rows: Sequence[Row], names: Sequence[str] | None, length: int, source: str, *, labeled: bool
+        self, rows: Sequence[Row], column: LabelColumn, length: int, source: str, *, labeled: bool
     ) -> list[Sample]:
         words = [row["text"] for row in rows]
         tokenizer = self._need_tokenizer()
@@ -345,7 +348,7 @@ class Reader:
             )
         self._check_padding(len(words))
         columns = dict(tokenizer(words, truncation=True, padding=True, max_length=length, return_tensors="pt"))
-        return self._arranged(columns | ({"labels": self._labels(rows, names, source)} if labeled else {}))
+        return self._arranged(columns | ({"labels": self._labels(rows, column, source)} if labeled else {}))
 
     def _check_padding(self, rows: int) -> None:
         """A decoder classifies by its last token, and finds it by the padding behind it."""
@@ -361,9 +364,7 @@ class Reader:
                 do="Set pad_token_id in its config.json to the id of the tokenizer's pad_token.",
             )
 
-    def _images(
-        self, rows: Sequence[Row], names: Sequence[str] | None, source: str, *, labeled: bool
-    ) -> dict[str, Tensor]:
+    def _images(self, rows: Sequence[Row], column: LabelColumn, source: str, *, labeled: bool) -> dict[str, Tensor]:
         if self.processor is None:
             raise CalibrationError(
                 f"{source} holds images and the model has no image processor",
@@ -376,14 +377,14 @@ class Reader:
         pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
         columns = {"pixel_values": pixels}
         if labeled and "label" in rows[0]:
-            columns["labels"] = self._labels(rows, names, source)
+            columns["labels"] = self._labels(rows, column, source)
         return columns
 
-    def _labels(self, rows: Sequence[Row], names: Sequence[str] | None, source: str) -> Tensor:
+    def _labels(self, rows: Sequence[Row], column: LabelColumn, source: str) -> Tensor:
         labels = [row["label"] for row in rows]
-        return (
-            self._targets(labels, names, source) if is_regression(self.model) else self._classes(labels, names, source)
-        )
+        if is_regression(self.model):
+            return self._targets(labels, column.names, source)
+        return self._classes(labels, column, source)
 
     def _targets(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Float[Tensor, "rows ..."]:
         """Labels as real numbers, also the names of folders; lists of them where the model has several outputs."""
@@ -403,17 +404,19 @@ class Reader:
             )
         return targets
 
-    def _classes(self, labels: Sequence[Any], names: Sequence[str] | None, source: str) -> Int[Tensor, "rows"]:
-        """Labels as the model's class indices: by the model's names where all are such, else as numbers."""
-        config = getattr(self.model, "config", None)
+    def _classes(self, labels: Sequence[Any], column: LabelColumn, source: str) -> Int[Tensor, "rows"]:
+        """Labels as the model's class indices: by the model's names where all rows have such, else as numbers."""
+        config, names = getattr(self.model, "config", None), column.names
         expected = "class indices 0, 1, 2, ..."
         wrong = [label for label in labels if not _is_class(label, names)]
         if wrong:
             raise CalibrationError(f"labels of {source}", found=wrong[:3], expected=f"{expected} or class names")
         known = {str(name): int(index) for index, name in (getattr(config, "id2label", None) or {}).items()}
-        words = [_word(names[label] if names is not None and isinstance(label, int) else label) for label in labels]
+        words = [_word(label, names) for label in labels]
         numbers = [label if isinstance(label, bool) else word for label, word in zip(labels, words, strict=True)]
-        found = _indices(words, known)
+        # whether labels are names is said by all rows: of those that are drawn, 1 and 2 may be both
+        all_named = _indices([_word(label, names) for label in column.values], known) is not None
+        found = _indices(words, known) if all_named else None
         if found is None and all(isinstance(number, bool) or _is_whole(number) for number in numbers):
             found = [int(number) for number in numbers]
         if found is None and names is not None and all(name == f"LABEL_{index}" for name, index in known.items()):
@@ -482,8 +485,11 @@ def _numbers(label: Any) -> Any:
     return [float(each) for each in label] if isinstance(label, (list, tuple)) else float(label)
 
 
-def _word(label: Any) -> str:
-    return str(int(label)) if isinstance(label, float) else str(label)
+def _word(label: Any, names: Sequence[str] | None) -> str:
+    """A label as a word: its name where labels are numbers of names."""
+    if names is not None and isinstance(label, int) and 0 <= label < len(names):
+        return names[label]
+    return str(int(label)) if isinstance(label, float) and math.isfinite(label) else str(label)
 
 
 def _is_whole(word: str) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 
 from weightsmith.core.errors import CalibrationError
 
-__all__ = ["IMAGES", "image_files", "picture"]
+__all__ = ["IMAGES", "image_files", "picture", "train_folder"]
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".jp2", ".avif"}
+IMAGES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"}
+IMAGES |= {".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".pcx", ".ico", ".jp2", ".j2k", ".jpx", ".avif", ".heic"}
 TRAIN = {"train", "training"}
 SPLITS = TRAIN | {"validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
 
@@ -60,10 +61,19 @@ def image_files(folder: Path) -> tuple[list[Path], list[str] | None]:
     return list(files.values()), [place[0] for place in files] if len(deepest) == 2 else None
 
 
+def train_folder(folder: Path) -> Path:
+    """The sub-folder of the training data where all sub-folders are splits; else the folder itself."""
+    parts = {part.name.lower(): part for part in folder.iterdir() if part.is_dir() and not part.name.startswith(".")}
+    return next((parts[name] for name in sorted(TRAIN) if name in parts), folder) if parts.keys() <= SPLITS else folder
+
+
 def _images_under(folder: Path) -> list[Path]:
-    found = []
+    found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        seen.add(os.path.realpath(place))  # a link may lead back
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) not in seen
+        ]
         found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(file for file in found if file.suffix.lower() in IMAGES)
 
@@ -93,6 +103,9 @@ def picture(value: Any, mode: str, source: str) -> Any:
     except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError) as error:
         where = value.get("path") if isinstance(value, Mapping) else None
         raise CalibrationError(f"cannot read image {where or ''} of {source}", found=error) from error
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip to eight instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.mode.startswith("I"):  # convert() would clip 16 bits to eight instead of scaling
+        pixels = np.asarray(image)
+        if image.mode != "I" or pixels.max() > 255:
+            pixels = pixels.clip(0, 65535) // 256
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return image.convert(mode)

@@ -6,28 +6,41 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from weightsmith.core.data._images import IMAGES, image_files
+from weightsmith.core.data._images import IMAGES, image_files, train_folder
 from weightsmith.core.errors import CalibrationError
 
-__all__ = ["Row", "drawn", "is_text", "read_rows"]
+__all__ = ["LabelColumn", "Row", "drawn", "is_text", "read_rows"]
 
 BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 BINARY = {".npz", ".npy", ".pt", ".pth", ".bin", ".pkl", ".zip", ".gz", ".tar", ".arrow", ".xlsx", ".pdf"}
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 """Tables in a folder of images, which have labels of their own and are read by the ``datasets`` library."""
-HUB_ID = r"\w[\w.-]*/\w[\w.-]*(:.+)?"
+HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*(:.+)?"
 AHEAD = 10_000
 """Rows of a large file among which samples are drawn."""
 
 Row: TypeAlias = Mapping[str, Any]
 
 
-def read_rows(source: str, count: int, generator: torch.Generator | None) -> tuple[list[Row], Sequence[str] | None]:
-    """Rows of a table, a folder of images or a hub data set, and the names of the classes where it has them."""
+class LabelColumn(NamedTuple):
+    """The column ``label``: the names of its classes where it has them, and the labels of all rows that were read."""
+
+    names: Sequence[str] | None
+    values: Sequence[Any]
+
+
+def read_rows(source: str, count: int, generator: torch.Generator | None) -> tuple[list[Row], LabelColumn]:
+    """Rows of a table, a folder of images or a hub data set, drawn among those that are read, and their labels.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no such data, it cannot be read, or a row lacks a value.
+    """
     import datasets
     from pandas.errors import ParserWarning
 
@@ -50,16 +63,17 @@ def read_rows(source: str, count: int, generator: torch.Generator | None) -> tup
             f"rows of {source}",
             found="more fields than the header has",
             expected="one field per column",
-            do="Put quotes around texts with the separator in them.",
+            do="Put quotes around texts with the separator in them, and name every column in the header.",
         ) from error
     except StopIteration:  # what an empty .jsonl file raises
         rows, names = [], None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CalibrationError(
-            f"cannot read {source}", found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        what = f"cannot read {source}" if path.exists() else f"no file or folder {source}, and no data set of that name"
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CalibrationError(what, found=found) from error
     if not rows:
         raise CalibrationError(f"{source} holds no rows", expected="at least one")
+    labels = [row.get("label") for row in rows]
     rows = [rows[index] for index in drawn(len(rows), count, generator)]
     missing = sorted({name for row in rows for name, value in row.items() if value is None} & {*FORMS_COLUMNS})
     if missing:
@@ -67,17 +81,17 @@ def read_rows(source: str, count: int, generator: torch.Generator | None) -> tup
     for row in rows:
         if not isinstance(row.get("text", ""), str):
             raise CalibrationError(f"column 'text' of {source}", found=repr(row["text"])[:60], expected="text")
-    return rows, names
+    return rows, LabelColumn(names, labels)
 
 
-def _read_images(folder: Path, count: int, generator: torch.Generator | None) -> tuple[list[Row], Sequence[str] | None]:
+def _read_images(folder: Path, count: int, generator: torch.Generator | None) -> tuple[list[Row], LabelColumn]:
     files, classes = image_files(folder)
     names = sorted(set(classes)) if classes is not None else None
     rows: list[Row] = []
     for index in drawn(len(files), count, generator):
         label = {} if classes is None or names is None else {"label": names.index(classes[index])}
         rows.append({"image": {"path": str(files[index]), "bytes": None}, **label})
-    return rows, names
+    return rows, LabelColumn(names, range(len(names or ())))
 
 
 def drawn(total: int, count: int, generator: torch.Generator | None) -> list[int]:
@@ -110,10 +124,11 @@ def _open(source: str) -> Any:
         return datasets.load_dataset(BUILDERS[suffix], data_files=str(path), split="train", streaming=True, **options)
     if path.is_dir():
         files = {"train": "**"}  # otherwise names with the word test in them make another split
-        return datasets.load_dataset("imagefolder", data_dir=str(path), data_files=files, split="train", streaming=True)
+        place = str(train_folder(path))
+        return datasets.load_dataset("imagefolder", data_dir=place, data_files=files, split="train", streaming=True)
     if path.suffix.lower() in {*BUILDERS, *IMAGES, *BINARY, ".txt"} or not re.fullmatch(HUB_ID, source):
         raise CalibrationError(
-            f"no file or folder {source}", do="Give one that is there, or OWNER/NAME of a Hugging Face data set."
+            f"no file or folder {source}", do="Give one that is there, or the id of a Hugging Face data set."
         )
     name, _, split = source.partition(":")
     return datasets.load_dataset(name, split=split or "train", streaming=True)

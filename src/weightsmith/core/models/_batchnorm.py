@@ -82,15 +82,16 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
                 call(model, batch)
             for layer in layers:
                 _add_processes(layer, seen, before[layer])
+            if not seen:
+                raise CalibrationError("the batches reach no layer of batch normalization", do="Give other batches.")
             if 0 in seen.values():
                 raise CalibrationError(
                     "no batch has a variance", found="one sample per batch", expected="batches of two samples or more"
                 )
             for name, module in model.named_modules():
                 if module in seen and not all(map(is_finite, (module.running_mean, module.running_var))):
-                    raise NonFiniteError(
-                        f"statistics of {name!r} on the batches", found="NaN or infinity", do="Repair the batches."
-                    )
+                    do = "Repair the batches, or, with reset=False, the old statistics."
+                    raise NonFiniteError(f"statistics of {name!r} on the batches", found="NaN or infinity", do=do)
             _restore((layer, kept[layer]) for layer in layers if layer not in seen)
         except BaseException:
             _restore(kept.items())
