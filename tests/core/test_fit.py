@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import apart, torchrun, two_processes
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.randomness import random_state_kept
 from weightsmith.core.training import default_loss, fit, logits_of, mean_loss, sample_losses
-from weightsmith.core.training._options import _random_state_kept
 
 
 def problem(samples=64, classes=3):
@@ -283,6 +283,6 @@ def test_random_numbers_of_the_caller_go_on_as_they_would():
     random.seed(3)
     expected = random.random()
     random.seed(3)
-    with _random_state_kept():  # by itself: what checks types in these tests draws from Python's generator, too
+    with random_state_kept():  # by itself: what checks types in these tests draws from Python's generator, too
         random.seed(5)
     assert random.random() == expected

@@ -14,6 +14,7 @@ from weightsmith.core.errors import UnsupportedModelError
 
 __all__ = [
     "all_reduce_sum",
+    "base_model",
     "broadcast_first",
     "gather_objects",
     "gather_rows",
@@ -40,6 +41,20 @@ def plain_model(model: nn.Module) -> nn.Module:
     while (compiled := "_orig_mod" in model._modules) or isinstance(model, WRAPPERS):
         model = model.get_submodule("_orig_mod" if compiled else "module")
     return model
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the model of :func:`plain_model`, without the wrapper of PEFT around it.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> base_model(nn.DataParallel(model)) is model
+    True
+    """
+    plain: Any = plain_model(model)
+    found: nn.Module = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+    return found
 
 
 def process_count() -> int:

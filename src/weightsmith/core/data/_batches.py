@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from weightsmith.core.errors import CalibrationError
-from weightsmith.core.processes import plain_model
+from weightsmith.core.processes import base_model, plain_model
 
 __all__ = [
     "IGNORED",
@@ -313,8 +313,7 @@ def token_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     >>> token_positions(tiny("gpt2")[0], torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))["position_ids"].tolist()
     [[0, 0, 0, 1], [0, 1, 2, 3]]
     """
-    plain: Any = plain_model(model)
-    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain  # under adapters of PEFT
+    plain = base_model(model)
     first = _FIRST[plain] if plain in _FIRST else _FIRST.setdefault(plain, _first_position(plain))
     if first is None or mask.ndim != 2 or bool(mask[:, 0].all()):
         return {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.data._batches import Samples
+from weightsmith.core.randomness import random_state_kept
 
 __all__ = ["sample_digest", "samples_digest"]
 
@@ -26,17 +27,12 @@ def samples_digest(samples: Samples) -> str:
     False
     """
     total = hashlib.blake2b(digest_size=16)
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - samples may draw from it
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # only the CPU's
-            random.seed(0)
-            np.random.seed(0)  # noqa: NPY002
-            for index in range(len(samples)):
-                total.update(sample_digest(samples[index]))
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+    with random_state_kept():
+        torch.default_generator.manual_seed(0)  # samples are on the CPU
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        for index in range(len(samples)):
+            total.update(sample_digest(samples[index]))
     return total.hexdigest()
 
 

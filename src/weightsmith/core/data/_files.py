@@ -35,6 +35,7 @@ from weightsmith.core.data._images import picture
 from weightsmith.core.data._rows import LabelColumn, Row, drawn, is_text, read_rows
 from weightsmith.core.data._text import read_text, start_ids, token_ids, token_windows
 from weightsmith.core.errors import CalibrationError
+from weightsmith.core.processes import base_model
 
 __all__ = ["Reader", "context_length"]
 
@@ -165,8 +166,8 @@ class Reader:
     @property
     def _predicts_tokens(self) -> bool:
         """Whether it may be a causal language model: not an encoder-decoder, and not named after another task."""
-        plain: Any = getattr(self.model, "get_base_model", lambda: self.model)()  # under adapters of PEFT
-        return not self._is_encoder_decoder and not any(task in type(plain).__name__ for task in OTHER_TASKS)
+        kind = type(base_model(self.model)).__name__
+        return not self._is_encoder_decoder and not any(task in kind for task in OTHER_TASKS)
 
     def _check_own_labels(self, what: str, found: object = None) -> None:
         """Tokens are labels of their own only for a model that reads none of them before it predicts it."""
@@ -355,7 +356,7 @@ class Reader:
         config: Any = getattr(self.model, "config", None)
         if rows < 2 or config is None or self._is_encoder_decoder or self._predicts_tokens:
             return
-        forward = inspect.signature(getattr(self.model, "get_base_model", lambda: self.model)().forward)
+        forward = inspect.signature(base_model(self.model).forward)
         if {"cache", "past_key_values"} & forward.parameters.keys() and getattr(
             _text_config(config), "pad_token_id", None
         ) is None:

@@ -6,19 +6,17 @@ import difflib
 import functools
 import inspect
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from weightsmith.core.data import check_samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
+from weightsmith.core.randomness import random_state_kept
 from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training._restore import modes_restored, restored_on_error
 
@@ -173,7 +171,7 @@ def training_method(
             with (
                 restored_on_error(model, takes_sharded=takes_sharded),
                 modes_restored(model),
-                _random_state_kept(),
+                random_state_kept(),
                 torch.inference_mode(False),  # whatever the caller has switched off, training needs gradients
                 torch.enable_grad(),
             ):
@@ -185,19 +183,6 @@ def training_method(
         return trained
 
     return decorate
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Have the caller draw the random numbers afterwards that it would have drawn before."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a library may draw from it
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def check_options(options: Mapping[str, Any], *, prefix: str = "") -> None:
