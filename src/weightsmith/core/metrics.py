@@ -105,7 +105,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     CalibrationError
         If no input has a label.
     NonFiniteError
-        If a logit is NaN or infinite.
+        If a largest logit is NaN or infinite; classes at minus infinity take no part.
     ShapeError
         If there is not one label for each row of logits, or only one logit a row.
 
