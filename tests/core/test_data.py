@@ -92,6 +92,8 @@ def test_a_completion_has_labels_and_its_prompt_none(chat, tmp_path):
     (sample,) = chat.samples(path, count=1, length=99)
     assert answer(chat, sample) == " blue.<|im_end|>"
     assert chat.tokenizer.decode(sample["input_ids"]) == "The sky is blue.<|im_end|>"
+    spaced = rows_of(tmp_path, [{"prompt": "The sky is ", "completion": "blue."}])
+    assert answer(chat, chat.samples(spaced, count=1, length=99)[0]) == " blue.<|im_end|>", "one token of both"
     turns = rows_of(tmp_path, [{"prompt": MESSAGES[:1], "completion": MESSAGES[1:2]}])
     assert answer(chat, chat.samples(turns, count=1, length=99)[0]) == "Four.<|im_end|>\n"
 

@@ -514,7 +514,7 @@ def _is_class(label: Any, names: Sequence[str] | None) -> bool:
 
 
 def _labeled(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], length: int) -> tuple[list[int], list[int]]:
-    """Token ids of a text, and labels on the tokens that begin inside one of the spans of characters."""
+    """Token ids of a text, and labels on the tokens that reach into one of the spans of characters."""
     if not tokenizer.is_fast:
         raise CalibrationError(
             f"{type(tokenizer).__name__} does not say where its tokens begin",
@@ -522,6 +522,7 @@ def _labeled(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], length
         )
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = encoded["input_ids"][:length]
-    starts = [begin for begin, _ in encoded["offset_mapping"][:length]]
-    inside = [any(low <= start < high for low, high in spans) for start in starts]
+    places = encoded["offset_mapping"][:length]
+    # a token of the prompt's last space and the answer's first word is the answer's
+    inside = [any(begin < high and end > low for low, high in spans) for begin, end in places]
     return list(ids), [token if kept else IGNORED for token, kept in zip(ids, inside, strict=True)]
