@@ -1,7 +1,10 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -429,6 +432,20 @@ def test_folders_of_dead_runs_are_removed_and_those_of_living_ones_are_not(tmp_p
     with TemporaryFolder() as one, TemporaryFolder() as two:
         assert {path.name for path in tmp_path.iterdir()} == {"other", Path(one).name, Path(two).name}
     assert os.listdir(tmp_path) == ["other"]
+
+
+def test_processes_make_and_remove_temporary_folders_at_once(tmp_path):
+    script = """
+        import tempfile, weightsmith.core.io as io
+        for _ in range(300):
+            with io.TemporaryFolder() as folder:
+                open(folder + "/weights", "w").close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    runs = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [run.communicate()[1] for run in runs] == ["", "", ""]
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(

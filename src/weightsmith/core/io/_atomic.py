@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import weakref
@@ -462,7 +463,11 @@ def _try_lock(folder: Path) -> int | None:
 
 def _remove_unused(folder: Path, scratch: Path | None = None) -> None:
     """Remove a folder of ours that no process uses any more, at once by way of a scratch folder where one is given."""
-    if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+    try:
+        found = folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):  # or removed by another process just now
+        return
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         return
     lock = _try_lock(folder)
     if lock is not None:
