@@ -90,6 +90,7 @@ ON_REGRESSIONS = ("blindspot", "gaussian")
 
 FAST = {
     "llama": ("changes", "refuses", "restores", "names", "handles"),
+    "gpt2": ("ignores",),
     "mixtral": ("changes", "refuses-"),
     "t5": ("changes", "refuses-"),
     "cnn": ("changes", "refuses-"),
