@@ -10,8 +10,8 @@ from torch.utils.data import TensorDataset
 
 from models import tiny
 from processes import apart, torchrun, two_processes
+from weightsmith.core.caller import random_state_kept
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.randomness import random_state_kept
 from weightsmith.core.training import default_loss, fit, logits_of, mean_loss, sample_losses
 
 

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -144,8 +144,8 @@ class Result(Record):
 def record(method: str, *, seed: int | None = None, **hyper: Any) -> Iterator[Result]:
     """Open the record of a run: wall time, peak memory and environment are filled in at the end.
 
-    Inside, autocast is off, whatever the caller has switched on: a method computes in the types of the weights, or asks
-    for others itself.
+    Inside, PyTorch's settings are the usual ones, whatever the caller has chosen: see
+    :func:`weightsmith.core.caller.usual_settings`.
 
     Parameters
     ----------
@@ -168,13 +168,10 @@ def record(method: str, *, seed: int | None = None, **hyper: Any) -> Iterator[Re
     >>> result.seconds >= 0 and result.layers
     [{'layer': 'fc', 'sparsity': 0.5}]
     """
-    import torch
+    from weightsmith.core.caller import usual_settings
 
     result = Result(method, hyper=hyper, seed=seed, environment=environment())
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+    with usual_settings():
         yield result
     result.stop()
 

@@ -54,8 +54,8 @@ def check_transform(
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
     exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
     transformers; from disk it does what it does in memory, or refuses; padding does not count; values that are not
-    finite, options out of range, computed weights, packed layers, autocast, adapters and weights that FSDP2 has split
-    between processes are handled or refused.
+    finite, options out of range, computed weights, packed layers, PyTorch's global settings, adapters and weights that
+    FSDP2 has split between processes are handled or refused.
 
     Parameters
     ----------
@@ -163,16 +163,20 @@ class Case:
         """Sixteen samples for the data set at a place of the signature; no label of a regression is in two sets."""
         return samples(self.architecture, 16 * (place + 1))[16 * place :]
 
-    def call(
-        self, model: nn.Module, data: Mapping[str, Any] | None = None, *, global_seed: int = 0, **options: Any
-    ) -> Any:
-        """Call the method with everything it needs; equal calls draw equal random numbers."""
+    def arguments(self, data: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        """Everything the method needs beside the model; equal calls draw equal random numbers."""
         others = {role.name: _scaled(tiny(self.architecture)[0]) for role in self.signature.networks}
         generator = self.signature.generator
         seed = {} if generator is None else {generator.name: torch.Generator().manual_seed(0)}
-        given = {**self.data(), **(data or {})}
+        return {**self.data(), **(data or {}), **others, **seed, **self.options, **options}
+
+    def call(
+        self, model: nn.Module, data: Mapping[str, Any] | None = None, *, global_seed: int = 0, **options: Any
+    ) -> Any:
+        """Call the method with everything it needs."""
+        arguments = self.arguments(data, **options)
         torch.manual_seed(global_seed)
-        return self.signature.function(model, **given, **others, **seed, **{**self.options, **options})
+        return self.signature.function(model, **arguments)
 
     def works_or_refuses(
         self,
@@ -481,16 +485,28 @@ def _handles_computed_weights(case: Case) -> None:
     )
 
 
-def _handles_autocast(case: Case) -> None:
-    """A method does under autocast what it does without: its products are its own, not the caller's."""
-    plain, cast = case.model(), case.model()
+def _handles_settings(case: Case) -> None:
+    """A method does what it does whatever the caller has set globally: its types and devices are the weights'."""
+    plain, model = case.model(), case.model()
+    arguments = case.arguments()
     case.call(plain)
-    with torch.autocast("cpu", torch.bfloat16):
-        case.call(cast)
-    other = differences(plain, cast)
-    assert not other, f"{case.title}: under autocast, another {_some(other)}"
+    own = torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.device("meta"):
+            case.signature.function(model, **arguments)
+        kept = torch.get_default_dtype()
+    finally:
+        torch.set_default_dtype(own)
+    assert kept == torch.float64, f"{case.title}: changed the default type"
+    other = differences(plain, model)
+    assert not other, f"{case.title}: under other settings of PyTorch, another {_some(other)}"
+    spoiled = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_inference()]
+    assert not spoiled, f"{case.title}: in inference mode, can no longer be trained: {_some(spoiled)}"
     _, batch = tiny(case.architecture)
-    assert torch.equal(outputs(plain.eval(), batch), outputs(cast.eval(), batch)), f"{case.title}: autocast changed it"
+    expected, found = outputs(plain.eval(), batch), outputs(model.eval(), batch)
+    assert torch.equal(expected, found), f"{case.title}: under other settings of PyTorch, other outputs"
 
 
 def _handles_adapters(case: Case) -> None:
@@ -568,7 +584,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _refuses_inputs_that_are_not_finite,
     _refuses_options_out_of_range,
     _handles_computed_weights,
-    _handles_autocast,
+    _handles_settings,
     _handles_adapters,
     _handles_sharded_weights,
 )

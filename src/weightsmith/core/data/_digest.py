@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith.core.caller import random_state_kept
 from weightsmith.core.data._batches import Samples
-from weightsmith.core.randomness import random_state_kept
 
 __all__ = ["sample_digest", "samples_digest"]
 

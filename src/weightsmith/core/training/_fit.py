@@ -453,7 +453,7 @@ def draw_seed(generator: torch.Generator | None) -> int:
     >>> draw_seed(torch.Generator().manual_seed(3)) == draw_seed(torch.Generator().manual_seed(3)) > 0
     True
     """
-    return 0 if generator is None else int(torch.randint(2**31, (), generator=generator))
+    return 0 if generator is None else int(torch.randint(2**31, (), generator=generator, device=generator.device))
 
 
 class _Best:

@@ -13,10 +13,10 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 import torch
 from torch import nn
 
+from weightsmith.core.caller import random_state_kept
 from weightsmith.core.data import check_samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
-from weightsmith.core.randomness import random_state_kept
 from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training._restore import modes_restored, restored_on_error
 
