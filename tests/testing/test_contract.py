@@ -93,7 +93,7 @@ FAST = {
     "gpt2": ("ignores",),
     "mixtral": ("changes", "refuses-"),
     "t5": ("changes", "refuses-"),
-    "cnn": ("changes", "refuses-"),
+    "cnn": ("changes", "refuses-", "handles_other"),
     "mlp_regression": ("changes", "refuses", "restores", "handles"),
     "bert_regression": ("changes", "ignores"),
 }

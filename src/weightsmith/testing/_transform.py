@@ -54,8 +54,8 @@ def check_transform(
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
     exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
     transformers; from disk it does what it does in memory, or refuses; padding does not count; values that are not
-    finite, options out of range, computed weights, packed layers, PyTorch's global settings, adapters and weights that
-    FSDP2 has split between processes are handled or refused.
+    finite, options out of range, computed weights, packed layers, weights in another order of memory, PyTorch's global
+    settings, adapters and weights that FSDP2 has split between processes are handled or refused.
 
     Parameters
     ----------
@@ -379,6 +379,23 @@ def _ignores_padding(case: Case) -> None:
             assert far <= 0.01, f"{case.title}: padding on the {side} changed {far:.1%} of {name}"
 
 
+def _handles_other_orders_of_memory(case: Case) -> None:
+    """A matrix may be the transpose of one in memory, and convolutions are often ``torch.channels_last``."""
+    plain, model = case.model(), case.model()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.transpose(1, -1).contiguous().transpose(1, -1)
+            parameter.grad = None
+    case.call(plain)
+    if not case.works_or_refuses(model, "weights in another order of memory"):
+        return
+    found = model.state_dict()
+    for name, tensor in plain.state_dict().items():
+        if tensor.ndim > 1:  # rounding alone moves a bias before batch normalization, whose gradient is zero
+            far = float((~torch.isclose(tensor, found[name], rtol=1e-3, atol=1e-5)).double().mean())
+            assert far <= 0.01, f"{case.title}: weights in another order of memory: changed {far:.1%} of {name}"
+
+
 def _takes_odd_batches(case: Case) -> None:
     if not case.signature.data:
         return
@@ -584,6 +601,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _refuses_inputs_that_are_not_finite,
     _refuses_options_out_of_range,
     _handles_computed_weights,
+    _handles_other_orders_of_memory,
     _handles_settings,
     _handles_adapters,
     _handles_sharded_weights,

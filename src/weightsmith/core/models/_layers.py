@@ -105,12 +105,18 @@ class Layer:
     def weight_OI(self) -> Float[Tensor, "out in"]:
         """The weight as a view ``[out, in]``: writing to it writes to the model.
 
+        The weight of a convolution that lies in another order in memory (``torch.channels_last``), of which no view is
+        a matrix, is brought into the usual order first; its values stay.
+
         Examples
         --------
         >>> Layer("c", nn.Conv2d(3, 8, 5)).weight_OI.shape
         torch.Size([8, 75])
         """
-        return self.matrix(self.weight.detach())
+        weight = self.weight
+        if weight.ndim > 2 and not weight.is_contiguous():
+            weight.data = weight.data.contiguous()
+        return self.matrix(weight.detach())
 
     def matrix(self, like_weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
         """A tensor shaped like the module's weight (a mask, say) as a view ``[out, in]``."""

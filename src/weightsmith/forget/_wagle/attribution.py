@@ -99,7 +99,7 @@ class WeightScores:
             mask = score > bound
             if equal:
                 ties = (score == bound).flatten().nonzero().squeeze(1)[:equal]
-                mask.view(-1)[ties] = True
+                mask[torch.unravel_index(ties, mask.shape)] = True
                 equal -= len(ties)
             masks[name] = mask
         return WeightMask(masks)
