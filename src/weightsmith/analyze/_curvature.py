@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batch, Batches, as_batches, call, to_model, without_labels
 from weightsmith.core.errors import (
     CalibrationError,
@@ -132,8 +133,7 @@ def collect_kfac(
     (tensor([[1., 1.],
             [1., 1.]]), torch.Size([3, 3]), 4)
     """
-    if fisher not in ("sampled", "exact", "empirical"):
-        raise HyperparameterError("fisher", found=fisher, expected="'sampled', 'exact' or 'empirical'")
+    check_choice("fisher", fisher, Fisher)
     generator = generator or torch.Generator().manual_seed(0)
     sums = {layer.name: _Sums(layer) for layer in layers}
     with (

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from weightsmith.analyze import KroneckerFactors, collect_kfac
 from weightsmith.analyze._curvature import Fisher
 from weightsmith.core import io
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches, Samples, take
 from weightsmith.core.errors import (
     CalibrationError,
@@ -514,8 +515,7 @@ def _groups(layers: Sequence[Layer], memory: float) -> list[list[Layer]]:
 def _check(keep: float, criterion: str) -> None:
     if not 0 < keep <= 1:
         raise HyperparameterError("keep", found=keep, expected="0 < keep <= 1")
-    if criterion not in ("mass", "loss"):
-        raise HyperparameterError("criterion", found=criterion, expected="'mass' or 'loss'")
+    check_choice("criterion", criterion, Criterion)
 
 
 def _edit(layer: Layer, factors: KroneckerFactors, keep: float, criterion: Criterion, result: Result) -> Tensor:

@@ -20,13 +20,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, batched, pad_token_id, take, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
@@ -468,8 +469,7 @@ def _reduce(losses: Tensor, kept: Tensor, shape: torch.Size, reduction: str) -> 
 
 def _check_hyper(temperature: float, floor: float, top_k: int | None, reduction: str) -> None:
     check_temperature(temperature)
-    if reduction not in get_args(Reduction):
-        raise HyperparameterError("reduction", found=repr(reduction), expected="'none', 'mean' or 'sum'")
+    check_choice("reduction", reduction, Reduction)
     if not 0 <= floor < 1:
         raise HyperparameterError("label_weight_floor", found=floor, expected="in [0, 1)")
     if top_k is not None and top_k < 1:
