@@ -75,7 +75,8 @@ def loss_weights(
     strategy : {"linupper", "quadratic", "extremes", "linear", "uniform"}, default: "linupper"
         Whom to favor: all but the low losses, the middle ones, both ends, the high ones in proportion, or nobody.
     r : float, default: 0.4
-        Temperature, positive: the largest weight is at most :math:`e^{1/r}` times the smallest. 1 is conservative.
+        Temperature, positive: at ``delta=1`` the largest weight is at most :math:`e^{1/r}` times the smallest. 1 is
+        conservative.
     delta : float, default: 1.0
         Half of the range the losses are stretched to.
     clip_quantile : float, default: 0.0
@@ -165,7 +166,7 @@ class LossReweighter(nn.Module):
     clip_quantile : float, default: 0.0
         See :func:`loss_weights`.
     warmup_steps : int, default: 0
-        Calls in training mode at the start that return the plain mean.
+        Calls in training mode at the start that return the plain mean: of tokens, where their numbers are given.
     window : int, default: 0
         Losses of earlier calls that join the group. With small micro-batches (of one sample the weight is always one)
         as many as an optimizer step has samples.
@@ -416,7 +417,7 @@ def loss_reweighting(
     clip_quantile : float, default: 0.0
         Guards the range against outliers.
     weight_warmup : float, default: 0.05
-        Share of all batches at the start, in [0, 1), with equal weights.
+        Share of all batches at the start, in [0, 1), with equal weights of all tokens.
     generator : torch.Generator, optional
         Draws the order of the samples.
     **options
