@@ -15,7 +15,7 @@ from weightsmith.core.symmetry import find_symmetry
 from weightsmith.forget import attribute_weights, unlearn
 from weightsmith.grow import soft_target_loss
 from weightsmith.merge import match_activations, match_weights
-from weightsmith.quantize import prepare_qat
+from weightsmith.quantize import ActivationQuantizer, prepare_qat
 from weightsmith.sparsify import apply_plan, calibrate_wina
 from weightsmith.train import Compander, LossReweighter, MetaRescaler, compand, loss_weights
 
@@ -36,6 +36,7 @@ CALLS = [
     (soft_target_loss, "reduction", ROWS, ROWS),
     (prepare_qat, "weights", MODEL),
     (prepare_qat, "granularity", MODEL),
+    (ActivationQuantizer, "granularity", 4, ()),
     (calibrate_wina, "norms", MODEL, [ROWS]),
     (calibrate_wina, "select", MODEL, [ROWS]),
     (calibrate_wina, "allocation", MODEL, [ROWS]),
