@@ -789,7 +789,7 @@ def test_bad_input_changes_nothing(fields, error, message):
 def test_an_unknown_variant_in_a_file():
     config = BoneConfig()
     config.variant = "bone"
-    with pytest.raises(HyperparameterError, match="variant: found 'bone', expected one of"):
+    with pytest.raises(HyperparameterError, match="variant: found 'bone', expected 'bat', 'bat-row', 'miss' or 'mini'"):
         config.__post_init__()
 
 

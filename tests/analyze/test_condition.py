@@ -312,9 +312,9 @@ def test_refused(tmp_path):
 
 def test_words_that_are_no_score_or_kind_are_refused():
     model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(HyperparameterError, match="score: found typo"):
+    with pytest.raises(HyperparameterError, match="score: found 'typo'"):
         inspect.unwrap(condition_report)(model, score="typo")
-    with pytest.raises(HyperparameterError, match="kind: found typo"):
+    with pytest.raises(HyperparameterError, match="kind: found 'typo'"):
         inspect.unwrap(ConditionReport.ranked)(condition_report(model), "typo")
 
 

@@ -325,7 +325,7 @@ def test_degenerate_shapes_and_repeated_rows():
         ({"max_epochs": 0}, "max_epochs"),
         ({"init": "zeros"}, "init: found zeros"),
         ({"init": np.eye(3)}, r"init: found \(3, 3\), expected \(10, 10\)"),
-        ({"polar": "muon"}, "polar: found muon"),
+        ({"polar": "muon"}, "polar: found 'muon'"),
     ],
 )
 def test_bad_settings(settings, message):

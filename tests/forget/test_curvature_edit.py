@@ -385,3 +385,14 @@ def test_default_patterns_of_other_architectures_are_not_named(recwarn):
     model, batch = tiny("llama")
     curvature_edit(model, [batch])
     assert not [warning for warning in recwarn if "no layer matches" in str(warning.message)]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_sample_counts_once_however_many_classes_the_exact_fisher_goes_through(samples):
+    torch.manual_seed(0)
+    model, x_NI = nn.Linear(4, 5), torch.randn(samples, 4)
+    found = collect_kfac(model, [x_NI], find_layers(model), fisher="exact")[""].effective_samples
+    p_NC = model(x_NI).detach().double().softmax(1)
+    trace_N = sum(p_NC[:, c] * (p_NC - torch.eye(5)[c]).square().sum(1) for c in range(5))
+    assert found == pytest.approx(float(trace_N.sum() ** 2 / trace_N.square().sum()), rel=1e-5)
+    assert found <= samples + 1e-9

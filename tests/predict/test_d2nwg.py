@@ -349,7 +349,7 @@ def test_no_draws_and_bad_draws(learnt):
     for change in ({"count": -1}, {"steps": 0}, {"steps": 2000}):
         with pytest.raises(HyperparameterError):
             model.sample(support, **change)
-    with pytest.raises(HyperparameterError, match="sampler: found euler"):
+    with pytest.raises(HyperparameterError, match="sampler: found 'euler'"):
         model._scheduler("euler")
     for wrong in (torch.randn(1, 5, 3), torch.randn(3, 5, 3), torch.randn(2, 5, 4), torch.randn(2, 0, 3), None):
         with pytest.raises(ShapeError, match="support"):

@@ -30,7 +30,7 @@ from weightsmith.train import (
     pld_loss_from_top,
     suggest_temperature,
 )
-from weightsmith.train._pld import _order, label_weight
+from weightsmith.train._pld import _order, _teacher_logits, label_weight
 
 F64 = torch.float64
 
@@ -468,7 +468,29 @@ def test_a_class_without_probability_does_not_stop_a_mixture():
     assert pld_loss(student, student, mixed).isfinite()
 
 
-def test_the_temperature_is_found_on_the_first_batch_with_labels():
+def test_the_temperature_is_that_of_the_whole_data_and_not_of_its_beginning():
+    rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) // 100
+    teacher = nn.Linear(4, 2)
+    with torch.no_grad():  # as certain of the first class as it is doubtful of the second
+        teacher.weight.zero_()
+        teacher.bias.copy_(torch.tensor([3.0, 0.0]))
+    data = list(zip(rows, labels.tolist(), strict=True))
+    result = pld(nn.Linear(4, 2), data, teacher=teacher, temperature=None, batch_size=8)
+    with torch.no_grad():
+        logits = teacher(rows)
+    assert result.totals["label_weight"] == pytest.approx(label_weight(logits, labels, result.hyper["temperature"]))
+    assert result.totals["disagreement"] == pytest.approx(0.5)
+
+
+def test_few_labels_of_long_texts_are_enough_for_the_temperature():
+    logits, labels = _teacher_logits(
+        tiny("llama")[0], [{"input_ids": torch.arange(32), "labels": torch.arange(32)}] * 100, 8
+    )
+    assert len(logits) == len(labels) <= 1024
+
+
+def test_the_temperature_is_found_on_samples_with_labels():
     torch.manual_seed(0)
     rows = [torch.randn(4) for _ in range(12)]
     teacher = nn.Linear(4, 3)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from weightsmith.analyze._shared.spectrum import (
     singular_values,
     stable_rank,
 )
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
@@ -134,8 +135,7 @@ class ConditionReport:
         HyperparameterError
             If there is no such kind.
         """
-        if kind not in get_args(Kind):
-            raise HyperparameterError("kind", found=kind, expected=f"one of {get_args(Kind)}")
+        check_choice("kind", kind, Kind)
         rows = [row for row in self.rows if kind in ("tensor", row.kind)]
         return sorted(rows, key=lambda row: (row.score(self.score), row.name))
 
@@ -288,8 +288,7 @@ def condition_report(
     >>> round(report.row("0").kappa, 6), report.select(num=1)
     (4.0, ['1'])
     """
-    if score not in get_args(Score):
-        raise HyperparameterError("score", found=score, expected=f"one of {get_args(Score)}")
+    check_choice("score", score, Score)
     found = matrices_of_model(model) if isinstance(model, nn.Module) else matrices_of_files(model)
     wanted, unwanted = [(p,) if isinstance(p, str) else tuple(p) for p in (include, exclude)]
     skipped: dict[str, list[str]] = {}

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batch, Batches, as_batches, call, to_model, without_labels
 from weightsmith.core.errors import (
     CalibrationError,
@@ -132,8 +133,7 @@ def collect_kfac(
     (tensor([[1., 1.],
             [1., 1.]]), torch.Size([3, 3]), 4)
     """
-    if fisher not in ("sampled", "exact", "empirical"):
-        raise HyperparameterError("fisher", found=fisher, expected="'sampled', 'exact' or 'empirical'")
+    check_choice("fisher", fisher, Fisher)
     generator = generator or torch.Generator().manual_seed(0)
     sums = {layer.name: _Sums(layer) for layer in layers}
     with (
@@ -148,6 +148,8 @@ def collect_kfac(
         model.requires_grad_(False)
         for batch in track(as_batches(batches), "curvature"):
             _add_batch(model, to_model(batch, model), sums, fisher, generator)
+            for each in sums.values():
+                each.end_batch()
     return {name: each.factors() for name, each in sums.items()}
 
 
@@ -205,6 +207,7 @@ class _Sums:
         self.layer, self.count = layer, torch.zeros((), dtype=torch.float64)
         self.inputs_II, self.gradients_OO = torch.zeros(columns, columns, **like), torch.zeros(rows, rows, **like)
         self.traces = torch.zeros(2, dtype=torch.float64)
+        self.shares_S: Tensor | None = None
         self.kept: Bool[Tensor, "S N"] | None = None
 
     def see(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -220,8 +223,16 @@ class _Sums:
     def _see_gradient(self, gradient: Tensor) -> None:
         g_NO = self._rows(self.layer.output_rows(gradient))
         self.gradients_OO.addmm_(g_NO.T, g_NO)
-        per_sample = gradient.detach().double().flatten(1).square().sum(1).cpu()
-        self.traces += torch.stack([per_sample.sum(), per_sample.square().sum()])
+        shares_S = gradient.detach().double().flatten(1).square().sum(1).cpu()
+        if self.shares_S is not None and len(self.shares_S) != len(shares_S):
+            self.end_batch()  # calls of a layer on other numbers of rows
+        self.shares_S = shares_S if self.shares_S is None else self.shares_S + shares_S
+
+    def end_batch(self) -> None:
+        """Count each sample once, whatever number of backward passes its trace is the sum of."""
+        if self.shares_S is not None:
+            self.traces += torch.stack([self.shares_S.sum(), self.shares_S.square().sum()])
+            self.shares_S = None
 
     def _rows(self, x_SNI: Tensor) -> Float[Tensor, "N I"]:
         x_SNI = x_SNI.detach()

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from weightsmith.core import progress
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
 
 __all__ = ["Backend", "run_jobs", "stream_jobs"]
@@ -125,8 +126,7 @@ def _begin(parent: int, formatwarning: Callable[..., str]) -> None:
 def _check(workers: int, backend: str) -> None:
     if workers < 1:
         raise HyperparameterError("workers", found=workers, expected=">= 1")
-    if backend not in get_args(Backend):
-        raise HyperparameterError("backend", found=repr(backend), expected=f"one of {list(get_args(Backend))}")
+    check_choice("backend", backend, Backend)
 
 
 def _on_ray(function: Callable[[Job], Any], jobs: Iterable[Job], *, ordered: bool) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.training import IGNORED
 
@@ -102,8 +103,7 @@ class EmbeddingForgetting:
             raise HyperparameterError("every", found=every, expected="a whole number >= 1")
         if until is not None and not until > every:
             raise HyperparameterError("until", found=until, expected=f"> every = {every}, or there is no reset")
-        if rows not in ("all", "non_special"):
-            raise HyperparameterError("rows", found=rows, expected="'all' or 'non_special'")
+        check_choice("rows", rows, Rows)
         if rows == "non_special" and not special:
             raise HyperparameterError("special", found="no ids", expected="the special tokens that are not reset")
         self.embedding = _embedding(model, embedding)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import IGNORED, Batch, Samples, batched, pad_token_id, take, to_device, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.fidelity import PairScore, pair_scores, second_moments
@@ -34,6 +35,8 @@ from weightsmith.core.statistics import Gram, InputStatistics
 from weightsmith.core.training import check_finite, predict, refuse_adapters, restored_on_error
 
 __all__ = ["classwise"]
+
+Mode = Literal["auto", "zero", "negate"]
 
 DEEPEST = 12
 """Layers, counted from the output, that the automatic choice may take: as many as the paper edits in VGG-19."""
@@ -62,7 +65,7 @@ def classwise(
     fraction: float | None = None,
     layers: int | None = None,
     score: PairScore = "saliency",
-    mode: Literal["auto", "zero", "negate"] = "auto",
+    mode: Mode = "auto",
     batch_size: int = 32,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
@@ -154,10 +157,8 @@ def _check(fraction: float | None, layers: int | None, score: str, mode: str, ba
         raise HyperparameterError("fraction", found=fraction, expected="0 < fraction <= 1")
     if layers is not None and layers < 1:
         raise HyperparameterError("layers", found=layers, expected=">= 1")
-    if score not in ("saliency", "fidelity"):
-        raise HyperparameterError("score", found=score, expected="saliency or fidelity")
-    if mode not in ("auto", "zero", "negate"):
-        raise HyperparameterError("mode", found=mode, expected="auto, zero or negate")
+    check_choice("score", score, PairScore)
+    check_choice("mode", mode, Mode)
     if batch_size < 1:
         raise HyperparameterError("batch_size", found=batch_size, expected=">= 1")
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from weightsmith.analyze import KroneckerFactors, collect_kfac
 from weightsmith.analyze._curvature import Fisher
 from weightsmith.core import io
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches, Samples, take
 from weightsmith.core.errors import (
     CalibrationError,
@@ -98,7 +99,7 @@ class CurvatureEdit:
     weight_OI : Tensor of shape (out, in)
         The new matrix, float32.
     kept_mass : float
-        Share of the curvature that is kept, at least ``keep``.
+        Share of the curvature that is kept; by the criterion ``"mass"`` at least ``keep``.
     kept_pairs : float
         Share of the pairs of directions that is kept.
     largest_pair : float
@@ -165,7 +166,8 @@ def curvature_edit(
         What it memorized: texts with labels on what it should not write, whose recitation is measured before and after;
         for a classifier samples with the labels it should lose.
     keep : float, default: 0.6
-        Share of the curvature that is kept, in (0, 1]. From 0.9999 a matrix stays unchanged.
+        Share that is kept of the curvature, or of what ``criterion`` orders by, in (0, 1]. From 0.9999 a matrix stays
+        unchanged.
     blocks : sequence of int, optional
         Blocks to edit, from 0; by default the three that begin at 72 % of the depth, as in the paper.
     include, exclude : str or sequence of str
@@ -273,7 +275,7 @@ def edit_matrix(
     factors : KroneckerFactors
         Of its layer. With the identity for the gradients only the inputs count: the control that does as well.
     keep : float, default: 0.6
-        Share of the curvature that is kept, in (0, 1].
+        Share that is kept of the curvature, or of what ``criterion`` orders by, in (0, 1].
     criterion : {"mass", "loss"}, default: "mass"
         See :func:`curvature_edit`.
 
@@ -514,8 +516,7 @@ def _groups(layers: Sequence[Layer], memory: float) -> list[list[Layer]]:
 def _check(keep: float, criterion: str) -> None:
     if not 0 < keep <= 1:
         raise HyperparameterError("keep", found=keep, expected="0 < keep <= 1")
-    if criterion not in ("mass", "loss"):
-        raise HyperparameterError("criterion", found=criterion, expected="'mass' or 'loss'")
+    check_choice("criterion", criterion, Criterion)
 
 
 def _edit(layer: Layer, factors: KroneckerFactors, keep: float, criterion: Criterion, result: Result) -> Tensor:

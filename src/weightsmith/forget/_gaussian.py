@@ -20,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, split_labels
-from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, draw_seed, fit, float_weights, training_method
 from weightsmith.forget._shared.regression import LossName, distance_of, supervised_loss
@@ -104,8 +105,7 @@ def gaussian(
     ['error_forgotten', 'error_neither', 'error_retained']
     """
     distance = distance_of(loss, quantiles)
-    if targets not in ("normal", "retained"):
-        raise HyperparameterError("targets", found=targets, expected="'normal' or 'retained'")
+    check_choice("targets", targets, Draw)
     seed = draw_seed(generator)
     hyper = {"loss": loss, "targets": targets, "clip": clip}
     with record("gaussian", seed=seed, **hyper, **options) as result:

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError
 
 __all__ = ["graddiff_loss", "gradient_ascent_loss", "npo_loss", "simnpo_loss"]
@@ -156,6 +157,5 @@ def _check_beta(beta: float) -> None:
 
 
 def _reduce(losses: Float[Tensor, "samples"], reduction: str) -> Float[Tensor, "..."]:
-    if reduction not in ("none", "mean", "sum"):
-        raise HyperparameterError("reduction", found=reduction, expected="'none', 'mean' or 'sum'")
+    check_choice("reduction", reduction, Reduction)
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()

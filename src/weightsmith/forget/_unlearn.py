@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, batched, pad_token_id, take, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import evaluation_mode
@@ -31,9 +32,10 @@ from weightsmith.core.training import (
 from weightsmith.forget._objectives import gradient_ascent_loss, npo_loss, simnpo_loss
 from weightsmith.forget._shared.mask import masked_updates
 
-__all__ = ["Objective", "check_objective", "refusals", "unlearn"]
+__all__ = ["Objective", "Reduction", "check_objective", "refusals", "unlearn"]
 
 Objective = Literal["npo", "graddiff", "simnpo", "ascent", "po"]
+Reduction = Literal["token_mean", "sequence_sum"]
 
 REFUSALS = (
     "I don't know the answer to that.",
@@ -58,7 +60,7 @@ def unlearn(
     objective: Objective = "npo",
     retain_weight: float = 1.0,
     beta: float | None = None,
-    reduction: Literal["token_mean", "sequence_sum"] = "token_mean",
+    reduction: Reduction = "token_mean",
     mask: Mapping[str, Bool[Tensor, "..."]] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     after_step: Callable[[int, float], None] | None = None,
@@ -122,7 +124,7 @@ def unlearn(
     >>> (after > before).tolist(), run.steps
     ([True, False], 10)
     """
-    check_objective(objective, retain_weight, beta, tokenizer)
+    check_objective(objective, retain_weight, beta, reduction, tokenizer)
     for name, samples in (("forget", forget), ("retain", retain)):
         if not len(samples):
             raise CalibrationError(f"the {name} set is empty", expected="at least one sample")
@@ -149,7 +151,11 @@ def unlearn(
 
 
 def check_objective(
-    objective: str, retain_weight: float, beta: float | None, tokenizer: PreTrainedTokenizerBase | None
+    objective: str,
+    retain_weight: float,
+    beta: float | None,
+    reduction: str,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     """Check the options of :func:`unlearn`.
 
@@ -158,10 +164,8 @@ def check_objective(
     HyperparameterError
         If one is out of range.
     """
-    if objective not in ("npo", "graddiff", "simnpo", "ascent", "po"):
-        raise HyperparameterError(
-            "objective", found=objective, expected="'npo', 'graddiff', 'simnpo', 'ascent' or 'po'"
-        )
+    check_choice("objective", objective, Objective)
+    check_choice("reduction", reduction, Reduction)
     if not 0 <= retain_weight < float("inf"):
         raise HyperparameterError("retain_weight", found=retain_weight, expected="a number >= 0")
     if beta is not None and not 0 < beta < float("inf"):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batch, Batches, Samples, call
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode, fold_parametrizations, get_module, recalibrate_batchnorm
@@ -423,7 +424,7 @@ def mixture_growth(
     Raises
     ------
     HyperparameterError
-        If a number is out of range.
+        If an option is out of range.
     UnsupportedModelError
         If the configuration has no inner width, or a layer cannot grow.
 
@@ -433,6 +434,7 @@ def mixture_growth(
     """
     check_options({"learning_rate": member_learning_rate, "epochs": member_epochs}, prefix="member_")
     check_scale(scale)
+    check_choice("init", init, Growth)
     refuse_adapters(model)
     field, width = _inner_width(model)
     hyper: dict[str, Any] = {"init": init, "scale": scale, "templates": templates}

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import LayerNotFoundError
 from weightsmith.core.io import CheckpointReader, StateDict
 from weightsmith.core.results import Result
@@ -167,6 +168,8 @@ def head_patterns(head: Head, names: Sequence[str], tensors: Iterable[str]) -> l
 
     Raises
     ------
+    HyperparameterError
+        If ``head`` is unknown.
     LayerNotFoundError
         If no tensor belongs to a head.
 
@@ -175,6 +178,7 @@ def head_patterns(head: Head, names: Sequence[str], tensors: Iterable[str]) -> l
     >>> head_patterns("finetuned", ("fc.*",), ["conv.weight", "fc.weight"])
     ['fc.*']
     """
+    check_choice("head", head, Head)
     if head == "average":
         return []
     if not any(fnmatchcase(name, pattern) for name in tensors for pattern in names):

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
 from weightsmith.core.linalg import inverse_cholesky
@@ -149,6 +150,7 @@ def dsnot(
     True
     """
     pattern = Pattern.parse(sparsity)
+    check_choice("start", start, Start)
     _check_hyper(max_swaps, tolerance, variance_power)
     if masks is not None:
         _check_masks(masks, block_layers(model, include, exclude))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
@@ -15,12 +16,14 @@ from weightsmith.sparsify._shared.pruning import Pattern, Sparsity, remove, summ
 
 __all__ = ["magnitude"]
 
+Group = Literal["row", "layer"]
+
 
 def magnitude(
     model: nn.Module,
     *,
     sparsity: Sparsity = 0.5,
-    group: Literal["row", "layer"] = "row",
+    group: Group = "row",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> Result:
@@ -56,6 +59,7 @@ def magnitude(
     0.25
     """
     pattern = Pattern.parse(sparsity)
+    check_choice("group", group, Group)
     if group == "layer" and pattern.m:
         raise HyperparameterError("group='layer' needs an unstructured sparsity", found=repr(sparsity))
 

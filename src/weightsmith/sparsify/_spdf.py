@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batch, Samples, batched, call, take, to_device, without_labels
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import (
@@ -434,15 +435,14 @@ def _first_sample(training: Samples, model: nn.Module) -> Batch:
 
 def _first_mask(layer: Layer, sparsity: float, start: Start, generator: torch.Generator | None) -> Bool[Tensor, "..."]:
     weight = layer.weight.detach()
+    check_choice("start", start, Start)
     if start == "zeros":
         return weight != 0
     if start == "magnitude":
         score = weight.abs().float()
-    elif start == "random":
+    else:
         # drawn on the CPU, so that a seed gives the same mask on every device
         score = torch.rand(weight.shape, generator=generator).to(weight.device)
-    else:
-        raise HyperparameterError("start", found=repr(start), expected="'random', 'magnitude' or 'zeros'")
     mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[score.flatten().topk(_kept(layer, sparsity)).indices] = True
     return mask.view_as(weight)

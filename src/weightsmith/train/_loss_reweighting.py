@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.results import Result, record
@@ -44,6 +45,7 @@ from weightsmith.core.training import (
 __all__ = ["LossReweighter", "loss_reweighting", "loss_weights", "per_sequence_loss", "reweighted"]
 
 Strategy = Literal["linupper", "quadratic", "extremes", "linear", "uniform"]
+NonFinite = Literal["raise", "drop"]
 
 STRATEGIES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "linupper": lambda h, delta: (h + delta).clamp(max=delta),
@@ -73,7 +75,8 @@ def loss_weights(
     strategy : {"linupper", "quadratic", "extremes", "linear", "uniform"}, default: "linupper"
         Whom to favor: all but the low losses, the middle ones, both ends, the high ones in proportion, or nobody.
     r : float, default: 0.4
-        Temperature, positive: the largest weight is at most :math:`e^{1/r}` times the smallest. 1 is conservative.
+        Temperature, positive: at ``delta=1`` the largest weight is at most :math:`e^{1/r}` times the smallest. 1 is
+        conservative.
     delta : float, default: 1.0
         Half of the range the losses are stretched to.
     clip_quantile : float, default: 0.0
@@ -88,7 +91,7 @@ def loss_weights(
     Raises
     ------
     HyperparameterError
-        If ``r`` or ``delta`` is not positive, or ``clip_quantile`` outside [0, 0.5).
+        If the strategy is unknown, ``r`` or ``delta`` not positive, or ``clip_quantile`` outside [0, 0.5).
     ShapeError
         If ``losses`` is not a vector with at least one entry.
 
@@ -101,7 +104,7 @@ def loss_weights(
     >>> loss_weights(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), r=1.0)
     tensor([0.0926, 0.1526, 0.2516, 0.2516, 0.2516])
     """
-    _check(r, delta, clip_quantile)
+    _check(strategy, r, delta, clip_quantile)
     if losses.ndim != 1 or not len(losses):
         raise ShapeError("losses", found=tuple(losses.shape), expected="one per sample (use reduction='none')")
     l_B = losses.detach().float()
@@ -163,7 +166,7 @@ class LossReweighter(nn.Module):
     clip_quantile : float, default: 0.0
         See :func:`loss_weights`.
     warmup_steps : int, default: 0
-        Calls in training mode at the start that return the plain mean.
+        Calls in training mode at the start that return the plain mean: of tokens, where their numbers are given.
     window : int, default: 0
         Losses of earlier calls that join the group. With small micro-batches (of one sample the weight is always one)
         as many as an optimizer step has samples.
@@ -205,12 +208,13 @@ class LossReweighter(nn.Module):
         clip_quantile: float = 0.0,
         warmup_steps: int = 0,
         window: int = 0,
-        nonfinite: Literal["raise", "drop"] = "raise",
+        nonfinite: NonFinite = "raise",
         token_weighted: bool = False,
         group: Any = None,
     ) -> None:
         super().__init__()
-        _check(1.0 if callable(r) else r, delta, clip_quantile)
+        _check(strategy, 1.0 if callable(r) else r, delta, clip_quantile)
+        check_choice("nonfinite", nonfinite, NonFinite)
         for name, value in (("warmup_steps", warmup_steps), ("window", window)):
             if value < 0:
                 raise HyperparameterError(name, found=value, expected=">= 0")
@@ -413,7 +417,7 @@ def loss_reweighting(
     clip_quantile : float, default: 0.0
         Guards the range against outliers.
     weight_warmup : float, default: 0.05
-        Share of all batches at the start, in [0, 1), with equal weights.
+        Share of all batches at the start, in [0, 1), with equal weights of all tokens.
     generator : torch.Generator, optional
         Draws the order of the samples.
     **options
@@ -467,7 +471,8 @@ def loss_reweighting(
     return result
 
 
-def _check(r: float, delta: float, clip_quantile: float) -> None:
+def _check(strategy: str, r: float, delta: float, clip_quantile: float) -> None:
+    check_choice("strategy", strategy, Strategy)
     for name, value in (("r", r), ("delta", delta)):
         if not 0 < value < math.inf:
             raise HyperparameterError(name, found=value, expected="a positive number")

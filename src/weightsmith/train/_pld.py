@@ -20,14 +20,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from weightsmith.core.data import Samples, batched, pad_token_id, take, to_model
+from weightsmith.core.choices import check_choice
+from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
@@ -47,6 +48,9 @@ from weightsmith.train._shared.distillation import distillation
 __all__ = ["PLDLoss", "label_weight", "pld", "pld_loss", "pld_loss_from_top", "suggest_temperature"]
 
 Reduction = Literal["none", "mean", "sum"]
+
+JUDGED, JUDGED_LABELS = 64, 1024
+"""Samples that the temperature is found on, and how many of their labels: each has logits for a whole vocabulary."""
 
 MOST_LABELS = 8
 """Labels a soft target may have in a row: the loss needs an order of the classes for each."""
@@ -327,7 +331,7 @@ def pld(
     teacher : nn.Module
         With the same classes in the same order (the same tokenizer).
     temperature : float, optional
-        Temperature; found on the first samples when left out, so that labels weigh 0.4.
+        Temperature; when left out found on 64 samples from everywhere in the data, so that labels weigh 0.4.
     top_k : int, optional
         Rank only this many classes.
     generator : torch.Generator, optional
@@ -468,8 +472,7 @@ def _reduce(losses: Tensor, kept: Tensor, shape: torch.Size, reduction: str) -> 
 
 def _check_hyper(temperature: float, floor: float, top_k: int | None, reduction: str) -> None:
     check_temperature(temperature)
-    if reduction not in get_args(Reduction):
-        raise HyperparameterError("reduction", found=repr(reduction), expected="'none', 'mean' or 'sum'")
+    check_choice("reduction", reduction, Reduction)
     if not 0 <= floor < 1:
         raise HyperparameterError("label_weight_floor", found=floor, expected="in [0, 1)")
     if top_k is not None and top_k < 1:
@@ -494,11 +497,18 @@ def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: i
 
 @torch.no_grad()
 def _teacher_logits(teacher: nn.Module, training: Samples, size: int) -> tuple[Tensor, Tensor]:
-    """The teacher's logits on the first batch that has labels, and the labels they predict."""
-    for start in range(0, len(training), size):
-        (batch,) = batched(take(training, start, start + size), size, pad_token_id=pad_token_id(teacher))
-        logits, labels = predict(teacher, to_model(batch, teacher))
-        kept = labels.flatten() >= 0
-        if bool(kept.any()):
-            return logits.flatten(0, -2)[kept], labels.flatten()[kept]
+    """The teacher's logits on samples from everywhere in the data, and the labels they predict."""
+    step = math.ceil(len(training) / JUDGED)
+    for first in range(step):  # the next ones where none of these has a label
+        chosen = [training[number] for number in range(first, len(training), step)]
+        found = []
+        for batch in batched(chosen, size, pad_token_id=pad_token_id(teacher)):
+            logits, labels = predict(teacher, to_model(batch, teacher))
+            rows = (labels.flatten() >= 0).nonzero().flatten()
+            most = JUDGED_LABELS * min(size, len(chosen)) / len(chosen)
+            rows = rows[:: max(1, math.ceil(len(rows) / most))]
+            found.append((logits.flatten(0, -2)[rows], labels.flatten()[rows]))
+        logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if len(labels):
+            return logits, labels
     raise CalibrationError("training", found=f"{len(training)} samples without a label", do="Give labels.")

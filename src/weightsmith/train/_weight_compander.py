@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
@@ -63,6 +64,7 @@ SHAPES = {
 }
 
 Function = Literal["arctan", "tanh", "softsign", "erf"]
+Start = Literal["preserve", "raw"]
 
 
 class Compander(nn.Module):
@@ -83,7 +85,7 @@ class Compander(nn.Module):
     Raises
     ------
     HyperparameterError
-        If ``bound`` or ``slope`` is not positive and finite.
+        If ``bound`` or ``slope`` is not positive and finite, or ``function`` unknown.
 
     References
     ----------
@@ -100,7 +102,7 @@ class Compander(nn.Module):
 
     def __init__(self, bound: float, slope: float = 2.0, *, function: Function = "arctan", learn: bool = False) -> None:
         super().__init__()
-        _check_curve(bound, slope)
+        _check_curve(bound, slope, function)
         self.function: Function = function
         shape = SHAPES[function]
         log_a = torch.tensor(math.log(bound / shape.supremum))
@@ -140,7 +142,7 @@ def compand(
     bound: float = 2.0,
     slope: float = 2.0,
     learn: bool = False,
-    start: Literal["preserve", "raw"] = "preserve",
+    start: Start = "preserve",
     clamp: bool = False,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
@@ -175,7 +177,7 @@ def compand(
     Raises
     ------
     HyperparameterError
-        If ``bound`` or ``slope`` is not positive, or weights lie beyond the bound and ``clamp`` is off.
+        If an option is out of range, or weights lie beyond the bound and ``clamp`` is off.
     UnsupportedModelError
         If a weight is parametrized already, or not of floating point.
     NonFiniteError
@@ -203,7 +205,8 @@ def compand(
     >>> sorted(model.state_dict())
     ['0.bias', '0.weight', '2.bias', '2.weight']
     """
-    _check_curve(bound, slope)
+    _check_curve(bound, slope, function)
+    check_choice("start", start, Start)
     layers, tied = own_weights(model, include, exclude)
     if tied:
         warnings.warn(f"layers with tied weights get no compander: {tied[:4]}", stacklevel=2)
@@ -318,7 +321,7 @@ def weight_compander(
     bound: float = 2.0,
     slope: float = 2.0,
     learn: bool = False,
-    start: Literal["preserve", "raw"] = "preserve",
+    start: Start = "preserve",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     generator: torch.Generator | None = None,
@@ -359,7 +362,8 @@ def weight_compander(
     ----------
     Cakaj, Mehnert, Yang 2023, arXiv 2306.16993.
     """
-    _check_curve(bound, slope)
+    _check_curve(bound, slope, function)
+    check_choice("start", start, Start)
     refuse_adapters(model)
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
@@ -385,7 +389,8 @@ def weight_compander(
     return result
 
 
-def _check_curve(bound: float, slope: float) -> None:
+def _check_curve(bound: float, slope: float, function: str) -> None:
+    check_choice("function", function, Function)
     for name, value in (("bound", bound), ("slope", slope)):
         if not (math.isfinite(value) and value > 0):
             raise HyperparameterError(name, found=value, expected="a positive number")

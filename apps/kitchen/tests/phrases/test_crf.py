@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import math
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from weightsmith.core.errors import HyperparameterError
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.phrases.crf import LinearChainCRF
 
@@ -193,3 +195,10 @@ def test_on_a_hugging_face_token_classifier():
     assert losses[2] < losses[0]
     decoded = layer.decode(model(input_ids=inputs).logits, labels != -100)
     assert [len(path) for path in decoded] == (labels != -100).sum(1).tolist()
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(HyperparameterError, match="reduction: found 'total', expected 'none', 'mean' or 'sum'"):
+        inspect.unwrap(LinearChainCRF.forward)(
+            LinearChainCRF(2), torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.long), reduction="total"
+        )

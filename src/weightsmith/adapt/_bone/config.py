@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from peft import MissConfig
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError
 
 __all__ = ["PEFT_NAMES", "BoneConfig", "BoneType", "Variant"]
@@ -75,8 +76,7 @@ class BoneConfig(MissConfig):
         self.peft_type = BoneType.BONE
         if self.variant is None:
             self.variant = self.init_weights if self.init_weights in ("bat", "mini") else "miss"
-        if self.variant not in PEFT_NAMES:
-            raise HyperparameterError("variant", found=repr(self.variant), expected=f"one of {list(PEFT_NAMES)}")
+        check_choice("variant", self.variant, Variant)
         if self.init_weights is not False:
             self.init_weights = PEFT_NAMES[self.variant]  # type: ignore[assignment]
         for name in ("r", "mini_r"):

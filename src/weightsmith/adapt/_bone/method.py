@@ -13,6 +13,7 @@ from torch.nn.utils import parameters_to_vector
 
 from weightsmith.adapt._bone.config import BoneConfig
 from weightsmith.adapt._bone.tuner import BoneLinear
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples
 from weightsmith.core.models import Layer, get_module, unreached
 from weightsmith.core.results import Result, record
@@ -27,6 +28,9 @@ from weightsmith.core.training import (
 
 __all__ = ["bone"]
 
+Variant = Literal["bat", "bat-row", "miss"]
+"""Without ``mini``, which has a second size: it is for :class:`BoneConfig`."""
+
 
 @training_method(learning_rate=2e-5, batch_size=8, scheduler="cosine")
 def bone(
@@ -34,7 +38,7 @@ def bone(
     training: Samples,
     *,
     r: int = 64,
-    variant: Literal["bat", "bat-row", "miss"] = "bat",
+    variant: Variant = "bat",
     targets: str | Sequence[str] = "all-linear",
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
@@ -90,6 +94,7 @@ def bone(
     >>> result.totals["trainable"], type(model.model.layers[0].self_attn.q_proj).__name__
     (1152, 'Linear')
     """
+    check_choice("variant", variant, Variant)
     refuse_adapters(model)
     seed = draw_seed(generator)
     with (

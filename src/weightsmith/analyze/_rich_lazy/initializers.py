@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite, upcast
 
 __all__ = ["aligned_", "dale_", "low_rank_"]
+
+Norm = Literal["frobenius", "spectral"]
 
 
 @torch.no_grad()
@@ -20,7 +23,7 @@ def low_rank_(
     weight: Tensor,
     rank: int,
     *,
-    norm: Literal["frobenius", "spectral"] = "frobenius",
+    norm: Norm = "frobenius",
     spectrum: Sequence[float] | None = None,
     blocks: int = 1,
 ) -> Tensor:
@@ -72,8 +75,7 @@ def low_rank_(
         raise ShapeError("weight", found=tuple(weight.shape), expected="two or more axes")
     if blocks < 1 or len(weight) % blocks:
         raise ShapeError("rows of the weight", found=len(weight), expected=f"a multiple of {blocks} blocks")
-    if norm not in ("frobenius", "spectral"):
-        raise HyperparameterError("norm", found=norm, expected="'frobenius' or 'spectral'")
+    check_choice("norm", norm, Norm)
     parts_BOI = upcast(weight).reshape(blocks, len(weight) // blocks, -1)
     most = min(parts_BOI.shape[1:])
     if not 1 <= rank <= most:

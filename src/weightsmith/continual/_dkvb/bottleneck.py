@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
@@ -22,6 +23,9 @@ from weightsmith.core.progress import track
 from weightsmith.core.training import check_labels, modes_restored
 
 __all__ = ["DiscreteKeyValueBottleneck"]
+
+Splitter = Literal["random_projection", "chunk"]
+Start = Literal["samples", "kmeans", "normal"]
 
 BLOCK, BLOCK_ON_GPU = 2**18, 2**26
 """Distances that are in memory at once: those of a CPU stay in its cache."""
@@ -104,7 +108,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         codebooks: int = 256,
         pairs: int = 4096,
         key_dim: int = 14,
-        splitter: Literal["random_projection", "chunk"] = "random_projection",
+        splitter: Splitter = "random_projection",
         decay: float = 0.95,
         eps: float = 1e-5,
         dead_factor: float = 0.1,
@@ -121,8 +125,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         for name, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise HyperparameterError(name, found=value, expected="a whole number >= 1")
-        if splitter not in ("random_projection", "chunk"):
-            raise HyperparameterError("splitter", found=splitter, expected="'random_projection' or 'chunk'")
+        check_choice("splitter", splitter, Splitter)
         if splitter == "chunk" and in_features != codebooks * key_dim:
             found = f"{in_features} features for {codebooks} codebooks of {key_dim}"
             raise ShapeError("pieces of the features", found=found, expected=f"{codebooks * key_dim} features")
@@ -220,7 +223,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         *,
         passes: int = 10,
         batch_size: int = 256,
-        start: Literal["samples", "kmeans", "normal"] = "samples",
+        start: Start = "samples",
         generator: torch.Generator | None = None,
     ) -> None:
         """Place the keys where features are, without labels, and freeze them. All values become zero.
@@ -263,8 +266,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         for name, value, least in (("passes", passes, 0), ("batch_size", batch_size, 1)):
             if value < least:
                 raise HyperparameterError(name, found=value, expected=f">= {least}")
-        if start not in ("samples", "kmeans", "normal"):
-            raise HyperparameterError("start", found=start, expected="'samples', 'kmeans' or 'normal'")
+        check_choice("start", start, Start)
         features = self._checked(features)
         distinct = len(features.unique(dim=0)) if len(features) < 4 * self.pairs else self.pairs
         if distinct < self.pairs:

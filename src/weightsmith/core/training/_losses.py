@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.training._fit import labeled, logits_of, predict
@@ -28,6 +29,8 @@ __all__ = [
     "soft_cross_entropy",
     "soft_target_loss",
 ]
+
+Reduction = Literal["batchmean", "mean"]
 
 LOWEST = -1e30
 """Stands for a logit of minus infinity: its probability is zero, and no difference with it is NaN."""
@@ -72,7 +75,7 @@ def soft_target_loss(
     teacher: Float[Tensor, "..."],
     *,
     temperature: float = 1.0,
-    reduction: Literal["batchmean", "mean"] = "batchmean",
+    reduction: Reduction = "batchmean",
 ) -> Float[Tensor, ""]:
     r"""Compute :math:`T^2\,\mathrm{KL}(p_T \Vert q_T)` of a teacher's and a student's probabilities at temperature T.
 
@@ -109,6 +112,7 @@ def soft_target_loss(
     0.255111
     """
     check_temperature(temperature)
+    check_choice("reduction", reduction, Reduction)
     rows = len(student) if reduction == "batchmean" else student.numel()
     return _divergence(*_comparable(student, teacher), temperature) / rows
 

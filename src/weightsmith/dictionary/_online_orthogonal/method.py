@@ -31,7 +31,7 @@ import numbers
 import warnings
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -42,12 +42,13 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.processes import broadcast_first
 from weightsmith.core.selection import lowest_k_mask
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
-from weightsmith.dictionary._shared.checks import choice, integer, moderate, number
+from weightsmith.dictionary._shared.checks import integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor
 from weightsmith.dictionary._shared.processes import gather
 
@@ -439,7 +440,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
             number(name, getattr(self, name), 0, 1)
         for name in ("batch_size", "max_epochs"):
             integer(name, getattr(self, name))
-        choice("polar", self.polar, get_args(PolarMethod))
+        check_choice("polar", self.polar, PolarMethod)
         if not isinstance(self.power, numbers.Real) or not 2 < self.power < math.inf:
             raise HyperparameterError(
                 "power", found=self.power, expected="> 2, 3 or 4 recommended", do="At 2 all rotations are equally good."

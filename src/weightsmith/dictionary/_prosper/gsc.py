@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from weightsmith.core.choices import check_choice
 from weightsmith.dictionary._prosper.base import TruncatedEM
 from weightsmith.dictionary._prosper.linear import solve_components
 from weightsmith.dictionary._prosper.model import Expectation, Parameters, Sums, largest_candidates, plain
@@ -30,9 +31,11 @@ from weightsmith.dictionary._prosper.schedule import Points, Settings, annealed
 from weightsmith.dictionary._prosper.slab import Lower, SlabStates, product, slab_states
 from weightsmith.dictionary._prosper.start import Moments, Start
 from weightsmith.dictionary._prosper.states import States
-from weightsmith.dictionary._shared.checks import choice
 
 __all__ = ["GSC", "SlabParameters"]
+
+Slab = Literal["diagonal", "full"]
+Noise = Literal["scalar", "diagonal", "full"]
 
 PI_RANGE = (5e-5, 1 - 5e-5)
 """Where the probability of a unit is kept."""
@@ -115,14 +118,14 @@ class GSC(TruncatedEM[SlabParameters]):
     _schedule: ClassVar[Mapping[str, Points]] = annealed(4.0, 0.8)
 
     _: KW_ONLY
-    slab: Literal["diagonal", "full"] = "diagonal"
-    noise: Literal["scalar", "diagonal", "full"] = "scalar"
+    slab: Slab = "diagonal"
+    noise: Noise = "scalar"
     slab_mean_init: Start | None = None
     slab_variance_init: Start | None = None
 
     def _start(self, moments: Moments, generator: torch.Generator) -> SlabParameters:
-        choice("slab", self.slab, ("diagonal", "full"))
-        choice("noise", self.noise, ("scalar", "diagonal", "full"))
+        check_choice("slab", self.slab, Slab)
+        check_choice("noise", self.noise, Noise)
         count, features = self.n_components, len(moments.mean_D)
         components_HD = self._components_start(moments, generator)
         draw_2H = torch.rand(2, count, dtype=torch.float64, generator=generator)

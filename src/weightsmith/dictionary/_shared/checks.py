@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError
 
-__all__ = ["choice", "integer", "moderate", "number"]
+__all__ = ["integer", "moderate", "number"]
 
 
 def integer(name: str, value: Any, low: int = 1, high: int | None = None, do: str | None = None) -> int:
@@ -29,12 +29,6 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> N
     if not isinstance(value, numbers.Real) or not low <= float(value) <= high or math.isinf(value):
         expected = f"a number >= {low:g}" if high == math.inf else f"a number, {low:g} to {high:g}"
         raise HyperparameterError(name, found=repr(value), expected=expected)
-
-
-def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Check one of several words."""
-    if value not in allowed:
-        raise HyperparameterError(name, found=value, expected=f"one of {allowed}")
 
 
 def moderate(X: Any, power: float = 2) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse
@@ -26,9 +26,10 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor, distributed
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.processes import all_reduce_sum
-from weightsmith.dictionary._shared.checks import choice, integer, moderate, number
+from weightsmith.dictionary._shared.checks import integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._shared.processes import is_shared
 from weightsmith.dictionary._supervised.factored import descend, least_squares_codes
@@ -293,7 +294,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         if self.xi == 0:
             raise ValueError("xi must be > 0; use LogisticRegression for xi=0")
         for name, choices in {"model": Model, "solver": Solver, "prediction": Prediction}.items():
-            choice(name, getattr(self, name), get_args(choices))
+            check_choice(name, getattr(self, name), choices)
         if self.nonnegative and self.solver != "bcd":
             raise ValueError(f"nonnegative=True needs solver='bcd', got solver={self.solver!r}")
         if self.prediction == "joint" and (self.model != "feature" or self.nonnegative):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import (
     Batch,
     Samples,
@@ -81,8 +82,7 @@ def distance_of(loss: LossName, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) ->
         "mse": functional.mse_loss,
         "huber": functional.huber_loss,
     }
-    if loss not in losses:
-        raise HyperparameterError("loss", found=loss, expected="'l1', 'mse', 'huber' or 'pinball'")
+    check_choice("loss", loss, LossName)
     return partial(_elementwise, losses[loss])
 
 

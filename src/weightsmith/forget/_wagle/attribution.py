@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
@@ -30,6 +31,7 @@ from weightsmith.forget._shared.mask import WeightMask
 __all__ = ["Method", "WeightScores", "attribute_weights"]
 
 Method = Literal["wagle", "snip", "saliency", "magnitude", "random"]
+Per = Literal["example", "token"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def attribute_weights(
     *,
     method: Method = "wagle",
     gamma: float = 1e-4,
-    per: Literal["example", "token"] = "example",
+    per: Per = "example",
     batch_size: int = 8,
     generator: torch.Generator | None = None,
 ) -> WeightScores:
@@ -176,6 +178,8 @@ def attribute_weights(
     >>> {name: tuple(score.shape) for name, score in scores.scores.items()}
     {'weight': (2, 3), 'bias': (2,)}
     """
+    check_choice("method", method, Method)
+    check_choice("per", per, Per)
     if not gamma > 0:
         raise HyperparameterError("gamma", found=gamma, expected="a number > 0")
     if batch_size < 1:
@@ -186,10 +190,6 @@ def attribute_weights(
         return WeightScores({name: whole(weight.detach()).float().abs() for name, weight in weights.items()})
     if method == "random":
         return WeightScores({name: _random(weight, generator) for name, weight in weights.items()})
-    if method not in ("wagle", "snip", "saliency"):
-        raise HyperparameterError(
-            "method", found=method, expected="'wagle', 'snip', 'saliency', 'magnitude' or 'random'"
-        )
     scores, skipped, used = _mean_gradient(model, weights, forget, "forget", per, batch_size)
     balance = None
     if method == "saliency":

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from weightsmith.core import io
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, take
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
@@ -20,7 +21,7 @@ from weightsmith.core.training import FitOptions, batch_count, draw_seed, refuse
 from weightsmith.forget._measures import answer_probabilities, generated_answers, membership_auc, rouge_l, truth_ratios
 from weightsmith.forget._shared.mask import WeightMask
 from weightsmith.forget._shared.sets import frozen_note, held_out, overlap
-from weightsmith.forget._unlearn import Objective, check_objective, refusals, unlearn
+from weightsmith.forget._unlearn import Objective, Reduction, check_objective, refusals, unlearn
 from weightsmith.forget._wagle.attribution import Method, WeightScores, attribute_weights
 
 __all__ = ["wagle"]
@@ -49,7 +50,7 @@ def wagle(
     attribution: Method = "wagle",
     retain_weight: float = 1.0,
     beta: float | None = None,
-    reduction: Literal["token_mean", "sequence_sum"] = "token_mean",
+    reduction: Reduction = "token_mean",
     controls: bool = True,
     save_delta: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -130,7 +131,8 @@ def wagle(
     """
     if not 0 < density <= 1:
         raise HyperparameterError("density", found=density, expected="0 < density <= 1")
-    check_objective(objective, retain_weight, beta, tokenizer)
+    check_objective(objective, retain_weight, beta, reduction, tokenizer)
+    check_choice("attribution", attribution, Method)
     refuse_adapters(model)
     _check_delta(save_delta)
     seed = draw_seed(generator)

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.linalg import upcast
 
@@ -193,7 +194,7 @@ def grow_coefficients(
     Raises
     ------
     HyperparameterError
-        If ``scale`` is negative or not finite.
+        If ``scale`` is negative or not finite, or ``init`` unknown.
 
     Examples
     --------
@@ -203,6 +204,7 @@ def grow_coefficients(
     [[0.0, 1.0], [2.0, 0.0]]
     """
     check_scale(scale)
+    check_choice("init", init, Growth)
     n = len(alphas[0])
     if init == "orthogonal" and n == 1:
         warnings.warn(

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, ShapeError
 from weightsmith.core.models import evaluation_mode
@@ -87,6 +88,7 @@ def match_activations(
     chosen = _chosen(symmetry)
     if not chosen:
         raise ShapeError("no layer's input or output holds what may be permuted", do="Match the weights instead.")
+    check_choice("similarity", similarity, Similarity)
     a, b = (_activations(model, chosen, calibration, similarity) for model in (first, second))
     names = {name for dims in chosen.values() for blocks in dims for block in blocks for name in block.groups}
     unseen = [name for name in symmetry.groups if name not in names]

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import StoredState
 from weightsmith.core.linalg import is_finite
@@ -161,6 +162,7 @@ def match_weights(
     >>> match_weights(model, shuffled, symmetry).perms["0.weight[0]"]
     tensor([1, 3, 0, 2])
     """
+    check_choice("normalize", normalize, Normalize)
     for name, value in (("restarts", restarts), ("sweeps", sweeps)):
         if value < 1:
             raise HyperparameterError(name, found=value, expected=">= 1")

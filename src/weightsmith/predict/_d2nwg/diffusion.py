@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError, ShapeError, WeightsmithError
 from weightsmith.core.training import draw_seed, fit
 from weightsmith.predict._d2nwg.autoencoder import Encoded, WeightVAE
@@ -23,7 +24,9 @@ from weightsmith.predict._d2nwg.conditions import draw_shots
 from weightsmith.predict._d2nwg.noise import NoiseVectors
 from weightsmith.predict._zoo import WeightZoo
 
-__all__ = ["WeightDiffusion", "ema_decay"]
+__all__ = ["Sampler", "WeightDiffusion", "ema_decay"]
+
+Sampler = Literal["ddim", "ddpm"]
 
 COLLAPSED = 0.05
 """Spread of the latents' means below which the autoencoder has learnt nothing."""
@@ -213,7 +216,7 @@ class WeightDiffusion(nn.Module):
         support_CSF: Float[Tensor, "C S F"] | None = None,
         count: int = 1,
         *,
-        sampler: Literal["ddim", "ddpm"] = "ddim",
+        sampler: Sampler = "ddim",
         steps: int = 50,
         generator: torch.Generator | None = None,
     ) -> list[dict[str, Tensor]]:
@@ -251,7 +254,7 @@ class WeightDiffusion(nn.Module):
         support_BCSF: Float[Tensor, "B C S F"] | None = None,
         count: int = 1,
         *,
-        sampler: Literal["ddim", "ddpm"] = "ddim",
+        sampler: Sampler = "ddim",
         steps: int = 50,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "draws P"]:
@@ -305,8 +308,7 @@ class WeightDiffusion(nn.Module):
     def _scheduler(self, sampler: str) -> Any:
         from diffusers import DDPMScheduler
 
-        if sampler not in ("ddim", "ddpm"):
-            raise HyperparameterError("sampler", found=sampler, expected="'ddim' or 'ddpm'")
+        check_choice("sampler", sampler, Sampler)
         predicted = "v_prediction" if self.betas["rescale_betas_zero_snr"] else "epsilon"
         return DDPMScheduler(**self.betas, clip_sample=False, prediction_type=predicted)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import atomic_output
 from weightsmith.core.results import Result, documents, record
 from weightsmith.core.training import draw_seed
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
 from weightsmith.predict._d2nwg.conditions import OrderedEncoder
-from weightsmith.predict._d2nwg.diffusion import WeightDiffusion
+from weightsmith.predict._d2nwg.diffusion import Sampler, WeightDiffusion
 from weightsmith.predict._d2nwg.selection import memorisation
 from weightsmith.predict._shared.members import read_support
 from weightsmith.predict._zoo import WeightZoo
@@ -34,7 +34,7 @@ def d2nwg(
     vae_steps: int = 3000,
     steps: int = 6000,
     batch_size: int = 128,
-    sampler: Literal["ddim", "ddpm"] = "ddim",
+    sampler: Sampler = "ddim",
     sampler_steps: int = 50,
     overwrite: bool = False,
     generator: torch.Generator | None = None,
@@ -78,7 +78,7 @@ def d2nwg(
     Raises
     ------
     HyperparameterError
-        If there is not one zoo, or a number is out of range.
+        If there is not one zoo, or an option is out of range.
     CalibrationError
         If examples are given for the zoo and not for the new task, or the other way round.
     CheckpointError, ShapeError, NonFiniteError
@@ -103,6 +103,7 @@ def d2nwg(
     """
     if len(checkpoints) != 1:
         raise HyperparameterError("zoos", found=len(checkpoints), expected="one zoo")
+    check_choice("sampler", sampler, Sampler)
     numbers = {"count": count, "latent": latent, "vae_steps": vae_steps, "steps": steps}
     for number, value in {**numbers, "batch_size": batch_size, "sampler_steps": sampler_steps}.items():
         if value < 1:

@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.choices import check_choice
+from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.io import TensorSpec, check_elementwise
 
 __all__ = ["NOT_PREDICTED", "Kind", "has_normalization", "route"]
@@ -76,8 +77,7 @@ def route(
     >>> route(specs, routing="kernel_size")["2.weight"]
     'fc'
     """
-    if routing not in ("rank", "kernel_size"):
-        raise HyperparameterError("routing", found=routing, expected="'rank' or 'kernel_size'")
+    check_choice("routing", routing, Routing)
     check_elementwise(specs, "the network")
     kinds: dict[str, Kind] = {}
     for key, spec in specs.items():

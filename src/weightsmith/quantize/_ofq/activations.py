@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
 from weightsmith.core.levels import check_bits
 from weightsmith.core.linalg import upcast
@@ -68,6 +69,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, bits: int, features: Sequence[int], granularity: Granularity = "tensor") -> None:
         super().__init__()
         check_bits("bits", bits)
+        check_choice("granularity", granularity, Granularity)
         self.bits, self.granularity = bits, granularity
         self.register_buffer("is_signed", torch.tensor(True))
         self.step = nn.Parameter(torch.zeros(()))  # zero: not initialized

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches, as_batches, to_model
 from weightsmith.core.errors import CheckpointError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.levels import ActivationLevels, Quantization, WeightLevels, check_bits
@@ -116,6 +117,8 @@ def prepare_qat(
     check_bits("weight_bits", weight_bits)
     if activation_bits is not None:
         check_bits("activation_bits", activation_bits)
+    check_choice("weights", weights, Weights)
+    check_choice("granularity", granularity, Granularity)
     layers = quantizable(model, include, exclude)
     found = [*attentions(model)]
     chosen = {name for name, module in found if refusal(module) is None}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import Layer, fold_parametrizations, own_weights
 from weightsmith.core.training import restored_on_error
@@ -236,8 +237,7 @@ def check_arrays(update: Update, weight_scale: float) -> None:
     """Refuse what no array can be made with."""
     if not 0 < weight_scale < math.inf:
         raise HyperparameterError("weight_scale", found=weight_scale, expected="a positive number")
-    if update not in ("unidirectional", "bidirectional", "single"):
-        raise HyperparameterError("update", found=update, expected="'unidirectional', 'bidirectional' or 'single'")
+    check_choice("update", update, Update)
 
 
 def to_analog(

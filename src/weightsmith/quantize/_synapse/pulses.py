@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import Layer
@@ -232,8 +233,7 @@ def check_rules(error_threshold: float, input_threshold: float, coding: Coding, 
             raise HyperparameterError(name, found=value, expected="a number >= 0")
     if not 0 < refresh_at <= 1:
         raise HyperparameterError("refresh_at", found=refresh_at, expected="a number in (0, 1]")
-    if coding not in ("threshold", "rate"):
-        raise HyperparameterError("coding", found=coding, expected="'threshold' or 'rate'")
+    check_choice("coding", coding, Coding)
 
 
 class _Watched:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, batched, pad_token_id, take, to_device, to_model, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import device_of, evaluation_mode, has_batchnorm, recalibrate_batchnorm
@@ -41,7 +42,8 @@ from weightsmith.search._tanglenas.superposition import Architecture
 
 __all__ = ["draw", "net_loss", "random_search", "spos", "tanglenas"]
 
-SAMPLERS: dict[str, type[DrNAS] | type[DARTS] | type[GDAS]] = {"drnas": DrNAS, "darts": DARTS, "gdas": GDAS}
+SamplerName = Literal["drnas", "darts", "gdas"]
+SAMPLERS: dict[SamplerName, type[DrNAS] | type[DARTS] | type[GDAS]] = {"drnas": DrNAS, "darts": DARTS, "gdas": GDAS}
 UNMOVED = 0.01
 """Probabilities of choices that moved less say nothing about the architecture."""
 STATISTICS = 16
@@ -54,7 +56,7 @@ def tanglenas(
     training: Samples,
     *,
     space: Path | None = None,
-    sampler: Literal["drnas", "darts", "gdas"] = "drnas",
+    sampler: SamplerName = "drnas",
     train_portion: float = 0.5,
     arch_learning_rate: float = 3e-4,
     arch_weight_decay: float = 1e-3,
@@ -130,8 +132,7 @@ def tanglenas(
     (['0.out_features'], 2)
     """
     _check(train_portion, arch_learning_rate=arch_learning_rate, arch_weight_decay=arch_weight_decay)
-    if sampler not in SAMPLERS:
-        raise HyperparameterError("sampler", found=repr(sampler), expected=" or ".join(SAMPLERS))
+    check_choice("sampler", sampler, SamplerName)
     hyper: dict[str, Any] = {
         "space": space and str(space),
         "sampler": sampler,

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches, as_batches
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
@@ -30,6 +31,9 @@ from weightsmith.sparsify._modhifi.selection import Score, best, check_score
 
 __all__ = ["modhifi"]
 
+Scope = Literal["layer", "global"]
+Compensation = Literal["ols", "none"]
+
 
 def modhifi(
     model: nn.Module,
@@ -37,8 +41,8 @@ def modhifi(
     *,
     ratio: float = 0.2,
     score: Score = "saliency",
-    scope: Literal["layer", "global"] = "layer",
-    compensation: Literal["ols", "none"] = "ols",
+    scope: Scope = "layer",
+    compensation: Compensation = "ols",
     multiple_of: int = 1,
     skip_tokens: int = 0,
     include: str | Sequence[str] = "*",
@@ -145,10 +149,8 @@ def modhifi(
 def _check(ratio: float, scope: str, compensation: str, multiple_of: int, skip_tokens: int) -> None:
     if not 0 <= ratio < 1:
         raise HyperparameterError("ratio", found=ratio, expected="a number in [0, 1)")
-    if scope not in ("layer", "global"):
-        raise HyperparameterError("scope", found=scope, expected="layer or global")
-    if compensation not in ("ols", "none"):
-        raise HyperparameterError("compensation", found=compensation, expected="ols or none")
+    check_choice("scope", scope, Scope)
+    check_choice("compensation", compensation, Compensation)
     if multiple_of < 1:
         raise HyperparameterError("multiple_of", found=multiple_of, expected=">= 1")
     if skip_tokens < 0:

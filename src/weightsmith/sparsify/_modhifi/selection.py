@@ -18,12 +18,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.fidelity import contributions, pair_scores
 from weightsmith.core.linalg import damped_cholesky, is_finite
@@ -299,8 +300,7 @@ def check_score(score: str) -> None:
     HyperparameterError
         If there is no such score.
     """
-    if score not in get_args(Score):
-        raise HyperparameterError("score", found=score, expected=" or ".join(get_args(Score)))
+    check_choice("score", score, Score)
 
 
 def _greedy(consumers: Sequence[Consumer], count: int) -> Float[Tensor, "channels"]:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import (
     HyperparameterError,
@@ -235,6 +236,9 @@ def calibrate_wina(
     0.25
     """
     _check(sparsity, step, prefill)
+    check_choice("norms", norms, Norms)
+    check_choice("select", select, Select)
+    check_choice("allocation", allocation, Allocation)
     wanted = {layer.name for layer in projections(model, include, exclude)}
     refuse_sharded(model)
     check_finite(model)
@@ -310,6 +314,7 @@ def apply_plan(
       (0): Linear(in_features=8, out_features=8, bias=True)
     )
     """
+    check_choice("backend", backend, Literal["auto", Backend])
     if any(isinstance(module, SparseLinear) for module in model.modules()):
         raise UnsupportedModelError("the model is sparse already", do="Call remove_plan(model) first.")
     layers = {name: checked(Layer(name, get_module(model, name))) for name in plan.projections}
@@ -413,6 +418,7 @@ def plan_report(model: nn.Module) -> dict[str, Any]:
 def _transform(
     method: str, model: nn.Module, calibration: Batches, backend: Backend | Literal["auto"], **hyper: Any
 ) -> Result:
+    check_choice("backend", backend, Literal["auto", Backend])
     with record(method, backend=backend, **hyper) as result:
         plan = calibrate_wina(model, calibration, **hyper)
         result.notes += unreached(model, linear_layers(model))

@@ -39,6 +39,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
+from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, call, collate, keywords, pad_token_id, split_labels, take
 from weightsmith.core.errors import (
     CheckpointError,
@@ -61,6 +62,7 @@ EPSILON = 1e-8
 
 Inner = Literal["sgd", "sign"]
 Paths = Literal["both", "meta", "direct"]
+Reduction = Literal["sum", "mean"]
 
 
 class MetaRescaler:
@@ -118,7 +120,7 @@ class MetaRescaler:
     Raises
     ------
     HyperparameterError
-        If a number is out of range.
+        If an option is out of range.
 
     References
     ----------
@@ -146,7 +148,7 @@ class MetaRescaler:
         passes: int = 3,
         window: int = 1,
         paths: Paths = "both",
-        reduction: Literal["sum", "mean"] = "mean",
+        reduction: Reduction = "mean",
         warmup_steps: int = 0,
         min_weight: float = 0.0,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -156,6 +158,9 @@ class MetaRescaler:
         for name, value, least in (("classes", classes, 2), ("passes", passes, 1), ("window", window, 1)):
             if value < least:
                 raise HyperparameterError(name, found=value, expected=f">= {least}")
+        check_choice("inner", inner, Inner)
+        check_choice("paths", paths, Paths)
+        check_choice("reduction", reduction, Reduction)
         if not 0 <= min_weight < 1:
             raise HyperparameterError("min_weight", found=min_weight, expected="in [0, 1)")
         if not (math.isfinite(inner_learning_rate) and inner_learning_rate > 0):

@@ -18,9 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_choice
 from weightsmith_kitchen.errors import RecipeError
 
 __all__ = ["LinearChainCRF"]
+
+Reduction = Literal["none", "mean", "sum"]
 
 
 class LinearChainCRF(nn.Module):
@@ -73,7 +76,7 @@ class LinearChainCRF(nn.Module):
         tags: Int[Tensor, "batch steps"],
         mask: Bool[Tensor, "batch steps"] | None = None,
         *,
-        reduction: Literal["none", "mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
     ) -> Tensor:
         """Negative log-likelihood of the tags.
 
@@ -93,6 +96,7 @@ class LinearChainCRF(nn.Module):
         Tensor
             One number, or one per phrase.
         """
+        check_choice("reduction", reduction, Reduction)
         mask = self._checked(emissions, mask)
         if tags.shape != emissions.shape[:2]:
             raise RecipeError("tags", found=tuple(tags.shape), expected=tuple(emissions.shape[:2]))
