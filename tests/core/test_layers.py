@@ -8,6 +8,7 @@ from weightsmith.core.errors import CalibrationError, LayerNotFoundError, NonFin
 from weightsmith.core.models import (
     Layer,
     evaluation_mode,
+    find_experts,
     find_layers,
     get_module,
     recalibrate_batchnorm,
@@ -16,6 +17,7 @@ from weightsmith.core.models import (
 )
 from weightsmith.quantize import round_to_nearest
 from weightsmith.sparsify import magnitude, wanda
+from weightsmith.testing import tiny
 
 
 class Tied(nn.Module):
@@ -40,6 +42,24 @@ def test_patterns():
     assert [layer.name for layer in find_layers(model, ["a.0", "b"], exclude="b")] == ["a.0"]
     with pytest.raises(LayerNotFoundError, match=r"no layer matches \['c'\].*3 layers such as \['a.0'"):
         find_layers(model, "c")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: nn.DataParallel(torch.compile(model))])
+def test_patterns_are_on_paths_inside_a_wrapper(wrap):
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "lm_head": nn.Linear(2, 3)})
+    assert [layer.module for layer in find_layers(wrap(model), exclude="lm_head")] == [model["body"]]
+    experts = tiny("mixtral", layers=1)[0]
+    inside = find_experts(experts, "model.layers.0.*", exclude="*.1.*")
+    found = find_experts(wrap(experts), "model.layers.0.*", exclude="*.1.*")
+    assert [layer.expert for layer in found] == [layer.expert for layer in inside] == [0, 2, 3, 0, 2, 3]
+
+
+def test_a_convolution_in_another_order_of_memory_is_a_view_too():
+    layer = Layer("x", nn.Conv2d(3, 2, 5).to(memory_format=torch.channels_last))
+    weight = layer.weight.detach().clone()
+    assert torch.equal(layer.weight_OI.view(weight.shape), weight)
+    layer.weight_OI.zero_()
+    assert not layer.weight.any()
 
 
 def test_grouped_convolutions_are_no_matrix():

@@ -22,6 +22,7 @@ __all__ = [
     "plain_model",
     "process_count",
     "refuse_several_processes",
+    "wrapper_path",
 ]
 
 T = TypeVar("T")
@@ -41,6 +42,18 @@ def plain_model(model: nn.Module) -> nn.Module:
     while (compiled := "_orig_mod" in model._modules) or isinstance(model, WRAPPERS):
         model = model.get_submodule("_orig_mod" if compiled else "module")
     return model
+
+
+def wrapper_path(model: nn.Module) -> str:
+    """Return the path of :func:`plain_model` in a model, with a dot at its end; empty for a plain model.
+
+    Examples
+    --------
+    >>> wrapper_path(nn.Linear(2, 2)), wrapper_path(torch.compile(nn.Linear(2, 2)))
+    ('', '_orig_mod.')
+    """
+    plain = plain_model(model)
+    return "" if plain is model else next(f"{name}." for name, module in model.named_modules() if module is plain)
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from weightsmith.core.models._layers import Layer, find_layers, matches, patterns, warn_of_unmatched
+from weightsmith.core.processes import wrapper_path
 
 __all__ = ["find_experts", "find_matrices", "watching_experts"]
 
@@ -40,6 +41,7 @@ def find_experts(
     ['model.layers.0.mlp.experts.0.gate_up_proj', 'model.layers.0.mlp.experts.1.gate_up_proj']
     """
     include, exclude = patterns(include), patterns(exclude)
+    wrapper = wrapper_path(model)
     return [
         layer
         for path, module in model.named_modules()
@@ -47,9 +49,8 @@ def find_experts(
         for parameter in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
         if getattr(module._parameters.get(parameter), "ndim", 0) == 3
         for expert in range(len(getattr(module, parameter)))
-        if matches(
-            (layer := Layer(f"{path}.{expert}.{parameter}", module, (), parameter, expert)).name, include, exclude
-        )
+        for layer in [Layer(f"{path}.{expert}.{parameter}", module, (), parameter, expert)]
+        if matches(layer.name.removeprefix(wrapper), include, exclude)
     ]
 
 
@@ -86,7 +87,10 @@ def find_matrices(
         find_layers(model, include, exclude)
     if len(include := patterns(include)) > 1:
         every = find_layers(model, include, strict=False) + find_experts(model, include)
-        warn_of_unmatched(include, [name for layer in every for name in (layer.name, *layer.aliases)])
+        wrapper = wrapper_path(model)
+        warn_of_unmatched(
+            include, [name.removeprefix(wrapper) for layer in every for name in (layer.name, *layer.aliases)]
+        )
     return found
 
 

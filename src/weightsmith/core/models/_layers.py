@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
+from weightsmith.core.processes import wrapper_path
 from weightsmith.core.sharding import refuse_sharded
 
 __all__ = [
@@ -167,7 +168,8 @@ def find_layers(
     model : nn.Module
         Any model.
     include, exclude : str or sequence of str
-        Shell patterns (``*`` also matches dots) on the module's dotted path.
+        Shell patterns (``*`` also matches dots) on the module's dotted path; that in the model itself, if it is
+        wrapped by ``torch.compile`` or data parallelism.
     strict : bool, default: True
         Raise when nothing matches.
 
@@ -200,7 +202,7 @@ def find_layers(
     """
     include, exclude = patterns(include), patterns(exclude)
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    adapters = adapter_paths(model)
+    adapters, wrapper = adapter_paths(model), wrapper_path(model)
     for name, module in model.named_modules(remove_duplicate=False):
         if _is_matrix(module) and not f"{name}.".startswith(adapters):
             # a computed weight is another tensor at each access
@@ -208,7 +210,7 @@ def find_layers(
             owners.setdefault(id(owner), []).append((name, module))
     layers = []
     for places in owners.values():
-        matching = [(name, module) for name, module in places if matches(name, include, exclude)]
+        matching = [place for place in places if matches(place[0].removeprefix(wrapper), include, exclude)]
         if matching:
             name, module = matching[0]
             layers.append(Layer(name, module, tuple(other for other, _ in places if other != name)))
@@ -220,7 +222,7 @@ def find_layers(
             do="Check the patterns against the names of model.named_modules().",
         )
     if strict:
-        warn_of_unmatched(include, [name for places in owners.values() for name, _ in places])
+        warn_of_unmatched(include, [name.removeprefix(wrapper) for places in owners.values() for name, _ in places])
     return layers
 
 
