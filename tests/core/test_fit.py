@@ -286,3 +286,19 @@ def test_random_numbers_of_the_caller_go_on_as_they_would():
     with random_state_kept():  # by itself: what checks types in these tests draws from Python's generator, too
         random.seed(5)
     assert random.random() == expected
+
+
+def test_the_targets_of_a_regression_are_no_classes():
+    x = torch.randn(8, 4)
+    for targets, outputs in ((x[:, :1], 1), (x[:, :2], 2), (torch.ones(8, 1), 1), (x[:, 0], 1), (x[:, :2].abs(), 2)):
+        model = nn.Linear(4, outputs)
+        before = model.weight.detach().clone()
+        with pytest.raises(CalibrationError, match="labels: found real numbers of shape .* A regression needs a loss"):
+            fit(model, TensorDataset(x, targets))
+        assert torch.equal(model.weight, before)
+    mixed = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    logits = torch.tensor([[1.0, 2.0], [0.5, 0.0]])
+    expected = -(mixed * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(default_loss(nn.Identity(), (logits, mixed)), expected)
+    rounded = torch.full((2, 7), 1 / 7).bfloat16()
+    assert default_loss(nn.Identity(), (torch.zeros(2, 7).bfloat16(), rounded)).isfinite()

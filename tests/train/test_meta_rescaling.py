@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from models import tiny
 from weightsmith.core.errors import (
+    CalibrationError,
     CheckpointError,
     HyperparameterError,
     NonFiniteError,
@@ -344,3 +345,11 @@ def test_a_model_without_forward_mode_derivative_is_refused():
     torch.nn.utils.parametrizations.weight_norm(model[1])
     with pytest.raises(UnsupportedModelError, match="without forward-mode derivative"):
         fit(model, data(), loss=MetaRescaler(data(), 3), epochs=1)
+
+
+def test_the_command_names_what_labels_it_cannot_count():
+    for label in (torch.randn(2), torch.tensor(0.5)):
+        with pytest.raises(ShapeError, match="label of sample 0: found torch.float32"):
+            meta_rescaling(nn.Linear(4, 2), [(torch.randn(4), label) for _ in range(4)])
+    with pytest.raises(CalibrationError, match="no training samples"):
+        meta_rescaling(nn.Linear(4, 2), [])

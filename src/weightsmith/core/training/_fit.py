@@ -28,7 +28,7 @@ from weightsmith.core.linalg import upcast
 from weightsmith.core.processes import launched_count, plain_model
 from weightsmith.core.progress import track
 from weightsmith.core.sharding import refuse_without_fsdp, sharded_parameters
-from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels
+from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels, check_probabilities
 from weightsmith.core.training._options import FitOptions, training_method
 
 __all__ = [
@@ -249,10 +249,13 @@ def _refuse_sparse_gradients(model: nn.Module) -> None:
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Compute the loss of a batch: the model's own for mappings, cross-entropy for pairs (inputs, classes).
 
+    The classes of a pair may also be class probabilities.
+
     Raises
     ------
     CalibrationError
-        If the batch is neither a mapping with ``labels`` or ``input_ids`` nor a pair.
+        If the batch is neither a mapping with ``labels`` or ``input_ids`` nor a pair, or the second of a pair are real
+        numbers that are no probabilities.
     HyperparameterError
         If a label is not a class of the model.
 
@@ -270,7 +273,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     elif isinstance(batch, Sequence) and len(batch) == 2:
         inputs, classes = batch
         logits = call(model, inputs)
-        if not classes.is_floating_point():
+        if classes.is_floating_point():
+            check_probabilities(classes, logits)
+        else:
             check_labels(classes[classes != IGNORED], logits.shape[1] if logits.ndim > 1 else len(logits))
         return functional.cross_entropy(logits, classes)
     raise CalibrationError(

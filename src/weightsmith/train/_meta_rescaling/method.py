@@ -41,6 +41,7 @@ from torch.utils.data import Dataset
 
 from weightsmith.core.data import Samples, call, collate, keywords, pad_token_id, split_labels, take
 from weightsmith.core.errors import (
+    CalibrationError,
     CheckpointError,
     HyperparameterError,
     NonFiniteError,
@@ -456,6 +457,15 @@ def meta_rescaling(
     Result
         Losses, and the weights as a file.
 
+    Raises
+    ------
+    CalibrationError
+        If there are no samples.
+    HyperparameterError
+        If an option is out of range, or a label is not a class.
+    ShapeError
+        If a sample does not have one class index as its label.
+
     References
     ----------
     Heck et al. 2024, arXiv 2412.12955.
@@ -565,7 +575,14 @@ def _count_classes(model: nn.Module, training: Samples) -> int:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "num_labels"):
         return int(config.num_labels)
-    return max(int(split_labels(sample)[1]) for sample in take(training)) + 1
+    labels = [torch.as_tensor(split_labels(sample)[1]) for sample in take(training)]
+    if not labels:
+        raise CalibrationError("no training samples", expected="at least two classes")
+    for number, label in enumerate(labels):
+        if label.ndim or label.is_floating_point():
+            found = f"{label.dtype} of shape {tuple(label.shape)}"
+            raise ShapeError(f"label of sample {number}", found=found, expected="one class index")
+    return int(torch.stack(labels).max()) + 1
 
 
 def _numbered(sample: Any, number: int) -> Any:
