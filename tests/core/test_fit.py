@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from models import tiny
 from processes import apart, torchrun, two_processes
@@ -302,3 +302,59 @@ def test_the_targets_of_a_regression_are_no_classes():
     torch.testing.assert_close(default_loss(nn.Identity(), (logits, mixed)), expected)
     rounded = torch.full((2, 7), 1 / 7).bfloat16()
     assert default_loss(nn.Identity(), (torch.zeros(2, 7).bfloat16(), rounded)).isfinite()
+
+
+def test_a_schedule_starts_from_the_optimizers_rate_and_leaves_it_as_it_was():
+    model, seen = network(), []
+    optimizer = torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.2}, {"params": model[3].parameters()}], 0.5)
+
+    def look(step, loss):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+
+    fit(model, problem(), optimizer=optimizer, scheduler="linear", after_step=look)
+    assert seen == [[0.1, 0.25], [0.0, 0.0]]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.5]
+    assert not any("initial_lr" in group for group in optimizer.param_groups)
+    optimizer.param_groups[1]["lr"] = 0.01  # for the next task
+    fit(model, problem(), optimizer=optimizer, after_step=look)
+    assert seen[2:] == [[0.2, 0.01]] * 2
+    own = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    own.step()
+    before = [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups]
+
+    def stop(step, loss):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, problem(), optimizer=optimizer, scheduler="linear", warmup=0.5, after_step=stop)
+    assert [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups] == before
+    rate = torch.tensor(0.5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    fit(model, problem(), optimizer=optimizer, scheduler="linear")
+    assert float(optimizer.param_groups[0]["lr"]) == 0.5
+
+
+def test_what_cannot_be_trained_is_named():
+    frozen = network().requires_grad_(False)
+    with pytest.raises(UnsupportedModelError, match="all parameters are frozen"):
+        fit(frozen, problem())
+    with pytest.raises(CalibrationError, match="there are no training samples"):
+        fit(network(), [])
+    stream = type("Stream", (IterableDataset,), {"__iter__": lambda self: iter(problem())})()
+    with pytest.raises(CalibrationError, match="found Stream, which has no length"):
+        fit(network(), DataLoader(stream, batch_size=4))
+
+
+def test_complex_weights_are_trained():
+    class Wave(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6, 3, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (x.to(self.weight.dtype) @ self.weight).abs()
+
+    model = Wave()
+    run = fit(model, problem(), epochs=10, learning_rate=0.1)
+    assert run.losses[-1] < run.losses[0]
+    assert model.weight.isfinite().all()

@@ -21,6 +21,7 @@ from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import (
     Fit,
     FitOptions,
+    adamw,
     default_loss,
     fit,
     float_weights,
@@ -138,12 +139,7 @@ def unlearn(
             value = _objective(objective, model, forgotten, reference, beta, reduction)
             return value + retain_weight * default_loss(model, retained[0]) if retained else value
 
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=options["learning_rate"],
-            weight_decay=options["weight_decay"],
-            fused=True,
-        )
+        optimizer = adamw(model, options)
         with nullcontext() if mask is None else masked_updates(model, optimizer, mask):
             return fit(model, pairs, loss=loss, optimizer=optimizer, after_step=after_step, seed=seed, **options)
 

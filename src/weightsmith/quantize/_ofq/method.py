@@ -167,7 +167,7 @@ def ofq(
             return None
         rate = options["learning_rate"] * options["final_learning_rate_ratio"]
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = rate
+            group["lr"] = rate
         with ConfidenceGuidedAnnealing(model, optimizer, boundary, joint=anneal_joint):
             return run(epochs=annealing_epochs, scheduler="constant", warmup=0.0)
 
