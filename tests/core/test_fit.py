@@ -358,3 +358,39 @@ def test_complex_weights_are_trained():
     run = fit(model, problem(), epochs=10, learning_rate=0.1)
     assert run.losses[-1] < run.losses[0]
     assert model.weight.isfinite().all()
+
+
+def test_data_without_a_label_that_counts_are_named():
+    model = network()
+    before = weights(model)
+    x = problem().tensors[0]
+    ignored, zero = torch.full((64,), -100), lambda model, batch: model(batch[0]).sum() * 0
+    with pytest.raises(CalibrationError, match="labels of the training samples: found -100 for all"):
+        fit(model, TensorDataset(x, ignored), loss=zero, weight_decay=0.1, batch_size=8)
+    assert torch.equal(weights(model), before)
+    ignored[50] = 1
+    assert fit(model, TensorDataset(x, ignored), loss=zero, batch_size=8).steps == 8
+
+
+STOPPING = """
+    import sys, torch
+    sys.path.insert(0, sys.argv[1])
+    from core.test_fit import network, problem, weights
+    from weightsmith.core.training import fit
+
+    model, seen = network(), []
+
+    def evaluate(model):
+        seen.append(1)
+        scores = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 7.0, 0.0, -1.0, -9.0]
+        return scores[torch.distributed.get_rank()][len(seen) - 1]
+
+    run = fit(model, problem(), epochs=5, batch_size=16, evaluate=evaluate, patience=1)
+    print(run.scores, run.best_epoch, float(weights(model).double().sum()))
+"""
+
+
+def test_processes_that_measure_differently_stop_together(tmp_path, pytestconfig):
+    first, second = two_processes(STOPPING, tmp_path, str(pytestconfig.rootpath / "tests")).splitlines()
+    assert first == second
+    assert first.startswith("[1.5, 4.5, 1.5] 1 ")

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.processes import launched_count, plain_model
+from weightsmith.core.processes import gather_objects, launched_count, plain_model
 from weightsmith.core.progress import track
 from weightsmith.core.sharding import refuse_without_fsdp, sharded_parameters
 from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels, check_probabilities
@@ -118,7 +118,7 @@ def fit(
     drop_last : bool, default: False
         Leave out the incomplete last batch, for datasets.
     evaluate : callable, optional
-        ``evaluate(model)`` after every epoch, in evaluation mode.
+        ``evaluate(model)`` after every epoch, in evaluation mode; of several processes the mean.
     higher_is_better : bool, default: True
         The direction of ``evaluate``.
     patience : int, optional
@@ -141,7 +141,8 @@ def fit(
         If an option is unknown or out of range, ``patience`` comes without ``evaluate``, or ``optimizer`` holds tensors
         that are not parameters of the model (or of ``loss``).
     CalibrationError
-        If there is no sample or batch, or one of a single sample for batch normalization, or the data have no length.
+        If there is no sample or batch, or one of a single sample for batch normalization, the data have no length, or
+        all labels are -100.
     NonFiniteError
         If a parameter is, or the loss becomes, NaN or infinite.
     UnsupportedModelError
@@ -199,7 +200,10 @@ def fit(
         for epoch in track(range(epochs), "training", total=epochs):
             wrapped.train()
             group: list[Tensor] = []
+            counts: list[Tensor | bool] = []
             for number, batch in enumerate(loader):
+                if epoch == 0:
+                    counts.append(_has_label(batch))
                 with accelerator.accumulate(wrapped):
                     with accelerator.autocast(), _naming_batches_of_one():
                         value = loss(wrapped, batch)
@@ -218,10 +222,13 @@ def fit(
                         if after_step is not None:
                             after_step(record.steps, record.losses[-1])
                     optimizer.zero_grad()
+            if epoch == 0 and not any(gather_objects(any(map(bool, counts)))):
+                raise CalibrationError("labels of the training samples", found="-100 for all: none counts")
             record.best_epoch = epoch
             if evaluate is not None:
                 model.eval()
-                record.scores.append(float(evaluate(model)))
+                scores = gather_objects(float(evaluate(model)))  # one decides for all when to stop
+                record.scores.append(sum(scores) / len(scores))
                 if best.is_over(model, record.scores[-1], epoch):
                     break
     _set_forward(model, forward)
@@ -250,6 +257,18 @@ def _check_data(data: Any) -> None:
         raise CalibrationError("there are no training samples", expected="at least one")
 
 
+def _has_label(batch: Any) -> Tensor | bool:
+    """Whether a label of a batch counts; True where it cannot be told."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if _is_pair(batch) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return True
+    return (labels != IGNORED).any()
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, Sequence) and len(batch) == 2
+
+
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Compute the loss of a batch: the model's own for mappings, cross-entropy for pairs (inputs, classes).
 
@@ -274,7 +293,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
             check_model_labels(model, batch["labels"])
             loss: Tensor = call(model, batch).loss
             return loss
-    elif isinstance(batch, Sequence) and len(batch) == 2:
+    elif _is_pair(batch):
         inputs, classes = batch
         logits = call(model, inputs)
         if classes.is_floating_point():
