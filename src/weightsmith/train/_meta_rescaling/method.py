@@ -223,6 +223,7 @@ class MetaRescaler:
             losses_GB, logits_GBC = self._run(plain, first, inputs, labels, {})
             w_B = self._weights(self.memories[0], losses_GB, logits_GBC, labels)
             gradient = _gradient(share * (w_B.detach() * losses_GB[0]).sum(), parameters)
+            parameters = {name: parameters[name] for name in gradient}
             self._learn(plain, parameters, gradient, inputs, labels, w_B, share, rewind)
         in_force = w_B.detach()
         if self._steps < self.warmup_steps:
@@ -300,7 +301,10 @@ class MetaRescaler:
             objective = objective + share * (v_B * losses_GB[0].detach()).sum()
         if self.paths != "direct":
             outer = _gradient(share * (v_B.detach() * losses_GB[0]).sum(), moved)
-            direction = {name: self._slope(gradient[name]) * outer[name] for name in outer}
+            direction = {
+                name: self._slope(gradient[name]) * outer[name] if name in outer else torch.zeros_like(p)
+                for name, p in parameters.items()
+            }
             rewind()  # to the dropout of the first pass
             slopes_B = self._directional(model, parameters, direction, inputs, labels)
             objective = objective - rate * share * (slopes_B * w_B).sum()
@@ -517,10 +521,15 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient by each parameter, summed over processes; zero for unused ones."""
+    """The gradient by each parameter that is used, summed over processes."""
     found = torch.autograd.grad(value, [*parameters.values()], retain_graph=True, allow_unused=True)
-    pairs = zip(parameters.items(), found, strict=True)
-    gradients = {name: torch.zeros_like(p) if g is None else g.contiguous() for (name, p), g in pairs}
+    used = torch.tensor([gradient is not None for gradient in found], dtype=torch.int32)
+    all_reduce_sum(used)
+    gradients = {
+        name: torch.zeros_like(parameter) if gradient is None else gradient.contiguous()
+        for (name, parameter), gradient, count in zip(parameters.items(), found, used.tolist(), strict=True)
+        if count
+    }
     all_reduce_sum(*gradients.values())
     return gradients
 
