@@ -279,7 +279,8 @@ class LossReweighter(nn.Module):
         """Compute the loss for ``transformers.Trainer(compute_loss_func=...)`` of a language model or a classifier.
 
         Every micro-batch of an accumulated step counts by its share of the step's labels, on all processes together.
-        Without gradients, as in an evaluation, all samples have equal weights.
+        Without gradients, as in an evaluation, all samples have equal weights. With a window or a warm-up, put the
+        state into the checkpoints: ``callbacks=[LossCheckpoint(reweighter)]``.
         """
         labels, logits = labels_and_logits(outputs, labels)
         _check_classes(labels, logits)
