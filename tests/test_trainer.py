@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from weightsmith.adapt import BoneConfig, LIFTAdamW, lift_groups
 from weightsmith.analyze import condition_report
@@ -25,12 +25,14 @@ from weightsmith.continual import (
     clip_weights_hook,
     grow_head,
 )
+from weightsmith.core.errors import CheckpointError
 from weightsmith.forget import EmbeddingForgettingCallback, masked_updates
 from weightsmith.quantize import AnnealingCallback, finish_qat, initialize_activations, prepare_qat
 from weightsmith.sparsify import StaticSparsity
 from weightsmith.testing import samples, tiny
 from weightsmith.train import (
     DistillationLoss,
+    LossCheckpoint,
     LossReweighter,
     MetaRescaler,
     MetaRescalingLoss,
@@ -196,6 +198,41 @@ DOORS = {
         lambda model, rows: ({"callbacks": [EmbeddingForgettingCallback(every=3, std=0.1)]}, lambda: None),
     ),
 }
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+@pytest.mark.parametrize("name", ["loss_reweighting", "meta_rescaling"])
+def test_a_resumed_run_goes_on_with_what_the_loss_has_learned(name, tmp_path):
+    def trained(folder, *callbacks, kept=True, **resume):
+        architecture = DOORS[name][0]
+        model, rows = tiny(architecture)[0], samples(architecture, 16)
+        if name == "loss_reweighting":
+            loss = LossReweighter(window=4, warmup_steps=2)
+            door = loss.compute_loss_func
+        else:
+            loss = MetaRescaler(rows, 2, passes=1)
+            door = MetaRescalingLoss(model, loss)
+        arguments = TrainingArguments(
+            folder, max_steps=4, per_device_train_batch_size=4, learning_rate=1e-2, save_steps=2, save_total_limit=1,
+            report_to=[], use_cpu=True, seed=0, disable_tqdm=True,
+        )  # fmt: skip
+        own = [LossCheckpoint(loss)] if kept else []
+        trainer = Trainer(model, arguments, train_dataset=rows, compute_loss_func=door, callbacks=[*own, *callbacks])
+        trainer.train(**resume)
+        return model.state_dict(), loss.state_dict()
+
+    whole, learned = trained(tmp_path / "whole")
+    trained(tmp_path / "parts", Stop())
+    resumed, also_learned = trained(tmp_path / "parts", resume_from_checkpoint=True)
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert str(learned) == str(also_learned)
+    trained(tmp_path / "none", Stop(), kept=False)
+    with pytest.raises(CheckpointError, match="the state of the loss in .*checkpoint-2"):
+        trained(tmp_path / "none", resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("name", DOORS)

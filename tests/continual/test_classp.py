@@ -16,7 +16,13 @@ from torch.utils.data import TensorDataset
 from models import tiny
 from processes import two_processes
 from weightsmith.continual import CLASSP, classp
-from weightsmith.core.errors import CheckpointError, HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.errors import (
+    CheckpointError,
+    HyperparameterError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
 from weightsmith.core.training import fit
 
 SEQUENCE = [[1.0, 0.3], [-2.0, 0.6], [0.5, -0.1]]
@@ -543,3 +549,8 @@ def test_files_of_accumulators_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="another model"):
         classp(nn.Linear(4, 3), task(1), state=file)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+def test_a_frozen_model_has_nothing_to_train():
+    with pytest.raises(UnsupportedModelError, match="all parameters are frozen"):
+        classp(nn.Linear(2, 2).requires_grad_(False), [(torch.ones(2), 0)])

@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from weightsmith.adapt import LIFTAdamW
 from weightsmith.continual import CLASSP, grow_head
-from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 
 OPTIMIZERS = {
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
@@ -67,3 +68,49 @@ def test_heads_do_not_shrink_and_frozen_ones_stay_frozen():
     assert head.weight.shape == (6, 3)
     assert head.weight.dtype == torch.bfloat16
     assert not head.weight.requires_grad
+
+
+def test_a_head_whose_weight_is_computed_is_refused():
+    for head in (nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), masked(nn.Linear(3, 2))):
+        with pytest.raises(UnsupportedModelError, match="the weight of the head is computed: found"):
+            grow_head(head, 4)
+        assert head.out_features == 2
+        assert head.bias.shape == (2,)
+
+
+def masked(head):
+    return prune.random_unstructured(head, "weight", 0.5)
+
+
+def test_a_part_of_the_weights_is_chosen_anew():
+    torch.manual_seed(0)
+    head, x = nn.Linear(64, 20, bias=False), torch.randn(8, 64)
+    optimizer = LIFTAdamW([head.weight], lr=0.01, density=0.3, niter=2, update_interval=3)
+
+    def steps():
+        for _ in range(4):
+            optimizer.zero_grad()
+            head(x).square().sum().backward()
+            optimizer.step()
+
+    steps()
+    grow_head(head, 40, optimizer=optimizer)
+    before = head.weight.detach().clone()
+    steps()
+    assert (head.weight != before)[20:].any()
+
+
+def test_statistics_of_rows_grow():
+    torch.manual_seed(0)
+    head, x = nn.Linear(8, 3), torch.randn(4, 8)
+    optimizer = torch.optim.Adafactor(head.parameters(), lr=0.01)
+    head(x).square().sum().backward()
+    optimizer.step()
+    rows = optimizer.state[head.weight]["row_var"].clone()
+    grow_head(head, 5, optimizer=optimizer)
+    grown = optimizer.state[head.weight]["row_var"]
+    assert torch.equal(grown[:3], rows)
+    assert not grown[3:].any()
+    head(x).square().sum().backward()
+    optimizer.step()
+    assert head.weight.isfinite().all()

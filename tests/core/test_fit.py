@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from models import tiny
 from processes import apart, torchrun, two_processes
@@ -286,3 +286,111 @@ def test_random_numbers_of_the_caller_go_on_as_they_would():
     with random_state_kept():  # by itself: what checks types in these tests draws from Python's generator, too
         random.seed(5)
     assert random.random() == expected
+
+
+def test_the_targets_of_a_regression_are_no_classes():
+    x = torch.randn(8, 4)
+    for targets, outputs in ((x[:, :1], 1), (x[:, :2], 2), (torch.ones(8, 1), 1), (x[:, 0], 1), (x[:, :2].abs(), 2)):
+        model = nn.Linear(4, outputs)
+        before = model.weight.detach().clone()
+        with pytest.raises(CalibrationError, match="labels: found real numbers of shape .* A regression needs a loss"):
+            fit(model, TensorDataset(x, targets))
+        assert torch.equal(model.weight, before)
+    mixed = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    logits = torch.tensor([[1.0, 2.0], [0.5, 0.0]])
+    expected = -(mixed * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(default_loss(nn.Identity(), (logits, mixed)), expected)
+    rounded = torch.full((2, 7), 1 / 7).bfloat16()
+    assert default_loss(nn.Identity(), (torch.zeros(2, 7).bfloat16(), rounded)).isfinite()
+
+
+def test_a_schedule_starts_from_the_optimizers_rate_and_leaves_it_as_it_was():
+    model, seen = network(), []
+    optimizer = torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.2}, {"params": model[3].parameters()}], 0.5)
+
+    def look(step, loss):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+
+    fit(model, problem(), optimizer=optimizer, scheduler="linear", after_step=look)
+    assert seen == [[0.1, 0.25], [0.0, 0.0]]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.5]
+    assert not any("initial_lr" in group for group in optimizer.param_groups)
+    optimizer.param_groups[1]["lr"] = 0.01  # for the next task
+    fit(model, problem(), optimizer=optimizer, after_step=look)
+    assert seen[2:] == [[0.2, 0.01]] * 2
+    own = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    own.step()
+    before = [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups]
+
+    def stop(step, loss):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, problem(), optimizer=optimizer, scheduler="linear", warmup=0.5, after_step=stop)
+    assert [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups] == before
+    rate = torch.tensor(0.5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    fit(model, problem(), optimizer=optimizer, scheduler="linear")
+    assert float(optimizer.param_groups[0]["lr"]) == 0.5
+
+
+def test_what_cannot_be_trained_is_named():
+    frozen = network().requires_grad_(False)
+    with pytest.raises(UnsupportedModelError, match="all parameters are frozen"):
+        fit(frozen, problem())
+    with pytest.raises(CalibrationError, match="there are no training samples"):
+        fit(network(), [])
+    stream = type("Stream", (IterableDataset,), {"__iter__": lambda self: iter(problem())})()
+    with pytest.raises(CalibrationError, match="found Stream, which has no length"):
+        fit(network(), DataLoader(stream, batch_size=4))
+
+
+def test_complex_weights_are_trained():
+    class Wave(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6, 3, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (x.to(self.weight.dtype) @ self.weight).abs()
+
+    model = Wave()
+    run = fit(model, problem(), epochs=10, learning_rate=0.1)
+    assert run.losses[-1] < run.losses[0]
+    assert model.weight.isfinite().all()
+
+
+def test_data_without_a_label_that_counts_are_named():
+    model = network()
+    before = weights(model)
+    x = problem().tensors[0]
+    ignored, zero = torch.full((64,), -100), lambda model, batch: model(batch[0]).sum() * 0
+    with pytest.raises(CalibrationError, match="labels of the training samples: found -100 for all"):
+        fit(model, TensorDataset(x, ignored), loss=zero, weight_decay=0.1, batch_size=8)
+    assert torch.equal(weights(model), before)
+    ignored[50] = 1
+    assert fit(model, TensorDataset(x, ignored), loss=zero, batch_size=8).steps == 8
+
+
+STOPPING = """
+    import sys, torch
+    sys.path.insert(0, sys.argv[1])
+    from core.test_fit import network, problem, weights
+    from weightsmith.core.training import fit
+
+    model, seen = network(), []
+
+    def evaluate(model):
+        seen.append(1)
+        scores = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 7.0, 0.0, -1.0, -9.0]
+        return scores[torch.distributed.get_rank()][len(seen) - 1]
+
+    run = fit(model, problem(), epochs=5, batch_size=16, evaluate=evaluate, patience=1)
+    print(run.scores, run.best_epoch, float(weights(model).double().sum()))
+"""
+
+
+def test_processes_that_measure_differently_stop_together(tmp_path, pytestconfig):
+    first, second = two_processes(STOPPING, tmp_path, str(pytestconfig.rootpath / "tests")).splitlines()
+    assert first == second
+    assert first.startswith("[1.5, 4.5, 1.5] 1 ")

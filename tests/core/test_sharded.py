@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from torch import nn
 
 from processes import two_processes
 from weightsmith.adapt import BoneConfig, LIFTAdamW, lift, lift_groups
-from weightsmith.continual import CLASSP
+from weightsmith.continual import CLASSP, EWC, L2SP
 from weightsmith.core.errors import UnsupportedModelError
+from weightsmith.core.models import find_layers
 from weightsmith.core.sharding import read_places, refuse_without_fsdp, whole, write_places
 from weightsmith.core.training import fit
 from weightsmith.forget import attribute_weights, masked_updates
-from weightsmith.sparsify import magnitude, wanda
+from weightsmith.quantize import ConfidenceGuidedAnnealing, Oscillations, initialize_activations, prepare_qat
+from weightsmith.quantize._ofq.annealing import fake_quantized
+from weightsmith.sparsify import StaticSparsity, magnitude, wanda
 from weightsmith.testing import samples, tiny
 from weightsmith.train import LossReweighter, MetaRescaler, PLDLoss, compand, distillation, reweighted
 
@@ -48,6 +52,29 @@ def distilled(model):
     return with_sgd(model, loss=distillation(teacher, PLDLoss(2.0)))
 
 
+def penalized(kind, model):
+    penalty = kind(5.0)
+    penalty.consolidate(model, [tiny("llama")[1]]) if kind is EWC else penalty.consolidate(model)
+    return lambda model: with_sgd(model, loss=penalty.added_to())
+
+
+def sparse(model):
+    held = StaticSparsity(model, 0.5, generator=torch.Generator().manual_seed(0))
+
+    def door(model):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+        held.attach(optimizer)
+        return {"optimizer": optimizer, "held": held}
+
+    return door
+
+
+def quantized(model):
+    prepare_qat(model, weight_bits=4, activation_bits=4)
+    initialize_activations(model, [tiny("llama")[1]])
+    return with_sgd
+
+
 def wagle(model):
     rows = samples("llama", 16)
     if torch.distributed.is_initialized():
@@ -57,7 +84,16 @@ def wagle(model):
     return {"optimizer": optimizer, "mask": mask}
 
 
+BEFORE = {
+    "L2SP": partial(penalized, L2SP),
+    "EWC": partial(penalized, EWC),
+    "spdf": sparse,
+    "ofq": quantized,
+}
+"""What is done to the whole model; it returns what is done to the sharded one."""
+
 METHODS = {
+    **BEFORE,
     "bone": bone,
     "lift": lift_optimizer,
     "classp": classp_optimizer,
@@ -76,6 +112,7 @@ def trained(name, processes, state=None):
         model = get_peft_model(model, BoneConfig(r=8))
     if name == "weight_compander":
         compand(model)
+    door = BEFORE[name](model) if name in BEFORE else METHODS[name]
     if processes > 1:
         from torch.distributed.fsdp import fully_shard
 
@@ -83,14 +120,19 @@ def trained(name, processes, state=None):
         for layer in base.layers:
             fully_shard(layer)
         fully_shard(model)
-    given = METHODS[name](model)
-    mask = given.pop("mask", None)
+    given = door(model)
+    mask, held = given.pop("mask", None), given.pop("held", None)
     options = {"batch_size": 8 // processes, "epochs": 2, "seed": 1, "clip_norm": 0.5, **given}
     if mask is None:
         run = fit(model, samples("llama", 16), **options)
     else:
         with masked_updates(model, options["optimizer"], mask):
             run = fit(model, samples("llama", 16), **options)
+    if held is not None:
+        held.densify()
+        assert all(
+            0.49 < float((whole(layer.weight) == 0).float().mean()) < 0.51 for layer in find_layers(model, "*proj")
+        )
     return model, options["optimizer"], {"training loss": torch.tensor(run.losses), **gathered(model)}
 
 
@@ -141,6 +183,15 @@ def refusals(mesh):
         get_peft_model(llama, BoneConfig(r=8))
     with pytest.raises(UnsupportedModelError, match="DistributedDataParallel"):
         MetaRescaler(samples("bert"), 2)(sharded("bert"), {"input_ids": torch.ones(2, 3).long()})
+    with pytest.raises(UnsupportedModelError, match="the penalty works on sharded models"):
+        EWC(1.0).consolidate(llama, batch)
+    penalty = L2SP(1.0)
+    penalty.consolidate(llama)  # each process holds its own part
+    assert float(penalty(llama)) == 0.0
+    with torch.no_grad():
+        next(llama.parameters()).add_(0.5)
+    assert float(penalty(llama)) == pytest.approx(0.25 * next(llama.parameters()).numel())
+    assert float(penalty(tiny("llama")[0])) == pytest.approx(0.0)
     half = fully_shard(nn.Linear(2, 2), mesh=mesh)
     with pytest.raises(UnsupportedModelError, match="'1.weight' are not sharded while others are"):
         fit(nn.Sequential(half, nn.Linear(2, 2)), [(torch.ones(2), 0)])
@@ -164,6 +215,32 @@ def places(mesh):
         refuse_without_fsdp(model)
 
 
+def counts(mesh):
+    """What annealing and oscillations count is of the whole weights."""
+    from torch.distributed.fsdp import fully_shard
+
+    found = []
+    for split in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 2))
+        prepare_qat(model, weight_bits=2, activation_bits=8, exclude=())
+        initialize_activations(model, [torch.randn(4, 16)])
+        if split:
+            fully_shard(model, mesh=mesh)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        share = ConfidenceGuidedAnnealing(model, optimizer, 0.1).share()
+        counter = Oscillations(model)
+        for sign in (1, -1, 1):
+            with torch.no_grad():
+                for _, latent, _ in fake_quantized(model):
+                    latent.copy_(latent.abs() * sign)
+            counter.update()
+        found.append((share, counter.events, counter.mean()))
+    assert found[0] == found[1]
+    assert 0 < found[0][0] < 1
+    assert min(found[0][1].values()) > 0
+
+
 def in_a_group(folder):
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
@@ -173,6 +250,7 @@ def in_a_group(folder):
         torch.save(found, f"{folder}/{name}-{rank}.pt")
         round_trip(name, model, optimizer)
     places(mesh)
+    counts(mesh)
     refusals(mesh)
 
 

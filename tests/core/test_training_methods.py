@@ -7,7 +7,7 @@ import torch
 
 from models import tiny
 from weightsmith.adapt import bone, kappatune, lift
-from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.training import FIT_DEFAULTS, FitOptions, fit
 from weightsmith.grow import learngene, mixture_growth
 from weightsmith.merge import bang
@@ -94,6 +94,14 @@ def test_an_interrupt_restores_everything(method, step, monkeypatch):
         method(model, samples, **METHODS[method], batch_size=4, epochs=2, learning_rate=0.01)
     assert_unchanged(model, before)
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), identity, strict=True))
+
+
+def test_no_samples_are_refused_by_name(method):
+    model, _ = problem(method)
+    before = snapshot(model)
+    with pytest.raises((CalibrationError, HyperparameterError), match="sample"):
+        method(model, [], **METHODS[method])
+    assert_unchanged(model, before)
 
 
 def test_half_precision_accumulation_and_clipping_run(method):

@@ -42,8 +42,10 @@ def trained(name, processes):
     architecture, method, options = METHODS[name]
     model, _ = tiny(architecture)
     data = [samples(architecture, 32)]
-    if name == "wagle":  # each step draws whom to retain: all alike
-        data = [data[0][:8], data[0][8:9] * 16]
+    if name == "wagle":
+        data = [data[0][:8], data[0][8:24]]
+    if name in ("wagle", "ofq", "lsq"):  # in single precision rounding decides on weights near a threshold
+        model = model.double()
     given = {key: value() if callable(value) else value for key, value in options.items()}
     result = method(
         model, *data, batch_size=8 // processes, epochs=2, generator=torch.Generator().manual_seed(1), **given
@@ -82,8 +84,6 @@ def test_two_processes_train_as_one(name, folder):
     moved = max(float((one[key] - value).abs().max()) for key, value in start.items())
     for key, value in one.items():
         assert torch.equal(found[0][key], found[1][key]), key
-        if name in ("ofq", "lsq") and key != "training loss":
-            continue  # weights near a threshold fall to another level, and take the others with them
         # Adam magnifies the rounding of the smallest gradients
         # and so do weights of samples, which are normalized three times, losses that are nearly equal
         rtol = 1e-2 if name == "meta_rescaling" and key == "training loss" else 1e-3

@@ -7,9 +7,10 @@ from inspect import unwrap
 
 import pytest
 import torch
+from torch import nn
 
-from weightsmith.core.errors import HyperparameterError
-from weightsmith.forget import graddiff_loss, gradient_ascent_loss, npo_loss, simnpo_loss
+from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.forget import graddiff_loss, gradient_ascent_loss, npo_loss, simnpo_loss, unlearn
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 4.0])
@@ -68,3 +69,14 @@ def test_the_reference_has_no_gradient():
 def test_bad_input(call):
     with pytest.raises(HyperparameterError):
         call(torch.ones(2))
+
+
+@pytest.mark.parametrize("objective", ["npo", "graddiff", "simnpo", "ascent"])
+def test_sets_without_a_label_that_counts_are_refused(objective):
+    labeled, ignored = ([(torch.ones(2), torch.tensor(label))] * 4 for label in (1, -100))
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    for forget, retain, name in ((ignored, labeled, "forget"), (labeled, ignored, "retain")):
+        with pytest.raises(CalibrationError, match=f"no sample of the {name} set has a label that counts"):
+            unlearn(model, forget, retain, objective=objective)
+    assert torch.equal(model.weight, before)

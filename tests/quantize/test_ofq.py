@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from weightsmith.core.errors import (
     CalibrationError,
@@ -48,7 +49,7 @@ from weightsmith.quantize import (
     unpack_checkpoint,
 )
 from weightsmith.quantize._ofq.activations import quantizers
-from weightsmith.quantize._ofq.annealing import trainable
+from weightsmith.quantize._ofq.annealing import fake_quantized, trainable
 from weightsmith.quantize._ofq.attention import QuantizedAttention
 from weightsmith.quantize._ofq.weights import lsq as learned_steps
 from weightsmith.quantize._packed import pack_codes, unpack_codes
@@ -787,3 +788,35 @@ def test_steps_per_position_are_refused_for_language_models():
     model, _ = tiny("llama")
     with pytest.raises(HyperparameterError, match="granularity"):
         ofq(model, samples("llama", 4), epochs=1, granularity="token")
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_annealing_that_was_interrupted_begins_anew_with_the_next_run(tmp_path):
+    model, rows = tiny("bert")[0], samples("bert", 16)
+    prepare_qat(model)
+    initialize_activations(model, [{name: torch.stack([row[name] for row in rows]) for name in rows[0]}])
+    annealing = AnnealingCallback(0, boundary=0.0)
+    latents = [latent for _, latent, kind in fake_quantized(model) if isinstance(kind, StatsQ)]
+    before = [latent.detach().clone() for latent in latents]
+
+    def hooks():
+        return sum(len(latent._backward_hooks or {}) for latent in latents)
+
+    arguments = TrainingArguments(
+        tmp_path, max_steps=2, weight_decay=0.5, learning_rate=0.1, report_to=[], use_cpu=True, disable_tqdm=True,
+        save_strategy="no",
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, arguments, train_dataset=rows, callbacks=[annealing, Interrupt()]).train()
+    assert hooks() == len(latents)
+    Trainer(model, arguments, train_dataset=rows, callbacks=[annealing]).train()
+    assert all(torch.equal(*pair) for pair in zip(latents, before, strict=True)), "a boundary of zero freezes all"
+    assert hooks() == 0
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, arguments, train_dataset=rows, callbacks=[annealing, Interrupt()]).train()
+    annealing.end()
+    assert hooks() == 0

@@ -544,3 +544,41 @@ def test_the_record_says_which_device_it_was(tmp_path):
     assert synapse(mlp(), points(), curves=path).hyper["curves"] == str(path)
     assert "curves" not in synapse(mlp(), points(), pulses=32).hyper
     assert synapse(mlp(), points(), pulses=32).hyper["pulses"] == 32
+
+
+def test_a_model_and_its_optimizer_are_copied_together():
+    model, data = mlp(bias=True), points(8)
+    to_analog(model, SynapseDevice(SoftBounds(64, 3.0), SoftBounds(64, 6.0), cycle_variation=0.3))
+    optimizer = PulsedOptimizer(model, 0.1, error_threshold=0.0, generator=torch.Generator().manual_seed(0))
+    train(model, optimizer, data[:3])
+    functional.cross_entropy(model(data[3][0][None]), torch.tensor([0]), reduction="sum").backward()
+    twin, other = copy.deepcopy((model, optimizer))  # without gradients and requests
+    optimizer.zero_grad()
+    for net, rule in ((model, optimizer), (twin, other)):
+        rule.step()
+        train(net, rule, data[4:])
+    assert optimizer.stats() == other.stats()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours is not theirs
+    other.close()
+    assert not twin[0]._forward_hooks
+    assert model[0]._forward_hooks
+
+
+def test_what_a_copy_of_the_model_sees_is_not_kept():
+    model = mlp()
+    to_analog(model, LINEAR)
+    optimizer = PulsedOptimizer(model, error_threshold=0.0)
+    twin = copy.deepcopy(model)
+    loss = twin(torch.rand(4, 6)).square().sum()
+    assert not loss.requires_grad, "conductances have no gradients but the optimizer's"
+    own = PulsedOptimizer(twin, error_threshold=0.0)
+    for _ in range(3):
+        train(twin, own, points(1))
+    orphans = [hook.__self__ for hook in twin[0]._forward_hooks.values() if hook.__self__ not in own._watched]
+    assert orphans
+    assert not any(orphan.seen for orphan in orphans)
+    assert not any(watched.seen for watched in optimizer._watched)
+    del optimizer
+    assert not model(torch.rand(4, 6)).requires_grad

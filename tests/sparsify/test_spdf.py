@@ -405,3 +405,22 @@ def test_frozen_layers_stay_as_they_are():
     assert torch.equal(model[1].weight, before)
     assert [row["layer"] for row in result.layers] == ["0", "2"]
     assert "Frozen and unchanged: 1." in result.notes
+
+
+def test_masks_of_channels_last_weights_are_relaxed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3)).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[:, ::2] = 0
+    before = [layer.weight.detach().clone() for layer in (model[0], model[2])]
+    held = StaticSparsity(model, start="zeros")
+    held.relax(0.25, torch.Generator().manual_seed(0))
+    for layer, old in zip((model[0], model[2]), before, strict=True):
+        assert float((~layer.weight_mask).float().mean()) == 0.25
+        assert bool(layer.weight_mask[old != 0].all()), "masks are nested"
+    held.attach(optimizer := torch.optim.AdamW(model.parameters(), lr=0.1))
+    model(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model[2].weight != 0, model[2].weight_mask)
+    held.densify()

@@ -334,3 +334,8 @@ def test_a_batch_without_labels_is_refused_and_the_model_stays():
     with pytest.raises(CalibrationError, match="the batch of step 1: found no label that counts"):
         loss_reweighting(model, data, batch_size=2)
     assert torch.equal(model.weight, before)
+
+
+def test_the_command_names_labels_of_a_regression():
+    with pytest.raises(ShapeError, match="torch.float32 of shape"):
+        loss_reweighting(nn.Linear(4, 2), [(torch.randn(4), torch.randn(2)) for _ in range(4)])

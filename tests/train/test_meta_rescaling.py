@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import statistics
 import warnings
 
@@ -14,7 +15,9 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from models import tiny
+from processes import apart, two_processes
 from weightsmith.core.errors import (
+    CalibrationError,
     CheckpointError,
     HyperparameterError,
     NonFiniteError,
@@ -344,3 +347,55 @@ def test_a_model_without_forward_mode_derivative_is_refused():
     torch.nn.utils.parametrizations.weight_norm(model[1])
     with pytest.raises(UnsupportedModelError, match="without forward-mode derivative"):
         fit(model, data(), loss=MetaRescaler(data(), 3), epochs=1)
+
+
+def test_the_command_names_what_labels_it_cannot_count():
+    for label in (torch.randn(2), torch.tensor(0.5)):
+        with pytest.raises(ShapeError, match="label of sample 0: found torch.float32"):
+            meta_rescaling(nn.Linear(4, 2), [(torch.randn(4), label) for _ in range(4)])
+    with pytest.raises(CalibrationError, match="no training samples"):
+        meta_rescaling(nn.Linear(4, 2), [])
+
+
+class Unused(nn.Module):
+    """Has a parameter that no sample reaches, as the pooler of a language model is."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.unused = nn.Linear(6, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_an_unused_parameter_has_no_gradient_and_does_not_decay():
+    model = Unused()
+    loss = MetaRescaler(data(), classes=3, passes=1)
+    loss(model, data()[:32]).backward()
+    assert model.unused.grad is None
+    assert model.used.weight.grad.abs().sum() > 0
+    fit(model, data(), loss=loss, batch_size=16, weight_decay=0.5, learning_rate=0.1)
+    assert torch.equal(model.unused, torch.ones(3))
+
+
+UNUSED = """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    from train.test_meta_rescaling import MetaRescaler, Unused, data, fit
+
+    model = Unused()
+    loss = MetaRescaler(data(), classes=3, passes=1)
+    run = fit(model, data(), loss=loss, batch_size=int(sys.argv[2]), weight_decay=0.5)
+    print(run.losses, model.unused.tolist())
+"""
+
+
+def test_an_unused_parameter_does_not_stop_several_processes(tmp_path, pytestconfig):
+    tests = str(pytestconfig.rootpath / "tests")
+    one = apart(UNUSED, tmp_path, tests, 16).splitlines()[-1]
+    found = [line for line in two_processes(UNUSED, tmp_path, tests, 8).splitlines() if line.startswith("[")]
+    assert found[0] == found[1]
+    curves = [json.loads(line.partition("]")[0] + "]") for line in (one, found[0])]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    assert found[0].endswith("[1.0, 1.0, 1.0]")

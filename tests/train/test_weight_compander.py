@@ -318,3 +318,8 @@ def test_clamp_and_zero_layers():
     assert model[0].weight.abs().max() <= 0.5 * largest
     assert model[2].parametrizations.weight[0].bound == pytest.approx(0.5 / math.sqrt(16))
     assert (model[2].weight == 0).all()
+
+
+def test_a_frozen_model_has_nothing_to_train():
+    with pytest.raises(UnsupportedModelError, match="all parameters are frozen"):
+        weight_compander(nn.Linear(2, 2).requires_grad_(False), [(torch.ones(2), 0)])

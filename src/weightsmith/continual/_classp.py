@@ -30,7 +30,14 @@ from weightsmith.core.linalg import is_finite
 from weightsmith.core.results import Result, record
 from weightsmith.core.selection import kth_smallest
 from weightsmith.core.sharding import is_sharded, like_parameter, local, whole
-from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    draw_seed,
+    fit,
+    refuse_adapters,
+    trained_parameters,
+    training_method,
+)
 
 __all__ = ["CLASSP", "classp"]
 
@@ -321,6 +328,7 @@ def classp(
     (['weight'], 0.0)
     """
     refuse_adapters(model)
+    trained_parameters(model)
     seed = draw_seed(generator)
     hyper = {"power": power, "threshold": threshold, "eps": eps, "scale": scale, "state": state and str(state)}
     with record("classp", seed=seed, **hyper, **options) as result:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.errors import HyperparameterError, ShapeError
+from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
+from weightsmith.core.models import computed_by
+from weightsmith.core.sharding import refuse_sharded
 
 __all__ = ["grow_head", "padded"]
 
@@ -24,12 +26,15 @@ def grow_head(head: nn.Linear, classes: int, *, optimizer: torch.optim.Optimizer
         Outputs afterwards, at least as many as before.
     optimizer : torch.optim.Optimizer, optional
         Its parameters are replaced by the new ones. Moments and accumulators of the old rows are kept; those of the
-        new ones start at zero. A step count is kept, too.
+        new ones start at zero. A step count is kept, too. One that trains a part of the weights, such as ``LIFTAdamW``
+        with a density, chooses them anew and starts over.
 
     Raises
     ------
     HyperparameterError
         If ``classes`` is less than now.
+    UnsupportedModelError
+        If the weight is computed from other tensors, or sharded.
 
     Examples
     --------
@@ -41,6 +46,14 @@ def grow_head(head: nn.Linear, classes: int, *, optimizer: torch.optim.Optimizer
     """
     if classes < head.out_features:
         raise HyperparameterError("classes", found=classes, expected=f">= {head.out_features}, as many as there are")
+    if (how := computed_by(head)) or "weight" not in head._parameters:
+        raise UnsupportedModelError(
+            "the weight of the head is computed",
+            found=how or type(head).__name__,
+            expected="a parameter of its own",
+            do="Fold it into a plain weight first.",
+        )
+    refuse_sharded(head, do="Grow it before fully_shard(model).")
     fresh = nn.Linear(head.in_features, classes, bias=head.bias is not None).to(head.weight)
     for name, old in list(head.named_parameters(recurse=False)):
         new = getattr(fresh, name).requires_grad_(old.requires_grad)
@@ -78,15 +91,17 @@ def padded(name: str, values: Tensor, shape: torch.Size) -> Tensor:
 def _replace(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor) -> None:
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
-    if state := optimizer.state.pop(old, None):
-        optimizer.state[new] = {
-            key: value if "index" in state else _grown(key, value, old.shape, new.shape) for key, value in state.items()
-        }
+    state = optimizer.state.pop(old, None)
+    if state and "index" not in state:  # of a part of the weights, none of which is in the new rows
+        optimizer.state[new] = {key: _grown(key, value, old.shape, new.shape) for key, value in state.items()}
 
 
 def _grown(key: str, value: Any, old: torch.Size, new: torch.Size) -> Any:
-    """A part of an optimizer's state, of the parameter's shape or flat, for more rows."""
-    if not isinstance(value, Tensor) or value.shape not in (old, (old.numel(),)):
+    """A part of an optimizer's state, of the parameter's shape, flat or one number per row, for more rows."""
+    per_row = (old[0], *[1] * (len(old) - 1))
+    if not isinstance(value, Tensor) or value.shape not in (old, (old.numel(),), per_row):
         return value
+    if value.shape == per_row:
+        return padded(key, value, torch.Size((new[0], *per_row[1:])))
     grown = padded(key, value.view(old), new)
     return grown if value.shape == old else grown.flatten()

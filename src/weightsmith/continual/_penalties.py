@@ -29,6 +29,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.processes import all_reduce_sum, plain_model
+from weightsmith.core.sharding import is_sharded, refuse_sharded, shard_like, split_again, whole
 from weightsmith.core.training import Loss, default_loss, labels_and_logits, share_of_step, trainer_cross_entropy
 
 __all__ = ["EWC", "L2SP"]
@@ -56,7 +57,8 @@ class _Penalty:
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty of the model's present weights, to be added to the loss.
 
-        Rows that a parameter has gained since, such as those of new classes, and new parameters are free.
+        Rows that a parameter has gained since, such as those of new classes, and new parameters are free. Of a sharded
+        model (FSDP2) all processes have to call it.
 
         Raises
         ------
@@ -65,7 +67,9 @@ class _Penalty:
         ShapeError
             If a parameter has another shape, more rows aside.
         """
-        parameters: dict[str, Tensor] = dict(plain_model(model).named_parameters())
+        plain = plain_model(model)
+        split_again(plain)  # gathered parameters are not those that stay
+        parameters: dict[str, Tensor] = dict(plain.named_parameters())
         total = torch.zeros((), device=next(iter(parameters.values())).device)
         for name, anchor in self.anchor.items():
             if name not in parameters:
@@ -75,7 +79,8 @@ class _Penalty:
                 if weight.ndim == 0 or weight.shape[1:] != anchor.shape[1:] or len(weight) < len(anchor):
                     raise ShapeError(f"parameter {name!r}", found=tuple(weight.shape), expected=tuple(anchor.shape))
                 weight = weight[: len(anchor)]
-            total = total + (self.importance[name] * (weight - anchor).square()).sum().to(total)
+            importance, anchor = (_split_like(each, weight) for each in (self.importance[name], anchor))
+            total = total + whole((importance * (weight - anchor).square()).sum()).to(total.device)
         return self.strength * (total + self.constant)
 
     def added_to(self, loss: Loss = default_loss) -> Loss:
@@ -208,7 +213,10 @@ class EWC(_Penalty):
             If a gradient holds NaN or infinity.
         ShapeError
             If a parameter has another shape than at the task before, more rows aside.
+        UnsupportedModelError
+            If the model is sharded: its gradients are averaged over processes before they could be squared.
         """
+        refuse_sharded(plain_model(model), do="Do it before fully_shard(model): the penalty works on sharded models.")
         anchor, fisher = _trained(model), _fisher(model, batches, loss)
         constant = self.decay * self.constant
         for name, kept in self.importance.items():
@@ -222,6 +230,13 @@ class EWC(_Penalty):
             else:  # frozen since
                 anchor[name], fisher[name] = self.anchor[name], self.decay * kept
         self.anchor, self.importance, self.constant = anchor, fisher, constant
+
+
+def _split_like(values: Tensor, weight: Tensor) -> Tensor:
+    """Values of the shape of a weight, sharded where it is."""
+    if is_sharded(values):
+        return values if is_sharded(weight) else whole(values)
+    return shard_like(values, weight)
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

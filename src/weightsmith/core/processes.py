@@ -21,6 +21,7 @@ __all__ = [
     "launched_count",
     "plain_model",
     "process_count",
+    "process_rank",
     "refuse_several_processes",
     "wrapper_path",
 ]
@@ -79,6 +80,17 @@ def process_count() -> int:
     1
     """
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """Return the number of this process among those that work together; 0 outside of ``torch.distributed``.
+
+    Examples
+    --------
+    >>> process_rank()
+    0
+    """
+    return distributed.get_rank() if process_count() > 1 else 0
 
 
 def launched_count() -> int:

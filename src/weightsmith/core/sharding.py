@@ -24,6 +24,7 @@ __all__ = [
     "refuse_without_fsdp",
     "shard_like",
     "sharded_parameters",
+    "split_again",
     "whole",
     "write_places",
 ]
@@ -41,20 +42,29 @@ def is_sharded(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def sharded_parameters(model: nn.Module) -> list[str]:
-    """Return the names of the parameters that are split between processes.
+def split_again(model: nn.Module) -> None:
+    """Split the weights that FSDP2 leaves gathered after a forward pass; a backward pass gathers what it needs.
 
-    After a forward pass FSDP2 leaves weights gathered that the backward pass will read; here they are split again.
+    Examples
+    --------
+    >>> split_again(nn.Linear(2, 2))
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # where nobody has imported it there is no such module
+    if fsdp is not None:
+        for module in model.modules():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
+
+
+def sharded_parameters(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that are split between processes; gathered ones are split again.
 
     Examples
     --------
     >>> sharded_parameters(nn.Linear(2, 2))
     []
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    for module in model.modules():
-        if fsdp is not None and isinstance(module, fsdp.FSDPModule):
-            module.reshard()
+    split_again(model)
     return [name for name, parameter in model.named_parameters() if is_sharded(parameter)]
 
 

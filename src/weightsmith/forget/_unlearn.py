@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Samples, batched, pad_token_id, take, to_model
+from weightsmith.core.data import Sample, Samples, batched, collate, pad_token_id, split_labels, take, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.processes import process_count, process_rank
 from weightsmith.core.training import (
+    IGNORED,
     Fit,
     FitOptions,
+    adamw,
     default_loss,
     fit,
     float_weights,
@@ -107,7 +110,7 @@ def unlearn(
     Raises
     ------
     CalibrationError
-        If a set is empty.
+        If a set is empty or has no label that counts.
     HyperparameterError
         If a hyper-parameter is out of range, or refusals have no tokenizer.
     NonFiniteError
@@ -128,26 +131,33 @@ def unlearn(
     for name, samples in (("forget", forget), ("retain", retain)):
         if not len(samples):
             raise CalibrationError(f"the {name} set is empty", expected="at least one sample")
+        if not any(map(_has_label, take(samples))):
+            raise CalibrationError(f"no sample of the {name} set has a label that counts", found="-100 for all")
     draws = torch.Generator().manual_seed(seed)
     if objective == "po":
         forget = refusals(forget, tokenizer, generator=draws)
     with float_weights(model):
         reference = _reference(model, forget, reduction) if objective == "npo" else torch.zeros(len(forget))
-        pairs = _Pairs(forget, reference, retain if objective != "ascent" and retain_weight else None, draws)
 
-        def loss(model: nn.Module, batch: Any) -> Tensor:
-            forgotten, reference, *retained = to_model(batch, model)
-            value = _objective(objective, model, forgotten, reference, beta, reduction)
-            return value + retain_weight * default_loss(model, retained[0]) if retained else value
+        def loss(wrapped: nn.Module, batch: Any) -> Tensor:
+            forgotten, reference = to_model(batch, model)
+            value = _objective(objective, wrapped, forgotten, reference, beta, reduction)
+            if objective == "ascent" or not retain_weight:
+                return value
+            retained = collate(_drawn(retain, len(reference), draws), pad_token_id=pad_token_id(model))
+            return value + retain_weight * default_loss(wrapped, to_model(retained, model))
 
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=options["learning_rate"],
-            weight_decay=options["weight_decay"],
-            fused=True,
-        )
+        optimizer = adamw(model, options)
         with nullcontext() if mask is None else masked_updates(model, optimizer, mask):
-            return fit(model, pairs, loss=loss, optimizer=optimizer, after_step=after_step, seed=seed, **options)
+            return fit(
+                model,
+                _Referenced(forget, reference),
+                loss=loss,
+                optimizer=optimizer,
+                after_step=after_step,
+                seed=seed,
+                **options,
+            )
 
 
 def check_objective(
@@ -209,20 +219,28 @@ def refusals(
     return found
 
 
-class _Pairs(torch.utils.data.Dataset[tuple[Any, ...]]):
-    """Every sample to forget with its loss before, and a random sample to retain."""
+class _Referenced(torch.utils.data.Dataset[tuple[Any, Tensor]]):
+    """Every sample to forget with its loss before."""
 
-    def __init__(self, forget: Samples, reference: Tensor, retain: Samples | None, generator: torch.Generator) -> None:
-        self.forget, self.reference, self.retain, self.generator = forget, reference, retain, generator
+    def __init__(self, forget: Samples, reference: Tensor) -> None:
+        self.forget, self.reference = forget, reference
 
     def __len__(self) -> int:
         return len(self.forget)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        pair = (self.forget[index], self.reference[index])
-        if self.retain is None:
-            return pair
-        return (*pair, self.retain[int(torch.randint(len(self.retain), (), generator=self.generator))])
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        return self.forget[index], self.reference[index]
+
+
+def _drawn(samples: Samples, count: int, generator: torch.Generator) -> list[Sample]:
+    """Random samples for this process, of those that are drawn for all processes together."""
+    every = torch.randint(len(samples), (process_count(), count), generator=generator)
+    return [samples[place] for place in every[process_rank()].tolist()]
+
+
+def _has_label(sample: Any) -> bool:
+    _, labels = split_labels(labeled(sample) if isinstance(sample, Mapping) else sample)
+    return bool((torch.as_tensor(labels) != IGNORED).any())
 
 
 @torch.no_grad()

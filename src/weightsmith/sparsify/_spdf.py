@@ -42,6 +42,7 @@ from weightsmith.core.models import (
 )
 from weightsmith.core.results import Result, record
 from weightsmith.core.selection import keep_
+from weightsmith.core.sharding import local, shard_like, split_again
 from weightsmith.core.training import (
     FitOptions,
     check_options,
@@ -62,7 +63,8 @@ class StaticSparsity:
 
     The weights are set to zero and the masks registered as buffers ``weight_mask`` beside them, so they move with the
     model and are saved in its ``state_dict``. From then on the ``grad`` of masked weights is zero, which is all that
-    AdamW and SGD need; :meth:`attach` gives the guarantee for any optimizer.
+    AdamW and SGD need; :meth:`attach` gives the guarantee for any optimizer. The model may be sharded afterwards
+    (FSDP2); the masks stay whole on every process.
 
     Parameters
     ----------
@@ -164,7 +166,7 @@ class StaticSparsity:
     def apply(self) -> None:
         """Set the masked weights to zero."""
         for layer in self._owners:
-            keep_(_parameter(layer), _whole_mask(layer))
+            _keep(_parameter(layer), layer)
 
     @torch.no_grad()
     def relax(self, sparsity: float, generator: torch.Generator | None = None) -> None:
@@ -184,9 +186,11 @@ class StaticSparsity:
                 found = f"{sparsity} where {1 - mask.float().mean().item():.4g} of {layer.name!r} is zero"
                 raise HyperparameterError("sparsity", found=found, expected="not more than now: masks are nested")
             free = (~mask).flatten().nonzero().squeeze(1).cpu()
-            released.append(free[torch.randperm(len(free), generator=generator)[:more]].to(mask.device))
-        for layer, indices in zip(self.layers, released, strict=True):
-            _mask(layer).view(-1)[indices] = True
+            flat = mask.flatten().clone()
+            flat[free[torch.randperm(len(free), generator=generator)[:more]].to(mask.device)] = True
+            released.append(flat.view(mask.shape))
+        for layer, wider in zip(self.layers, released, strict=True):
+            _mask(layer).copy_(wider)
 
     def densify(self) -> None:
         """Release all weights: masks and hooks go, the zeros stay as starting values.
@@ -196,12 +200,14 @@ class StaticSparsity:
         NonFiniteError
             If a masked weight is not zero: something wrote to it behind the hooks' back.
         """
-        for layer in self.layers:
-            inside = layer.weight.detach()[~_mask(layer)]
+        split_again(self.model)
+        for layer in self._owners:
+            parameter = _parameter(layer).detach()
+            inside = local(parameter)[~local(shard_like(_whole_mask(layer), parameter))]
             if inside.count_nonzero():
                 found = f"{int(inside.count_nonzero())} of {inside.numel()} are not"
                 raise NonFiniteError(
-                    f"masked weights of {layer.name!r} must be zero",
+                    f"masked weights of {layer.stack or layer.name!r} must be zero",
                     found=found,
                     do="Attach the optimizer that trains.",
                 )
@@ -231,10 +237,12 @@ class StaticSparsity:
                 stacklevel=3,
             )
             self._attached = True
-        self._mask_gradients()
+        if torch.is_grad_enabled():
+            self._mask_gradients()
 
     def _mask_gradients(self) -> None:
         """Hook the parameters' gradients; again where a parameter has been replaced by another since."""
+        split_again(self.model)  # gathered parameters are not those that stay
         for number, layer in enumerate(self._owners):
             parameter = _parameter(layer)
             hooked, handle = self._hooked.get(number, (None, None))
@@ -245,7 +253,7 @@ class StaticSparsity:
 
             def select(parameter: Tensor, layer: Layer = layer) -> None:
                 assert parameter.grad is not None
-                keep_(parameter.grad, _whole_mask(layer))
+                _keep(parameter.grad, layer)
 
             self._hooked[number] = (parameter, parameter.register_post_accumulate_grad_hook(select))
 
@@ -256,7 +264,8 @@ class StaticSparsity:
             mask = _whole_mask(layer)
             for state in optimizer.state.get(_parameter(layer), {}).values():
                 if isinstance(state, Tensor) and state.shape == mask.shape:
-                    state.masked_fill_(~mask.to(state.device), 0)
+                    own = local(shard_like(mask, state))
+                    local(state).masked_fill_(~own.to(state.device), 0)
 
 
 @torch.no_grad()
@@ -485,6 +494,11 @@ def _whole_mask(layer: Layer) -> Tensor:
     mask = layer.module._buffers[_buffer(layer)]
     assert mask is not None
     return mask
+
+
+def _keep(tensor: Tensor, layer: Layer) -> None:
+    """Set the masked places of a layer's parameter, or of its gradient, to zero; of a sharded one this process's."""
+    keep_(local(tensor.detach()), local(shard_like(_whole_mask(layer), tensor)))
 
 
 def _mask(layer: Layer) -> Tensor:

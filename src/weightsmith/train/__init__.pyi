@@ -17,6 +17,7 @@ from ._pld import (
     pld_loss_from_top as pld_loss_from_top,
     suggest_temperature as suggest_temperature,
 )
+from ._shared.checkpoint import LossCheckpoint as LossCheckpoint
 from ._shared.distillation import (
     DistillationLoss as DistillationLoss,
     dist_loss as dist_loss,

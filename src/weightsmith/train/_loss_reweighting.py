@@ -283,12 +283,11 @@ class LossReweighter(nn.Module):
         """Compute the loss for ``transformers.Trainer(compute_loss_func=...)`` of a language model or a classifier.
 
         Every micro-batch of an accumulated step counts by its share of the step's labels, on all processes together.
-        Without gradients, as in an evaluation, all samples have equal weights.
+        Without gradients, as in an evaluation, all samples have equal weights. With a window or a warm-up, put the
+        state into the checkpoints: ``callbacks=[LossCheckpoint(reweighter)]``.
         """
         labels, logits = labels_and_logits(outputs, labels)
-        if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
-            found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-            raise ShapeError("labels", found=found, expected=f"class indices of shape {tuple(logits.shape[:-1])}")
+        _check_classes(labels, logits)
         if labels.ndim == 1:
             labels, logits = labels.unsqueeze(1), logits.unsqueeze(1)
         losses, tokens = per_sequence_loss(logits, labels)
@@ -379,6 +378,7 @@ def reweighted(reweighter: LossReweighter) -> Loss:
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         logits, labels = predict(model, batch)
+        _check_classes(labels, logits)
         if labels.ndim == 1:
             logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
         total: Tensor = reweighter(*per_sequence_loss(logits, labels))
@@ -435,6 +435,8 @@ def loss_reweighting(
         If no sample of a batch has a label but -100.
     HyperparameterError
         If an option is out of range.
+    ShapeError
+        If labels are real numbers.
 
     References
     ----------
@@ -469,6 +471,12 @@ def loss_reweighting(
         result.curves = {"training loss": run.losses, "effective sample size": sizes}
         result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return result
+
+
+def _check_classes(labels: Tensor, logits: Tensor) -> None:
+    if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ShapeError("labels", found=found, expected=f"class indices of shape {tuple(logits.shape[:-1])}")
 
 
 def _check(strategy: str, r: float, delta: float, clip_quantile: float) -> None:

@@ -32,7 +32,15 @@ from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import Layer, find_layers, fold_parametrizations, own_weights, unreached
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, refuse_adapters, restored_on_error, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    draw_seed,
+    fit,
+    refuse_adapters,
+    restored_on_error,
+    trained_parameters,
+    training_method,
+)
 
 __all__ = [
     "Compander",
@@ -365,6 +373,7 @@ def weight_compander(
     _check_curve(bound, slope, function)
     check_choice("start", start, Start)
     refuse_adapters(model)
+    trained_parameters(model)
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
     with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:

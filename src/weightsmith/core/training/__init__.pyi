@@ -24,6 +24,10 @@ from ._losses import (
     soft_target_loss as soft_target_loss,
 )
 from ._many import Task as Task, train_many as train_many
+from ._optimizer import (
+    adamw as adamw,
+    trained_parameters as trained_parameters,
+)
 from ._options import (
     FIT_DEFAULTS as FIT_DEFAULTS,
     FitOptions as FitOptions,

@@ -25,10 +25,18 @@ from torch.utils.data import DataLoader, Dataset
 from weightsmith.core.data import Samples, call, collate, pad_token_id, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.processes import launched_count, plain_model
+from weightsmith.core.processes import gather_objects, launched_count, plain_model
 from weightsmith.core.progress import track
 from weightsmith.core.sharding import refuse_without_fsdp, sharded_parameters
-from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels
+from weightsmith.core.training._labels import IGNORED, check_labels, check_model_labels, check_probabilities
+from weightsmith.core.training._optimizer import (
+    adamw,
+    check_optimizer,
+    rates_restored,
+    refuse_sparse_gradients,
+    schedule,
+    trained_parameters,
+)
 from weightsmith.core.training._options import FitOptions, training_method
 
 __all__ = [
@@ -105,11 +113,12 @@ def fit(
         ``loss(model, batch)``; by default :func:`default_loss`.
     optimizer : torch.optim.Optimizer, optional
         Over the model's parameters; by default AdamW with ``learning_rate`` and ``weight_decay``. An optimizer that is
-        given has its own, and the two options do nothing.
+        given has its own, and the two options do nothing. Its learning rates follow the schedule, and are what they
+        were afterwards.
     drop_last : bool, default: False
         Leave out the incomplete last batch, for datasets.
     evaluate : callable, optional
-        ``evaluate(model)`` after every epoch, in evaluation mode.
+        ``evaluate(model)`` after every epoch, in evaluation mode; of several processes the mean.
     higher_is_better : bool, default: True
         The direction of ``evaluate``.
     patience : int, optional
@@ -132,12 +141,13 @@ def fit(
         If an option is unknown or out of range, ``patience`` comes without ``evaluate``, or ``optimizer`` holds tensors
         that are not parameters of the model (or of ``loss``).
     CalibrationError
-        If there is no batch, or one of a single sample for batch normalization.
+        If there is no sample or batch, or one of a single sample for batch normalization, the data have no length, or
+        all labels are -100.
     NonFiniteError
         If a parameter is, or the loss becomes, NaN or infinite.
     UnsupportedModelError
-        If the model has no gradient checkpointing but the option asks for it, is sharded in part or not by
-        ``fully_shard``, or has an embedding with sparse gradients that the optimizer does not take.
+        If all parameters are frozen, or the model has no gradient checkpointing but the option asks for it, is sharded
+        in part or not by ``fully_shard``, or has an embedding with sparse gradients that the optimizer does not take.
 
     Examples
     --------
@@ -156,6 +166,7 @@ def fit(
     refuse_without_fsdp(model)
     set_seed(seed)
     accelerator = _accelerator(model, options["precision"], options["accumulation_steps"])
+    _check_data(data)
     if not isinstance(data, DataLoader):
         order = torch.Generator().manual_seed(seed)
         data = DataLoader(
@@ -167,12 +178,10 @@ def fit(
             collate_fn=partial(collate, pad_token_id=pad_token_id(model)),
         )
     if optimizer is not None:
-        _check_optimizer(optimizer, model, loss)
+        check_optimizer(optimizer, model, loss)
     if optimizer is None or optimizer.defaults.get("fused"):
-        _refuse_sparse_gradients(model)
-    optimizer = optimizer or torch.optim.AdamW(
-        _trainable(model), lr=options["learning_rate"], weight_decay=options["weight_decay"], fused=True
-    )
+        refuse_sparse_gradients(model)
+    optimizer = optimizer or adamw(model, options)
     forward = vars(model).get("forward")
     # a sharded model averages its own gradients: in evaluation mode it is not wrapped once more
     wrapped = accelerator.prepare_model(model, evaluation_mode=bool(sharded_parameters(model)))
@@ -181,17 +190,20 @@ def fit(
     if len(loader) == 0:
         raise CalibrationError("no training batch", found=f"batch size {options['batch_size']}, drop_last={drop_last}")
     epochs, accumulated = options["epochs"], options["accumulation_steps"]
-    # the schedule counts optimizer steps; Accelerate's wrapper would count one per process
-    factor = _schedule(math.ceil(len(loader) / accumulated) * epochs, options)
-    schedule = LambdaLR(prepared[0].optimizer, factor)
     loss = loss or default_loss
     record, best = Fit(), _Best(higher_is_better, patience)
     start = time.perf_counter()
-    with _gradient_checkpointing(model, options["gradient_checkpointing"]):
+    with _gradient_checkpointing(model, options["gradient_checkpointing"]), rates_restored(prepared[0].optimizer):
+        # the schedule counts optimizer steps; Accelerate's wrapper would count one per process
+        steps = math.ceil(len(loader) / accumulated) * epochs
+        rates = LambdaLR(prepared[0].optimizer, schedule(steps, options))
         for epoch in track(range(epochs), "training", total=epochs):
             wrapped.train()
             group: list[Tensor] = []
+            counts: list[Tensor | bool] = []
             for number, batch in enumerate(loader):
+                if epoch == 0:
+                    counts.append(_has_label(batch))
                 with accelerator.accumulate(wrapped):
                     with accelerator.autocast(), _naming_batches_of_one():
                         value = loss(wrapped, batch)
@@ -201,19 +213,22 @@ def fit(
                     group.append(value.detach().float())
                     if accelerator.sync_gradients:
                         if options["clip_norm"] is not None:
-                            accelerator.clip_grad_norm_(_trainable(model), options["clip_norm"])
+                            accelerator.clip_grad_norm_(trained_parameters(model), options["clip_norm"])
                         _take_step(record, accelerator.reduce(torch.stack(group).mean(), "mean"))
                         group = []
                     optimizer.step()
                     if accelerator.sync_gradients:
-                        schedule.step()
+                        rates.step()
                         if after_step is not None:
                             after_step(record.steps, record.losses[-1])
                     optimizer.zero_grad()
+            if epoch == 0 and not any(gather_objects(any(map(bool, counts)))):
+                raise CalibrationError("labels of the training samples", found="-100 for all: none counts")
             record.best_epoch = epoch
             if evaluate is not None:
                 model.eval()
-                record.scores.append(float(evaluate(model)))
+                scores = gather_objects(float(evaluate(model)))  # one decides for all when to stop
+                record.scores.append(sum(scores) / len(scores))
                 if best.is_over(model, record.scores[-1], epoch):
                     break
     _set_forward(model, forward)
@@ -226,33 +241,44 @@ def fit(
     return record
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Loss | None) -> None:
-    modules = [module for module in (model, loss) if isinstance(module, nn.Module)]
-    known = {id(parameter) for module in modules for parameter in module.parameters()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if unknown := [parameter for parameter in held if id(parameter) not in known]:
-        raise HyperparameterError(
-            "optimizer",
-            found=f"{len(unknown)} of {len(held)} tensors that are not the model's",
-            do="Make it of this model's parameters, after the last change of its layers.",
-        )
+def _check_data(data: Any) -> None:
+    """Refuse data without samples, and those of which nobody knows how many steps an epoch has."""
+    try:
+        count = len(data)
+    except TypeError as error:
+        kind = type(data.dataset if isinstance(data, DataLoader) else data).__name__
+        raise CalibrationError(
+            "training samples",
+            found=f"{kind}, which has no length",
+            expected="a data set with a length",
+            do="Read the samples into a list: the schedule counts the steps.",
+        ) from error
+    if not count and not isinstance(data, DataLoader):
+        raise CalibrationError("there are no training samples", expected="at least one")
 
 
-def _refuse_sparse_gradients(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad:
-            raise UnsupportedModelError(
-                f"embedding {name!r} has sparse gradients", expected="dense ones", do="Set its sparse to False."
-            )
+def _has_label(batch: Any) -> Tensor | bool:
+    """Whether a label of a batch counts; True where it cannot be told."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if _is_pair(batch) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return True
+    return (labels != IGNORED).any()
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, Sequence) and len(batch) == 2
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Compute the loss of a batch: the model's own for mappings, cross-entropy for pairs (inputs, classes).
 
+    The classes of a pair may also be class probabilities.
+
     Raises
     ------
     CalibrationError
-        If the batch is neither a mapping with ``labels`` or ``input_ids`` nor a pair.
+        If the batch is neither a mapping with ``labels`` or ``input_ids`` nor a pair, or the second of a pair are real
+        numbers that are no probabilities.
     HyperparameterError
         If a label is not a class of the model.
 
@@ -267,10 +293,12 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
             check_model_labels(model, batch["labels"])
             loss: Tensor = call(model, batch).loss
             return loss
-    elif isinstance(batch, Sequence) and len(batch) == 2:
+    elif _is_pair(batch):
         inputs, classes = batch
         logits = call(model, inputs)
-        if not classes.is_floating_point():
+        if classes.is_floating_point():
+            check_probabilities(classes, logits)
+        else:
             check_labels(classes[classes != IGNORED], logits.shape[1] if logits.ndim > 1 else len(logits))
         return functional.cross_entropy(logits, classes)
     raise CalibrationError(
@@ -488,27 +516,6 @@ def _accelerator(model: nn.Module, precision: str, accumulate: int) -> Any:
     )
 
 
-def _schedule(steps: int, options: FitOptions) -> Callable[[int], float]:
-    """From the number of an optimizer step to the factor of the learning rate.
-
-    >>> factor = _schedule(6, {"scheduler": "linear", "warmup": 0.33, "final_learning_rate_ratio": 0.5})
-    >>> [factor(step) for step in range(6)]
-    [0.0, 0.5, 1.0, 0.875, 0.75, 0.625]
-    """
-    warmup, final = round(options["warmup"] * steps), options["final_learning_rate_ratio"]
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return step / warmup
-        if options["scheduler"] == "constant":
-            return 1.0
-        past = min((step - warmup) / max(steps - warmup, 1), 1.0)
-        falling = 1 - past if options["scheduler"] == "linear" else (1 + math.cos(math.pi * past)) / 2
-        return final + (1 - final) * falling
-
-    return factor
-
-
 @contextmanager
 def _gradient_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Switch gradient checkpointing on where it is wanted and off, and back afterwards."""
@@ -560,7 +567,3 @@ def _take_step(record: Fit, loss: Tensor) -> None:
         )
     record.losses.append(loss.item())
     record.steps += 1
-
-
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -19,7 +19,7 @@ from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
 from weightsmith.core.levels import check_bits
 from weightsmith.core.linalg import upcast
-from weightsmith.core.processes import gather_objects
+from weightsmith.core.processes import gather_objects, process_count
 from weightsmith.quantize._ofq.weights import SMALLEST_STEP, lsq
 
 __all__ = ["QUANTIZED", "ActivationQuantizer", "Granularity", "quantizers"]
@@ -112,7 +112,7 @@ class ActivationQuantizer(nn.Module):
         if self.step.ndim == 0:
             raise CalibrationError("the step of an activation quantizer is not initialized", do="Run data first.")
         shifted = x + self.before.to(x.dtype) if self.shifted else x
-        rounded = lsq(shifted, self.step, *self.limits)
+        rounded = lsq(shifted, self.step, *self.limits, processes=process_count())
         return rounded + self.after.to(x.dtype) if self.shifted else rounded
 
     def observing(self, mask_of: MaskOf) -> _Observing:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.sharding import whole
 from weightsmith.quantize._ofq.attention import QuantizedAttention
 from weightsmith.quantize._ofq.weights import LSQWeight, QuantizedWeight, StatsQ
 
@@ -114,7 +115,7 @@ class ConfidenceGuidedAnnealing:
     def share(self) -> float:
         """The share of weights that are trainable now."""
         masks = [self._mask(place) for place in range(len(self._weights))]
-        return sum(int(mask.sum()) for mask in masks) / max(sum(mask.numel() for mask in masks), 1)
+        return sum(map(_count, masks)) / max(sum(mask.numel() for mask in masks), 1)
 
     def _mask(self, place: int) -> Tensor:
         """Which elements of a weight are trainable; computed once per step."""
@@ -219,7 +220,7 @@ class Oscillations:
             codes = _codes(kind, latent)
             change = (codes - self._codes[name]).sign_()
             turned[name] = change * self._direction[name] < 0
-            self.events[name] += int(turned[name].sum())
+            self.events[name] += _count(turned[name])
             self._direction[name] = torch.where(change == 0, self._direction[name], change)
             self._codes[name] = codes
         return turned
@@ -272,7 +273,11 @@ class IterativeFreezing:
 
     def share(self) -> float:
         """The share of weights that are frozen."""
-        return sum(int(f.sum()) for f in self._frozen.values()) / sum(f.numel() for f in self._frozen.values())
+        return sum(map(_count, self._frozen.values())) / sum(f.numel() for f in self._frozen.values())
+
+
+def _count(mask: Bool[Tensor, "..."]) -> int:
+    return int(whole(mask.sum()))  # of a sharded weight over all processes
 
 
 def _codes(kind: QuantizedWeight, latent: Tensor) -> Tensor:

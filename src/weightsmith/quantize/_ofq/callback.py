@@ -15,7 +15,8 @@ __all__ = ["AnnealingCallback"]
 class AnnealingCallback(TrainerCallback):
     """:class:`ConfidenceGuidedAnnealing` in Hugging Face's ``Trainer``, from a step to the end of training.
 
-    The paper anneals at the final learning rate: let the schedule have fallen by then.
+    The paper anneals at the final learning rate: let the schedule have fallen by then. The Trainer does not say when an
+    exception stops it: the weights stay frozen then until the next run begins, or :meth:`end` is called.
 
     Parameters
     ----------
@@ -37,6 +38,10 @@ class AnnealingCallback(TrainerCallback):
         self.from_step, self.options = from_step, options
         self.annealing: ConfidenceGuidedAnnealing | None = None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the annealing of a run that an exception has stopped: it is of another optimizer."""
+        self.end()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin annealing where its time has come."""
         if self.annealing is None and state.global_step >= self.from_step:
@@ -45,6 +50,10 @@ class AnnealingCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End it."""
+        self.end()
+
+    def end(self) -> None:
+        """Let all weights be trained again."""
         if self.annealing is not None:
             self.annealing.__exit__()
             self.annealing = None

@@ -15,6 +15,7 @@ from weightsmith.core.data import Samples, batched, pad_token_id, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.levels import FILE, check_bits, puts_on_levels
 from weightsmith.core.models import unreached
+from weightsmith.core.processes import process_rank
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -167,7 +168,7 @@ def ofq(
             return None
         rate = options["learning_rate"] * options["final_learning_rate_ratio"]
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = rate
+            group["lr"] = rate
         with ConfidenceGuidedAnnealing(model, optimizer, boundary, joint=anneal_joint):
             return run(epochs=annealing_epochs, scheduler="constant", warmup=0.0)
 
@@ -276,7 +277,9 @@ def _train(
     result.notes += unreached(model, quantizable(model), "Not quantized, but trained")
     layers = prepare_qat(model, weights=weights, **prepared)
     with float_weights(model):
-        first = [training[place] for place in range(min(options["batch_size"], len(training)))]
+        size = min(options["batch_size"], len(training))
+        begin = process_rank() * size  # the processes add up what they see: each has a batch of its own
+        first = [training[(begin + place) % len(training)] for place in range(size)]
         dropped = initialize_activations(model, list(batched(first, len(first), pad_token_id=pad_token_id(model))))
         groups = parameter_groups(model, lr=options["learning_rate"], weight_decay=options["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"], fused=True)

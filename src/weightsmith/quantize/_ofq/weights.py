@@ -195,6 +195,7 @@ def lsq(
     lowest: int,
     highest: int,
     dtype: torch.dtype | None = None,
+    processes: int = 1,
 ) -> Float[Tensor, "..."]:
     r"""Round to whole multiples of a learned step.
 
@@ -211,6 +212,8 @@ def lsq(
         The codes at the ends.
     dtype : torch.dtype, optional
         Round the step to it first.
+    processes : int, default: 1
+        How many processes have as many elements of the same step, which N counts, too.
 
     Returns
     -------
@@ -224,7 +227,7 @@ def lsq(
     >>> step.grad * 3**0.5
     tensor([-1.4000])
     """
-    return _LSQ.apply(x, step, lowest, highest, dtype)
+    return _LSQ.apply(x, step, lowest, highest, dtype, processes)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -247,7 +250,9 @@ class _LSQ(torch.autograd.Function):
     """Keeps the input and the step only; the codes are computed again in the backward pass."""
 
     @staticmethod
-    def forward(x: Tensor, step: Tensor, lowest: int, highest: int, dtype: torch.dtype | None) -> Tensor:
+    def forward(
+        x: Tensor, step: Tensor, lowest: int, highest: int, dtype: torch.dtype | None, processes: int
+    ) -> Tensor:
         used = step.clamp_min(SMALLEST_STEP)
         codes = (upcast(x) / used).round_().clamp_(lowest, highest)
         if dtype is not None:
@@ -256,17 +261,17 @@ class _LSQ(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, step, ctx.lowest, ctx.highest, _ = inputs
+        x, step, ctx.lowest, ctx.highest, _, ctx.processes = inputs
         ctx.save_for_backward(x, step)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         x, step = ctx.saved_tensors
         position = upcast(x) / step.clamp_min(SMALLEST_STEP)
         codes = position.round().clamp_(ctx.lowest, ctx.highest)
         inside = (position >= ctx.lowest) & (position <= ctx.highest)
         # inside: the rounding error; beyond the ends: the last code
         slope = torch.where(inside, codes - position, codes).mul_(gradient)
-        scale = (ctx.highest * x.numel() / step.numel()) ** -0.5
-        return gradient * inside, slope.sum_to_size(step.shape).mul_(scale).to(step.dtype), None, None, None
+        scale = (ctx.highest * ctx.processes * x.numel() / step.numel()) ** -0.5
+        return gradient * inside, slope.sum_to_size(step.shape).mul_(scale).to(step.dtype), None, None, None, None

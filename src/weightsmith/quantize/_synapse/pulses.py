@@ -6,6 +6,7 @@ Legend: ``N`` rows of a batch, ``O`` outputs, ``I`` inputs.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -36,7 +37,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
     Parameters
     ----------
     model : nn.Module
-        A model that :func:`to_analog` changed. The optimizer watches its layers until :meth:`close`.
+        A model that :func:`to_analog` changed. The optimizer watches its layers until :meth:`close`. To copy both, copy
+        them together: ``copy.deepcopy((model, optimizer))``.
     lr : float, default: 0.05
         Learning rate of the parameters that are no conductances, such as biases. Conductances have none.
     error_threshold : float, default: 0.1
@@ -125,10 +127,28 @@ class PulsedOptimizer(torch.optim.Optimizer):
         }
         groups = [{"params": tensors} for tensors in (conductances, plain) if tensors]
         super().__init__(groups, defaults)
+        self._own()
         self._handles: list[RemovableHandle] = [
             w.module.register_forward_hook(w.see, with_kwargs=True) for w in self._watched
         ]
         self._step_supports_amp_scaling = True  # a GradScaler then sets `found_inf`, by which `step` knows of it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs, which torch's optimizers leave out of their subclasses."""
+        own = {
+            name: getattr(self, name) for name in ("generator", "_watched", "_handles", "_step_supports_amp_scaling")
+        }
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take it over; copied together with the model, the copies belong together."""
+        super().__setstate__(state)
+        if "_watched" in state:  # torch also comes here to load a state dict
+            self._own()
+
+    def _own(self) -> None:
+        for watched in self._watched:
+            watched.owner = weakref.ref(self)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -243,10 +263,15 @@ class _Watched:
         self.name, self.module, self.pair = name, module, pair
         self.layer, self.devices = Layer(name, module), held_by(module)
         self.seen: list[tuple[bool, Tensor, Tensor]] = []
+        self.owner: weakref.ref[PulsedOptimizer] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy of the model has: no optimizer yet, and no requests, as copies have no gradients."""
+        return vars(self) | {"owner": None, "seen": []}
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         """Let the output carry a gradient, and keep it when it comes."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or self.owner is None or self.owner() is None:
             return None
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         start = torch.zeros((), device=output.device, requires_grad=True)

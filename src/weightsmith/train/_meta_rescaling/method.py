@@ -42,6 +42,7 @@ from torch.utils.data import Dataset
 from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, call, collate, keywords, pad_token_id, split_labels, take
 from weightsmith.core.errors import (
+    CalibrationError,
     CheckpointError,
     HyperparameterError,
     NonFiniteError,
@@ -227,6 +228,7 @@ class MetaRescaler:
             losses_GB, logits_GBC = self._run(plain, first, inputs, labels, {})
             w_B = self._weights(self.memories[0], losses_GB, logits_GBC, labels)
             gradient = _gradient(share * (w_B.detach() * losses_GB[0]).sum(), parameters)
+            parameters = {name: parameters[name] for name in gradient}
             self._learn(plain, parameters, gradient, inputs, labels, w_B, share, rewind)
         in_force = w_B.detach()
         if self._steps < self.warmup_steps:
@@ -304,7 +306,10 @@ class MetaRescaler:
             objective = objective + share * (v_B * losses_GB[0].detach()).sum()
         if self.paths != "direct":
             outer = _gradient(share * (v_B.detach() * losses_GB[0]).sum(), moved)
-            direction = {name: self._slope(gradient[name]) * outer[name] for name in outer}
+            direction = {
+                name: self._slope(gradient[name]) * outer[name] if name in outer else torch.zeros_like(p)
+                for name, p in parameters.items()
+            }
             rewind()  # to the dropout of the first pass
             slopes_B = self._directional(model, parameters, direction, inputs, labels)
             objective = objective - rate * share * (slopes_B * w_B).sum()
@@ -461,6 +466,15 @@ def meta_rescaling(
     Result
         Losses, and the weights as a file.
 
+    Raises
+    ------
+    CalibrationError
+        If there are no samples.
+    HyperparameterError
+        If an option is out of range, or a label is not a class.
+    ShapeError
+        If a sample does not have one class index as its label.
+
     References
     ----------
     Heck et al. 2024, arXiv 2412.12955.
@@ -512,10 +526,15 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient by each parameter, summed over processes; zero for unused ones."""
+    """The gradient by each parameter that is used, summed over processes."""
     found = torch.autograd.grad(value, [*parameters.values()], retain_graph=True, allow_unused=True)
-    pairs = zip(parameters.items(), found, strict=True)
-    gradients = {name: torch.zeros_like(p) if g is None else g.contiguous() for (name, p), g in pairs}
+    used = torch.tensor([gradient is not None for gradient in found], dtype=torch.int32)
+    all_reduce_sum(used)
+    gradients = {
+        name: torch.zeros_like(parameter) if gradient is None else gradient.contiguous()
+        for (name, parameter), gradient, count in zip(parameters.items(), found, used.tolist(), strict=True)
+        if count
+    }
     all_reduce_sum(*gradients.values())
     return gradients
 
@@ -570,7 +589,14 @@ def _count_classes(model: nn.Module, training: Samples) -> int:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "num_labels"):
         return int(config.num_labels)
-    return max(int(split_labels(sample)[1]) for sample in take(training)) + 1
+    labels = [torch.as_tensor(split_labels(sample)[1]) for sample in take(training)]
+    if not labels:
+        raise CalibrationError("no training samples", expected="at least two classes")
+    for number, label in enumerate(labels):
+        if label.ndim or label.is_floating_point():
+            found = f"{label.dtype} of shape {tuple(label.shape)}"
+            raise ShapeError(f"label of sample {number}", found=found, expected="one class index")
+    return int(torch.stack(labels).max()) + 1
 
 
 def _numbered(sample: Any, number: int) -> Any:

@@ -18,7 +18,8 @@ class MetaRescalingLoss:
     """A :class:`MetaRescaler` as the ``compute_loss_func`` of ``transformers.Trainer``.
 
     The Trainer's own forward pass gives the loss no dropout mask to repeat, so each step takes one pass more than in
-    :func:`weightsmith.core.training.fit`. In an evaluation all samples have equal weights.
+    :func:`weightsmith.core.training.fit`. In an evaluation all samples have equal weights. The Trainer's checkpoints
+    have what the rescaler has learned with ``callbacks=[LossCheckpoint(rescaler)]``.
 
     Parameters
     ----------
