@@ -30,6 +30,7 @@ __all__ = [
     "check_output",
     "check_written",
     "copy_aux_files",
+    "is_weights",
     "kept_folder",
     "put_in_place",
     "scratch_folder",
@@ -338,11 +339,11 @@ def copy_aux_files(source: Path, target: Path, *, plans: bool = False) -> None:
         new = target / item.name
         if new.exists() or item.name.startswith(".") or (item.name in PLANS and not plans):
             continue
-        if item.is_file() and not _is_weights(item):
+        if item.is_file() and not is_weights(item):
             shutil.copy2(item, new)
         elif item.is_dir() and not item.is_symlink():
             files = [file for file in item.rglob("*") if file.is_file()]
-            if files and (item.name in modules or not any(map(_is_weights, files))):
+            if files and (item.name in modules or not any(map(is_weights, files))):
                 shutil.copytree(item, new, ignore=_not_files)
 
 
@@ -353,7 +354,14 @@ def _listed_modules(path: Path) -> set[str]:
     return set()
 
 
-def _is_weights(file: Path) -> bool:
+def is_weights(file: Path) -> bool:
+    """Return whether a file holds weights, or is an index of such files, by its name.
+
+    Examples
+    --------
+    >>> is_weights(Path("model-00001-of-00002.safetensors")), is_weights(Path("config.json"))
+    (True, False)
+    """
     return file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
 
 
