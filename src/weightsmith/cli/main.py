@@ -22,6 +22,8 @@ from weightsmith.core.jobs import Backend, run_jobs
 __all__ = ["app", "main"]
 
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
+INTERRUPTED = 130
+"""The exit code after Ctrl+C."""
 METHODS, WORK, APPS = "Methods, by what you want", "Look and run", "Products, installed beside it"
 
 app = typer.Typer(
@@ -63,6 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
                 warnings.filterwarnings("ignore", module="(?!weightsmith)")
                 warnings.formatwarning = progress.notice
             app([word for word in arguments if word not in ("--debug", "--quiet")], prog_name="weightsmith")
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # Typer has made it of a KeyboardInterrupt, which may say how to go on
+            interrupt = getattr(stop.__context__, "__cause__", None)
+            print("; ".join(["stopped", *map(str, getattr(interrupt, "args", ()))]), file=sys.stderr)
+        raise
     except Exception as error:
         if debug:
             raise
