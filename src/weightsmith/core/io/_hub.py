@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightsmith.core.errors import CheckpointError
-from weightsmith.core.io._atomic import PLANS, is_weights
+from weightsmith.core.io._aux_files import PLANS, is_weights
 
 __all__ = ["checkpoint_folder", "downloaded", "push_to_hub", "shown_name", "with_revision"]
 
