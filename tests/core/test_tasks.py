@@ -259,6 +259,13 @@ def test_a_harness_that_is_not_installed_is_named(folder, monkeypatch):
     assert (code, "weightsmith[eval]" in printed) == (1, True)
 
 
+@pytest.mark.parametrize("given", ["", " , ", "--seed=-1", f"--seed={2**32}"])
+def test_options_of_measure_that_stand_for_nothing_are_refused(folder, given):
+    words = [given] if given.startswith("--") else ["--tasks", given]
+    code, printed = run(["measure", str(folder / "model"), *words])
+    assert (code, words[0].partition("=")[0] in printed) == (2, True), printed
+
+
 def test_a_model_is_measured_without_tasks(folder):
     code, printed = run(["measure", str(folder / "model"), "--evaluation", str(folder / "rows.jsonl")])
     assert code == 0, printed

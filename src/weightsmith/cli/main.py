@@ -172,7 +172,7 @@ def measure(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 8,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure how fast the model writes.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[Dtype | None, typer.Option(help="Load weights as; else their own type.")] = None,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of a hub id.")] = "main",
@@ -186,7 +186,9 @@ def measure(
     from weightsmith.workbench import Evaluation, measure_model
 
     hush_transformers()
-    named = tuple(name for each in tasks or () for name in each.split(",") if name)
+    named = tuple(name.strip() for each in tasks or () for name in each.split(",") if name.strip())
+    if tasks and not named:
+        raise typer.BadParameter("found no name, expected tasks separated by commas", param_hint="'--tasks'")
     read = [each for each in (model, evaluation, control, *named) if each is not None]
     check_written({"report": report, "json": json}, inputs=read)
     asked = Evaluation(
