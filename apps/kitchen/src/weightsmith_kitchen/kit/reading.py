@@ -101,8 +101,10 @@ def read_recipe(text: str, *, tagger: IngredientTagger | None = None) -> Recipe:
         return _of_json(text, tagger)
     if _MARKUP.search(text):
         page = _Page()
-        page.feed(text)
+        end = text.rfind(">") + 1  # no tag ends behind it, and the parser looks for an end from each "<"
+        page.feed(text[:end])
         page.close()
+        page.handle_data(html.unescape(text[end:]))
         recipes = [recipe for recipe in (_of_script(text, tagger) for text in page.scripts) if recipe is not None]
         if recipes:
             return max(recipes, key=lambda recipe: len(recipe.ingredients))  # others are teasers
