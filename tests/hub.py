@@ -145,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = self.hub.blobs[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
             commit, _ = self.hub.find(name, revision) or ("", {})
             self.say({"commitUrl": f"{self.hub.address}/{name}/commit/{commit}", "commitOid": commit})
 

@@ -363,6 +363,13 @@ def test_a_recipe_without_an_end_is_not_read_to_it():
         load_recipe("/dev/zero")
 
 
+@pytest.mark.parametrize("setting", ["out=~/new", "report=~me/r.html"])
+def test_a_path_that_only_a_shell_expands_is_refused(write, setting):
+    """A folder of the name ~ was made where the recipe ran."""
+    with pytest.raises(RecipeError, match=r"found ~.*, expected a path. Write the path without ~"):
+        load_recipe(write(GOOD), [setting])
+
+
 def test_a_recipe_that_is_too_long_is_refused_with_its_size(write):
     path = write(GOOD)
     path.write_text(path.read_text() + "# " + "x" * 2**20)

@@ -291,6 +291,10 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     }
     if raw.get("out") == "":
         raise RecipeError("out", found=raw["out"], expected="the folder to write")
+    for name in ("out", "report"):
+        if str(raw.get(name)).startswith("~"):
+            do = "Write the path without ~, which only a shell expands."
+            raise RecipeError(name, found=raw[name], expected="a path", do=do)
     _check_data(data, parsed)
     _check_model(raw, parsed)
     try:

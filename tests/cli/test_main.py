@@ -148,6 +148,15 @@ def test_errors_are_readable_and_have_their_exit_code(capsys, line, code, messag
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize(("why", "said"), [((), "stopped\n"), (("start it again",), "stopped; start it again\n")])
+def test_a_run_that_is_interrupted_says_so(capsys, monkeypatch, why, said):
+    def interrupted(*_):
+        raise KeyboardInterrupt(*why)
+
+    monkeypatch.setattr("weightsmith.recipe.load_recipe", interrupted)
+    assert fails(capsys, "run", "recipe.yaml") == (130, said)
+
+
 def completed(line: str) -> list[str]:
     environment = {"_WEIGHTSMITH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     code = (

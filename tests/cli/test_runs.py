@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,6 +195,43 @@ def test_a_report_in_the_folder_of_a_model_is_replaced(inputs, tmp_path):
     for _ in range(2):
         code, printed = run(words)
         assert code == 0, printed
+
+
+def test_a_record_of_measures_in_the_folder_of_a_model_is_replaced_and_no_other(inputs, tmp_path):
+    shutil.copytree(inputs / "tiny", tmp_path / "tiny")
+    measure = ["measure", str(tmp_path / "tiny"), "--json"]
+    measured = tmp_path / "tiny" / "measured.json"
+    for _ in range(2):
+        code, printed = run([*measure, str(measured)])
+        assert code == 0, printed
+    assert json.loads(measured.read_text())["reading"]
+    made = json.loads(measured.read_text()) | {"reading": False}
+    for name, text in (("weightsmith.json", json.dumps(made)), ("odd.json", "["), ("list.json", "[]")):
+        (tmp_path / "tiny" / name).write_text(text)
+        code, printed = run([*measure, str(tmp_path / "tiny" / name)])
+        assert (code, "expected another file" in printed) == (2, True), printed
+        assert (tmp_path / "tiny" / name).read_text() == text
+
+
+@pytest.mark.parametrize(
+    "front", ["# only a comment", "", "- a\n- list", "license", "date: 2024-02-30\nlicense: mit", "license: [", "12"]
+)
+def test_an_odd_card_of_the_model_does_not_stop_a_run(inputs, tmp_path, front):
+    """The run ended in a TypeError after its work, and nothing was written."""
+    shutil.copytree(inputs / "tiny", tmp_path / "tiny")
+    (tmp_path / "tiny" / "README.md").write_text(f"---\n{front}\n---\n# tiny\n")
+    words = line("magnitude", inputs, tmp_path / "out")
+    code, printed = run([str(tmp_path / "tiny") if word == str(inputs / "tiny") else word for word in words])
+    assert code == 0, printed
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\ntags:\n- weightsmith\n")
+
+
+def test_an_output_that_is_not_utf_8_is_refused_before_the_work(inputs, tmp_path):
+    """Tokenizers and safetensors cannot write there: it was found out after the work."""
+    code, printed = run(line("magnitude", inputs, Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))))
+    assert code == 1
+    assert "found a path that is not UTF-8" in printed
+    assert not [*tmp_path.iterdir()]
 
 
 def test_quiet_leaves_errors_and_results(inputs, tmp_path):

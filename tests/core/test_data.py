@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from inspect import unwrap
@@ -117,7 +118,7 @@ def test_samples_are_never_longer_than_the_models_context(chat, tmp_path):
     assert chat.samples(tmp_path / "long.txt", count=2, length=999)[0]["input_ids"].shape == (64,)
     path = rows_of(tmp_path, [{"text": "word " * 500}])
     assert chat.samples(path, count=1, length=999)[0]["input_ids"].shape == (64,)
-    with pytest.raises(CalibrationError, match="no position has a label: found answers beyond the length"):
+    with pytest.raises(CalibrationError, match="no position has a label: found answers beyond the length, or texts of"):
         chat.samples(rows_of(tmp_path, [{"prompt": "word " * 500, "completion": "x"}]), count=1, length=999)
 
 
@@ -462,11 +463,50 @@ def text_classifier(*names):
     return regression_reader(id2label=dict(enumerate(names)))
 
 
-@pytest.mark.parametrize("rows", ["a, b,1\nc, d,0\n", "a, b,1\nc,0\n", "a,1\nb, c,0\n"])
-def test_a_csv_with_more_fields_than_its_header_is_refused(tmp_path, rows):
+@pytest.mark.parametrize(
+    ("rows", "line"), [("a, b,1\nc, d,0\n", 2), ("a, b,1\nc,0\n", 2), ("a,1\nb, c,0\n", 3), ("a, b,\nc, d,\n", 2)]
+)
+def test_a_csv_with_more_fields_than_its_header_is_refused(tmp_path, rows, line):
     (tmp_path / "a.csv").write_text("text,label\n" + rows)
-    with pytest.raises(CalibrationError, match="more fields than the header|Expected 2 fields in line 3, saw 3"):
+    with pytest.raises(CalibrationError, match=rf"line {line} of .*a\.csv: found 3 fields, more than the header"):
         text_classifier("x", "y").samples(tmp_path / "a.csv", count=9, length=9)
+
+
+def test_text_before_an_empty_last_field_is_not_lost(chat, tmp_path):
+    """Pandas dropped `two,three` from every row, without a warning."""
+    (tmp_path / "a.csv").write_text("text\none,two,three,\nfour,five,six,\n")
+    with pytest.raises(CalibrationError, match=r"line 2 of .*a\.csv: found 4 fields"):
+        chat.samples(tmp_path / "a.csv", count=9, length=9)
+
+
+def test_two_columns_of_text_are_refused(chat, tmp_path):
+    (tmp_path / "a.csv").write_text("text,text\none two,three four\n")
+    with pytest.raises(CalibrationError, match=r"columns of .*a\.csv: found two columns 'text'. Leave one"):
+        chat.samples(tmp_path / "a.csv", count=9, length=9)
+
+
+def test_fields_of_a_csv_may_be_long(chat, tmp_path):
+    before = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text("text\n" + "word " * 40_000 + "\n")
+    assert chat.samples(tmp_path / "a.csv", count=1, length=9)[0]["input_ids"].shape == (9,)
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_a_name_with_brackets_is_that_file_and_no_other(chat, tmp_path, suffix):
+    """As a pattern, `rows[1]` stands for `rows1`: the other file was read, without a word."""
+    for name, text in (("rows1", "the wrong file"), ("rows[1]", "the right file"), ("rows*", "the third file")):
+        rows_of(tmp_path, [{"text": text}], suffix).rename(tmp_path / f"{name}{suffix}")
+    for name, text in (("rows[1]", "the right file"), ("rows*", "the third file")):
+        (sample,) = chat.samples(tmp_path / f"{name}{suffix}", count=9, length=9)
+        assert chat.tokenizer.decode(sample["input_ids"]) == text
+
+
+def test_a_folder_with_brackets_is_that_folder(tmp_path):
+    for folder, label in (("one1", 1), ("one[1]", 2)):
+        pictures(tmp_path, f"{folder}/a.png", f"{folder}/test.png")
+        (tmp_path / folder / "metadata.csv").write_text(f"file_name,label\na.png,{label}\ntest.png,{label}\n")
+    assert classes(image_reader(), tmp_path / "one[1]") == [2, 2]
 
 
 def test_all_images_of_a_folder_are_read_whatever_their_names(tmp_path):

@@ -235,6 +235,32 @@ def test_a_folder_is_pushed_with_its_card_and_read_back(hub, folder, tmp_path):
         assert key.endswith("norm.weight") or "embed" in key or "lm_head" in key or (value == 0).float().mean() == 0.5
 
 
+def test_a_push_replaces_the_older_model_and_keeps_other_files(hub, folder, tmp_path):
+    """The old `model.safetensors` stayed beside the new shards, and is what transformers reads first."""
+    hub.add("me/model", folder / "tiny")
+    plain = {".gitattributes": b"*.safetensors lfs", "logo[1].png": b"png", "old/model.safetensors": b"kept"}
+    hub.repositories["me/model"]["main"] |= plain | {
+        "wina.json": b"{}",
+        "adapter_config.json": b"{}",
+        "pytorch_model[1].bin": b"old",
+        "pytorch_model1.bin": b"new",
+    }
+    model = AutoModelForCausalLM.from_pretrained(folder / "tiny")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    new = tmp_path / "sharded"
+    model.save_pretrained(new, max_shard_size="3KB")
+    (new / "README.md").write_text("# sharded\n")
+    (new / "pytorch_model1.bin").write_bytes(b"new")
+    assert len(list(new.glob("*.safetensors"))) > 1
+    push_to_hub(new, "me/model")
+    written = {file.name: file.read_bytes() for file in new.iterdir()}
+    assert hub.repositories["me/model"]["main"] == written | plain
+    read = AutoModelForCausalLM.from_pretrained("me/model").state_dict()
+    assert all(not value.any() for value in read.values())
+
+
 def test_a_push_that_cannot_be_is_refused(hub, folder, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for words, message in (

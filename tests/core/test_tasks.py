@@ -7,6 +7,7 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -104,6 +105,85 @@ def test_the_accuracy_is_that_of_a_count_by_hand(folder):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def another(folder, place, **changes):
+    """The task in another file, with changes."""
+    task = yaml.safe_load((folder / "next_word.yaml").read_text()) | changes
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(yaml.safe_dump(task))
+    return str(place)
+
+
+def one_row(tmp_path, right):
+    """Data of one row, so that an accuracy tells which data were read."""
+    row = {"text": "after one comes", "options": ["two", "three", "four"], "right": right}
+    (tmp_path / f"right{right}.jsonl").write_text(json.dumps(row) + "\n")
+    return {"data_files": {"test": str(tmp_path / f"right{right}.jsonl")}}
+
+
+@harness
+def test_a_file_is_measured_whatever_other_file_has_its_name(folder, tmp_path):
+    """The harness knew the first file of a folder only, and measured that one under the other's name."""
+    it = opened(folder)
+    found = {
+        right: measure_tasks(
+            it.model,
+            it.tokenizer,
+            [another(folder, tmp_path / name, dataset_kwargs=one_row(tmp_path, right))],
+        )["next_word accuracy"]
+        for right, name in enumerate(("a.yaml", "b.yaml", "c.yml"))
+    }
+    assert sorted(found.values()) == [0, 0, 1]
+    answers = it.tokenizer.convert_tokens_to_ids(["two", "three", "four"])
+    ids = it.tokenizer("after one comes", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert found[int(it.model(ids).logits[0, -1, answers].argmax())] == 1
+
+
+@harness
+def test_two_tasks_of_one_name_are_refused(folder, tmp_path):
+    """Of both there was one row, of the last one."""
+    it = opened(folder)
+    files = [another(folder, tmp_path / name / "task.yaml") for name in ("a", "b")]
+    with pytest.raises(CalibrationError, match=r"two tasks named 'next_word': found .*a.task\.yaml and .*b.task\.yaml"):
+        measure_tasks(it.model, it.tokenizer, files)
+    assert "next_word accuracy" in measure_tasks(it.model, it.tokenizer, [files[0], files[0]])
+
+
+@harness
+def test_measuring_leaves_the_generator_of_numpy(folder):
+    it = opened(folder)
+    np.random.seed(1)  # noqa: NPY002 - whose state is the caller's
+    expected = np.random.get_state()[1].tolist()  # noqa: NPY002
+    measure_tasks(it.model, it.tokenizer, [str(folder / "next_word.yaml")])
+    assert np.random.get_state()[1].tolist() == expected  # noqa: NPY002
+
+
+@harness
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"doc_to_text": "{{nothing}}"}, "'nothing' is undefined"),
+        ({"test_split": "train"}, "KeyError: 'train'"),
+        ({"output_type": "essay"}, "Got invalid output_type 'essay'"),
+        ({"dataset_kwargs": {"data_files": {"test": "nothing.jsonl"}}}, "Unable to find"),
+    ],
+)
+def test_a_task_that_the_harness_cannot_measure_is_named(folder, tmp_path, changes, found):
+    it = opened(folder)
+    file = another(folder, tmp_path / "odd.yaml", task="odd", **changes)
+    with pytest.raises(CalibrationError, match=rf"the harness cannot measure .*odd\.yaml: found .*{found}"):
+        measure_tasks(it.model, it.tokenizer, [file])
+
+
+@harness
+def test_quiet_silences_the_bars_of_the_harness(folder):
+    words = ["measure", str(folder / "model"), "--tasks", str(folder / "next_word.yaml"), "--evaluation"]
+    code, printed = run([*words, str(folder / "rows.jsonl"), "--quiet"])
+    assert code == 0, printed
+    assert "next word accuracy" in printed
+    assert "Running" not in printed
+
+
 @harness
 def test_the_command_writes_table_json_and_report(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -177,6 +257,13 @@ def test_a_harness_that_is_not_installed_is_named(folder, monkeypatch):
         check_tasks([str(folder / "next_word.yaml")])
     code, printed = run(["measure", str(folder / "model"), "--tasks", "arc_easy"])
     assert (code, "weightsmith[eval]" in printed) == (1, True)
+
+
+@pytest.mark.parametrize("given", ["", " , ", "--seed=-1", f"--seed={2**32}"])
+def test_options_of_measure_that_stand_for_nothing_are_refused(folder, given):
+    words = [given] if given.startswith("--") else ["--tasks", given]
+    code, printed = run(["measure", str(folder / "model"), *words])
+    assert (code, words[0].partition("=")[0] in printed) == (2, True), printed
 
 
 def test_a_model_is_measured_without_tasks(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -359,3 +360,38 @@ def test_foods_without_an_amount_are_counted_each(line, foods):
     names = [item.text.partition(",")[0] for item in items]
     assert names == foods
     assert all(item.quantity is None for item in items)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Salt\nPepper\n2 eggs\nbake it",
+        "| food | amount |\n|---|---|\n| egg | 2 |\n| milk | 1 cup |\n",
+        "Pancakes\n\nIngredients: salt, pepper\n2 eggs\n\nMethod: fry",
+    ],
+)
+def test_line_ends_of_any_system_are_read_alike(text, end):
+    """Each CRLF was two line ends: the salt was taken for a title."""
+    expected, found = read_recipe(text), read_recipe(text.replace("\n", end))
+    assert (found.title, texts(found), found.instructions) == (expected.title, texts(expected), expected.instructions)
+
+
+@pytest.mark.parametrize("text", ["\n" * 9_000, "- \n" * 9_000, " \n" * 9_000, "<p>" + "\n" * 9_000])
+def test_thousands_of_empty_lines_take_no_time(text):
+    start = time.perf_counter()
+    assert texts(read_recipe(f"{text}2 eggs")) == ["2 eggs"]
+    assert time.perf_counter() - start < 2, "it grew with the square of the lines: 4 s here, minutes for 50,000"
+
+
+def test_a_long_line_of_json_is_refused():
+    with pytest.raises(RecipeError, match="ingredient 2 of the recipe: found 39999 characters. Break it up"):
+        read_recipe(json.dumps({"recipeIngredient": ["1 egg", "1 " * 20_000]}))
+
+
+def test_tags_that_do_not_end_take_no_time():
+    """Python's parser looked for the end of each of them in all of the rest."""
+    start = time.perf_counter()
+    assert texts(read_recipe("<p>2 eggs</p>\n1 cup milk &amp; honey\n" + "<a \n" * 9_000))[0] == "2 eggs"
+    assert texts(read_recipe("<p>2 eggs</p>1 cup milk"))[-1] == "1 cup milk"
+    assert time.perf_counter() - start < 2

@@ -14,6 +14,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from weightsmith.cli.main import main
 from weightsmith_phenotype.cli import _end, app
 from weightsmith_phenotype.formats import read_documents
 
@@ -265,16 +266,17 @@ def test_reader_that_stops_early_ends_the_run_without_a_traceback(small_obo, tmp
 
 
 @pytest.mark.parametrize(("out", "said"), [(True, "go on with --resume"), (False, "start it again")])
-def test_an_interrupted_run_says_how_to_go_on(small_obo, tmp_path, monkeypatch, out, said):
+def test_an_interrupted_run_says_how_to_go_on(small_obo, tmp_path, monkeypatch, capsys, out, said):
     def interrupted(*given, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("weightsmith_phenotype.batch.tag_corpus", interrupted)
     (tmp_path / "n.txt").write_text("Ptosis.")
     where = ["--out", str(tmp_path / "o.jsonl")] if out else []
-    result = CliRunner().invoke(app, ["tag", str(tmp_path / "n.txt"), "--ontology", str(small_obo), *where])
-    assert result.exit_code == 130
-    assert said in result.stderr
+    with pytest.raises(SystemExit) as stop:
+        main(["phenotype", "tag", str(tmp_path / "n.txt"), "--ontology", str(small_obo), *where])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == f"stopped; {said}\n"
 
 
 def test_a_run_that_is_told_to_end_ends_in_order(small_obo, tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from weightsmith.core.jobs import Backend, run_jobs
 __all__ = ["app", "main"]
 
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
+INTERRUPTED = 130
+"""The exit code after Ctrl+C."""
 METHODS, WORK, APPS = "Methods, by what you want", "Look and run", "Products, installed beside it"
 
 app = typer.Typer(
@@ -63,6 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
                 warnings.filterwarnings("ignore", module="(?!weightsmith)")
                 warnings.formatwarning = progress.notice
             app([word for word in arguments if word not in ("--debug", "--quiet")], prog_name="weightsmith")
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # Typer has made it of a KeyboardInterrupt, which may say how to go on
+            interrupt = getattr(stop.__context__, "__cause__", None)
+            print("; ".join(["stopped", *map(str, getattr(interrupt, "args", ()))]), file=sys.stderr)
+        raise
     except Exception as error:
         if debug:
             raise
@@ -165,7 +172,7 @@ def measure(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 8,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure how fast the model writes.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[Dtype | None, typer.Option(help="Load weights as; else their own type.")] = None,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of a hub id.")] = "main",
@@ -179,7 +186,9 @@ def measure(
     from weightsmith.workbench import Evaluation, measure_model
 
     hush_transformers()
-    named = tuple(name for each in tasks or () for name in each.split(",") if name)
+    named = tuple(name.strip() for each in tasks or () for name in each.split(",") if name.strip())
+    if tasks and not named:
+        raise typer.BadParameter("found no name, expected tasks separated by commas", param_hint="'--tasks'")
     read = [each for each in (model, evaluation, control, *named) if each is not None]
     check_written({"report": report, "json": json}, inputs=read)
     asked = Evaluation(

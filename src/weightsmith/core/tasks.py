@@ -16,9 +16,12 @@ A task is the harness's name of one (``arc_easy``), or a YAML file of its format
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,11 @@ import torch
 import yaml
 from torch import nn
 
+from weightsmith.core import progress
 from weightsmith.core.data import context_length
 from weightsmith.core.errors import CalibrationError, HyperparameterError, MissingDependencyError
 from weightsmith.core.models import evaluation_mode
+from weightsmith.core.randomness import random_state_kept
 
 __all__ = ["check_tasks", "measure_tasks"]
 
@@ -76,7 +81,8 @@ def measure_tasks(
     tokenizer : object
         Its tokenizer; it is not changed.
     tasks : sequence of str
-        Names that the harness knows, groups included, or YAML files. A file may run Python code that it names.
+        Names that the harness knows, groups included, or YAML files, whose tasks have different names. A file may run
+        Python code that it names.
     samples : int, optional
         Measure on the first so many samples of each task only.
     shots : int, optional
@@ -94,7 +100,8 @@ def measure_tasks(
     Raises
     ------
     CalibrationError
-        If a task is not known, its data cannot be read, or the model is no causal language model with a tokenizer.
+        If a task is not known, two have the same name, the harness cannot measure one, such as for lack of its data, or
+        the model is no causal language model with a tokenizer.
     HyperparameterError
         If a number is out of range.
     MissingDependencyError
@@ -115,46 +122,68 @@ def measure_tasks(
         raise CalibrationError(
             "tasks of the harness", found=type(model).__name__, expected="a causal language model with its tokenizer"
         )
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+    with random_state_kept():  # the harness draws from the global generators and seeds them
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    names, manager = _known(tasks)
-    with evaluation_mode(model), torch.random.fork_rng(devices=[]):  # the harness seeds torch's own generator
-        found = simple_evaluate(
-            model=HFLM(
-                pretrained=model,
-                tokenizer=deepcopy(tokenizer),  # the harness gives it a token for padding
-                batch_size=batch_size,
-                max_length=context_length(model),
-            ),
-            tasks=names,
-            task_manager=manager,
-            limit=samples,
-            num_fewshot=shots,
-            log_samples=False,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        specs, manager = _known(tasks)
+        with evaluation_mode(model), _harness(tasks):
+            found = simple_evaluate(
+                model=HFLM(
+                    pretrained=model,
+                    tokenizer=deepcopy(tokenizer),  # the harness gives it a token for padding
+                    batch_size=batch_size,
+                    max_length=context_length(model),
+                ),
+                tasks=specs,
+                task_manager=manager,
+                limit=samples,
+                num_fewshot=shots,
+                log_samples=False,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
     return _measures(found["results"])
 
 
 def _known(tasks: Sequence[str]) -> tuple[list[str], Any]:
-    """The tasks' names, and the harness's list of tasks; its own thousands are read only where one is asked for."""
+    """The tasks' names or files, and the harness's list of tasks; its own thousands are read where one is asked for."""
     from lm_eval.tasks import TaskManager
 
-    files = [Path(task) for task in tasks if task.endswith(SUFFIXES)]
-    folders = [str(folder) for folder in dict.fromkeys(file.resolve().parent for file in files)]
-    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
+    tasks = list(dict.fromkeys(tasks))
     names = [_name_in(task) if task.endswith(SUFFIXES) else task for task in tasks]
-    unknown = [task for task, name in zip(tasks, names, strict=True) if name not in manager.all_tasks]
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        both = [task for task, name in zip(tasks, names, strict=True) if name == doubled[0]]
+        do = "Give each file's task a name of its own."
+        raise CalibrationError(f"two tasks named {doubled[0]!r}", found=" and ".join(both), do=do)
+    files = [Path(task).resolve() for task in tasks if task.endswith(SUFFIXES)]
+    folders = [str(folder) for folder in dict.fromkeys(file.parent for file in files)]  # groups name others in them
+    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
+    unknown = [task for task in tasks if not task.endswith(SUFFIXES) and task not in manager.all_tasks]
     if unknown:
         raise CalibrationError(
             f"the harness knows no task {unknown[0]!r}", do="`lm-eval ls tasks` lists them; or name a YAML file."
         )
-    return names, manager
+    # a file by its path: another one in its folder may have a task of the same name
+    return [str(Path(task).resolve()) if task.endswith(SUFFIXES) else task for task in tasks], manager
+
+
+@contextlib.contextmanager
+def _harness(tasks: Sequence[str]) -> Iterator[None]:
+    """Say which tasks the harness failed on; its progress bars are silent where ours are."""
+    silent = contextlib.redirect_stderr(io.StringIO()) if progress.is_silent() else contextlib.nullcontext()
+    try:
+        with silent:
+            yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        what = f"the harness cannot measure {', '.join(tasks)}"
+        do = "Mind the columns, splits and metrics that the task names, and the paths of its data."
+        raise CalibrationError(what, found=f"{type(error).__name__}: {error}".rstrip(": "), do=do) from error
 
 
 def _name_in(file: str) -> str:

@@ -330,9 +330,9 @@ def _batch(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        if out is not None:
-            print(f"stopped; go on with --resume --out {out}", file=sys.stderr)
-        raise
+        if out is None:
+            raise
+        raise KeyboardInterrupt(f"go on with --resume --out {out}") from None
     result.skipped = skipped
     _report(result)
     if result.failures:

@@ -157,6 +157,42 @@ def test_spans_are_places_in_the_line():
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "quantity", "unit"),
+    [
+        ("1.000 g flour", "1000", "gram"),
+        ("1.500 ml milk", "1500", "milliliter"),
+        ("1.000-1.200 g flour", "1000-1200", "gram"),
+        ("1,500 kg rice", "1 1/2", "kilogram"),
+        ("1,250 l water", "1 1/4", "liter"),
+    ],
+)
+def test_a_mark_before_three_digits_is_what_the_unit_says_and_is_named(line, quantity, unit):
+    found = read_ingredient(line)
+    assert (str(found.quantity), found.unit) == (quantity, unit)
+    (note,) = (remark for remark in found.remarks if "read as" in remark)
+    assert note.startswith(line.rpartition(" ")[0] + ": read as " + quantity)
+
+
+@pytest.mark.parametrize(
+    ("line", "quantity"),
+    [
+        ("1,000 g flour", "1000"),
+        ("1.500 kg sugar", "1 1/2"),
+        ("0.125 g saffron", "1/8"),
+        ("2.500 tsp salt", "2 1/2"),
+        ("1.250 lb beef", "1 1/4"),
+        ("1.25 g yeast", "1 1/4"),
+        ("half a liter milk", "1/2"),
+        ("1 g saffron", "1"),
+    ],
+)
+def test_other_points_and_commas_are_read_as_everywhere(line, quantity):
+    found = read_ingredient(line)
+    assert str(found.quantity) == quantity
+    assert not any("read as" in remark for remark in found.remarks)
+
+
 def test_empty_and_odd_lines():
     for line in ("", " ", "x", "1", "-", "()", "½", "\ud800", "1/", "/2", "1-", "- -", "%", "2 x", "1 (", "x" * 10_000):
         found = read_ingredient(line)

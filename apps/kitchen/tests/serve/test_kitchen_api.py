@@ -1,6 +1,7 @@
 """The REST interface of the kitchen: kits, corrections, exports, refusals."""
 
 import asyncio
+import copy
 import io
 import json
 import threading
@@ -104,6 +105,26 @@ def test_an_exported_kit_is_the_kit(client, made):
 )
 def test_bad_requests_name_the_field(client, path, body, said):
     assert said in refused(client.post(f"/api/{path}", json=body), 422)
+
+
+@pytest.mark.parametrize("encoding", ["escape", "utf-8", "utf-16"])
+@pytest.mark.parametrize("path", ["scale", "change", "chat", "export?format=csv"])
+def test_half_of_a_surrogate_pair_anywhere_is_refused(client, made, path, encoding):
+    """Python's JSON reads it; the answer could not be written, which was said to be the server's fault."""
+    kit = copy.deepcopy(made["kit"])
+    kit["ingredients"][1]["unit"] = "\ud800"
+    told = {"kit": kit, "servings": 2, "place": 0, "line": "2 eggs", "text": "no milk"}
+    body = {key: told[key] for key in ("kit", *{"scale": ["servings"], "chat": ["text"]}.get(path, []))}
+    body |= {"place": 0, "line": "2 eggs"} if path == "change" else {}
+    text = json.dumps(body, ensure_ascii=encoding == "escape")
+    raw = text.encode("utf-8" if encoding == "escape" else encoding, "surrogatepass")
+    answer = client.post(f"/api/{path}", content=raw, headers={"content-type": "application/json"})
+    assert "half of a surrogate pair" in refused(answer, 422)
+
+
+def test_characters_beyond_the_first_plane_are_read(client):
+    raw = json.dumps({"text": "2 eggs \U0001f95a and a \\ud800 in words"}).encode()
+    assert client.post("/api/recipe", content=raw, headers={"content-type": "application/json"}).status_code == 200
 
 
 def test_a_food_that_is_not_there(client, made):

@@ -148,9 +148,7 @@ def tag(
             reads=[path for path in (tagger, ontology) if path is not None] + [Path("/dev/stdin")] * ("-" in notes),
         )
     except KeyboardInterrupt:
-        again = "start it again" if out is None else "go on with --resume"
-        print(f"stopped; {again}", file=sys.stderr)
-        raise typer.Exit(128 + signal.SIGINT) from None
+        raise KeyboardInterrupt("start it again" if out is None else "go on with --resume") from None
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None

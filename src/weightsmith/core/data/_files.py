@@ -97,11 +97,14 @@ class Reader:
         counting = [sample for sample in samples if _counts(sample, first)]
         if not counting:
             raise CalibrationError(
-                "no position has a label", found="answers beyond the length", do="Give a larger length."
+                "no position has a label",
+                found="answers beyond the length, or texts of one token",
+                do="Give a larger length, or longer texts.",
             )
         if left_out := len(samples) - len(counting):
             warnings.warn(
-                f"{left_out} of {len(samples)} rows of {source} are left out: no answer within the length",
+                f"{left_out} of {len(samples)} rows of {source} are left out: "
+                "no answer within the length, or a text of one token",
                 stacklevel=2,
             )
         return counting

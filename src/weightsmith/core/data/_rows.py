@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import glob
+import itertools
+import os
 import re
-import warnings
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -42,29 +48,20 @@ def read_rows(source: str, count: int, generator: torch.Generator | None) -> tup
         If there is no such data, it cannot be read, or a row lacks a value.
     """
     import datasets
-    from pandas.errors import ParserWarning
 
     path = Path(source)
     if path.is_dir() and not any(file.name in METADATA for file in path.rglob("metadata.*")):
         return _read_images(path, count, generator)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)
-            table = _open(source)
-            features = table.features or {}
-            names = getattr(features.get("label"), "names", None)
-            if isinstance(features.get("image"), datasets.Image):
-                table = table.cast_column("image", datasets.Image(decode=False))  # only those that are drawn
-            rows = list(table.take(max(AHEAD, count)))
+        most = max(AHEAD, count)
+        table = _open(source, most)
+        features = table.features or {}
+        names = getattr(features.get("label"), "names", None)
+        if isinstance(features.get("image"), datasets.Image):
+            table = table.cast_column("image", datasets.Image(decode=False))  # only those that are drawn
+        rows = list(table.take(most))
     except CalibrationError:
         raise
-    except ParserWarning as error:
-        raise CalibrationError(
-            f"rows of {source}",
-            found="more fields than the header has",
-            expected="one field per column",
-            do="Put quotes around texts with the separator in them, and name every column in the header.",
-        ) from error
     except StopIteration:  # what an empty .jsonl file raises
         rows, names = [], None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError, RuntimeError) as error:
@@ -114,24 +111,66 @@ CSV: dict[str, Any] = {
 FORMS_COLUMNS = ("messages", "prompt", "completion", "text", "label", "image")
 
 
-def _open(source: str) -> Any:
+def _open(source: str, most: int) -> Any:
+    """The rows of a source, of which at most so many will be read."""
     import datasets
 
     path = Path(source)
     if path.is_file():
         suffix = path.suffix.lower()
-        options = CSV | ({"sep": "\t"} if suffix == ".tsv" else {}) if BUILDERS[suffix] == "csv" else {}
-        return datasets.load_dataset(BUILDERS[suffix], data_files=str(path), split="train", streaming=True, **options)
+        options: dict[str, Any] = {}
+        if BUILDERS[suffix] == "csv":
+            options = {**CSV, "sep": "\t" if suffix == ".tsv" else ","}
+            _check_fields(path, options["sep"], most)
+        file = _literal(path)
+        return datasets.load_dataset(BUILDERS[suffix], data_files=file, split="train", streaming=True, **options)
     if path.is_dir():
-        files = {"train": "**"}  # otherwise names with the word test in them make another split
-        place = str(train_folder(path))
-        return datasets.load_dataset("imagefolder", data_dir=place, data_files=files, split="train", streaming=True)
+        # with `data_dir` alone, names with the word test in them make another split
+        files = {"train": f"{_literal(train_folder(path))}/**"}
+        return datasets.load_dataset("imagefolder", data_files=files, split="train", streaming=True)
     if path.suffix.lower() in {*BUILDERS, *IMAGES, *BINARY, ".txt"} or not re.fullmatch(HUB_ID, source):
         raise CalibrationError(
             f"no file or folder {source}", do="Give one that is there, or the id of a Hugging Face data set."
         )
     name, _, split = source.partition(":")
     return datasets.load_dataset(name, split=split or "train", streaming=True)
+
+
+def _literal(path: Path) -> str:
+    """A path as a pattern that stands for nothing else: ``data[1].csv`` is not ``data1.csv``."""
+    return glob.escape(os.path.abspath(path))
+
+
+def _check_fields(path: Path, separator: str, most: int) -> None:
+    """Refuse a table with doubled columns, or with more fields in a row than columns: pandas drops such text."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream, _long_fields():
+            rows = csv.reader(stream, delimiter=separator)
+            header = next(rows, [])
+            if doubled := [name for name, count in Counter(header).items() if count > 1 and name in FORMS_COLUMNS]:
+                raise CalibrationError(f"columns of {path}", found=f"two columns {doubled[0]!r}", do="Leave one.")
+            for row in itertools.islice(rows, most):
+                if len(row) > len(header):
+                    raise CalibrationError(
+                        f"line {rows.line_num} of {path}",
+                        found=f"{len(row)} fields, more than the header has",
+                        expected=f"one field per column: {', '.join(header)}",
+                        do="Put quotes around texts with the separator in them, and name every column in the header.",
+                    )
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"cannot read {path}", found=error, do="Save it as UTF-8.") from error
+    except csv.Error as error:
+        raise CalibrationError(f"cannot read {path}", found=error) from error
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let the csv module read texts of any length."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def is_text(path: Path) -> bool:

@@ -4,13 +4,13 @@ from ._atomic import (
     check_file as check_file,
     check_output as check_output,
     check_written as check_written,
-    copy_aux_files as copy_aux_files,
     kept_folder as kept_folder,
     put_in_place as put_in_place,
     scratch_folder as scratch_folder,
     write_file as write_file,
     writing as writing,
 )
+from ._aux_files import copy_aux_files as copy_aux_files
 from ._checkpoint import (
     CheckpointReader as CheckpointReader,
     CheckpointWriter as CheckpointWriter,

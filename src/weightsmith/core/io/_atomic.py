@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import shutil
 import stat
@@ -23,6 +22,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from weightsmith.core.errors import CheckpointError, HyperparameterError
+from weightsmith.core.io._json import read_json
 
 __all__ = [
     "TemporaryFolder",
@@ -30,7 +30,6 @@ __all__ = [
     "check_file",
     "check_output",
     "check_written",
-    "copy_aux_files",
     "kept_folder",
     "put_in_place",
     "scratch_folder",
@@ -38,28 +37,14 @@ __all__ = [
     "writing",
 ]
 
-PLANS = ("quantization.json", "wina.json")
-"""What methods have said of the weights beside them: false of others."""
-
-WEIGHT_SUFFIXES = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".gguf",
-    ".ckpt",
-    ".npz",
-    ".tflite",
-}
 PART, KEPT, DENSE = "part", "steps", "dense"
 """What stands beside an output ``OUT`` while it is written: ``.OUT.part``, and so on."""
 
 PAGES = (".html", ".htm")
 """Suffixes of reports: no file of a model or of data has them."""
+
+LONGEST_RECORD = 2**26
+"""Bytes of a JSON file that is looked into."""
 
 TEMPORARY = "weightsmith-"
 EXCHANGE = 2
@@ -126,6 +111,13 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
     """
     with writing(out):
         place = _place(out)
+        try:
+            str(place).encode()
+        except UnicodeEncodeError:
+            message = f"cannot write {str(out)!r}"
+            raise CheckpointError(
+                message, found="a path that is not UTF-8", expected="one that safetensors can write", do="Rename it."
+            ) from None
         taken = place.exists() and not (place.is_dir() and not any(place.iterdir()))
         if taken and not overwrite:
             _remove_left(place)
@@ -173,7 +165,7 @@ def check_written(
         The files, by what each is called in errors; None is not written.
     inputs : iterable of path-like
         Files and folders that the command reads, and names that stand for nothing on this machine. In a folder that is
-        read, new files may be written, and HTML pages replaced.
+        read, new files may be written, and HTML pages and records of measures replaced.
     out : path-like, optional
         The output, which appears as a whole.
 
@@ -212,7 +204,7 @@ def check_written(
         for source, ref in read.items():
             if place == source:
                 taken = taken or "which is read"
-            elif place.is_relative_to(source) and place.exists() and place.suffix.lower() not in PAGES:
+            elif place.is_relative_to(source) and place.exists() and not _is_ours(place):
                 taken = taken or f"a file of {ref}, which is read"
         if taken:
             raise HyperparameterError(name, found=f"{path}, {taken}", expected="another file")
@@ -325,45 +317,6 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
         weakref.finalize(self, os.close, lock)
 
 
-def copy_aux_files(source: Path, target: Path, *, plans: bool = False) -> None:
-    """Copy what belongs to a model other than its weights: config, tokenizer, generation settings, model card.
-
-    Sub-folders come along: modules of sentence-transformers, further chat templates. One that holds weights does not,
-    since it is a checkpoint or an export of the old weights, unless ``modules.json`` lists it. Nothing hidden does.
-    Files in which a method has kept something about the old weights come along with ``plans`` only.
-    """
-    if not source.is_dir():
-        return
-    modules = _listed_modules(source / "modules.json")
-    for item in source.iterdir():
-        new = target / item.name
-        if new.exists() or item.name.startswith(".") or (item.name in PLANS and not plans):
-            continue
-        if item.is_file() and not _is_weights(item):
-            shutil.copy2(item, new)
-        elif item.is_dir() and not item.is_symlink():
-            files = [file for file in item.rglob("*") if file.is_file()]
-            if files and (item.name in modules or not any(map(_is_weights, files))):
-                shutil.copytree(item, new, ignore=_not_files)
-
-
-def _listed_modules(path: Path) -> set[str]:
-    """The sub-folders that a sentence-transformers model is made of."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        return {str(module["path"]) for module in json.loads(path.read_text("utf-8"))}
-    return set()
-
-
-def _is_weights(file: Path) -> bool:
-    return file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-
-
-def _not_files(folder: str, names: list[str]) -> list[str]:
-    """What :func:`copytree` leaves out: links to folders, which may be loops, and what is no file or folder."""
-    paths = [(name, Path(folder, name)) for name in names]
-    return [name for name, path in paths if not path.is_file() and (path.is_symlink() or not path.is_dir())]
-
-
 @contextmanager
 def writing(out: str | os.PathLike[str]) -> Iterator[None]:
     """Say which file or folder it is that cannot be written.
@@ -396,6 +349,17 @@ def _beside(place: Path, kind: str) -> Path:
 def _is_device(place: Path) -> bool:
     """Whether a path is a device or a pipe, such as ``/dev/stdout``, which is written to and never replaced."""
     return place.exists() and not place.is_file() and not place.is_dir()
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether a file in a folder that is read is none of a model: a report, or a record of what was measured."""
+    if place.suffix.lower() in PAGES:
+        return True
+    if place.suffix != ".json" or place.stat().st_size > LONGEST_RECORD:
+        return False
+    with suppress(CheckpointError):
+        return read_json(place).get("reading") is True
+    return False
 
 
 def _check_creatable(path: Path) -> None:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import CheckpointError, ShapeError
-from weightsmith.core.io._atomic import atomic_output, copy_aux_files
+from weightsmith.core.io._atomic import atomic_output
+from weightsmith.core.io._aux_files import copy_aux_files
 from weightsmith.core.io._header import LONGEST_HEADER, TensorSpec, read_header, write_header
 from weightsmith.core.io._json import read_json
 

@@ -6,6 +6,7 @@ does: it is downloaded once, into the cache that transformers and PEFT share.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightsmith.core.errors import CheckpointError
+from weightsmith.core.io._aux_files import PLANS, is_weights
 
 __all__ = ["checkpoint_folder", "downloaded", "push_to_hub", "shown_name", "with_revision"]
 
@@ -120,8 +122,9 @@ def with_revision(ref: str | os.PathLike[str], revision: str) -> str:
 def push_to_hub(folder: str | os.PathLike[str], name: str, *, private: bool = False, message: str = "") -> str:
     """Upload a folder that weightsmith wrote to a model repository of the hub, as one commit.
 
-    The repository, and the branch, are made if they are not there. You are who ``hf auth login`` or the environment
-    variable ``HF_TOKEN`` says.
+    The repository, and the branch, are made if they are not there. The weights of an older model there, their index and
+    what belongs to them are removed in the same commit; other files stay. You are who ``hf auth login`` or the
+    environment variable ``HF_TOKEN`` says.
 
     Parameters
     ----------
@@ -161,13 +164,21 @@ def push_to_hub(folder: str | os.PathLike[str], name: str, *, private: bool = Fa
         api.create_repo(repository, private=private, exist_ok=True)
         if branch != "main":
             api.create_branch(repository, branch=branch, exist_ok=True)
+        old = [file for file in api.list_repo_files(repository, revision=branch) if _is_of_weights(file)]
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=source,
             revision=branch,
+            delete_patterns=[glob.escape(file) for file in old if not (source / file).is_file()],
             commit_message=message or f"{source.resolve().name}, written by weightsmith",
         )
     return str(commit.commit_url)
+
+
+def _is_of_weights(file: str) -> bool:
+    """Whether a file of a repository would be read as weights, or with them: of an older model it is false."""
+    path = Path(file)
+    return len(path.parts) == 1 and (is_weights(path) or path.name in (*PLANS, "adapter_config.json"))
 
 
 def _parsed(ref: str) -> tuple[str, str]:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import CheckpointError, UnsupportedModelError, WeightsmithError
-from weightsmith.core.io._atomic import atomic_output, copy_aux_files, write_file
+from weightsmith.core.io._atomic import atomic_output, write_file
+from weightsmith.core.io._aux_files import copy_aux_files
 from weightsmith.core.io._checkpoint import CheckpointReader
 from weightsmith.core.io._hub import checkpoint_folder
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightsmith.core.io._atomic import check_output, copy_aux_files, scratch_folder
+from weightsmith.core.io._atomic import check_output, scratch_folder
+from weightsmith.core.io._aux_files import copy_aux_files
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter
 from weightsmith.core.io._header import TensorSpec
 from weightsmith.core.io._json import read_json

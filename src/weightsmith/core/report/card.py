@@ -96,9 +96,10 @@ def _table(header: Sequence[str], rows: Any) -> list[str]:
 def _inherited(parents: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     """The license and language that the card of a folder, or of a model of the hub, names."""
     for parent in parents:
-        with suppress(OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):  # ValueError: of a date that there is not
             card = (downloaded(parent) or Path(parent)) / "README.md"
-            front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8"), re.DOTALL)
-            metadata = yaml.safe_load(front[1]) if front else {}
-            return {key: metadata[key] for key in INHERITED if key in metadata}
+            front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8-sig"), re.DOTALL)
+            metadata = yaml.safe_load(front[1]) if front else None
+            if isinstance(metadata, dict):  # comments alone are nothing
+                return {key: metadata[key] for key in INHERITED if key in metadata}
     return {}

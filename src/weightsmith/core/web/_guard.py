@@ -119,6 +119,8 @@ class Guard:
                 self._check_rate(scope["client"][0] if scope.get("client") else "")
             body = await self._read(headers, receive, self.limits.body(scope["path"]))
             if body is not None:
+                if "json" in headers.get("content-type", "json"):
+                    _check_characters(body)
                 async with asyncio.timeout(self.limits.seconds) as time_limit:
                     await self.app(scope, _replay(body, receive), answer)
         except Refused as refused:
@@ -198,6 +200,19 @@ class Guard:
         if max(seen, int(declared)) > limit:
             raise refused
         return bytes(body)
+
+
+def _check_characters(body: bytes) -> None:
+    """Refuse JSON with half of a surrogate pair: Python reads it, and no answer can hold it."""
+    if not any(mark in body for mark in (b"\\u", b"\xed", b"\0")):  # an escape, its bytes, or UTF-16
+        return
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        detail = "The request holds half of a surrogate pair, which is not a character. Send UTF-8."
+        raise Refused(422, detail) from None
+    except (ValueError, RecursionError):
+        return  # the route says why it cannot be read
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

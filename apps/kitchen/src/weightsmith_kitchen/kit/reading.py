@@ -41,7 +41,8 @@ _HEAD = re.compile(
     re.IGNORECASE,
 )
 _INLINE = re.compile(
-    r"^(\W*(?:ingredients?|you(?:'ll| will)? need|shopping list|instructions?|directions?|method)\s*):[ \t]+(?=\S)",
+    r"^([^\w\n]*(?:ingredients?|you(?:'ll| will)? need|shopping list|instructions?|directions?|method)\s*)"
+    r":[ \t]+(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
 """A heading that its text follows on the same line."""
@@ -100,13 +101,15 @@ def read_recipe(text: str, *, tagger: IngredientTagger | None = None) -> Recipe:
         return _of_json(text, tagger)
     if _MARKUP.search(text):
         page = _Page()
-        page.feed(text)
+        end = text.rfind(">") + 1  # no tag ends behind it, and the parser looks for an end from each "<"
+        page.feed(text[:end])
         page.close()
+        page.handle_data(html.unescape(text[end:]))
         recipes = [recipe for recipe in (_of_script(text, tagger) for text in page.scripts) if recipe is not None]
         if recipes:
             return max(recipes, key=lambda recipe: len(recipe.ingredients))  # others are teasers
         text = "".join(page.texts)
-    text = _INLINE.sub(r"\1:\n", text.replace("\r", "\n"))
+    text = _INLINE.sub(r"\1:\n", text.replace("\r\n", "\n").replace("\r", "\n"))
     return _of_lines([_CONTROL.sub("", line).strip() for line in text.split("\n")], tagger)
 
 
@@ -126,8 +129,7 @@ def _of_lines(lines: Sequence[str], tagger: IngredientTagger | None) -> Recipe:
     for number, line in enumerate(lines):
         if not _LETTER.search(line):
             continue
-        if len(line) > MOST_CHARACTERS:
-            raise RecipeError(f"line {number + 1} of the recipe", found=f"{len(line)} characters", do="Break it up.")
+        _check_length(line, f"line {number + 1} of the recipe")
         head = _HEAD.match(line)
         if head:
             part = "ingredients" if head["ingredients"] else "steps" if head["steps"] else "other"
@@ -186,10 +188,17 @@ def _recipe(
 ) -> Recipe:
     if len(lines) > MOST_LINES:
         raise RecipeError("recipe", found=f"{len(lines)} ingredients", expected=f"at most {MOST_LINES}")
+    for number, line in enumerate(lines, 1):
+        _check_length(line, f"ingredient {number} of the recipe")
     ingredients = read_ingredients(split_lines(lines, tagger=tagger), tagger=tagger)
     if not ingredients:
         raise RecipeError("recipe", found="no ingredient line", do="Write one ingredient per line: 2 cups flour.")
     return Recipe(tuple(ingredients), tuple(steps), title, made.servings, makes=made.makes, notes=tuple(notes))
+
+
+def _check_length(line: str, what: str) -> None:
+    if len(line) > MOST_CHARACTERS:
+        raise RecipeError(what, found=f"{len(line)} characters", do="Break it up.")
 
 
 # --- JSON and web pages -----------------------------------------------------------------------------------------------
@@ -236,7 +245,7 @@ class _Page(HTMLParser):
 def _of_script(text: str, tagger: IngredientTagger | None) -> Recipe | None:
     """The recipe in a page's linked data; None if it is of something else."""
     try:
-        return _of_json(re.sub(r"^\s*(?://)?\s*<!\[CDATA\[|(?://)?\s*\]\]>\s*$", "", text), tagger)
+        return _of_json(re.sub(r"^(?://)?\s*<!\[CDATA\[|(?:// {0,9})?\]\]>$", "", text.strip()), tagger)
     except RecipeError:
         return None
 

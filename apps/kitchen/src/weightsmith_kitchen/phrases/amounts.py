@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Literal
 
 from weightsmith_kitchen.quantity import WORDS, Quantity, find_quantity
@@ -14,6 +15,11 @@ from .tagger import TaggedLine
 
 __all__ = ["Amounts", "is_measure", "read_amounts"]
 
+THOUSANDS = (
+    (("gram", "milliliter"), re.compile(r"[1-9]\d{0,2}\.\d{3}"), Fraction(1000)),
+    (("kilogram", "liter"), re.compile(r"[1-9]\d{0,2},\d{3}"), Fraction(1, 1000)),
+)
+"""Units, numbers whose point or comma is not what it is elsewhere, and what they are to be multiplied by."""
 LENGTHS = frozenset(
     {"inch", "inches", "in", "cm", "mm", "centimeter", "centimeters", "centimetre", "centimetres", "foot", "feet", "ft"}
 )
@@ -307,10 +313,26 @@ def _collect(reading: _Reading) -> None:
             place = last = stop
             continue
         if units:
+            quantity = _by_unit(quantity, reading.text(place, after), units[0], reading.notes)
             quantity, stop = reading.with_part(quantity, stop)  # "a cup and a half"
         reading.found.append(_Amount(quantity, tuple(units), place, stop, _before(reading, place, last), depth))
         reading.used.update({*range(place, after), *range(start, stop)})
         place = last = stop
+
+
+def _by_unit(quantity: Quantity, text: str, name: str, notes: list[str]) -> Quantity:
+    """An amount of which a point or comma with three digits behind it means what the unit says, with a note.
+
+    Where a comma is the decimal mark, "1.000 g" is a kilogram and "1,500 kg" a kilogram and a half. Nobody weighs
+    thousandths of a gram, or 1,500 kilograms.
+    """
+    unit, numbers = find_unit(name), re.findall(r"[\d.,]+", text)
+    for names, number, factor in THOUSANDS:
+        if unit is not None and unit.name in names and numbers and all(map(number.fullmatch, numbers)):
+            quantity = quantity * factor
+            notes.append(f"{text} {name}: read as {quantity} {unit.spelled(quantity)}")
+            return quantity
+    return quantity
 
 
 def _is_plural(words: Sequence[str]) -> bool:

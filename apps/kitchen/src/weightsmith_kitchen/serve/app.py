@@ -127,10 +127,10 @@ def create_app(
         """Read a recipe and price it."""
 
         def work() -> KitAnswer:
-            size = len(request.text.encode("utf-8", "replace"))
+            size = len(request.text.encode())
             if size > limits.max_bytes:
                 raise HTTPException(413, f"text: found {size:,} bytes, expected at most {limits.max_bytes:,}.")
-            read = read_recipe(_clean(request.text))
+            read = read_recipe(request.text)
             _check_count(len(read.ingredients))
             made = make_kit(read, table, servings=request.servings)
             return _answer(made, steps=list(read.instructions))
@@ -163,7 +163,7 @@ def create_app(
     @app.post("/api/chat", responses=asked, operation_id="chat")
     async def chat(request: ChatRequest) -> KitAnswer:
         """Correct a kit in words. What is not understood changes nothing, and the answer says what can be said."""
-        reply = await in_thread(edit, _kit(request.kit), _clean(request.text), table)
+        reply = await in_thread(edit, _kit(request.kit), request.text, table)
         _check_count(len(reply.kit.ingredients))
         return _answer(reply.kit, said=reply.said, understood=reply.understood)
 
@@ -235,14 +235,6 @@ EXPORTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _clean(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise HTTPException(422, "text: half of a surrogate pair is not a character. Send UTF-8.") from None
-    return text
-
-
 def _check_count(count: int) -> None:
     if count > MOST_INGREDIENTS:
         raise RecipeError(
@@ -279,7 +271,7 @@ def _changed(kit: MealKit, request: ChangeRequest, table: NutritionTable) -> Mea
     if request.line is not None:
         if len(request.line.strip().splitlines()) > 1:
             raise RecipeError("line", found="several lines", expected="one ingredient")
-        made = [price(read_ingredient(part), table) for part in split_line(_clean(request.line))]
+        made = [price(read_ingredient(part), table) for part in split_line(request.line)]
         if not all(item.name for item in made):
             raise RecipeError("ingredient", found=repr(request.line[:80]), expected="a food: 200 g flour")
         _check_count(len(kit.ingredients) + len(made) - (not adds))

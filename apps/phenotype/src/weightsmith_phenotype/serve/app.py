@@ -90,10 +90,7 @@ def create_app(tagger: PhenoTagger, *, limits: Limits | None = None, insight: In
     serve_page(app, "weightsmith_phenotype.serve")
 
     def check_size(text: str) -> str:
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError:
-            raise HTTPException(422, "text: half of a surrogate pair is not a character. Send UTF-8.") from None
+        size = len(text.encode())
         if size > limits.max_bytes:
             raise HTTPException(
                 413, f"text: found {size:,} bytes, expected at most {limits.max_bytes:,}. Send it in parts."
