@@ -31,10 +31,10 @@ import yaml
 from torch import nn
 
 from weightsmith.core import progress
+from weightsmith.core.caller import random_state_kept
 from weightsmith.core.data import context_length
 from weightsmith.core.errors import CalibrationError, HyperparameterError, MissingDependencyError
 from weightsmith.core.models import evaluation_mode
-from weightsmith.core.randomness import random_state_kept
 
 __all__ = ["check_tasks", "measure_tasks"]
 
