@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Sample, Samples, batched, collate, pad_token_id, split_labels, take, to_model
+from weightsmith.core.data import Sample, Samples, batched, collate, pad_token_id, take, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.processes import process_count, process_rank
 from weightsmith.core.training import (
-    IGNORED,
     Fit,
     FitOptions,
     adamw,
     default_loss,
     fit,
     float_weights,
+    has_label,
     labeled,
     sample_losses,
     training_method,
@@ -131,7 +131,7 @@ def unlearn(
     for name, samples in (("forget", forget), ("retain", retain)):
         if not len(samples):
             raise CalibrationError(f"the {name} set is empty", expected="at least one sample")
-        if not any(map(_has_label, take(samples))):
+        if not any(map(has_label, take(samples))):
             raise CalibrationError(f"no sample of the {name} set has a label that counts", found="-100 for all")
     draws = torch.Generator().manual_seed(seed)
     if objective == "po":
@@ -236,11 +236,6 @@ def _drawn(samples: Samples, count: int, generator: torch.Generator) -> list[Sam
     """Random samples for this process, of those that are drawn for all processes together."""
     every = torch.randint(len(samples), (process_count(), count), generator=generator)
     return [samples[place] for place in every[process_rank()].tolist()]
-
-
-def _has_label(sample: Any) -> bool:
-    _, labels = split_labels(labeled(sample) if isinstance(sample, Mapping) else sample)
-    return bool((torch.as_tensor(labels) != IGNORED).any())
 
 
 @torch.no_grad()

@@ -1,17 +1,20 @@
 from ._adapters import refuse_adapters as refuse_adapters
-from ._fit import (
-    Fit as Fit,
+from ._batch_loss import (
     Loss as Loss,
-    batch_count as batch_count,
     default_loss as default_loss,
-    draw_seed as draw_seed,
-    fit as fit,
+    has_label as has_label,
     labeled as labeled,
     logits_of as logits_of,
     mean_loss as mean_loss,
     predict as predict,
     sample_losses as sample_losses,
     shift_for_causal_lm as shift_for_causal_lm,
+)
+from ._fit import (
+    Fit as Fit,
+    batch_count as batch_count,
+    draw_seed as draw_seed,
+    fit as fit,
 )
 from ._labels import IGNORED as IGNORED, check_labels as check_labels
 from ._losses import (

@@ -17,7 +17,7 @@ from torch.nn import functional
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.training._fit import labeled, logits_of, predict
+from weightsmith.core.training._batch_loss import labeled, logits_of, predict
 from weightsmith.core.training._labels import IGNORED, check_labels
 
 __all__ = [

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from weightsmith.core.errors import CalibrationError
-from weightsmith.core.training._fit import logits_of
+from weightsmith.core.training._batch_loss import logits_of
 
 __all__ = ["labels_and_logits", "share_of_step", "trainer_cross_entropy"]
 
