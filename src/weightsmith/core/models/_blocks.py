@@ -58,7 +58,7 @@ class Block:
     inputs: list[tuple[tuple[Any, ...], dict[str, Any], TokenMasks]] = field(default_factory=list)
 
     @torch.no_grad()
-    def observe(self, layers: Sequence[Layer], make: Callable[[Layer], A]) -> dict[str, A]:
+    def observe(self, layers: Sequence[Layer], make: Callable[[Layer], A], *, shared: bool = True) -> dict[str, A]:
         """Run the block as it is now on every batch and accumulate its layers' inputs.
 
         Parameters
@@ -66,8 +66,9 @@ class Block:
         layers : sequence of Layer
             The layers to watch.
         make : callable
-            Makes the accumulator of a layer. Layers that receive the very same tensor (query, key and value, say)
-            share one.
+            Makes the accumulator of a layer.
+        shared : bool, default: True
+            Whether layers that receive the very same tensors (query, key and value, say) share one.
 
         Returns
         -------
@@ -78,7 +79,7 @@ class Block:
             (lambda a=args, k=kwargs: self.module(*a, **k), lambda m=masks: m) for args, kwargs, masks in self.inputs
         ]
         with products_in_float32(self.module.parameters()):
-            return observe_runs(layers, make, runs)
+            return observe_runs(layers, make, runs, shared=shared)
 
 
 def block_layers(

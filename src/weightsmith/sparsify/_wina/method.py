@@ -50,7 +50,7 @@ from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import check_finite
 from weightsmith.sparsify._wina.allocation import greedy
 from weightsmith.sparsify._wina.group import Backend, SharedInputGroup, check_backend
-from weightsmith.sparsify._wina.histogram import ScoreHistograms
+from weightsmith.sparsify._wina.histogram import ScoreHistogram
 from weightsmith.sparsify._wina.layers import (
     Norms,
     checked,
@@ -249,7 +249,7 @@ def calibrate_wina(
             names = {name for group in groups for name in group}
             layers = [layer for layer in layers if layer.name in names]
             norm = {layer.name: score_norm(layer, norms) for layer in layers}
-            threshold = _thresholds(block, layers, groups, norm)
+            threshold = _thresholds(block, layers, norm)
             if allocation == "greedy":
                 limits = partial(_limits, threshold, norm)
                 shares = greedy(block, layers, limits, sparsity=sparsity, step=step, prefill=prefill)
@@ -451,13 +451,10 @@ def _restore(model: nn.Module, sparse: Mapping[str, SparseLinear]) -> None:
         handle.remove()
 
 
-def _thresholds(
-    block: Block, layers: Sequence[Layer], groups: Sequence[tuple[str, ...]], norm: Mapping[str, Tensor]
-) -> Callable[[str, float], float]:
+def _thresholds(block: Block, layers: Sequence[Layer], norm: Mapping[str, Tensor]) -> Callable[[str, float], float]:
     """Observe a block's inputs and return the threshold of a layer at a sparsity, as a function."""
-    group_of = {name: group for group in groups for name in group}
-    histograms = block.observe(layers, lambda layer: ScoreHistograms([norm[name] for name in group_of[layer.name]]))
-    return lambda name, share: histograms[name].threshold(group_of[name].index(name), share)
+    histograms = block.observe(layers, lambda layer: ScoreHistogram(norm[layer.name]), shared=False)
+    return lambda name, share: histograms[name].threshold(share)
 
 
 def _limits(
