@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from transformers import AlbertConfig, AlbertModel
+from transformers import AlbertConfig, AlbertModel, DebertaV2Config, DebertaV2Model
 
 from models import PLAIN, TRANSFORMERS, tiny
 from processes import apart
@@ -17,7 +17,7 @@ from weightsmith.core.errors import (
 from weightsmith.core.io import load_model, offloaded, offloaded_of, save_model
 from weightsmith.core.models import build_empty, find_blocks, find_layers, observe, rewriting, stream
 from weightsmith.core.statistics import Gram
-from weightsmith.sparsify import magnitude
+from weightsmith.sparsify import magnitude, wanda
 
 
 class Seen:
@@ -247,6 +247,8 @@ def test_bad_batches():
         list(stream(model, [batch, {"input_ids": torch.full((1, 4), 10_000)}]))
     with pytest.raises(CalibrationError, match="rejects calibration batch 0: found ValueError"):
         list(stream(model, [{"pixels": torch.ones(1)}]))
+    with pytest.raises(CalibrationError, match="rejects calibration batch 0: found AttributeError"):
+        grams(Calls(lambda x, a: a(x.ids), a=nn.Linear(2, 2)), torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "vit"])
@@ -404,3 +406,14 @@ def test_a_weight_that_two_blocks_share_is_restored():
     with pytest.raises(NonFiniteError, match=r"'1\.1'"):
         magnitude(model)
     assert torch.equal(model[0].weight, before)
+
+
+def test_a_model_that_reads_a_weight_without_calling_its_module_is_named(tmp_path):
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True}
+    save_model(DebertaV2Model(DebertaV2Config(**shape, **relative, vocab_size=20)), tmp_path / "dense")
+    with (
+        pytest.raises(UnsupportedModelError, match="reads weights of .*dense that are not in memory"),
+        offloaded(tmp_path / "dense", tmp_path / "out") as model,
+    ):
+        wanda(model, [{"input_ids": torch.arange(8)[None]}])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Batch, Batches, as_batches, call, to_device
 from weightsmith.core.errors import CalibrationError, WeightsmithError
+from weightsmith.core.io import lacks_weights, offloaded_of
 from weightsmith.core.models._experts import watching_experts
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_blocks
 from weightsmith.core.models._products import products_in_float32
@@ -234,7 +235,9 @@ def call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
         return call(model, batch)
     except (WeightsmithError, torch.OutOfMemoryError):
         raise
-    except (TypeError, IndexError, ValueError, RuntimeError) as error:
+    except (TypeError, LookupError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        if offloaded_of(model) is not None and lacks_weights(error):
+            raise
         raise CalibrationError(
             f"the model rejects calibration batch {index}", found=f"{type(error).__name__}: {error}"
         ) from error
