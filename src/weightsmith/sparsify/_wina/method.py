@@ -34,11 +34,11 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.levels import Quantization, WeightLevels
 from weightsmith.core.models import (
-    Block,
     Layer,
     find_blocks,
     find_layers,
     get_module,
+    missed,
     stream,
     swap_module,
     unreached,
@@ -245,11 +245,15 @@ def calibrate_wina(
             layers = [layer for layer in block.layers if layer.name in wanted]
             if not layers or not block.inputs:
                 continue
-            groups = find_input_groups(block, layers)
-            names = {name for group in groups for name in group}
-            layers = [layer for layer in layers if layer.name in names]
             norm = {layer.name: score_norm(layer, norms) for layer in layers}
-            threshold = _thresholds(block, layers, norm)
+            histograms = block.observe(layers, lambda layer, c=norm: ScoreHistogram(c[layer.name]), shared=False)
+            layers = [layer for layer in layers if layer.name in histograms]
+            if not layers:
+                continue
+
+            def threshold(name: str, share: float, of: Mapping[str, ScoreHistogram] = histograms) -> float:
+                return of[name].threshold(share)
+
             if allocation == "greedy":
                 limits = partial(_limits, threshold, norm)
                 shares = greedy(block, layers, limits, sparsity=sparsity, step=step, prefill=prefill)
@@ -257,7 +261,7 @@ def calibrate_wina(
                 shares = {layer.name: sparsity for layer in layers}
             for name, share in shares.items():
                 chosen[name] = Projection(share, threshold(name, share), uses_norms(name, norms))
-            input_groups += groups
+            input_groups += find_input_groups(block, layers)
     return ActivationPlan(sparsity, select, prefill, chosen, tuple(input_groups))
 
 
@@ -417,10 +421,7 @@ def _transform(
         plan = calibrate_wina(model, calibration, **hyper)
         result.notes += unreached(model, linear_layers(model))
         matching = linear_layers(model, hyper["include"], hyper["exclude"])
-        if dense := [layer.name for layer in matching if layer.name not in plan.projections]:
-            result.notes.append(
-                f"No calibration token reached {len(dense)} layers: they stay dense: {', '.join(dense)}."
-            )
+        result.notes += missed(matching, plan.projections, "they stay dense")
         apply_plan(model, plan, backend=backend)
         try:
             facts = plan_report(model)
@@ -449,12 +450,6 @@ def _restore(model: nn.Module, sparse: Mapping[str, SparseLinear]) -> None:
     handle = model.__dict__.pop("_weightsmith_prompt", None)
     if handle is not None:
         handle.remove()
-
-
-def _thresholds(block: Block, layers: Sequence[Layer], norm: Mapping[str, Tensor]) -> Callable[[str, float], float]:
-    """Observe a block's inputs and return the threshold of a layer at a sparsity, as a function."""
-    histograms = block.observe(layers, lambda layer: ScoreHistogram(norm[layer.name]), shared=False)
-    return lambda name, share: histograms[name].threshold(share)
 
 
 def _limits(
