@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.levels import FILE, Grid, Quantization, WeightLevels, symmetric_step
-from weightsmith.core.linalg import is_finite
+from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.models import Layer, block_layers, check_weight, missed, rewriting, unreached
 from weightsmith.core.results import Result
 from weightsmith.core.statistics import output_error
@@ -53,14 +53,14 @@ def round_layers(
                 check_weight(layer)
                 if make is not None and layer.name not in statistics:
                     continue
-                old_OI = layer.weight_OI.float()
+                old_OI = upcast(layer.weight_OI)
                 dtype = layer.weight.dtype
                 step_O1 = symmetric_step(old_OI, bits, dtype)
 
                 def nearest(
                     columns_OK: Float[Tensor, "out columns"], step_O1: Tensor = step_O1, dtype: torch.dtype = dtype
                 ) -> Float[Tensor, "out columns"]:
-                    return grid.values(grid.codes(columns_OK, step_O1), step_O1, dtype).float()
+                    return upcast(grid.values(grid.codes(columns_OK, step_O1), step_O1, dtype))
 
                 gram = statistics.get(layer.name)
                 new_OI = rounded(old_OI, nearest, gram)
