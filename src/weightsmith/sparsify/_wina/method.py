@@ -246,7 +246,7 @@ def calibrate_wina(
             if not layers or not block.inputs:
                 continue
             norm = {layer.name: score_norm(layer, norms) for layer in layers}
-            histograms = block.observe(layers, lambda layer, c=norm: ScoreHistogram(c[layer.name]), shared=False)
+            histograms = block.observe(layers, partial(_histogram, norm), shared=False)
             layers = [layer for layer in layers if layer.name in histograms]
             if not layers:
                 continue
@@ -450,6 +450,10 @@ def _restore(model: nn.Module, sparse: Mapping[str, SparseLinear]) -> None:
     handle = model.__dict__.pop("_weightsmith_prompt", None)
     if handle is not None:
         handle.remove()
+
+
+def _histogram(norm: Mapping[str, Tensor], layer: Layer) -> ScoreHistogram:
+    return ScoreHistogram(norm[layer.name])
 
 
 def _limits(
