@@ -398,6 +398,35 @@ def test_blocks_that_are_applied_several_times_are_named():
         list(stream(AlbertModel(shared).eval(), [{"input_ids": torch.arange(8)[None]}]))
 
 
+class Repeats(nn.Module):
+    """Applies its blocks in an order, without a configuration that says so."""
+
+    def __init__(self, *order, fail=False):
+        super().__init__()
+        self.order, self.fail = order, fail
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
+
+    def forward(self, x):
+        for number in self.order:
+            x = self.blocks[number](x)
+        if self.fail:
+            raise ValueError
+        return x
+
+
+@pytest.mark.parametrize(("order", "again"), [((0, 0, 1, 1), 2), ((0, 1, 0), 1), ((0, 1, 1), 1)])
+def test_blocks_that_a_plain_model_applies_again_are_counted(order, again):
+    for fail in (False, True):  # behind the last block it may do what it likes
+        with pytest.warns(UserWarning, match=f"applies its blocks again: {again} of 2"):
+            blocks = list(stream(Repeats(*order, fail=fail), [torch.rand(3, 4)] * 2))
+        assert [block.name for block in blocks] == ["blocks.0", "blocks.1"]
+
+
+def test_blocks_that_are_applied_once_are_not_said_to_be_shared(recwarn):
+    assert len(list(stream(Repeats(1, 0), [torch.rand(3, 4)] * 2))) == 2
+    assert not [each for each in recwarn if "again" in str(each.message)]
+
+
 def test_a_weight_that_two_blocks_share_is_restored():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
     model[1][0].weight = model[0].weight
