@@ -13,7 +13,8 @@ from processes import two_processes
 from weightsmith.analyze import collect_kfac
 from weightsmith.continual import EWC
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.models import find_layers, recalibrate_batchnorm
+from weightsmith.core.models import find_layers, observe, recalibrate_batchnorm
+from weightsmith.core.statistics import Gram
 from weightsmith.core.symmetry import find_symmetry
 from weightsmith.forget import attribute_weights, classwise
 from weightsmith.merge._fisher import diagonal_fisher
@@ -95,7 +96,26 @@ def scores(_, batches):
     return attribute_weights(model, rows[::2], rows[1::2]).scores
 
 
+class Pair(nn.Module):
+    """Two layers that share their input in the batches of one process, and do not in those of the other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(12, 2), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.first(x) + self.second(x if x[0].sum() < 6 else 2 * x)
+
+
+def shared_in_some(_, batches):
+    model = Pair()
+    found = observe(model, batches, find_layers(model), Gram)
+    return {name: gram.gram_II for name, gram in found.items()}
+
+
 METHODS = {
+    "observe, inputs shared in one process": ("mlp", shared_in_some),
     "wanda": ("llama", partial(transform, "sparsify", "wanda")),
     "wanda on experts": ("mixtral", partial(transform, "sparsify", "wanda")),
     "sparsegpt": ("llama", partial(transform, "sparsify", "sparsegpt")),

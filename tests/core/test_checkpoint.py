@@ -12,10 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 from hypothesis import given, settings, strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from models import tiny
-from weightsmith.core.errors import CheckpointError, ShapeError
+from weightsmith.core.errors import CheckpointError, ShapeError, UnsupportedModelError
 from weightsmith.core.io import (
     CheckpointReader,
     CheckpointWriter,
@@ -27,6 +28,7 @@ from weightsmith.core.io import (
     check_output,
     load_model,
     load_state_dict,
+    meta_model,
     save_model,
     write_file,
 )
@@ -515,3 +517,12 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
         safetensors.torch.save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError, match=r"tensor 'w' is in two files .*a\.safetensors and b\.safetensors"):
         CheckpointReader(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_model, meta_model])
+def test_a_folder_of_an_adapter_alone(load, tmp_path):
+    base = tiny("llama")[0]
+    base.name_or_path = "org/base"
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"holds an adapter and no model: found an adapter of 'org/base'"):
+        load(tmp_path)

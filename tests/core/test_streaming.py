@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 from torch import nn
-from transformers import AlbertConfig, AlbertModel
+from transformers import AlbertConfig, AlbertModel, DebertaV2Config, DebertaV2Model
 
 from models import PLAIN, TRANSFORMERS, tiny
 from processes import apart
@@ -16,7 +16,8 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.io import load_model, offloaded, offloaded_of, save_model
 from weightsmith.core.models import build_empty, find_blocks, find_layers, observe, rewriting, stream
-from weightsmith.sparsify import magnitude
+from weightsmith.core.statistics import Gram
+from weightsmith.sparsify import magnitude, wanda
 
 
 class Seen:
@@ -156,19 +157,86 @@ def test_unreached_blocks_warn():
         assert [block.name for block in stream(Net(), [torch.rand(3, 4)])] == ["used.0"]
 
 
-def test_inputs_shared_in_some_batches_only_are_refused():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+class Calls(nn.Module):
+    """Calls its layers as it is told."""
 
-        def forward(self, x):
-            return self.a(x) + self.b(x if len(x) > 3 else x + 0)
+    def __init__(self, how, **layers):
+        super().__init__()
+        self.layers, self.how = nn.ModuleDict(layers), how
 
-    model = Net()
-    with pytest.raises(UnsupportedModelError, match="layer 'b' shares its input with"):
-        observe(model, [torch.rand(5, 4), torch.rand(2, 4)], find_layers(model), Seen)
+    def forward(self, x):
+        return self.how(x, *self.layers.values())
+
+
+def grams(model, *batches):
+    found = observe(model, batches, find_layers(model), Gram)
+    return {name.rpartition(".")[2]: gram.gram_II for name, gram in found.items()}
+
+
+def squares(*rows):
+    return sum(part.reshape(-1, part.shape[-1]).T @ part.reshape(-1, part.shape[-1]) for part in rows)
+
+
+def linears(names):
+    return {name: nn.Linear(4, 4) for name in names}
+
+
+def test_inputs_shared_in_some_batches_only():
+    model = Calls(lambda x, a, b: a(x) + b(x if len(x) > 3 else 2 * x), **linears("ab"))
+    large, small = torch.rand(5, 4), torch.rand(2, 4)
+    found = grams(model, large, small)
+    assert torch.allclose(found["a"], squares(large, small))
+    assert torch.allclose(found["b"], squares(large, 2 * small))
+    shared = observe(model, [large], find_layers(model), Gram)
+    assert shared["layers.a"] is shared["layers.b"]
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_layer_that_receives_more_than_those_it_shared_with():
+    """Attention with relative positions projects them with the matrices of queries and keys, not of values."""
+    positions, x = torch.rand(6, 4), torch.rand(5, 4)
+    how = lambda x, q, k, v: q(x) + k(x) + v(x) + q(positions).sum() + k(positions).sum()  # noqa: E731
+    model = Calls(how, **linears("qkv"))
+    found = observe(model, [x], find_layers(model), Gram)
+    assert torch.allclose(found["layers.v"].gram_II, squares(x))
+    assert torch.allclose(found["layers.k"].gram_II, squares(x, positions))
+    assert found["layers.q"] is found["layers.k"]
+
+
+def test_a_layer_called_twice_with_one_tensor_counts_it_twice():
+    x = torch.rand(5, 4)
+    found = grams(Calls(lambda x, a, b: a(x) + b(x) + a(x), **linears("ab")), x)
+    assert torch.allclose(found["a"], squares(x, x))
+    assert torch.allclose(found["b"], squares(x))
+
+
+def test_a_tensor_changed_in_place_between_two_layers():
+    def residual(x, a, b):
+        y = a(x)
+        x += y
+        return b(x)
+
+    x = torch.rand(5, 4)
+    model = Calls(residual, **linears("ab"))
+    found = grams(model, x.clone())
+    assert torch.allclose(found["a"], squares(x))
+    assert torch.allclose(found["b"], squares(x + model.layers["a"](x)), rtol=1e-4)
+
+
+def test_convolutions_of_one_tensor_have_patches_of_their_own():
+    layers = {
+        "plain": nn.Conv2d(2, 3, 3, padding=1),
+        "again": nn.Conv2d(2, 5, 3, padding=1),
+        "dilated": nn.Conv2d(2, 3, 3, padding=2, dilation=2),
+        "point": nn.Conv2d(2, 3, 1),
+    }
+    x = torch.rand(2, 2, 7, 7)
+    model = Calls(lambda x, *layers: torch.cat([layer(x) for layer in layers], 1), **layers)
+    found = observe(model, [x], find_layers(model), Gram)
+    for name, padding, dilation, size in (("plain", 1, 1, 3), ("dilated", 2, 2, 3), ("point", 0, 1, 1)):
+        patches = nn.functional.unfold(x, size, padding=padding, dilation=dilation).transpose(1, 2)
+        assert torch.allclose(found[f"layers.{name}"].gram_II, squares(patches), rtol=1e-4), name
+    assert found["layers.plain"] is found["layers.again"]
 
 
 def test_bad_batches():
@@ -179,6 +247,8 @@ def test_bad_batches():
         list(stream(model, [batch, {"input_ids": torch.full((1, 4), 10_000)}]))
     with pytest.raises(CalibrationError, match="rejects calibration batch 0: found ValueError"):
         list(stream(model, [{"pixels": torch.ones(1)}]))
+    with pytest.raises(CalibrationError, match="rejects calibration batch 0: found AttributeError"):
+        grams(Calls(lambda x, a: a(x.ids), a=nn.Linear(2, 2)), torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "vit"])
@@ -328,6 +398,35 @@ def test_blocks_that_are_applied_several_times_are_named():
         list(stream(AlbertModel(shared).eval(), [{"input_ids": torch.arange(8)[None]}]))
 
 
+class Repeats(nn.Module):
+    """Applies its blocks in an order, without a configuration that says so."""
+
+    def __init__(self, *order, fail=False):
+        super().__init__()
+        self.order, self.fail = order, fail
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
+
+    def forward(self, x):
+        for number in self.order:
+            x = self.blocks[number](x)
+        if self.fail:
+            raise ValueError
+        return x
+
+
+@pytest.mark.parametrize(("order", "again"), [((0, 0, 1, 1), 2), ((0, 1, 0), 1), ((0, 1, 1), 1)])
+def test_blocks_that_a_plain_model_applies_again_are_counted(order, again):
+    for fail in (False, True):  # behind the last block it may do what it likes
+        with pytest.warns(UserWarning, match=f"applies its blocks again: {again} of 2"):
+            blocks = list(stream(Repeats(*order, fail=fail), [torch.rand(3, 4)] * 2))
+        assert [block.name for block in blocks] == ["blocks.0", "blocks.1"]
+
+
+def test_blocks_that_are_applied_once_are_not_said_to_be_shared(recwarn):
+    assert len(list(stream(Repeats(1, 0), [torch.rand(3, 4)] * 2))) == 2
+    assert not [each for each in recwarn if "again" in str(each.message)]
+
+
 def test_a_weight_that_two_blocks_share_is_restored():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
     model[1][0].weight = model[0].weight
@@ -336,3 +435,14 @@ def test_a_weight_that_two_blocks_share_is_restored():
     with pytest.raises(NonFiniteError, match=r"'1\.1'"):
         magnitude(model)
     assert torch.equal(model[0].weight, before)
+
+
+def test_a_model_that_reads_a_weight_without_calling_its_module_is_named(tmp_path):
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": True}
+    save_model(DebertaV2Model(DebertaV2Config(**shape, **relative, vocab_size=20)), tmp_path / "dense")
+    with (
+        pytest.raises(UnsupportedModelError, match="reads weights of .*dense that are not in memory"),
+        offloaded(tmp_path / "dense", tmp_path / "out") as model,
+    ):
+        wanda(model, [{"input_ids": torch.arange(8)[None]}])

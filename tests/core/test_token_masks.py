@@ -3,9 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BartConfig, BartForConditionalGeneration, CLIPConfig, CLIPModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    CLIPConfig,
+    CLIPModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)
 
-from weightsmith.core.models import observe, stream
+from weightsmith.core.models import find_layers, observe, stream
 from weightsmith.core.statistics import InputStatistics
 from weightsmith.testing import tiny
 
@@ -59,6 +66,24 @@ def test_what_pads_changes_no_statistic(name):
         found.append(sums)
     for layer, sums in found[0].items():
         assert torch.allclose(sums, found[1][layer], atol=1e-4), layer
+
+
+@pytest.mark.parametrize("stable", [True, False])
+def test_frames_of_padded_sound_do_not_count(stable):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    convolutions = {"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 2), "num_feat_extract_layers": 2}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    config = Wav2Vec2Config(**sizes, **convolutions, **positions, vocab_size=9, do_stable_layer_norm=stable)
+    model = Wav2Vec2ForCTC(config).eval()
+    mask = (torch.arange(400) < torch.tensor([400, 400, 150])[:, None]).long()
+    batch = {"input_values": torch.randn(3, 400) * mask, "attention_mask": mask}
+    frames = [((samples - 10) // 5 + 1 - 4) // 2 + 1 for samples in (400, 400, 150)]
+    for block in stream(model, [batch], include="*encoder*"):
+        found = block.observe(block.layers, InputStatistics)
+        assert {statistics.rows for statistics in found.values()} == {sum(frames)}
+    whole = observe(model, [batch], find_layers(model, "*encoder.layers*"), InputStatistics)
+    assert {statistics.rows for statistics in whole.values()} == {sum(frames)}
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import torch
+import transformers
 
 from weightsmith import embedded
 from weightsmith.core.data import token_ids
@@ -56,3 +59,17 @@ def test_open_model(tmp_path):
         embedded.open_model("embedded:gpt5")
     with pytest.raises(CheckpointError, match="there is no folder 'nobody/nothing', and no hub model"):
         embedded.open_model("nobody/nothing")
+
+
+def test_a_folder_of_a_model_of_sound_has_no_image_processor(tmp_path):
+    sound = transformers.WhisperFeatureExtractor(feature_size=16)
+    image = transformers.CLIPImageProcessor(size={"shortest_edge": 32})
+    sound.save_pretrained(tmp_path / "sound")
+    (tmp_path / "nested").mkdir()
+    nested = {"processor_class": "WhisperProcessor", "feature_extractor": sound.to_dict()}
+    (tmp_path / "nested" / "processor_config.json").write_text(json.dumps(nested))
+    image.save_pretrained(tmp_path / "both")
+    (tmp_path / "both" / "processor_config.json").write_text(json.dumps(nested))
+    assert embedded.load_processor(tmp_path / "sound") is None
+    assert embedded.load_processor(tmp_path / "nested") is None
+    assert embedded.load_processor(tmp_path / "both").size == image.size

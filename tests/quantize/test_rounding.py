@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from weightsmith.core.errors import NonFiniteError
-from weightsmith.quantize import gptq, round_to_nearest
+from weightsmith.core.io import load_state_dict
+from weightsmith.quantize import Quantization, gptq, pack_linear, round_to_nearest, save_packed, unpack_checkpoint
 
 
 def gptq_on_ones(model, **options):
@@ -38,3 +39,26 @@ def test_weights_beyond_float32_are_refused_and_stay():
     with pytest.raises(NonFiniteError, match=r"rounded weight of '0' .* values up to 1e\+299"):
         round_to_nearest(model)
     assert (model[0].weight == 1e299).all()
+
+
+@pytest.mark.parametrize("quantize", [round_to_nearest, gptq_on_ones])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_any_type_are_packed_bit_by_bit(quantize, bits, dtype, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6)).to(dtype)
+    result = quantize(model, weight_bits=bits)
+    save_packed(model, tmp_path / "packed", files=result.files)
+    unpack_checkpoint(tmp_path / "packed", tmp_path / "dense")
+    unpacked = load_state_dict(tmp_path / "dense")
+    assert all(torch.equal(unpacked[name], value) for name, value in model.state_dict().items())
+
+
+def test_one_token_through_packed_weights_of_float64():
+    torch.manual_seed(0)
+    model, token = nn.Sequential(nn.Linear(512, 4)).double(), torch.rand(1, 512, dtype=torch.float64)
+    plan = Quantization.from_json(round_to_nearest(model).files["quantization.json"])
+    with torch.no_grad():
+        dense = model(token)
+        pack_linear(model, plan)
+        assert torch.allclose(model(token), dense, rtol=1e-12, atol=0)

@@ -78,3 +78,14 @@ def test_compressed_weights_are_refused_with_the_way_to_make_them_dense(sparse, 
     save_compressed(sparse, tmp_path / "small")
     with pytest.raises(UnsupportedModelError, match=r"are compressed\. Make them dense with .*decompress_checkpoint"):
         load_model(tmp_path / "small")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_zeros_keep_their_sign(dtype, tmp_path):
+    (tmp_path / "dense").mkdir()
+    weight = torch.tensor([[0.0, -0.0, 1.0, 0.0], [-0.0, 0.0, 0.0, -2.0]], dtype=dtype)
+    safetensors.torch.save_file({"w": weight}, tmp_path / "dense" / "model.safetensors")
+    compress_checkpoint(tmp_path / "dense", tmp_path / "small")
+    decompress_checkpoint(tmp_path / "small", tmp_path / "again")
+    again = load_state_dict(tmp_path / "again")["w"]
+    assert torch.equal(again.view(torch.uint8), weight.view(torch.uint8))

@@ -8,7 +8,8 @@ from transformers.pytorch_utils import Conv1D
 from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.models import find_layers
-from weightsmith.sparsify import dsnot, magnitude, sparsegpt, wanda
+from weightsmith.quantize import gptq
+from weightsmith.sparsify import dsnot, magnitude, sparsegpt, teal, wanda
 from weightsmith.sparsify._shared.pruning import Pattern
 
 
@@ -138,3 +139,71 @@ def test_magnitudes_of_float64_are_compared_as_such():
     model[0].weight.data.copy_(rows)
     magnitude(model, sparsity=0.5)
     assert torch.equal(model[0].weight == 0, rows <= rows.sort(dim=1).values[:, 31:32])
+
+
+class Towers(nn.Module):
+    """Blocks for text and blocks for images, of which only the first run without images."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.vision = (
+            nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)]) for _ in range(2)
+        )
+
+    def forward(self, x):
+        for block in self.text:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("method", [wanda, sparsegpt, dsnot, gptq, teal])
+def test_what_no_token_reaches_is_counted(method):
+    model = Towers()
+    before = copy.deepcopy(model.vision)
+    with pytest.warns(UserWarning, match="no calibration batch reached blocks"):
+        result = method(model, [torch.rand(300, 4)])
+    assert {row["layer"] for row in result.layers} == {f"text.{n}.{part}" for n in (0, 1) for part in (0, 1)}
+    (note,) = [note for note in result.notes if "No calibration token reached" in note]
+    assert "reached 4 of 8 layers (64 weights)" in note
+    assert "2 x 'vision.*.0', 2 x 'vision.*.1'." in note
+    assert all(torch.equal(a, b) for a, b in zip(model.vision.parameters(), before.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", [wanda, gptq])
+def test_nothing_that_a_token_reaches(method):
+    class Attention(nn.Module):
+        """Multiplies with the weight of its projection without calling it."""
+
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 1)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    with pytest.raises(CalibrationError, match=r"no calibration token reaches a layer: found 1 layers .*out_proj"):
+        method(Attention(), [torch.rand(6, 2, 4)])
+
+
+def test_an_expert_that_the_first_batch_does_not_reach():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
+
+        def forward(self, x):
+            return self.experts[int(x[0, 0] > 0)](x)
+
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Experts(), Experts()])
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x).abs() * x[:, :1].sign())
+
+    batches = [-torch.rand(9, 4), torch.rand(9, 4)]
+    for method in (wanda, teal):
+        result = method(Mixture(), batches)
+        assert len(result.layers) == 4
+        assert not any("No calibration token" in note for note in result.notes)

@@ -23,7 +23,7 @@ from weightsmith.core.errors import (
 from weightsmith.core.models import find_layers
 from weightsmith.sparsify import ActivationPlan, apply_plan, calibrate_wina, plan_report, remove_plan, teal, wina
 from weightsmith.sparsify._wina.allocation import _effective
-from weightsmith.sparsify._wina.histogram import ScoreHistograms, quantile
+from weightsmith.sparsify._wina.histogram import ScoreHistogram, quantile
 from weightsmith.sparsify._wina.linear import Prompt, SparseLinear
 from weightsmith.sparsify._wina.plan import Projection
 from weightsmith.sparsify._wina.selection import (
@@ -210,18 +210,17 @@ class TestThresholds:
 
     def test_histogram_is_within_its_bin_of_the_exact_value(self):
         scores = torch.randn(2, 500, 64).exp()
-        norm = torch.rand(64) + 0.1
-        histogram = ScoreHistograms([torch.ones(64), norm])
-        for chunk in scores.chunk(2):
-            histogram.update(chunk, None)
-        for place, c in enumerate((torch.ones(64), norm)):
+        for norm in (torch.ones(64), torch.rand(64) + 0.1):
+            histogram = ScoreHistogram(norm)
+            for chunk in scores.chunk(2):
+                histogram.update(chunk, None)
             for share in (0.1, 0.5, 0.9):
-                exact = (scores * c).flatten().quantile(share).item()
-                assert histogram.threshold(place, share) == pytest.approx(exact, rel=0.007)
-        assert histogram.threshold(0, 1.0) == math.inf
+                exact = (scores * norm).flatten().quantile(share).item()
+                assert histogram.threshold(share) == pytest.approx(exact, rel=0.007)
+            assert histogram.threshold(1.0) == math.inf
 
     def test_padding_is_left_out(self):
-        histogram = ScoreHistograms([torch.ones(1)])
+        histogram = ScoreHistogram(torch.ones(1))
         histogram.update(torch.tensor([[[1.0], [100.0]]]), torch.tensor([[True, False]]))
         assert int(histogram.counts.sum()) == 1
 
@@ -344,7 +343,7 @@ class TestBadInput:
         batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.zeros(1, 4)}
         model = nn.Sequential(nn.Linear(3, 3))
         with pytest.raises(CalibrationError):
-            ScoreHistograms([torch.ones(2)]).all_reduce()
+            ScoreHistogram(torch.ones(2)).all_reduce()
         assert batch["attention_mask"].sum() == 0
         with pytest.raises(CalibrationError, match="rejects"):
             wina(model, [batch])

@@ -191,6 +191,7 @@ def replace_columns(
     tensor([[0.0000, 1.5000]])
     """
     w_IO = weight_OI.T.clone(memory_format=torch.contiguous_format)  # a column is then one run of memory
+    factor_II = factor_II.to(w_IO)
     columns = len(w_IO)
     for start in range(0, columns, COLUMN_BLOCK):
         stop = min(start + COLUMN_BLOCK, columns)

@@ -163,6 +163,6 @@ def output_error(
     >>> output_error(torch.tensor([[3.0, 2.0]]), torch.tensor([[0.0, 0.5]]), statistics)
     {'output_error': 0.2...}
     """
-    power_I = statistics.square_sum_I
+    power_I = statistics.square_sum_I.to(old_OI)
     power = (old_OI.square() @ power_I).sum().clamp(min=torch.finfo(torch.float32).tiny)
     return {"output_error": float(((change_OI.square() @ power_I).sum() / power).sqrt())}

@@ -37,6 +37,7 @@ from weightsmith.core.io import (
     downloaded,
     from_pretrained,
     load_model,
+    read_json,
     with_revision,
 )
 from weightsmith.core.progress import stage
@@ -178,11 +179,16 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
 
 
 def load_processor(path: str | os.PathLike[str]) -> Any:
-    """Load the image processor of a folder or hub id; None for one without."""
+    """Load the image processor of a folder or hub id; None for one without, such as of a model of sound."""
     from transformers import AutoImageProcessor
 
     folder = checkpoint_folder(path, weights=False)
-    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+    described: dict[str, Any] = {}
+    for name in PROCESSOR_FILES:
+        if (folder / name).is_file():
+            described |= read_json(folder / name)
+    of_sound = "sampling_rate" in described or "feature_extractor" in described
+    if not described or (of_sound and not {"image_processor", "image_processor_type"} & described.keys()):
         return None
     return from_pretrained(AutoImageProcessor, folder)
 

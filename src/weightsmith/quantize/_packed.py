@@ -12,12 +12,14 @@ themselves, in the same three tensors.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -144,6 +146,11 @@ def pack_checkpoint(
     ------
     CheckpointError
         If ``source`` is damaged, its weights are off their levels, or ``out`` cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If the release of transformers that is installed cannot load packed weights of this architecture.
     """
     plan = Quantization.load(source)
     held = CheckpointReader(source)
@@ -163,6 +170,12 @@ def pack_checkpoint(
 
     if not chosen:
         raise CheckpointError("nothing to pack", found=f"no quantized linear layer in {source}")
+    if integers and (reason := _unreadable(source, held, chosen.values())):
+        warnings.warn(
+            f"transformers {transformers.__version__} cannot load the packed weights of this model: {reason}. "
+            "weightsmith.quantize.load_quantized does.",
+            stacklevel=2,
+        )
     recode_checkpoint(source, out, tensors, edit, overwrite=overwrite, publish=publish)
 
 
@@ -282,6 +295,25 @@ def _layout(source: str | os.PathLike[str], reader: CheckpointReader) -> tuple[b
     model = meta_model(source)  # compressed-tensors replaces linear layers only
     linear = {name for name, module in model.named_modules() if type(module) is nn.Linear}
     return True, linear, checkpoint_keys(model, reader)[0]
+
+
+def _unreadable(source: str | os.PathLike[str], reader: CheckpointReader, packed: Iterable[str]) -> str:
+    """Why transformers cannot load a model some of whose linear layers are packed; empty if it can."""
+    model: Any = meta_model(source)
+    if stacks := checkpoint_keys(model, reader)[1]:
+        return f"it does not find the parts of {next(iter(stacks))!r} beside them"
+    for name in packed:
+        del model.get_submodule(name).weight
+    for module in model.modules():
+        module._is_hf_initialized = False
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.initialize_weights()  # as it does on loading, with the packed layers in place
+    except AttributeError as error:
+        return "it initializes weights first, which packed layers lack" if "'weight'" in str(error) else ""
+    except Exception:  # of a model without values
+        return ""
+    return ""
 
 
 def _config(chosen: Mapping[str, WeightLevels], ignored: set[str]) -> dict[str, Any]:

@@ -164,6 +164,8 @@ def decompress_checkpoint(source: str | os.PathLike[str], out: str | os.PathLike
 def _compress(key: str, tensor: Tensor) -> dict[str, Tensor]:
     """Return the four parts of a tensor, or the tensor itself if it is not a sparse matrix."""
     nonzero = tensor != 0
+    if tensor.is_floating_point():
+        nonzero |= tensor.signbit()  # zero has a sign, too
     if tensor.ndim != 2 or nonzero.float().mean() > 1 - MIN_SPARSITY:
         return {key: tensor}
     counts = nonzero.sum(-1)

@@ -47,6 +47,7 @@ from ._offloaded import (
     StoredNames as StoredNames,
     StoredState as StoredState,
     checkpoint_keys as checkpoint_keys,
+    lacks_weights as lacks_weights,
     meta_model as meta_model,
     offloaded as offloaded,
     offloaded_of as offloaded_of,

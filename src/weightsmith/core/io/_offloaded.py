@@ -20,7 +20,16 @@ from weightsmith.core.io._header import TensorSpec
 from weightsmith.core.io._pretrained import load_config, model_class
 from weightsmith.core.linalg import is_finite
 
-__all__ = ["OffloadedModel", "StoredNames", "StoredState", "checkpoint_keys", "meta_model", "offloaded", "offloaded_of"]
+__all__ = [
+    "OffloadedModel",
+    "StoredNames",
+    "StoredState",
+    "checkpoint_keys",
+    "lacks_weights",
+    "meta_model",
+    "offloaded",
+    "offloaded_of",
+]
 
 
 _NOT_THERE = re.compile(r"\bmeta tensor|\bregister_meta\b|\bdevice meta\b|\bmeta device\b|devices?, .*\bmeta\b")
@@ -70,14 +79,19 @@ def offloaded(
         try:
             yield model
         except (RuntimeError, TypeError) as error:  # PyTorch has no class for reading a value that is not there
-            if isinstance(error, WeightsmithError) or not _NOT_THERE.search(str(error)):
+            if isinstance(error, WeightsmithError) or not lacks_weights(error):
                 raise
-            raise _not_by_blocks(f"the method reads weights of {path} that are not in memory") from error
+            raise _not_by_blocks(f"the method or the model reads weights of {path} that are not in memory") from error
         if not stored.written:
             raise _not_by_blocks(f"nothing of {path} was changed block by block")
         stored.copy_rest()
         if writer.specs != reader.specs:
             model.config.save_pretrained(writer.target)  # type: ignore[union-attr, operator]
+
+
+def lacks_weights(error: Exception) -> bool:
+    """Whether PyTorch's error says that a tensor on the meta device has no values."""
+    return bool(_NOT_THERE.search(str(error)))
 
 
 def _not_by_blocks(what: str) -> UnsupportedModelError:

@@ -19,9 +19,11 @@ from weightsmith.core.io._atomic import atomic_output, write_file
 from weightsmith.core.io._aux_files import copy_aux_files
 from weightsmith.core.io._checkpoint import CheckpointReader
 from weightsmith.core.io._hub import checkpoint_folder
+from weightsmith.core.io._json import read_json
 
 __all__ = ["from_pretrained", "load_config", "load_model", "model_class", "save_model"]
 
+ADAPTER = "adapter_config.json"
 LARGEST = 10**8
 """Weights that a configuration may ask for whatever the size of its checkpoint; beyond, 16 for every byte."""
 
@@ -65,11 +67,18 @@ def load_config(path: str | os.PathLike[str], *, revision: str = "main") -> Any:
         If there is none that transformers knows, or it describes another model than the weights beside it; or if a
         folder is asked for a revision.
     UnsupportedModelError
-        If it needs code of its own, or names a kernel that would be downloaded and run.
+        If it needs code of its own, names a kernel that would be downloaded and run, or is an adapter without a model.
     """
     import transformers
 
     folder = checkpoint_folder(path, revision=revision, weights=False)
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        raise UnsupportedModelError(
+            f"{path} holds an adapter and no model",
+            found=f"an adapter of {base!r}",
+            do="Merge the adapter into its base first (PEFT's merge_and_unload), and save that.",
+        )
     reader = CheckpointReader(path) if folder == Path(path) else None  # the weights of a hub id may not be here yet
     config = from_pretrained(transformers.AutoConfig, folder)
     with _loading(path):

@@ -72,7 +72,7 @@ class Grid:
 
         So whoever stores the codes and the unit in this type computes the same bits.
         """
-        unit = self.unit(step).to(dtype).to(step.dtype)
+        unit = self.unit(step).to(dtype).to(torch.promote_types(step.dtype, dtype))
         integers = codes.mul(2).add_(1) if self.half else codes
         return (integers * unit).to(dtype)
 

@@ -57,4 +57,4 @@ from ._stack import (
 )
 from ._text_features import text_features as text_features
 from ._token_masks import StreamMasks as StreamMasks, token_masks as token_masks
-from ._unreached import unreached as unreached
+from ._unreached import missed as missed, unreached as unreached

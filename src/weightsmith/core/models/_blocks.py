@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from weightsmith.core.progress import track
 from weightsmith.core.sharding import refuse_sharded
 
 __all__ = ["Block", "block_layers", "rewriting", "stream"]
+
+AGAIN = "the model applies its blocks again: {}. Their inputs are those of the first time"
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Block:
     inputs: list[tuple[tuple[Any, ...], dict[str, Any], TokenMasks]] = field(default_factory=list)
 
     @torch.no_grad()
-    def observe(self, layers: Sequence[Layer], make: Callable[[Layer], A]) -> dict[str, A]:
+    def observe(self, layers: Sequence[Layer], make: Callable[[Layer], A], *, shared: bool = True) -> dict[str, A]:
         """Run the block as it is now on every batch and accumulate its layers' inputs.
 
         Parameters
@@ -66,8 +68,9 @@ class Block:
         layers : sequence of Layer
             The layers to watch.
         make : callable
-            Makes the accumulator of a layer. Layers that receive the very same tensor (query, key and value, say)
-            share one.
+            Makes the accumulator of a layer.
+        shared : bool, default: True
+            Whether layers that receive the very same tensors (query, key and value, say) share one.
 
         Returns
         -------
@@ -78,7 +81,7 @@ class Block:
             (lambda a=args, k=kwargs: self.module(*a, **k), lambda m=masks: m) for args, kwargs, masks in self.inputs
         ]
         with products_in_float32(self.module.parameters()):
-            return observe_runs(layers, make, runs)
+            return observe_runs(layers, make, runs, shared=shared)
 
 
 def block_layers(
@@ -157,11 +160,13 @@ def stream(
                     offloaded.free()
         return
     batches = as_batches(batches)
-    _warn_of_shared_blocks(model, blocks)
+    named = _warn_of_shared_blocks(model, blocks)
     with quiet(model), _BatchForwards(model, blocks, batches, offloaded) as forwards:
         while (met := forwards.next_block()) is not None:
             if met.layers:
                 yield from _visit(met, offloaded)
+        if not named and forwards.apply_again():
+            warnings.warn(AGAIN.format(f"{len(forwards.again)} of {len(blocks)}"), stacklevel=2)
 
 
 @contextmanager
@@ -250,6 +255,7 @@ class _BatchForwards:
         self.forwards = [greenlet(self._start(batch, index)) for index, batch in enumerate(batches)]
         self.masks = StreamMasks(model, [block.name for block in blocks.values()])
         self.paused_at: dict[greenlet, tuple[nn.Module, tuple[Any, ...], dict[str, Any], TokenMasks]] = {}
+        self.again: set[nn.Module] = set()
 
     def __enter__(self) -> _BatchForwards:
         self.masks.__enter__()
@@ -298,6 +304,18 @@ class _BatchForwards:
         ]
         return block
 
+    def apply_again(self) -> bool:
+        """Whether the model applies a block that was visited another time; the first batch runs on to its end for it.
+
+        Only what a model in memory without a count of its layers does is unknown by now.
+        """
+        if self.offloaded is None and _layer_count(self.model) is None:
+            # what goes wrong behind the last block does not concern a method on the blocks
+            with torch.no_grad(), products_in_float32(self.model.parameters()), suppress(Exception):
+                while not self.forwards[0].dead:
+                    self._resume(self.forwards[0])
+        return bool(self.again)
+
     def _resume(self, forward: greenlet) -> None:
         arrival = forward.switch()
         if isinstance(arrival, tuple):
@@ -314,8 +332,12 @@ class _BatchForwards:
         return forward
 
     def _pause(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if getcurrent() is not self.main and module in self.pending:
+        if getcurrent() is self.main:
+            return
+        if module in self.pending:
             self.main.switch((module, args, kwargs, self.masks.now))
+        else:
+            self.again.add(module)
 
     def _load(self, module: nn.Module, args: object) -> None:
         assert self.offloaded is not None
@@ -326,16 +348,21 @@ class _BatchForwards:
         warnings.warn(f"no calibration batch reached blocks {names[:4]}: they stay as they are", stacklevel=4)
 
 
-def _warn_of_shared_blocks(model: nn.Module, blocks: Mapping[nn.Module, Block]) -> None:
-    """Say that a block is applied several times, where the configuration counts more layers than there are."""
+def _layer_count(model: nn.Module) -> int | None:
+    """How many layers the configuration counts."""
     layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    return layers if isinstance(layers, int) else None
+
+
+def _warn_of_shared_blocks(model: nn.Module, blocks: Mapping[nn.Module, Block]) -> bool:
+    """Say that a block is applied several times, where the configuration counts more layers than there are."""
+    layers = _layer_count(model)
     lists = [[len(part) for part in block.modules() if isinstance(part, nn.ModuleList)] for block in blocks]
     own = sum(max(lengths, default=1) for lengths in lists)  # a block may be a list of layers itself
-    if isinstance(layers, int) and own < layers and all(block.name for block in blocks.values()):
-        warnings.warn(
-            f"the model applies its blocks again: {own} for {layers} layers. Their inputs are those of the first time",
-            stacklevel=3,
-        )
+    shared = layers is not None and own < layers and all(block.name for block in blocks.values())
+    if shared:
+        warnings.warn(AGAIN.format(f"{own} for {layers} layers"), stacklevel=3)
+    return shared
 
 
 def _visit(block: Block, offloaded: OffloadedModel | None) -> Iterator[Block]:

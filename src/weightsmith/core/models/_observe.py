@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from weightsmith.core.data import Batch, Batches, as_batches, call, to_device
-from weightsmith.core.errors import CalibrationError, UnsupportedModelError, WeightsmithError
+from weightsmith.core.errors import CalibrationError, WeightsmithError
+from weightsmith.core.io import lacks_weights, offloaded_of
 from weightsmith.core.models._experts import watching_experts
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_blocks
 from weightsmith.core.models._products import products_in_float32
@@ -82,42 +84,33 @@ def observe_runs(
     layers: Sequence[Layer],
     make: Callable[[Layer], A],
     runs: Sequence[tuple[Callable[[], Any], Callable[[], TokenMasks]]],
+    *,
+    shared: bool = True,
 ) -> dict[str, A]:
     """Accumulate the inputs of layers over several runs, each with what says which tokens are real.
 
-    Raises
-    ------
-    UnsupportedModelError
-        If two layers receive the same tensor in some runs and different ones in others.
+    Parameters
+    ----------
+    layers, make
+        As for :func:`observe`.
+    runs : sequence of (run, masks)
+        What runs, and what returns the masks of the part that runs now.
+    shared : bool, default: True
+        Whether layers that receive the very same tensors share one accumulator.
     """
-    accumulators: dict[str, A] = {}
-    leaders: dict[str, str] = {}
-    last: tuple[Tensor | None, str] = (None, "")
+    sums = _Sums(make, shared=shared)
     masks: Callable[[], TokenMasks] = TokenMasks
-
-    def feed(layer: Layer, x: Tensor, mask: Tensor | None) -> None:
-        if layer.name not in accumulators:
-            accumulators[layer.name] = make(layer)
-            leaders[layer.name] = layer.name
-        accumulators[layer.name].update(*_rows(layer, x, mask))
 
     def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal last
             x = args[0] if args else next(iter(kwargs.values()))
-            leader = last[1] if x is last[0] else layer.name
-            if leaders.setdefault(layer.name, leader) != leader:
-                raise _shared_in_some(layer.name, leader)
-            if leader != layer.name:
-                return
-            last = (x, layer.name)
-            feed(layer, x, masks().of(x))
+            sums.see(layer, x, masks().of(x))
 
         return see
 
     def see_expert(layer: Layer, x: Tensor, token: Tensor) -> None:
         own = masks().own
-        feed(layer, x[None], None if own is None else own.flatten()[token][None])
+        sums.see(layer, x[None], None if own is None else own.flatten()[token][None])
 
     modules = [layer for layer in layers if layer.expert is None]
     hooks = [layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in modules]
@@ -125,35 +118,82 @@ def observe_runs(
         with watching_experts(layers, see_expert):
             for run, masks in runs:  # noqa: B007 - the hooks read masks
                 run()
-                last = (None, "")
+                sums.take_in()
     finally:
         for handle in hooks:
             handle.remove()
-    return _of_all_processes(layers, make, accumulators, leaders)
+    return _of_all_processes(layers, make, sums.of)
 
 
-def _of_all_processes(
-    layers: Sequence[Layer], make: Callable[[Layer], A], own: Mapping[str, A], leaders: Mapping[str, str]
-) -> dict[str, A]:
+class _Sums(Generic[A]):
+    """The accumulators of layers; those that received the very same tensors so far have the same one.
+
+    A tensor waits until another one comes: only then it is known which layers received it.
+    """
+
+    def __init__(self, make: Callable[[Layer], A], *, shared: bool) -> None:
+        self.of: dict[str, A] = {}
+        self._make, self._shared = make, shared
+        self._layers: list[Layer] = []
+        self._key: tuple[Any, ...] = ()
+        self._x: Tensor | None = None
+        self._rows: tuple[Tensor, Tensor | None] | None = None
+
+    def see(self, layer: Layer, x: Tensor, mask: Tensor | None) -> None:
+        """Note that a layer receives a tensor."""
+        # a tensor that was changed in place is another one; those of inference mode do not tell
+        key = (x._version, _unfolding(layer)) if self._shared and not x.is_inference() else ()
+        if not key or x is not self._x or key != self._key or any(layer.name == other.name for other in self._layers):
+            self.take_in()
+            rows, real = _rows(layer, x, mask)
+            if rows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+                rows = rows.clone()  # the model may change its tensor in place while this one waits
+            self._x, self._key, self._rows = x, key, (rows, real)
+        self._layers.append(layer)
+
+    def take_in(self) -> None:
+        """Feed the waiting tensor to the accumulators of the layers that received it."""
+        groups: dict[int | None, list[str]] = {}
+        for layer in self._layers:
+            known = self.of.get(layer.name)
+            groups.setdefault(None if known is None else id(known), []).append(layer.name)
+        for number, names in groups.items():
+            if number is None:
+                sums = self._make(next(layer for layer in self._layers if layer.name == names[0]))
+            else:
+                sums = self.of[names[0]]
+                if sum(other is sums for other in self.of.values()) > len(names):
+                    sums = copy.deepcopy(sums)  # the other layers that had it did not receive this tensor
+            assert self._rows is not None
+            sums.update(*self._rows)
+            self.of |= dict.fromkeys(names, sums)
+        self._layers, self._x, self._rows = [], None, None
+
+
+def _unfolding(layer: Layer) -> tuple[Any, ...]:
+    """What makes rows of a layer's input: layers with the same have the same rows of the same tensor."""
+    names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    return tuple(getattr(layer.module, name, None) for name in names) if layer.expert is None else ()
+
+
+def _of_all_processes(layers: Sequence[Layer], make: Callable[[Layer], A], own: Mapping[str, A]) -> dict[str, A]:
     """Add up over processes, of which each may have reached other layers (experts), in another order."""
-    known: dict[str, str] = {}
-    added: dict[str, A] = {}
-    for others in gather_objects(dict(leaders)):
-        for name, leader in others.items():
-            if known.setdefault(name, leader) != leader:
-                raise _shared_in_some(name, known[name])
+    firsts: dict[int, str] = {}
+    leaders = {name: firsts.setdefault(id(sums), name) for name, sums in own.items()}
+    everywhere = gather_objects(leaders)
+    known = dict.fromkeys(name for others in everywhere for name in others)
+    # layers share an accumulator where they do so in every process
+    group_of = {name: tuple(others.get(name) for others in everywhere) for name in known}
+    added: dict[tuple[str | None, ...], A] = {}
+    used: set[int] = set()
     for layer in layers:  # each process takes its turns in this order
-        if known.get(layer.name) == layer.name:
-            added[layer.name] = own[layer.name] if layer.name in own else make(layer)
-            added[layer.name].all_reduce()
-    return {name: added[leader] for name, leader in known.items()}
-
-
-def _shared_in_some(name: str, leader: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"layer {name!r} shares its input with {leader!r} in some batches only",
-        do="Watch one of the two with include/exclude patterns.",
-    )
+        if layer.name in known and (group := group_of[layer.name]) not in added:
+            sums = own[layer.name] if layer.name in own else make(layer)
+            added[group] = copy.deepcopy(sums) if id(sums) in used else sums
+            used.add(id(sums))
+    for sums in added.values():
+        sums.all_reduce()
+    return {name: added[group_of[name]] for name in known}
 
 
 def _rows(layer: Layer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -195,7 +235,9 @@ def call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
         return call(model, batch)
     except (WeightsmithError, torch.OutOfMemoryError):
         raise
-    except (TypeError, IndexError, ValueError, RuntimeError) as error:
+    except (TypeError, LookupError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        if offloaded_of(model) is not None and lacks_weights(error):
+            raise
         raise CalibrationError(
             f"the model rejects calibration batch {index}", found=f"{type(error).__name__}: {error}"
         ) from error

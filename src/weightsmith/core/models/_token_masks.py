@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from greenlet import getcurrent
@@ -126,8 +126,10 @@ def _inner(outer: TokenMasks, module: nn.Module, given: Mapping[str, Tensor], *,
     """The masks of a part, from its arguments."""
     ids = given.get("input_ids")
     tokens = given.get("inputs_embeds") if ids is None else ids
-    own, mask = outer.own, given.get("attention_mask")
-    if tokens is None or tokens.ndim < 2:
+    own, mask, frames = outer.own, given.get("attention_mask"), given.get("hidden_states")
+    if tokens is None and _masks(mask, frames):  # a model of sound has a mask of frames, made of that of its samples
+        own = mask.bool()
+    elif tokens is None or tokens.ndim < 2:
         own = None if any(name in given for name in OTHERS) else own
     elif mask is not None and mask.shape == tokens.shape[:2]:
         own = mask.bool()
@@ -139,6 +141,17 @@ def _inner(outer: TokenMasks, module: nn.Module, given: Mapping[str, Tensor], *,
         return TokenMasks(own, outer.states, outer.other, outer.ids if ids is None else ids)
     other = given.get("encoder_attention_mask")
     return TokenMasks(own, states, other.bool() if other is not None and other.ndim == 2 else None, ids)
+
+
+def _masks(mask: Tensor | None, states: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a mask says which rows of hidden states are real, and is not one that is added to scores."""
+    return (
+        mask is not None
+        and states is not None
+        and states.ndim == 3
+        and mask.shape == states.shape[:2]
+        and not mask.is_floating_point()
+    )
 
 
 def _unpadded(ids: Tensor, pad: int | None) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
+from weightsmith.core.errors import CalibrationError
 from weightsmith.core.models._layers import Layer, adapter_paths, held_weights
 
-__all__ = ["unreached"]
+__all__ = ["missed", "unreached"]
 
 
 def unreached(model: nn.Module, layers: Sequence[Layer], what: str = "Not reached and unchanged") -> list[str]:
@@ -50,7 +51,61 @@ def unreached(model: nn.Module, layers: Sequence[Layer], what: str = "Not reache
             if whole.startswith(adapters):
                 kinds.setdefault(("adapters", "PEFT"), []).append(size)
             elif not whole.startswith(inside):
-                kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", whole, count=1)
+                kind = _kind(whole)
                 kinds.setdefault((kind, type(module).__name__), []).append(size)
     listed = [f"{len(sizes)} x {kind!r} ({of}, {sum(sizes):,} values)" for (kind, of), sizes in kinds.items()]
     return [f"{what}: {', '.join(listed)}."] if listed else []
+
+
+def missed(layers: Sequence[Layer], reached: Collection[str], what: str) -> list[str]:
+    """Say which layers no calibration token reached.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        All that a method was to change.
+    reached : collection of str
+        The names of those that it has changed.
+    what : str
+        What became of the others.
+
+    Returns
+    -------
+    list of str
+        One sentence with the number of layers of each kind; empty if all were reached.
+
+    Raises
+    ------
+    CalibrationError
+        If none was reached.
+
+    Examples
+    --------
+    >>> from weightsmith.core.models import block_layers
+    >>> layers = block_layers(nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)) for _ in range(2)]))
+    >>> missed(layers, ["0.0", "1.0"], "they stay dense")
+    ["No calibration token reached 2 of 4 layers (16 weights), they stay dense: 2 x '*.1'."]
+    """
+    others = [layer for layer in layers if layer.name not in reached]
+    if not others:
+        return []
+    if len(others) == len(layers):
+        raise CalibrationError(
+            "no calibration token reaches a layer",
+            found=f"{len(layers)} layers such as {[layer.name for layer in layers[:3]]}",
+            do="Give data of the inputs that run through them: tokens, images or both.",
+        )
+    kinds: dict[str, list[str]] = {}
+    for layer in others:
+        kinds.setdefault(_kind(layer.name), []).append(layer.name)
+    listed = [repr(names[0]) if len(names) == 1 else f"{len(names)} x {kind!r}" for kind, names in kinds.items()]
+    weights = sum(layer.weight.numel() for layer in others)
+    return [
+        f"No calibration token reached {len(others)} of {len(layers)} layers ({weights:,} weights), {what}: "
+        f"{', '.join(listed)}."
+    ]
+
+
+def _kind(path: str) -> str:
+    """A path without the number of its block."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path, count=1)

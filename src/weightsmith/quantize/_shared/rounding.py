@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.levels import FILE, Grid, Quantization, WeightLevels, symmetric_step
-from weightsmith.core.linalg import is_finite
-from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
+from weightsmith.core.linalg import is_finite, upcast
+from weightsmith.core.models import Layer, block_layers, check_weight, missed, rewriting, unreached
 from weightsmith.core.results import Result
 from weightsmith.core.statistics import output_error
 
@@ -52,16 +52,15 @@ def round_layers(
             for layer in block.layers:
                 check_weight(layer)
                 if make is not None and layer.name not in statistics:
-                    result.notes.append(f"No calibration token reached layer {layer.name!r}: it stays unrounded.")
                     continue
-                old_OI = layer.weight_OI.float()
+                old_OI = upcast(layer.weight_OI)
                 dtype = layer.weight.dtype
                 step_O1 = symmetric_step(old_OI, bits, dtype)
 
                 def nearest(
                     columns_OK: Float[Tensor, "out columns"], step_O1: Tensor = step_O1, dtype: torch.dtype = dtype
                 ) -> Float[Tensor, "out columns"]:
-                    return grid.values(grid.codes(columns_OK, step_O1), step_O1, dtype).float()
+                    return upcast(grid.values(grid.codes(columns_OK, step_O1), step_O1, dtype))
 
                 gram = statistics.get(layer.name)
                 new_OI = rounded(old_OI, nearest, gram)
@@ -79,6 +78,7 @@ def round_layers(
                 levels[layer.name] = WeightLevels(bits, False, step_O1.squeeze(1).tolist())
                 if layer.aliases:
                     result.notes.append(f"Layer {layer.name!r} shares its weight with {list(layer.aliases)}.")
+        result.notes += missed(block_layers(model, include, exclude), levels, "they stay unrounded")
     result.totals["layers"] = len(result.layers)
     for name in ("weight_error", "output_error"):
         if found := [row[name] for row in result.layers if name in row]:

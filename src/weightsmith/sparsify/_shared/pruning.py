@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith.core.models import Layer, block_layers, check_weight, rewriting, unreached
+from weightsmith.core.models import Layer, block_layers, check_weight, missed, rewriting, unreached
 from weightsmith.core.results import Result
 from weightsmith.core.selection import keep_, lowest_k_mask, lowest_n_of_m_mask
 from weightsmith.core.statistics import InputStatistics, output_error
@@ -145,10 +145,10 @@ def prune_layers(
                 check_weight(layer)
                 if layer.name in statistics:
                     result.layer(layer.name, **prune(layer, statistics[layer.name]))
-                else:
-                    result.notes.append(f"No calibration token reached layer {layer.name!r}: it stays dense.")
                 if layer.aliases:
                     result.notes.append(f"Layer {layer.name!r} shares its weight with {list(layer.aliases)}.")
+        reached = [row["layer"] for row in result.layers]
+        result.notes += missed(block_layers(model, include, exclude), reached, "they stay dense")
         summarize(result)
 
 

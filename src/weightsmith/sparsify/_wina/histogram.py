@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +11,7 @@ from torch import Tensor
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.processes import all_reduce_sum
 
-__all__ = ["ScoreHistograms", "quantile"]
+__all__ = ["ScoreHistogram", "quantile"]
 
 LOWEST, HIGHEST, BINS = -24, 15, 4096
 
@@ -49,21 +48,21 @@ def quantile(values: Float[Tensor, " bins"], counts: Tensor, share: float) -> fl
     return float(values[index - 1]) + part * (float(values[index]) - float(values[index - 1]))
 
 
-class ScoreHistograms:
-    """Histograms of ``|x_i| * c_i`` for layers that share their input.
+class ScoreHistogram:
+    """Histogram of ``|x_i| * c_i`` for a layer.
 
     Bins are equal on a logarithmic scale: 4096 from 2^-24 to 2^15, so that a threshold is off by at most 0.7 %, and one
     for zero. Being counts, they add up over processes.
 
     Parameters
     ----------
-    norms : sequence of Tensor of shape (in,)
-        The column norms of each layer, or ones.
+    norm : Tensor of shape (in,)
+        The column norms of the layer, or ones.
     """
 
-    def __init__(self, norms: Sequence[Float[Tensor, " in"]]) -> None:
-        self.norms = norms
-        self.counts = torch.zeros(len(norms), BINS + 1, dtype=torch.int64, device=norms[0].device)
+    def __init__(self, norm: Float[Tensor, " in"]) -> None:
+        self.norm = norm
+        self.counts = torch.zeros(BINS + 1, dtype=torch.int64, device=norm.device)
 
     def update(self, x_SNI: Float[Tensor, "S N I"], mask_SN: Bool[Tensor, "S N"] | None = None) -> None:
         """Take in one batch; ``mask_SN`` is False on padding."""
@@ -72,10 +71,9 @@ class ScoreHistograms:
             raise NonFiniteError(
                 "a layer's input holds NaN or infinity", do="Check the calibration data; half precision may overflow."
             )
-        for count, norm in zip(self.counts, self.norms, strict=True):
-            scale = BINS / (HIGHEST - LOWEST)
-            bins = ((magnitude_NI * norm).log2_().sub_(LOWEST).mul_(scale).floor_() + 1).clamp_(0, BINS)
-            count += torch.bincount(bins.flatten().int(), minlength=BINS + 1)
+        scale = BINS / (HIGHEST - LOWEST)
+        bins = ((magnitude_NI * self.norm).log2_().sub_(LOWEST).mul_(scale).floor_() + 1).clamp_(0, BINS)
+        self.counts += torch.bincount(bins.flatten().int(), minlength=BINS + 1)
 
     def all_reduce(self) -> None:
         """Add up over processes.
@@ -89,11 +87,11 @@ class ScoreHistograms:
         if int(self.counts.sum()) == 0:
             raise CalibrationError("the calibration data hold no real tokens", expected="at least one")
 
-    def threshold(self, layer: int, sparsity: float) -> float:
-        """Return the score below which a fraction of the scores of a layer lies; infinite for all of them."""
+    def threshold(self, sparsity: float) -> float:
+        """Return the score below which a fraction of the scores lies; infinite for all of them."""
         if sparsity >= 1:
             return math.inf
         edges = torch.arange(BINS + 1, dtype=torch.float32) * ((HIGHEST - LOWEST) / BINS) + LOWEST
         values = torch.exp2(edges)
         values[0] = 0.0
-        return quantile(values, self.counts[layer].cpu(), sparsity)
+        return quantile(values, self.counts.cpu(), sparsity)

@@ -35,11 +35,11 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.levels import Quantization, WeightLevels
 from weightsmith.core.models import (
-    Block,
     Layer,
     find_blocks,
     find_layers,
     get_module,
+    missed,
     stream,
     swap_module,
     unreached,
@@ -51,7 +51,7 @@ from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import check_finite
 from weightsmith.sparsify._wina.allocation import greedy
 from weightsmith.sparsify._wina.group import Backend, SharedInputGroup, check_backend
-from weightsmith.sparsify._wina.histogram import ScoreHistograms
+from weightsmith.sparsify._wina.histogram import ScoreHistogram
 from weightsmith.sparsify._wina.layers import (
     Norms,
     checked,
@@ -249,11 +249,15 @@ def calibrate_wina(
             layers = [layer for layer in block.layers if layer.name in wanted]
             if not layers or not block.inputs:
                 continue
-            groups = find_input_groups(block, layers)
-            names = {name for group in groups for name in group}
-            layers = [layer for layer in layers if layer.name in names]
             norm = {layer.name: score_norm(layer, norms) for layer in layers}
-            threshold = _thresholds(block, layers, groups, norm)
+            histograms = block.observe(layers, partial(_histogram, norm), shared=False)
+            layers = [layer for layer in layers if layer.name in histograms]
+            if not layers:
+                continue
+
+            def threshold(name: str, share: float, of: Mapping[str, ScoreHistogram] = histograms) -> float:
+                return of[name].threshold(share)
+
             if allocation == "greedy":
                 limits = partial(_limits, threshold, norm)
                 shares = greedy(block, layers, limits, sparsity=sparsity, step=step, prefill=prefill)
@@ -261,7 +265,7 @@ def calibrate_wina(
                 shares = {layer.name: sparsity for layer in layers}
             for name, share in shares.items():
                 chosen[name] = Projection(share, threshold(name, share), uses_norms(name, norms))
-            input_groups += groups
+            input_groups += find_input_groups(block, layers)
     return ActivationPlan(sparsity, select, prefill, chosen, tuple(input_groups))
 
 
@@ -423,10 +427,7 @@ def _transform(
         plan = calibrate_wina(model, calibration, **hyper)
         result.notes += unreached(model, linear_layers(model))
         matching = linear_layers(model, hyper["include"], hyper["exclude"])
-        if dense := [layer.name for layer in matching if layer.name not in plan.projections]:
-            result.notes.append(
-                f"No calibration token reached {len(dense)} layers: they stay dense: {', '.join(dense)}."
-            )
+        result.notes += missed(matching, plan.projections, "they stay dense")
         apply_plan(model, plan, backend=backend)
         try:
             facts = plan_report(model)
@@ -457,13 +458,8 @@ def _restore(model: nn.Module, sparse: Mapping[str, SparseLinear]) -> None:
         handle.remove()
 
 
-def _thresholds(
-    block: Block, layers: Sequence[Layer], groups: Sequence[tuple[str, ...]], norm: Mapping[str, Tensor]
-) -> Callable[[str, float], float]:
-    """Observe a block's inputs and return the threshold of a layer at a sparsity, as a function."""
-    group_of = {name: group for group in groups for name in group}
-    histograms = block.observe(layers, lambda layer: ScoreHistograms([norm[name] for name in group_of[layer.name]]))
-    return lambda name, share: histograms[name].threshold(group_of[name].index(name), share)
+def _histogram(norm: Mapping[str, Tensor], layer: Layer) -> ScoreHistogram:
+    return ScoreHistogram(norm[layer.name])
 
 
 def _limits(
