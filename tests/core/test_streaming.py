@@ -239,6 +239,32 @@ def test_convolutions_of_one_tensor_have_patches_of_their_own():
     assert found["layers.plain"] is found["layers.again"]
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+@pytest.mark.parametrize("name", ["cnn", "mlp", "gpt2", "whole"])
+def test_a_compiled_or_parallel_model_is_changed_as_the_model_inside(name, wrap):
+    if name == "whole":
+        make, batch = Whole, torch.rand(2, 5, 4)
+    else:
+        make, batch = lambda: tiny(name)[0], tiny(name)[1]
+    plain, model = make(), make()
+    model.load_state_dict(plain.state_dict())
+    wanda(plain, [batch])
+    result = wanda(wrap(model), [batch])
+    assert len(result.layers) == sum(1 for row in result.layers if 0 < row["sparsity"] < 1) > 0
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+class Whole(nn.Module):
+    """One block as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x, *, scale=1.0):
+        return self.head(self.body(x).relu() * scale)
+
+
 def test_bad_batches():
     model, batch = tiny("llama")
     with pytest.raises(CalibrationError, match="no calibration batches"):

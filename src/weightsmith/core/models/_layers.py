@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsmith.core.errors import LayerNotFoundError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
-from weightsmith.core.processes import wrapper_path
+from weightsmith.core.processes import plain_model, wrapper_path
 from weightsmith.core.sharding import refuse_sharded
 
 __all__ = [
@@ -439,7 +439,8 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Find the repeated blocks of a model by structure.
 
     They are the entries, holding weight matrices, of the outermost ``nn.ModuleList`` s; failing those, the children
-    of a model that is itself an ``nn.Sequential``; failing those, the model as a whole, under the name ``""``.
+    of a model that is itself an ``nn.Sequential``; failing those, the model as a whole, under the name ``""``. What
+    wraps a model (``torch.compile``, data parallelism) is a part of the names only.
 
     Examples
     --------
@@ -447,7 +448,7 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     ['0', '2']
     """
     blocks = {name: block for name, block in _stacked(model) if find_layers(block, strict=False)}
-    return blocks or {"": model}
+    return blocks or {wrapper_path(model).rstrip("."): plain_model(model)}
 
 
 def refuse_foreign_blocks(model: nn.Module) -> None:
@@ -466,7 +467,7 @@ def refuse_foreign_blocks(model: nn.Module) -> None:
     their first weight, expected weights of linear or convolutional layers. Dequantize the model, or take it before \
     its layers were replaced.
     """
-    if "" not in find_blocks(model):
+    if wrapper_path(model).rstrip(".") not in find_blocks(model):
         return
     held = (
         f"{'.'.join(filter(None, (name, path, weight)))!r} of {type(module).__name__}"
@@ -510,8 +511,8 @@ def _stacked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         outer = any(name.startswith(f"{stack}.") for stack, _ in stacks)
         if isinstance(module, nn.ModuleList) and not outer:
             stacks.append((name, module))
-    if not stacks and isinstance(model, nn.Sequential):
-        stacks.append(("", model))
+    if not stacks and isinstance(plain := plain_model(model), nn.Sequential):
+        stacks.append((wrapper_path(model).rstrip("."), plain))
     for name, stack in stacks:
         for child, block in stack.named_children():
             yield f"{name}.{child}".lstrip("."), block

@@ -18,7 +18,7 @@ from weightsmith.core.models._experts import watching_experts
 from weightsmith.core.models._layers import Layer, evaluation_mode, find_blocks
 from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
-from weightsmith.core.processes import gather_objects
+from weightsmith.core.processes import gather_objects, plain_model
 
 __all__ = ["A", "Accumulator", "call_checked", "device_of", "observe", "observe_runs", "quiet"]
 
@@ -232,7 +232,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 def call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
     """Call a model with a calibration batch; what goes wrong inside names the batch."""
     try:
-        return call(model, batch)
+        return call(plain_model(model), batch)  # compiled code does not run hooks
     except (WeightsmithError, torch.OutOfMemoryError):
         raise
     except (TypeError, LookupError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
