@@ -54,8 +54,8 @@ def check_transform(
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
     exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
     transformers; from disk it does what it does in memory, or refuses; padding does not count; values that are not
-    finite, options out of range, computed weights, packed layers, weights in another order of memory, PyTorch's global
-    settings, adapters and weights that FSDP2 has split between processes are handled or refused.
+    finite, options out of range, computed weights, packed layers, weights in another order of memory or not in it,
+    PyTorch's global settings, adapters and weights that FSDP2 has split between processes are handled or refused.
 
     Parameters
     ----------
@@ -424,6 +424,20 @@ def _refuses_what_is_not_finite(case: Case) -> None:
         assert not case.works_or_refuses(model, f"{value} in {name}"), f"{case.title}: accepted {value} in {name}"
 
 
+def _refuses_weights_that_are_not_in_memory(case: Case) -> None:
+    """Accelerate's offloading leaves the weights on the meta device between two forward passes."""
+    model = case.model()
+    for parameter in model.parameters():
+        parameter.grad = None
+    try:
+        case.call(model.to("meta"))
+    except WeightsmithError:
+        return
+    except Exception as error:
+        raise AssertionError(f"{case.title}, weights on the meta device: {type(error).__name__}: {error}") from error
+    raise AssertionError(f"{case.title}: accepted weights on the meta device")
+
+
 def _restores_shared_weights(case: Case) -> None:
     if case.architecture != "llama":
         return
@@ -596,6 +610,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _takes_odd_batches,
     _refuses_what_is_not_finite,
     _refuses_what_is_not_finite_on_disk,
+    _refuses_weights_that_are_not_in_memory,
     _restores_shared_weights,
     _names_layers_it_does_not_know,
     _refuses_inputs_that_are_not_finite,

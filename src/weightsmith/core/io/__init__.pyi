@@ -51,6 +51,7 @@ from ._offloaded import (
     meta_model as meta_model,
     offloaded as offloaded,
     offloaded_of as offloaded_of,
+    refuse_meta as refuse_meta,
 )
 from ._pretrained import (
     from_pretrained as from_pretrained,

@@ -29,6 +29,7 @@ __all__ = [
     "meta_model",
     "offloaded",
     "offloaded_of",
+    "refuse_meta",
 ]
 
 
@@ -39,6 +40,32 @@ _NOT_THERE = re.compile(r"\bmeta tensor|\bregister_meta\b|\bdevice meta\b|\bmeta
 def offloaded_of(model: nn.Module) -> OffloadedModel | None:
     """Return the storage of a model's weights, if it was opened with :func:`offloaded`."""
     return _MODELS.get(model)
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Refuse a model whose weights are not in memory, unless it was opened with :func:`offloaded`.
+
+    Accelerate's ``device_map`` and ``cpu_offload`` leave such models, too.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a parameter is on the meta device.
+
+    Examples
+    --------
+    >>> refuse_meta(nn.Linear(2, 2))
+    >>> refuse_meta(nn.Linear(2, 2, device="meta"))
+    Traceback (most recent call last):
+    weightsmith.core.errors.UnsupportedModelError: 2 parameters such as 'weight' are on the meta device: expected \
+    weights in memory. Load the model without offloading, or give its folder to the command with --stream.
+    """
+    if offloaded_of(model) is None and (absent := [name for name, value in model.named_parameters() if value.is_meta]):
+        raise UnsupportedModelError(
+            f"{len(absent)} parameters such as {absent[0]!r} are on the meta device",
+            expected="weights in memory",
+            do="Load the model without offloading, or give its folder to the command with --stream.",
+        )
 
 
 @contextmanager

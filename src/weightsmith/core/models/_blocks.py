@@ -24,7 +24,7 @@ from torch import nn
 
 from weightsmith.core.data import Batch, Batches, as_batches, to_device
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
-from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, writing
+from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, refuse_meta, writing
 from weightsmith.core.models._experts import find_matrices
 from weightsmith.core.models._layers import Layer, find_blocks, refuse_foreign_blocks, writable
 from weightsmith.core.models._observe import A, call_checked, device_of, observe_runs, quiet
@@ -150,6 +150,7 @@ def stream(
     >>> [(block.name, len(block.inputs)) for block in stream(model, [torch.ones(3, 2)] * 4)]
     [('0', 4), ('2', 4)]
     """
+    refuse_meta(model)
     blocks = _blocks_with_layers(model, include, exclude)
     offloaded = offloaded_of(model)
     if batches is None:
@@ -205,13 +206,6 @@ def rewriting(
             found = _blocks_with_layers(model, include, exclude).values()
             layers = [layer for block in found for layer in block.layers]
             writable(layers)
-            for layer in layers if offloaded_of(model) is None else ():
-                if layer.weight.is_meta:
-                    raise UnsupportedModelError(
-                        f"the weight of layer {layer.name!r} is on the meta device",
-                        expected="weights in memory",
-                        do="Load the model with its weights.",
-                    )
             for name, module in model.named_modules():
                 if getattr(module, "merged_adapters", None):
                     raise UnsupportedModelError(

@@ -16,6 +16,7 @@ from torch import nn
 from weightsmith.core.caller import random_state_kept
 from weightsmith.core.data import check_samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
+from weightsmith.core.io import refuse_meta
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training._restore import modes_restored, restored_on_error
@@ -219,17 +220,20 @@ def _check(options: Mapping[str, Any], model: nn.Module, known: tuple[str, ...])
 
 
 def check_finite(model: nn.Module) -> None:
-    """Check that a model has no NaN or infinity among its parameters.
+    """Check that the parameters of a model are in memory, and none is NaN or infinite.
 
     Raises
     ------
     NonFiniteError
-        If it has.
+        If one is NaN or infinite.
+    UnsupportedModelError
+        If one is on the meta device.
 
     Examples
     --------
     >>> check_finite(nn.Linear(2, 2))
     """
+    refuse_meta(model)
     for name, parameter in model.named_parameters():
         plain = parameter.is_floating_point() and parameter.element_size() > 1 and not parameter.is_meta
         if plain and not is_finite(parameter.detach()):

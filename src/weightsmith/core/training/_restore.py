@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightsmith.core.io import refuse_meta
 from weightsmith.core.sharding import local, refuse_sharded
 
 __all__ = ["float_weights", "gradients_restored", "modes_restored", "requires_grad_restored", "restored_on_error"]
@@ -41,7 +42,7 @@ def restored_on_error(model: nn.Module, *, values: bool = True, takes_sharded: b
     Raises
     ------
     UnsupportedModelError
-        If the weights are split between processes, and the block does not take them.
+        If the weights are on the meta device, or split between processes and the block does not take them.
 
     Examples
     --------
@@ -58,6 +59,7 @@ def restored_on_error(model: nn.Module, *, values: bool = True, takes_sharded: b
     if any(model is other for other in _guarded):
         yield
         return
+    refuse_meta(model)
     if not takes_sharded:
         refuse_sharded(model)
     attributes = [(owner, type(owner), _copied(vars(owner))) for owner in _owners(model)]
