@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+WEIGHTLESS = "_weightless"
+"""The attribute of models that are meant to have no weights in memory; their copies have it, too."""
+
 _NOT_THERE = re.compile(r"\bmeta tensor|\bregister_meta\b|\bdevice meta\b|\bmeta device\b|devices?, .*\bmeta\b")
 """What PyTorch says of a tensor on the meta device whose value is asked for."""
 
@@ -43,9 +46,9 @@ def offloaded_of(model: nn.Module) -> OffloadedModel | None:
 
 
 def refuse_meta(model: nn.Module) -> None:
-    """Refuse a model whose weights are not in memory, unless it was opened with :func:`offloaded`.
+    """Refuse a model whose weights are not in memory, such as one that Accelerate has offloaded.
 
-    Accelerate's ``device_map`` and ``cpu_offload`` leave such models, too.
+    Models of :func:`offloaded` and of :func:`meta_model` are meant to be so.
 
     Raises
     ------
@@ -60,7 +63,8 @@ def refuse_meta(model: nn.Module) -> None:
     weightsmith.core.errors.UnsupportedModelError: 2 parameters such as 'weight' are on the meta device: expected \
     weights in memory. Load the model without offloading, or give its folder to the command with --stream.
     """
-    if offloaded_of(model) is None and (absent := [name for name, value in model.named_parameters() if value.is_meta]):
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent and not hasattr(model, WEIGHTLESS):
         raise UnsupportedModelError(
             f"{len(absent)} parameters such as {absent[0]!r} are on the meta device",
             expected="weights in memory",
@@ -152,6 +156,7 @@ def meta_model(path: str | os.PathLike[str], *, revision: str = "main") -> nn.Mo
     with init_empty_weights(include_buffers=False), _EmptyOnMeta(), torch.random.fork_rng(devices=[]):
         model: nn.Module = model_class(config)(config).eval()
     model.tie_weights()  # type: ignore[operator]
+    setattr(model, WEIGHTLESS, True)
     return model
 
 

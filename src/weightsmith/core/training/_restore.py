@@ -42,7 +42,8 @@ def restored_on_error(model: nn.Module, *, values: bool = True, takes_sharded: b
     Raises
     ------
     UnsupportedModelError
-        If the weights are on the meta device, or split between processes and the block does not take them.
+        If the values are to be kept but on the meta device, or if the weights are split between processes and the block
+        does not take them.
 
     Examples
     --------
@@ -59,7 +60,8 @@ def restored_on_error(model: nn.Module, *, values: bool = True, takes_sharded: b
     if any(model is other for other in _guarded):
         yield
         return
-    refuse_meta(model)
+    if values:
+        refuse_meta(model)
     if not takes_sharded:
         refuse_sharded(model)
     attributes = [(owner, type(owner), _copied(vars(owner))) for owner in _owners(model)]
