@@ -156,6 +156,29 @@ def test_adapters_that_scaling_does_not_average_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_adapters_that_change_the_base_are_refused(start, tmp_path):
+    """At alpha 0 the base would lack the initial factors."""
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start)
+    get_peft_model(tiny("llama")[0], config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UnsupportedModelError, match=f"changes the base.*{start}.*wise-ft"):
+        scale_adapter([tmp_path / "adapter"], tmp_path / "out", alpha=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("start", [True, "gaussian", "orthogonal"])
+def test_other_initializations_leave_the_base_at_alpha_zero(start, tmp_path):
+    model = get_peft_model(tiny("llama")[0], LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * ("lora_B" in name)
+    model.save_pretrained(tmp_path / "adapter")
+    scale_adapter([tmp_path / "adapter"], tmp_path / "out", alpha=0.0)
+    base = tiny("llama")[0].state_dict()
+    merged = PeftModel.from_pretrained(tiny("llama")[0], tmp_path / "out").merge_and_unload().state_dict()
+    assert all(torch.equal(merged[key], value) for key, value in base.items())
+
+
 def test_fisher_weights():
     def single(value):
         return {"w": torch.tensor([value], dtype=torch.float64)}
