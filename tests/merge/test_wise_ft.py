@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from models import tiny
+from weightsmith.core.data import collate
 from weightsmith.core.errors import (
     CalibrationError,
     CheckpointError,
@@ -36,6 +38,7 @@ from weightsmith.merge import (
     wise_ft,
 )
 from weightsmith.merge._sweep import logits_along_line
+from weightsmith.testing import samples
 
 
 def near(model, size=0.1, seed=1):
@@ -316,6 +319,27 @@ def test_the_sweep_of_a_language_model_measures_loss():
     assert result.curves["ood loss"] == pytest.approx(expected, rel=1e-5)
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model.lm_head.weight, tuned.lm_head.weight)
+
+
+def test_the_sweep_of_a_regression_measures_its_loss():
+    """Of one output the largest is always the first: an accuracy would say nothing."""
+    model, tuned = (tiny("bert_regression")[0] for _ in range(2))
+    with torch.no_grad():
+        tuned.classifier.bias += 1.0
+    data = samples("bert_regression")
+    batch = collate(data)
+    expected = []
+    for network in (model, tuned):
+        with torch.no_grad():
+            output = network(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, 0]
+        expected.append((output.double() - batch["labels"].double()).square().mean().item())
+    rows = sweep(model, data, data, tuned=tuned, alphas=(0.0, 1.0), batch_size=5).layers
+    assert [row["id loss"] for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert "id accuracy" not in rows[0]
+    network = nn.Linear(2, 1)
+    pairs = [(torch.rand(2), torch.tensor([0.5]))] * 3
+    with pytest.raises(CalibrationError, match="real numbers"):
+        sweep(network, pairs, pairs, tuned=copy.deepcopy(network))
 
 
 def test_the_sweep_refuses_what_it_cannot_measure():
