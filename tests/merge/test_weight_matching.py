@@ -356,6 +356,22 @@ def test_the_command_on_a_language_model_measures_the_barrier():
     assert "in one order already" in again.notes[0]
 
 
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_without_labels_there_is_no_loss_to_measure(name):
+    """A classifier's tokens are no labels, nor are those of an encoder whose decoder has its own."""
+    model, batch = tiny(name)
+    other = copy.deepcopy(model)
+    symmetry = find_symmetry(model, batch)
+    symmetry.permute_(other, symmetry.random(torch.Generator().manual_seed(0)))
+    before = copy.deepcopy(model.state_dict())
+    result = weight_matching(model, [batch], other=other)
+    assert not result.curves
+    assert same(model.state_dict(), before)
+    labels = {"labels": torch.arange(8) % 2 if name == "bert" else batch["decoder_input_ids"].contiguous()}
+    measured = weight_matching(model, [batch | labels], other=other)
+    assert abs(measured.totals["barrier after matching"]) < 1e-4
+
+
 def test_the_command_re_estimates_batch_normalisation():
     model = make("vgg")[0]
     other = roughen(copy.deepcopy(model), seed=3)
