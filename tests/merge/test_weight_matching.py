@@ -243,6 +243,23 @@ def test_activations_of_a_shuffled_model_give_the_permutation_back(name, similar
     assert not model.training
 
 
+def test_activations_of_padding_do_not_count():
+    """Texts of other lengths, each alone or padded in one batch, give the same numbers."""
+    model, batch = tiny("bert")
+    roughen(model)
+    symmetry, _, shuffled, truth = planted(model, batch)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(shuffled)
+    lengths = [40, 7, 23, 12, 31, 18, 9, 28]
+    padded = batch | {"attention_mask": (torch.arange(40) < torch.tensor(lengths)[:, None]).long()}
+    alone = [{"input_ids": batch["input_ids"][i : i + 1, :length]} for i, length in enumerate(lengths)]
+    found = [match_activations(model, twin, symmetry, each) for each in ([padded], alone)]
+    assert same(found[0].perms, truth)
+    assert same(found[1].perms, truth)
+    products = [match_activations(model, twin, symmetry, each, similarity="product") for each in ([padded], alone)]
+    assert products[0].objective == pytest.approx(products[1].objective, rel=1e-4)
+
+
 def test_activations_need_data():
     model = mlp(6, 8, 3)
     symmetry = find_symmetry(model, torch.rand(1, 6))
