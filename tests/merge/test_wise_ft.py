@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
 
 from models import tiny
@@ -240,6 +241,15 @@ def test_a_head_of_text_gives_cosines():
 
 def samples_of(x, y):
     return list(zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_head_takes_features_of_other_element_types(dtype):
+    text, features = torch.rand(3, 2, 8).to(dtype), torch.rand(5, 8).to(dtype)
+    head = ZeroShotHead(text, logit_scale=0.0)
+    classes = functional.normalize(functional.normalize(text.double(), dim=-1).mean(1), dim=-1)
+    expected = functional.normalize(features.double(), dim=-1) @ classes.T
+    torch.testing.assert_close(head(features).double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_sweep_measures_each_average_and_leaves_the_model_at_alpha():
