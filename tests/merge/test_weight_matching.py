@@ -260,6 +260,15 @@ def test_activations_of_padding_do_not_count():
     assert products[0].objective == pytest.approx(products[1].objective, rel=1e-4)
 
 
+def test_units_that_no_activation_shows_are_told():
+    """Fused experts compute their inner units without a layer."""
+    model, batch = tiny("mixtral")
+    symmetry = find_symmetry(model, batch)
+    with pytest.warns(UserWarning, match=r"2 groups .* keep their order, such as .*experts.gate_up_proj"):
+        found = match_activations(model, model, symmetry, [batch])
+    assert found.perms.keys() == symmetry.groups.keys()
+
+
 def test_activations_need_data():
     model = mlp(6, 8, 3)
     symmetry = find_symmetry(model, torch.rand(1, 6))

@@ -7,6 +7,7 @@ Every layer's activations are one matrix on which one permutation acts, so this 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
@@ -65,6 +66,11 @@ def match_activations(
     ShapeError
         If the networks are not of one architecture, or nothing that may be permuted is seen.
 
+    Warns
+    -----
+    UserWarning
+        If groups keep their order because no activation shows them, such as the inner units of fused experts.
+
     References
     ----------
     Ainsworth, Hayase, Srinivasa, arXiv 2209.04836.
@@ -91,6 +97,12 @@ def match_activations(
     a, b = (_activations(model, chosen, calibration, similarity) for model in (first, second))
     names = {name for dims in chosen.values() for blocks in dims for block in blocks for name in block.groups}
     unseen = [name for name in symmetry.groups if name not in names]
+    if unseen:
+        warnings.warn(
+            f"{len(unseen)} groups are seen in no layer's input or output and keep their order, such as {unseen[:3]}: "
+            "match their weights.",
+            stacklevel=2,
+        )
     seen = replace(
         symmetry.without(unseen, "is not seen in any activation"),
         axes={f"{side} of {name}": ((), *filter(None, dims)) for (name, side), dims in chosen.items()},
