@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -40,6 +41,13 @@ def test_stream_takes_few_jobs_ahead_and_yields_every_result():
         list(stream_jobs(abs, [1, "two"], workers=2))
     with pytest.raises(HyperparameterError, match="workers: found 0"):
         stream_jobs(abs, [1], workers=0)
+
+
+@pytest.mark.parametrize("start", [run_jobs, stream_jobs])
+def test_a_worker_that_is_killed_is_told(start):
+    with pytest.raises(WeightsmithError, match=r"a worker process was killed: found .*9.*fewer workers"):
+        list(start(os._exit, [9, 9], workers=2))
+    assert sorted(start(abs, [-1, -2], workers=2)) == [1, 2]
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):

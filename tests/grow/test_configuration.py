@@ -4,7 +4,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DeepseekV3Config,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     Qwen3MoeConfig,
@@ -71,6 +75,52 @@ def test_the_loaded_model_computes_the_same(case, tmp_path):
     assert not report["unexpected_keys"]
     with torch.no_grad():
         assert torch.equal(again.eval()(ids).logits, expected)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_a_list_that_is_as_long_as_the_model_is_deep_by_chance_stays(depth, tmp_path):
+    """Two kinds of relative attention and two ends of text are no entries of the two blocks."""
+    torch.manual_seed(0)
+    kinds = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    config = DebertaV2Config(**SIZES, **kinds, num_hidden_layers=2, eos_token_id=[1, 2], num_labels=3)
+    model = DebertaV2ForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    expand(model, depth=depth)
+    assert (model.config.pos_att_type, model.config.eos_token_id) == (["p2c", "c2p"], [1, 2])
+    ids = torch.arange(30)[None] % 64
+    with torch.no_grad():
+        expected = model(ids).logits
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path)(ids).logits
+    torch.testing.assert_close(again, expected)
+
+
+def dinov2(**fields):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    return Dinov2ForImageClassification(Dinov2Config(**sizes, **fields, num_hidden_layers=3)).eval()
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+def test_a_backbone_gives_the_output_of_the_last_block(depth, tmp_path):
+    model = dinov2()
+    expand(model, depth=depth)
+    model.save_pretrained(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    again = type(model).from_pretrained(tmp_path)
+    torch.testing.assert_close(again(images).logits, model(images).logits)
+    assert (again.config.out_features, again.config.out_indices) == ([f"stage{depth}"], [depth])
+
+
+def test_a_backbone_whose_outputs_leave_is_refused():
+    model = dinov2(out_features=["stage1", "stage3"])
+    with pytest.raises(UnsupportedModelError, match=r"out_features.*\['stage3'\].*stage2"):
+        expand(model, depth=2)
+    assert model.config.num_hidden_layers == len(model.dinov2.encoder.layer) == 3
+    expand(model, depth=4)
+    assert model.config.out_features == ["stage1", "stage3"]
 
 
 def test_a_pattern_that_no_configuration_has_is_refused():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional
@@ -186,6 +187,57 @@ def test_a_mixture_of_equal_texts_is_the_text():
     same = {key: value[:1].expand(4, -1) for key, value in batch.items()} | {"labels": torch.ones(4, dtype=torch.long)}
     plain = bang_loss(mixup_alpha=0.0)(model, same)
     torch.testing.assert_close(bang_loss(generator=torch.Generator().manual_seed(0))(model, same), plain)
+
+
+def _text_classifier(kind):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    words = {"vocab_size": 64, "num_labels": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "llama":
+        return transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**sizes, **words))
+    if kind == "gpt2":  # with a position of its own for each token
+        still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, **words, **still)
+        return transformers.GPT2ForSequenceClassification(config)
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(**sizes, **words, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    )
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_padded_texts_are_read_where_the_classifier_reads_them(kind, padding, monkeypatch):
+    """Decoders take the logits of the last token: of embeddings these were those of the padding."""
+    model = _text_classifier(kind)
+    lengths = torch.tensor([12, 5, 8, 9])
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    mask = mask.flip(1) if padding == "left" else mask
+    ids = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0)) * mask
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0])}
+    twice = {key: torch.cat([value, value]) for key, value in batch.items()}
+    # every text is mixed with its own copy
+    monkeypatch.setattr(mixing, "_draw", lambda alpha, count, generator: (0.3, (torch.arange(count) + 4) % count))
+    expected, loss = bang_loss(mixup_alpha=0.0)(model, batch), bang_loss()
+    model.train()
+    for _ in range(2):
+        torch.testing.assert_close(loss(model, twice), expected, atol=1e-5, rtol=1e-5)
+    assert model.training
+
+
+def test_a_classifier_that_reads_tokens_in_another_way_is_refused():
+    class ByTokens(transformers.LlamaForSequenceClassification):
+        def forward(self, input_ids=None, inputs_embeds=None, **kwargs):
+            out = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+            out.logits = out.logits + (0 if input_ids is None else input_ids.float().mean(1, keepdim=True))
+            return out
+
+    model = _text_classifier("llama")
+    model.__class__ = ByTokens
+    ids = torch.tensor([[3, 4, 5], [6, 7, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.tensor([0, 1])}
+    with pytest.raises(UnsupportedModelError, match="something else of embeddings.*mixup_alpha=0"):
+        bang_loss()(model, batch)
+    assert bang_loss(mixup_alpha=0.0)(model, batch).isfinite()
 
 
 def clouds(count=128):

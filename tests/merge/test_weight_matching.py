@@ -243,6 +243,32 @@ def test_activations_of_a_shuffled_model_give_the_permutation_back(name, similar
     assert not model.training
 
 
+def test_activations_of_padding_do_not_count():
+    """Texts of other lengths, each alone or padded in one batch, give the same numbers."""
+    model, batch = tiny("bert")
+    roughen(model)
+    symmetry, _, shuffled, truth = planted(model, batch)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(shuffled)
+    lengths = [40, 7, 23, 12, 31, 18, 9, 28]
+    padded = batch | {"attention_mask": (torch.arange(40) < torch.tensor(lengths)[:, None]).long()}
+    alone = [{"input_ids": batch["input_ids"][i : i + 1, :length]} for i, length in enumerate(lengths)]
+    found = [match_activations(model, twin, symmetry, each) for each in ([padded], alone)]
+    assert same(found[0].perms, truth)
+    assert same(found[1].perms, truth)
+    products = [match_activations(model, twin, symmetry, each, similarity="product") for each in ([padded], alone)]
+    assert products[0].objective == pytest.approx(products[1].objective, rel=1e-4)
+
+
+def test_units_that_no_activation_shows_are_told():
+    """Fused experts compute their inner units without a layer."""
+    model, batch = tiny("mixtral")
+    symmetry = find_symmetry(model, batch)
+    with pytest.warns(UserWarning, match=r"2 groups .* keep their order, such as .*experts.gate_up_proj"):
+        found = match_activations(model, model, symmetry, [batch])
+    assert found.perms.keys() == symmetry.groups.keys()
+
+
 def test_activations_need_data():
     model = mlp(6, 8, 3)
     symmetry = find_symmetry(model, torch.rand(1, 6))
@@ -354,6 +380,22 @@ def test_the_command_on_a_language_model_measures_the_barrier():
     assert not result.notes
     again = weight_matching(model, [batch], other=copy.deepcopy(model))
     assert "in one order already" in again.notes[0]
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_without_labels_there_is_no_loss_to_measure(name):
+    """A classifier's tokens are no labels, nor are those of an encoder whose decoder has its own."""
+    model, batch = tiny(name)
+    other = copy.deepcopy(model)
+    symmetry = find_symmetry(model, batch)
+    symmetry.permute_(other, symmetry.random(torch.Generator().manual_seed(0)))
+    before = copy.deepcopy(model.state_dict())
+    result = weight_matching(model, [batch], other=other)
+    assert not result.curves
+    assert same(model.state_dict(), before)
+    labels = {"labels": torch.arange(8) % 2 if name == "bert" else batch["decoder_input_ids"].contiguous()}
+    measured = weight_matching(model, [batch | labels], other=other)
+    assert abs(measured.totals["barrier after matching"]) < 1e-4
 
 
 def test_the_command_re_estimates_batch_normalisation():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
 
 from models import tiny
+from weightsmith.core.data import collate
 from weightsmith.core.errors import (
     CalibrationError,
     CheckpointError,
@@ -36,6 +39,7 @@ from weightsmith.merge import (
     wise_ft,
 )
 from weightsmith.merge._sweep import logits_along_line
+from weightsmith.testing import samples
 
 
 def near(model, size=0.1, seed=1):
@@ -156,6 +160,29 @@ def test_adapters_that_scaling_does_not_average_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_adapters_that_change_the_base_are_refused(start, tmp_path):
+    """At alpha 0 the base would lack the initial factors."""
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start)
+    get_peft_model(tiny("llama")[0], config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UnsupportedModelError, match=f"changes the base.*{start}.*wise-ft"):
+        scale_adapter([tmp_path / "adapter"], tmp_path / "out", alpha=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("start", [True, "gaussian", "orthogonal"])
+def test_other_initializations_leave_the_base_at_alpha_zero(start, tmp_path):
+    model = get_peft_model(tiny("llama")[0], LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * ("lora_B" in name)
+    model.save_pretrained(tmp_path / "adapter")
+    scale_adapter([tmp_path / "adapter"], tmp_path / "out", alpha=0.0)
+    base = tiny("llama")[0].state_dict()
+    merged = PeftModel.from_pretrained(tiny("llama")[0], tmp_path / "out").merge_and_unload().state_dict()
+    assert all(torch.equal(merged[key], value) for key, value in base.items())
+
+
 def test_fisher_weights():
     def single(value):
         return {"w": torch.tensor([value], dtype=torch.float64)}
@@ -214,6 +241,15 @@ def test_a_head_of_text_gives_cosines():
 
 def samples_of(x, y):
     return list(zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_head_takes_features_of_other_element_types(dtype):
+    text, features = torch.rand(3, 2, 8).to(dtype), torch.rand(5, 8).to(dtype)
+    head = ZeroShotHead(text, logit_scale=0.0)
+    classes = functional.normalize(functional.normalize(text.double(), dim=-1).mean(1), dim=-1)
+    expected = functional.normalize(features.double(), dim=-1) @ classes.T
+    torch.testing.assert_close(head(features).double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_sweep_measures_each_average_and_leaves_the_model_at_alpha():
@@ -293,6 +329,27 @@ def test_the_sweep_of_a_language_model_measures_loss():
     assert result.curves["ood loss"] == pytest.approx(expected, rel=1e-5)
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model.lm_head.weight, tuned.lm_head.weight)
+
+
+def test_the_sweep_of_a_regression_measures_its_loss():
+    """Of one output the largest is always the first: an accuracy would say nothing."""
+    model, tuned = (tiny("bert_regression")[0] for _ in range(2))
+    with torch.no_grad():
+        tuned.classifier.bias += 1.0
+    data = samples("bert_regression")
+    batch = collate(data)
+    expected = []
+    for network in (model, tuned):
+        with torch.no_grad():
+            output = network(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, 0]
+        expected.append((output.double() - batch["labels"].double()).square().mean().item())
+    rows = sweep(model, data, data, tuned=tuned, alphas=(0.0, 1.0), batch_size=5).layers
+    assert [row["id loss"] for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert "id accuracy" not in rows[0]
+    network = nn.Linear(2, 1)
+    pairs = [(torch.rand(2), torch.tensor([0.5]))] * 3
+    with pytest.raises(CalibrationError, match="real numbers"):
+        sweep(network, pairs, pairs, tuned=copy.deepcopy(network))
 
 
 def test_the_sweep_refuses_what_it_cannot_measure():

@@ -692,3 +692,13 @@ def test_the_command_writes_a_smaller_model(tmp_path):
     again = t.AutoModelForCausalLM.from_pretrained(folder / "out")
     assert again.config.intermediate_size == 24
     assert again.model.layers[1].mlp.down_proj.weight.shape == (16, 24)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_ratio_that_removes_nothing_is_refused(scope):
+    model, batch = tiny("mlp")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(HyperparameterError, match=r"ratio: found 0.02, which removes none of the 16 .*at least 0.06"):
+        modhifi(model, [batch], ratio=0.02, scope=scope)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert modhifi(model, [batch], ratio=0.07, scope=scope).totals["remaining"] == 15

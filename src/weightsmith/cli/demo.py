@@ -58,7 +58,7 @@ def run(
         Calibration samples, of 256 tokens.
     tokens : int, default: 1024
         Tokens to measure perplexity on.
-    seeds : int, default: 3
+    seeds : int, default: 2
         Trials of the digits CNN.
 
     Returns

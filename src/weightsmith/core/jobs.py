@@ -49,7 +49,7 @@ def run_jobs(
     HyperparameterError
         If there is no worker, or no such backend.
     WeightsmithError
-        If Ray is asked for and not installed.
+        If Ray is asked for and not installed; while the results are read, if a worker process is killed.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def stream_jobs(
     HyperparameterError
         If there is no worker, or no such backend.
     WeightsmithError
-        If Ray is asked for and not installed.
+        If Ray is asked for and not installed; while the results are read, if a worker process is killed.
 
     Examples
     --------
@@ -103,11 +103,25 @@ def stream_jobs(
 
 
 def _in_pool(function: Callable[[Job], Any], jobs: Iterable[Job], workers: int, **options: Any) -> Iterator[Any]:
+    from concurrent.futures.process import BrokenProcessPool
+
     from joblib import Parallel, delayed  # half a second, which the command line has no need of
 
     begin = {"initializer": _begin, "initargs": (os.getpid(), warnings.formatwarning)}
     pool = Parallel(n_jobs=workers, backend="loky", **begin, **options)
-    return iter(pool(delayed(function)(job) for job in jobs))
+    results = iter(pool(delayed(function)(job) for job in jobs))
+
+    def read() -> Iterator[Any]:
+        try:
+            yield from results
+        except BrokenProcessPool as error:
+            raise WeightsmithError(
+                "a worker process was killed",
+                found=" ".join(str(error).split("{")[-1].split("}")[0].split()),
+                do="Take fewer workers if memory is short.",
+            ) from error
+
+    return read()
 
 
 def _begin(parent: int, formatwarning: Callable[..., str]) -> None:

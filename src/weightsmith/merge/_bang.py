@@ -20,7 +20,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, TypeGuard, Unpack
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Shaped
@@ -30,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from weightsmith.core.data import IGNORED, Samples, call, collate, split_labels, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
-from weightsmith.core.models import interpolate_, lerp
+from weightsmith.core.models import evaluation_mode, interpolate_, lerp
 from weightsmith.core.processes import plain_model
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
@@ -176,8 +177,9 @@ def bang_loss(
 ) -> Loss:
     """Return the loss of :func:`weightsmith.core.training.fit` that mixes and smooths.
 
-    Mixes pixels and other numbers; of tokens it mixes the embeddings. As cross-entropy is linear in its targets, the
-    loss is the mixture of two, so the vocabulary of a language model is never one-hot in memory.
+    Mixes pixels and other numbers; of tokens it mixes the embeddings. Texts are padded on the left for a classifier
+    that finds the last token of each text by its tokens, which embeddings do not show. As cross-entropy is linear in
+    its targets, the loss is the mixture of two, so the vocabulary of a language model is never one-hot in memory.
 
     Parameters
     ----------
@@ -197,6 +199,8 @@ def bang_loss(
     ------
     HyperparameterError
         If a number is out of range.
+    UnsupportedModelError
+        In use, if a classifier computes something else of embeddings than of their tokens.
 
     Examples
     --------
@@ -205,6 +209,7 @@ def bang_loss(
     2.302585
     """
     _check(mixup_alpha, label_smoothing)
+    looks: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         inputs, labels = without_labels(model, batch), split_labels(batch)[1]
@@ -214,7 +219,9 @@ def bang_loss(
         if mixup_alpha:
             share, partner = _draw(mixup_alpha, len(labels), generator)
             partner = partner.to(labels.device)
+            left = _is_padded_text(inputs) and _looks_for_padding(model, inputs, looks)
             inputs = _mixed_inputs(model, inputs, share, partner)
+            inputs = _padded_left(inputs) if left else inputs
         logits = logits_of(call(model, inputs))
         first = _smooth_cross_entropy(model, logits, labels, label_smoothing)
         if share == 1.0:
@@ -367,6 +374,54 @@ def _mixed_inputs(model: nn.Module, inputs: Any, share: float, partner: Tensor) 
         if (mask := f"{stream}attention_mask") in mixed:
             mixed[mask] = torch.maximum(mixed[mask], mixed[mask][partner])
     return mixed
+
+
+def _is_padded_text(inputs: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether some texts end before the last position, and only an encoder or only a decoder reads them."""
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs or "labels" in inputs:
+        return False
+    mask = inputs.get("attention_mask")
+    return isinstance(mask, Tensor) and mask.shape == inputs["input_ids"].shape and not bool(mask[:, -1].all())
+
+
+@torch.no_grad()
+def _looks_for_padding(model: nn.Module, inputs: Mapping[str, Any], known: WeakKeyDictionary[nn.Module, bool]) -> bool:
+    """Whether a classifier finds each text's last token by its tokens; of embeddings it takes the last position."""
+    plain: Any = plain_model(model)
+    if plain in known:
+        return known[plain]
+    embedded = {key: value for key, value in inputs.items() if key != "input_ids"}
+    embedded["inputs_embeds"] = plain.get_input_embeddings()(inputs["input_ids"])
+    with evaluation_mode(plain):
+        logits = logits_of(call(plain, inputs))
+        if logits.ndim != 2:
+            known[plain] = False
+            return False
+        near = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
+        others = (logits_of(call(plain, each)) for each in (embedded, _padded_left(embedded)))
+        changes = [float((other - logits).abs().max()) for other in others]
+    if min(changes) > near:
+        raise UnsupportedModelError(
+            "mixup of padded texts in a classifier that computes something else of embeddings than of their tokens",
+            found=f"{type(plain).__name__}, logits that differ by {min(changes):.2g}",
+            do="Batch texts of one length, or set mixup_alpha=0.",
+        )
+    if float((logits - logits[:1]).abs().max()) > near:  # otherwise nothing is seen: the head may still be zero
+        known[plain] = changes[0] > near
+    return changes[0] > near
+
+
+def _padded_left(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Move each text to the end of its row, and with it what else has an entry per token."""
+    mask = inputs["attention_mask"]
+    places = torch.arange(mask.shape[1], device=mask.device)
+    behind = mask.shape[1] - 1 - (mask.ne(0) * places).argmax(1)
+    order = (places - behind[:, None]) % mask.shape[1]
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return {
+        key: value[rows, order] if isinstance(value, Tensor) and value.shape[:2] == mask.shape else value
+        for key, value in inputs.items()
+    }
 
 
 def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:

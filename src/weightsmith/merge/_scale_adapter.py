@@ -47,8 +47,9 @@ def scale_adapter(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5,
     CheckpointError
         If it is not the folder of an adapter.
     UnsupportedModelError
-        If the adapter is not LoRA, is DoRA, or holds weights that are not updates (biases, whole modules): average the
-        merged network with the base by :func:`weightsmith.merge.wise_ft`.
+        If the adapter is not LoRA, is DoRA, changes the base when it is loaded (PiSSA, OLoRA, CorDA, LoftQ), or holds
+        weights that are not updates (biases, whole modules): average the merged network with the base by
+        :func:`weightsmith.merge.wise_ft`.
 
     References
     ----------
@@ -76,6 +77,10 @@ def scale_adapter(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5,
     return result
 
 
+UPDATES = (True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Initializations that leave the base as it is; others subtract the initial factors from it when they are loaded."""
+
+
 def _check_lora(folder: Path, tensors: StateDict) -> None:
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"no adapter_config.json in {folder}", do="Give the folder of a PEFT adapter.")
@@ -83,6 +88,14 @@ def _check_lora(folder: Path, tensors: StateDict) -> None:
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
         raise UnsupportedModelError(f"adapter {folder}", found=kind, expected="LORA", do="Merge it, then use wise-ft.")
+    start = config.get("init_lora_weights", True)
+    if start not in UPDATES:
+        raise UnsupportedModelError(
+            f"adapter {folder} changes the base when it is loaded, so that the base is not at alpha 0",
+            found=f"init_lora_weights {start!r}",
+            expected=" or ".join(map(repr, UPDATES)),
+            do="Convert it (path_initial_model_for_weight_conversion of save_pretrained), or merge it and use wise-ft.",
+        )
     whole = [name for name in tensors if "lora_" not in name]
     if whole:
         raise UnsupportedModelError(

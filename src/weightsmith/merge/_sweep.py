@@ -19,7 +19,7 @@ from weightsmith.core.models import along_line, evaluation_mode, interpolate_
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 from weightsmith.core.sharding import refuse_sharded
-from weightsmith.core.training import check_finite, predict
+from weightsmith.core.training import check_finite, mean_loss, predict
 from weightsmith.merge._shared.arithmetic import check_alpha
 from weightsmith.merge._shared.diagnosis import UNBALANCED, calibration_error, diagnose
 from weightsmith.merge._wise_ft import interpolate
@@ -43,7 +43,7 @@ def sweep(
 
     Each average is one pass over the weights, in place. Classifiers (one label per sample) are measured by accuracy
     and diagnosed: which errors the average repairs, confidence and calibration of both networks. Other models are
-    measured by their loss per token.
+    measured by their loss per token, and where labels are real numbers by their own loss.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def sweep(
     Raises
     ------
     CalibrationError
-        If there are no samples, or they have no labels.
+        If there are no samples, they have no labels, or these are real numbers and the model has no loss of its own.
     ShapeError
         If the two networks differ; nothing is changed.
     HyperparameterError
@@ -197,6 +197,11 @@ def logits_along_line(
 def _outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """All logits of a classifier; the mean loss a label of any other model."""
     device = next(model.parameters()).device
+    if split_labels(batches[0])[1].is_floating_point():
+        value = torch.tensor(mean_loss(model, [to_device(batch, device) for batch in batches]))
+        if not is_finite(value):
+            raise NonFiniteError("an average's loss", found=float(value), do="Look for such values in the data.")
+        return value
     rows, loss, count = [], 0.0, 0
     for batch in batches:
         logits, labels = (tensor.cpu() for tensor in predict(model, to_device(batch, device)))

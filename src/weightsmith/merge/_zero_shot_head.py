@@ -54,5 +54,5 @@ class ZeroShotHead(nn.Linear):
             self.bias.zero_()
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
-        """Return the logits of features, which are normalized first."""
-        return super().forward(functional.normalize(x, dim=-1))
+        """Return the logits of features, which are normalized first, in the head's element type."""
+        return super().forward(functional.normalize(x.to(self.weight.dtype), dim=-1))

@@ -25,6 +25,9 @@ PLACES = ("layer_idx", "layer_id", "layer_index", "layer_number")
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 """Fields of a configuration that may hold the number of blocks."""
 
+OUTPUTS = "out_features"
+"""The blocks, by name, whose outputs a backbone gives; by default the last."""
+
 Change = tuple[Any, dict[str, Any]]
 
 
@@ -43,7 +46,8 @@ def config_changes(model: nn.Module, path: str, order: Sequence[int]) -> list[Ch
     Raises
     ------
     UnsupportedModelError
-        If no field says how many blocks there are, or a model built from the new configuration differs.
+        If no field says how many blocks there are, a model built from the new configuration differs, or a backbone is
+        to give the outputs of blocks that it will not have.
     """
     parts = path.split(".")
     around = {place: get_module(model, place) for place in (".".join(parts[:depth]) for depth in range(len(parts)))}
@@ -59,6 +63,9 @@ def config_changes(model: nn.Module, path: str, order: Sequence[int]) -> list[Ch
     if isinstance(old, str):
         return plain  # a configuration that does not describe the old model either
     base = dict(next(fields for config, fields in plain if config is owner.config))
+    chance = _equal_by_chance(owner, base, len(blocks))
+    plain = [(config, {n: v for n, v in fields.items() if n not in chance}) for config, fields in plain]
+    base = {n: v for n, v in base.items() if n not in chance}
     others = _other_changes(owner.config, len(blocks), order)
     reasons = []
     for fields in (base, *(base | {name: others[name]} for name in others), base | others):
@@ -66,6 +73,7 @@ def config_changes(model: nn.Module, path: str, order: Sequence[int]) -> list[Ch
         reasons.append(new if isinstance(new, str) else _difference(owner, old, new, inside, order))
         if not reasons[-1] and not isinstance(new, str):
             derived = _derived(owner.config, old.config, new.config)
+            _check_outputs(owner.config, new.config, derived)
             return [
                 (config, own | {n: v for n, v in (fields | derived).items() if n in own or hasattr(config, n)})
                 for config, own in plain
@@ -94,6 +102,13 @@ def _plain_changes(config: Any, parts: Sequence[str], old: int, order: Sequence[
         if isinstance(value, list) and len(value) == old and name != "architectures"
     }
     return {field: len(order)} | lists
+
+
+def _equal_by_chance(owner: PreTrainedModel, fields: dict[str, Any], old: int) -> set[str]:
+    """The lists that have an entry per block by chance: a model of one block more is built with them as they are."""
+    lists = {name: getattr(owner.config, name) for name, value in fields.items() if isinstance(value, list)}
+    longer = dict.fromkeys(fields, old + 1) | {name: [*value, value[-1]] for name, value in lists.items()}
+    return {name for name, value in lists.items() if not isinstance(build_empty(owner, longer | {name: value}), str)}
 
 
 def _other_changes(config: Any, old: int, order: Sequence[int]) -> dict[str, Any]:
@@ -152,10 +167,21 @@ def _traits(block: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _derived(config: Any, old: Any, new: Any) -> dict[str, Any]:
     """Attributes that a configuration computes from its fields and that follow the depth."""
+    names = [*(name for name in vars(new) if not name.startswith("_")), OUTPUTS]
     return {
         name: value
-        for name, value in vars(new).items()
-        if not name.startswith("_")
-        and isinstance(value, (int, list))
+        for name in names
+        if isinstance(value := getattr(new, name, None), (int, list))
         and getattr(config, name, None) == getattr(old, name, None) != value
     }
+
+
+def _check_outputs(config: Any, new: Any, derived: dict[str, Any]) -> None:
+    names = derived.get(OUTPUTS, getattr(config, OUTPUTS, None)) or ()
+    if gone := [name for name in names if name not in new.stage_names]:
+        raise UnsupportedModelError(
+            f"{OUTPUTS} of {type(config).__name__}",
+            found=gone,
+            expected=f"among {new.stage_names} of the new model",
+            do=f"Set config.{OUTPUTS} to what stays.",
+        )

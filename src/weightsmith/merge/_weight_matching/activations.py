@@ -7,19 +7,19 @@ Every layer's activations are one matrix on which one permutation acts, so this 
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches, call
 from weightsmith.core.errors import CalibrationError, ShapeError
-from weightsmith.core.models import evaluation_mode
+from weightsmith.core.models import StreamMasks, evaluation_mode, find_blocks, token_masks
 from weightsmith.core.processes import gather_rows
 from weightsmith.core.symmetry import AxisBlocks, Side, Symmetry, activations_noted
 from weightsmith.merge._weight_matching.matching import Matching, match_weights
@@ -48,7 +48,7 @@ def match_activations(
         activation function; where there are none, on the outputs of those that write it.
     calibration : Batches
         The data, some hundreds of samples; the activations of all are in memory, in each of several processes those of
-        all processes.
+        all processes. Batches may differ in length; padding does not count.
     similarity : {"correlation", "product"}, default: "correlation"
         Pearson's, which is 0 for a constant unit; or the mean product, in which units of large activation count more.
 
@@ -65,6 +65,11 @@ def match_activations(
         If an activation holds NaN or infinity.
     ShapeError
         If the networks are not of one architecture, or nothing that may be permuted is seen.
+
+    Warns
+    -----
+    UserWarning
+        If groups keep their order because no activation shows them, such as the inner units of fused experts.
 
     References
     ----------
@@ -92,9 +97,15 @@ def match_activations(
     a, b = (_activations(model, chosen, calibration, similarity) for model in (first, second))
     names = {name for dims in chosen.values() for blocks in dims for block in blocks for name in block.groups}
     unseen = [name for name in symmetry.groups if name not in names]
+    if unseen:
+        warnings.warn(
+            f"{len(unseen)} groups are seen in no layer's input or output and keep their order, such as {unseen[:3]}: "
+            "match their weights.",
+            stacklevel=2,
+        )
     seen = replace(
         symmetry.without(unseen, "is not seen in any activation"),
-        axes={f"{side} of {name}": dims for (name, side), dims in chosen.items()},
+        axes={f"{side} of {name}": ((), *filter(None, dims)) for (name, side), dims in chosen.items()},
         shapes={key: tuple(tensor.shape) for key, tensor in a.items()},
         aliases={},
         buffers=frozenset(),
@@ -121,29 +132,42 @@ def _chosen(symmetry: Symmetry) -> dict[tuple[str, Side], AxisBlocks]:
 def _activations(
     model: nn.Module, chosen: Mapping[tuple[str, Side], AxisBlocks], calibration: Batches, similarity: Similarity
 ) -> dict[str, Tensor]:
-    """One tensor a place, its first axis all samples, standardised for correlations."""
+    """One tensor a place, its first axis all samples and positions, standardised for correlations."""
     parts: dict[tuple[str, Side], list[Tensor]] = {key: [] for key in chosen}
 
     def note(name: str, side: Side, tensor: Tensor) -> None:
         if (name, side) in parts:
-            parts[name, side].append(tensor.detach().float().cpu())
+            rows = _rows(tensor.detach(), chosen[name, side], masks.now.of(tensor))
+            parts[name, side].append(rows.float().cpu())
 
-    with evaluation_mode(model), activations_noted(model, {name for name, _ in chosen}, note):
+    with (
+        evaluation_mode(model),
+        StreamMasks(model, find_blocks(model)) as masks,
+        activations_noted(model, {name for name, _ in chosen}, note),
+    ):
         for batch in calibration:
+            masks.start(token_masks(batch))
             call(model, batch)
     return {
-        f"{side} of {name}": _prepare(gather_rows(torch.cat(got))[0], chosen[name, side], similarity)
-        for (name, side), got in parts.items()
+        f"{side} of {name}": _prepare(gather_rows(torch.cat(got))[0], similarity) for (name, side), got in parts.items()
     }
 
 
-def _prepare(values: Float[Tensor, "..."], dims: AxisBlocks, similarity: Similarity) -> Float[Tensor, "..."]:
-    """Divide by the number of samples, or standardise along all axes that are not permuted."""
+def _rows(
+    values: Float[Tensor, "..."], dims: AxisBlocks, mask: Bool[Tensor, "..."] | None
+) -> Float[Tensor, "rows ..."]:
+    """One row for each index of the axes that are not permuted, without padding."""
     others = [axis for axis in range(values.ndim) if axis >= len(dims) or not dims[axis]]
-    count = math.prod(values.shape[axis] for axis in others)
+    if mask is not None and others[:2] == [0, 1] and values.shape[:2] == mask.shape:
+        values, others = values[mask], [0, *(axis - 1 for axis in others[2:])]
+    return values.movedim(others, [*range(len(others))]).flatten(0, len(others) - 1)
+
+
+def _prepare(values: Float[Tensor, "rows ..."], similarity: Similarity) -> Float[Tensor, "rows ..."]:
+    """Divide by the root of the number of rows, or standardise over them."""
     if similarity == "product":
-        return values / count**0.5
-    values = values - values.mean(others, keepdim=True)
-    norm = values.square().sum(others, keepdim=True).sqrt()
+        return values / len(values) ** 0.5
+    values = values - values.mean(0)
+    norm = values.square().sum(0).sqrt()
     dead = norm <= norm.max() * 1e-6
     return torch.where(dead, 0.0, values / norm.masked_fill(dead, 1.0))

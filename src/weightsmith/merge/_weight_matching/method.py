@@ -138,7 +138,8 @@ def _rows(
 
 
 def _has_loss(model: nn.Module, batch: Batch) -> bool:
-    """Whether a batch holds what the model's own loss needs."""
-    return isinstance(batch, Mapping) and (
-        "labels" in batch or ("input_ids" in batch and callable(getattr(model, "get_output_embeddings", None)))
-    )
+    """Whether a batch holds what the model's own loss needs: labels, or the tokens of a language model."""
+    if not isinstance(batch, Mapping):
+        return False
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return "labels" in batch or ("input_ids" in batch and "decoder_input_ids" not in batch and head is not None)

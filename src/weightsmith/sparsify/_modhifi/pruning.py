@@ -129,6 +129,14 @@ class Pruning:
         if not self.channels and (wanted or not included):
             name, reason = next(iter(reasons.items()), ("the model", "has none between layers that match"))
             raise UnsupportedModelError(f"no channels can be removed: {name!r} {reason}")
+        if ratio and all(_stay(c, ratio, 0) == c.size for c in included):
+            widest = max(c.size for c in included)
+            raise HyperparameterError(
+                "ratio",
+                found=f"{ratio}, which removes none of the {widest} channels of the widest layer that can be cut",
+                expected=f"at least {1 / widest:.2g}",
+                do="Raise it, or see with a higher one which layers cannot be cut.",
+            )
         if self.stored is not None:
             self._check_stored()
         self._note(reasons)
