@@ -158,7 +158,7 @@ def test_hard_data_stay_finite():
         "separable": (np.where(y[:, None] == 1, x + 2, x), {"alpha": 0.0}),
     }
     for name, (data, options) in hard.items():
-        for solver in ("mm", "bcd"):
+        for solver in ("mm", "bcd", "lpgd"):
             model = small(solver=solver, max_iter=40, **options).fit(data, y)
             assert np.isfinite(model.predict_proba(data)).all(), name
             assert np.diff(model.objective_curve_).max(initial=-1) <= 1e-9 * model.objective_curve_[0], name
