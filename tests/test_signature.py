@@ -109,6 +109,8 @@ def test_parse(name, text, value):
             {"steps": 1, "sparsity": "2:5"},
             "step 1: sparsity: found '2:5', expected number, '2:4' or '4:8'",
         ),
+        ({"steps": True}, "step 1: steps: found True, expected whole number"),
+        ({"steps": 1, "sparsity": True}, "step 1: sparsity: found True, expected number, '2:4' or '4:8'"),
         ({"steps": 1, "stop": "never"}, "step 1: stop: found 'never', expected 'improve' or 'reference'"),
         ({"steps": 1, "include": 3}, "step 1: include: found 3, expected text or list of texts"),
     ],

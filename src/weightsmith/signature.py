@@ -177,7 +177,7 @@ class Field:
         return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
     def validate(self, value: Any) -> Any:
-        """Return ``value`` as the field's type.
+        """Return ``value`` as the field's type; true and false are no numbers.
 
         Raises
         ------
@@ -190,6 +190,9 @@ class Field:
         0.6
         """
         try:
+            if not _mentions_bool(self.annotation):
+                for each in _listed(value):
+                    _no_switch(each)
             checked = TypeAdapter(self.annotation).validate_python(value)
             if any(isinstance(each, float) and each != each for each in _listed(checked)):
                 raise ValueError("not a number")
@@ -514,6 +517,10 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of a union, or the type itself; None is left out."""
     union = get_origin(annotation) in (typing.Union, types.UnionType)
     return tuple(part for part in get_args(annotation) if part is not type(None)) if union else (annotation,)
+
+
+def _mentions_bool(annotation: Any) -> bool:
+    return annotation is bool or any(map(_mentions_bool, get_args(annotation)))
 
 
 def _is_sequence(annotation: Any) -> bool:

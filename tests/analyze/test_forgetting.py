@@ -7,7 +7,7 @@ from torch import nn
 
 from models import tiny
 from weightsmith.analyze import ForgettingCurve, ForgettingProbe, compare_forgetting, mean_nll
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.training import fit
 
 
@@ -73,6 +73,19 @@ def test_comparison_is_refused_where_it_would_say_nothing():
     stuck = curve([3.0, 3.0, 3.0], target=[7.0, 7.1, 7.2])
     with pytest.raises(CalibrationError, match="'stuck' has learnt least"):
         compare_forgetting({"low": [good], "stuck": [stuck]}, method="low")
+
+
+@pytest.mark.parametrize("place", ["target", "control"])
+def test_losses_that_are_not_finite_are_named(place):
+    good, bad = curve([3.0, 3.1, 3.2]), curve([3.0, 3.1, 3.2])
+    getattr(bad, place)[1] = math.nan
+    with pytest.raises(NonFiniteError, match="losses of 'other', run 1, where it reaches the target loss"):
+        compare_forgetting({"low": [good] * 2, "other": [good, bad]}, method="low")
+    with pytest.raises(CalibrationError, match="curve of 'other', run 0: found no pair"):
+        compare_forgetting({"low": [good], "other": [ForgettingCurve()]}, method="low")
+    diverged = curve([3.0, math.nan, math.nan], target=[math.nan] * 3)
+    with pytest.raises(CalibrationError, match="'diverged' has learnt least"):
+        compare_forgetting({"low": [good], "diverged": [diverged]}, method="low")
 
 
 def test_mean_nll_shifts_labels_and_counts_tokens():

@@ -64,6 +64,8 @@ def test_barriers_by_hand():
         barrier([1.0, 2.0])
     with pytest.raises(HyperparameterError, match="from 0 to 1"):
         barrier([1.0, 2.0, 3.0], [0.0, 0.5, 0.9])
+    with pytest.raises(HyperparameterError, match="ascending"):
+        barrier([1.0, 2.0, 2.0, 3.0], [0.0, 1.5, 0.5, 1.0])
 
 
 def test_losses_that_are_not_finite():

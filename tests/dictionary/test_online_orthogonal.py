@@ -101,6 +101,14 @@ def test_directions_alone_withstand_huge_samples():
     assert error(streamed(rows, 20), basis) > 0.1
 
 
+@pytest.mark.parametrize("factor", [2.0**-50, 2.0**-200])
+def test_directions_alone_do_not_depend_on_the_size(factor):
+    rows, _ = problem(samples=2_000)
+    rows *= np.exp(np.random.default_rng(1).standard_normal((len(rows), 1)))  # what plain learning would notice
+    one, other = (streamed(factor * rows, 20, normalize=True) for factor in (1.0, factor))
+    np.testing.assert_allclose(other.components_, one.components_, atol=1e-12)
+
+
 def test_output_is_orthogonal_and_reversible():
     rows, _ = problem()
     learner = streamed(rows, 20)

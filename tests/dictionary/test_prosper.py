@@ -35,7 +35,7 @@ def linear(pi=0.3) -> LinearParameters:
 
 
 def step(model, parameters, now=Settings()):  # noqa: B008
-    return model._step(tensor(Y), parameters, model._states(), now, torch.Generator(), 1e-6)[0]
+    return model._step(tensor(Y), parameters, model._states(), now, torch.Generator(), 1e-3)[0]
 
 
 # Golden numbers -------------------------------------------------------------------------------------------------------

@@ -295,6 +295,16 @@ def test_samples_out_of_range_are_refused(count):
         BSC(3, max_iter=2, random_state=0).fit(np.random.default_rng(0).normal(size=(20, 4))).sample(count)
 
 
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**-10, 2.0**20])
+@pytest.mark.parametrize("model", [BSC(4), TSC(4), DSC(4), MCA(4), MMCA(4), GSC(4), GSC(4, noise="full")], ids=str)
+def test_the_unit_of_the_data_does_not_matter(model, scale):
+    rng = np.random.default_rng(0)
+    X = abs((rng.random((200, 8)) < 0.2) @ (4.0 * (rng.random((8, 6)) < 0.3)) + 0.3 * rng.standard_normal((200, 6)))
+    one, other = (clone(model).set_params(max_iter=10, random_state=0).fit(unit * X) for unit in (1.0, scale))
+    np.testing.assert_allclose(other.components_, scale * one.components_, rtol=1e-9, atol=1e-12 * scale)
+    assert other.lower_bound_ + 6 * np.log(scale) == pytest.approx(one.lower_bound_, rel=1e-9)
+
+
 def test_prior_and_noise_stay_in_range():
     points = np.tile([1.0, 2.0, 3.0], (20, 1))
     always = BSC(2, max_iter=50, components_init=[[1, 2, 3], [50, 0, 0]], random_state=0).fit(points)

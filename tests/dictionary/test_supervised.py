@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import ConvergenceWarning
@@ -56,7 +57,8 @@ def test_attributes_shapes_and_types(options, classes, dtype):
     logits, proba = model.decision_function(x), model.predict_proba(x)
     assert logits.shape == ((60,) if classes == 2 else (60, 3))
     np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.log(proba), model.predict_log_proba(x))
+    rounding = 1e-7 if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(np.exp(model.predict_log_proba(x)), proba, rtol=rounding)
     chosen = model.classes_[proba.argmax(1)]
     assert (chosen == model.predict(x)).all()
     for array in (logits, proba, model.transform(x), model.reconstruct(x), model.components_, model.coef_):
@@ -158,12 +160,20 @@ def test_hard_data_stay_finite():
         "separable": (np.where(y[:, None] == 1, x + 2, x), {"alpha": 0.0}),
     }
     for name, (data, options) in hard.items():
-        for solver in ("mm", "bcd"):
+        for solver in ("mm", "bcd", "lpgd"):
             model = small(solver=solver, max_iter=40, **options).fit(data, y)
             assert np.isfinite(model.predict_proba(data)).all(), name
             assert np.diff(model.objective_curve_).max(initial=-1) <= 1e-9 * model.objective_curve_[0], name
     with pytest.warns(ConvergenceWarning, match="not converged after 5 steps"):
         small(max_iter=5).fit(x, y)
+
+
+def test_log_probabilities_of_extreme_logits_are_finite():
+    x, y = drawn()
+    model = small().fit(x, y)
+    logits = np.stack([np.zeros(len(x)), model.decision_function(1e4 * x)], axis=1)
+    assert logits.max() > 1000
+    np.testing.assert_allclose(model.predict_log_proba(1e4 * x), log_softmax(logits, axis=1), rtol=1e-9)
 
 
 def test_covariates_of_any_scale_are_one_model():

@@ -115,6 +115,22 @@ def test_saved_zoos_keep_what_is_not_generated(tmp_path):
         zoo.save(tmp_path / "zoo")
 
 
+@pytest.mark.parametrize(
+    "include", [["low"], ["scale", "norm.weight"], ["second.weight"], ["second.weight", "first.weight"]]
+)
+def test_a_saved_zoo_of_some_tensors_is_that_of_the_members(include, tmp_path):
+    states = members()
+    saved = WeightZoo.from_state_dicts(states).save(tmp_path / "zoo")
+    expected, found = WeightZoo.from_state_dicts(states, include=include), WeightZoo.from_folder(saved, include=include)
+    for before, after in zip(expected.weights_NP, found.weights_NP, strict=True):
+        assert same(found.state_dict(after), expected.state_dict(before))
+        assert found.state_dict(after).keys() == set(include)
+    with pytest.raises(ShapeError, match="'head' to include: found none, expected one of"):
+        WeightZoo.from_folder(saved, include=["head"])
+    with pytest.raises(ShapeError, match="expected weights among them"):
+        WeightZoo.from_folder(saved, include=["norm.running_mean"])
+
+
 def test_members_no_better_than_guessing_are_told(tmp_path):
     states, support = members(3, lambda: nn.Linear(3, 2)), torch.randn(3, 2, 4, 3)
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ from weightsmith.core.data import call
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.io import load_model, save_model
 from weightsmith.core.models import has_batchnorm, recalibrate_batchnorm
+from weightsmith.core.training import draw_seed
 from weightsmith.search import (
     DARTS,
     GDAS,
@@ -532,6 +533,19 @@ def test_data_that_are_not_finite_are_named_as_the_cause():
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(NonFiniteError, match="Check the data"):
         tanglenas(model, [(torch.full_like(x, math.nan), y)] * 20)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", [tanglenas, spos, random_search])
+def test_samples_for_the_choices_that_are_not_finite_are_refused(method):
+    samples, seed = blobs(40), draw_seed(generator(7))
+    place = torch.randperm(40, generator=generator(seed))[-1]
+    samples[place] = (torch.full((12,), math.nan), samples[place][1])
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NonFiniteError, match="samples for the choices"):
+        method(model, samples, epochs=2, generator=generator(7))
+    assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from weightsmith import catalog
 from weightsmith.adapt import BoneConfig, BoneLinear, LIFTAdamW
 from weightsmith.continual import CLASSP, DiscreteKeyValueBottleneck
-from weightsmith.core.errors import WeightsmithError
+from weightsmith.core.errors import HyperparameterError, WeightsmithError
 from weightsmith.core.io import load_state_dict
 from weightsmith.core.results import Result
 from weightsmith.merge import ZeroShotHead, fisher
@@ -132,6 +132,14 @@ def fisher_of_parts(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.
             squares = {name: value.float().square() for name, value in state.items() if value.float().isfinite().all()}
             save_file(squares, file)
         return fisher(checkpoints, out, fishers=files, alpha=alpha, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("checks", [transform_checks, merge_checks])
+@pytest.mark.parametrize(("names", "found"), [({"models": []}, "none"), ({"refuses": ["mpl"]}, "mpl")])
+def test_architectures_that_would_not_be_checked_are_refused(checks, names, found):
+    function = SIGNATURES["magnitude" if checks is transform_checks else "soup"].function
+    with pytest.raises(HyperparameterError, match=f"found {found}, expected"):
+        next(checks(function, **names))
 
 
 MERGE_REFUSES = {"rebasin": ("mixtral",)}

@@ -9,6 +9,7 @@ of (target loss, control loss) during each run. The control loss is then read of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.interval import Interval
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.training import default_loss
@@ -222,7 +223,10 @@ def compare_forgetting(
     HyperparameterError
         If there is no such arm or no other, or the arms' trainable parameters differ by more than a quarter.
     CalibrationError
-        If the arms have not the same number of curves, or some arm never got below the loss it started from.
+        If the arms have not the same number of curves, one has no pair, or some arm never got below the loss it started
+        from.
+    NonFiniteError
+        If a loss is NaN or infinite where an arm reaches the level.
 
     Examples
     --------
@@ -242,10 +246,13 @@ def compare_forgetting(
     counts = {arm: len(runs) for arm, runs in curves.items()}
     if len(set(counts.values())) != 1 or not counts[method]:
         raise CalibrationError("curves of the arms", found=counts, expected="the same number, at least one")
+    for arm, runs in curves.items():
+        if empty := [seed for seed, run in enumerate(runs) if not run.target]:
+            raise CalibrationError(f"curve of {arm!r}, run {empty[0]}", found="no pair", expected="at least one")
     levels = tuple(_common_level(runs) if level is None else level for runs in zip(*curves.values(), strict=True))
     for seed, common in enumerate(levels):
         if any(common >= runs[seed].target[0] for runs in curves.values()):
-            least = max(curves, key=lambda arm: min(curves[arm][seed].target))
+            least = max(curves, key=lambda arm: _lowest(curves[arm][seed]))
             raise CalibrationError(
                 f"target loss to compare at, run {seed}",
                 found=f"{common:.4g}, where an arm starts; {least!r} has learnt least",
@@ -255,6 +262,12 @@ def compare_forgetting(
         arm: tuple(run.forgotten(common) for run, common in zip(runs, levels, strict=True))
         for arm, runs in curves.items()
     }
+    for arm, found in rises.items():
+        if wrong := [seed for seed, rise in enumerate(found) if rise is not None and not math.isfinite(rise)]:
+            raise NonFiniteError(
+                f"the losses of {arm!r}, run {wrong[0]}, where it reaches the target loss {levels[wrong[0]]:.4g}",
+                do="Leave out runs that diverged, from all arms.",
+            )
     return Forgetting(method, levels, rises)
 
 
@@ -290,4 +303,9 @@ def mean_nll(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> float
 
 def _common_level(runs: Sequence[ForgettingCurve]) -> float:
     """The lowest target loss that every run reached."""
-    return max(min(run.target) for run in runs)
+    return max(map(_lowest, runs))
+
+
+def _lowest(run: ForgettingCurve) -> float:
+    """The lowest target loss of a run, infinite if all are NaN."""
+    return min((loss for loss in run.target if not math.isnan(loss)), default=math.inf)

@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -97,7 +98,7 @@ def barrier(losses: Sequence[float], alphas: Sequence[float] | None = None) -> f
     losses : sequence of float
         The first and the last are those of the ends.
     alphas : sequence of float, optional
-        Where they were measured, from 0 to 1; evenly spaced by default.
+        Where they were measured, ascending from 0 to 1; evenly spaced by default.
 
     Returns
     -------
@@ -108,7 +109,7 @@ def barrier(losses: Sequence[float], alphas: Sequence[float] | None = None) -> f
     Raises
     ------
     HyperparameterError
-        If there are fewer than three losses, or the points do not run from 0 to 1.
+        If there are fewer than three losses, or the points do not ascend from 0 to 1.
 
     Examples
     --------
@@ -118,8 +119,8 @@ def barrier(losses: Sequence[float], alphas: Sequence[float] | None = None) -> f
     alphas = [i / (len(losses) - 1) for i in range(len(losses))] if alphas is None else alphas
     if len(losses) < 3 or len(losses) != len(alphas):
         raise HyperparameterError("losses along a line", found=len(losses), expected="three or more, one per point")
-    if alphas[0] != 0 or alphas[-1] != 1:
-        raise HyperparameterError("points of a line", found=(alphas[0], alphas[-1]), expected="from 0 to 1")
+    if alphas[0] != 0 or alphas[-1] != 1 or any(after < before for before, after in pairwise(alphas)):
+        raise HyperparameterError("points of a line", found=tuple(alphas), expected="from 0 to 1, ascending")
     ends = losses[0], losses[-1]
     between = list(zip(losses, alphas, strict=True))[1:-1]
     heights = [loss - (1 - alpha) * ends[0] - alpha * ends[1] for loss, alpha in between]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,7 +196,8 @@ class WeightZoo:
         Members are ``.safetensors`` files, or folders with a ``model.safetensors`` or ``adapter_model.safetensors``,
         in the order of their names. Beside ``NAME.safetensors`` (or the folder ``NAME``) a file
         ``NAME.support.safetensors`` may hold the examples of its task, and ``NAME.metrics.json`` its ``accuracy``;
-        either all members have one or none.
+        either all members have one or none. ``include`` names the tensors to take; of a saved zoo, these are read into
+        memory.
 
         Raises
         ------
@@ -207,7 +208,8 @@ class WeightZoo:
         """
         folder = Path(folder)
         if (folder / "manifest.json").exists():
-            return cls._open(folder)
+            zoo = cls._open(folder)
+            return zoo if include is None else zoo._only(include)
         members = find_members(folder)
         if not members:
             raise CheckpointError(f"no members in {folder}", expected=".safetensors files, or folders with one")
@@ -284,6 +286,26 @@ class WeightZoo:
             found.append((rows_NP.sum(0).square().sum().item() - count) / (count * (count - 1)))
         return max(found, default=1.0)
 
+    def _only(self, include: Sequence[str]) -> WeightZoo:
+        """The zoo of some of the tensors."""
+        slots = {slot.name: slot for slot in self.slots}
+        _check_names(include, [*slots, *self.template, *self.aliases])
+        kept: dict[str, Slot] = {}  # by the name of the tensor that holds the weights
+        aliases, places, start = {}, [], 0
+        for name in (name for name in (*slots, *self.aliases) if name in include):
+            owner = self.aliases.get(name, name)
+            if owner in kept:
+                aliases[name] = kept[owner].name
+                continue
+            kept[owner] = replace(slots[owner], name=name, start=start)
+            places.append(self.weights_NP[:, slots[owner].place])
+            start += slots[owner].size
+        if not kept:
+            raise ShapeError("tensors to include", found=list(include), expected="weights among them")
+        template = {name: tensor for name, tensor in self.template.items() if name in include}
+        weights_NP = np.concatenate(places, axis=1)
+        return WeightZoo(weights_NP, [*kept.values()], template, aliases, self.support_NCSF, self.accuracy_N)
+
     @classmethod
     def _open(cls, folder: Path) -> WeightZoo:
         manifest = read_json(folder / "manifest.json")
@@ -309,9 +331,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(state: Mapping[str, Tensor], include: Sequence[str] | None) -> _Layout:
-    missing = [name for name in include or () if name not in state]
-    if missing:
-        raise ShapeError(f"tensor {missing[0]!r} to include", found="none", expected=f"one of {list(state)[:5]} ...")
+    _check_names(include or (), state)
     slots: list[Slot] = []
     template: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -327,6 +347,12 @@ def _layout(state: Mapping[str, Tensor], include: Sequence[str] | None) -> _Layo
             slots.append(Slot(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), start))
             start += slots[-1].size
     return _Layout(tuple(slots), template, aliases)
+
+
+def _check_names(include: Iterable[str], names: Collection[str]) -> None:
+    missing = [name for name in include if name not in names]
+    if missing:
+        raise ShapeError(f"tensor {missing[0]!r} to include", found="none", expected=f"one of {list(names)[:5]} ...")
 
 
 def _compare(first: _Layout, other: _Layout, where: str) -> None:

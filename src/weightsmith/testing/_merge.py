@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from weightsmith.core.errors import WeightsmithError
 from weightsmith.signature import Signature, read
-from weightsmith.testing._models import TRANSFORMERS, tiny
+from weightsmith.testing._models import TRANSFORMERS, check_names, tiny
 from weightsmith.testing._state import outputs, same
 
 __all__ = ["check_merge", "merge_checks"]
@@ -83,6 +83,7 @@ def merge_checks(
     'loads_in_transformers-bert'
     """
     signature = read(function)
+    check_names(models, refuses)
     for name in models:
         if name in refuses:
             yield f"refuses-{name}", partial(_run, _refuses, signature, name, count, options or {})

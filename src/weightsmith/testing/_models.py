@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,9 +56,8 @@ def tiny(name: str, layers: int = 2) -> tuple[Any, Any]:
     >>> model(**batch).logits.shape
     torch.Size([8, 40, 64])
     """
+    check_names([name])
     torch.manual_seed(0)
-    if name not in (*ARCHITECTURES, *REGRESSIONS):
-        raise HyperparameterError("architecture", found=name, expected=" or ".join((*ARCHITECTURES, *REGRESSIONS)))
     family, outputs = family_of(name), 1 if name in REGRESSIONS else 4
     if family == "cnn":
         body = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
@@ -65,6 +65,28 @@ def tiny(name: str, layers: int = 2) -> tuple[Any, Any]:
     if family == "mlp":
         return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, outputs)).eval(), torch.rand(300, 12)
     return _transformer(family, layers, {"num_labels": 1} if name in REGRESSIONS else {}).eval(), _inputs(family)
+
+
+def check_names(models: Sequence[str], refuses: Sequence[str] = ()) -> None:
+    """Refuse architectures that do not exist, and no architecture at all: nothing would be checked.
+
+    Raises
+    ------
+    HyperparameterError
+        If there are some, or ``models`` is empty.
+
+    Examples
+    --------
+    >>> check_names(["llama"], refuses=["mpl"])
+    Traceback (most recent call last):
+    weightsmith.core.errors.HyperparameterError: architecture: found mpl, expected llama or qwen3 or ...
+    """
+    known = (*ARCHITECTURES, *REGRESSIONS)
+    if not models:
+        raise HyperparameterError("models", found="none", expected="one architecture or more")
+    for name in (*models, *refuses):
+        if name not in known:
+            raise HyperparameterError("architecture", found=name, expected=" or ".join(known))
 
 
 def family_of(name: str) -> str:

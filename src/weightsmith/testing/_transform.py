@@ -30,6 +30,7 @@ from weightsmith.testing._models import (
     PLAIN,
     REGRESSIONS,
     TRANSFORMERS,
+    check_names,
     family_of,
     samples,
     tiny,
@@ -109,6 +110,7 @@ def transform_checks(
     ['changes_or_refuses-mlp', 'restores_when_interrupted-mlp']
     """
     signature = read(function)
+    check_names(models, refuses)
     for name in models:
         case = Case(signature, name, options or {})
         if name in refuses:

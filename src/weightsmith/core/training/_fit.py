@@ -108,7 +108,8 @@ def fit(
     after_step : callable, optional
         ``after_step(step, loss)`` after every optimizer step.
     seed : int, default: 0
-        Of the shuffling and of dropout: same seed, same result, on one machine.
+        Of the shuffling and of dropout: same seed, same result, on one machine. Dropout draws from the global
+        generators, which threads share: train networks at the same time in processes.
     **options
         Learning rate, epochs, batch size, precision and more: see :class:`FitOptions`.
 

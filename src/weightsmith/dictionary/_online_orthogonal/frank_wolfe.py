@@ -178,7 +178,7 @@ class FrankWolfe:
             if self.inverse_root_NN is not None:
                 rows_BN = rows_BN @ self.inverse_root_NN
             if settings.normalize:
-                rows_BN = torch.nn.functional.normalize(rows_BN)
+                rows_BN = _directions(rows_BN)
             codes_BN = rows_BN @ self.dictionary_NN
             size_BN = codes_BN.abs()
             powers_BN = size_BN if settings.power == 3 else size_BN.pow(settings.power - 2)
@@ -205,6 +205,12 @@ class FrankWolfe:
             roots_N = values_N.clamp(min=EIGENVALUE_FLOOR * float(values_N[-1])).sqrt()
             self.root_NN = ((vectors_NN * roots_N) @ vectors_NN.T).to(self.moment_NN)
             self.inverse_root_NN = ((vectors_NN / roots_N) @ vectors_NN.T).to(self.moment_NN)
+
+
+def _directions(rows_BN: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+    """The rows with length 1, however small they are; rows of zeros stay."""
+    largest_B1 = rows_BN.abs().amax(1, keepdim=True)
+    return torch.nn.functional.normalize(rows_BN / largest_B1.where(largest_B1 > 0, 1.0))
 
 
 def _inner(a_NN: Float[Tensor, "n n"], b_NN: Float[Tensor, "n n"]) -> float:

@@ -31,7 +31,7 @@ import numbers
 import warnings
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -166,7 +166,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
     random_state: int | np.random.RandomState | None = None
     device: str = "cpu"
 
-    def fit(self, X: Rows, y: object = None) -> OnlineOrthogonalDictionary:
+    def fit(self, X: Rows, y: object = None) -> Self:
         """Learn from all rows, in batches; forgets what was learned before.
 
         Parameters
@@ -196,7 +196,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         self._state = state
         return self
 
-    def partial_fit(self, X: Rows, y: object = None) -> OnlineOrthogonalDictionary:
+    def partial_fit(self, X: Rows, y: object = None) -> Self:
         """Take one step on a batch; the first call draws the start.
 
         Parameters

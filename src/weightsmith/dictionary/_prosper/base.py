@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class TruncatedEM(Model[P], DictionaryEstimator):
     each process passes its own rows to ``fit`` and all end with the same parameters.
     """
 
-    def fit(self, X: Any, y: object = None) -> TruncatedEM[P]:
+    def fit(self, X: Any, y: object = None) -> Self:
         """Learn the parameters by truncated EM.
 
         Parameters

@@ -130,7 +130,9 @@ class GSC(TruncatedEM[SlabParameters]):
         components_HD = self._components_start(moments, generator)
         draw_2H = torch.rand(2, count, dtype=torch.float64, generator=generator)
         mean_H = torch.randn(count, dtype=torch.float64, generator=generator)
-        sigma = self._given("sigma_init", (moments.variance_D.mean() + 1e-3).sqrt(), 0)
+        sigma = self._given(
+            "sigma_init", (1.001 * moments.variance_D.mean()).clamp(min=moments.sigma_floor**2).sqrt(), 0
+        )
         if self.noise != "scalar":
             sigma = sigma.expand(features).clone()
         if self.noise == "full":
@@ -279,7 +281,7 @@ class GSC(TruncatedEM[SlabParameters]):
         if self.noise == "full":
             cross_DD = components_HD.T @ cross_HD
             error_DD = (sums["square"] - cross_DD - cross_DD.T + components_HD.T @ moment_HD) / n_used
-            ridge = 1e-9 * error_DD.diagonal().mean().clamp(min=1e-12)
+            ridge = 1e-9 * error_DD.diagonal().mean().clamp(min=1e-280)
             return _factor(error_DD + ridge * torch.eye(len(error_DD)).to(error_DD), float(ridge))
         error_D = sums["square"] + (components_HD * (moment_HD - 2 * cross_HD)).sum(0)
         variance = (error_D / n_used).clamp(min=0)

@@ -35,8 +35,8 @@ from weightsmith.dictionary._prosper.states import States
 
 __all__ = ["MaximumEM"]
 
-LEAST_WEIGHT = 1e-4
-"""Magnitude below which no entry of a component falls."""
+LEAST_WEIGHT = 0.1
+"""Share of the least noise below which the magnitude of no entry of a component falls."""
 
 LEAST_RATIO = 1e-8
 """Share of the largest candidate below which an entry counts as this share: smaller ones underflow in the powers."""
@@ -83,7 +83,7 @@ class MaximumEM(TruncatedEM[Parameters]):
         parameters = super()._floored(parameters, sigma_floor)
         components_HD = parameters.components_HD
         sign_HD = torch.where(components_HD < 0, -1.0, 1.0).double()
-        return replace(parameters, components_HD=sign_HD * components_HD.abs().clamp(min=LEAST_WEIGHT))
+        return replace(parameters, components_HD=sign_HD * components_HD.abs().clamp(min=LEAST_WEIGHT * sigma_floor))
 
     def _joint(
         self, data_ND: Tensor, parameters: Parameters, states: States, temperature: float

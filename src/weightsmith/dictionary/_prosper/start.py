@@ -28,7 +28,10 @@ Start = np.ndarray | Sequence[Any] | float
 """A start value as a user gives it."""
 
 SIGMA_FLOOR = (1e-3, 1e-6)
-"""The least noise: as a share of the data's standard deviation, and absolute."""
+"""The least noise: as a share of the data's standard deviation, and, of data that do not vary, of their size."""
+
+CONSTANT = 1e-12
+"""Standard deviation, as a share of the mean, that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ class Moments:
 
     @property
     def sigma_floor(self) -> float:
-        """The least noise."""
-        share, absolute = SIGMA_FLOOR
-        return share * self.scale + absolute
+        """The least noise, in the unit of the data."""
+        share, share_of_constant = SIGMA_FLOOR
+        size = float(self.mean_D.abs().max())
+        return share * self.scale if self.scale > CONSTANT * size else share_of_constant * (size or 1.0)
 
 
 def given(name: str, value: Start, shape: tuple[int, ...], low: float = -math.inf, high: float = math.inf) -> Tensor:

@@ -127,11 +127,10 @@ def balanced_factors(point: Point, rank: int, model: Model) -> tuple[Tensor, Ten
     left_MR, right_RC = _factors(point, rank)
     classes = point.a_MK.shape[1]
     beta_RK, right_RC = right_RC[:, :classes], right_RC[:, classes:]
+    own = left_MR if model == "filter" else right_RC
+    norm = own.norm() if bool(own.any()) else own.new_ones(())  # data of zeros leave nothing to scale by
     if model == "filter":
-        norm = left_MR.norm()
         return left_MR / norm, norm * beta_RK, norm * right_RC
-    # no reconstruction at all leaves nothing to scale by
-    norm = right_RC.norm() if bool(right_RC.any()) else right_RC.new_ones(())
     return right_RC.T / norm, beta_RK / norm, norm * left_MR.T
 
 

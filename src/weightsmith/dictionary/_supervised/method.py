@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import scipy.sparse
@@ -159,7 +159,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
     random_state: int | np.random.RandomState | None = None
     device: str = "cpu"
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SupervisedDictionaryClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Learn the dictionary and the classifier.
 
         Parameters
@@ -173,8 +173,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
 
         Returns
         -------
-        SupervisedDictionaryClassifier
-            Itself.
+        self
 
         Raises
         ------
@@ -264,15 +263,11 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of all classes, an array of shape (n_samples, n_classes)."""
-        check_is_fitted(self)
-        logits = self.decision_function(X)
-        if logits.ndim == 1:
-            logits = np.stack([np.zeros_like(logits), logits], axis=1)
-        return torch.from_numpy(logits).softmax(1).numpy()
+        return self._logits(X).softmax(1).numpy()
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithms of the probabilities, an array of shape (n_samples, n_classes)."""
-        return np.log(self.predict_proba(X))
+        return self._logits(X).log_softmax(1).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of every sample, an array of shape (n_samples,)."""
@@ -285,6 +280,14 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         tags.input_tags.sparse = self.solver != "lpgd"
         tags.input_tags.positive_only = self.nonnegative
         return tags
+
+    def _logits(self, X: Any) -> Tensor:
+        """The logits of all classes, the first 0."""
+        check_is_fitted(self)
+        logits = self.decision_function(X)
+        if logits.ndim == 1:
+            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        return torch.from_numpy(logits)
 
     def _check_parameters(self) -> None:
         integer("n_components", self.n_components)

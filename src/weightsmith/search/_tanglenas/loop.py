@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.core.data import Samples, batched, pad_token_id, to_device
+from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.models import device_of
 from weightsmith.core.processes import plain_model
 from weightsmith.core.training import Fit, FitOptions, batch_count, default_loss, fit
@@ -128,6 +129,12 @@ class Bilevel:
         state.sample(self.sampler, progress, self.generator)
         entropy = [-(w * w.clamp(min=1e-12).log()).sum().item() for w in state.weights.values()]
         loss = default_loss(model, batch)
+        if not bool(loss.isfinite()):
+            raise NonFiniteError(
+                f"the loss of the choices at step {len(self.found.losses) + 1}",
+                found=loss.item(),
+                do="Lower the learning rate, or check the samples for the choices.",
+            )
         gradients = torch.autograd.grad(loss, list(state.alphas), allow_unused=True)
         for name, alpha, gradient in zip(state.choices, state.alphas, gradients, strict=True):
             alpha.grad = _mean_of_processes(torch.zeros_like(alpha) if gradient is None else gradient)

@@ -23,7 +23,7 @@ from torch.utils.data import Subset
 
 from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, batched, pad_token_id, take, to_device, to_model, without_labels
-from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import device_of, evaluation_mode, has_batchnorm, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
@@ -401,7 +401,14 @@ def _batches(model: nn.Module, samples: Samples | None, size: int) -> list[Any]:
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
     with evaluation_mode(model):
-        return mean_loss(model, batches)
+        loss = mean_loss(model, batches)
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            "the loss of a network on the samples for the choices",
+            found=loss,
+            do="Check these samples for NaN, infinity and labels that are all -100.",
+        )
+    return loss
 
 
 def net_loss(net: Supernet, architecture: Architecture, batches: Sequence[Any], statistics: Sequence[Any]) -> float:
