@@ -31,7 +31,7 @@ curves = {}
 for name, chosen in (("K-FAC", factors), ("inputs alone", inputs_only)):
     points = []
     for keep in shares:
-        layer.weight_OI.copy_(edit_matrix(weight, chosen, keep=keep).weight_OI)
+        layer.write(edit_matrix(weight, chosen, keep=keep).weight_OI)
         points.append(data.scores(model))
     curves[name] = points
 

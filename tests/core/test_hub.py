@@ -261,6 +261,18 @@ def test_a_push_replaces_the_older_model_and_keeps_other_files(hub, folder, tmp_
     assert all(not value.any() for value in read.values())
 
 
+def test_a_push_without_weights_removes_none(hub, folder, tmp_path):
+    """A folder of measures, pushed beside a model, took the model away."""
+    hub.add("me/model", folder / "tiny")
+    before = dict(hub.repositories["me/model"]["main"])
+    measures = tmp_path / "measures"
+    measures.mkdir()
+    (measures / "README.md").write_text("# measures\n")
+    (measures / "measure.json").write_text("{}")
+    push_to_hub(measures, "me/model")
+    assert hub.repositories["me/model"]["main"] == before | {"README.md": b"# measures\n", "measure.json": b"{}"}
+
+
 def test_a_push_that_cannot_be_is_refused(hub, folder, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for words, message in (

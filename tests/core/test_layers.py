@@ -54,12 +54,23 @@ def test_patterns_are_on_paths_inside_a_wrapper(wrap):
     assert [layer.expert for layer in found] == [layer.expert for layer in inside] == [0, 2, 3, 0, 2, 3]
 
 
-def test_a_convolution_in_another_order_of_memory_is_a_view_too():
+def test_a_convolution_in_another_order_of_memory_stays_in_it():
+    """Reading it as a matrix, such as to measure it, had brought it into the usual order."""
     layer = Layer("x", nn.Conv2d(3, 2, 5).to(memory_format=torch.channels_last))
-    weight = layer.weight.detach().clone()
+    weight, place, strides = layer.weight.detach().clone(), layer.weight.data_ptr(), layer.weight.stride()
     assert torch.equal(layer.weight_OI.view(weight.shape), weight)
-    layer.weight_OI.zero_()
-    assert not layer.weight.any()
+    layer.write(2 * layer.weight_OI)
+    assert torch.equal(layer.weight, 2 * weight)
+    assert (layer.weight.data_ptr(), layer.weight.stride()) == (place, strides)
+
+
+def test_what_is_written_is_read():
+    experts = find_experts(tiny("mixtral", layers=1)[0])
+    for layer in [*(Layer("x", module) for module in (nn.Linear(3, 2), Conv1D(2, 3), nn.Conv2d(3, 2, 1))), *experts]:
+        new_OI = torch.randn(layer.weight_OI.shape)
+        layer.write(new_OI)
+        assert torch.equal(layer.weight_OI, new_OI)
+        assert torch.equal(layer.matrix(layer.like_weight(new_OI)), new_OI)
 
 
 def test_grouped_convolutions_are_no_matrix():

@@ -472,3 +472,45 @@ def test_a_model_that_reads_a_weight_without_calling_its_module_is_named(tmp_pat
         offloaded(tmp_path / "dense", tmp_path / "out") as model,
     ):
         wanda(model, [{"input_ids": torch.arange(8)[None]}])
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_blocks_that_are_compiled_are_observed_as_plain_ones(how):
+    """Compiled code had run once without hooks, and does not look for them later."""
+
+    def made():
+        torch.manual_seed(0)
+        return nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2)], nn.Linear(8, 4)).eval()
+
+    plain, model, x = made(), made(), torch.randn(5, 8)
+    for number, block in enumerate(model):
+        if how == "wrapped":
+            model[number] = torch.compile(block, backend="eager")
+        else:
+            block.compile(backend="eager")
+    with torch.no_grad():
+        model(x)
+    wanda(plain, [x], sparsity=0.5)
+    result = wanda(model, [x], sparsity=0.5)
+    assert [row["sparsity"] for row in result.layers] == [0.5] * 3
+    for expected, found in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(expected, found)
+    seen = observe(model, [x], find_layers(model), Gram)
+    assert [sums.rows for sums in seen.values()] == [5] * 3
+
+
+def test_statistics_that_layers_do_not_share_take_no_copy_of_the_inputs():
+    class Seen:
+        def __init__(self):
+            self.places = []
+
+        def update(self, x, mask):
+            self.places.append(x.data_ptr())
+
+        def all_reduce(self):
+            pass
+
+    x = torch.randn(5, 8)
+    for block in stream(nn.Sequential(nn.Linear(8, 8)), [x]):
+        (seen,) = block.observe(block.layers, lambda layer: Seen(), shared=False).values()
+    assert seen.places == [x.data_ptr()]

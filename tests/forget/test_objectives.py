@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from inspect import unwrap
 
 import pytest
@@ -80,3 +81,29 @@ def test_sets_without_a_label_that_counts_are_refused(objective):
         with pytest.raises(CalibrationError, match=f"no sample of the {name} set has a label that counts"):
             unlearn(model, forget, retain, objective=objective)
     assert torch.equal(model.weight, before)
+
+
+def test_samples_are_not_all_in_memory_at_once():
+    """To look for labels, all samples of a set were read into one list."""
+
+    class Lazy(torch.utils.data.Dataset):
+        def __init__(self):
+            self.alive = self.most = 0
+
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, place):
+            x = torch.randn(4)
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(x, self.gone)
+            return x, -100
+
+        def gone(self):
+            self.alive -= 1
+
+    samples = Lazy()
+    with pytest.raises(CalibrationError, match="no sample of the forget set has a label that counts"):
+        unlearn(nn.Linear(4, 3), samples, samples, objective="graddiff")
+    assert samples.most <= 2

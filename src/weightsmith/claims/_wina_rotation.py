@@ -158,11 +158,11 @@ def _install(model: nn.Module, rotations: Sequence[_Rotation], calibration: Batc
         rotation.norm.register_buffer("rotation", rotation.matrix_II.to(like.device, like.dtype))
         rotation.norm.register_forward_hook(_rotate)
         for layer, weight_OI in rotation.layers:
-            layer.weight_OI.copy_(weight_OI)
+            layer.write(weight_OI)
     after = _output(model, calibration)
     if not bool((after - before).abs().max() <= TOLERANCE * before.abs().max()):
         for layer, weight_OI in old:
-            layer.weight_OI.copy_(weight_OI)
+            layer.write(weight_OI)
         for rotation in rotations:
             del rotation.norm.rotation
             for key, hook in list(rotation.norm._forward_hooks.items()):

@@ -150,7 +150,7 @@ def experiment(seed: int) -> dict[str, float]:
     for name, candidates in arms.items():
         scores = []
         for candidate in candidates:
-            layer.weight_OI.copy_(candidate)
+            layer.write(candidate)
             scores.append(data.scores(model))
         best = max(scores, key=lambda each: each["recovered"])
         found |= {f"{what} {name}": value for what, value in best.items()}
@@ -309,7 +309,7 @@ class _Reciting:
         kept = []
         for name, layer in self.layers.items():
             weight, part = edit(name, share)
-            layer.weight_OI.copy_(weight)
+            layer.write(weight)
             kept.append(part)
         return sum(kept) / len(kept)
 

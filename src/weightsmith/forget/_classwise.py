@@ -251,7 +251,7 @@ class _Forgetting:
                 _change(layer, orders[layer.name], sign, fraction)
             tried.append((*self._recognized(), count, fraction))
             for layer, weight_OI in zip(candidates[:count], kept, strict=False):
-                layer.weight_OI.copy_(weight_OI)
+                layer.write(weight_OI)
             if tried[-1][0] <= FORGOTTEN:
                 break
         self.result.curves["accuracy on the class, by choice tried"] = [share for share, *_ in tried]
@@ -368,6 +368,6 @@ def _change(layer: Layer, order: Int[Tensor, "pairs"], sign: float, fraction: fl
     count = max(1, round(fraction * len(order)))
     factor_P = torch.ones(len(order), dtype=layer.weight_OI.dtype, device=order.device)
     factor_P[order[:count]] = sign
-    outputs = len(layer.weight_OI)
-    layer.weight_OI.mul_(factor_P.view(outputs, -1).repeat_interleave(_width(layer), dim=1))
+    factor_OI = factor_P.view(len(layer.weight_OI), -1).repeat_interleave(_width(layer), dim=1)
+    layer.weight.detach().mul_(layer.like_weight(factor_OI))
     return {"pairs": count, "changed": count / len(order)}

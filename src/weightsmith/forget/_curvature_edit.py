@@ -247,7 +247,7 @@ def curvature_edit(
         with rewriting(model, None, [layer.name for layer in layers]) as visited, torch.no_grad():
             for block in visited:
                 for layer in block.layers:
-                    layer.weight_OI.copy_(edits[layer.name])
+                    layer.write(edits[layer.name])
             if memorized is not None:
                 result.after |= _measured(model, memorized)
             if save_undo is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Sample, Samples, batched, collate, pad_token_id, take, to_model
+from weightsmith.core.data import Sample, Samples, batched, collate, pad_token_id, read, take, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.processes import process_count, process_rank
@@ -131,7 +131,7 @@ def unlearn(
     for name, samples in (("forget", forget), ("retain", retain)):
         if not len(samples):
             raise CalibrationError(f"the {name} set is empty", expected="at least one sample")
-        if not any(map(has_label, take(samples))):
+        if not any(has_label(*read(samples, [place])) for place in range(len(samples))):  # not all at once in memory
             raise CalibrationError(f"no sample of the {name} set has a label that counts", found="-100 for all")
     draws = torch.Generator().manual_seed(seed)
     if objective == "po":
@@ -235,7 +235,7 @@ class _Referenced(torch.utils.data.Dataset[tuple[Any, Tensor]]):
 def _drawn(samples: Samples, count: int, generator: torch.Generator) -> list[Sample]:
     """Random samples for this process, of those that are drawn for all processes together."""
     every = torch.randint(len(samples), (process_count(), count), generator=generator)
-    return [samples[place] for place in every[process_rank()].tolist()]
+    return read(samples, every[process_rank()].tolist())
 
 
 @torch.no_grad()

@@ -298,7 +298,7 @@ def keep_best(
     """
     best = layer.weight.detach().clone()
     for candidate_OI in candidates_KOI:
-        layer.weight_OI.copy_(candidate_OI.reshape(layer.weight_OI.shape))
+        layer.write(candidate_OI)
         found = float(measure(model))
         if found < loss:
             best, loss = layer.weight.detach().clone(), found

@@ -84,7 +84,7 @@ def sparsegpt(
         alive_OI = old_OI.masked_fill(gram.gram_II.diagonal() == 0, 0)
         new_OI = replace_columns(alive_OI, factor_II, _pruned_column(pattern, factor_II.diagonal()))
         error = output_error(old_OI, new_OI - old_OI, gram)
-        layer.weight_OI.copy_(new_OI)
+        layer.write(new_OI)
         return zeros(layer) | error
 
     with record("sparsegpt", sparsity=sparsity, damping=damping, include=include, exclude=exclude) as result:

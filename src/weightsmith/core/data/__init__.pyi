@@ -13,6 +13,7 @@ from ._batches import (
     keywords as keywords,
     map_tensors as map_tensors,
     pad_token_id as pad_token_id,
+    read as read,
     split_labels as split_labels,
     take as take,
     to_device as to_device,

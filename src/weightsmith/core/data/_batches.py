@@ -7,7 +7,7 @@ list of these, a data set, or a ``DataLoader``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from weightsmith.core.caller import callers_settings
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.processes import base_model, plain_model
 
@@ -33,6 +34,7 @@ __all__ = [
     "keywords",
     "map_tensors",
     "pad_token_id",
+    "read",
     "split_labels",
     "take",
     "to_device",
@@ -121,7 +123,19 @@ def take(samples: Samples, start: int = 0, stop: int | None = None) -> list[Any]
     [(2.0, 1), (3.0, 0)]
     """
     check_samples(samples)
-    return [samples[index] for index in range(*slice(start, stop).indices(len(samples)))]
+    return read(samples, range(*slice(start, stop).indices(len(samples))))
+
+
+def read(samples: Samples, places: Iterable[int]) -> list[Sample]:
+    """Return the samples at some places, with the settings that the caller's data set was written for.
+
+    Examples
+    --------
+    >>> read([(1.0, 0), (2.0, 1), (3.0, 0)], [2, 0])
+    [(3.0, 0), (1.0, 0)]
+    """
+    with callers_settings():
+        return [samples[place] for place in places]
 
 
 def batched(samples: Samples, batch_size: int, *, pad_token_id: int = 0) -> list[Batch]:
@@ -272,11 +286,12 @@ def call(model: nn.Module, batch: Batch) -> Any:
     >>> call(nn.Bilinear(2, 2, 4), (x, x)).shape
     torch.Size([3, 4])
     """
-    if isinstance(batch, Mapping):
-        return model(**keywords(model, batch))
-    if not isinstance(batch, (tuple, list)):
-        return model(batch)
-    return model(batch[0]) if _is_labeled(model, batch) else model(*batch)
+    with callers_settings():
+        if isinstance(batch, Mapping):
+            return model(**keywords(model, batch))
+        if not isinstance(batch, (tuple, list)):
+            return model(batch)
+        return model(batch[0]) if _is_labeled(model, batch) else model(*batch)
 
 
 def keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

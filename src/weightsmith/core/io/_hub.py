@@ -122,9 +122,9 @@ def with_revision(ref: str | os.PathLike[str], revision: str) -> str:
 def push_to_hub(folder: str | os.PathLike[str], name: str, *, private: bool = False, message: str = "") -> str:
     """Upload a folder that weightsmith wrote to a model repository of the hub, as one commit.
 
-    The repository, and the branch, are made if they are not there. The weights of an older model there, their index and
-    what belongs to them are removed in the same commit; other files stay. You are who ``hf auth login`` or the
-    environment variable ``HF_TOKEN`` says.
+    The repository, and the branch, are made if they are not there. Where the folder holds weights, those of an older
+    model there, their index and what belongs to them are removed in the same commit; other files stay. You are who
+    ``hf auth login`` or the environment variable ``HF_TOKEN`` says.
 
     Parameters
     ----------
@@ -164,7 +164,9 @@ def push_to_hub(folder: str | os.PathLike[str], name: str, *, private: bool = Fa
         api.create_repo(repository, private=private, exist_ok=True)
         if branch != "main":
             api.create_branch(repository, branch=branch, exist_ok=True)
-        old = [file for file in api.list_repo_files(repository, revision=branch) if _is_of_weights(file)]
+        old = []
+        if any(map(is_weights, source.iterdir())):  # data or measures alone replace no model
+            old = [file for file in api.list_repo_files(repository, revision=branch) if _is_of_weights(file)]
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=source,

@@ -22,6 +22,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from weightsmith.core.caller import callers_settings
 from weightsmith.core.data import Batch, Batches, as_batches, to_device
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, refuse_meta, writing
@@ -77,11 +78,14 @@ class Block:
         dict of str to Accumulator
             By layer name; layers no batch reached are absent.
         """
-        runs = [
-            (lambda a=args, k=kwargs: self.module(*a, **k), lambda m=masks: m) for args, kwargs, masks in self.inputs
-        ]
+        runs = [(lambda a=args, k=kwargs: self.run(a, k), lambda m=masks: m) for args, kwargs, masks in self.inputs]
         with products_in_float32(self.module.parameters()):
             return observe_runs(layers, make, runs, shared=shared)
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call the block as the model does."""
+        with callers_settings():
+            return self.module(*args, **kwargs)
 
 
 def block_layers(
@@ -190,11 +194,10 @@ def rewriting(
     >>> try:
     ...     with rewriting(model, None) as blocks:
     ...         for block in blocks:
-    ...             block.layers[0].weight_OI.zero_()
+    ...             block.layers[0].write(torch.zeros(1, 1))
     ...             raise KeyboardInterrupt
     ... except KeyboardInterrupt:
     ...     print(model[0].weight.item() == weight)
-    tensor([[0.]])
     True
     """
     blocks = stream(model, batches, include, exclude)
@@ -311,7 +314,8 @@ class _BatchForwards:
         return bool(self.again)
 
     def _resume(self, forward: greenlet) -> None:
-        arrival = forward.switch()
+        with callers_settings():  # entered and left here: a forward pass that is paused must leave none behind
+            arrival = forward.switch()
         if isinstance(arrival, tuple):
             self.paused_at[forward] = arrival
         else:

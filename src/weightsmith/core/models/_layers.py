@@ -104,26 +104,45 @@ class Layer:
 
     @property
     def weight_OI(self) -> Float[Tensor, "out in"]:
-        """The weight as a view ``[out, in]``: writing to it writes to the model.
+        """The weight as a matrix ``[out, in]``, to be read; :meth:`write` changes it.
 
-        The weight of a convolution that lies in another order in memory (``torch.channels_last``), of which no view is
-        a matrix, is brought into the usual order first; its values stay.
+        It is a view, but for a convolution in another order of memory (``torch.channels_last``): a copy.
 
         Examples
         --------
         >>> Layer("c", nn.Conv2d(3, 8, 5)).weight_OI.shape
         torch.Size([8, 75])
         """
-        weight = self.weight
-        if weight.ndim > 2 and not weight.is_contiguous():
-            weight.data = weight.data.contiguous()
-        return self.matrix(weight.detach())
+        return self.matrix(self.weight.detach())
 
     def matrix(self, like_weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
         """A tensor shaped like the module's weight (a mask, say) as a view ``[out, in]``."""
         if self.expert is not None:
             return like_weight.T if self.module.is_transposed else like_weight
         return like_weight.T if isinstance(self.module, Conv1D) else like_weight.flatten(1)
+
+    def like_weight(self, matrix_OI: Shaped[Tensor, "out in"]) -> Shaped[Tensor, "..."]:
+        """A matrix ``[out, in]`` in the shape of the module's weight: the reverse of :meth:`matrix`.
+
+        Examples
+        --------
+        >>> Layer("c", nn.Conv2d(3, 8, 5)).like_weight(torch.zeros(8, 75)).shape
+        torch.Size([8, 3, 5, 5])
+        """
+        is_transposed = isinstance(self.module, Conv1D) if self.expert is None else self.module.is_transposed
+        return matrix_OI.T if is_transposed else matrix_OI.reshape(self.weight.shape)
+
+    def write(self, new_OI: Float[Tensor, "out in"]) -> None:
+        """Set the weight to a matrix ``[out, in]``; it stays where and in the order it is in memory.
+
+        Examples
+        --------
+        >>> layer = Layer("c", nn.Conv2d(3, 8, 5).to(memory_format=torch.channels_last))
+        >>> layer.write(torch.zeros(8, 75))
+        >>> int(layer.weight.count_nonzero())
+        0
+        """
+        self.weight.detach().copy_(self.like_weight(new_OI))
 
     def rows(self, x: Tensor) -> Float[Tensor, "sequences rows in"]:
         """The module's input as the rows its weight matrix is multiplied with.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from weightsmith.core.caller import usual_settings
 from weightsmith.core.data import Batch, Batches, as_batches, call, to_device
 from weightsmith.core.errors import CalibrationError, WeightsmithError
 from weightsmith.core.io import lacks_weights, offloaded_of
@@ -104,13 +105,15 @@ def observe_runs(
     def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
-            sums.see(layer, x, masks().of(x))
+            with usual_settings():
+                sums.see(layer, x, masks().of(x))
 
         return see
 
     def see_expert(layer: Layer, x: Tensor, token: Tensor) -> None:
         own = masks().own
-        sums.see(layer, x[None], None if own is None else own.flatten()[token][None])
+        with usual_settings():
+            sums.see(layer, x[None], None if own is None else own.flatten()[token][None])
 
     modules = [layer for layer in layers if layer.expert is None]
     hooks = [layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in modules]
@@ -128,12 +131,13 @@ def observe_runs(
 class _Sums(Generic[A]):
     """The accumulators of layers; those that received the very same tensors so far have the same one.
 
-    A tensor waits until another one comes: only then it is known which layers received it.
+    A tensor that several layers may receive waits until another one comes: only then it is known which layers did.
     """
 
     def __init__(self, make: Callable[[Layer], A], *, shared: bool) -> None:
         self.of: dict[str, A] = {}
         self._make, self._shared = make, shared
+        self._sharing: dict[int, int] = {}  # how many layers have the same accumulator, by its id
         self._layers: list[Layer] = []
         self._key: tuple[Any, ...] = ()
         self._x: Tensor | None = None
@@ -141,9 +145,12 @@ class _Sums(Generic[A]):
 
     def see(self, layer: Layer, x: Tensor, mask: Tensor | None) -> None:
         """Note that a layer receives a tensor."""
-        # a tensor that was changed in place is another one; those of inference mode do not tell
-        key = (x._version, _unfolding(layer)) if self._shared and not x.is_inference() else ()
-        if not key or x is not self._x or key != self._key or any(layer.name == other.name for other in self._layers):
+        if not self._shared or layer.expert is not None or x.is_inference():  # which does not tell of changes in place
+            self.take_in()
+            self._feed([layer], *_rows(layer, x, mask))
+            return
+        key = (x._version, _unfolding(layer))  # a tensor that was changed in place is another one
+        if x is not self._x or key != self._key or any(layer.name == other.name for other in self._layers):
             self.take_in()
             rows, real = _rows(layer, x, mask)
             if rows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
@@ -153,21 +160,26 @@ class _Sums(Generic[A]):
 
     def take_in(self) -> None:
         """Feed the waiting tensor to the accumulators of the layers that received it."""
-        groups: dict[int | None, list[str]] = {}
-        for layer in self._layers:
-            known = self.of.get(layer.name)
-            groups.setdefault(None if known is None else id(known), []).append(layer.name)
-        for number, names in groups.items():
-            if number is None:
-                sums = self._make(next(layer for layer in self._layers if layer.name == names[0]))
-            else:
-                sums = self.of[names[0]]
-                if sum(other is sums for other in self.of.values()) > len(names):
-                    sums = copy.deepcopy(sums)  # the other layers that had it did not receive this tensor
-            assert self._rows is not None
-            sums.update(*self._rows)
-            self.of |= dict.fromkeys(names, sums)
+        if self._rows is not None:
+            self._feed(self._layers, *self._rows)
         self._layers, self._x, self._rows = [], None, None
+
+    def _feed(self, layers: Sequence[Layer], rows: Tensor, real: Tensor | None) -> None:
+        groups: dict[int | None, list[Layer]] = {}
+        for layer in layers:
+            known = self.of.get(layer.name)
+            groups.setdefault(None if known is None else id(known), []).append(layer)
+        for number, group in groups.items():
+            if number is None:
+                sums = self._make(group[0])
+            else:
+                sums = self.of[group[0].name]
+                if self._sharing[number] > len(group):  # the other layers that had it did not receive this tensor
+                    self._sharing[number] -= len(group)
+                    sums = copy.deepcopy(sums)
+            sums.update(rows, real)
+            self._sharing[id(sums)] = len(group)
+            self.of |= {layer.name: sums for layer in group}
 
 
 def _unfolding(layer: Layer) -> tuple[Any, ...]:
@@ -216,13 +228,17 @@ def _rows(layer: Layer, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without a key-value cache: a block that runs twice must not fill it twice."""
+    """Evaluation mode without compiled code, which does not run hooks, and without a key-value cache.
+
+    A block that runs twice must not fill a cache twice.
+    """
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
     configs: dict[int, Any] = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     cached = [config for config in configs.values() if getattr(config, "use_cache", False)]
     try:
         for config in cached:
             config.use_cache = False
-        with evaluation_mode(model):
+        with evaluation_mode(model), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             yield
     finally:
         for config in cached:
@@ -232,7 +248,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 def call_checked(model: nn.Module, batch: Batch, index: int) -> Any:
     """Call a model with a calibration batch; what goes wrong inside names the batch."""
     try:
-        return call(plain_model(model), batch)  # compiled code does not run hooks
+        return call(plain_model(model), batch)
     except (WeightsmithError, torch.OutOfMemoryError):
         raise
     except (TypeError, LookupError, ValueError, AttributeError, AssertionError, RuntimeError) as error:

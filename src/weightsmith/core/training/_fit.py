@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from weightsmith.core.data import Samples, collate, pad_token_id
+from weightsmith.core.caller import callers_settings
+from weightsmith.core.data import Samples, collate, pad_token_id, read
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
 from weightsmith.core.processes import gather_objects, launched_count
 from weightsmith.core.progress import track
@@ -153,7 +154,7 @@ def fit(
     if not isinstance(data, DataLoader):
         order = torch.Generator().manual_seed(seed)
         data = DataLoader(
-            cast(Dataset[Any], data),
+            _Read(data),
             batch_size=options["batch_size"],
             shuffle=True,
             drop_last=drop_last,
@@ -222,6 +223,28 @@ def fit(
         accelerator.free_memory()
     record.seconds = time.perf_counter() - start
     return record
+
+
+class _Read(Dataset[Any]):
+    """Samples that are read by :func:`read`, several at once where they can."""
+
+    def __init__(self, samples: Any) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: int) -> Any:
+        return read(self.samples, [place])[0]
+
+    def __getitems__(self, places: list[int]) -> list[Any]:
+        """Return several samples."""
+        several = getattr(self.samples, "__getitems__", None)
+        if several is None:
+            return read(self.samples, places)
+        with callers_settings():
+            found: list[Any] = several(places)
+            return found
 
 
 def _check_data(data: Any) -> None:

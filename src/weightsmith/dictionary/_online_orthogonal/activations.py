@@ -123,8 +123,8 @@ def fold_rotation(writer: Layer, reader: Layer, bases_GNN: Float[Tensor, "groups
     if isinstance(bias, Tensor):
         pieces = bias.double().reshape(-1, bases_GNN.shape[1], 1)
         bias.copy_((_blocks(writer, 0, bases_GNN).mT @ pieces).flatten())
-    writer.weight_OI.copy_(written_OI.reshape(writer.weight_OI.shape))
-    reader.weight_OI.copy_(read_OI.transpose(0, 1).reshape(reader.weight_OI.shape))
+    writer.write(written_OI.reshape(writer.weight_OI.shape))
+    reader.write(read_OI.transpose(0, 1).reshape(reader.weight_OI.shape))
 
 
 def _pieces(layer: Layer, side: int, bases_GNN: Tensor) -> Float[Tensor, "pieces rows columns"]:

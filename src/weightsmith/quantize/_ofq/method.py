@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import Samples, batched, pad_token_id, to_model
+from weightsmith.core.data import Samples, batched, pad_token_id, read, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.levels import FILE, check_bits, puts_on_levels
 from weightsmith.core.models import unreached
@@ -279,7 +279,7 @@ def _train(
     with float_weights(model):
         size = min(options["batch_size"], len(training))
         begin = process_rank() * size  # the processes add up what they see: each has a batch of its own
-        first = [training[(begin + place) % len(training)] for place in range(size)]
+        first = read(training, [(begin + place) % len(training) for place in range(size)])
         dropped = initialize_activations(model, list(batched(first, len(first), pad_token_id=pad_token_id(model))))
         groups = parameter_groups(model, lr=options["learning_rate"], weight_decay=options["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=options["learning_rate"], fused=True)

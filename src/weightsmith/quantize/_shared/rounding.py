@@ -73,7 +73,7 @@ def round_layers(
                 row = {"bits": bits, "weight_error": float((new_OI - old_OI).norm() / old_OI.norm().clamp_min(1e-30))}
                 if gram is not None:
                     row |= output_error(old_OI, new_OI - old_OI, gram)
-                layer.weight_OI.copy_(new_OI)
+                layer.write(new_OI)
                 result.layer(layer.name, **row)
                 levels[layer.name] = WeightLevels(bits, False, step_O1.squeeze(1).tolist())
                 if layer.aliases:

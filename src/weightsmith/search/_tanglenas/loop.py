@@ -8,7 +8,7 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.data import Samples, batched, pad_token_id, to_device
+from weightsmith.core.data import Samples, batched, pad_token_id, read, to_device
 from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.models import device_of
 from weightsmith.core.processes import plain_model
@@ -163,6 +163,6 @@ def _endless(model: nn.Module, samples: Samples, size: int, generator: torch.Gen
     while True:
         shuffled = torch.randperm(count, generator=order).tolist()[rank::world] or [rank % count]
         for start in range(0, len(shuffled), size):
-            rows = [samples[place] for place in shuffled[start : start + size]]
+            rows = read(samples, shuffled[start : start + size])
             device = device_of(model)
             yield to_device(batched(rows, size, pad_token_id=pad_token_id(model))[0], device)

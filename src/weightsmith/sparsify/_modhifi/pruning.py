@@ -307,7 +307,7 @@ class Pruning:
                 if layer.bias is not None:
                     layer.bias.add_(((old_OI - new_OI) @ gram.mean_I.to(old_OI)).to(layer.bias))
             measures["fidelity"] = 1 - lost / energy if energy else 0.0
-        layer.weight_OI.copy_(new_OI)
+        layer.write(new_OI)
         counts = {"channels": sum(c.size for c in own), "remaining": sum(self.kept[c.name].shape[-1] for c in own)}
         self.result.layer(layer.name, **counts, **measures)
 

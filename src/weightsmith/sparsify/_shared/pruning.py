@@ -160,7 +160,7 @@ def remove(
     if statistics is not None:
         removed_OI = keep_(layer.weight_OI.to(torch.float32, copy=True), pruned_OI)
         measures = output_error(layer.weight_OI.float(), removed_OI, statistics)
-    keep_(layer.weight_OI, ~pruned_OI)
+    keep_(layer.weight.detach(), layer.like_weight(~pruned_OI))
     return zeros(layer) | measures
 
 

@@ -85,7 +85,7 @@ def _effective(shares: Mapping[str, float], numel: Mapping[str, int]) -> float:
 def _outputs(block: Block) -> list[Tensor]:
     outputs = []
     for args, kwargs, _ in block.inputs:
-        output: Any = block.module(*args, **kwargs)
+        output: Any = block.run(args, kwargs)
         output = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
