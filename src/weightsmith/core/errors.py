@@ -15,6 +15,7 @@ __all__ = [
     "ShapeError",
     "UnsupportedModelError",
     "WeightsmithError",
+    "WorkerError",
 ]
 
 
@@ -96,6 +97,10 @@ class UnsupportedModelError(WeightsmithError, TypeError):
 
 class RecipeError(WeightsmithError, ValueError):
     """A recipe file does not describe steps that can be run."""
+
+
+class WorkerError(WeightsmithError, RuntimeError):
+    """A process that worked on a part was killed."""
 
 
 class MissingDependencyError(WeightsmithError, ImportError):

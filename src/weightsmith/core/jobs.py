@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from weightsmith.core import progress
 from weightsmith.core.choices import check_choice
-from weightsmith.core.errors import HyperparameterError, WeightsmithError
+from weightsmith.core.errors import HyperparameterError, WeightsmithError, WorkerError
 
 __all__ = ["Backend", "run_jobs", "stream_jobs"]
 
@@ -49,7 +49,9 @@ def run_jobs(
     HyperparameterError
         If there is no worker, or no such backend.
     WeightsmithError
-        If Ray is asked for and not installed; while the results are read, if a worker process is killed.
+        If Ray is asked for and not installed.
+    WorkerError
+        While the results are read, if a worker process is killed.
 
     Examples
     --------
@@ -86,7 +88,9 @@ def stream_jobs(
     HyperparameterError
         If there is no worker, or no such backend.
     WeightsmithError
-        If Ray is asked for and not installed; while the results are read, if a worker process is killed.
+        If Ray is asked for and not installed.
+    WorkerError
+        While the results are read, if a worker process is killed.
 
     Examples
     --------
@@ -115,7 +119,7 @@ def _in_pool(function: Callable[[Job], Any], jobs: Iterable[Job], workers: int, 
         try:
             yield from results
         except BrokenProcessPool as error:
-            raise WeightsmithError(
+            raise WorkerError(
                 "a worker process was killed",
                 found=" ".join(str(error).split("{")[-1].split("}")[0].split()),
                 do="Take fewer workers if memory is short.",

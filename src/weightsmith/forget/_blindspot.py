@@ -335,17 +335,14 @@ class Flagged(Dataset[tuple[Any, Tensor]]):
 
     def __init__(self, forget: Samples, retain: Samples) -> None:
         self.forget, self.retain = forget, retain
+        self.flags = torch.tensor([True, False])
 
     def __len__(self) -> int:
         return len(self.forget) + len(self.retain)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
         before = len(self.forget)
-        return (
-            (self.forget[index], torch.tensor(True))
-            if index < before
-            else (self.retain[index - before], torch.tensor(False))
-        )
+        return (self.forget[index], self.flags[0]) if index < before else (self.retain[index - before], self.flags[1])
 
 
 @torch.no_grad()

@@ -201,7 +201,8 @@ def _label(sample: Any) -> Tensor:
 def _with_label(sample: Any, label: Tensor | None = None) -> Any:
     """A sample with a real number for a label, so that one batch holds labels of one type."""
     inputs, own = split_labels(sample)
-    label = torch.as_tensor(own).float() if label is None else label
+    if label is None:
+        label = torch.as_tensor(own, dtype=torch.float32, device=getattr(own, "device", "cpu"))
     return (
         {**inputs, "labels": label} if isinstance(inputs, Mapping) and isinstance(sample, Mapping) else (inputs, label)
     )

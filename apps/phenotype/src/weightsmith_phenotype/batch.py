@@ -13,7 +13,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.errors import HyperparameterError, WorkerError
 from weightsmith.core.io import (
     TemporaryFolder,
     check_written,
@@ -387,7 +386,7 @@ class _Run:
             results = stream_jobs(function, self.to_do(), workers=self.jobs, backend=self.backend)
             for _ in track(self.ticks(results, put), "tagging notes", self.reader.expected):
                 pass
-        except BrokenProcessPool as error:
+        except WorkerError as error:
             raise TaggerError(
                 "a worker process was killed, by the system if memory ran out",
                 found=f"{len(self.done)} shards done",

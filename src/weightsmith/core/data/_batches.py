@@ -126,7 +126,7 @@ def take(samples: Samples, start: int = 0, stop: int | None = None) -> list[Any]
     return read(samples, range(*slice(start, stop).indices(len(samples))))
 
 
-def read(samples: Samples, places: Iterable[int]) -> list[Sample]:
+def read(samples: Samples, places: Iterable[int]) -> list[Any]:
     """Return the samples at some places, with the settings that the caller's data set was written for.
 
     Examples
