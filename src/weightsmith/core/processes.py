@@ -159,7 +159,7 @@ def gather_rows(rows: Shaped[Tensor, "rows ..."]) -> tuple[Shaped[Tensor, "all .
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(parts, padded)
-    start = sum(counts[: distributed.get_rank()])
+    start = sum(counts[: process_rank()])
     every = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
     return every, slice(start, start + len(rows))
 

@@ -50,6 +50,7 @@ from weightsmith.core.training import (
     fit,
     logits_of,
     soft_target_loss,
+    trained_parameters,
     training_method,
 )
 
@@ -239,7 +240,7 @@ def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size
 
 def decaying_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Make an AdamW with weight decay on matrices but not on vectors (biases, norms)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_parameters(model)
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},

@@ -309,10 +309,9 @@ def _unreadable(source: str | os.PathLike[str], reader: CheckpointReader, packed
     try:
         with torch.random.fork_rng(devices=[]):
             model.initialize_weights()  # as it does on loading, with the packed layers in place
-    except AttributeError as error:
-        return "it initializes weights first, which packed layers lack" if "'weight'" in str(error) else ""
-    except Exception:  # of a model without values
-        return ""
+    except Exception as error:  # a model on the meta device may fail otherwise, which says nothing of packed layers
+        if isinstance(error, AttributeError) and "'weight'" in str(error):
+            return "it initializes weights first, which packed layers lack"
     return ""
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Samples, batched, pad_token_id, to_model
+from weightsmith.core.data import Samples, batched, pad_token_id, read, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
@@ -500,7 +500,7 @@ def _teacher_logits(teacher: nn.Module, training: Samples, size: int) -> tuple[T
     """The teacher's logits on samples from everywhere in the data, and the labels they predict."""
     step = math.ceil(len(training) / JUDGED)
     for first in range(step):  # the next ones where none of these has a label
-        chosen = [training[number] for number in range(first, len(training), step)]
+        chosen = read(training, range(first, len(training), step))
         found = []
         for batch in batched(chosen, size, pad_token_id=pad_token_id(teacher)):
             logits, labels = predict(teacher, to_model(batch, teacher))

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from weightsmith.analyze._phases.classify import PhaseName, classify_phase
 from weightsmith.analyze._phases.metrics import LandscapeMetrics, landscape_metrics
 from weightsmith.analyze._phases.picture import phase_map
-from weightsmith.core.data import Samples, samples_digest
+from weightsmith.core.data import Samples, samples_digest, take
 from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError, ShapeError
 from weightsmith.core.io import atomic_output, read_json, write_file
 from weightsmith.core.jobs import Backend, run_jobs
@@ -462,7 +462,7 @@ def _axis(what: str, axis: Axis) -> tuple[str, Sequence[Any]]:
 
 
 def _pairs(samples: Samples) -> tuple[list[Any], list[Any]]:
-    pairs = [samples[number] for number in range(len(samples))]
+    pairs = take(samples)
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise ShapeError("training samples", found=type(pairs[0]).__name__, expected="pairs (input, class)")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

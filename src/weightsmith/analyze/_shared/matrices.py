@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.io import CheckpointReader, TensorSpec
+from weightsmith.core.io import CheckpointReader, TensorSpec, refuse_meta
 from weightsmith.core.models import Layer, find_layers
 from weightsmith.embedded import find_folder
 
@@ -135,11 +135,7 @@ def _of_tensor(reader: CheckpointReader, key: str, spec: TensorSpec) -> Matrix |
 def _refuse_unreadable(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     if packed := [name for name, module in modules.items() if hasattr(module, "qweight")]:
         raise UnsupportedModelError(f"{len(packed)} packed weights such as that of {packed[0]!r}", do=UNPACK)
-    if absent := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise UnsupportedModelError(
-            f"{len(absent)} parameters such as {absent[0]!r} are on the meta device",
-            do="Load the model's weights, or pass the checkpoint folder to read them from.",
-        )
+    refuse_meta(model)
 
 
 def _shape(layer: Layer) -> tuple[int, ...]:

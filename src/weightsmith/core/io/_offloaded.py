@@ -61,14 +61,14 @@ def refuse_meta(model: nn.Module) -> None:
     >>> refuse_meta(nn.Linear(2, 2, device="meta"))
     Traceback (most recent call last):
     weightsmith.core.errors.UnsupportedModelError: 2 parameters such as 'weight' are on the meta device: expected \
-    weights in memory. Load the model without offloading, or give its folder to the command with --stream.
+    weights in memory. Load the model without offloading, or give its folder to the command.
     """
     absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if absent and not hasattr(model, WEIGHTLESS):
         raise UnsupportedModelError(
             f"{len(absent)} parameters such as {absent[0]!r} are on the meta device",
             expected="weights in memory",
-            do="Load the model without offloading, or give its folder to the command with --stream.",
+            do="Load the model without offloading, or give its folder to the command.",
         )
 
 

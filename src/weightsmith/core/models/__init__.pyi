@@ -16,6 +16,7 @@ from ._experts import (
     find_matrices as find_matrices,
     watching_experts as watching_experts,
 )
+from ._find_blocks import find_blocks as find_blocks
 from ._folding import fold_parametrizations as fold_parametrizations
 from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp
 from ._layers import (
@@ -23,7 +24,6 @@ from ._layers import (
     check_weight as check_weight,
     computed_by as computed_by,
     evaluation_mode as evaluation_mode,
-    find_blocks as find_blocks,
     find_layers as find_layers,
     frozen_names as frozen_names,
     get_module as get_module,

@@ -27,7 +27,8 @@ from weightsmith.core.data import Batch, Batches, as_batches, to_device
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import OffloadedModel, TemporaryFolder, offloaded_of, refuse_meta, writing
 from weightsmith.core.models._experts import find_matrices
-from weightsmith.core.models._layers import Layer, find_blocks, refuse_foreign_blocks, writable
+from weightsmith.core.models._find_blocks import find_blocks, refuse_foreign_blocks
+from weightsmith.core.models._layers import Layer, writable
 from weightsmith.core.models._observe import A, call_checked, device_of, observe_runs, quiet
 from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks

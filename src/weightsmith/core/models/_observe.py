@@ -16,7 +16,8 @@ from weightsmith.core.data import Batch, Batches, as_batches, call, to_device
 from weightsmith.core.errors import CalibrationError, WeightsmithError
 from weightsmith.core.io import lacks_weights, offloaded_of
 from weightsmith.core.models._experts import watching_experts
-from weightsmith.core.models._layers import Layer, evaluation_mode, find_blocks
+from weightsmith.core.models._find_blocks import find_blocks
+from weightsmith.core.models._layers import Layer, evaluation_mode
 from weightsmith.core.models._products import products_in_float32
 from weightsmith.core.models._token_masks import StreamMasks, TokenMasks, token_masks
 from weightsmith.core.processes import gather_objects, plain_model

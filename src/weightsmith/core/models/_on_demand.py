@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.core.io import OffloadedModel, offloaded_of
-from weightsmith.core.models._layers import find_blocks
+from weightsmith.core.models._find_blocks import find_blocks
 
 __all__ = ["weights_in_memory", "weights_on_demand"]
 

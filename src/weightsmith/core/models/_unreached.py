@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from torch import nn
 
 from weightsmith.core.errors import CalibrationError
-from weightsmith.core.models._layers import Layer, adapter_paths, held_weights
+from weightsmith.core.models._find_blocks import held_weights
+from weightsmith.core.models._layers import Layer, adapter_paths
 
 __all__ = ["missed", "unreached"]
 

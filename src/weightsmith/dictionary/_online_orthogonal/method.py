@@ -45,12 +45,11 @@ from torch import Tensor
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
-from weightsmith.core.processes import broadcast_first
+from weightsmith.core.processes import broadcast_first, gather_objects
 from weightsmith.core.selection import lowest_k_mask
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
 from weightsmith.dictionary._shared.checks import integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor
-from weightsmith.dictionary._shared.processes import gather
 
 __all__ = ["OnlineOrthogonalDictionary"]
 
@@ -365,7 +364,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
 
     def _batches(self, count: int, random: np.random.RandomState) -> Iterator[np.ndarray]:
         """The numbers of the rows of every batch; all processes take equally many."""
-        steps = int(max(gather(math.ceil(count / self.batch_size))))
+        steps = int(max(gather_objects(math.ceil(count / self.batch_size))))
         for _ in range(self.max_epochs):
             order = random.permutation(count) if self.shuffle else np.arange(count)
             for step in range(steps):

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from weightsmith.core.processes import all_reduce_sum
-from weightsmith.dictionary._shared.processes import gather, rank, total
+from weightsmith.core.processes import all_reduce_sum, gather_objects, process_rank
+from weightsmith.dictionary._shared.processes import total
 
 __all__ = ["keep_largest", "shared_seed", "worst_row"]
 
@@ -25,7 +25,7 @@ def shared_seed(seed: int) -> tuple[int, int]:
     >>> shared_seed(7)
     (7, 0)
     """
-    return int(gather(float(seed))[0]), rank()
+    return gather_objects(seed)[0], process_rank()
 
 
 def keep_largest(values_N: Float[Tensor, "points"], count: int) -> Bool[Tensor, "points"]:
@@ -50,8 +50,8 @@ def keep_largest(values_N: Float[Tensor, "points"], count: int) -> Bool[Tensor, 
     >>> keep_largest(torch.tensor([3.0, 1.0, 2.0, 2.0]), 2)
     tensor([ True, False,  True, False])
     """
-    low = min(gather(float(values_N.min()) if len(values_N) else math.inf))
-    high = math.nextafter(max(gather(float(values_N.max()) if len(values_N) else -math.inf)), math.inf)
+    low = min(gather_objects(float(values_N.min()) if len(values_N) else math.inf))
+    high = math.nextafter(max(gather_objects(float(values_N.max()) if len(values_N) else -math.inf)), math.inf)
     for _ in range(BISECTIONS):  # at least ``count`` values are >= low, fewer than that are >= high
         middle = low + (high - low) / 2
         if not low < middle < high:
@@ -62,7 +62,7 @@ def keep_largest(values_N: Float[Tensor, "points"], count: int) -> Bool[Tensor, 
             high = middle
     above_N = values_N >= high
     tied_N = (values_N >= low) & ~above_N
-    before = sum(gather(float(tied_N.sum()))[: rank()])
+    before = sum(gather_objects(float(tied_N.sum()))[: process_rank()])
     room = count - total(float(above_N.sum())) - before
     return above_N | (tied_N & (tied_N.cumsum(0) <= room))
 
@@ -75,7 +75,7 @@ def worst_row(value: float, row_D: Float[Tensor, "features"]) -> Float[Tensor, "
     >>> worst_row(-3.0, torch.ones(2))
     tensor([1., 1.])
     """
-    values = gather(value)
-    row = row_D.clone() if values.index(min(values)) == rank() else torch.zeros_like(row_D)
+    values = gather_objects(value)
+    row = row_D.clone() if values.index(min(values)) == process_rank() else torch.zeros_like(row_D)
     all_reduce_sum(row)
     return row

@@ -4,39 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import distributed
+from weightsmith.core.processes import gather_objects
 
-from weightsmith.core.processes import all_reduce_sum
-
-__all__ = ["gather", "is_shared", "rank", "total"]
-
-
-def is_shared() -> bool:
-    """Whether several processes fit together."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def rank() -> int:
-    """Return the number of this process, 0 if it is alone."""
-    return distributed.get_rank() if is_shared() else 0
-
-
-def gather(value: float) -> list[float]:
-    """Return one number of every process, by rank.
-
-    Examples
-    --------
-    >>> gather(2.0)
-    [2.0]
-    """
-    if not is_shared():
-        return [value]
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    values = torch.zeros(distributed.get_world_size(), dtype=torch.float64, device=device)
-    values[rank()] = value
-    all_reduce_sum(values)
-    return values.tolist()
+__all__ = ["total"]
 
 
 def total(value: float) -> float:
@@ -47,4 +17,4 @@ def total(value: float) -> float:
     >>> total(2.0)
     2.0
     """
-    return math.fsum(gather(value))
+    return math.fsum(gather_objects(value))

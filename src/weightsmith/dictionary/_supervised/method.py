@@ -28,10 +28,9 @@ from torch import Tensor, distributed
 
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.processes import all_reduce_sum
+from weightsmith.core.processes import all_reduce_sum, process_count
 from weightsmith.dictionary._shared.checks import integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
-from weightsmith.dictionary._shared.processes import is_shared
 from weightsmith.dictionary._supervised.factored import descend, least_squares_codes
 from weightsmith.dictionary._supervised.gradient import projected_gradient
 from weightsmith.dictionary._supervised.joint import label_energies
@@ -181,7 +180,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
             If a parameter is outside its range, or the data are not what the parameters need.
         """
         self._check_parameters()
-        shared = is_shared()
+        shared = process_count() > 1
         if shared and (self.model, self.solver) != ("filter", "mm"):
             raise ValueError(
                 f"several processes fit together: model={self.model!r}, solver={self.solver!r} cannot. "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Samples, batched, pad_token_id, read, to_device
 from weightsmith.core.errors import NonFiniteError
 from weightsmith.core.models import device_of
-from weightsmith.core.processes import plain_model
+from weightsmith.core.processes import plain_model, process_count, process_rank
 from weightsmith.core.training import Fit, FitOptions, batch_count, default_loss, fit
 from weightsmith.search._tanglenas.samplers import DrNAS, Sampler
 from weightsmith.search._tanglenas.supernet import Supernet
@@ -155,9 +155,7 @@ def _mean_of_processes(gradient: Tensor) -> Tensor:
 
 def _endless(model: nn.Module, samples: Samples, size: int, generator: torch.Generator) -> Iterator[Any]:
     """Batches in a new order in every pass; each process of several has its own."""
-    rank, world = 0, 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, world = process_rank(), process_count()
     order = torch.Generator().manual_seed(generator.initial_seed())
     count = len(cast(Sized, samples))
     while True:

@@ -394,9 +394,8 @@ def draw(net: Supernet, count: int, seed: int) -> list[Architecture]:
 
 def _batches(model: nn.Module, samples: Samples | None, size: int) -> list[Any]:
     assert samples is not None
-    rows = [samples[place] for place in range(len(cast(Sized, samples)))]
     device = device_of(model)
-    return [to_device(batch, device) for batch in batched(rows, size, pad_token_id=pad_token_id(model))]
+    return [to_device(batch, device) for batch in batched(take(samples), size, pad_token_id=pad_token_id(model))]
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
