@@ -61,12 +61,12 @@ class Timing:
 def alternate(arms: Mapping[str, Callable[[], object]], *, rounds: int = 5, warmup: int = 1) -> dict[str, Timing]:
     """Time the arms in turn: round 1 of every arm, round 2 of every arm, ...
 
-    Every other round runs the arms in reverse, so that none always follows the same neighbour.
+    Every other round runs the arms in reverse, so that none always follows the same neighbor.
 
     Parameters
     ----------
     arms : mapping of str to callable
-        What to time. A CUDA device, where there is one, is synchronised before the clock is read.
+        What to time. A CUDA device, where there is one, is synchronized before the clock is read.
     rounds : int, default: 5
         Timed rounds.
     warmup : int, default: 1
@@ -86,10 +86,10 @@ def alternate(arms: Mapping[str, Callable[[], object]], *, rounds: int = 5, warm
     taken: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(-warmup, rounds):
         for name in arms if number % 2 == 0 else reversed(list(arms)):
-            _synchronise()
+            _synchronize()
             start = time.perf_counter()
             arms[name]()
-            _synchronise()
+            _synchronize()
             if number >= 0:
                 taken[name].append(time.perf_counter() - start)
     return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
@@ -146,6 +146,7 @@ def machine() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "device": device,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -248,7 +249,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
