@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from weightsmith.core import linalg
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
 from weightsmith.core.linalg import (
     damped_cholesky,
@@ -21,8 +22,10 @@ def test_inverse_cholesky():
     torch.testing.assert_close(factor.T @ factor @ gram, torch.eye(8), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 2, 255, 256, 700, 1025])
-def test_inverse_cholesky_in_halves_is_the_factor_of_the_inverse(size):
+@pytest.mark.parametrize("panel", [7, 256, 1024])
+@pytest.mark.parametrize("size", [1, 2, 7, 255, 256, 700, 1025])
+def test_inverse_cholesky_in_panels_is_the_factor_of_the_inverse(size, panel, monkeypatch):
+    monkeypatch.setattr(linalg, "PANEL", panel)
     x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     gram = (x.T @ x).float()
     before = gram.clone()
@@ -30,6 +33,9 @@ def test_inverse_cholesky_in_halves_is_the_factor_of_the_inverse(size):
     expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     torch.testing.assert_close(inverse_cholesky(gram, 0.01), expected.float(), rtol=1e-5, atol=1e-7)
     assert torch.equal(gram, before)
+    factor = inverse_cholesky(gram, 0.01)
+    assert inverse_cholesky(gram, 0.01, out=gram) is gram  # the factor takes the matrix's place
+    assert torch.equal(gram, factor)
 
 
 def test_a_cholesky_factor_takes_the_place_of_its_matrix():

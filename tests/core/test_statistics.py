@@ -4,6 +4,7 @@ from torch import nn
 
 from processes import two_processes
 from weightsmith.core.errors import CalibrationError, NonFiniteError
+from weightsmith.core.linalg import inverse_cholesky
 from weightsmith.core.models import Layer
 from weightsmith.core.statistics import Gram, InputStatistics
 
@@ -27,6 +28,21 @@ def test_closed_forms():
     torch.testing.assert_close(statistics.variance_I, x.var(1, correction=0).mean(0))
     torch.testing.assert_close(statistics.mean_I, x.mean((0, 1)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gathered(x, make=Gram).gram_II, x.flatten(0, 1).T @ x.flatten(0, 1))
+
+
+def test_what_is_made_of_a_gram_matrix_takes_its_place():
+    x = torch.randn(4, 30, 5)
+    means, factor = gathered(x, make=Gram), gathered(x, make=Gram)
+    place = means.gram_II.data_ptr()
+    gram = means.gram_II.clone()
+    torch.testing.assert_close(means.moment_II, gram / 120)
+    assert means.moment_II.data_ptr() == place
+    place = factor.gram_II.data_ptr()
+    assert torch.equal(factor.inverse_factor(0.01), inverse_cholesky(gram, 0.01))
+    assert factor.inverse_factor(0.01).data_ptr() == place  # once for all layers with these inputs
+    for used in (means, factor):  # neither gives another matrix under the same name
+        with pytest.raises(AttributeError, match="gram_II"):
+            used.inverse_factor(0.1)
 
 
 @pytest.mark.parametrize("split", [1, 2, 8])

@@ -277,33 +277,45 @@ def _add_batch(
         given = batch[1]
     by_token = kept is not None and logits.ndim == 3
     logits_NC = logits[kept] if by_token else logits.flatten(0, -2)
-    probabilities_NC = upcast(logits_NC.detach()).softmax(-1)
     if fisher == "exact":
         if logits.ndim > 2 or logits.shape[-1] > MOST_CLASSES:
             raise HyperparameterError(
                 "fisher", found=f"'exact' for outputs {tuple(logits.shape)}", expected=f"up to {MOST_CLASSES} classes"
             )
+        probabilities_NC = _probabilities(logits_NC.detach())
         for number in range(logits.shape[-1]):  # the gradient of -log p_c is p - e_c; its square counts p_c times
             slope = probabilities_NC.clone()
             slope[:, number] -= 1
             slope *= probabilities_NC[:, number : number + 1].sqrt()
             logits_NC.backward(slope.to(logits_NC), retain_graph=number + 1 < logits.shape[-1])
         return
-    if fisher == "sampled":
-        flat = probabilities_NC.cpu()
-        labels_N = torch.multinomial(flat, 1, generator=generator).squeeze(1).to(logits.device)
-    else:
+    labels_N = None
+    if fisher == "empirical":
         assert given is not None
         if causal:
             given = torch.cat([given[:, 1:], given[:, :1]], 1)  # the last position is not kept
         labels_N = (given[kept] if by_token else given.flatten()).to(logits.device)
-    # the gradient of the cross-entropy, in place: a loss would hold two more copies of the logits
+    del logits  # of a language model the largest tensors of the pass: the head's weight comes to them now
+    logits_NC.backward(_slope(logits_NC.detach(), labels_N, generator))
+
+
+def _slope(
+    logits_NC: Float[Tensor, "N C"], labels_N: Tensor | None, generator: torch.Generator
+) -> Float[Tensor, "N C"]:
+    """The gradient of the cross-entropy, in place: a loss would hold two more copies; without labels, of drawn ones."""
+    slope = _probabilities(logits_NC)
+    if labels_N is None:
+        labels_N = torch.multinomial(slope.cpu(), 1, generator=generator).squeeze(1).to(slope.device)
     counted_N = labels_N != -100
-    check_labels(labels_N[counted_N], logits.shape[-1])
-    slope = probabilities_NC
+    check_labels(labels_N[counted_N], slope.shape[-1])
     slope[counted_N, labels_N[counted_N].long()] -= 1
     slope[~counted_N] = 0
-    logits_NC.backward(slope.to(logits_NC))
+    return slope.to(logits_NC)
+
+
+def _probabilities(logits_NC: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """In float32 at least, without a copy of the logits in it."""
+    return logits_NC.softmax(-1, dtype=torch.promote_types(logits_NC.dtype, torch.float32))
 
 
 def _kept_positions(model: nn.Module, batch: Batch) -> tuple[Bool[Tensor, "S N"] | None, bool]:

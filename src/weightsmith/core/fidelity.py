@@ -39,10 +39,7 @@ def second_moments(gram: Gram, *, center: bool = False) -> Float[Tensor, "in in"
     >>> second_moments(gram)[0, 0].item(), second_moments(gram, center=True)[0, 0].item()
     (5.0, 1.0)
     """
-    moment_II = gram.gram_II / gram.rows
-    if center:
-        moment_II.addr_(gram.mean_I, gram.mean_I, alpha=-1)
-    return moment_II
+    return gram.moment_II.addr(gram.mean_I, gram.mean_I, alpha=-1) if center else gram.moment_II
 
 
 def contributions(

@@ -31,6 +31,9 @@ __all__ = [
 COLUMN_BLOCK = 128
 """Columns that :func:`replace_columns` updates at once; the columns after them follow when the block is done."""
 
+PANEL = 1024
+"""Rows of a large matrix that are copied or inverted at a time."""
+
 PIECE = 1 << 16
 """Elements that :func:`inner_product` multiplies at a time."""
 
@@ -61,7 +64,9 @@ def inner_product(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"]) -> f
     return sum(float(torch.dot(upcast(x), upcast(y).to(upcast(x)))) for x, y in pieces)
 
 
-def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> Float[Tensor, "in in"]:
+def inverse_cholesky(
+    gram_II: Float[Tensor, "in in"], damping: float = 0.01, *, out: Float[Tensor, "in in"] | None = None
+) -> Float[Tensor, "in in"]:
     r"""Upper Cholesky factor of a damped inverse.
 
     .. math:: U^\top U = (G + \lambda\, \overline{\operatorname{diag} G}\; I)^{-1}
@@ -72,6 +77,8 @@ def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> 
         Symmetric, positive semi-definite.
     damping : float, default: 0.01
         Added to the diagonal, as a fraction of its mean; multiplied by ten until the factorization succeeds.
+    out : Tensor of shape (in, in), optional
+        Where the factor is written, in float32; may be the Gram matrix, of which large ones come only once to memory.
 
     Returns
     -------
@@ -93,11 +100,9 @@ def inverse_cholesky(gram_II: Float[Tensor, "in in"], damping: float = 0.01) -> 
     scale = max(float(gram_II.diagonal().double().mean()), torch.finfo(torch.float32).tiny)
     # with rows and columns in reverse order the factor of the inverse is the inverse of the factor; one matrix of
     # 14,336 inputs takes 1.6 GB, so all happens in place
-    lower_II, _ = damped_cholesky(lambda: gram_II.flip(0, 1).to(torch.float64), damping, scale, least=1e-6)
+    lower_II, _ = damped_cholesky(lambda: _reversed(gram_II, torch.float64), damping, scale, least=1e-6)
     _invert_triangular(lower_II)
-    factor_II = lower_II.float()
-    del lower_II
-    return factor_II.flip(0, 1)
+    return _reversed(lower_II, torch.float32, out)
 
 
 def damped_cholesky(
@@ -139,17 +144,30 @@ def damped_cholesky(
         damping = max(10 * damping, least)
 
 
+def _reversed(matrix_II: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """Copy a matrix with rows and columns in reverse order to another type, a panel of rows at a time."""
+    out = torch.empty_like(matrix_II, dtype=dtype) if out is None else out
+    for start in range(0, len(matrix_II), PANEL):
+        rows_PI = matrix_II[start : start + PANEL]
+        stop = len(matrix_II) - start
+        out[stop - len(rows_PI) : stop] = rows_PI.flip(0, 1)
+    return out
+
+
 def _invert_triangular(lower_II: Float[Tensor, "in in"]) -> None:
-    """Invert a lower triangular matrix in place, by halves: a third of the work of solving for the identity."""
-    half = len(lower_II) // 2
-    if half < COLUMN_BLOCK:
-        lower_II.copy_(torch.linalg.solve_triangular(lower_II, torch.eye(len(lower_II)).to(lower_II), upper=False))
-        return
-    first, second, below = lower_II[:half, :half], lower_II[half:, half:], lower_II[half:, :half]
-    below.copy_(torch.linalg.solve_triangular(first, below, upper=False, left=False).neg_())
-    below.copy_(torch.linalg.solve_triangular(second, below, upper=False))
-    _invert_triangular(first)
-    _invert_triangular(second)
+    r"""Invert a lower triangular matrix in place, a panel of rows at a time, with no other matrix than a panel's block.
+
+    With :math:`L` in panels, :math:`X_{ij} = -L_{ii}^{-1} \sum_{j \le k < i} L_{ik} X_{kj}`.
+    """
+    size = len(lower_II)
+    for start in range(0, size, PANEL):
+        rows = slice(start, start + PANEL)
+        own_PP = lower_II[rows, rows]
+        inverse_PP = torch.linalg.solve_triangular(own_PP, torch.eye(len(own_PP)).to(own_PP), upper=False)
+        for before in range(0, start, PANEL):  # what is written is not read again: the sums begin at their own column
+            columns, above = slice(before, before + PANEL), slice(before, start)
+            lower_II[rows, columns] = inverse_PP @ (lower_II[rows, above] @ lower_II[above, columns]).neg_()
+        own_PP.copy_(inverse_PP)
 
 
 def replace_columns(

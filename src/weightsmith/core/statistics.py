@@ -5,11 +5,14 @@ Legend: ``S`` sequences, ``N`` rows (tokens) of a sequence, ``I`` inputs.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError
+from weightsmith.core.linalg import inverse_cholesky
 from weightsmith.core.models import Layer
 from weightsmith.core.processes import all_reduce_sum
 
@@ -123,6 +126,14 @@ class InputStatistics:
 class Gram(InputStatistics):
     r"""Input statistics with the Gram matrix :math:`X^\top X` of all real rows.
 
+    The matrix of 14,336 inputs takes 0.8 GB: what is made of it, :attr:`moment_II` or :meth:`inverse_factor`, takes its
+    place, and ``gram_II`` is not there afterwards.
+
+    Attributes
+    ----------
+    gram_II : Tensor of shape (in, in)
+        In float32.
+
     Examples
     --------
     >>> from torch import nn
@@ -135,6 +146,7 @@ class Gram(InputStatistics):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer)
+        self._factors: dict[float, Tensor] = {}
         width = self.sums_3I.shape[1]
         self.gram_II = torch.zeros(width, width, dtype=torch.float32, device=self.sums_3I.device)
 
@@ -148,6 +160,23 @@ class Gram(InputStatistics):
         """Add up over processes and check, see :meth:`InputStatistics.all_reduce`."""
         all_reduce_sum(self.gram_II)
         super().all_reduce()
+
+    @cached_property
+    def moment_II(self) -> Float[Tensor, "in in"]:
+        """Mean product of every two inputs over all rows."""
+        moment_II = self.gram_II.div_(self.rows)
+        del self.gram_II
+        return moment_II
+
+    def inverse_factor(self, damping: float = 0.01) -> Float[Tensor, "in in"]:
+        """Upper Cholesky factor of the damped inverse, see :func:`weightsmith.core.linalg.inverse_cholesky`.
+
+        Layers that share their inputs share the factor, with one damping.
+        """
+        if damping not in self._factors:
+            self._factors[damping] = inverse_cholesky(self.gram_II, damping, out=self.gram_II)
+            del self.gram_II
+        return self._factors[damping]
 
 
 def output_error(

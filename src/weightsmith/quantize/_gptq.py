@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.levels import check_bits, puts_on_levels
-from weightsmith.core.linalg import inverse_cholesky, replace_columns
+from weightsmith.core.linalg import replace_columns
 from weightsmith.core.results import Result, record
 from weightsmith.core.statistics import Gram
 from weightsmith.quantize._shared.rounding import round_layers
@@ -78,14 +78,12 @@ def gptq(
     check_bits("weight_bits", weight_bits)
     if not 0 <= damping < math.inf:
         raise HyperparameterError("damping", found=damping, expected="a number >= 0")
-    factors: dict[int, Tensor] = {}
 
     def rounded(weight_OI: Tensor, nearest: Callable[[Tensor], Tensor], gram: Gram) -> Tensor:
-        if id(gram) not in factors:  # query, key and value share one Gram matrix
-            factors.clear()
-            factors[id(gram)] = inverse_cholesky(gram.gram_II, damping)
         return replace_columns(
-            weight_OI, factors[id(gram)], lambda now_OI, column: nearest(now_OI[:, column : column + 1]).squeeze(1)
+            weight_OI,
+            gram.inverse_factor(damping),
+            lambda now_OI, column: nearest(now_OI[:, column : column + 1]).squeeze(1),
         )
 
     with record("gptq", weight_bits=weight_bits, damping=damping, include=include, exclude=exclude) as result:

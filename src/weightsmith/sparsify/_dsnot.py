@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
-from weightsmith.core.linalg import inverse_cholesky
 from weightsmith.core.models import Layer, block_layers
 from weightsmith.core.results import Result, record
 from weightsmith.core.selection import lowest_k_mask
@@ -154,16 +153,12 @@ def dsnot(
     _check_hyper(max_swaps, tolerance, variance_power)
     if masks is not None:
         _check_masks(masks, block_layers(model, include, exclude))
-    factors: dict[int, Tensor] = {}
 
     def starting_score(layer: Layer, statistics: InputStatistics) -> Tensor:
         weight_OI = layer.weight_OI.float()
         if start == "sparsegpt":
             assert isinstance(statistics, Gram)
-            if id(statistics) not in factors:
-                factors.clear()
-                factors[id(statistics)] = inverse_cholesky(statistics.gram_II)
-            return (weight_OI / factors[id(statistics)].diagonal()).square()
+            return (weight_OI / statistics.inverse_factor().diagonal()).square()
         return weight_OI.abs() if start == "magnitude" else wanda_score(weight_OI, statistics)
 
     def prune(layer: Layer, statistics: InputStatistics) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.linalg import COLUMN_BLOCK, inverse_cholesky, replace_columns
+from weightsmith.core.linalg import COLUMN_BLOCK, replace_columns
 from weightsmith.core.models import Layer
 from weightsmith.core.results import Result, record
 from weightsmith.core.statistics import Gram, output_error
@@ -73,15 +73,11 @@ def sparsegpt(
     pattern = Pattern.parse(sparsity)
     if not 0 <= damping < math.inf:
         raise HyperparameterError("damping", found=damping, expected="a number >= 0")
-    factors: dict[int, Tensor] = {}
 
     def prune(layer: Layer, gram: Gram) -> dict[str, float]:
-        if id(gram) not in factors:  # query, key and value share one Gram matrix
-            factors.clear()
-            factors[id(gram)] = inverse_cholesky(gram.gram_II, damping)
-        factor_II = factors[id(gram)]
+        factor_II = gram.inverse_factor(damping)
         old_OI = layer.weight_OI.float()
-        alive_OI = old_OI.masked_fill(gram.gram_II.diagonal() == 0, 0)
+        alive_OI = old_OI.masked_fill(gram.square_sum_I == 0, 0)
         new_OI = replace_columns(alive_OI, factor_II, _pruned_column(pattern, factor_II.diagonal()))
         error = output_error(old_OI, new_OI - old_OI, gram)
         layer.write(new_OI)

@@ -43,6 +43,9 @@ PANEL = 64
 ROWS = 256
 """Outputs whose products with the second moments are held at a time."""
 
+SOLVED = 1024
+"""Outputs whose new weights are solved for at a time."""
+
 
 @dataclass(frozen=True)
 class Consumer:
@@ -239,11 +242,25 @@ def reconstruct(
     removed[kept] = False
     gone = removed.nonzero().flatten()
     scale = max(float(moment_II.diagonal().double().mean()), torch.finfo(torch.float64).tiny)
-    lost_OK = weight_OI[:, gone].double() @ moment_II[gone[:, None], kept].double()
-    lower_KK, ridge = damped_cholesky(lambda: moment_II[kept[:, None], kept].double(), ridge, scale, least=1e-12)
-    change_OK = torch.cholesky_solve(lost_OK.T, lower_KK).T
-    gain = float(torch.linalg.vecdot(change_OK, lost_OK + ridge * scale * change_OK).sum())
-    return (weight_OI[:, kept] + change_OK).to(weight_OI), gain
+    lower_KK, ridge = damped_cholesky(lambda: _submatrix(moment_II, kept, kept), ridge, scale, least=1e-12)
+    cross_GK = _submatrix(moment_II, gone, kept)
+    new_OK, gain = weight_OI[:, kept], 0.0
+    for start in range(0, len(weight_OI), SOLVED):
+        rows = slice(start, start + SOLVED)
+        lost_RK = weight_OI[rows][:, gone].double() @ cross_GK
+        half_RK = torch.linalg.solve_triangular(lower_KK.T, lost_RK, upper=True, left=False)
+        change_RK = torch.linalg.solve_triangular(lower_KK, half_RK, upper=False, left=False)
+        gain += float(torch.linalg.vecdot(change_RK, lost_RK + ridge * scale * change_RK).sum())
+        new_OK[rows] = (new_OK[rows] + change_RK).to(new_OK)
+    return new_OK, gain
+
+
+def _submatrix(moment_II: Tensor, rows: Int[Tensor, "rows"], columns: Int[Tensor, "columns"]) -> Tensor:
+    """Take rows and columns in float64, a few rows at a time: a copy in float32 of all would stand beside them."""
+    out = moment_II.new_empty(len(rows), len(columns), dtype=torch.float64)
+    for part, some in zip(out.split(ROWS), rows.split(ROWS), strict=True):
+        part.copy_(moment_II[some[:, None], columns])
+    return out
 
 
 def channel_scores(
