@@ -247,6 +247,11 @@ def test_edits_come_nearer_and_reach_the_target_with_an_exact_dictionary():  # c
     torch.testing.assert_close(edits[6].change_PD, edits[4].change_PD, atol=1e-5, rtol=0)
 
 
+def test_a_task_that_there_is_not_is_refused():
+    with pytest.raises(HyperparameterError, match="task: found 'gender', expected 'ioi'"):
+        inspect.unwrap(sae_eval)(nn.Linear(2, 2), task="gender")
+
+
 @pytest.mark.parametrize("sizes", [(), (0,), (1, 7)])
 def test_edit_sizes_out_of_range_are_refused(sizes):
     with pytest.raises(HyperparameterError, match="edit sizes"):

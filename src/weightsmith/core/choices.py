@@ -19,7 +19,7 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     value : object
         What was given.
     choices : Literal
-        What it may be, two words or more.
+        What it may be.
 
     Raises
     ------
@@ -37,4 +37,6 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         *others, last = map(repr, allowed)
-        raise HyperparameterError(name, found=repr(value), expected=f"{', '.join(others)} or {last}")
+        raise HyperparameterError(
+            name, found=repr(value), expected=f"{', '.join(others)} or {last}" if others else last
+        )

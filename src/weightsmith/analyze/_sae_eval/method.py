@@ -38,6 +38,7 @@ from weightsmith.analyze._sae_eval.evaluate import (
 )
 from weightsmith.analyze._sae_eval.sites import PatchedRuns, Site, collect_activations
 from weightsmith.analyze._sae_eval.task import AttributeTask, ioi_task
+from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import find_blocks
 from weightsmith.core.results import Result, record
@@ -45,6 +46,8 @@ from weightsmith.core.training import draw_seed
 from weightsmith.embedded import open_model
 
 __all__ = ["evaluate_dictionary", "find_sites", "sae_eval"]
+
+Task = Literal["ioi"]
 
 FOUND = 0.8
 """Share of counterfactual predictions that patching a site must bring about, for it to be found."""
@@ -61,7 +64,7 @@ def sae_eval(
     *,
     dictionary: Sequence[str] = (),
     sites: str | Sequence[str] = "auto",
-    task: Literal["ioi"] = "ioi",
+    task: Task = "ioi",
     tokenizer: PreTrainedTokenizerBase | None = None,
     train_prompts: int = 1024,
     evaluation_prompts: int = 256,
@@ -134,6 +137,7 @@ def sae_eval(
     >>> [row["layer"] for row in result.layers[:2]]
     ['io: supervised, means', 'io: supervised, least squares']
     """
+    check_choice("task", task, Task)
     if isinstance(model, str):
         opened = open_model(model)
         model, tokenizer = opened.model, opened.tokenizer
