@@ -183,7 +183,7 @@ def _benchmarks_page() -> str:
         "# Benchmarks\n",
         "Each row is one script of `benchmarks/`; `make bench` runs them all. Ours and the peer run in turn in one",
         "process. The ratio says how many times better ours is; the limit is the ratio that memory bandwidth, the",
-        "matrix-multiply rate or the unavoidable work would allow, measured in the same run. Both machines are virtual",
+        "matrix-multiply rate or the unavoidable work would allow, measured in the same run. The machines are virtual",
         "ones with two cores that other programs shared, so small differences mean nothing.",
     ]
     for verb in catalog.VERBS:
@@ -208,7 +208,8 @@ def _benchmark_row(path: Path, about: Mapping[str, Any]) -> str:
     ours, peer = (f"{about[arm]}: {_number(row[arm])} {about['unit']}" for arm in ("ours", "peer"))
     goal = f", goal at least {row['goal']:g}" if row["goal"] else ""
     limit = f"{_number(row['limit'])} {about['unit'] if about.get('limit_is_measure') else ''}" if row["limit"] else ""
-    machine = f"{row['machine']['device']}, {row['machine']['threads']} thread{'s'[: row['machine']['threads'] - 1]}"
+    threads = row["machine"]["threads"]
+    machine = f"{large_models.processor(row['machine'])}, {threads} thread{'s'[: threads - 1]}"
     method = f"[{about['method']}](methods/{about['method']}.md)"
     return f"| {question} ({method}) | {ours} | {peer} | {_number(row['ratio'])}{goal} | {limit.strip()} | {machine} |"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["page"]
+__all__ = ["page", "processor"]
 
 STORED = Path(__file__).parent / "comparisons" / "large-models.json"
 
@@ -26,7 +28,7 @@ def page() -> str:
         "weightsmith merge wise-ft BASE TUNED OUT --alpha 0.5",
         "weightsmith sparsify wanda MODEL OUT --stream --calibration train.txt",
         "```\n",
-        f"Measured on folders in the shape of Llama 3.1 8B, bfloat16 ({machine['device']}, {machine['cores']} cores,",
+        f"Measured on folders in the shape of Llama 3.1 8B, bfloat16 ({processor(machine)}, {machine['cores']} cores,",
         f"{stored['texts']} calibration texts of {stored['tokens']} tokens). The limit is what no implementation can",
         "do without: copying the result at the speed at which this disk copies a folder, and the matrix products of",
         "the method at the rate of a float32 product. Memory is the largest resident memory of the command's process.",
@@ -50,3 +52,9 @@ def page() -> str:
         "`python benchmarks/large_models.py --work FOLDER --store` measures the table.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def processor(machine: Mapping[str, Any]) -> str:
+    """Name the processor with its vector instructions, which decide what a product costs."""
+    instructions = machine.get("instructions", "").replace("AVX512", "AVX-512")
+    return f"{machine['device']} with {instructions}" if instructions else str(machine["device"])

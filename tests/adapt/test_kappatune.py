@@ -121,6 +121,17 @@ def test_fused_experts():
     assert len(result.layers) == 2 + int(0.5 * sum(row.kind == "module" for row in report.rows))
     assert experts[0]["trainable"] == result.totals["matched_rank"] * 4 * sum(report.row(experts[0]["layer"]).shape[1:])
     assert changed(model, before) == {row["layer"] for row in result.layers}
+    assert "The adapters had no dropout: fused experts are among the selected." in result.notes
+
+
+def test_a_rank_above_the_smaller_side_is_named():
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10)))
+    samples = [(torch.rand(8), n % 8) for n in range(4)]
+    result = kappatune(model, samples, top_p=0.2, rank=2)
+    assert result.totals["matched_rank"] == 10
+    assert any(
+        note.startswith("Rank 10 is above the smaller side of 2 of the selected, such as ") for note in result.notes
+    )
 
 
 def test_nothing_changes_on_an_exception():

@@ -488,6 +488,20 @@ def test_tied_weights_are_chosen_once_and_the_head_stays_frozen():
     assert len(with_head) == len(names) + 1
 
 
+@pytest.mark.parametrize("head", ["lm_head", "embed_out"])
+def test_a_head_inside_another_module_stays_frozen(head):
+    model = nn.ModuleDict({"language_model": nn.ModuleDict({"body": nn.Linear(8, 8), head: nn.Linear(8, 16)})})
+    groups = lift_groups(model)
+    assert [name for name, _ in groups[0]["params"]] == ["language_model.body.weight"]
+
+
+def test_a_matrix_of_zeros_changes_by_a_finite_share():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    nn.init.zeros_(model[2].weight)
+    result = lift(model, [(torch.rand(4), n % 2) for n in range(8)], density=0.5)
+    assert all(0 < row["relative_change"] < float("inf") for row in result.layers if row["layer"] == "2")
+
+
 def test_groups_of_a_classifier_train_its_new_head_whole():
     model, _ = tiny("bert")
     groups = lift_groups(model, lora_rank=1, dense="classifier.*")

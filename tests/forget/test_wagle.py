@@ -161,6 +161,19 @@ def test_clipping_sees_masked_gradients_only():
         assert nn.utils.clip_grad_norm_(model.parameters(), 1.0).item() == 3.0
 
 
+def test_gradients_of_frozen_weights_that_are_not_finite_reach_no_other():
+    model = nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+    with masked_updates(model, optimizer, {"weight": torch.tensor([[True, False]])}):
+        model(torch.tensor([[3.0, math.inf]])).sum().backward()
+        assert model.weight.grad.tolist() == [[3.0, 0.0]]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert model.weight[0, 1] == before[0, 1]
+    assert model.weight[0, 0].item() == pytest.approx(before[0, 0].item() - 1, abs=1e-5)
+
+
 def test_a_mask_of_zeros_by_name_stops_gradient_ascent():
     """A mask that reached no parameter had let all of them move (traps, section A)."""
     model = tiny("mlp")[0]

@@ -335,6 +335,28 @@ def test_a_failed_run_leaves_the_model_as_it_was():
         bang(model, [{"x": torch.zeros(3)}])
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.rand(6, 1), CalibrationError, r"labels: found real numbers of shape \(6, 1\)"),
+        (torch.rand(6), CalibrationError, r"labels: found real numbers of shape \(6,\)"),
+        (torch.ones(6, 3), CalibrationError, "for each class a probability, which sum to one"),
+        (torch.full((6,), 7), HyperparameterError, r"labels: found \[7, 7.*expected class indices from 0 to 2"),
+    ],
+)
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.5])
+def test_targets_of_a_regression_and_of_several_classes_are_refused(labels, error, message, mixup_alpha):
+    outputs = labels.shape[1] if labels.ndim > 1 else 3
+    model = nn.Linear(4, outputs)
+    before = model.weight.detach().clone()
+    with pytest.raises(error, match=message):
+        bang(model, [(torch.rand(4), label) for label in labels], mixup_alpha=mixup_alpha, epochs=1)
+    assert torch.equal(model.weight, before)
+    # probabilities are taken
+    soft = torch.full((6, 3), 1 / 3)
+    assert bang_loss(mixup_alpha=mixup_alpha)(nn.Linear(4, 3), (torch.rand(6, 4), soft)).isfinite()
+
+
 def test_temperature():
     draws = torch.Generator().manual_seed(0)
     logits = torch.randn(2000, 5, generator=draws)

@@ -89,7 +89,7 @@ def kappatune(
         Rank of LoRA on all matrices that the method is compared with. The selected matrices get a higher rank, for the
         same number of parameters.
     dropout : float, default: 0.05
-        Before the adapters, in [0, 1). Fused experts have none.
+        Before the adapters, in [0, 1). None where fused experts are among the selected: PEFT has none for them.
     include, exclude : str or sequence of str
         Shell patterns on the names of the matrices to choose from.
     generator : torch.Generator, optional
@@ -171,6 +171,13 @@ def kappatune(
         }
         result.curves["training loss"] = run.losses
         result.notes += [f"{len(names)} not to choose from: {reason}" for reason, names in report.skipped.items()]
+        if dropout and targets["target_parameters"]:
+            result.notes.append("The adapters had no dropout: fused experts are among the selected.")
+        if narrow := [row.name for row in chosen if min(row.shape[-2:]) < matched]:
+            result.notes.append(
+                f"Rank {matched} is above the smaller side of {len(narrow)} of the selected, such as {narrow[0]!r}: "
+                "there the rank adds parameters and nothing else. Lower rank or raise top_p."
+            )
         names = {row.name for row in chosen}
         experts = [expert for expert in find_experts(model) if expert.stack in names]
         result.notes += unreached(model, [*(layer for layer in find_layers(model) if layer.name in names), *experts])
@@ -202,7 +209,7 @@ def train_lora(
     rank : int
         Rank of every adapter.
     dropout : float, default: 0.05
-        Before the adapters of modules; PEFT has none for fused experts.
+        Before the adapters; none where fused experts are among the targets: PEFT has none for them.
     after_step : callable, optional
         As for :func:`weightsmith.core.training.fit`.
     seed : int, default: 0

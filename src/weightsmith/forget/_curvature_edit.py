@@ -524,7 +524,8 @@ def _edit(layer: Layer, factors: KroneckerFactors, keep: float, criterion: Crite
         edit = edit_matrix(layer.weight_OI, factors, keep=keep, criterion=criterion)
     except (CalibrationError, NonFiniteError) as error:
         raise type(error)(f"layer {layer.name!r}: {error}") from error
-    change = (edit.weight_OI - layer.weight_OI.float()).norm() / layer.weight_OI.float().norm()
+    old_OI = layer.weight_OI.float()
+    change = (edit.weight_OI - old_OI).norm() / old_OI.norm().clamp_min(1e-12)
     result.layer(
         layer.name,
         kept_mass=edit.kept_mass,

@@ -37,6 +37,8 @@ from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
     Loss,
+    check_labels,
+    check_probabilities,
     draw_seed,
     fit,
     logits_of,
@@ -197,8 +199,10 @@ def bang_loss(
 
     Raises
     ------
+    CalibrationError
+        In use, if labels are real numbers that are no class probabilities.
     HyperparameterError
-        If a number is out of range.
+        If a number is out of range; in use, if a label is not a class of the model.
     UnsupportedModelError
         In use, if a classifier computes something else of embeddings than of their tokens.
 
@@ -269,9 +273,9 @@ def bang(
     Raises
     ------
     HyperparameterError
-        If a number is out of range.
+        If a number is out of range, or a label is not a class of the model.
     CalibrationError
-        If the samples have no labels.
+        If the samples have no labels, or labels are real numbers that are no class probabilities.
     NonFiniteError
         If the loss becomes NaN or infinite.
 
@@ -437,8 +441,12 @@ def _decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
 
 def _smooth_cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     logits, labels = shift_for_causal_lm(model, logits, labels)
-    if not labels.is_floating_point() and labels.shape == logits.shape[:-1]:
-        logits, labels = logits.flatten(0, -2), labels.flatten()
+    if labels.is_floating_point():
+        check_probabilities(labels, logits)
+    else:
+        if labels.shape == logits.shape[:-1]:
+            logits, labels = logits.flatten(0, -2), labels.flatten()
+        check_labels(labels[labels != IGNORED], logits.shape[1] if logits.ndim > 1 else len(logits))
     return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 

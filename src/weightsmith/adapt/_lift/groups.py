@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from weightsmith.analyze._condition import HEADS
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.models import Layer, find_experts, find_matrices, writable
 
@@ -37,7 +38,7 @@ def lift_groups(
     *,
     lora_rank: int | None = None,
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = ("lm_head",),
+    exclude: str | Sequence[str] = HEADS,
     dense: str | Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Gather a model's weight matrices for :class:`LIFTAdamW` and freeze everything else.

@@ -10,6 +10,7 @@ from torch import nn
 
 from weightsmith.adapt._lift.groups import budget, check_ranges, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
+from weightsmith.analyze._condition import HEADS
 from weightsmith.core.data import Samples
 from weightsmith.core.io import SparseDelta
 from weightsmith.core.models import find_matrices, unreached
@@ -37,7 +38,7 @@ def lift(
     update_interval: int | None = 200,
     niter: int | None = None,
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = ("lm_head",),
+    exclude: str | Sequence[str] = HEADS,
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
@@ -133,7 +134,9 @@ def lift(
                 name.removesuffix(".weight"),
                 trainable=budget(weight, group_of[name]),
                 changed=len(delta.parts[name].index),
-                relative_change=float((weight.detach() - base[name]).float().norm() / base[name].float().norm()),
+                relative_change=float(
+                    (weight.detach() - base[name]).float().norm() / base[name].float().norm().clamp_min(1e-12)
+                ),
             )
         result.notes += unreached(model, find_matrices(model))
         result.curves["training loss"] = run.losses

@@ -43,7 +43,9 @@ class BottleneckClassifier(nn.Module):
     layer : str, optional
         Take what this layer of the encoder receives, such as the head of a classifier (``"_fc"`` for
         ``embedded:efficientnet-lite0``). By default the encoder's output: hidden states, averaged over positions that
-        are not padding; or a tensor, averaged over all axes behind the second, which is the features.
+        are not padding; or a tensor. One of three axes holds samples, positions and features, and is averaged over
+        positions; one of more has its features second, as images do, and is averaged over all behind them. End an
+        encoder of one-dimensional convolutions with a pooling layer.
     processor : callable, optional
         For :meth:`prepare`: tokenizer or image processor. By default that of the opened encoder.
     **sizes

@@ -16,7 +16,11 @@ from ._fit import (
     draw_seed as draw_seed,
     fit as fit,
 )
-from ._labels import IGNORED as IGNORED, check_labels as check_labels
+from ._labels import (
+    IGNORED as IGNORED,
+    check_labels as check_labels,
+    check_probabilities as check_probabilities,
+)
 from ._losses import (
     LOWEST as LOWEST,
     check_temperature as check_temperature,

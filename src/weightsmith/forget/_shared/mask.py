@@ -178,7 +178,8 @@ def masked_updates(
 
     def mask_gradient(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        local(parameter.grad).mul_(partial[parameter])  # type: ignore[index]
+        # not a product: 0 times a gradient that is not finite is not zero
+        local(parameter.grad).masked_fill_(~partial[parameter], 0)  # type: ignore[index]
 
     @torch.no_grad()
     def restore(*_: Any) -> None:
@@ -188,7 +189,7 @@ def masked_updates(
     for parameter, own in partial.items():
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                local(value).mul_(own)
+                local(value).masked_fill_(~own, 0)
         if parameter.grad is not None:
             mask_gradient(parameter)
     handles = [parameter.register_post_accumulate_grad_hook(mask_gradient) for parameter in partial]
