@@ -20,9 +20,11 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from weightsmith.core.io import TensorSpec
 from weightsmith.predict import HistoryNet, KnowPredictor, SmoothRule, Trajectory, know
 from weightsmith.predict._know.controls import matched_shrink
 from weightsmith.predict._know.elementwise import ElementwiseRule
+from weightsmith.predict._know.routing import route
 
 RULE = SmoothRule(drift=-0.3, smooth=0.15, size=-0.4, size_fan=-0.2, size_rms=0.1)
 
@@ -320,6 +322,21 @@ class TestNotes:
     def test_nothing_to_predict(self):
         steps = trajectory(model=nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
         assert "unchanged" in self.notes(steps, PREDICTORS["smooth"])
+
+
+class Scaled(nn.Module):
+    """A normalization of a user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4, affine=True), nn.BatchNorm2d(4), Scaled()])
+def test_normalization_is_kept_with_and_without_the_model(norm):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+    specs = {name: TensorSpec.of(tensor) for name, tensor in model.state_dict().items()}
+    assert [*route(specs)] == [*route(specs, model=model)] == ["0.weight", "0.bias"]
 
 
 def test_shrinking_to_a_network_of_other_shapes_is_refused():

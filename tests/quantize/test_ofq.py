@@ -488,6 +488,7 @@ def test_a_teacher_of_weight_zero_is_none():
         ({"boundary": 0.6}, "boundary"),
         ({"boundary": math.nan}, "boundary"),
         ({"annealing_epochs": -1}, "annealing_epochs"),
+        ({"final_learning_rate_ratio": 0.0}, "final_learning_rate_ratio: found 0, expected > 0 with annealing_epochs"),
         ({"distillation": -1.0}, "distillation"),
     ],
 )

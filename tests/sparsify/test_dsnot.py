@@ -207,6 +207,16 @@ def test_masks_from_elsewhere():
     assert torch.equal((model[0].weight != 0).sum(1), keep.sum(1))
 
 
+def test_masks_take_the_place_of_every_start():
+    x, pruned = torch.rand(300, 64), []
+    for start in ("wanda", "sparsegpt"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 8))
+        dsnot(model, [x], masks={"0": torch.rand(8, 64) > 0.3}, start=start)
+        pruned.append(model[0].weight.detach())
+    assert torch.equal(*pruned)
+
+
 def test_masks_have_the_layout_of_the_modules_weight():
     torch.manual_seed(0)
     model = nn.Sequential(Conv1D(64, 64))

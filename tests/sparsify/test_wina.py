@@ -267,6 +267,31 @@ class TestGreedy:
         shares = {name.rpartition(".")[2]: p.sparsity for name, p in plan.projections.items()}
         assert shares == {"important": 0.0, "idle": pytest.approx(1.0)}
 
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_padding_does_not_count(self, side):
+        model = llama(num_hidden_layers=2)
+        ids = torch.randint(64, (1, 24), generator=torch.Generator().manual_seed(1))
+        pads = torch.zeros(1, 16, dtype=torch.long)
+        parts = [ids, pads] if side == "right" else [pads, ids]
+        mask = torch.cat([torch.ones_like(part) if part is ids else pads for part in parts], 1)
+        hyper = {"norms": "none", "allocation": "greedy", "step": 0.1}
+        alone = calibrate_wina(model, [{"input_ids": ids}], **hyper)
+        padded = calibrate_wina(model, [{"input_ids": torch.cat(parts, 1), "attention_mask": mask}], **hyper)
+        shares = [{name: p.sparsity for name, p in plan.projections.items()} for plan in (alone, padded)]
+        assert shares[0] == pytest.approx(shares[1])
+        assert len(set(shares[0].values())) > 1
+
+    def test_a_layer_that_stays_dense_skips_nothing(self):
+        model = llama(num_hidden_layers=2)
+        plan = calibrate_wina(model, tokens(), sparsity=0.1, allocation="greedy", step=0.05)
+        assert 0.0 in [p.sparsity for p in plan.projections.values()]
+        apply_plan(model, plan, backend="mask")
+        with torch.no_grad():
+            model(**tokens(1)[0])
+        facts = plan_report(model)
+        assert {row["realized"] for row in facts["layers"] if row["sparsity"] == 0} == {0.0}
+        assert 0 < facts["realized"] < 0.2
+
     def test_beats_uniform_on_the_blocks_own_error(self):
         model, batches, outputs = llama(num_hidden_layers=1), tokens(2, 32), []
         hyper = {"norms": "none", "prefill": 1.0}

@@ -131,6 +131,18 @@ def test_a_window_gives_micro_batches_of_one_their_weight():
     assert totals[0] == pytest.approx(1.0)
     with pytest.warns(UserWarning, match="its weight is always 1"):
         assert LossReweighter()(torch.tensor([7.0])).item() == 7.0
+    # the size is that of the group, which the window belongs to
+    assert reweighter.effective_sample_size == pytest.approx(1 / loss_weights(FIVE).square().sum().item())
+    assert 1 < reweighter.effective_sample_size < 5
+
+
+def test_the_command_refuses_batches_of_one_sample_without_a_window():
+    rows = [(torch.rand(4), n % 2) for n in range(8)]
+    with pytest.raises(HyperparameterError, match="batch_size: found 1, expected >= 2 without a window"):
+        loss_reweighting(nn.Linear(4, 2), rows, batch_size=1, accumulation_steps=8)
+    result = loss_reweighting(nn.Linear(4, 2), rows, batch_size=1, accumulation_steps=4, window=3, epochs=2)
+    assert result.hyper["window"] == 3
+    assert max(result.curves["effective sample size"]) > 1
 
 
 def test_samples_without_tokens_and_not_finite_losses():

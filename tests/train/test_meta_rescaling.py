@@ -331,6 +331,12 @@ def test_bad_hyperparameters(options, message):
         MetaRescaler(data(), 3, **options)
 
 
+def test_the_command_refuses_batches_of_one_sample():
+    model = nn.Linear(4, 2)
+    with pytest.raises(HyperparameterError, match="batch_size: found 1, expected >= 2"):
+        meta_rescaling(model, [(torch.randn(4), n % 2) for n in range(4)], batch_size=1)
+
+
 @pytest.mark.parametrize("damage", [{"scores": torch.zeros(3)}, {"rescaler": {}}, {"optimizer": {}}, {"steps": None}])
 def test_a_damaged_state_is_refused_and_changes_nothing(damage):
     loss = MetaRescaler(data(), 3)

@@ -156,8 +156,7 @@ def dsnot(
 
     def starting_score(layer: Layer, statistics: InputStatistics) -> Tensor:
         weight_OI = layer.weight_OI.float()
-        if start == "sparsegpt":
-            assert isinstance(statistics, Gram)
+        if isinstance(statistics, Gram):
             return (weight_OI / statistics.inverse_factor().diagonal()).square()
         return weight_OI.abs() if start == "magnitude" else wanda_score(weight_OI, statistics)
 

@@ -29,6 +29,7 @@ from torch.nn import functional
 from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
+from weightsmith.core.processes import process_count
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -182,7 +183,8 @@ class LossReweighter(nn.Module):
     last_weights : Tensor or None
         The weights of this process's samples in the last call; without a ``window`` they sum to one over all processes.
     effective_sample_size : float
-        One over the sum of squared weights of the last call: the number of samples for equal weights.
+        The squared sum of the weights of the last call's group, over the sum of their squares: the number of samples,
+        those of the ``window`` included, for equal weights.
 
     References
     ----------
@@ -267,6 +269,7 @@ class LossReweighter(nn.Module):
         everyone, lengths_all, mine, world = self._gather(l_B.detach().masked_fill(~kept, torch.nan), lengths)
         present = ~everyone.isnan()
         weights = torch.zeros_like(everyone)
+        self.effective_sample_size = 0.0
         if bool(present.any()):
             weights[present] = self._weights(everyone[present], lengths_all[present])
         w_B = weights[mine]
@@ -275,8 +278,6 @@ class LossReweighter(nn.Module):
             if self.window:
                 self._earlier = torch.cat([self._earlier.to(everyone), everyone[present]])[-self.window :]
         self.last_weights = w_B
-        squares = weights.square().sum().item()
-        self.effective_sample_size = 1 / squares if squares else 0.0
         return world * (w_B * l_B).sum()
 
     def compute_loss_func(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
@@ -317,19 +318,22 @@ class LossReweighter(nn.Module):
         return f"{self.strategy!r}, r={self.r}, delta={self.delta}, warmup_steps={self.warmup_steps}"
 
     def _weights(self, losses: Tensor, lengths: Tensor) -> Tensor:
-        """The weights of a whole step's samples, which sum to one."""
+        """The weights of a whole step's samples, which sum to one without a window."""
         count, step = len(losses), int(self.step)
         if self.training and step < self.warmup_steps:
-            weights = lengths / lengths.sum()
-            return weights.float()
+            weights = (lengths / lengths.sum()).float()
+            self.effective_sample_size = _effective_size(weights)
+            return weights
         if count + len(self._earlier) == 1 and not self._warned:
             self._warned = True
             warnings.warn("one sample per step: its weight is always 1; give window=", stacklevel=3)
         r = self.r(step) if callable(self.r) else self.r
         group = torch.cat([losses, self._earlier.to(losses)])
-        weights = loss_weights(group, self.strategy, r=r, delta=self.delta, clip_quantile=self.clip_quantile)[:count]
-        weights = weights * (len(group) / count)
-        return weights * lengths * (count / lengths.sum()) if self.token_weighted else weights
+        weights = loss_weights(group, self.strategy, r=r, delta=self.delta, clip_quantile=self.clip_quantile)
+        if self.token_weighted:
+            weights[:count] *= lengths * (count / lengths.sum())
+        self.effective_sample_size = _effective_size(weights)
+        return weights[:count] * (len(group) / count)
 
     def _kept(self, losses: Tensor, lengths: Tensor) -> Bool[Tensor, "B"]:
         kept, finite = lengths > 0, losses.detach().isfinite()
@@ -354,6 +358,10 @@ class LossReweighter(nn.Module):
         everyone = torch.cat(rows, 1)
         start = rank * longest
         return everyone[0], everyone[1].nan_to_num().long(), slice(start, start + len(losses)), world
+
+
+def _effective_size(weights: Tensor) -> float:
+    return float(weights.sum().square() / weights.square().sum())
 
 
 def reweighted(reweighter: LossReweighter) -> Loss:
@@ -397,6 +405,7 @@ def loss_reweighting(
     delta: float = 1.0,
     clip_quantile: float = 0.0,
     weight_warmup: float = 0.05,
+    window: int = 0,
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
@@ -418,6 +427,9 @@ def loss_reweighting(
         Guards the range against outliers.
     weight_warmup : float, default: 0.05
         Share of all batches at the start, in [0, 1), with equal weights of all tokens.
+    window : int, default: 0
+        Losses of earlier batches that join those of a batch. Where gradients of small batches are accumulated, as many
+        as a step has samples.
     generator : torch.Generator, optional
         Draws the order of the samples.
     **options
@@ -434,7 +446,7 @@ def loss_reweighting(
     CalibrationError
         If no sample of a batch has a label but -100.
     HyperparameterError
-        If an option is out of range.
+        If an option is out of range, or a batch has one sample and there is no window: its weight would always be one.
     ShapeError
         If labels are real numbers.
 
@@ -444,7 +456,11 @@ def loss_reweighting(
     """
     if not 0 <= weight_warmup < 1:
         raise HyperparameterError("weight_warmup", found=weight_warmup, expected="a share in [0, 1)")
-    hyper: dict[str, Any] = {"r": r, "delta": delta, "clip_quantile": clip_quantile}
+    if options["batch_size"] * process_count() < 2 and not window:
+        raise HyperparameterError(
+            "batch_size", found=1, expected=">= 2 without a window", do="A sample alone always has weight one."
+        )
+    hyper: dict[str, Any] = {"r": r, "delta": delta, "clip_quantile": clip_quantile, "window": window}
     seed = draw_seed(generator)
     with record(
         "loss-reweighting", seed=seed, strategy=strategy, weight_warmup=weight_warmup, **hyper, **options

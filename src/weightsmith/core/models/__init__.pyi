@@ -56,5 +56,5 @@ from ._stack import (
     find_stack as find_stack,
 )
 from ._text_features import text_features as text_features
-from ._token_masks import StreamMasks as StreamMasks, token_masks as token_masks
+from ._token_masks import StreamMasks as StreamMasks, TokenMasks as TokenMasks, token_masks as token_masks
 from ._unreached import missed as missed, unreached as unreached

@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["conv", "fc", "bias"]
 Routing: TypeAlias = Literal["rank", "kernel_size"]
 
 NOT_PREDICTED: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._BatchNorm,
+    nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
@@ -47,8 +47,8 @@ def route(
     specs : mapping of str to TensorSpec
         Type and shape of every tensor of the checkpoint.
     model : nn.Module, optional
-        The model, to skip modules by type. Without it a module with running statistics or a one-dimensional
-        ``weight`` counts as normalization, and one with "embed" in its name as an embedding.
+        The model, to skip modules by type. With and without it a module with running statistics or a one-dimensional
+        ``weight`` counts as normalization; without it one with "embed" in its name counts as an embedding.
     skip : tuple of types
         Modules of ``model`` whose tensors are kept.
     routing : {"rank", "kernel_size"}, default: "rank"
@@ -117,14 +117,15 @@ def _skipped(
 ) -> bool:
     module, _, _ = key.rpartition(".")
     prefix = f"{module}." if module else ""
-    if model is not None:
-        try:
-            return isinstance(model.get_submodule(module), skip)
-        except AttributeError:
-            return True
     weight = specs.get(prefix + "weight")
-    normalizes = prefix + "running_mean" in specs or (weight is not None and len(weight.shape) == 1)
-    return normalizes or "embed" in module.lower()
+    if prefix + "running_mean" in specs or (weight is not None and len(weight.shape) == 1):
+        return True
+    if model is None:
+        return "embed" in module.lower()
+    try:
+        return isinstance(model.get_submodule(module), skip)
+    except AttributeError:
+        return True
 
 
 def _kind(key: str, shape: tuple[int, ...], routing: Routing) -> Kind | None:

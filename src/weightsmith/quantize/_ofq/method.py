@@ -149,6 +149,13 @@ def ofq(
     check_boundary(boundary)
     if annealing_epochs < 0:
         raise HyperparameterError("annealing_epochs", found=annealing_epochs, expected="a whole number >= 0")
+    if annealing_epochs and not options["final_learning_rate_ratio"]:
+        raise HyperparameterError(
+            "final_learning_rate_ratio",
+            found=0,
+            expected="> 0 with annealing_epochs, which train at the final learning rate",
+            do="Give a share, or annealing_epochs=0.",
+        )
     method: dict[str, Any] = {
         "annealing_epochs": annealing_epochs,
         "boundary": boundary,

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.models import Block, Layer
+from weightsmith.core.models import Block, Layer, TokenMasks
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.sparsify._wina.selection import dropped, prefix_mask
 
@@ -59,15 +60,17 @@ def greedy(
     """
     numel = {layer.name: layer.weight_OI.numel() for layer in layers}
     mean = sum(numel.values()) / len(numel)
-    dense = _outputs(block)
+    masks = _Masks()
+    dense = _outputs(block, masks)
     now = dict.fromkeys(numel, 0.0)
     passed = [now]
     while _effective(now, numel) < sparsity:
         trials = [now | {name: min(1.0, now[name] + step * mean / numel[name])} for name in numel if now[name] < 1.0]
         errors = []
         for trial in trials:
-            with _sparse(layers, {name: limits(name, share) for name, share in trial.items() if share}, prefill):
-                errors.append(_error(dense, _outputs(block)))
+            shares = {name: limits(name, share) for name, share in trial.items() if share}
+            with _sparse(layers, shares, prefill, masks):
+                errors.append(_error(dense, _outputs(block, masks)))
         now = trials[errors.index(min(errors))]
         passed.append(now)
     return min(passed, key=lambda shares: abs(_effective(shares, numel) - sparsity))
@@ -82,9 +85,23 @@ def _effective(shares: Mapping[str, float], numel: Mapping[str, int]) -> float:
     return sum(numel[name] * share for name, share in shares.items()) / sum(numel.values())
 
 
-def _outputs(block: Block) -> list[Tensor]:
+class _Masks:
+    """The masks of the batch that runs now: True for real tokens."""
+
+    def __init__(self) -> None:
+        self.now = TokenMasks()
+
+    def of(self, x: Tensor) -> Bool[Tensor, "sequences tokens"]:
+        """The mask of a tensor ``[sequences, ..., tokens, channels]``; all are real where the model has none."""
+        mask = self.now.of(x)
+        if mask is None or mask.shape != x.shape[:-1]:
+            return torch.ones(1, x.shape[-2], dtype=torch.bool, device=x.device)
+        return mask
+
+
+def _outputs(block: Block, masks: _Masks) -> list[Tensor]:
     outputs = []
-    for args, kwargs, _ in block.inputs:
+    for args, kwargs, masks.now in block.inputs:
         output: Any = block.run(args, kwargs)
         output = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(output, Tensor):
@@ -93,9 +110,20 @@ def _outputs(block: Block) -> list[Tensor]:
                 expected="a tensor, or a tuple that starts with one",
                 do="Take allocation='uniform'.",
             )
-        tokens = output.shape[-2] if output.ndim > 2 else 1
-        outputs.append(output if output.ndim <= 2 else output[..., -max(1, int(TAIL * tokens)) :, :])
+        outputs.append(output if output.ndim <= 2 else _last(output, masks.of(output)))
     return outputs
+
+
+def _last(output: Tensor, real_SN: Bool[Tensor, "sequences tokens"]) -> Tensor:
+    """The last real tokens of each sequence; the others among them are zero.
+
+    >>> _last(torch.ones(1, 8, 1), torch.tensor([[True] * 6 + [False] * 2])).flatten()
+    tensor([1.])
+    """
+    count_S1 = real_SN.sum(1, keepdim=True)
+    last_SN = real_SN & (real_SN.cumsum(1) > count_S1 - (TAIL * count_S1).long().clamp(min=1))
+    columns = last_SN.any(0)
+    return output[..., columns, :].where(last_SN[:, columns, None], 0)
 
 
 def _error(dense: Sequence[Tensor], sparse: Sequence[Tensor]) -> float:
@@ -110,7 +138,7 @@ def _error(dense: Sequence[Tensor], sparse: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _sparse(layers: Sequence[Layer], limits: Mapping[str, Tensor], prefill: float) -> Iterator[None]:
+def _sparse(layers: Sequence[Layer], limits: Mapping[str, Tensor], prefill: float, masks: _Masks) -> Iterator[None]:
     """Mask the layers' inputs while the context lasts."""
 
     def hook(limit: Tensor) -> Callable[..., tuple[tuple[Tensor], dict[str, Any]]]:
@@ -120,8 +148,7 @@ def _sparse(layers: Sequence[Layer], limits: Mapping[str, Tensor], prefill: floa
             (x,) = (*args, *kwargs.values())
             drop = dropped(x, limit)
             if x.ndim > 2:
-                real = torch.ones(1, x.shape[-2], dtype=torch.bool, device=x.device)
-                drop = drop & ~prefix_mask(real, prefill).unsqueeze(-1)
+                drop = drop & ~prefix_mask(masks.of(x), prefill).unsqueeze(-1)
             return (x.masked_fill(drop, 0),), {}
 
         return mask

@@ -192,13 +192,15 @@ class SparseLinear(nn.Module):
     def mask(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
         """Set the inputs that are not kept to zero."""
         if self.projection.sparsity == 0:
+            if not torch.compiler.is_compiling():
+                self._count(x, 0)
             return x
         drop = dropped(x, self.limits(x))
         dense = self.prompt.dense_rows(x)
         if dense is not None:
             drop = drop & ~dense.unsqueeze(-1)
         if not torch.compiler.is_compiling():
-            self._count(x, drop)
+            self._count(x, drop.sum())
         return x.masked_fill(drop, 0)
 
     def limits(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "..."]:
@@ -234,9 +236,9 @@ class SparseLinear(nn.Module):
     def _needs_grad(self, x: Tensor) -> bool:
         return torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
 
-    def _count(self, x: Tensor, drop: Tensor) -> None:
+    def _count(self, x: Tensor, dropped: Tensor | int) -> None:
         """Count the kept inputs for the report, on the device and without waiting for it."""
-        self.kept = self.kept + (drop.numel() - drop.sum())
+        self.kept = self.kept + (x.numel() - dropped)
         self.seen += x.shape[:-1].numel()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

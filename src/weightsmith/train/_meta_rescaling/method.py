@@ -49,7 +49,14 @@ from weightsmith.core.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from weightsmith.core.processes import all_reduce_sum, broadcast_first, gather_objects, gather_rows, plain_model
+from weightsmith.core.processes import (
+    all_reduce_sum,
+    broadcast_first,
+    gather_objects,
+    gather_rows,
+    plain_model,
+    process_count,
+)
 from weightsmith.core.results import Result, record
 from weightsmith.core.sharding import refuse_sharded
 from weightsmith.core.training import FitOptions, batch_count, check_options, draw_seed, fit, logits_of, training_method
@@ -481,6 +488,8 @@ def meta_rescaling(
     """
     if not 0 <= weight_warmup < 1:
         raise HyperparameterError("weight_warmup", found=weight_warmup, expected="a share in [0, 1)")
+    if options["batch_size"] * process_count() < 2:
+        raise HyperparameterError("batch_size", found=1, expected=">= 2", do="A sample alone has no weight.")
     hyper: dict[str, Any] = {
         "inner": inner,
         "inner_learning_rate": inner_learning_rate,
