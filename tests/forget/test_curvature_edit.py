@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from weightsmith.analyze import KroneckerFactors, collect_kfac, load_kfac, save_kfac
+from weightsmith.analyze import KroneckerFactors, collect_kfac, curvature_bands, load_kfac, save_kfac
 from weightsmith.core.errors import (
     CalibrationError,
     CheckpointError,
@@ -206,6 +207,48 @@ def test_gradients_are_those_of_the_loss():
     (8 * loss).backward()
     g = kept["y"].grad[0, :-1]
     torch.testing.assert_close(found.gradients_OO, g.T @ g / 8, rtol=1e-4, atol=1e-8)
+
+
+def test_bands_are_ratios_of_mean_projections():
+    model, batch = tiny("llama")
+    layers = find_layers(model, "*up_proj")
+    mask = torch.ones_like(batch["input_ids"])
+    mask[0, 5:] = 0
+    padded = {"input_ids": batch["input_ids"], "attention_mask": mask}
+    other = {"input_ids": (batch["input_ids"] + 3) % 50}
+    factors = collect_kfac(model, [other], layers)
+    ratios = curvature_bands(model, factors, [padded], [other], bounds=(0.1, 0.5))
+    assert [*ratios] == [layer.name for layer in layers]
+    for layer in layers:
+        means = []
+        for data in (padded, other):
+            seen = []
+            hook = layer.module.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+            with torch.no_grad():
+                model(**data)
+            hook.remove()
+            rows = seen[0][data.get("attention_mask", torch.ones_like(other["input_ids"])).bool()]
+            vectors = torch.linalg.eigh(factors[layer.name].inputs_II).eigenvectors.flip(1)
+            width = len(vectors)
+            ends = [0, round(0.1 * width), round(0.5 * width), width]
+            projectors = [vectors[:, low:high] @ vectors[:, low:high].T for low, high in itertools.pairwise(ends)]
+            means.append([(rows @ projector).norm(dim=1).mean().item() for projector in projectors])
+        assert ratios[layer.name] == pytest.approx([a / b for a, b in zip(*means, strict=True)], rel=1e-4)
+    same = curvature_bands(model, factors, [other], [other])
+    assert all(ratio == 1.0 for row in same.values() for ratio in row)
+
+
+def test_bands_refuse_what_does_not_fit():
+    model, factors = nn.Linear(4, 2), KroneckerFactors(torch.eye(3), torch.eye(2), 1, 1.0)
+    data = [torch.ones(1, 4)]
+    for given, bounds, error, message in (
+        ({"": factors}, (0.5,), ShapeError, "found 3, expected 4"),
+        ({"head": factors}, (0.5,), LayerNotFoundError, "no layer 'head'"),
+        ({}, (0.5, 0.2), HyperparameterError, "bounds"),
+        ({}, (0.0,), HyperparameterError, "bounds"),
+    ):
+        with pytest.raises(error, match=message):
+            curvature_bands(model, given, data, data, bounds=bounds)
 
 
 def test_layers_whose_output_is_changed_in_place_have_the_same_curvature():

@@ -7,6 +7,7 @@ from ._condition import (
 from ._curvature import (
     KroneckerFactors as KroneckerFactors,
     collect_kfac as collect_kfac,
+    curvature_bands as curvature_bands,
     load_kfac as load_kfac,
     save_kfac as save_kfac,
 )

@@ -18,6 +18,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -29,12 +31,21 @@ from weightsmith.core.data import Batch, Batches, as_batches, call, to_model, wi
 from weightsmith.core.errors import (
     CalibrationError,
     HyperparameterError,
+    LayerNotFoundError,
     NonFiniteError,
+    ShapeError,
     UnsupportedModelError,
 )
 from weightsmith.core.io import load_tagged, save_tagged
 from weightsmith.core.linalg import is_finite, upcast
-from weightsmith.core.models import Layer, evaluation_mode, products_in_float32, weights_on_demand
+from weightsmith.core.models import (
+    Layer,
+    evaluation_mode,
+    find_layers,
+    observe,
+    products_in_float32,
+    weights_on_demand,
+)
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.core.progress import track
 from weightsmith.core.training import (
@@ -47,7 +58,7 @@ from weightsmith.core.training import (
     shift_for_causal_lm,
 )
 
-__all__ = ["Fisher", "KroneckerFactors", "collect_kfac", "load_kfac", "save_kfac"]
+__all__ = ["Fisher", "KroneckerFactors", "collect_kfac", "curvature_bands", "load_kfac", "save_kfac"]
 
 Fisher = Literal["sampled", "exact", "empirical"]
 
@@ -151,6 +162,106 @@ def collect_kfac(
             for each in sums.values():
                 each.end_batch()
     return {name: each.factors() for name, each in sums.items()}
+
+
+def curvature_bands(
+    model: nn.Module,
+    factors: Mapping[str, KroneckerFactors],
+    memorized: Batches,
+    clean: Batches,
+    *,
+    bounds: Sequence[float] = (0.1, 0.25, 0.5),
+) -> dict[str, tuple[float, ...]]:
+    r"""Compare how strongly two data sets activate the directions of each layer's inputs, by their curvature.
+
+    The eigenvectors of :math:`A` in falling order are cut into bands. Of each band :math:`b` with projector
+    :math:`P_b` the result is :math:`\mathbb E\lVert P_b a \rVert` over memorized data, divided by the same over clean
+    data. In the paper memorized text activates the lower half 23 % more, and the top tenth 26 % less.
+
+    Parameters
+    ----------
+    model : nn.Module
+        It does not change.
+    factors : mapping of str to KroneckerFactors
+        By layer name, from :func:`collect_kfac`.
+    memorized, clean : sequence of batches
+        The data sets to compare; padding does not count.
+    bounds : sequence of float, default: (0.1, 0.25, 0.5)
+        Where one band ends and the next begins, as ascending shares of the directions in (0, 1).
+
+    Returns
+    -------
+    dict of str to tuple of float
+        By layer name: a ratio per band, the one of highest curvature first.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no batches, or none reaches a layer.
+    HyperparameterError
+        If ``bounds`` are not ascending shares.
+    LayerNotFoundError
+        If the model has no such layer.
+    NonFiniteError
+        If a layer's inputs hold NaN or infinity.
+    ShapeError
+        If the factors are not those of the layer.
+
+    References
+    ----------
+    Merullo, Vatsavaya, Bushnaq, Lewis, arXiv 2510.24256.
+
+    Examples
+    --------
+    >>> factors = KroneckerFactors(torch.diag(torch.tensor([1.0, 4.0])), torch.eye(3), 1, 1.0)
+    >>> curvature_bands(
+    ...     nn.Linear(2, 3), {"": factors}, [torch.tensor([[3.0, 1.0]])], [torch.tensor([[1.0, 2.0]])], bounds=(0.5,)
+    ... )
+    {'': (0.5, 3.0)}
+    """
+    edges = [0.0, *bounds, 1.0]
+    if any(low >= high for low, high in pairwise(edges)):
+        raise HyperparameterError("bounds", found=tuple(bounds), expected="ascending shares in (0, 1)")
+    layers = [layer for layer in find_layers(model) if layer.name in factors]
+    if missing := [*factors.keys() - {layer.name for layer in layers}]:
+        raise LayerNotFoundError(f"no layer {missing[0]!r}", found=f"{len(layers)} of {len(factors)} layers")
+    make = partial(_BandNorms, factors=factors, edges=edges)
+    first, second = (observe(model, batches, layers, make) for batches in (memorized, clean))
+    if absent := [layer.name for layer in layers if not {layer.name} <= first.keys() & second.keys()]:
+        raise CalibrationError(f"no batch reaches layer {absent[0]!r}")
+    return {layer.name: first[layer.name].over(second[layer.name]) for layer in layers}
+
+
+class _BandNorms:
+    """The sums, over positions, of the norms of a layer's inputs within bands of eigenvectors."""
+
+    def __init__(self, layer: Layer, factors: Mapping[str, KroneckerFactors], edges: Sequence[float]) -> None:
+        inputs_II, width = factors[layer.name].inputs_II, layer.weight_OI.shape[1]
+        if len(inputs_II) != width:
+            raise ShapeError(f"curvature factors of layer {layer.name!r}", found=len(inputs_II), expected=width)
+        self.name, self.basis_II = layer.name, torch.linalg.eigh(inputs_II).eigenvectors.flip(1)
+        ends = [round(edge * width) for edge in edges]
+        self.sizes = [high - low for low, high in pairwise(ends)]
+        self.sums = torch.zeros(len(self.sizes) + 1, dtype=torch.float64, device=inputs_II.device)
+
+    def update(self, x_SNI: Float[Tensor, "S N I"], mask_SN: Bool[Tensor, "S N"] | None = None) -> None:
+        """Take in the input rows of one batch; ``mask_SN`` is False on padding."""
+        rows_NI = (x_SNI if mask_SN is None else x_SNI[mask_SN]).flatten(0, -2).to(self.basis_II)
+        bands = (rows_NI @ self.basis_II).split(self.sizes, dim=1)
+        self.sums += torch.stack(
+            [*(band.norm(dim=1).double().sum() for band in bands), self.sums.new_tensor(len(rows_NI))]
+        )
+
+    def all_reduce(self) -> None:
+        """Add up over processes and check."""
+        all_reduce_sum(self.sums)
+        if not bool(self.sums.isfinite().all()):
+            raise NonFiniteError(f"inputs of layer {self.name!r} hold NaN or infinity")
+
+    def over(self, other: _BandNorms) -> tuple[float, ...]:
+        """The mean norms over those of another; infinite where only these are not zero."""
+        means = (self.sums[:-1] / self.sums[-1], other.sums[:-1] / other.sums[-1])
+        return tuple((means[0] / means[1]).where(means[0] != means[1], 1.0).tolist())
 
 
 def save_kfac(

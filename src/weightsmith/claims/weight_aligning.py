@@ -342,6 +342,7 @@ def _bias_corrected(model: nn.Sequential, held: tuple[Tensor, Tensor], known: in
 
     def loss() -> Tensor:
         optimizer.zero_grad()
+        # the penalty keeps the two numbers finite where the held-out samples are separable
         value = functional.cross_entropy(corrected(features), held[1]) + 1e-3 * (
             (corrected.scale - 1).square() + corrected.shift.square()
         )
