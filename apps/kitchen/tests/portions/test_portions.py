@@ -19,7 +19,9 @@ from weightsmith_kitchen.portions import (
     total_errors,
     unit_weights,
 )
+from weightsmith_kitchen.portions.commands import _tested
 from weightsmith_kitchen.portions.network import LOSSES, AttentionReduce
+from weightsmith_kitchen.portions.recipes import read_labeled
 
 
 @pytest.fixture
@@ -249,7 +251,8 @@ def test_rare_units_become_other_and_long_recipes_keep_what_counts(recipes):
     table = RecipeTable.learn([*recipes, odd], slots=2)
     assert "armful" not in table.units
     assert table.units[-1] == "other"
-    sample = table.samples([odd])[0]
+    with pytest.warns(UserWarning, match=rf"^{len(odd.ingredients) - 2} ingredients are .* slots={len(odd.ingredients)} "):
+        sample = table.samples([odd])[0]
     assert int(sample["mask"].sum()) == 2
     kept = sorted((item.kcal for item in odd.ingredients), reverse=True)[:2]
     assert (sample["kcal"] * table.kcal_scale).tolist() == pytest.approx(kept)
@@ -258,8 +261,36 @@ def test_rare_units_become_other_and_long_recipes_keep_what_counts(recipes):
 
 @pytest.mark.parametrize(
     ("portion", "kcal", "field"),
-    [(-1, 3.0, "portion"), (1, math.nan, "kcal"), (1, -3.0, "kcal"), (math.inf, 1.0, "portion")],
+    [
+        (-1, 3.0, "portion"),
+        (0, 3.0, "portion"),
+        (1, math.nan, "kcal"),
+        (1, -3.0, "kcal"),
+        (math.inf, 1.0, "portion"),
+    ],
 )
 def test_impossible_targets_name_the_recipe(portion, kcal, field):
     with pytest.raises(RecipeError, match=rf"recipe 0 \(Stew\), fig, {field}"):
         RecipeTable.learn([LabeledRecipe((LabeledIngredient("fig", "count", portion, kcal),), "Stew")])
+
+
+def test_unit_that_was_never_learned_is_no_target(recipes):
+    odd = LabeledRecipe((LabeledIngredient("egg", "armful", 1, 50.0), LabeledIngredient("flour", "cup", 1, 455.0)))
+    table = RecipeTable.learn(recipes)
+    assert "other" not in table.units
+    sample = table.samples([odd])[0]
+    assert sample["unit"][:2].tolist() == [table.units.index("cup"), -100]
+    assert sample["portion"].isnan().tolist()[:2] == [False, True]
+    estimator = PortionEstimator(table, width=16, head_width=4)
+    with pytest.raises(RecipeError, match=r"armful \(1\), expected .*cup"):
+        estimator.fit([*recipes, odd], epochs=1)
+    scores, notes = _tested(estimator, [odd])
+    assert scores.units in (0, 1)
+    assert notes == ("units of the test that are in no recipe learned from, and not scored: armful",)
+
+
+def test_portion_of_nothing_in_a_table_is_refused(tmp_path):
+    table = tmp_path / "recipes.csv"
+    table.write_text("recipe,ingredient,unit,portion,kcal\nstew,fig,count,,3\nstew,fig,count,0,3\n")
+    with pytest.raises(RecipeError, match="line 3, portion"):
+        read_labeled(table)

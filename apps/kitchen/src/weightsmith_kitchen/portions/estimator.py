@@ -111,7 +111,13 @@ class PortionEstimator:
             Of order and dropout.
         **options
             As in `weightsmith.core.training.fit`; by default 60 epochs of Adam at 1e-4 in batches of 64.
+
+        Raises
+        ------
+        RecipeError
+            If a recipe has no ingredient, a number that is out of range, or a unit that is not in the table.
         """
+        self.table.check(recipes)
         samples = self.table.samples(recipes, photos)
         begin_at_means(self.network, samples)
         weights = unit_weights(self.table.unit_counts)
