@@ -125,6 +125,9 @@ def test_without_image_features_the_photo_changes_nothing_and_every_loss_reaches
 def test_what_cannot_be_read_is_refused(net):
     with pytest.raises(ShapeError, match="image"):
         net(LIST)
+    for blind in (PortionCalorieNet(30, width=32, head_width=8), IngredientMLP(30, width=32)):
+        with pytest.raises(ShapeError, match=r"image of the network: found \(2, 12, 7, 7\), expected none"):
+            blind(LIST, IMAGE)
     with pytest.raises(ShapeError, match="no ingredient"):
         net(torch.zeros(1, 3, dtype=torch.long), IMAGE[:1])
     with pytest.raises(HyperparameterError, match="width"):

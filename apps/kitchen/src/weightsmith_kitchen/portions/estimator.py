@@ -165,6 +165,8 @@ class PortionEstimator:
         ------
         RecipeError
             If a name is not in the vocabulary.
+        ShapeError
+            If the photo is missing, or given to a network without ``image_channels``.
         """
         with evaluation_mode(self.network):
             output = self.network(self.table.encode(names), None if photo is None else photo[None])
