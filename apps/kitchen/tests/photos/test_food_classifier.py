@@ -14,6 +14,7 @@ from torch import nn
 from weightsmith.core.errors import CheckpointError, NonFiniteError
 from weightsmith_kitchen.errors import ModelError, PhotoError
 from weightsmith_kitchen.photos.backbones import FoodNetwork, open_backbone, stages_of
+from weightsmith_kitchen.photos.boxes import Box
 from weightsmith_kitchen.photos.calibration import abstain_threshold, fit_temperature
 from weightsmith_kitchen.photos.classifier import FoodClassifier
 from weightsmith_kitchen.photos.finetune import parameter_groups, polynomial
@@ -193,6 +194,17 @@ def test_without_validation_photos_some_are_kept_back():
     report = classifier.fit(photos(20), stages=("probe",))
     assert report.photos + report.validation_photos == 60
     assert 6 <= report.validation_photos <= 12
+
+
+def test_photos_that_are_bytes_without_a_name_are_groups_of_their_own():
+    given = FoodPhotos([Example(x.photo, x.label) for x in photos(20)])
+    assert len({x.group for x in given}) == 60
+    assert Example(given[0].photo, "egg", Box(0, 0, 9, 9)).group == given[0].group
+    report = FoodClassifier(backbone=tiny(), preprocess=SMALL).fit(given, stages=("probe",))
+    assert 6 <= report.validation_photos <= 12
+    alike = FoodPhotos([Example(x.photo, x.label, group="one plate") for x in given])
+    with pytest.warns(UserWarning, match="never abstains; pass validation photos"):
+        FoodClassifier(backbone=tiny(), preprocess=SMALL).fit(alike, stages=("probe",))
 
 
 def test_a_balanced_probe_and_sampler_find_the_rare_class():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -138,7 +139,7 @@ class FoodClassifier:
             Their classes become the classifier's.
         validation : FoodPhotos, optional
             Photos that temperature and threshold are chosen on; by default 15 % of the groups of ``train`` are kept
-            back for that.
+            back for that. Without any the probabilities are not calibrated, and the classifier never abstains.
         stages : sequence of {"probe", "finetune"}, default: both
             The linear probe trains the head only: the backbone is bit for bit the same afterwards.
         strength : float, default: 0.03
@@ -513,8 +514,13 @@ def _channels_last(pixels: Tensor) -> Tensor:
 
 def _kept_back(photos: FoodPhotos, seed: int) -> tuple[FoodPhotos, FoodPhotos, Tensor]:
     """Training and validation photos; every class that has two groups or more keeps one to train on."""
-    groups = [example.group or example.name for example in photos]
-    labels = [example.label for example in photos]
+    labels, groups = [example.label for example in photos], [example.group for example in photos]
     parts = np.array(grouped_split(labels, groups, shares=(1 - HELD_OUT, HELD_OUT, 0.0), seed=seed))
     train, held = np.nonzero(parts == "train")[0], np.nonzero(parts == "validation")[0]
+    if not len(held):
+        warnings.warn(
+            f"too few groups of photos ({len(set(groups))}) to keep one back: the probabilities are not calibrated, "
+            "and the classifier never abstains; pass validation photos",
+            stacklevel=3,
+        )
     return photos.subset(train), photos.subset(held), torch.from_numpy(train)
