@@ -1,6 +1,7 @@
 """The classifier: what each stage may change, what it predicts, and what it saves."""
 
 import copy
+import inspect
 import io
 import json
 import shutil
@@ -260,10 +261,24 @@ def test_boxes_are_recognized_each_and_thinned_out(trained):
     for first, second in zip(found.regions, again.regions, strict=True):
         assert first.box == pytest.approx(second.box)
         assert first.candidates[0].label == second.candidates[0].label
+    from_array = inspect.unwrap(FoodClassifier.predict)(trained, plate, np.array(boxes))
+    assert [region.box for region in from_array.regions] == [region.box for region in found.regions]
     with pytest.raises(PhotoError, match="an empty list"):
         trained.predict(plate, [])
+    with pytest.raises(PhotoError, match="an empty list"):
+        inspect.unwrap(FoodClassifier.predict)(trained, plate, np.empty((0, 4)))
     with pytest.raises(PhotoError, match="reaches out"):
         trained.predict(plate, [(0, 0, 900, 90)])
+
+
+def test_overlapping_boxes_of_one_food_are_one_whatever_their_labels(trained, monkeypatch):
+    monkeypatch.setattr(trained, "foods", dict.fromkeys(COLORS, "produce"))
+    plate = Image.new("RGB", (200, 100), COLORS["egg"])
+    plate.paste(COLORS["tomato"], (0, 0, 40, 100))
+    found = trained.predict(plate, [(0, 0, 80, 100), (0, 0, 40, 100), (110, 5, 195, 95)], overlap=0.4)
+    labels = {trained.predict(plate, [box]).best.candidates[0].label for box in ((0, 0, 80, 100), (0, 0, 40, 100))}
+    assert len(labels) == 2
+    assert len(found.regions) == 2
 
 
 def test_orientation_does_not_change_a_prediction(trained):
