@@ -212,6 +212,18 @@ def test_units_and_energies_are_learned_and_survive_a_folder(recipes, tmp_path):
         PortionEstimator.from_pretrained(tmp_path / "kit")
 
 
+def test_another_fit_goes_on_from_all_weights(recipes, tmp_path):
+    estimator = PortionEstimator(RecipeTable.learn(recipes), width=16, head_width=4)
+    before = estimator.network.total_out.bias.clone()
+    estimator.fit(recipes, epochs=3, learning_rate=1e-2)
+    assert not torch.equal(estimator.network.total_out.bias, before)
+    estimator.save_pretrained(tmp_path / "kit")
+    for trained in (estimator, PortionEstimator.from_pretrained(tmp_path / "kit")):
+        state = {name: value.clone() for name, value in trained.network.state_dict().items()}
+        trained.fit(recipes[:9], epochs=1, learning_rate=0.0)
+        assert all(torch.equal(value, state[name]) for name, value in trained.network.state_dict().items())
+
+
 def test_portions_are_read_from_photos(tmp_path):
     """The only thing that tells one egg from three is the photo."""
     amounts = torch.randint(1, 4, (80,), generator=torch.Generator().manual_seed(0))

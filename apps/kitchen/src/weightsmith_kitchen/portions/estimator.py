@@ -87,6 +87,7 @@ class PortionEstimator:
         self.network: nn.Module = PortionCalorieNet(
             len(table.ingredients), len(table.units), image_encoder=image_encoder, **options
         )
+        self._begun = False
 
     def fit(
         self,
@@ -97,7 +98,7 @@ class PortionEstimator:
         seed: int = 0,
         **options: Unpack[FitOptions],
     ) -> Fit:
-        """Learn from recipes.
+        """Learn from recipes; another call, or one after `from_pretrained`, goes on from the weights as they are.
 
         Parameters
         ----------
@@ -119,7 +120,9 @@ class PortionEstimator:
         """
         self.table.check(recipes)
         samples = self.table.samples(recipes, photos)
-        begin_at_means(self.network, samples)
+        if not self._begun:
+            begin_at_means(self.network, samples)
+            self._begun = True
         weights = unit_weights(self.table.unit_counts)
 
         def loss(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -209,6 +212,7 @@ class PortionEstimator:
         if config.get("model_type") != "portion-calorie-net":
             raise ModelError(f"{folder}", found=str(config.get("model_type")), expected="portion-calorie-net")
         made = cls(RecipeTable.from_dict(config["table"]), image_encoder=image_encoder, **config["options"])
+        made._begun = True
         try:
             made.network.load_state_dict(load_file(Path(folder) / WEIGHTS))
         except (RuntimeError, OSError) as error:
