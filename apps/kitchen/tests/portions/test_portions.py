@@ -266,7 +266,9 @@ def test_rare_units_become_other_and_long_recipes_keep_what_counts(recipes):
     table = RecipeTable.learn([*recipes, odd], slots=2)
     assert "armful" not in table.units
     assert table.units[-1] == "other"
-    with pytest.warns(UserWarning, match=rf"^{len(odd.ingredients) - 2} ingredients are .* slots={len(odd.ingredients)} "):
+    with pytest.warns(
+        UserWarning, match=rf"^{len(odd.ingredients) - 2} ingredients are .* slots={len(odd.ingredients)} "
+    ):
         sample = table.samples([odd])[0]
     assert int(sample["mask"].sum()) == 2
     kept = sorted((item.kcal for item in odd.ingredients), reverse=True)[:2]

@@ -267,7 +267,9 @@ def _check_targets(recipes: Sequence[LabeledRecipe]) -> None:
             raise RecipeError(where, found="no ingredient", expected="at least one")
         for item in recipe.ingredients:
             if item.portion is not None and not (math.isfinite(item.portion) and item.portion > 0):
-                raise RecipeError(f"{where}, {item.name}, portion", found=item.portion, expected="a number > 0, or None")
+                raise RecipeError(
+                    f"{where}, {item.name}, portion", found=item.portion, expected="a number > 0, or None"
+                )
             if not (math.isfinite(item.kcal) and item.kcal >= 0):
                 raise RecipeError(f"{where}, {item.name}, kcal", found=item.kcal, expected="a number >= 0")
 
