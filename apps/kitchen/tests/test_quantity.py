@@ -2,11 +2,13 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.quantity import Quantity, find_quantity, read_minutes, read_yield
+from weightsmith_kitchen.recipe import Ingredient
 
 F = Fraction
 
@@ -96,6 +98,20 @@ def test_times(text, minutes):
 def test_what_is_no_amount_is_refused(value):
     with pytest.raises(RecipeError, match="amount"):
         Quantity.of(value)
+
+
+def test_numbers_of_numpy_are_the_decimals_that_they_print_as():
+    assert Quantity.of(np.float64(6.1)) == Quantity.of(6.1) == Quantity(F(61, 10), F(61, 10))
+    assert Quantity.of(2) * np.float64(1.1) == Quantity.of(2.2)
+    assert Ingredient("flour", Quantity.of(2), "cup").scale(np.float64(1.1)).quantity == Quantity.of(2.2)
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), np.float64("inf")])
+def test_factor_that_is_not_finite_is_refused(factor):
+    with pytest.raises(RecipeError, match="factor"):
+        Quantity.of(2) * factor
+    with pytest.raises(RecipeError, match="factor"):
+        Ingredient("flour", Quantity.of(2), "cup").scale(factor)
 
 
 def test_a_range_has_its_smaller_number_first():

@@ -183,6 +183,22 @@ def test_unknown_settings_are_refused(small_tagger):
         small_tagger.with_settings(treshold=0.5)
 
 
+@pytest.mark.parametrize("value", [-3, 0, float("nan")])
+def test_settings_out_of_range_are_refused(small_tagger, value):
+    with pytest.raises(TaggerError, match="variants"):
+        small_tagger.with_settings(variants=value)
+    with pytest.raises(TaggerError, match="classifier"):
+        Settings(classifier=value or 1.5)
+
+
+@pytest.mark.parametrize("changes", [{"classifier": 0.5}, {"names": False}])
+def test_classifier_that_is_not_there_is_not_asked_for(small_tagger, changes):
+    with pytest.raises(TaggerError, match="classifier: found none"):
+        small_tagger.with_settings(**changes)
+    with pytest.raises(TaggerError, match="classifier: found none"):
+        PhenoTagger(small_tagger.ontology, small_tagger.dictionary, settings=Settings(**changes))
+
+
 def test_an_empty_text_has_no_mentions(small_tagger):
     assert small_tagger.tag("") == []
     assert small_tagger.tag(" \n\t ") == []

@@ -10,7 +10,7 @@ from math import floor
 
 from weightsmith_kitchen.errors import RecipeError
 
-__all__ = ["Quantity", "find_quantity", "read_minutes", "read_yield"]
+__all__ = ["Quantity", "as_fraction", "find_quantity", "read_minutes", "read_yield"]
 
 VULGAR = {
     "¼": Fraction(1, 4),
@@ -140,11 +140,7 @@ class Quantity:
             return value
         if isinstance(value, str):
             return cls.parse(value)
-        if isinstance(value, float):
-            try:
-                value = Fraction(repr(value))
-            except ValueError:
-                raise RecipeError("amount", found=repr(value), expected="a finite number") from None
+        value = as_fraction(value, "amount")
         return cls(value, value)
 
     @classmethod
@@ -173,7 +169,7 @@ class Quantity:
         return (self.low + self.high) / 2
 
     def __mul__(self, factor: Fraction | float) -> Quantity:
-        factor = Fraction(repr(factor)) if isinstance(factor, float) else Fraction(factor)
+        factor = as_fraction(factor, "factor")
         return Quantity(self.low * factor, self.high * factor)
 
     __rmul__ = __mul__
@@ -220,6 +216,20 @@ class Quantity:
         if isinstance(stored, str) and re.fullmatch(r"\d{1,400}(?:/0*[1-9]\d{0,400})?", stored):
             return cls(Fraction(stored), Fraction(stored))
         return cls.of(stored)
+
+
+def as_fraction(value: Fraction | float, name: str) -> Fraction:
+    """A number as a fraction; a float, NumPy's too, is the decimal number that it prints as.
+
+    Raises
+    ------
+    RecipeError
+        If it is not finite. ``name`` is what it is called.
+    """
+    try:
+        return Fraction(repr(float(value)) if isinstance(value, float) else value)
+    except (ValueError, OverflowError):
+        raise RecipeError(name, found=repr(value), expected="a finite number") from None
 
 
 def find_quantity(text: str, start: int = 0) -> tuple[Quantity, int, int] | None:

@@ -11,7 +11,7 @@ from typing import Any
 from weightsmith_kitchen.errors import RecipeError
 from weightsmith_kitchen.foods import Estimate, Food
 from weightsmith_kitchen.nouns import counted
-from weightsmith_kitchen.quantity import Quantity
+from weightsmith_kitchen.quantity import Quantity, as_fraction
 
 __all__ = ["Event", "Ingredient", "Recipe", "Span"]
 
@@ -100,11 +100,11 @@ class Ingredient:
         Raises
         ------
         RecipeError
-            If the factor is not above 0.
+            If the factor is not above 0, or not finite.
         """
         if not factor > 0:
             raise RecipeError("factor", found=str(factor), expected="> 0")
-        factor = Fraction(repr(factor)) if isinstance(factor, float) else Fraction(factor)
+        factor = as_fraction(factor, "factor")
         return replace(
             self,
             quantity=None if self.quantity is None else self.quantity * factor,

@@ -35,6 +35,26 @@ def test_worked_examples_of_amounts():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "amount", "key"),
+    [
+        ("1,5 cups of milk", "3/2", "cup milk"),
+        ("0,25 l of milk", "1/4", "liter milk"),
+        ("1,25-1,5 cups of milk", "11/8", "cup milk"),
+        ("1,500 g of milk", "1500", "gram milk"),
+        ("1,5000 g of milk", "3/2", "gram milk"),
+        ("2 x 100 g of chocolate", "200", "gram chocolate"),
+        ("2x100g chocolate", "200", "gram chocolate"),
+        ("2 × 1,5 cups of milk", "3", "cup milk"),
+        ("½ X 100 g of chocolate", "50", "gram chocolate"),
+        ("2 x 3 x 10 g of chocolate", "60", "gram chocolate"),
+        ("2 x 3 eggs of 50 g", "300", "gram eggs"),
+    ],
+)
+def test_decimal_commas_and_products_are_one_amount(text, amount, key):
+    assert read(f"1 cup of rice,{text}, 1 egg") == [(1, "cup rice"), (Fraction(amount), key), (1, "egg")]
+
+
 def test_range_is_an_interval_with_a_middle():
     (item,) = parse_list("1-2 cups of flour")
     assert (item.amount.low, item.amount.high, item.amount.middle) == (1, 2, Fraction(3, 2))
@@ -65,6 +85,8 @@ def test_missing_comma_divides_before_amount_and_unit():
         ("1/4 teaspoon", "no ingredient"),
         ("salt", "no amount"),
         ("1/2/3 cup of milk", "cannot be read"),
+        ("1,2,3 cups of milk", "cannot be read"),
+        ("2 x 1/0 cup of milk", "cannot be read"),
     ],
 )
 def test_what_cannot_be_read_is_an_item_with_an_error(text, error):

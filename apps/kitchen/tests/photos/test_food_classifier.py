@@ -1,6 +1,7 @@
 """The classifier: what each stage may change, what it predicts, and what it saves."""
 
 import copy
+import inspect
 import io
 import json
 import shutil
@@ -14,6 +15,7 @@ from torch import nn
 from weightsmith.core.errors import CheckpointError, NonFiniteError
 from weightsmith_kitchen.errors import ModelError, PhotoError
 from weightsmith_kitchen.photos.backbones import FoodNetwork, open_backbone, stages_of
+from weightsmith_kitchen.photos.boxes import Box
 from weightsmith_kitchen.photos.calibration import abstain_threshold, fit_temperature
 from weightsmith_kitchen.photos.classifier import FoodClassifier
 from weightsmith_kitchen.photos.finetune import parameter_groups, polynomial
@@ -195,6 +197,17 @@ def test_without_validation_photos_some_are_kept_back():
     assert 6 <= report.validation_photos <= 12
 
 
+def test_photos_that_are_bytes_without_a_name_are_groups_of_their_own():
+    given = FoodPhotos([Example(x.photo, x.label) for x in photos(20)])
+    assert len({x.group for x in given}) == 60
+    assert Example(given[0].photo, "egg", Box(0, 0, 9, 9)).group == given[0].group
+    report = FoodClassifier(backbone=tiny(), preprocess=SMALL).fit(given, stages=("probe",))
+    assert 6 <= report.validation_photos <= 12
+    alike = FoodPhotos([Example(x.photo, x.label, group="one plate") for x in given])
+    with pytest.warns(UserWarning, match="never abstains; pass validation photos"):
+        FoodClassifier(backbone=tiny(), preprocess=SMALL).fit(alike, stages=("probe",))
+
+
 def test_a_balanced_probe_and_sampler_find_the_rare_class():
     many = photos(40, colors={"egg": COLORS["egg"], "bread": (215, 200, 170)})
     rare = [x for x in many if x.label == "egg"] + [x for x in many if x.label == "bread"][:3]
@@ -248,10 +261,24 @@ def test_boxes_are_recognized_each_and_thinned_out(trained):
     for first, second in zip(found.regions, again.regions, strict=True):
         assert first.box == pytest.approx(second.box)
         assert first.candidates[0].label == second.candidates[0].label
+    from_array = inspect.unwrap(FoodClassifier.predict)(trained, plate, np.array(boxes))
+    assert [region.box for region in from_array.regions] == [region.box for region in found.regions]
     with pytest.raises(PhotoError, match="an empty list"):
         trained.predict(plate, [])
+    with pytest.raises(PhotoError, match="an empty list"):
+        inspect.unwrap(FoodClassifier.predict)(trained, plate, np.empty((0, 4)))
     with pytest.raises(PhotoError, match="reaches out"):
         trained.predict(plate, [(0, 0, 900, 90)])
+
+
+def test_overlapping_boxes_of_one_food_are_one_whatever_their_labels(trained, monkeypatch):
+    monkeypatch.setattr(trained, "foods", dict.fromkeys(COLORS, "produce"))
+    plate = Image.new("RGB", (200, 100), COLORS["egg"])
+    plate.paste(COLORS["tomato"], (0, 0, 40, 100))
+    found = trained.predict(plate, [(0, 0, 80, 100), (0, 0, 40, 100), (110, 5, 195, 95)], overlap=0.4)
+    labels = {trained.predict(plate, [box]).best.candidates[0].label for box in ((0, 0, 80, 100), (0, 0, 40, 100))}
+    assert len(labels) == 2
+    assert len(found.regions) == 2
 
 
 def test_orientation_does_not_change_a_prediction(trained):

@@ -114,6 +114,8 @@ def test_impossible_corrections_and_dishes_are_refused():
         made.generate([DISHES], IMAGES[:1])
     with pytest.raises(ShapeError, match="image of the decoder"):
         made.generate([0])
+    with pytest.raises(ShapeError, match=r"image of the decoder: .* expected none"):
+        IngredientDecoder(FOODS, DISHES, width=16, heads=2, head_width=8).generate([0], IMAGES[:1])
     with pytest.raises(HyperparameterError, match="dishes"):
         IngredientDecoder(3, 0)
     with pytest.raises(HyperparameterError, match="image_channels"):

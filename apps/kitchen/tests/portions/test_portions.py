@@ -19,7 +19,9 @@ from weightsmith_kitchen.portions import (
     total_errors,
     unit_weights,
 )
+from weightsmith_kitchen.portions.commands import _tested
 from weightsmith_kitchen.portions.network import LOSSES, AttentionReduce
+from weightsmith_kitchen.portions.recipes import read_labeled
 
 
 @pytest.fixture
@@ -123,6 +125,9 @@ def test_without_image_features_the_photo_changes_nothing_and_every_loss_reaches
 def test_what_cannot_be_read_is_refused(net):
     with pytest.raises(ShapeError, match="image"):
         net(LIST)
+    for blind in (PortionCalorieNet(30, width=32, head_width=8), IngredientMLP(30, width=32)):
+        with pytest.raises(ShapeError, match=r"image of the network: found \(2, 12, 7, 7\), expected none"):
+            blind(LIST, IMAGE)
     with pytest.raises(ShapeError, match="no ingredient"):
         net(torch.zeros(1, 3, dtype=torch.long), IMAGE[:1])
     with pytest.raises(HyperparameterError, match="width"):
@@ -207,6 +212,18 @@ def test_units_and_energies_are_learned_and_survive_a_folder(recipes, tmp_path):
         PortionEstimator.from_pretrained(tmp_path / "kit")
 
 
+def test_another_fit_goes_on_from_all_weights(recipes, tmp_path):
+    estimator = PortionEstimator(RecipeTable.learn(recipes), width=16, head_width=4)
+    before = estimator.network.total_out.bias.clone()
+    estimator.fit(recipes, epochs=3, learning_rate=1e-2)
+    assert not torch.equal(estimator.network.total_out.bias, before)
+    estimator.save_pretrained(tmp_path / "kit")
+    for trained in (estimator, PortionEstimator.from_pretrained(tmp_path / "kit")):
+        state = {name: value.clone() for name, value in trained.network.state_dict().items()}
+        trained.fit(recipes[:9], epochs=1, learning_rate=0.0)
+        assert all(torch.equal(value, state[name]) for name, value in trained.network.state_dict().items())
+
+
 def test_portions_are_read_from_photos(tmp_path):
     """The only thing that tells one egg from three is the photo."""
     amounts = torch.randint(1, 4, (80,), generator=torch.Generator().manual_seed(0))
@@ -249,7 +266,10 @@ def test_rare_units_become_other_and_long_recipes_keep_what_counts(recipes):
     table = RecipeTable.learn([*recipes, odd], slots=2)
     assert "armful" not in table.units
     assert table.units[-1] == "other"
-    sample = table.samples([odd])[0]
+    with pytest.warns(
+        UserWarning, match=rf"^{len(odd.ingredients) - 2} ingredients are .* slots={len(odd.ingredients)} "
+    ):
+        sample = table.samples([odd])[0]
     assert int(sample["mask"].sum()) == 2
     kept = sorted((item.kcal for item in odd.ingredients), reverse=True)[:2]
     assert (sample["kcal"] * table.kcal_scale).tolist() == pytest.approx(kept)
@@ -258,8 +278,36 @@ def test_rare_units_become_other_and_long_recipes_keep_what_counts(recipes):
 
 @pytest.mark.parametrize(
     ("portion", "kcal", "field"),
-    [(-1, 3.0, "portion"), (1, math.nan, "kcal"), (1, -3.0, "kcal"), (math.inf, 1.0, "portion")],
+    [
+        (-1, 3.0, "portion"),
+        (0, 3.0, "portion"),
+        (1, math.nan, "kcal"),
+        (1, -3.0, "kcal"),
+        (math.inf, 1.0, "portion"),
+    ],
 )
 def test_impossible_targets_name_the_recipe(portion, kcal, field):
     with pytest.raises(RecipeError, match=rf"recipe 0 \(Stew\), fig, {field}"):
         RecipeTable.learn([LabeledRecipe((LabeledIngredient("fig", "count", portion, kcal),), "Stew")])
+
+
+def test_unit_that_was_never_learned_is_no_target(recipes):
+    odd = LabeledRecipe((LabeledIngredient("egg", "armful", 1, 50.0), LabeledIngredient("flour", "cup", 1, 455.0)))
+    table = RecipeTable.learn(recipes)
+    assert "other" not in table.units
+    sample = table.samples([odd])[0]
+    assert sample["unit"][:2].tolist() == [table.units.index("cup"), -100]
+    assert sample["portion"].isnan().tolist()[:2] == [False, True]
+    estimator = PortionEstimator(table, width=16, head_width=4)
+    with pytest.raises(RecipeError, match=r"armful \(1\), expected .*cup"):
+        estimator.fit([*recipes, odd], epochs=1)
+    scores, notes = _tested(estimator, [odd])
+    assert scores.units in (0, 1)
+    assert notes == ("units of the test that are in no recipe learned from, and not scored: armful",)
+
+
+def test_portion_of_nothing_in_a_table_is_refused(tmp_path):
+    table = tmp_path / "recipes.csv"
+    table.write_text("recipe,ingredient,unit,portion,kcal\nstew,fig,count,,3\nstew,fig,count,0,3\n")
+    with pytest.raises(RecipeError, match="line 3, portion"):
+        read_labeled(table)

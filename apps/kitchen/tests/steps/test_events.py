@@ -105,6 +105,20 @@ def test_second_verb_stands_for_the_first():
     ) == [("stir", "sauce")]
 
 
+def test_objects_of_a_verb_that_another_stands_for_are_joined_by_and():
+    assert tuples(
+        ("use", 0, "ROOT", "VERB"),
+        ("butter", 0, "dobj", "NOUN"),
+        ("and", 1, "cc", "CCONJ"),
+        ("oil", 1, "conj", "NOUN"),
+        ("to", 5, "aux", "PART"),
+        ("coat", 0, "xcomp", "VERB"),
+        ("pans", 5, "dobj", "NOUN"),
+        ("and", 6, "cc", "CCONJ"),
+        ("pots", 6, "conj", "NOUN"),
+    ) == [("coat", "butter"), ("coat", "oil"), ("coat", "pans"), ("coat", "pots")]
+
+
 def test_joined_subjects_and_subject_of_the_verb_above():
     assert tuples(
         ("oil", 3, "nsubj", "NOUN"),

@@ -130,6 +130,16 @@ def test_batched_generation_is_that_of_one_by_one(images):
     assert all(together)
 
 
+def test_numbers_of_a_batch_are_those_of_one_by_one_with_learned_positions(images):
+    torch.manual_seed(0)
+    lm = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=1, n_head=2, initializer_range=0.2)).eval()
+    vlm = VisionPrefixLM(Patches(), lm, Letters(), nn.Linear(48, 32), group=4).eval().add_number_head()
+    prompts = [PROMPT, f"{PLACEHOLDER} a much longer question than the others [/INST]", f"{PLACEHOLDER}?"]
+    together = vlm.numbers(images, prompts)
+    alone = torch.cat([vlm.numbers(images[k : k + 1], prompts[k : k + 1]) for k in range(3)])
+    torch.testing.assert_close(together, alone)
+
+
 def test_learns_and_loads_again(images, tmp_path):
     vlm = make(spread=0.2).add_lora(r=4, alpha=8, dropout=0.0).train()
     optimizer = torch.optim.Adam([p for p in vlm.parameters() if p.requires_grad], lr=2e-2)

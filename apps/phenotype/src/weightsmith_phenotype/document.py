@@ -28,7 +28,7 @@ class Mention:
     name : str
         The concept's name in the ontology.
     score : float
-        1.0 for a match of a name or synonym, else the classifier's probability.
+        1.0 for a name or synonym, the reliability of a variant, or the classifier's probability.
     source : str
         ``"dictionary"``, ``"variant"``, ``"classifier"``, ``"abbreviation"``, or ``"gold"`` in a corpus.
     negated : bool

@@ -14,7 +14,7 @@ class OntologyError(PhenotypeError):
 
 
 class TaggerError(PhenotypeError):
-    """A saved tagger that cannot be loaded, or that does not fit the ontology."""
+    """A saved tagger that cannot be loaded or does not fit the ontology, or settings that a tagger cannot have."""
 
 
 class CorpusError(PhenotypeError):

@@ -74,6 +74,11 @@ class Settings:
         Also report short forms that the text defines, and those that the ontology knows and the text does not define.
     context : bool
         Tell what is negated, of a relative or uncertain.
+
+    Raises
+    ------
+    TaggerError
+        If a number is out of its range.
     """
 
     names: bool = True
@@ -83,6 +88,12 @@ class Settings:
     nested: bool = True
     abbreviations: bool = True
     context: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.variants > 0:
+            raise TaggerError("variants", found=self.variants, expected="> 0; above 1 none are reported")
+        if not 0 <= self.classifier <= 1:
+            raise TaggerError("classifier", found=self.classifier, expected="a probability; 1 is off")
 
 
 class PhenoTagger:
@@ -98,6 +109,11 @@ class PhenoTagger:
         Trained on its names; without one only names and their variants are found.
     settings : Settings, optional
         What to report.
+
+    Raises
+    ------
+    TaggerError
+        If the settings ask for a classifier and there is none.
 
     Examples
     --------
@@ -117,7 +133,7 @@ class PhenoTagger:
         self.ontology = ontology
         self.dictionary = Dictionary.build(ontology) if dictionary is None else dictionary
         self.classifier = classifier
-        self.settings = settings
+        self.settings = _checked(settings, classifier)
         # Of another release the live ids are reported, and ids that are gone are not.
         live = map(ontology.resolve, self.dictionary.identifiers)
         self._concepts = [None if i is None else (i, ontology[i].name) for i in live]
@@ -173,14 +189,14 @@ class PhenoTagger:
         Raises
         ------
         TaggerError
-            If there is no such setting.
+            If there is no such setting, a number is out of its range, or a classifier is asked for and there is none.
         """
         unknown = set(changes) - {field.name for field in fields(Settings)}
         if unknown:
             known = ", ".join(field.name for field in fields(Settings))
             raise TaggerError("settings", found=", ".join(sorted(unknown)), expected=f"some of {known}")
         changed = copy(self)
-        changed.settings = replace(self.settings, **changes)
+        changed.settings = _checked(replace(self.settings, **changes), self.classifier)
         vars(changed)["_matcher"] = self._matcher
         return changed
 
@@ -352,6 +368,18 @@ class PhenoTagger:
     def __getstate__(self) -> dict[str, Any]:
         """All but the cache of words, which every process makes for itself."""
         return {name: value for name, value in vars(self).items() if name != "_matcher"}
+
+
+def _checked(settings: Settings, classifier: Classifier | None) -> Settings:
+    """The settings, if there is a classifier where they ask for one."""
+    if classifier is None and (settings.classifier < 1 or not settings.names):
+        raise TaggerError(
+            "classifier",
+            found="none",
+            expected=f"one for classifier={settings.classifier:g}, names={settings.names}",
+            do="Train a tagger with PhenoTagger.from_ontology, or leave these settings at 1 and True.",
+        )
+    return settings
 
 
 def _changed_ids(what: str, here: Ontology, there: Ontology) -> str:

@@ -31,10 +31,16 @@ _OTHER = {
 _PREAMBLE = re.compile(
     r"^.*\bthey are\b\s*:?|^\s*(?:the )?ingredients?\s*(?:are)?\s*:|^\s*the dish is\b.*?\bin total\b\.?", re.I | re.S
 )
-# A comma inside a number ("1,000 g") separates nothing.
-_SEPARATOR = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;\n]|\.\s+(?=\d)")
+# A comma inside a number ("1,000 g", "1,5 cups") separates nothing.
+_SEPARATOR = re.compile(r"(?<!\d),|,(?!\d)|[;\n]|\.\s+(?=\d)")
 _NEXT = re.compile(r"(?<=[^\W\d_)])\s+(?:and\s+)?(?=[\d¼½¾⅓⅔⅛⅜⅝⅞])")
 _AMOUNT = re.compile(r"\s*(?:[\d¼½¾⅓⅔⅛⅜⅝⅞.]|(?:an?|half|quarter|one|two|three|four|five|six)\b)", re.I)
+# "2 x 100 g": an amount of amounts.
+_TIMES = re.compile(r"\s*[x×]\s*(?=[\d¼½¾⅓⅔⅛⅜⅝⅞.])", re.I)
+# Before an amount that belongs to the words before it.
+_JOINING = re.compile(r"(?:\b(?:to|or|and|of)|[\d¼½¾⅓⅔⅛⅜⅝⅞]\s*x)$", re.I)
+# Behind an amount that is only the beginning of what is written: "1/2/3", "1,2,3".
+_BROKEN = re.compile(r"/|[.,]\d")
 # "2 eggs of 50 g": the weight of each.
 _EACH = re.compile(r"\s*(?P<name>[^\W\d_].*?)\s+of\s+(?P<each>\d.*)$", re.I | re.S)
 _WORDS = re.compile(r"\s*(?P<one>[^\W\d_]+\.?)(?:[\s-]+(?P<two>[^\W\d_]+\.?))?")
@@ -101,7 +107,8 @@ def parse_list(text: str) -> list[ListItem]:
     ----------
     text : str
         Items between commas, semicolons or line breaks. A preamble ("The dish is ... They are:") is skipped. Pieces
-        with a weight, "2 eggs of 50 g", count by weight, here 100 g.
+        with a weight, "2 eggs of 50 g" or "2 x 50 g of egg", count by weight, here 100 g. A comma between digits
+        belongs to the number: "1,5 cups" is one and a half, "1,500 g" fifteen hundred.
 
     Returns
     -------
@@ -135,7 +142,7 @@ def _parts(piece: str) -> Iterator[str]:
     start = 0
     for match in _NEXT.finditer(piece):
         before = piece[start : match.start()]
-        if not _AMOUNT.match(before) or re.search(r"\b(?:to|or|and|of)$", before):
+        if not _AMOUNT.match(before) or _JOINING.search(before):
             continue
         try:
             found = find_quantity(piece, match.end())
@@ -153,22 +160,37 @@ def _trim(text: str) -> str:
 
 def _item(text: str) -> ListItem:
     try:
-        found = find_quantity(text)
+        found = _amount(text)
     except RecipeError:
         return ListItem(text, None, "", "", f"the amount cannot be read: {text[:40]!r}")
     if found is None:
         return ListItem(text, None, "", _name(text), "no amount")
-    amount, _, end = found
-    if text[end : end + 1] == "/":
+    amount, end = found
+    if _BROKEN.match(text, end):
         return ListItem(text, None, "", "", f"the amount cannot be read: {text[:40]!r}")
     unit, rest = split_unit(text[end:])
     if not unit and (each := _each(rest)) is not None:
         rest, unit, weight = each
-        amount = Quantity(amount.low * weight.low, amount.high * weight.high)
+        amount = _product(amount, weight)
     if amount.high > LARGEST:
         return ListItem(text, None, "", "", f"the amount is above {LARGEST:,}: {text[:40]!r}")
     ingredient = _name(rest)
     return ListItem(text, amount, unit, ingredient, None if ingredient else "no ingredient")
+
+
+def _amount(text: str) -> tuple[Quantity, int] | None:
+    """The amount that the text begins with, multiplied out ("2 x 100"), and where it ends."""
+    found = find_quantity(text)
+    if found is None:
+        return None
+    amount, _, end = found
+    while (times := _TIMES.match(text, end)) and (factor := find_quantity(text, times.end())) is not None:
+        amount, end = _product(amount, factor[0]), factor[2]
+    return amount, end
+
+
+def _product(one: Quantity, other: Quantity) -> Quantity:
+    return Quantity(one.low * other.low, one.high * other.high)
 
 
 def _each(text: str) -> tuple[str, str, Quantity] | None:

@@ -13,6 +13,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class Example:
     box : Box, optional
         Where it is, in pixels of the upright photo.
     group : str
-        Examples of one group stay in one part; by default the photo is its own group.
+        Examples of one group stay in one part; by default the photo is its own group, by its name if it has one.
     name : str
         What it is called in messages.
     """
@@ -59,6 +60,11 @@ class Example:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.photo if isinstance(self.photo, str) else "(bytes)")
+            own = self.photo if isinstance(self.photo, str) else blake2b(self.photo, digest_size=16).hexdigest()
+        else:
+            own = self.name
+        if not self.group:
+            object.__setattr__(self, "group", own)
 
 
 class FoodPhotos(Sequence[Example]):

@@ -13,7 +13,7 @@ import torch
 from weightsmith.core.io import check_output
 from weightsmith.core.training import FitOptions
 from weightsmith_kitchen.portions.estimator import PortionEstimator
-from weightsmith_kitchen.portions.recipes import LabeledRecipe, RecipeTable, read_labeled
+from weightsmith_kitchen.portions.recipes import NOT_LEARNED, OTHER, LabeledRecipe, RecipeTable, read_labeled
 
 __all__ = ["PortionScores", "PortionsTrained", "train_portions"]
 
@@ -129,12 +129,15 @@ def _tested(estimator: PortionEstimator, held: Sequence[LabeledRecipe]) -> tuple
         told = ", ".join(f"{name} ({count})" for name, count in unknown.most_common(10))
         more = f", and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         notes.append(f"ingredients of the test that are in no recipe learned from, and left out: {told}{more}")
+    strange = sorted({item.unit for recipe in held for item in recipe.ingredients} - set(table.units))
+    if strange and OTHER not in table.units:
+        notes.append(f"units of the test that are in no recipe learned from, and not scored: {', '.join(strange)}")
     samples = table.samples(held)
     if not samples:
         return None, (*notes, "no recipe was left to test on: give more recipes, or a larger --held-out")
     output = estimator.outputs(held)
     mask, unit = (torch.stack([sample[name] for sample in samples]) for name in ("mask", "unit"))
     total = torch.stack([sample["total"] for sample in samples])
-    right = (output.units.argmax(-1)[mask] == unit[mask]).float().mean()
+    right = ((output.units.argmax(-1) == unit) & mask).sum() / (mask & (unit != NOT_LEARNED)).sum().clamp_min(1)
     error = (output.total - total).abs().mean() * table.kcal_scale
     return PortionScores(len(samples), float(right), float(error)), tuple(notes)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from weightsmith.core.errors import HyperparameterError, ShapeError
-from weightsmith_kitchen.portions.network import KitOutput
+from weightsmith_kitchen.portions.network import KitOutput, refuse_image
 
 __all__ = ["IngredientMLP"]
 
@@ -84,7 +84,13 @@ class IngredientMLP(nn.Module):
         image: Float[Tensor, "B C H W"] | None = None,
         mask: Bool[Tensor, "B N"] | None = None,
     ) -> KitOutput:
-        """Estimate; slots with ingredient 0 are padding unless a mask says otherwise."""
+        """Estimate; slots with ingredient 0 are padding unless a mask says otherwise.
+
+        Raises
+        ------
+        ShapeError
+            If the image is missing, or given to a network without ``image_channels``.
+        """
         mask = ingredients != 0 if mask is None else mask
         if self.image_encoder is not None and image is not None:
             image = self.image_encoder(image)
@@ -96,6 +102,8 @@ class IngredientMLP(nn.Module):
                 )
             seen = self.image(image.mean((2, 3)))[:, None].expand_as(read)
             read = torch.cat((read, seen), -1)
+        else:
+            refuse_image(image, "network")
         unit = self.unit_hidden(read)
         portion = self.portion_hidden(torch.cat((read, unit), -1))
         align = self.align_hidden(torch.cat((unit, portion), -1))

@@ -87,6 +87,7 @@ class PortionEstimator:
         self.network: nn.Module = PortionCalorieNet(
             len(table.ingredients), len(table.units), image_encoder=image_encoder, **options
         )
+        self._begun = False
 
     def fit(
         self,
@@ -97,7 +98,7 @@ class PortionEstimator:
         seed: int = 0,
         **options: Unpack[FitOptions],
     ) -> Fit:
-        """Learn from recipes.
+        """Learn from recipes; another call, or one after `from_pretrained`, goes on from the weights as they are.
 
         Parameters
         ----------
@@ -111,9 +112,17 @@ class PortionEstimator:
             Of order and dropout.
         **options
             As in `weightsmith.core.training.fit`; by default 60 epochs of Adam at 1e-4 in batches of 64.
+
+        Raises
+        ------
+        RecipeError
+            If a recipe has no ingredient, a number that is out of range, or a unit that is not in the table.
         """
+        self.table.check(recipes)
         samples = self.table.samples(recipes, photos)
-        begin_at_means(self.network, samples)
+        if not self._begun:
+            begin_at_means(self.network, samples)
+            self._begun = True
         weights = unit_weights(self.table.unit_counts)
 
         def loss(network: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -159,6 +168,8 @@ class PortionEstimator:
         ------
         RecipeError
             If a name is not in the vocabulary.
+        ShapeError
+            If the photo is missing, or given to a network without ``image_channels``.
         """
         with evaluation_mode(self.network):
             output = self.network(self.table.encode(names), None if photo is None else photo[None])
@@ -201,6 +212,7 @@ class PortionEstimator:
         if config.get("model_type") != "portion-calorie-net":
             raise ModelError(f"{folder}", found=str(config.get("model_type")), expected="portion-calorie-net")
         made = cls(RecipeTable.from_dict(config["table"]), image_encoder=image_encoder, **config["options"])
+        made._begun = True
         try:
             made.network.load_state_dict(load_file(Path(folder) / WEIGHTS))
         except (RuntimeError, OSError) as error:

@@ -30,7 +30,7 @@ from torch.nn import functional
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.models import evaluation_mode
 from weightsmith_kitchen.errors import RecipeError
-from weightsmith_kitchen.portions.network import DecoderLayer
+from weightsmith_kitchen.portions.network import DecoderLayer, refuse_image
 
 __all__ = ["MAIN", "OPTIONAL", "IngredientDecoder", "IngredientList", "set_loss"]
 
@@ -131,8 +131,15 @@ class IngredientDecoder(nn.Module):
         self.out = nn.Linear(width, 1 + ingredients + dishes)
 
     def tokens_of(self, image: Tensor | None, count: int) -> Float[Tensor, "B P E"]:
-        """The places of the image, at the decoder's width."""
+        """The places of the image, at the decoder's width.
+
+        Raises
+        ------
+        ShapeError
+            If the image is missing, or given to a decoder without ``image_channels``.
+        """
         if self.image is None:
+            refuse_image(image, "decoder")
             assert self.blank is not None
             return self.blank.expand(count, -1, -1)
         if self.image_encoder is not None and image is not None:

@@ -113,11 +113,20 @@ class Decoder(nn.Module):
                 )
             seen = self.image(image.flatten(2).transpose(1, 2))
         else:
+            refuse_image(image, "network")
             assert self.blank is not None
             seen = self.blank.expand(len(x), -1, -1)
         for layer in self.layers:
             x = layer(x, seen, mask)
         return x
+
+
+def refuse_image(image: Tensor | None, what: str) -> None:
+    """Raise a ShapeError where an image is given to what was made without ``image_channels``."""
+    if image is not None:
+        raise ShapeError(
+            f"image of the {what}", found=tuple(image.shape), expected="none", do="Make it with image_channels."
+        )
 
 
 class AttentionReduce(nn.Module):
@@ -218,6 +227,11 @@ class PortionCalorieNet(nn.Module):
         """Estimate; slots with ingredient 0 are padding unless a mask says otherwise.
 
         ``image`` is a map of features, or photos (B, 3, side, side) where the network has an encoder of its own.
+
+        Raises
+        ------
+        ShapeError
+            If a recipe has no ingredient, or the image is missing or given to a network without ``image_channels``.
         """
         mask = ingredients != 0 if mask is None else mask
         if self.image_encoder is not None and image is not None:

@@ -6,6 +6,7 @@ import csv
 import difflib
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ __all__ = ["LabeledIngredient", "LabeledRecipe", "RecipeTable", "read_labeled"]
 COLUMNS = ("recipe", "ingredient", "unit", "portion", "kcal")
 
 OTHER = "other"
+NOT_LEARNED = -100
+"""Target of a unit that the table does not have, which cross-entropy leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class LabeledIngredient:
     unit : str
         Its unit.
     portion : float or None
-        How many units; None where the recipe does not say: the loss of portions leaves it out.
+        How many units, above 0; None where the recipe does not say: the loss of portions leaves it out.
     kcal : float
         Energy of the portion.
     """
@@ -89,18 +92,12 @@ class RecipeTable:
         Raises
         ------
         RecipeError
-            If a recipe has no ingredient, or a portion or energy that is negative or not finite; it names the recipe.
+            If a recipe has no ingredient, a portion that is not above 0, an energy below 0, or a number that is not
+            finite; it names the recipe.
         """
         if not recipes:
             raise RecipeError("recipes", found="none", expected="at least one")
-        for number, recipe in enumerate(recipes):
-            where = f"recipe {number}" + (f" ({recipe.title})" if recipe.title else "")
-            if not recipe.ingredients:
-                raise RecipeError(where, found="no ingredient", expected="at least one")
-            for item in recipe.ingredients:
-                for name, value in (("portion", item.portion), ("kcal", item.kcal)):
-                    if value is not None and not (math.isfinite(value) and value >= 0):
-                        raise RecipeError(f"{where}, {item.name}, {name}", found=value, expected="a number >= 0")
+        _check_targets(recipes)
         items = [item for recipe in recipes for item in recipe.ingredients]
         counts = Counter(item.unit for item in items)
         units = [unit for unit, count in counts.most_common() if count >= fewest]
@@ -119,6 +116,24 @@ class RecipeTable:
             kcal_scale=_spread([item.kcal for item in items]),
             unit_counts=[per_unit[unit] for unit in units],
         )
+
+    def check(self, recipes: Sequence[LabeledRecipe]) -> None:
+        """Refuse recipes that the table cannot make targets of.
+
+        Raises
+        ------
+        RecipeError
+            As in `learn`, or if the unit of an ingredient is not in the table.
+        """
+        _check_targets(recipes)
+        unknown = Counter(item.unit for recipe in recipes for item in recipe.ingredients if self._unit(item.unit) < 0)
+        if unknown:
+            raise RecipeError(
+                "units that the table was not learned from",
+                found=", ".join(f"{unit} ({count})" for unit, count in unknown.most_common()),
+                expected=", ".join(self.units),
+                do="Convert the portions, or learn the table from these recipes too.",
+            )
 
     def number(self, name: str) -> int:
         """Number of an ingredient, from 1.
@@ -148,7 +163,8 @@ class RecipeTable:
     ) -> list[dict[str, Tensor]]:
         """One sample per recipe, padded to ``slots``, in the network's scale. Unknown ingredients are left out.
 
-        With photos, one per recipe, each sample has its own as ``image``.
+        With photos, one per recipe, each sample has its own as ``image``. A unit that the table does not have is -100,
+        which the loss leaves out, and its portion NaN. A warning counts the ingredients that no slot is left for.
 
         Raises
         ------
@@ -159,32 +175,43 @@ class RecipeTable:
             raise RecipeError("photos", found=len(photos), expected=f"{len(recipes)}, one per recipe")
         known = {name: number for number, name in enumerate(self.ingredients, 1)}
         made = []
+        longest = dropped = 0
         for number, recipe in enumerate(recipes):
             items = [item for item in recipe.ingredients if item.name in known]
+            longest, dropped = max(longest, len(items)), dropped + max(len(items) - self.slots, 0)
             items = sorted(items, key=lambda item: -item.kcal)[: self.slots]
             if not items:
                 continue
             pad = self.slots - len(items)
-            units = [item.unit if item.unit in self.portion_scale else OTHER for item in items]
+            units = [self._unit(item.unit) for item in items]
             portions = [
-                math.nan if item.portion is None else item.portion / self.portion_scale.get(unit, 1.0)
+                item.portion / self.portion_scale[self.units[unit]]
+                if item.portion is not None and unit != NOT_LEARNED
+                else math.nan
                 for item, unit in zip(items, units, strict=True)
             ]
             made.append(
                 {
                     "ingredients": torch.tensor([known[item.name] for item in items] + [0] * pad),
                     "mask": torch.tensor([True] * len(items) + [False] * pad),
-                    "unit": torch.tensor([self._unit(unit) for unit in units] + [0] * pad),
+                    "unit": torch.tensor(units + [0] * pad),
                     "portion": torch.tensor(portions + [math.nan] * pad),
                     "kcal": torch.tensor([item.kcal / self.kcal_scale for item in items] + [0.0] * pad),
                     "total": torch.tensor(recipe.kcal / self.kcal_scale),
                     **({} if photos is None else {"image": photos[number]}),
                 }
             )
+        if dropped:
+            warnings.warn(
+                f"{dropped} ingredients are left out, those with the least energy of recipes with more than "
+                f"{self.slots}: learn the table with slots={longest} to keep all",
+                stacklevel=2,
+            )
         return made
 
     def _unit(self, unit: str) -> int:
-        return self.units.index(unit) if unit in self.units else 0
+        named = unit if unit in self.units else OTHER
+        return self.units.index(named) if named in self.units else NOT_LEARNED
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
@@ -221,6 +248,8 @@ def read_labeled(path: str | os.PathLike[str]) -> list[LabeledRecipe]:
                     if not (row[name] or "").strip():
                         raise RecipeError(f"{path}, line {line}, {name}", found="nothing", expected="a text")
                 portion = _number(path, line, "portion", row["portion"]) if (row["portion"] or "").strip() else None
+                if portion == 0:
+                    raise RecipeError(f"{path}, line {line}, portion", found=0, expected="a number > 0, or nothing")
                 kcal = _number(path, line, "kcal", row["kcal"])
                 item = LabeledIngredient(row["ingredient"].strip(), row["unit"].strip(), portion, kcal)
                 found.setdefault(row["recipe"].strip(), []).append(item)
@@ -229,6 +258,20 @@ def read_labeled(path: str | os.PathLike[str]) -> list[LabeledRecipe]:
     except OSError as error:
         raise RecipeError(f"{path} cannot be read", found=error) from None
     return [LabeledRecipe(tuple(items), title) for title, items in found.items()]
+
+
+def _check_targets(recipes: Sequence[LabeledRecipe]) -> None:
+    for number, recipe in enumerate(recipes):
+        where = f"recipe {number}" + (f" ({recipe.title})" if recipe.title else "")
+        if not recipe.ingredients:
+            raise RecipeError(where, found="no ingredient", expected="at least one")
+        for item in recipe.ingredients:
+            if item.portion is not None and not (math.isfinite(item.portion) and item.portion > 0):
+                raise RecipeError(
+                    f"{where}, {item.name}, portion", found=item.portion, expected="a number > 0, or None"
+                )
+            if not (math.isfinite(item.kcal) and item.kcal >= 0):
+                raise RecipeError(f"{where}, {item.name}, kcal", found=item.kcal, expected="a number >= 0")
 
 
 def _number(path: str | os.PathLike[str], line: int, name: str, text: str | None) -> float:

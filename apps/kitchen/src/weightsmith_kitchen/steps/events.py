@@ -175,7 +175,7 @@ def _objects(verb: Token) -> tuple[Token, list[Token]]:
         if child.pos_ == "VERB" and child.dep_ == "xcomp":
             inner, more = _objects(child)
             if more:
-                return inner, found + more
+                return inner, _with_conjuncts(found, OBJECTS) + more
     return verb, _with_conjuncts(found, OBJECTS)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
+from weightsmith.core.data import call
 from weightsmith.core.models import device_of, evaluation_mode
 from weightsmith.core.progress import track
 from weightsmith.core.training import Fit, FitOptions
@@ -275,7 +276,8 @@ class VisionPrefixLM(Checkpointing, Prefixed):
             raise ModelError("numbers", found="no number head", do="Call add_number_head() and train it.")
         with evaluation_mode(self):
             embeds, mask, _ = self.inputs(images, prompts or [self.prompt] * len(images))
-            states = self.lm(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+            batch = {"inputs_embeds": embeds, "attention_mask": mask, "output_hidden_states": True}
+            states = call(self.lm, batch).hidden_states[-1]  # learned positions are counted without the padding
         found: Tensor = self.number_head(states[:, -1].to(self.number_head.weight.dtype)).squeeze(1)
         return found
 
