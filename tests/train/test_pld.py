@@ -269,6 +269,12 @@ def test_temperature_search():
     assert told["label_weight"] == pytest.approx(0.4, abs=1e-3)
     assert told["disagreement"] == pytest.approx((good.argmax(1) != y).double().mean().item())
     assert 0 < told["entropy"] < math.log(10)
+    half = torch.where(torch.arange(200) < 100, y, -100)
+    assert suggest_temperature(good, half) == suggest_temperature(good[:100], y[:100])
+    with pytest.raises(CalibrationError, match="labels: found 200 rows without a label"):
+        suggest_temperature(good, torch.full_like(y, -100))
+    with pytest.raises(HyperparameterError, match=r"labels: found \[10\], expected class indices from 0 to 9"):
+        suggest_temperature(good, torch.where(torch.arange(200) < 1, 10, y))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
 from weightsmith.core.selection import falling_order
 from weightsmith.core.training import (
+    IGNORED,
     FitOptions,
     check_labels,
     check_temperature,
@@ -272,15 +273,17 @@ class PLDLoss(nn.Module):
 
 
 def label_weight(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"], temperature: float) -> float:
-    """Return the mean weight of the labels' own terms at a temperature.
+    """Return the mean weight of the labels' own terms at a temperature; labels of -100 are left out.
 
     Examples
     --------
     >>> round(label_weight(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), 1.0), 3)
     0.5
     """
+    kept = labels != IGNORED
+    check_labels(labels[kept], teacher.shape[1])
     q_NC = (teacher.float() / temperature).softmax(1)
-    return q_NC.gather(1, labels[:, None]).mean().item()
+    return q_NC.gather(1, labels.where(kept, 0).long()[:, None])[kept].mean().item()
 
 
 def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"], *, target: float = 0.4) -> float:
@@ -291,7 +294,7 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "
     teacher : Tensor of shape (N, C)
         Its logits on training samples.
     labels : Tensor of shape (N,)
-        Class indices.
+        Class indices; rows with the label -100 are left out.
     target : float, default: 0.4
         0.2 to 0.6 worked well in our runs.
 
@@ -303,7 +306,9 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "
     Raises
     ------
     HyperparameterError
-        If ``target`` is not in (0, 1).
+        If ``target`` is not in (0, 1), or a label not a class.
+    CalibrationError
+        If no row has a label.
 
     Examples
     --------
@@ -312,6 +317,8 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "
     """
     if not 0 < target < 1:
         raise HyperparameterError("target", found=target, expected="in (0, 1)")
+    if not bool((labels != IGNORED).any()):
+        raise CalibrationError("labels", found=f"{len(labels)} rows without a label", do="Give labels.")
     low, high = math.log(0.05), math.log(100.0)
     falls = label_weight(teacher, labels, 0.05) > label_weight(teacher, labels, 100.0)
     for _ in range(40):
