@@ -152,6 +152,8 @@ WAYS = {
     "KD, clipped and aligned, tenfold memory": Way(clip=True, align=True, memory=10),
 }
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Learn the digits, and CIFAR-10 where it is there, in all ways; a seed draws data, order and initial weights."""
