@@ -200,6 +200,7 @@ def test_claims_are_run_stored_and_shown(monkeypatch, tmp_path, value, code):
         return [ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=0.0)]
 
     monkeypatch.setattr(catalog, "load", lambda entry: {"weightsmith.claims.wina:run": run}[entry])
+    monkeypatch.setitem(globals(), "SCALES", ("cpu", "gpu"))
     done = runner.invoke(app, ["claims", "wina", "--scale", "gpu", "--seeds", "4", "--store", str(tmp_path)])
     assert done.exit_code == code, done.output
     monkeypatch.undo()
@@ -210,6 +211,19 @@ def test_claims_are_run_stored_and_shown(monkeypatch, tmp_path, value, code):
     status = {row["slug"]: row["status"] for row in json.loads(runner.invoke(app, ["methods", "--json"]).output)}
     assert status["wina"] == ("held" if code == 0 else "not held")
     assert status["know"] == "not measured"
+
+
+def test_a_scale_that_a_claim_has_not_is_refused_before_anything_runs(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(catalog, "METHODS", [catalog.find("wina"), catalog.find("dsnot")])
+    monkeypatch.setattr(catalog, "load", lambda entry: lambda scale: ran.append(entry) or [])
+    code, text = fails(capsys, "claims", "wina", "dsnot", "--scale", "gpu")
+    assert (code, text) == (2, "error: wina: its claim has no scale 'gpu': expected cpu\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["claims", "--scale", "gpu"])
+    assert stop.value.code == 0
+    assert not ran
+    assert "dsnot: its claim has no scale 'gpu'; it is left out\n" in capsys.readouterr().err
 
 
 def test_show_of_a_product_tells_how_it_is_imported_and_called():

@@ -380,10 +380,11 @@ def test_a_batch_whose_powers_overflow_is_refused_and_forgotten(kind):
     assert np.isfinite(single.partial_fit(kind(rows)).components_).all()
 
 
-def test_wide_decompositions_warn(monkeypatch):
+@pytest.mark.parametrize("polar", ["svd", "auto"])
+def test_wide_decompositions_warn(monkeypatch, polar):
     monkeypatch.setattr("weightsmith.dictionary._online_orthogonal.method.SVD_LIMIT", 8)
-    with pytest.warns(UserWarning, match="try polar='auto'"):
-        OnlineOrthogonalDictionary(polar="svd").fit(problem(samples=20)[0])
+    with pytest.warns(UserWarning, match="a decomposition of 10 x 10 per step is slow: take device='cuda'"):
+        OnlineOrthogonalDictionary(polar=polar).fit(problem(samples=20)[0])
 
 
 @pytest.mark.gpu

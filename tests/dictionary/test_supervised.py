@@ -201,6 +201,18 @@ def test_weights_are_repetitions(seed, model, classes):
     np.testing.assert_allclose(one.components_, other.components_, atol=1e-4)
 
 
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 2.0, 2: 1.0}])
+@pytest.mark.parametrize("solver", ["mm", "bcd", "lpgd"])
+def test_a_class_without_weight_is_no_class(solver, class_weight):
+    x, y = drawn(40, 6, 4)
+    weight = np.isin(y, (0, 2)).astype(float)
+    kept = weight > 0
+    one = small(solver=solver, class_weight=class_weight, n_components=1).fit(x, y, sample_weight=weight)
+    other = clone(one).fit(x[kept], y[kept])
+    assert one.classes_.tolist() == [0, 2]
+    np.testing.assert_allclose(one.decision_function(x), other.decision_function(x), atol=0.05)
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_of_classes_out_of_range_are_refused(weight):
     x, y = drawn(20, 6, 2, 0)

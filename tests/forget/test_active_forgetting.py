@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerState
 
 from weightsmith.claims.active_forgetting import AMBIGUOUS, WORDS, POSTask, small_bert
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
@@ -116,6 +116,24 @@ def test_special_tokens_stay_with_their_state():
     after = optimizer.state[model[0].weight]["exp_avg"]
     assert torch.equal(after[[3, 7]], moment[[3, 7]])
     assert not after[[n for n in range(200) if n not in (3, 7)]].any()
+
+
+@pytest.mark.parametrize("steps", [1, 40])
+def test_the_first_update_of_a_reset_row_with_special_tokens_is_what_the_docstring_says(steps):
+    model = plain()[0]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, eps=1e-12)
+    options = {"rows": "non_special", "special": [3, 7], "embedding": model[0], "std": 0.1}
+    forgetting = EmbeddingForgetting(model, optimizer, every=steps, **options)
+    for step in range(steps):
+        train_step(model, optimizer, step)
+        forgetting.step()
+    before = model[0].weight.detach().clone()
+    model(torch.tensor([[5]])).square().mean().backward()
+    optimizer.step()
+    update = (model[0].weight - before)[5].abs() / 1e-2
+    expected = 0.1 / (1 - 0.9 ** (steps + 1)) / math.sqrt(0.001 / (1 - 0.999 ** (steps + 1)))
+    torch.testing.assert_close(update, torch.full_like(update, expected), rtol=1e-3, atol=0)
+    assert expected < 3.2
 
 
 def test_a_tied_head_is_said():
@@ -281,8 +299,20 @@ def test_in_the_trainer_also_resumed(tmp_path):
     whole, forgetting = train(tmp_path / "whole", 6)
     assert forgetting.resets == 3
     train(tmp_path / "half", 3)
-    resumed, _ = train(tmp_path / "half", 6, str(tmp_path / "half" / "checkpoint-3"))
+    resumed, counts = train(tmp_path / "half", 6, str(tmp_path / "half" / "checkpoint-3"))
+    assert (counts.steps, counts.resets, counts.steps_since_reset) == (6, 3, 0)
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize(
+    ("step", "until", "resets", "since"),
+    [(0, None, 0, None), (99, None, 0, None), (1550, None, 15, 50), (1550, 1500, 14, 150)],
+)
+def test_a_resumed_run_knows_its_last_reset(step, until, resets, since):
+    model, optimizer = plain()
+    callback = EmbeddingForgettingCallback(every=100, until=until, std=0.1, embedding=model[0])
+    callback.on_train_begin(None, TrainerState(global_step=step), None, model=model, optimizer=optimizer)
+    assert (callback.forgetting.resets, callback.forgetting.steps_since_reset) == (resets, since)
 
 
 def quantized():

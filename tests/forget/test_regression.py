@@ -321,6 +321,14 @@ def test_samples_in_both_sets_are_refused(method):
         method(net(), Subset(rows, range(8)), Subset(rows, range(7, 24)))
 
 
+@pytest.mark.parametrize("method", [blindspot, gaussian])
+def test_samples_of_other_are_in_neither_set(method):
+    forget, retain, other = (data(8, seed=seed) for seed in (0, 1, 2))
+    for name, rows in {"forget": forget, "retain": retain}.items():
+        with pytest.raises(CalibrationError, match=f"samples in both the {name} and the other set: found 1"):
+            method(net(), forget, retain, other=[*other, rows[3]])
+
+
 def test_samples_are_the_same_by_all_of_their_values_in_any_container():
     def image(value, size=64):
         pixels = np.zeros((size, size), np.float32)

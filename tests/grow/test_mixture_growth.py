@@ -443,6 +443,20 @@ def test_growing_a_transformer_without_training_changes_nothing():
     assert result.totals["width"] == 128
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_seed_on_record_is_that_of_the_grown_weights(seed):
+    grown = []
+    for other in (0, 1):
+        model, batch = tiny("llama")
+        samples = [{"input_ids": ids, "labels": ids} for ids in batch["input_ids"]]
+        torch.manual_seed(other)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        result = mixture_growth(model, samples, init="random", generator=generator)
+        grown.append((result.seed, model.state_dict()))
+    assert grown[0][0] == grown[1][0]
+    assert all(torch.equal(value, grown[1][1][name]) for name, value in grown[0][1].items())
+
+
 def test_the_trunk_of_a_transformer_is_the_models_own():
     model, batch = tiny("llama")
 

@@ -65,7 +65,7 @@ SPACES = {
     "vit": {
         "hidden_size": [16, 24, 32],
         "num_attention_heads": [2, 4],
-        "mlp_ratio": [1, 2],
+        "mlp_ratio": [1.5, 2],
         "num_hidden_layers": [1, 2],
     },
     "mixtral": {"hidden_size": [16, 24, 32], "num_attention_heads": [2, 4], "intermediate_size": [16, 48, 64]},
@@ -640,6 +640,7 @@ def test_supernet_and_search_from_python():
     [
         ("bert", {"hidden_size": [32, 16]}, "ascending"),
         ("bert", {"hidden_size": [16, 16, 32]}, "ascending"),
+        ("bert", {"hidden_size": [16.5, 32]}, "ascending whole numbers above 0"),
         ("bert", {"hidden_size": [0, 32]}, "above 0"),
         ("bert", {"num_hidden_layers": [0, 2]}, "above 0"),
         ("bert", {"hidden_size": [16, 24]}, "must be the model's own: found 24, expected 32"),
@@ -649,6 +650,9 @@ def test_supernet_and_search_from_python():
         ("bert", {}, "no dimension"),
         ("bert", {"hidden_size": [32]}, "two or more"),
         ("bert", {"mlp_ratio": [1, 2], "intermediate_size": [32, 64]}, "two names"),
+        ("gpt2", {"mlp_ratio": [float("nan"), 4]}, "ascending numbers above 0"),
+        ("gpt2", {"mlp_ratio": [3.3, 4]}, "impossible choices: found mlp_ratio 3.3, expected a hidden size"),
+        ("gpt2", {"mlp_ratio": [1.25, 4], "n_embd": [18, 32]}, "n_embd 18 with mlp_ratio 1.25"),
         ("gpt2", {"n_embd": [16, 32], "hidden_size": [16, 32]}, "two names"),
         ("llama", {"num_attention_heads": [1, 4]}, "num_attention_heads 1 with 2 heads of keys"),
         ("llama", {"num_attention_heads": [2, 4], "num_key_value_heads": [1, 2]}, "one of them"),

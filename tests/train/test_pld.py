@@ -203,6 +203,24 @@ def test_a_cached_teacher_is_the_teacher(temperature, k, seed):
     torch.testing.assert_close(ours, pld_loss(s, t, y, temperature=temperature, top_k=k, reduction="none"))
 
 
+def test_a_cached_teacher_may_be_unsorted_and_classes_of_minus_infinity_take_no_part():
+    s, t, _ = draw(6, 9)
+    y = t.argmax(1)
+    logits, indices = t.topk(4)
+    s.scatter_(1, indices[:, 2:3], -torch.inf).requires_grad_()
+    t = t.scatter(1, indices[:, 3:], -torch.inf)
+    logits[:, 3] = -torch.inf
+    rest = t.scatter(1, indices, -torch.inf).logsumexp(1)
+    ours = pld_loss_from_top(s, indices.flip(1), logits.flip(1), rest, y, reduction="none")
+    expected = pld_loss(s, t, y, top_k=2, reduction="none")
+    torch.testing.assert_close(ours, expected)
+    gradients = [torch.autograd.grad(x.sum(), s)[0] for x in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+    for left_out in (2, 3):
+        with pytest.raises(NonFiniteError, match="the logit of a label is minus infinity"):
+            pld_loss_from_top(s, indices, logits, rest, indices[:, left_out])
+
+
 def test_shapes_reductions_and_ignored_rows():
     s, t, y = draw(24, 5)
     rows = pld_loss(s, t, y, reduction="none")
@@ -251,6 +269,12 @@ def test_temperature_search():
     assert told["label_weight"] == pytest.approx(0.4, abs=1e-3)
     assert told["disagreement"] == pytest.approx((good.argmax(1) != y).double().mean().item())
     assert 0 < told["entropy"] < math.log(10)
+    half = torch.where(torch.arange(200) < 100, y, -100)
+    assert suggest_temperature(good, half) == suggest_temperature(good[:100], y[:100])
+    with pytest.raises(CalibrationError, match="labels: found 200 rows without a label"):
+        suggest_temperature(good, torch.full_like(y, -100))
+    with pytest.raises(HyperparameterError, match=r"labels: found \[10\], expected class indices from 0 to 9"):
+        suggest_temperature(good, torch.where(torch.arange(200) < 1, 10, y))
 
 
 @pytest.mark.parametrize(
@@ -277,9 +301,14 @@ def test_bad_teachers():
     s, t, y = draw(3, 5)
     with pytest.raises(ShapeError, match=r"found \(3, 5\) and \(3, 4\)"):
         PLDLoss()(s, t[:, :4], y)
-    t[1, 2] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"teacher's logits hold NaN: found rows \[1\]"):
-        pld_loss(s, t, y)
+    top, indices = t.topk(3)
+    rest = t.scatter(1, indices, -torch.inf).logsumexp(1)
+    for bad in (torch.nan, torch.inf):
+        t[1, 2] = top[1, 0] = bad
+        with pytest.raises(NonFiniteError, match=r"teacher's logits hold NaN or infinity: found rows \[1\]"):
+            pld_loss(s, t, y)
+        with pytest.raises(NonFiniteError, match=r"teacher's logits hold NaN or infinity: found rows \[1\]"):
+            pld_loss_from_top(s, indices, top, rest, y)
     t = draw(3, 5)[1].requires_grad_()
     assert not pld_loss(s, t, y).requires_grad, "the teacher is a constant"
 

@@ -228,6 +228,29 @@ def test_tied_weights_are_left_out_and_stay_tied():
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
+def test_the_layers_that_it_reaches_are_returned():
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    assert [layer.name for layer in compand(model)] == ["self_attn.out_proj", "linear1", "linear2"]
+    assert isinstance(model.self_attn.in_proj_weight, nn.Parameter)
+
+
+def test_works_under_autocast_and_cached():
+    model, x = network(), torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    compand(model)
+    plain = model(x)
+    with parametrize.cached():
+        assert model[0].weight is model[0].weight
+        assert torch.equal(model(x), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), plain, atol=0.05, rtol=0.05)
+    half.float().square().sum().backward()
+    for layer in (model[0], model[2]):
+        assert layer.parametrizations.weight.original.grad.dtype == torch.float32
+        assert layer.parametrizations.weight.original.grad.any()
+
+
 def test_works_in_the_trainer_with_accumulation(tmp_path):
     model, batch = tiny("bert")
     compand(model, learn=True)
@@ -276,6 +299,8 @@ def test_statistics():
     assert told["kurtosis"] == pytest.approx(3.0, abs=0.1)
     assert told["dead_share"] == pytest.approx(0.0797, abs=0.01)
     assert told["top_share"] == pytest.approx(0.4326, abs=0.02), "E[z^2; |z| > 1.645]"
+    nn.init.zeros_(model.weight)
+    assert set(weight_statistics(model)[""].values()) == {0.0}
 
 
 @pytest.mark.parametrize(

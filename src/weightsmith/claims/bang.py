@@ -103,11 +103,11 @@ Corruption = Callable[[Tensor, torch.Generator], Tensor]
 Role = Literal["method", "baseline", "control"]
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run all experiments; a seed draws the split, the weights, the corruptions and the colors."""
-    results = _on_corruptions(scale, seeds)
-    results.append(_judged(ENSEMBLE, _two_networks, scale, seeds))
-    results.append(_judged(COLOURS, _given_away, scale, seeds, COLOURS_NOTES))
+    results = _on_corruptions(scale, seeds or range(10))
+    results.append(_judged(ENSEMBLE, _two_networks, scale, seeds or range(10)))
+    results.append(_judged(COLOURS, _given_away, scale, seeds or range(10, 30), COLOURS_NOTES))
     return results
 
 

@@ -99,6 +99,8 @@ SIZES = {
     "gpu": Size(500, 112, 64, 20, 6, 32, 2000, 128, (21, 22, 23)),
 }
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run all experiments; a seed draws the wrong labels, the split and the network, or the texts."""

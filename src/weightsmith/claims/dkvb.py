@@ -128,6 +128,8 @@ CIFAR_TRAINING = {
 }
 """By scale; codebooks, pairs and dimensions of ``"gpu"`` are the paper's."""
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 15))) -> list[ClaimResult]:
     """Learn all data sets; a seed draws the data, the order of the classes, keys and weights."""

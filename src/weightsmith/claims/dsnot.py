@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,16 +69,25 @@ CALIBRATION_WINDOWS, CALIBRATION_LENGTH = 16, 256
 EVALUATION_TOKENS = 1024
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = (0, 1, 2)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run both experiments; a seed draws the layer, or the calibration windows."""
+    return [
+        _measure(LAYER, _layer_errors, scale, seeds or range(3)),
+        _measure(PERPLEXITY, _Perplexities(), scale, seeds or range(3, 6), NOTES),
+    ]
+
+
+def _measure(
+    claim: Claim,
+    experiment: Callable[[int], Mapping[str, float]],
+    scale: str,
+    seeds: Sequence[int],
+    notes: Sequence[str] = (),
+) -> ClaimResult:
     start = time.perf_counter()
-    values = each_seed(_layer_errors, seeds, "one layer")
-    layer = ClaimResult.judge(LAYER, _arms(values), scale=scale, seeds=seeds, seconds=time.perf_counter() - start)
-    start = time.perf_counter()
-    values = each_seed(_Perplexities(), seeds, "SmolLM2 at 50 %")
+    values = each_seed(experiment, seeds, claim.title)
     seconds = time.perf_counter() - start
-    model = ClaimResult.judge(PERPLEXITY, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=NOTES)
-    return [layer, model]
+    return ClaimResult.judge(claim, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=notes)
 
 
 def _arms(values: dict[str, list[float]]) -> list[Arm]:

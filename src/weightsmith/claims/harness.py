@@ -22,6 +22,9 @@ A claim file declares what it expects before it measures anything, and returns w
         ]
         return ClaimResult.judge(CLAIM, arms, scale=scale, seeds=seeds, seconds=time.perf_counter() - start)
 
+A file whose ``run`` is another experiment at the scale ``"gpu"`` declares ``SCALES = ("cpu", "gpu")``; others have the
+scale ``"cpu"`` alone.
+
 A file with several experiments declares a :class:`Claim` for each, told apart by ``experiment=``, and its
 ``run`` returns a list of :class:`ClaimResult`; each is stored in a file of its own.
 
@@ -41,6 +44,7 @@ a method may be the opposite of what its paper says.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -58,7 +62,18 @@ from weightsmith.core.interval import Interval
 from weightsmith.core.progress import track
 from weightsmith.core.results import environment
 
-__all__ = ["Arm", "Claim", "ClaimResult", "Interval", "Ordering", "PaperVerdict", "each_seed", "run_claim", "user_data"]
+__all__ = [
+    "Arm",
+    "Claim",
+    "ClaimResult",
+    "Interval",
+    "Ordering",
+    "PaperVerdict",
+    "each_seed",
+    "run_claim",
+    "scales_of",
+    "user_data",
+]
 
 DATA = "WEIGHTSMITH_DATA"
 """Environment variable that names the folder of the user's own data."""
@@ -330,8 +345,28 @@ class ClaimResult:
         return table
 
 
+def scales_of(run: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the scales of a claim from the file of its ``run``: what ``SCALES`` names there, else ``"cpu"`` alone.
+
+    Examples
+    --------
+    >>> scales_of(lambda scale, seeds: [])
+    ('cpu',)
+    """
+    scales: tuple[str, ...] = inspect.unwrap(run).__globals__.get("SCALES", ("cpu",))
+    return scales
+
+
 def run_claim(run: Callable[..., Any], *, scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
-    """Call a claim file's ``run``, with its own seeds where none are given; its one or several results as a list."""
+    """Call a claim file's ``run``, with its own seeds where none are given; its one or several results as a list.
+
+    Raises
+    ------
+    HyperparameterError
+        If the claim has no such scale.
+    """
+    if scale not in scales_of(run):
+        raise HyperparameterError(f"scale of {run.__module__}", found=scale, expected=" or ".join(scales_of(run)))
     chosen = {} if seeds is None else {"seeds": seeds}
     outcome = run(scale=scale, **chosen)
     return [*outcome] if isinstance(outcome, (list, tuple)) else [outcome]

@@ -134,7 +134,7 @@ def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(100, 112))) -> li
     Parameters
     ----------
     scale : {"cpu"}, default: "cpu"
-        Recorded with the results; the experiment is the same everywhere.
+        Recorded with the results.
     seeds : sequence of int
         Of the split, the training and the transfer.
 

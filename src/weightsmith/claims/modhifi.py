@@ -186,6 +186,8 @@ IMAGES = {
     "gpu": Images(train=5000, test=1000, blocks=5, stride=1, epochs=100, batch=128, classes=10, samples=400),
 }
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run all experiments; a seed draws the split, the network and the synthetic images."""

@@ -90,6 +90,8 @@ CIFAR = Claim(
     claimed=(Ordering("OFQ", "LSQ"), Ordering("OFQ", "StatsQ")),
 )
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(40, 50))) -> list[ClaimResult]:
     """Run all experiments; a seed draws the regressions, or the split, the first weights and the order of samples."""

@@ -104,6 +104,9 @@ class Perceptron:
         return nn.Sequential(*layers).to(self.device)
 
 
+SCALES = ("cpu", "gpu")
+
+
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(20, 26))) -> list[ClaimResult]:
     """Measure a grid per seed."""
     start = time.perf_counter()

@@ -207,6 +207,9 @@ def perceptual_decisions(count: int, generator: torch.Generator) -> tuple[Float[
     return x, y
 
 
+SCALES = ("cpu", "gpu")
+
+
 def run(scale: str = "cpu", seeds: Sequence[int] = range(200, 248)) -> list[ClaimResult]:
     """Train every arm; a seed draws the trials, the initial weights and the targets."""
     return [*recurrent(scale, seeds), *theory(scale, seeds)]

@@ -129,6 +129,8 @@ SEEDS = (11, 12, 13, 14, 15)
 SITE = Site(23, "resid")
 FEATURES, K, EPOCHS, BATCH, RATE = 512, 16, 200, 256, 1e-3
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] = SEEDS) -> list[ClaimResult]:
     """Return all experiments."""

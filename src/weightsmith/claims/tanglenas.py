@@ -79,6 +79,8 @@ SPACE = {
 }
 LENGTH, POINTS, CLASSES = 40, 12, 10
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run all experiments."""

@@ -147,6 +147,8 @@ SIZES = {
 MEASURED, UNLIKELY = 36, 0.2
 SEEDS = range(100, 116)
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run all experiments; a seed draws the facts, the network, the masks and the order of the samples."""

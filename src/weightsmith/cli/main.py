@@ -220,7 +220,7 @@ def claims(
     """Run the papers' claims: method against baselines and controls. Exits with 1 when one does not hold."""
     from rich.console import Console
 
-    from weightsmith.claims.harness import run_claim
+    from weightsmith.claims.harness import run_claim, scales_of
 
     hush_transformers()
     chosen = [catalog.find(slug) for slug in slugs or [m.slug for m in catalog.METHODS if not m.planned]]
@@ -233,9 +233,18 @@ def claims(
                 raise MissingDependencyError(missing, do="Install it, and run the claim again.")
             print(f"{missing}; its claim is left out", file=sys.stderr)
     chosen = [method for method in chosen if method.installed]
+    runs = []
+    for method in chosen:
+        run = catalog.load(f"{method.claim_module}:run")
+        if scale in (scales := scales_of(run)):
+            runs.append(run)
+            continue
+        missing = f"{method.slug}: its claim has no scale {scale!r}"
+        if slugs:
+            raise HyperparameterError(missing, expected=" or ".join(scales))
+        print(f"{missing}; it is left out", file=sys.stderr)
     hold = True
     judge = partial(run_claim, scale=scale, seeds=None if seeds is None else range(seeds))
-    runs = [catalog.load(f"{method.claim_module}:run") for method in chosen]
     for outcome in run_jobs(judge, runs, workers=workers, backend=backend):
         for result in outcome:
             Console().print(result.table())

@@ -48,7 +48,8 @@ class EmbeddingForgetting:
         Standard deviation of new rows, > 0; by default the model's ``initializer_range``. For small models that are
         trained from scratch take 0.1: with 0.02 they learn slowly.
     rows : {"all", "non_special"}, default: "all"
-        Whether special tokens are reset, too. ``"non_special"`` needs ``special``.
+        Whether special tokens are reset, too. ``"non_special"`` needs ``special``. Adam then keeps its step count,
+        which all rows share, and the first update of a reset row is up to 3.2 learning rates, not one.
     special : sequence of int, optional
         Ids of special tokens.
     embedding : nn.Embedding, optional
@@ -147,6 +148,8 @@ class EmbeddingForgetting:
             self.optimizer.state.pop(weight, None)  # any optimizer starts a parameter without state from zero
         else:
             for value in self.optimizer.state.get(weight, {}).values():
+                # Adam's step count stays, as rows that are not reset need it: the first update of a reset row is up to
+                # (1 - beta1) / sqrt(1 - beta2) learning rates, and no state gives one for every gradient
                 if isinstance(value, Tensor) and value.ndim and len(value) == len(weight):
                     value[mask] = 0
         if self.output_bias is not None:
@@ -193,9 +196,11 @@ class EmbeddingForgettingCallback(TrainerCallback):
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
         self.forgetting = EmbeddingForgetting(kwargs["model"], optimizer, **self.options)
         last = state.global_step if self.forgetting.until is None else min(state.global_step, self.forgetting.until - 1)
-        for _ in range(last // self.forgetting.every):
+        resets = last // self.forgetting.every
+        for _ in range(resets):
             torch.randn(self.forgetting.embedding.weight.shape, generator=self.forgetting.generator)
-        self.forgetting.steps = state.global_step
+        self.forgetting.steps, self.forgetting.resets = state.global_step, resets
+        self.forgetting.steps_since_reset = state.global_step - resets * self.forgetting.every if resets else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count an optimizer step."""

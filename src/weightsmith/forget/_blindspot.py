@@ -82,7 +82,8 @@ def blindspot(
         initialized and trained on ``retain``. For a model that was fine-tuned, give the pretrained one, fine-tuned on
         the retained samples.
     other : sequence of samples, optional
-        What is in neither set; it is only measured. By default every eighth sample of ``retain`` is held out for that.
+        Samples in neither set; they are only measured. By default every eighth sample of ``retain`` is held out for
+        that.
     loss : {"l1", "mse", "huber", "pinball"}, default: "l1"
         The distance ``d``, and the error that is measured.
     quantiles : sequence of float, default: (0.1, 0.5, 0.9)
@@ -116,7 +117,7 @@ def blindspot(
     Raises
     ------
     CalibrationError
-        If ``retain`` is empty, or holds samples to forget.
+        If ``retain`` is empty, or a sample is in two of the sets.
     HyperparameterError
         If a hyper-parameter is out of range.
     LayerNotFoundError

@@ -59,7 +59,8 @@ def gaussian(
     retain : sequence of samples
         What to keep, of the same kind; none of it in ``forget``.
     other : sequence of samples, optional
-        What is in neither set; it is only measured. By default every eighth sample of ``retain`` is held out for that.
+        Samples in neither set; they are only measured. By default every eighth sample of ``retain`` is held out for
+        that.
     loss : {"l1", "mse", "huber", "pinball"}, default: "l1"
         The loss, and the error that is measured.
     quantiles : sequence of float, default: (0.1, 0.5, 0.9)
@@ -83,7 +84,7 @@ def gaussian(
     Raises
     ------
     CalibrationError
-        If ``retain`` is empty, or holds samples to forget.
+        If ``retain`` is empty, or a sample is in two of the sets.
     HyperparameterError
         If a hyper-parameter is out of range.
     NonFiniteError

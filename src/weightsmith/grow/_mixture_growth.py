@@ -440,6 +440,7 @@ def mixture_growth(
     hyper: dict[str, Any] = {"init": init, "scale": scale, "templates": templates}
     member: FitOptions = {**options, "learning_rate": member_learning_rate, "epochs": member_epochs}
     seed = draw_seed(generator)
+    generator = torch.Generator().manual_seed(seed)
     own: dict[str, Any] = {"member_learning_rate": member_learning_rate, "member_epochs": member_epochs}
     with record("mixture-growth", seed=seed, **hyper, **own, **options) as result:
 

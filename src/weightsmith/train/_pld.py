@@ -35,6 +35,7 @@ from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
 from weightsmith.core.selection import falling_order
 from weightsmith.core.training import (
+    IGNORED,
     FitOptions,
     check_labels,
     check_temperature,
@@ -104,7 +105,7 @@ def pld_loss(
         If ``temperature`` is not positive, ``top_k`` not at least 1, ``label_weight_floor`` not in [0, 1), the
         reduction unknown, or a label not a class or a probability.
     NonFiniteError
-        If the teacher's logits hold NaN, or a label's logit is minus infinity.
+        If the teacher's logits hold NaN or plus infinity, or a label's logit is minus infinity.
 
     References
     ----------
@@ -149,15 +150,23 @@ def pld_loss_from_top(
     Parameters
     ----------
     student : Tensor of shape (N, C)
-        Logits.
+        Logits. A class whose logit is minus infinity, here or in ``top_logits``, is left out.
     top_indices, top_logits : Tensor of shape (N, K)
-        The teacher's largest logits, falling. Where they do not hold the label, its own weight is taken to be zero.
+        The teacher's largest logits, in any order. Where they do not hold the label, its own weight is taken to be
+        zero.
     rest : Tensor of shape (N,)
-        ``logsumexp`` of the teacher's other logits over ``temperature``.
+        ``logsumexp`` of the teacher's other logits over ``temperature``, without classes that the student leaves out.
     labels : Tensor of shape (N,)
         Class indices.
     temperature, reduction, ignore_index
         As for :func:`pld_loss`.
+
+    Raises
+    ------
+    HyperparameterError
+        If ``temperature`` is not positive, the reduction unknown, or a label not a class.
+    NonFiniteError
+        If ``top_logits`` or ``rest`` hold NaN or plus infinity, or a label's logit is minus infinity.
 
     Examples
     --------
@@ -174,13 +183,19 @@ def pld_loss_from_top(
     y = labels[kept]
     check_labels(y, student.shape[1])
     s_NC, indices, logits = student[kept], top_indices[kept].long(), upcast(top_logits[kept]) / temperature
-    weight = (logits - torch.logaddexp(logits.logsumexp(1), rest[kept].to(logits))[:, None]).exp()
+    logits = logits.masked_fill(s_NC.detach().gather(1, indices).isneginf(), -torch.inf)
+    falling = falling_order(logits)
+    indices, logits = indices.gather(1, falling), logits.gather(1, falling)
     # the label first: it is put in front, and its own place among the others has weight zero
     is_label = indices == y[:, None]
+    _check_label_takes_part((is_label & logits.isneginf()) | s_NC.detach().gather(1, y[:, None]).isneginf())
+    total = torch.logaddexp(logits.logsumexp(1), rest[kept].to(logits))
+    _check_teacher(total)
+    weight = (logits - total[:, None]).exp()
     own = (weight * is_label).sum(1, keepdim=True)
     order = torch.cat([y[:, None], indices], 1)
     alpha = torch.cat([own, weight.masked_fill(is_label, 0.0)], 1)
-    gone = torch.cat([torch.zeros_like(is_label[:, :1]), is_label], 1)
+    gone = torch.cat([torch.zeros_like(is_label[:, :1]), is_label | logits.isneginf()], 1)
     losses = _ranked(s_NC, order, alpha, gone)
     return _reduce(losses, kept, labels.shape, reduction)
 
@@ -258,15 +273,17 @@ class PLDLoss(nn.Module):
 
 
 def label_weight(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"], temperature: float) -> float:
-    """Return the mean weight of the labels' own terms at a temperature.
+    """Return the mean weight of the labels' own terms at a temperature; labels of -100 are left out.
 
     Examples
     --------
     >>> round(label_weight(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), 1.0), 3)
     0.5
     """
+    kept = labels != IGNORED
+    check_labels(labels[kept], teacher.shape[1])
     q_NC = (teacher.float() / temperature).softmax(1)
-    return q_NC.gather(1, labels[:, None]).mean().item()
+    return q_NC.gather(1, labels.where(kept, 0).long()[:, None])[kept].mean().item()
 
 
 def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "N"], *, target: float = 0.4) -> float:
@@ -277,7 +294,7 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "
     teacher : Tensor of shape (N, C)
         Its logits on training samples.
     labels : Tensor of shape (N,)
-        Class indices.
+        Class indices; rows with the label -100 are left out.
     target : float, default: 0.4
         0.2 to 0.6 worked well in our runs.
 
@@ -289,7 +306,9 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "
     Raises
     ------
     HyperparameterError
-        If ``target`` is not in (0, 1).
+        If ``target`` is not in (0, 1), or a label not a class.
+    CalibrationError
+        If no row has a label.
 
     Examples
     --------
@@ -298,6 +317,8 @@ def suggest_temperature(teacher: Float[Tensor, "N C"], labels: Integer[Tensor, "
     """
     if not 0 < target < 1:
         raise HyperparameterError("target", found=target, expected="in (0, 1)")
+    if not bool((labels != IGNORED).any()):
+        raise CalibrationError("labels", found=f"{len(labels)} rows without a label", do="Give labels.")
     low, high = math.log(0.05), math.log(100.0)
     falls = label_weight(teacher, labels, 0.05) > label_weight(teacher, labels, 100.0)
     for _ in range(40):
@@ -399,12 +420,9 @@ class _PlackettLuce(torch.autograd.Function):
 def _per_row(s_NC: Tensor, t_NC: Tensor, y_N: Tensor, temperature: float, top_k: int | None, floor: float) -> Tensor:
     """The loss of every row; rows are not ignored and labels are in range."""
     t_NC = upcast(t_NC)
-    if bool(t_NC.isnan().any()):
-        rows = t_NC.isnan().any(1).nonzero().flatten().tolist()
-        raise NonFiniteError("the teacher's logits hold NaN", found=f"rows {rows[:5]}")
+    _check_teacher(t_NC.amax(1))
     gone = s_NC.detach().isneginf() | t_NC.isneginf()
-    if bool(gone.gather(1, y_N[:, None]).any()):
-        raise NonFiniteError("the logit of a label is minus infinity: its class does not take part")
+    _check_label_takes_part(gone.gather(1, y_N[:, None]))
     s_NC, t_NC = s_NC.masked_fill(gone, -torch.inf), t_NC.masked_fill(gone, -torch.inf)
     key = t_NC.scatter(1, y_N[:, None], torch.inf)
     order = _order(key, top_k)
@@ -477,6 +495,18 @@ def _check_hyper(temperature: float, floor: float, top_k: int | None, reduction:
         raise HyperparameterError("label_weight_floor", found=floor, expected="in [0, 1)")
     if top_k is not None and top_k < 1:
         raise HyperparameterError("top_k", found=top_k, expected="at least 1")
+
+
+def _check_teacher(largest_N: Tensor) -> None:
+    """Refuse rows by their largest logit (or the logsumexp of all): it is NaN or infinite where one of them is."""
+    rows = (~largest_N.isfinite()).nonzero().flatten().tolist()
+    if rows:
+        raise NonFiniteError("the teacher's logits hold NaN or infinity", found=f"rows {rows[:5]}")
+
+
+def _check_label_takes_part(gone: Tensor) -> None:
+    if bool(gone.any()):
+        raise NonFiniteError("the logit of a label is minus infinity: its class does not take part")
 
 
 def _check_shapes(student: Tensor, teacher: Tensor, labels: Tensor, class_dim: int) -> None:

@@ -155,7 +155,7 @@ def compand(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
 ) -> list[Layer]:
-    r"""Parametrize the weight of every linear and convolutional layer by a compander; biases and norms stay plain.
+    r"""Parametrize the weight of every linear and convolutional layer by a compander; all other parameters stay plain.
 
     Parameters
     ----------
@@ -180,7 +180,8 @@ def compand(
     Returns
     -------
     list of Layer
-        The layers with a compander.
+        The layers with a compander. Weights that no linear or convolutional module holds are not among them: those of
+        embeddings and routers, experts in one parameter, and ``in_proj_weight`` of ``nn.MultiheadAttention``.
 
     Raises
     ------
@@ -297,7 +298,7 @@ def weight_statistics(model: nn.Module, include: str | Sequence[str] = "*") -> d
     dict of str to dict
         For each layer ``max`` (largest magnitude), ``dead_share`` (share of weights below a tenth of their standard
         deviation), ``kurtosis`` (3 for a normal distribution, 1.8 for a uniform one), and ``top_share`` (share of the
-        sum of squares in the largest 10 % of the weights).
+        sum of squares in the largest 10 % of the weights). Of a layer of zeros all four are 0.
 
     Examples
     --------
@@ -306,7 +307,7 @@ def weight_statistics(model: nn.Module, include: str | Sequence[str] = "*") -> d
     >>> {name: round(value, 2) for name, value in weight_statistics(model)[""].items()}
     {'max': 1.0, 'dead_share': 0.06, 'kurtosis': 1.8, 'top_share': 0.27}
     """
-    statistics = {}
+    statistics, tiny = {}, torch.finfo(torch.float64).tiny
     for layer in find_layers(model, include):
         w = layer.weight.detach().double().flatten()
         centered, deviation = w - w.mean(), w.std(unbiased=False)
@@ -314,8 +315,8 @@ def weight_statistics(model: nn.Module, include: str | Sequence[str] = "*") -> d
         statistics[layer.name] = {
             "max": w.abs().max().item(),
             "dead_share": (w.abs() < 0.1 * deviation).double().mean().item(),
-            "kurtosis": (centered.pow(4).mean() / deviation.pow(4)).item(),
-            "top_share": (squares[: math.ceil(0.1 * len(w))].sum() / squares.sum()).item(),
+            "kurtosis": (centered.pow(4).mean() / deviation.pow(4).clamp(min=tiny)).item(),
+            "top_share": (squares[: math.ceil(0.1 * len(w))].sum() / squares.sum().clamp(min=tiny)).item(),
         }
     return statistics
 

@@ -385,8 +385,9 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
             start_NN = basis_NN * upper_NN.diagonal().sign()
         start_NN = start_NN.to(torch.device(self.device), dtype)
         broadcast_first(start_NN)
-        if width > SVD_LIMIT and self.polar == "svd":
-            warnings.warn(f"a decomposition of {width} x {width} per step is slow: try polar='auto'", stacklevel=3)
+        if width > SVD_LIMIT and (self.polar == "svd" or (self.polar == "auto" and not start_NN.is_cuda)):
+            do = "take polar='auto'" if start_NN.is_cuda else "take device='cuda' and polar='auto', or larger batches"
+            warnings.warn(f"a decomposition of {width} x {width} per step is slow: {do}", stacklevel=3)
         return FrankWolfe(start_NN)
 
     def _rows(self, X: Any, reset: bool) -> Any:

@@ -24,11 +24,11 @@ from sklearn.utils.validation import (
     check_non_negative,
     validate_data,
 )
-from torch import Tensor, distributed
+from torch import Tensor
 
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.processes import all_reduce_sum, process_count
+from weightsmith.core.processes import all_reduce_sum, gather_objects, process_count
 from weightsmith.dictionary._shared.checks import integer, moderate, number
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._supervised.factored import descend, least_squares_codes
@@ -198,7 +198,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         moderate(X)
         check_classification_targets(y)
         weight = _check_sample_weight(as_numpy(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
-        self.classes_ = _all_labels(y[weight > 0], shared)
+        self.classes_ = _all_labels(y[weight > 0])
         if len(self.classes_) < 2:
             raise ValueError(f"y needs at least two classes; it has one class: {self.classes_.tolist()}")
         self.aux_features_ = self._positions(aux)
@@ -348,7 +348,7 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         self, features: Any, covariates: np.ndarray, y: np.ndarray, weight: np.ndarray, shared: bool
     ) -> tuple[Problem, Tensor, Tensor]:
         device = torch.device(self.device)
-        label = np.searchsorted(self.classes_, y)
+        label = np.where(weight > 0, np.searchsorted(self.classes_, y), 0)  # without weight, y may be no class
         class_weight = np.ones(len(self.classes_))
         if self.class_weight == "balanced":
             counts = torch.from_numpy(np.bincount(label, weight, minlength=len(self.classes_)))
@@ -440,10 +440,6 @@ def _tensor(features: Any) -> Tensor:
         )
 
 
-def _all_labels(y: np.ndarray, shared: bool) -> np.ndarray:
-    labels = np.unique(y)
-    if not shared:
-        return labels
-    everyone: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, labels.tolist())
-    return np.unique(np.concatenate([np.asarray(part, dtype=labels.dtype) for part in everyone]))
+def _all_labels(y: np.ndarray) -> np.ndarray:
+    """The labels of all processes, sorted."""
+    return np.unique(np.concatenate(gather_objects(np.unique(y))))

@@ -71,8 +71,8 @@ def overlap(forget: Samples, retain: Samples) -> int:
     return sum(sample_digest(retain[index]) in known for index in range(len(retain)))
 
 
-def refuse_overlap(forget: Samples, retain: Samples) -> None:
-    """Refuse samples that are in both sets: their input and their label are the same.
+def refuse_overlap(forget: Samples, retain: Samples, *, names: tuple[str, str] = ("forget", "retain")) -> None:
+    """Refuse samples that are in both sets, which an error calls by their names: their input and label are the same.
 
     Raises
     ------
@@ -85,7 +85,9 @@ def refuse_overlap(forget: Samples, retain: Samples) -> None:
     """
     if both := overlap(forget, retain):
         raise CalibrationError(
-            "samples in both the forget and the retain set", found=both, do="Remove them from one of the sets."
+            f"samples in both the {names[0]} and the {names[1]} set",
+            found=both,
+            do="Remove them from one of the sets.",
         )
 
 
@@ -97,7 +99,7 @@ def prepared_sets(
     Raises
     ------
     CalibrationError
-        If there is nothing to retain, or a sample is in both sets.
+        If there is nothing to retain, or a sample is in two sets.
     ShapeError, UnsupportedModelError
         As :func:`~weightsmith.forget._shared.regression.check_regression`.
     """
@@ -109,6 +111,9 @@ def prepared_sets(
         )
     check_regression(model, {"forget": forget, "retain": retain, **({"other": other} if other else {})}, distance)
     refuse_overlap(forget, retain)
+    if other:
+        refuse_overlap(forget, other, names=("forget", "other"))
+        refuse_overlap(retain, other, names=("retain", "other"))
     retained, neither = held_out(retain, other)
     return {"forgotten": forget, "retained": retained, "neither": neither}
 

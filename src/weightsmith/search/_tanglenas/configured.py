@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,7 @@ from weightsmith.core.symmetry import Symmetry
 from weightsmith.search._tanglenas.dimensions import Choices, Heads, Space, Width, axis_cut
 from weightsmith.search._tanglenas.superposition import Architecture
 
-__all__ = ["configured_halves", "configured_space"]
+__all__ = ["RATIO", "configured_halves", "configured_space"]
 
 HIDDEN, ATTENTION, KEY_VALUE, DEPTH = "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers"
 RATIO = "mlp_ratio"
@@ -30,7 +31,7 @@ FOLLOWERS = ("word_embed_proj_dim",)
 """Fields that follow the hidden size where they equal it."""
 
 
-def configured_space(model: PreTrainedModel, choices: dict[str, tuple[int, ...]], symmetry: Symmetry) -> Space:
+def configured_space(model: PreTrainedModel, choices: dict[str, tuple[Any, ...]], symmetry: Symmetry) -> Space:
     """Return the space of choices of a transformer; what is impossible is refused, all of it in one message."""
     config = model.config
     if hasattr(config, "text_config"):
@@ -100,7 +101,7 @@ class _Names:
         architecture = self.fixed | architecture
         for name, value in architecture.items():
             if name == RATIO:
-                found[self.inner] = value * architecture.get(self.hidden, self.config.hidden_size)
+                found[self.inner] = int(value * architecture.get(self.hidden, self.config.hidden_size))
             elif name != self.depth:
                 found[name] = value
             if name == self.hidden:
@@ -164,6 +165,10 @@ def _check_pairs(model: PreTrainedModel, space: Space, named: _Names) -> None:
     for one in space.joint(pair):
         if isinstance(build_empty(model, named.fields(one)), str):
             wrong.append(_worded(one))
+    for one in space.joint([name for name in (named.hidden, RATIO) if name in space.choices]):
+        whole = named.fixed | one
+        if Fraction(whole.get(RATIO, 1)) * whole.get(named.hidden, model.config.hidden_size) % 1:
+            wrong.append(_worded(one))
     for value in space.choices.get(named.heads, ()):
         if named.groups < named.count and value % named.groups:
             wrong.append(f"{named.heads} {value} with {named.groups} heads of keys and values")
@@ -171,7 +176,8 @@ def _check_pairs(model: PreTrainedModel, space: Space, named: _Names) -> None:
         raise HyperparameterError(
             "space: impossible choices",
             found="; ".join(dict.fromkeys(wrong)),
-            expected="a hidden size that the heads divide, and heads that are a multiple of those of keys and values",
+            expected="a hidden size that the heads divide, heads that are a multiple of those of keys and values, "
+            "and a whole feed-forward width",
         )
 
 
@@ -211,7 +217,7 @@ def _width(named: _Names, name: str, space: Space) -> Width:
     """Indices in proportion to the hidden size, or to the width of the feed-forward layers."""
     dims = tuple(n for n in space.choices if n == name or (name == RATIO and n == named.hidden))
     whole = math.prod(space.choices[n][-1] for n in dims)
-    return Width(dims, lambda a, size: size * math.prod(a[n] for n in dims) // whole)
+    return Width(dims, lambda a, size: int(size * math.prod(a[n] for n in dims) // whole))
 
 
 def _heads_width(symmetry: Symmetry, group: str, name: str, named: _Names) -> Width | None:

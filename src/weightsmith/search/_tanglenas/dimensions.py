@@ -16,7 +16,7 @@ from weightsmith.search._tanglenas.superposition import Architecture, AxisCut
 
 __all__ = ["Choices", "Heads", "Space", "Width", "axis_cut"]
 
-Choices: TypeAlias = Mapping[str, Sequence[int]]
+Choices: TypeAlias = Mapping[str, Sequence[float]]
 """Values by the name of the dimension."""
 
 
@@ -44,8 +44,8 @@ class Space:
 
     Attributes
     ----------
-    choices : dict of str to tuple of int
-        Values by dimension, ascending; the last is the model's own.
+    choices : dict of str to tuple
+        Values by dimension, ascending; the last is the model's own. They are whole numbers, but for ratios.
     axes : dict of str to tuple of AxisCut or None
         By name of a tensor, per axis: what the choices keep.
     split : set of (str, int)
@@ -62,7 +62,7 @@ class Space:
         From an architecture to the fields of its configuration.
     """
 
-    choices: dict[str, tuple[int, ...]]
+    choices: dict[str, tuple[Any, ...]]
     axes: dict[str, tuple[AxisCut | None, ...]] = field(default_factory=dict)
     split: set[tuple[str, int]] = field(default_factory=set)
     heads: Heads | None = None

@@ -66,7 +66,7 @@ def _group_obstacle(model: nn.Module, symmetry: Symmetry, group: str) -> str:
     return ""
 
 
-def modular_space(model: nn.Module, choices: dict[str, tuple[int, ...]], symmetry: Symmetry) -> Space:
+def modular_space(model: nn.Module, choices: dict[str, tuple[Any, ...]], symmetry: Symmetry) -> Space:
     """Return the space of choices of the modules of a network outside transformers."""
     dims: dict[str, list[str]] = {}  # by what they set: a group, a kernel, a stack
     for name in choices:

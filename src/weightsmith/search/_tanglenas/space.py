@@ -7,8 +7,10 @@ queries, keys and values, heads, gates and flattened channels are on an axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
@@ -17,7 +19,7 @@ from transformers import PreTrainedModel
 from weightsmith.core.data import Batch
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.symmetry import find_symmetry
-from weightsmith.search._tanglenas.configured import configured_halves, configured_space
+from weightsmith.search._tanglenas.configured import RATIO, configured_halves, configured_space
 from weightsmith.search._tanglenas.dimensions import Choices, Space
 from weightsmith.search._tanglenas.modular import modular_space, module_widths
 
@@ -28,8 +30,8 @@ MODEL = "model"
 """The key that names the largest network."""
 
 
-def read_choices(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the dimensions of a search from a YAML file: a mapping from names to lists of whole numbers.
+def read_choices(path: Path) -> dict[str, tuple[Any, ...]]:
+    """Read the dimensions of a search from a YAML file: a mapping from names to lists of numbers.
 
     The file may also name the model, for the command line.
 
@@ -68,7 +70,7 @@ def find_space(model: nn.Module, choices: Choices, batch: Batch) -> Space:
     ----------
     model : nn.Module
         The largest network; a transformer of Hugging Face, or any other model without one inside.
-    choices : mapping of str to sequence of int
+    choices : mapping of str to sequence of float
         Fields of the configuration, or ``"PATH.out_channels"``, ``"PATH.out_features"``, ``"PATH.kernel_size"`` and
         ``"PATH.depth"`` for the modules of other networks.
     batch : Batch
@@ -97,8 +99,9 @@ def find_space(model: nn.Module, choices: Choices, batch: Batch) -> Space:
     return space
 
 
-def _checked(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    whole = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values)
-    if not values or not whole or sorted({*values}) != list(values):
-        raise HyperparameterError(f"space: {name}", found=list(values), expected="ascending whole numbers above 0")
+def _checked(name: str, values: Sequence[float]) -> tuple[Any, ...]:
+    kinds, expected = (int, "whole numbers") if name != RATIO else (int | float, "numbers")
+    allowed = all(isinstance(v, kinds) and not isinstance(v, bool) and 0 < v < math.inf for v in values)
+    if not values or not allowed or sorted({*values}) != list(values):
+        raise HyperparameterError(f"space: {name}", found=list(values), expected=f"ascending {expected} above 0")
     return tuple(values)

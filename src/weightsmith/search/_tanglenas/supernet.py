@@ -41,9 +41,10 @@ class Supernet:
     ----------
     model : nn.Module
         The largest network. Parametrized in place; :meth:`close` restores it, with the trained weights.
-    choices : mapping of str to sequence of int
-        Values of each dimension, ascending; the last is the model's own. Names are fields of a transformers
-        configuration (``hidden_size``, ``num_attention_heads``, ``intermediate_size`` or ``mlp_ratio``,
+    choices : mapping of str to sequence of float
+        Values of each dimension, ascending; the last is the model's own. They are whole numbers; an ``mlp_ratio`` may
+        be a fraction, such as 3.5, that gives every hidden size a whole feed-forward width. Names are fields of a
+        transformers configuration (``hidden_size``, ``num_attention_heads``, ``intermediate_size`` or ``mlp_ratio``,
         ``num_hidden_layers``), or ``"PATH.out_channels"``, ``"PATH.out_features"``, ``"PATH.kernel_size"``,
         ``"PATH.depth"`` for the modules of other networks.
     batch : Batch

@@ -27,8 +27,8 @@ from weightsmith.search._tanglenas.samplers import Sampler
 
 __all__ = ["ArchState", "Architecture", "AxisCut", "Superposition", "parts_of"]
 
-Architecture: TypeAlias = dict[str, int]
-"""The value chosen for each dimension."""
+Architecture: TypeAlias = dict[str, Any]
+"""The value chosen for each dimension: a whole number, or of ``mlp_ratio`` also a fraction."""
 
 START = 1e-3
 """Standard deviation of the architecture parameters at the start."""
@@ -55,7 +55,7 @@ class ArchState(nn.Module):
 
     Parameters
     ----------
-    choices : mapping of str to sequence of int
+    choices : mapping of str to sequence of float
         Values of each dimension, ascending.
     generator : torch.Generator, optional
         Draws the first parameters.
@@ -68,9 +68,9 @@ class ArchState(nn.Module):
     (tensor([0., 1.]), dict_keys(['width']))
     """
 
-    def __init__(self, choices: Mapping[str, Sequence[int]], generator: torch.Generator | None = None) -> None:
+    def __init__(self, choices: Mapping[str, Sequence[float]], generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.choices = {name: tuple(values) for name, values in choices.items()}
+        self.choices: dict[str, tuple[Any, ...]] = {name: tuple(values) for name, values in choices.items()}
         self.alphas = nn.ParameterList(
             nn.Parameter(START * torch.randn(len(values), generator=generator)) for values in self.choices.values()
         )

@@ -54,8 +54,8 @@ def ingredients(scale: str, seeds: Sequence[int]) -> ClaimResult:
 
     Parameters
     ----------
-    scale : str
-        Both scales run the same experiment.
+    scale : {"cpu"}
+        Recorded with the results.
     seeds : sequence of int
         Of the plates and of training.
     """

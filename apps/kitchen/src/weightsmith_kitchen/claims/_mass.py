@@ -83,8 +83,8 @@ def mass(folder: Path, scale: str, seeds: Sequence[int]) -> ClaimResult:
     ----------
     folder : Path
         Where ``ecustfd.json`` is.
-    scale : str
-        Both scales run the same experiment.
+    scale : {"cpu"}
+        Recorded with the results.
     seeds : sequence of int
         Of the folds.
     """

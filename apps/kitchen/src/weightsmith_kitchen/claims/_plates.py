@@ -188,8 +188,8 @@ def plates(scale: str, seeds: Sequence[int]) -> ClaimResult:
 
     Parameters
     ----------
-    scale : str
-        Both scales run the same experiment.
+    scale : {"cpu"}
+        Recorded with the results.
     seeds : sequence of int
         Of the plates and of training.
     """

@@ -137,6 +137,8 @@ class Size:
 
 SIZES = {"cpu": Size(160, 10, 6, 128, 7, 2, 64), "gpu": Size(224, None, 60, 224, None, 60, 224)}
 
+SCALES = ("cpu", "gpu")
+
 
 def run(scale: str = "cpu", seeds: Sequence[int] = (20, 21, 22)) -> list[ClaimResult]:
     """Run the experiments whose data are there.

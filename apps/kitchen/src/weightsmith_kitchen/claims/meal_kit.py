@@ -74,8 +74,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = (10, 11, 12)) -> list[ClaimRe
 
     Parameters
     ----------
-    scale : str, default: "cpu"
-        Both scales run the same experiments.
+    scale : {"cpu"}, default: "cpu"
+        Recorded with the results.
     seeds : sequence of int
         Of the splits, folds, plates and training.
     """

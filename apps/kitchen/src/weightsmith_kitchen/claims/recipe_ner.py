@@ -82,8 +82,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 20))) -> list
 
     Parameters
     ----------
-    scale : str, default: "cpu"
-        Both scales run the same experiments.
+    scale : {"cpu"}, default: "cpu"
+        Recorded with the results.
     seeds : sequence of int
         Of the held-out phrases, the clusters and the draws.
 

@@ -107,8 +107,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimRes
 
     Parameters
     ----------
-    scale : str, default: "cpu"
-        Both scales run the same experiment.
+    scale : {"cpu"}, default: "cpu"
+        Recorded with the results.
     seeds : sequence of int
         Of the classifier's training and the hidden synonyms; also the number of folds.
     """
