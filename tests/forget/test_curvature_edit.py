@@ -241,14 +241,14 @@ def test_bands_are_ratios_of_mean_projections():
 def test_bands_refuse_what_does_not_fit():
     model, factors = nn.Linear(4, 2), KroneckerFactors(torch.eye(3), torch.eye(2), 1, 1.0)
     data = [torch.ones(1, 4)]
-    for given, bounds, error, message in (
+    for taken, bounds, error, message in (
         ({"": factors}, (0.5,), ShapeError, "found 3, expected 4"),
         ({"head": factors}, (0.5,), LayerNotFoundError, "no layer 'head'"),
         ({}, (0.5, 0.2), HyperparameterError, "bounds"),
         ({}, (0.0,), HyperparameterError, "bounds"),
     ):
         with pytest.raises(error, match=message):
-            curvature_bands(model, given, data, data, bounds=bounds)
+            curvature_bands(model, taken, data, data, bounds=bounds)
 
 
 def test_layers_whose_output_is_changed_in_place_have_the_same_curvature():

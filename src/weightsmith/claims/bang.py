@@ -24,7 +24,7 @@ from weightsmith.core.training import Loss, default_loss, fit
 from weightsmith.embedded import digits
 from weightsmith.merge import average, balance_logit_scale, bang_loss, fit_temperature, interpolate, transitions
 
-__all__ = ["COLOURS", "DIGITS", "ENSEMBLE", "HOME", "run"]
+__all__ = ["COLORS", "DIGITS", "ENSEMBLE", "HOME", "run"]
 
 DIGITS = Claim(
     slug="bang",
@@ -71,7 +71,7 @@ ENSEMBLE = Claim(
     claimed=tuple(Ordering(better=f"both, p={p}", worse=f"better one, p={p}") for p in SHARES),
 )
 
-COLOURS = Claim(
+COLORS = Claim(
     slug="bang",
     experiment="colors",
     title="Fine-tuning with colors that give the class away",
@@ -88,7 +88,7 @@ COLOURS = Claim(
     claimed=(Ordering(better="bang (mixup, smoothing)", worse="wise-ft"),),
 )
 
-COLOURS_NOTES = (
+COLORS_NOTES = (
     "On seeds 0 to 9, with the same declaration, WiSE-FT was 0.06 ± 0.23 points above the fine-tuned network, so one "
     "ordering failed. It was repeated on 20 seeds that had not been used, with every baseline, and with 57 digits "
     "fewer to train on: alpha and temperature are chosen on those.",
@@ -107,7 +107,7 @@ def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimRes
     """Run all experiments; a seed draws the split, the weights, the corruptions and the colors."""
     results = _on_corruptions(scale, seeds or range(10))
     results.append(_judged(ENSEMBLE, _two_networks, scale, seeds or range(10)))
-    results.append(_judged(COLOURS, _given_away, scale, seeds or range(10, 30), COLOURS_NOTES))
+    results.append(_judged(COLORS, _given_away, scale, seeds or range(10, 30), COLORS_NOTES))
     return results
 
 

@@ -338,6 +338,7 @@ def pld(
     teacher: nn.Module,
     temperature: float | None = None,
     top_k: int | None = None,
+    label_weight_floor: float = 0.0,
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
@@ -355,6 +356,8 @@ def pld(
         Temperature; when left out found on 64 samples from everywhere in the data, so that labels weigh 0.4.
     top_k : int, optional
         Rank only this many classes.
+    label_weight_floor : float, default: 0.0
+        Least weight of a label, in [0, 1): a guard against teachers that are confident in another class.
     generator : torch.Generator, optional
         Draws the order of the samples.
     **options
@@ -369,17 +372,21 @@ def pld(
     ----------
     Bassam, Zhu, Bian 2025, arXiv 2506.12542.
     """
-    _check_hyper(1.0 if temperature is None else temperature, 0.0, top_k, "mean")
+    _check_hyper(1.0 if temperature is None else temperature, label_weight_floor, top_k, "mean")
     seed = draw_seed(generator)
-    with record("pld", seed=seed, top_k=top_k, **options) as result, evaluation_mode(teacher):
+    hyper = {"top_k": top_k, "label_weight_floor": label_weight_floor}
+    with record("pld", seed=seed, **hyper, **options) as result, evaluation_mode(teacher):
         theirs, labels = _teacher_logits(teacher, training, options["batch_size"])
         if temperature is None:
             temperature = suggest_temperature(theirs, labels)
         result.hyper["temperature"] = temperature
-        criterion = PLDLoss(temperature, top_k=top_k)
+        criterion = PLDLoss(temperature, top_k=top_k, label_weight_floor=label_weight_floor)
         result.totals = criterion.diagnostics(theirs, labels)
-        if result.totals["label_weight"] < 0.01:
-            warnings.warn(f"the labels have almost no weight at temperature {temperature:.3g}", stacklevel=3)
+        if result.totals["label_weight"] < 0.01 and not label_weight_floor:
+            warnings.warn(
+                f"the labels have almost no weight at temperature {temperature:.3g}: give label_weight_floor",
+                stacklevel=3,
+            )
         run = fit(model, training, loss=distillation(teacher, criterion), seed=seed, **options)
         result.curves["training loss"] = run.losses
         result.totals["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
