@@ -88,37 +88,38 @@ VARIATION = Claim(
 )
 
 
+DEVICES = (
+    (ASYMMETRIC, SynapseDevice(SoftBounds(64, 3.0), SoftBounds(64, 6.0))),
+    (SYMMETRIC, SynapseDevice(SoftBounds(64, 2.0), SoftBounds(64, 2.0))),
+    (LINEAR, SynapseDevice(SoftBounds(256), SoftBounds(256))),
+    (EXPONENTIAL, SynapseDevice(Exponential(256, 6.0), Exponential(256, 6.0))),
+    (VARIATION, SynapseDevice(SoftBounds(64, 4.0), SoftBounds(64, 4.0), device_variation=0.3)),
+)
+
+
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(20, 36))) -> list[ClaimResult]:
     """Learn on each device in every way; a seed draws the split, the first weights and the order of the samples."""
-    results = []
-    for claim, device in (
-        (ASYMMETRIC, SynapseDevice(SoftBounds(64, 3.0), SoftBounds(64, 6.0))),
-        (SYMMETRIC, SynapseDevice(SoftBounds(64, 2.0), SoftBounds(64, 2.0))),
-        (LINEAR, SynapseDevice(SoftBounds(256), SoftBounds(256))),
-        (EXPONENTIAL, SynapseDevice(Exponential(256, 6.0), Exponential(256, 6.0))),
-        (VARIATION, SynapseDevice(SoftBounds(64, 4.0), SoftBounds(64, 4.0), device_variation=0.3)),
-    ):
-        start = time.perf_counter()
-        arms = []
-        notes = []
-        for way in WAYS:
-            network = Pulsed(device, way, seeds)
-            arms.append(Arm(way, "method" if way == "unidirectional" else "baseline", learn(network, seeds, way)))
-            notes.append(
-                f"{way}: {network.pulses / len(seeds):.0f} pulses and {network.refreshes / len(seeds):.0f} refreshes"
-            )
-        manhattan = Pulsed(device, "unidirectional", seeds, manhattan=True)
-        arms.append(
-            Arm("unidirectional, sign of a batch's gradient", "control", learn(manhattan, seeds, "Manhattan rule"))
-        )
-        arms.append(Arm("gradient descent", "baseline", learn(Software(seeds), seeds, "gradient descent")))
-        seconds = time.perf_counter() - start
-        notes = [
-            "Per seed: " + "; ".join(notes) + ".",
-            "Eight seeds (10 to 17) were too few: they could not tell two of the orderings. These are sixteen others.",
-        ]
-        results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes))
-    return results
+    return [measure(claim, device, scale, seeds) for claim, device in DEVICES]
+
+
+def measure(claim: Claim, device: SynapseDevice, scale: str, seeds: Sequence[int]) -> ClaimResult:
+    """Learn on one device in every way."""
+    start = time.perf_counter()
+    arms, counts = [], []
+    for way in WAYS:
+        network = Pulsed(device, way, seeds)
+        arms.append(Arm(way, "method" if way == "unidirectional" else "baseline", learn(network, seeds, way)))
+        each = network.pulses / len(seeds), network.refreshes / len(seeds)
+        counts.append(f"{way}: {each[0]:.0f} pulses and {each[1]:.0f} refreshes")
+    manhattan = Pulsed(device, "unidirectional", seeds, manhattan=True)
+    arms.append(Arm("unidirectional, sign of a batch's gradient", "control", learn(manhattan, seeds, "Manhattan rule")))
+    arms.append(Arm("gradient descent", "baseline", learn(Software(seeds), seeds, "gradient descent")))
+    notes = [
+        "Per seed: " + "; ".join(counts) + ".",
+        "Eight seeds (10 to 17) were too few: they could not tell two of the orderings. These are sixteen others.",
+    ]
+    seconds = time.perf_counter() - start
+    return ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes)
 
 
 class Software:

@@ -141,6 +141,7 @@ def damped_cholesky(
         torch.linalg.cholesky_ex(upper_II, upper=True, out=(upper_II, failed))
         if not failed:
             return matrix_II, damping
+        del matrix_II, upper_II  # before the next copy
         damping = max(10 * damping, least)
 
 
