@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -52,8 +54,10 @@ def test_damping_grows_until_a_matrix_is_positive_definite():
     tries = []
 
     def copy():
-        tries.append(torch.diag(torch.tensor([1.0, -3e-5], dtype=torch.float64)))
-        return tries[-1]
+        assert all(matrix() is None for matrix in tries)  # one copy is in memory at a time
+        matrix = torch.diag(torch.tensor([1.0, -3e-5], dtype=torch.float64))
+        tries.append(weakref.ref(matrix))
+        return matrix
 
     lower, damping = damped_cholesky(copy, 0.0, 2.0, least=1e-6)
     assert len(tries) == 4  # 0, 1e-6, 1e-5 and 1e-4 of 2
