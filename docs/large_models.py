@@ -49,6 +49,9 @@ def page() -> str:
             "time grows with the blocks, its memory does not.\n",
         ]
     lines += [
+        "`curvature-edit` edits three blocks of 32, and holds the curvature of as many of their matrices as fit into",
+        "`--memory`, 4 GB by default. `rebasin` holds a score in float64 for each pair of the 14,336 units of a",
+        "feed-forward layer, 1.6 GB.\n",
         "`python benchmarks/large_models.py --work FOLDER --store` measures the table.",
     ]
     return "\n".join(lines) + "\n"
