@@ -1,8 +1,9 @@
 """Meta rescaling: under 30 % flipped labels accuracy at the last epoch rises, and the weights find the flipped samples.
 
 A fully connected network with dropout learns 600 digits, three of ten with a wrong class. Beside it: equal weights and
-the generalized cross-entropy, each also at the best of three learning rates, trimming of large losses, AGRA, and three
-controls: each of the two gradient paths alone, and the method's own weights dealt out at random within each batch.
+the generalized cross-entropy, all three also at the best of three learning rates, trimming of large losses, AGRA, and
+three controls: each of the two gradient paths alone, and the method's own weights dealt out at random within each
+batch.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ ACCURACY = Claim(
     experiment="accuracy",
     title="Digits with 30 % flipped labels: accuracy",
     statement=(
-        "Learned weights gain over three points at the last epoch against equal weights, and against the same weights "
-        "dealt out at random; the direct path alone does as well."
+        "Each at the best of three learning rates, learned weights gain over a point at the last epoch against equal "
+        "weights, and a robust loss of one line does as well; the same weights dealt out at random are far behind."
     ),
     metric="test accuracy after the last epoch",
     higher_is_better=True,
     expected=(
-        Ordering(better="meta rescaling", worse="equal weights", margin=0.03),
+        Ordering(better="meta rescaling, best rate", worse="equal weights, best rate", margin=0.01),
+        Ordering(better="generalized cross-entropy, best rate", worse="meta rescaling, best rate", margin=-0.01),
         Ordering(better="meta rescaling", worse="its weights, shuffled", margin=0.03),
-        Ordering(better="direct path only", worse="meta rescaling", margin=-0.02),
     ),
     paper=PAPER,
-    claimed=(Ordering(better="meta rescaling", worse="equal weights"),),
+    claimed=(Ordering(better="meta rescaling, best rate", worse="equal weights, best rate"),),
 )
 
 DETECTION = Claim(
@@ -65,11 +66,11 @@ DETECTION = Claim(
 
 TRAIN, NOISE, EPOCHS, BATCH, RATE = 600, 0.3, 40, 32, 3e-3
 RATES = (1e-3, 1e-2)
-"""Other rates of the baselines, of which the best on the test data counts."""
+"""Other rates of the arms "best rate", of which the best on the test data counts."""
 INNER = 0.1
 
 
-def run(scale: str = "cpu", seeds: Sequence[int] = range(100, 105)) -> list[ClaimResult]:
+def run(scale: str = "cpu", seeds: Sequence[int] = range(200, 208)) -> list[ClaimResult]:
     """Train every arm; a seed draws the data, the flips and the initial weights."""
     start = time.perf_counter()
     values = each_seed(_experiment, seeds, "meta rescaling")
@@ -83,8 +84,10 @@ def run(scale: str = "cpu", seeds: Sequence[int] = range(100, 105)) -> list[Clai
             if experiment == claim.experiment
         ]
         notes = (
-            "The expectations were set on seeds 10 and 11 and first measured on seeds 0 to 4. There all held but that "
-            "both paths do better than the meta path alone, by .005 +- .020, which is not declared any more.",
+            "On seeds 100 to 104, with baselines at one rate, the method was .077 +- .007 ahead of equal weights. At "
+            "the best of three rates equal weights were five points better and only .024 behind the method at its one "
+            "rate; so all are compared at their best now, and the margins come from those seeds.",
+            "On seeds 0 to 4 both paths were ahead of the meta path alone by .005 +- .020, which is not declared.",
             "Both experiments are measured on the same networks.",
         )
         results.append(ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes))
@@ -138,6 +141,8 @@ def _experiment(seed: int) -> dict[str, float]:
         loss = rescaler(**options)
         values[f"{name}: accuracy"] = accuracy(learn(loss), test)
         values[f"{name}: detection"] = auc(loss.scores)
+    others = [accuracy(learn(rescaler(), rate), test) for rate in RATES]
+    values["meta rescaling, best rate: accuracy"] = max(values["meta rescaling: accuracy"], *others)
     values["its weights, shuffled: accuracy"] = accuracy(learn(_Shuffled(rescaler())), test)
     for name, criterion in (
         ("equal weights", _mean),

@@ -41,10 +41,7 @@ PANEL = 64
 """Columns that the greedy choice eliminates between two updates of the whole matrices."""
 
 ROWS = 256
-"""Outputs whose products with the second moments are held at a time."""
-
-SOLVED = 1024
-"""Outputs whose new weights are solved for at a time."""
+"""Outputs whose products with the second moments, or whose new weights, are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +242,8 @@ def reconstruct(
     lower_KK, ridge = damped_cholesky(lambda: _submatrix(moment_II, kept, kept), ridge, scale, least=1e-12)
     cross_GK = _submatrix(moment_II, gone, kept)
     new_OK, gain = weight_OI[:, kept], 0.0
-    for start in range(0, len(weight_OI), SOLVED):
-        rows = slice(start, start + SOLVED)
+    for start in range(0, len(weight_OI), ROWS):
+        rows = slice(start, start + ROWS)
         lost_RK = weight_OI[rows][:, gone].double() @ cross_GK
         half_RK = torch.linalg.solve_triangular(lower_KK.T, lost_RK, upper=True, left=False)
         change_RK = torch.linalg.solve_triangular(lower_KK, half_RK, upper=False, left=False)
