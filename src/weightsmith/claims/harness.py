@@ -353,7 +353,7 @@ def scales_of(run: Callable[..., Any]) -> tuple[str, ...]:
     >>> scales_of(lambda scale, seeds: [])
     ('cpu',)
     """
-    scales: tuple[str, ...] = inspect.unwrap(run).__globals__.get("SCALES", ("cpu",))
+    scales: tuple[str, ...] = getattr(inspect.unwrap(run), "__globals__", {}).get("SCALES", ("cpu",))
     return scales
 
 
