@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed, measured
 from weightsmith.core.io import StateDict
 from weightsmith.core.training import Loss, default_loss, fit
 from weightsmith.embedded import digits
@@ -106,23 +106,10 @@ Role = Literal["method", "baseline", "control"]
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run all experiments; a seed draws the split, the weights, the corruptions and the colors."""
     results = _on_corruptions(scale, seeds or range(10))
-    results.append(_judged(ENSEMBLE, _two_networks, scale, seeds or range(10)))
-    results.append(_judged(COLORS, _given_away, scale, seeds or range(10, 30), COLORS_NOTES))
+    results.append(measured(ENSEMBLE, _two_networks, _role, scale=scale, seeds=seeds or range(10)))
+    seeds = seeds or range(10, 30)
+    results.append(measured(COLORS, _given_away, _role, scale=scale, seeds=seeds, notes=COLORS_NOTES))
     return results
-
-
-def _judged(
-    claim: Claim,
-    experiment: Callable[[int], Mapping[str, float]],
-    scale: str,
-    seeds: Sequence[int],
-    notes: Sequence[str] = (),
-) -> ClaimResult:
-    start = time.perf_counter()
-    values = each_seed(experiment, seeds, claim.title)
-    arms = [Arm(name, _role(name), numbers) for name, numbers in values.items()]
-    seconds = time.perf_counter() - start
-    return ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes)
 
 
 def _on_corruptions(scale: str, seeds: Sequence[int]) -> list[ClaimResult]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.claims.harness import Claim, ClaimResult, Ordering, measured
 from weightsmith.core.data import Batches, token_ids, token_windows
 from weightsmith.core.metrics import perplexity
 from weightsmith.core.models import Layer
@@ -72,31 +71,15 @@ EVALUATION_TOKENS = 1024
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:
     """Run both experiments; a seed draws the layer, or the calibration windows."""
     return [
-        _measure(LAYER, _layer_errors, scale, seeds or range(3)),
-        _measure(PERPLEXITY, _Perplexities(), scale, seeds or range(3, 6), NOTES),
+        measured(LAYER, _layer_errors, _role, scale=scale, seeds=seeds or range(3)),
+        measured(PERPLEXITY, _Perplexities(), _role, scale=scale, seeds=seeds or range(3, 6), notes=NOTES),
     ]
 
 
-def _measure(
-    claim: Claim,
-    experiment: Callable[[int], Mapping[str, float]],
-    scale: str,
-    seeds: Sequence[int],
-    notes: Sequence[str] = (),
-) -> ClaimResult:
-    start = time.perf_counter()
-    values = each_seed(experiment, seeds, claim.title)
-    seconds = time.perf_counter() - start
-    return ClaimResult.judge(claim, _arms(values), scale=scale, seeds=seeds, seconds=seconds, notes=notes)
-
-
-def _arms(values: dict[str, list[float]]) -> list[Arm]:
-    def role(name: str) -> str:
-        if name == "random swaps" or "attention only" in name:
-            return "control"
-        return "method" if "dsnot" in name else "baseline"
-
-    return [Arm(name, role(name), numbers) for name, numbers in values.items()]  # type: ignore[arg-type]
+def _role(name: str) -> str:
+    if name == "random swaps" or "attention only" in name:
+        return "control"
+    return "method" if "dsnot" in name else "baseline"
 
 
 def _layer_errors(seed: int) -> dict[str, float]:

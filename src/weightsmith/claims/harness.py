@@ -49,6 +49,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ __all__ = [
     "Ordering",
     "PaperVerdict",
     "each_seed",
+    "measured",
     "run_claim",
     "scales_of",
     "user_data",
@@ -384,6 +386,41 @@ def each_seed(
     """
     runs = [experiment(seed) for seed in track(seeds, description)]
     return {name: [float(run[name]) for run in runs] for name in runs[0]}
+
+
+def measured(
+    claim: Claim,
+    experiment: Callable[[int], Mapping[str, float]],
+    role: Callable[[str], str],
+    *,
+    scale: str,
+    seeds: Sequence[int],
+    notes: Sequence[str] = (),
+) -> ClaimResult:
+    """Run an experiment whose values are its arms for each seed, and judge the claim.
+
+    Parameters
+    ----------
+    claim : Claim
+        What is expected.
+    experiment : callable
+        ``experiment(seed)`` returns a value per arm.
+    role : callable
+        ``role(name)`` is ``"method"``, ``"baseline"`` or ``"control"``.
+    scale, seeds, notes
+        As for :meth:`ClaimResult.judge`.
+
+    Examples
+    --------
+    >>> claim = Claim("toy", "toy", "it wins", "points", True, [Ordering("a", "b")])
+    >>> roles = {"a": "method", "b": "control"}
+    >>> measured(claim, lambda seed: {"a": seed + 1.0, "b": seed}, roles.get, scale="cpu", seeds=(0, 1, 2)).holds
+    True
+    """
+    start = time.perf_counter()
+    values = each_seed(experiment, seeds, claim.title)
+    arms = [Arm(name, role(name), numbers) for name, numbers in values.items()]  # type: ignore[arg-type]
+    return ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=time.perf_counter() - start, notes=notes)
 
 
 def user_data(name: str, experiment: str) -> Path | None:

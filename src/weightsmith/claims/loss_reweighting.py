@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.claims.harness import Claim, ClaimResult, Ordering, measured
 from weightsmith.core.training import fit
 from weightsmith.train import loss_weights, per_sequence_loss
 
@@ -95,25 +94,12 @@ def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimRes
 
 def regression(scale: str, seeds: Sequence[int]) -> ClaimResult:
     """Fit lines under every strategy."""
-    return _judged(REGRESSION, _regression, scale, seeds, REGRESSION_NOTES)
+    return measured(REGRESSION, _regression, _role, scale=scale, seeds=seeds, notes=REGRESSION_NOTES)
 
 
 def language(scale: str, seeds: Sequence[int]) -> ClaimResult:
     """Train the language models."""
-    return _judged(LANGUAGE, _language, scale, seeds, LANGUAGE_NOTES)
-
-
-def _judged(
-    claim: Claim,
-    experiment: Callable[[int], dict[str, float]],
-    scale: str,
-    seeds: Sequence[int],
-    notes: Sequence[str],
-) -> ClaimResult:
-    start = time.perf_counter()
-    values = each_seed(experiment, seeds, claim.title)
-    arms = [Arm(name, _role(name), numbers) for name, numbers in values.items()]  # type: ignore[arg-type]
-    return ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=time.perf_counter() - start, notes=notes)
+    return measured(LANGUAGE, _language, _role, scale=scale, seeds=seeds, notes=LANGUAGE_NOTES)
 
 
 def _role(name: str) -> str:

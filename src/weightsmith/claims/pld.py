@@ -9,7 +9,6 @@ The hundred classes are measured on ten seeds, a number from the variance of see
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, each_seed
+from weightsmith.claims.harness import Claim, ClaimResult, Ordering, measured
 from weightsmith.core.metrics import accuracy
 from weightsmith.core.training import fit
 from weightsmith.embedded import digits
@@ -99,12 +98,8 @@ def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimRes
 def _measure(
     claim: Claim, experiment: Callable[[int], dict[str, float]], scale: str, seeds: Sequence[int]
 ) -> ClaimResult:
-    start = time.perf_counter()
-    values = each_seed(experiment, seeds, claim.title)
-    seconds = time.perf_counter() - start
-    arms = [Arm(name, _role(name), numbers) for name, numbers in values.items()]  # type: ignore[arg-type]
     notes = ("A best temperature is the best on the test data, for every loss alike.", FIRST[claim.experiment])
-    return ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=seconds, notes=notes)
+    return measured(claim, experiment, _role, scale=scale, seeds=seeds, notes=notes)
 
 
 def _role(name: str) -> str:
