@@ -27,7 +27,7 @@ def test_inverse_cholesky():
 @pytest.mark.parametrize("panel", [7, 256, 1024])
 @pytest.mark.parametrize("size", [1, 2, 7, 255, 256, 700, 1025])
 def test_inverse_cholesky_in_panels_is_the_factor_of_the_inverse(size, panel, monkeypatch):
-    monkeypatch.setattr(linalg, "PANEL", panel)
+    monkeypatch.setattr(linalg, "PANEL", (panel, panel))
     x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     gram = (x.T @ x).float()
     before = gram.clone()

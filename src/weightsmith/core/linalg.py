@@ -31,8 +31,8 @@ __all__ = [
 COLUMN_BLOCK = 128
 """Columns that :func:`replace_columns` updates at once; the columns after them follow when the block is done."""
 
-PANEL = 1024
-"""Rows of a large matrix that are copied or inverted at a time."""
+PANEL = (256, 1024)
+"""Columns of a matrix that are factored and inverted at a time, in float64: an eighth of them, within these bounds."""
 
 PIECE = 1 << 16
 """Elements that :func:`inner_product` multiplies at a time."""
@@ -97,12 +97,57 @@ def inverse_cholesky(
     """
     if not is_finite(gram_II):
         raise NonFiniteError("the Gram matrix holds NaN or infinity", do="Check the calibration data.")
-    scale = max(float(gram_II.diagonal().double().mean()), torch.finfo(torch.float32).tiny)
-    # with rows and columns in reverse order the factor of the inverse is the inverse of the factor; one matrix of
-    # 14,336 inputs takes 1.6 GB, so all happens in place
-    lower_II, _ = damped_cholesky(lambda: _reversed(gram_II, torch.float64), damping, scale, least=1e-6)
-    _invert_triangular(lower_II)
-    return _reversed(lower_II, torch.float32, out)
+    diagonal_I = gram_II.diagonal().double()
+    scale = max(float(diagonal_I.mean()), torch.finfo(torch.float32).tiny)
+    factor_II = gram_II.to(torch.float32, copy=True) if out is None else out.copy_(gram_II)
+    while not _factor_upper(factor_II, diagonal_I + damping * scale):
+        damping = max(10 * damping, 1e-6)
+    _invert_upper(factor_II.triu_())
+    return factor_II
+
+
+def _panels(size: int) -> list[slice]:
+    width = min(max(size // 8, PANEL[0]), PANEL[1])
+    return [slice(start, min(start + width, size)) for start in range(0, size, width)]
+
+
+def _factor_upper(matrix_II: Float[Tensor, "in in"], diagonal_I: Float[Tensor, "in"]) -> bool:
+    r"""Write :math:`U` of :math:`G = U U^\top` to the upper triangle and the diagonal; what is below them keeps G.
+
+    In panels of float64, one at a time: G of 14,336 inputs, which came in float32, would take 1.6 GB. Returns whether
+    G, with ``diagonal_I`` as its diagonal, is positive definite.
+    """
+    panels = _panels(len(matrix_II))
+    for number, own in reversed(list(enumerate(panels))):
+        own_PA = matrix_II[own, own.stop :].double()
+        own_PP = matrix_II[own, own].double().mT - own_PA @ own_PA.mT
+        own_PP.diagonal().copy_(diagonal_I[own] - own_PA.square().sum(1))
+        reversed_PP, failed = torch.linalg.cholesky_ex(own_PP.flip(0, 1))
+        if failed:
+            return False
+        own_PP = reversed_PP.flip(0, 1)
+        matrix_II[own, own] = matrix_II[own, own].tril(-1) + own_PP
+        for rows in panels[:number]:
+            rest_RP = matrix_II[own, rows].double().mT - matrix_II[rows, own.stop :].double() @ own_PA.mT
+            matrix_II[rows, own] = torch.linalg.solve_triangular(own_PP.mT, rest_RP, upper=False, left=False)
+    return True
+
+
+def _invert_upper(upper_II: Float[Tensor, "in in"]) -> None:
+    r"""Invert an upper triangular matrix in place, in panels of float64, one at a time.
+
+    With :math:`U` in panels, :math:`X_{ij} = -U_{ii}^{-1} \sum_{i < k \le j} U_{ik} X_{kj}`.
+    """
+    panels = _panels(len(upper_II))
+    for number, own in reversed(list(enumerate(panels))):
+        own_PP = upper_II[own, own].double()
+        inverse_PP = torch.linalg.solve_triangular(own_PP, torch.eye(len(own_PP)).to(own_PP), upper=True)
+        own_PA = upper_II[own, own.stop :].double()
+        for columns in panels[number + 1 :]:
+            between = slice(own.stop, columns.stop)
+            sum_PP = own_PA[:, : columns.stop - own.stop] @ upper_II[between, columns].double()
+            upper_II[own, columns] = -inverse_PP @ sum_PP
+        upper_II[own, own] = inverse_PP
 
 
 def damped_cholesky(
@@ -143,32 +188,6 @@ def damped_cholesky(
             return matrix_II, damping
         del matrix_II, upper_II  # before the next copy
         damping = max(10 * damping, least)
-
-
-def _reversed(matrix_II: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """Copy a matrix with rows and columns in reverse order to another type, a panel of rows at a time."""
-    out = torch.empty_like(matrix_II, dtype=dtype) if out is None else out
-    for start in range(0, len(matrix_II), PANEL):
-        rows_PI = matrix_II[start : start + PANEL]
-        stop = len(matrix_II) - start
-        out[stop - len(rows_PI) : stop] = rows_PI.flip(0, 1)
-    return out
-
-
-def _invert_triangular(lower_II: Float[Tensor, "in in"]) -> None:
-    r"""Invert a lower triangular matrix in place, a panel of rows at a time, with no other matrix than a panel's block.
-
-    With :math:`L` in panels, :math:`X_{ij} = -L_{ii}^{-1} \sum_{j \le k < i} L_{ik} X_{kj}`.
-    """
-    size = len(lower_II)
-    for start in range(0, size, PANEL):
-        rows = slice(start, start + PANEL)
-        own_PP = lower_II[rows, rows]
-        inverse_PP = torch.linalg.solve_triangular(own_PP, torch.eye(len(own_PP)).to(own_PP), upper=False)
-        for before in range(0, start, PANEL):  # what is written is not read again: the sums begin at their own column
-            columns, above = slice(before, before + PANEL), slice(before, start)
-            lower_II[rows, columns] = inverse_PP @ (lower_II[rows, above] @ lower_II[above, columns]).neg_()
-        own_PP.copy_(inverse_PP)
 
 
 def replace_columns(

@@ -76,9 +76,8 @@ def sparsegpt(
 
     def prune(layer: Layer, gram: Gram) -> dict[str, float]:
         factor_II = gram.inverse_factor(damping)
-        old_OI = layer.weight_OI.float()
-        alive_OI = old_OI.masked_fill(gram.square_sum_I == 0, 0)
-        new_OI = replace_columns(alive_OI, factor_II, _pruned_column(pattern, factor_II.diagonal()))
+        old_OI = layer.weight_OI.float().masked_fill(gram.square_sum_I == 0, 0)  # which no output shows
+        new_OI = replace_columns(old_OI, factor_II, _pruned_column(pattern, factor_II.diagonal()))
         error = output_error(old_OI, new_OI - old_OI, gram)
         layer.write(new_OI)
         return zeros(layer) | error
