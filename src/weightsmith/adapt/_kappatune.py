@@ -26,10 +26,10 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from weightsmith.analyze import Condition, ConditionReport, condition_report
-from weightsmith.analyze._condition import HEADS, Score
+from weightsmith.analyze._condition import Score
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, NonFiniteError
-from weightsmith.core.models import find_experts, find_layers, unreached, writable
+from weightsmith.core.models import VOCABULARY_HEADS, find_experts, find_layers, unreached, writable
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     Fit,
@@ -68,7 +68,7 @@ def kappatune(
     rank: int = 16,
     dropout: float = 0.05,
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = HEADS,
+    exclude: str | Sequence[str] = VOCABULARY_HEADS,
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:

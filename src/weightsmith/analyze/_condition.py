@@ -31,16 +31,14 @@ from weightsmith.analyze._shared.spectrum import (
 )
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, NonFiniteError
+from weightsmith.core.models import VOCABULARY_HEADS
 from weightsmith.core.progress import track
 from weightsmith.core.results import Result, record
 
-__all__ = ["HEADS", "Condition", "ConditionReport", "Score", "condition", "condition_report"]
+__all__ = ["Condition", "ConditionReport", "Score", "condition", "condition_report"]
 
 Score: TypeAlias = Literal["kappa", "kappa_over_mp", "entropy_deficit"]
 Kind: TypeAlias = Literal["module", "parameter", "tensor"]
-
-HEADS = ("*lm_head", "*embed_out", "*predictions.decoder")
-"""Names that language models give to the layer over the vocabulary."""
 
 BATCH_BYTES = 2**26
 """Matrices of one shape are decomposed together, up to this size in float64."""
@@ -235,7 +233,7 @@ def condition_report(
     *,
     score: Score = "kappa_over_mp",
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = HEADS,
+    exclude: str | Sequence[str] = VOCABULARY_HEADS,
     max_dim: int = 16384,
     device: str | torch.device | None = None,
 ) -> ConditionReport:
@@ -312,7 +310,7 @@ def condition(
     *,
     score: Score = "kappa_over_mp",
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = HEADS,
+    exclude: str | Sequence[str] = VOCABULARY_HEADS,
     max_dim: int = 16384,
 ) -> Result:
     """Report the condition number of every weight matrix, without building the model.

@@ -36,7 +36,7 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import atomic_output, parse_json
-from weightsmith.core.models import HEADS, Stack, block_difference, evaluation_mode, find_stack, get_module
+from weightsmith.core.models import HEAD_COUNTS, Stack, block_difference, evaluation_mode, find_stack, get_module
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, restored_on_error, training_method
 from weightsmith.grow._distil import agreement, decaying_adamw, distil
@@ -251,7 +251,7 @@ class Learngene:
         """
         ours, theirs = find_stack(self.model, self.plan.stack), find_stack(target, self.plan.stack)
         if difference := block_difference(
-            ours.blocks[0], theirs.blocks[0], ignore=HEADS if allow_head_mismatch else ()
+            ours.blocks[0], theirs.blocks[0], ignore=HEAD_COUNTS if allow_head_mismatch else ()
         ):
             raise UnsupportedModelError(f"blocks of learngene and target differ: {difference}")
         stages = check_assignment(assignment, len(theirs), len(self.plan.stages), "stages", strict_order)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightsmith.analyze import signal_to_noise, singular_values
-from weightsmith.analyze._condition import HEADS
 from weightsmith.core.data import Batches, as_batches
 from weightsmith.core.errors import (
     HyperparameterError,
@@ -33,7 +32,7 @@ from weightsmith.core.errors import (
     ShapeError,
 )
 from weightsmith.core.jobs import Backend, run_jobs
-from weightsmith.core.models import Layer, evaluation_mode, find_layers, unreached, writable
+from weightsmith.core.models import VOCABULARY_HEADS, Layer, evaluation_mode, find_layers, unreached, writable
 from weightsmith.core.processes import refuse_several_processes
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import draw_seed, mean_loss, restored_on_error
@@ -79,7 +78,7 @@ def d2nwg_layers(
     batch_size: int = 64,
     sampler_steps: int = 50,
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = HEADS,
+    exclude: str | Sequence[str] = VOCABULARY_HEADS,
     states: Sequence[Mapping[str, Tensor]] = (),
     evaluate: Callable[[nn.Module], float] | None = None,
     workers: int = 1,

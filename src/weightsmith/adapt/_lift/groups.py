@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightsmith.analyze._condition import HEADS
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.core.models import Layer, find_experts, find_matrices, writable
+from weightsmith.core.models import VOCABULARY_HEADS, Layer, find_experts, find_matrices, writable
 
 __all__ = ["approx_rank", "budget", "check_group", "check_ranges", "has_budget", "lift_groups", "matrices", "names"]
 
@@ -38,7 +37,7 @@ def lift_groups(
     *,
     lora_rank: int | None = None,
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = HEADS,
+    exclude: str | Sequence[str] = VOCABULARY_HEADS,
     dense: str | Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Gather a model's weight matrices for :class:`LIFTAdamW` and freeze everything else.

@@ -10,10 +10,9 @@ from torch import nn
 
 from weightsmith.adapt._lift.groups import budget, check_ranges, lift_groups
 from weightsmith.adapt._lift.optimizer import LIFTAdamW
-from weightsmith.analyze._condition import HEADS
 from weightsmith.core.data import Samples
 from weightsmith.core.io import SparseDelta
-from weightsmith.core.models import find_matrices, unreached
+from weightsmith.core.models import VOCABULARY_HEADS, find_matrices, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -38,7 +37,7 @@ def lift(
     update_interval: int | None = 200,
     niter: int | None = None,
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = HEADS,
+    exclude: str | Sequence[str] = VOCABULARY_HEADS,
     generator: torch.Generator | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from weightsmith.analyze._condition import HEADS
 from weightsmith.analyze._rich_lazy.kernels import centered_alignment, kernel_alignment
 from weightsmith.analyze._rich_lazy.observe import Observed, observe_layers, recurrent_layers
 from weightsmith.analyze._rich_lazy.theory import expected_kernel_alignment
@@ -40,7 +39,7 @@ from weightsmith.core.errors import (
 )
 from weightsmith.core.io import StateDict
 from weightsmith.core.linalg import is_finite, upcast
-from weightsmith.core.models import Layer, along_line, find_layers, matches, patterns, unreached
+from weightsmith.core.models import VOCABULARY_HEADS, Layer, along_line, find_layers, matches, patterns, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import draw_seed, refuse_adapters
 from weightsmith.embedded import open_model
@@ -54,7 +53,7 @@ def rich_lazy(
     probe: Batches,
     *,
     include: str | Sequence[str] = "*",
-    exclude: str | Sequence[str] = HEADS,
+    exclude: str | Sequence[str] = VOCABULARY_HEADS,
     directions: int = 2,
     memory: float = 4.0,
     generator: torch.Generator | None = None,
@@ -186,7 +185,7 @@ class LazinessProbe:
         batches: Batches,
         *,
         include: str | Sequence[str] = "*",
-        exclude: str | Sequence[str] = HEADS,
+        exclude: str | Sequence[str] = VOCABULARY_HEADS,
         directions: int = 2,
         memory: float = 4.0,
         seed: int = 0,

@@ -20,6 +20,7 @@ from ._find_blocks import find_blocks as find_blocks
 from ._folding import fold_parametrizations as fold_parametrizations
 from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp
 from ._layers import (
+    VOCABULARY_HEADS as VOCABULARY_HEADS,
     Layer as Layer,
     check_weight as check_weight,
     computed_by as computed_by,
@@ -50,7 +51,7 @@ from ._resize import (
     resize as resize,
 )
 from ._stack import (
-    HEADS as HEADS,
+    HEAD_COUNTS as HEAD_COUNTS,
     Stack as Stack,
     block_difference as block_difference,
     find_stack as find_stack,

@@ -24,6 +24,7 @@ from weightsmith.core.processes import wrapper_path
 from weightsmith.core.sharding import refuse_sharded
 
 __all__ = [
+    "VOCABULARY_HEADS",
     "Layer",
     "adapter_paths",
     "check_weight",
@@ -37,6 +38,9 @@ __all__ = [
     "swap_module",
     "writable",
 ]
+
+VOCABULARY_HEADS = ("*lm_head", "*embed_out", "*predictions.decoder")
+"""Names that language models give to the layer over the vocabulary."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import offloaded_of
 from weightsmith.core.models._layers import find_layers, get_module
 
-__all__ = ["HEADS", "Stack", "block_difference", "find_stack"]
+__all__ = ["HEAD_COUNTS", "Stack", "block_difference", "find_stack"]
 
-HEADS = (
+HEAD_COUNTS = (
     "num_heads",
     "num_attention_heads",
     "num_key_value_heads",
@@ -24,7 +24,7 @@ HEADS = (
     "head_dim",
     "attention_head_size",
 )
-MEANING = (*HEADS, "eps", "variance_epsilon", "stride", "padding", "dilation", "groups")
+MEANING = (*HEAD_COUNTS, "eps", "variance_epsilon", "stride", "padding", "dilation", "groups")
 """Attributes that say what a module's weights mean: blocks that differ in one cannot stand for each other."""
 
 
