@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from weightsmith import catalog, claims
-from weightsmith.claims.harness import run_claim, scales_of
+from weightsmith.claims.harness import Arm, Claim, ClaimResult, Ordering, run_claim, scales_of
 from weightsmith.core.errors import HyperparameterError
 
 INSTALLED = [method for method in catalog.METHODS if not method.planned and method.installed]
@@ -49,6 +51,14 @@ def test_a_claim_has_the_scale_gpu_where_it_is_another_experiment(method):
     helpers = {getattr(value, "__module__", getattr(value, "__name__", "")) for value in vars(module).values()}
     private = [sys.modules[name] for name in sorted(map(str, helpers)) if name.startswith(f"{module.__package__}._")]
     assert ("gpu" in scales_of(run)) == any(chooses_by_scale(part.__file__) for part in (module, *private))
+
+
+def test_an_experiment_without_a_larger_size_is_stored_as_the_small_one():
+    claim = Claim("wina", "Toy", "a beats b", "accuracy", True, [Ordering("a", "b")])
+    arms = [Arm("a", "method", [1.0, 2.0, 3.0]), Arm("b", "baseline", [0.0, 1.0, 1.5])]
+    judge = partial(ClaimResult.judge, arms=arms, scale="gpu", seeds=(0, 1, 2), seconds=0.0)
+    assert judge(claim).scale == "cpu"
+    assert judge(replace(claim, scales=("cpu", "gpu"))).scale == "gpu"
 
 
 def test_another_scale_is_refused():

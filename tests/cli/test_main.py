@@ -189,7 +189,7 @@ def test_a_bug_is_one_line_too(capsys, monkeypatch):
 
 @pytest.mark.parametrize(("value", "code"), [(0.9, 0), (0.1, 1)])
 def test_claims_are_run_stored_and_shown(monkeypatch, tmp_path, value, code):
-    claim = Claim("wina", "Toy", "a beats b", "accuracy", True, [Ordering("a", "b")])
+    claim = Claim("wina", "Toy", "a beats b", "accuracy", True, [Ordering("a", "b")], scales=("cpu", "gpu"))
 
     def run(scale, seeds):
         assert scale == "gpu"
@@ -200,7 +200,7 @@ def test_claims_are_run_stored_and_shown(monkeypatch, tmp_path, value, code):
         return [ClaimResult.judge(claim, arms, scale=scale, seeds=seeds, seconds=0.0)]
 
     monkeypatch.setattr(catalog, "load", lambda entry: {"weightsmith.claims.wina:run": run}[entry])
-    monkeypatch.setitem(globals(), "SCALES", ("cpu", "gpu"))
+    monkeypatch.setitem(globals(), "CLAIM", claim)
     done = runner.invoke(app, ["claims", "wina", "--scale", "gpu", "--seeds", "4", "--store", str(tmp_path)])
     assert done.exit_code == code, done.output
     monkeypatch.undo()

@@ -73,6 +73,7 @@ RECITATION = Claim(
     expected=(Ordering("k-fac", "not edited", 0.25), Ordering("inputs alone", "k-fac", -0.1)),
     paper="At the same perplexity, K-FAC lowers recitation further than an SVD on texts that neither was tuned on.",
     claimed=(Ordering("k-fac", "SVD"),),
+    scales=("cpu", "gpu"),
 )
 
 
@@ -98,8 +99,6 @@ SIZES = {
     "cpu": Size(12, 48, 24, 0.5, 18, 18, 32, 8, (21, 22, 23)),
     "gpu": Size(500, 112, 64, 20, 6, 32, 2000, 128, (21, 22, 23)),
 }
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:

@@ -91,6 +91,7 @@ CIFAR = Claim(
         Ordering(better="bottleneck", worse="linear probe"),
         Ordering(better="bottleneck", worse="MLP probe"),
     ),
+    scales=("cpu", "gpu"),
 )
 
 TRAIN, CLASSES = 1400, 10
@@ -127,8 +128,6 @@ CIFAR_TRAINING = {
     "gpu": Training({"bottleneck": (256, 4096, 10), "bottleneck, 30 epochs": (256, 4096, 30)}, 14, 10, 32, rate=1e-3),
 }
 """By scale; codebooks, pairs and dimensions of ``"gpu"`` are the paper's."""
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(10, 15))) -> list[ClaimResult]:

@@ -22,8 +22,8 @@ A claim file declares what it expects before it measures anything, and returns w
         ]
         return ClaimResult.judge(CLAIM, arms, scale=scale, seeds=seeds, seconds=time.perf_counter() - start)
 
-A file whose ``run`` is another experiment at the scale ``"gpu"`` declares ``SCALES = ("cpu", "gpu")``; others have the
-scale ``"cpu"`` alone.
+An experiment that is larger at the scale ``"gpu"`` declares it: ``Claim(..., scales=("cpu", "gpu"))``. One that is not
+runs, and is stored, as ``"cpu"``.
 
 A file with several experiments declares a :class:`Claim` for each, told apart by ``experiment=``, and its
 ``run`` returns a list of :class:`ClaimResult`; each is stored in a file of its own.
@@ -127,6 +127,8 @@ class Claim:
         What the paper claims.
     claimed : sequence of Ordering, default: ()
         The paper's claim as orderings of the same arms; empty where the paper has no such experiment.
+    scales : sequence of str, default: ("cpu",)
+        Sizes that the experiment has; with ``"gpu"`` it has a larger one.
     """
 
     slug: str
@@ -138,6 +140,7 @@ class Claim:
     experiment: str = ""
     paper: str = ""
     claimed: Sequence[Ordering] = ()
+    scales: Sequence[str] = ("cpu",)
 
     @property
     def name(self) -> str:
@@ -211,7 +214,7 @@ class ClaimResult:
         seconds: float,
         notes: Sequence[str] = (),
     ) -> ClaimResult:
-        """Check that the arms can be compared and return the judged claim.
+        """Check that the arms can be compared and return the judged claim, of scale ``"cpu"`` if it has no other.
 
         Raises
         ------
@@ -250,6 +253,7 @@ class ClaimResult:
                 found=sorted(unknown) or None,
                 expected=f"one or more of {names}",
             )
+        scale = scale if scale in claim.scales else "cpu"
         return cls(claim, tuple(arms), scale, tuple(seeds), seconds, tuple(notes), environment())
 
     @property
@@ -284,6 +288,7 @@ class ClaimResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything, the computed verdict included, in JSON's types."""
         claim = asdict(self.claim)
+        del claim["scales"]
         expected, claimed = (
             [
                 {**asdict(order), **_rounded("advantage", self.advantage(order)), "holds": self.confirms(order)}
@@ -347,16 +352,16 @@ class ClaimResult:
         return table
 
 
-def scales_of(run: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the scales of a claim from the file of its ``run``: what ``SCALES`` names there, else ``"cpu"`` alone.
+def scales_of(run: Callable[..., Any]) -> list[str]:
+    """Return the scales of the claims in the file of a ``run``.
 
     Examples
     --------
     >>> scales_of(lambda scale, seeds: [])
-    ('cpu',)
+    ['cpu']
     """
-    scales: tuple[str, ...] = getattr(inspect.unwrap(run), "__globals__", {}).get("SCALES", ("cpu",))
-    return scales
+    names = getattr(inspect.unwrap(run), "__globals__", {}).values()
+    return sorted({"cpu"}.union(*(value.scales for value in names if isinstance(value, Claim))))
 
 
 def run_claim(run: Callable[..., Any], *, scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:

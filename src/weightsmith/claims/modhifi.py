@@ -106,6 +106,7 @@ CIFAR = dataclasses.replace(
         Ordering(better="classwise", worse="random pairs", margin=0.4),
         Ordering(better="logit removed", worse="classwise"),
     ),
+    scales=("cpu", "gpu"),
 )
 
 DECAYED = {
@@ -185,8 +186,6 @@ IMAGES = {
     "cpu": Images(train=1000, test=200, blocks=1, stride=2, epochs=8, batch=64, classes=3, samples=100),
     "gpu": Images(train=5000, test=1000, blocks=5, stride=1, epochs=100, batch=128, classes=10, samples=400),
 }
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:

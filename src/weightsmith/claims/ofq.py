@@ -88,9 +88,8 @@ CIFAR = Claim(
     expected=(Ordering("OFQ", "LSQ"),),
     paper=TRANSFORMER,
     claimed=(Ordering("OFQ", "LSQ"), Ordering("OFQ", "StatsQ")),
+    scales=("cpu", "gpu"),
 )
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(40, 50))) -> list[ClaimResult]:

@@ -63,6 +63,7 @@ PREDICTION = Claim(
         Ordering("similarity of outputs (CKA)", name)
         for name in ("training loss", "mode connectivity", "Hessian trace", "largest eigenvalue")
     ),
+    scales=("cpu", "gpu"),
 )
 
 AVERAGING = Claim(
@@ -77,6 +78,7 @@ AVERAGING = Claim(
         Ordering("similarity of outputs (CKA)", "training accuracy"),
     ),
     paper=PAPER,
+    scales=("cpu", "gpu"),
 )
 
 BARRIERS = Claim(
@@ -89,6 +91,7 @@ BARRIERS = Claim(
     expected=(Ordering("width 128", "widths 2 and 8", 3.0),),
     paper="Small networks have barriers between seeds, large ones have not.",
     claimed=(Ordering("width 128", "widths 2 and 8"),),
+    scales=("cpu", "gpu"),
 )
 
 
@@ -102,9 +105,6 @@ class Perceptron:
         """A perceptron of two hidden layers."""
         layers = (nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
         return nn.Sequential(*layers).to(self.device)
-
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = tuple(range(20, 26))) -> list[ClaimResult]:

@@ -64,6 +64,7 @@ KERNEL = Claim(
     ),
     paper=PAPER,
     claimed=(Ordering(better="full rank", worse="rank 10"), Ordering(better="rank 10", worse="rank 1")),
+    scales=("cpu", "gpu"),
 )
 
 FEATURES = Claim(
@@ -76,6 +77,7 @@ FEATURES = Claim(
     expected=(Ordering(better="full rank", worse="rank 1"),),
     paper=PAPER,
     claimed=(Ordering(better="full rank", worse="rank 1"),),
+    scales=("cpu", "gpu"),
 )
 
 CHANGE = Claim(
@@ -88,6 +90,7 @@ CHANGE = Claim(
     expected=(Ordering(better="full rank", worse="rank 1"),),
     paper=PAPER,
     claimed=(Ordering(better="full rank", worse="rank 1"),),
+    scales=("cpu", "gpu"),
 )
 
 THEORY = Claim(
@@ -205,9 +208,6 @@ def perceptual_decisions(count: int, generator: torch.Generator) -> tuple[Float[
     y = torch.zeros(count, STIMULUS + 1, dtype=torch.long)
     y[:, STIMULUS] = 1 + answers
     return x, y
-
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = range(200, 248)) -> list[ClaimResult]:

@@ -68,6 +68,7 @@ CONTROL = Claim(
     ),
     paper="Supervised dictionaries control the attributes excellently; sparse autoencoders control them less well.",
     claimed=(Ordering(better=SUPERVISED, worse=TOPK), Ordering(better=SUPERVISED, worse=DENSE)),
+    scales=("cpu", "gpu"),
 )
 
 APPROXIMATION = Claim(
@@ -86,6 +87,7 @@ APPROXIMATION = Claim(
     ),
     paper="Supervised dictionaries approximate the model's computation on the task excellently.",
     claimed=(Ordering(better=SUPERVISED, worse="random directions", margin=0.4),),
+    scales=("cpu", "gpu"),
 )
 
 OCCLUSION = Claim(
@@ -128,8 +130,6 @@ SIZES: dict[str, dict[str, int]] = {
 SEEDS = (11, 12, 13, 14, 15)
 SITE = Site(23, "resid")
 FEATURES, K, EPOCHS, BATCH, RATE = 512, 16, 200, 256, 1e-3
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = SEEDS) -> list[ClaimResult]:

@@ -58,6 +58,7 @@ RANK = Claim(
     expected=(Ordering("gradients", "random"), Ordering("gradients", "two stages", -0.005)),
     paper=PAPER,
     claimed=(Ordering("gradients", "two stages"), Ordering("gradients", "random")),
+    scales=("cpu", "gpu"),
 )
 SIGNAL = Claim(
     slug="tanglenas",
@@ -78,8 +79,6 @@ SPACE = {
     **{f"{place}.kernel_size": (3, 5, 7) for place in (0, 2, 4)},
 }
 LENGTH, POINTS, CLASSES = 40, 12, 10
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:

@@ -104,6 +104,7 @@ BIOGRAPHIES = Claim(
     ),
     paper="Unlearning through the weights that WAGLE selects preserves utility better than through all or random ones.",
     claimed=(Ordering("wagle 0.8", "all weights"), Ordering("wagle 0.8", "random 0.8")),
+    scales=("cpu", "gpu"),
 )
 
 
@@ -146,8 +147,6 @@ SIZES = {
 
 MEASURED, UNLIKELY = 36, 0.2
 SEEDS = range(100, 116)
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:

@@ -59,6 +59,7 @@ CIFAR = dataclasses.replace(
         Ordering(better="KD, clipped and aligned", worse="KD, clipped", margin=0.1),
         Ordering(better="KD, clipped and aligned", worse="KD, aligned", margin=0.05),
     ),
+    scales=("cpu", "gpu"),
 )
 
 CLASSES, STAGE, TRAIN = 10, 2, 1300
@@ -151,8 +152,6 @@ WAYS = {
     "CE, tenfold memory": Way(distill=False, memory=10),
     "KD, clipped and aligned, tenfold memory": Way(clip=True, align=True, memory=10),
 }
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] | None = None) -> list[ClaimResult]:

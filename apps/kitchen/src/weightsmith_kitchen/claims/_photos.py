@@ -43,6 +43,7 @@ PHOTOS = Claim(
         Ordering("projector and LoRA", "constant median"),
         Ordering("class mean mass", "projector and LoRA"),
     ),
+    scales=("cpu", "gpu"),
 )
 
 NAMES = {"qiwi": "kiwi", "fired_dough_twist": "fried dough twist"}

@@ -114,9 +114,6 @@ class _Totals:
         return found
 
 
-SCALES = ("cpu", "gpu")
-
-
 def run(scale: str = "cpu", seeds: Sequence[int] = (20, 21, 22, 23, 24)) -> list[ClaimResult]:
     """Judge the look-ups on noisy lists, the released predictions, and what is written about photos.
 

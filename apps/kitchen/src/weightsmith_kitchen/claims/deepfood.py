@@ -56,6 +56,7 @@ GROCERIES = Claim(
     ),
     paper=PAPER,
     claimed=(Ordering(better="fine-tuned", worse="colors and gradients"),),
+    scales=("cpu", "gpu"),
 )
 
 BOXES = Claim(
@@ -78,6 +79,7 @@ BOXES = Claim(
         Ordering(better="frozen, boxes", worse="frozen, photos"),
         Ordering(better="fine-tuned, boxes", worse="colors and gradients, boxes"),
     ),
+    scales=("cpu", "gpu"),
 )
 
 NOTES = (
@@ -136,8 +138,6 @@ class Size:
 
 
 SIZES = {"cpu": Size(160, 10, 6, 128, 7, 2, 64), "gpu": Size(224, None, 60, 224, None, 60, 224)}
-
-SCALES = ("cpu", "gpu")
 
 
 def run(scale: str = "cpu", seeds: Sequence[int] = (20, 21, 22)) -> list[ClaimResult]:
