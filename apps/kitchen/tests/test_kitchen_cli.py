@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from typing import get_args
 
 import pytest
@@ -282,6 +283,13 @@ def test_training_of_portions(tmp_path):
     made = json.loads(run("train", "portions", table, tmp_path / "p", "--held-out", 0, *options).stdout)
     assert made["test"] is None
     assert made["notes"] == ["no recipe was left to test on: give more recipes, or a larger --held-out"]
+    table.write_text("recipe,ingredient,unit,portion,kcal\n" + "\n".join(rows), "utf-8")
+    learn = ("train", "portions", table, tmp_path / "p", *options)
+    with pytest.warns(UserWarning, match="ingredients are left out"):
+        run(*learn, "--slots", 2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*ingredients are left out")
+        run(*learn)
     table.write_text("recipe,ingredient,unit,portion,kcal\na,egg,count,2,-1\n", "utf-8")
     assert "line 2, kcal" in str(run("train", "portions", table, tmp_path / "q", status="error"))
     table.write_text("recipe,ingredient\n", "utf-8")

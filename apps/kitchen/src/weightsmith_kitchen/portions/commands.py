@@ -74,6 +74,7 @@ def train_portions(
     out: str | os.PathLike[str],
     *,
     held_out: float = 0.2,
+    slots: int = 10,
     width: int = 256,
     seed: int = 0,
     overwrite: bool = False,
@@ -89,6 +90,8 @@ def train_portions(
         The folder to create.
     held_out : float, default: 0.2
         Share of the recipes to test on.
+    slots : int, default: 10
+        Most ingredients of a recipe; those of the least energy beyond it are left out.
     width : int, default: 256
         Of the network.
     seed : int, default: 0
@@ -112,7 +115,7 @@ def train_portions(
     held, learned = [recipes[place] for place in order[:cut]], [recipes[place] for place in order[cut:]]
     torch.manual_seed(seed)
     # Heads of 64, as in the paper, drown the small embeddings of a narrow network.
-    estimator = PortionEstimator(RecipeTable.learn(learned), width=width, head_width=max(4, width // 8))
+    estimator = PortionEstimator(RecipeTable.learn(learned, slots=slots), width=width, head_width=max(4, width // 8))
     estimator.fit(learned, seed=seed, **options)
     estimator.save_pretrained(out, overwrite=overwrite)
     vocabulary, units = estimator.table.ingredients, tuple(estimator.table.units)

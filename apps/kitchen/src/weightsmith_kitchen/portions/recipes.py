@@ -93,10 +93,12 @@ class RecipeTable:
         ------
         RecipeError
             If a recipe has no ingredient, a portion that is not above 0, an energy below 0, or a number that is not
-            finite; it names the recipe.
+            finite; it names the recipe. If there is no slot.
         """
         if not recipes:
             raise RecipeError("recipes", found="none", expected="at least one")
+        if slots < 1:
+            raise RecipeError("slots", found=slots, expected=">= 1")
         _check_targets(recipes)
         items = [item for recipe in recipes for item in recipe.ingredients]
         counts = Counter(item.unit for item in items)
