@@ -147,6 +147,44 @@ def test_a_sparse_model_can_be_written_small(write, tmp_path):
     )
 
 
+PLANS = """
+model: {folder}/tiny
+out: {out}
+data:
+  calibration: {{file: {folder}/inputs.safetensors, samples: 12}}
+steps:
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept", "left"),
+    [
+        (["gptq: {{weight_bits: 4}}", "wina"], {"quantization.json", "wina.json"}, None),
+        (["wina", "wise-ft: {{checkpoints: [{folder}/tiny, $model]}}"], set(), "wina.json"),
+        (["gptq: {{weight_bits: 4}}", "magnitude: {{sparsity: 0.5}}"], set(), "quantization.json"),
+        (["gptq: {{weight_bits: 4}}", "round-to-nearest: {{weight_bits: 3}}"], {"quantization.json"}, None),
+    ],
+)
+def test_a_plan_is_written_while_it_is_true_of_the_weights(write, tmp_path, steps, kept, left):
+    results = run_recipe(load_recipe(write(PLANS + "".join(f"  - {step}\n" for step in steps))))
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written & {"quantization.json", "wina.json"} == kept
+    said = f"Left out, as the weights that it describes have changed: {left}."
+    assert (said in results[-1].notes) == (left is not None)
+
+
+def test_the_output_may_not_hold_what_is_read(write, tmp_path, folder):
+    recipe = write(GOOD.replace("{out}", str(tmp_path)))
+    with pytest.raises(HyperparameterError, match=r"out: found .*, which holds .*recipe.yaml, which is read"):
+        load_recipe(recipe)
+    (tmp_path / "out").mkdir()
+    shutil.copy(folder / "inputs.safetensors", tmp_path / "out")
+    recipe = load_recipe(write(GOOD.replace("{folder}/inputs", "{out}/inputs")))
+    with pytest.raises(HyperparameterError, match=r"which holds .*inputs.safetensors, which is read"):
+        run_recipe(recipe, overwrite=True)
+    assert (tmp_path / "out" / "inputs.safetensors").is_file()
+
+
 def test_a_device_that_is_not_there_is_told(write):
     with pytest.raises(HyperparameterError, match="device: found cuda:99, expected cpu"):
         run_recipe(load_recipe(write(GOOD), ["device=cuda:99"]))

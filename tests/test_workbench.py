@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
-from models import tiny
+from models import tiny, write_tiny_llama
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.results import Result
-from weightsmith.embedded import OpenedModel, folder, load_tokenizer, text
+from weightsmith.embedded import OpenedModel, folder, load_tokenizer, open_model, text
 from weightsmith.signature import Role, read
-from weightsmith.workbench import Data, Workbench
+from weightsmith.sparsify import magnitude
+from weightsmith.workbench import Data, Evaluation, Workbench, measure_model
 
 
 def bench(file=None, samples=16) -> Workbench:
@@ -192,3 +193,26 @@ def test_a_teacher_is_opened_by_name():
 def test_save_writes_the_files_beside_the_model(tmp_path):
     bench().save(tmp_path / "out", {"note.txt": "hello"})
     assert sorted(path.name for path in Path(tmp_path / "out").iterdir()) == ["model.safetensors", "note.txt"]
+
+
+def test_a_plan_of_the_model_goes_along_until_the_weights_change(tmp_path):
+    write_tiny_llama(tmp_path, 4, 8)
+    (tmp_path / "tiny" / "quantization.json").write_text("{}")
+    (tmp_path / "tiny" / "wina.json").write_text("{}")
+    ours = Workbench(open_model(tmp_path / "tiny"))
+    ours.save(tmp_path / "same", {})
+    assert (tmp_path / "same" / "quantization.json").read_text() == "{}"
+    copied = ours.copy()
+    result = ours.call(read(magnitude), {"sparsity": 0.5})
+    assert result.notes[-1].endswith("have changed: quantization.json, wina.json.")
+    ours.save(tmp_path / "changed", {"quantization.json": "{}"})
+    assert not (tmp_path / "changed" / "quantization.json").exists()
+    assert copied.plans == {"quantization.json": "{}", "wina.json": "{}"}
+
+
+def test_a_model_with_a_plan_is_said_to_be_measured_dense(tmp_path):
+    write_tiny_llama(tmp_path, 4, 8)
+    assert measure_model(str(tmp_path / "tiny"), Evaluation()).notes == []
+    (tmp_path / "tiny" / "wina.json").write_text("{}")
+    (note,) = measure_model(str(tmp_path / "tiny"), Evaluation()).notes
+    assert note == "Measured dense: the plan in wina.json was not applied (apply_plan)."

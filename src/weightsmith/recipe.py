@@ -306,6 +306,7 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         found = None if first["type"] == "missing" else repr(first["input"])
         raise RecipeError(f"{where}: {first['msg'].lower()}", found=found) from error
     check_written({"report": recipe.report}, inputs=[path])
+    check_written({}, inputs=[path], out=recipe.out)
     return recipe
 
 
@@ -369,7 +370,8 @@ def _write(recipe: Recipe, work: Path, bench: Workbench, results: list[Result], 
     if not recipe.compare:
         bench.save(out, texts, overwrite=overwrite, layout=recipe.layout, publish=publish)
         return
-    del texts["README.md"]  # each alternative has its own card
+    own = {"README.md"}.union(*(result.files for result in results))  # each alternative has its own
+    texts = {name: text for name, text in texts.items() if name not in own}
     with atomic_output(out, overwrite=overwrite) as target:
         for name in recipe.compare:
             _link(work / "compare" / name, target / name)

@@ -25,7 +25,15 @@ from weightsmith.core.data import (
     without_labels,
 )
 from weightsmith.core.errors import CalibrationError, HyperparameterError
-from weightsmith.core.io import TemporaryFolder, offloaded, offloaded_of, save_model, shown_name, write_file
+from weightsmith.core.io import (
+    PLANS,
+    TemporaryFolder,
+    offloaded,
+    offloaded_of,
+    save_model,
+    shown_name,
+    write_file,
+)
 from weightsmith.core.metrics import measure, perplexity, sample_text
 from weightsmith.core.progress import stage
 from weightsmith.core.report import format
@@ -57,6 +65,9 @@ LABELED = 512
 DEFAULT_SAMPLES = {"batches": 16, "samples": 128}
 Layout: TypeAlias = Literal["plain", "compressed", "packed"]
 """How the weights of a model are stored."""
+
+ACTIVATIONS = "wina.json"
+"""The plan that says nothing of the weights: which inputs of them are skipped."""
 
 CURRENT = "$model"
 """Among the checkpoints of a method on files, or as another network: the model as it is now."""
@@ -146,6 +157,13 @@ class Workbench:
     dtype: torch.dtype | None = None
     _state: tuple[dict[str, float], str] | None = None
     _folders: list[TemporaryFolder] = field(default_factory=list)
+    _plans: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self._plans is None:
+            folder = None if self.opened is None else self.opened.folder
+            places = [folder / name for name in PLANS] if folder is not None else []
+            self._plans = {place.name: place.read_text("utf-8") for place in places if place.is_file()}
 
     def apply(self, signature: Signature, values: Mapping[str, Any]) -> Result:
         """Run a method and record the model's measures and its own text before and after.
@@ -180,7 +198,8 @@ class Workbench:
     def copy(self) -> Workbench:
         """Return a bench with a copy of the model; what has been measured of it need not be measured again."""
         self.look()
-        return replace(self, opened=self.opened and replace(self.opened, model=deepcopy(self.model)))
+        opened = self.opened and replace(self.opened, model=deepcopy(self.model))
+        return replace(self, opened=opened, _plans=dict(self.plans))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_folders": []}  # the process that made them takes them away
@@ -205,7 +224,23 @@ class Workbench:
                     arguments[role.name] = self.read(role, values, alone=role == signature.defaulted)
             result = signature.function(**arguments)
         result.seed = self.seed
+        self._follow(result)
         return result
+
+    def _follow(self, result: Result) -> None:
+        """Keep the plans that are true of the model: those of the last methods, until one changes the weights."""
+        made = {name: text for name, text in result.files.items() if name in PLANS}
+        if not result.reading and {*made} != {ACTIVATIONS}:
+            if old := sorted({*self.plans} - {*made}):
+                result.notes.append(f"Left out, as the weights that it describes have changed: {', '.join(old)}.")
+            self.plans.clear()
+        self.plans.update(made)
+
+    @property
+    def plans(self) -> dict[str, str]:
+        """What methods have said of the weights as they are: files by name, empty for most models."""
+        assert self._plans is not None
+        return self._plans
 
     def read(self, role: Role, values: Mapping[str, Any] | None = None, *, alone: bool = True) -> Batches | Samples:
         """Read the data of one of a method's parameters.
@@ -305,7 +340,7 @@ class Workbench:
         out : path-like
             The folder.
         files : mapping of str to str
-            Small files beside the model.
+            Small files beside the model; a plan among them is written only if it is true of the weights.
         overwrite : bool, default: False
             Replace what is there.
         layout : {"plain", "compressed", "packed"}, default: "plain"
@@ -320,7 +355,7 @@ class Workbench:
                 out,
                 like=self._opened.folder,
                 tokenizer=self._opened.tokenizer,
-                files=dict(files),
+                files={name: text for name, text in files.items() if name not in PLANS} | self.plans,
                 overwrite=overwrite,
                 publish=publish,
             )
@@ -446,11 +481,12 @@ def run_on_disk(
     folder = find_folder(ref)
     with offloaded(folder, out, overwrite=overwrite) as model:
         opened = OpenedModel(model, load_tokenizer(folder), folder=folder)
-        result = Workbench(opened, data, seed).call(signature, values)
+        bench = Workbench(opened, data, seed)
+        result = bench.call(signature, values)
         result.notes.append("Streamed from disk to disk: the model was never whole in memory, so it was not measured.")
         stored = offloaded_of(model)
         assert stored is not None
-        for name, text in documents([result], out, [ref]).items():
+        for name, text in {**bench.plans, **documents([result], out, [ref])}.items():
             write_file(stored.writer.target / name, text)
         stored.writer.publish = lambda: publish(result)
     return result
@@ -495,8 +531,11 @@ def measure_model(
     asked = {name: value for name, value in evaluation.model_dump(exclude_unset=True).items() if value is not None}
     with record("measure", seed=seed, model=shown_name(ref), **asked) as result:
         opened = move_to_device(open_model(ref, dtype=None if dtype is None else getattr(torch, dtype)), device)
+        bench = Workbench(opened, Data(evaluation=evaluation), seed)
         with stage("measuring"):
-            result.after = Workbench(opened, Data(evaluation=evaluation), seed).measure()
+            result.after = bench.measure()
+        if ACTIVATIONS in bench.plans:
+            result.notes.append(f"Measured dense: the plan in {ACTIVATIONS} was not applied (apply_plan).")
         result.reading = True
     return result
 

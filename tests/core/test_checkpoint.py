@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from models import tiny
-from weightsmith.core.errors import CheckpointError, ShapeError, UnsupportedModelError
+from weightsmith.core.errors import CheckpointError, HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.io import (
     CheckpointReader,
     CheckpointWriter,
@@ -33,6 +33,7 @@ from weightsmith.core.io import (
     write_file,
 )
 from weightsmith.core.io._header import DTYPES
+from weightsmith.merge import wise_ft
 
 FLOAT4 = DTYPES.get("F4")
 
@@ -415,6 +416,22 @@ def test_a_file_is_no_folder_to_replace(tmp_path):
     for name, found in (("config.json", "found a file where"), ("weights.safetensors", "found a folder where")):
         with pytest.raises(CheckpointError, match=f"{name} cannot be replaced: {found}"):
             check_output(tmp_path / name, overwrite=True)
+
+
+def test_an_output_that_holds_what_is_read_is_not_replaced(tmp_path):
+    whole = tmp_path / "models"
+    for name in ("base", "tuned"):
+        write_file(whole / name / "config.json", "{}")
+        safetensors.torch.save_file({"w": torch.ones(2)}, whole / name / "model.safetensors")
+    parts = [whole / "base", whole / "tuned"]
+    (tmp_path / "link").symlink_to(whole)
+    for out in (whole, tmp_path / "link"):
+        with pytest.raises(HyperparameterError, match=r"out: found .*models, which holds .*base, which is read"):
+            wise_ft(parts, out, overwrite=True)
+    assert sorted(path.name for path in whole.iterdir()) == ["base", "tuned"]
+    check_output(whole, overwrite=True, inputs=[whole, None, "org/name", tmp_path / "link"])  # itself may be replaced
+    wise_ft(parts, whole / "tuned", overwrite=True)
+    assert load_state_dict(whole / "tuned")["w"].tolist() == [1, 1]
 
 
 def test_an_old_output_moved_aside_by_a_killed_run_returns(tmp_path):

@@ -230,7 +230,7 @@ def fisher(
         )
     specs = CheckpointReader(checkpoints[1]).specs
     with TemporaryFolder() as folder:  # before OUT may be refused: it removes what a killed run left
-        check_output(out, overwrite=overwrite)
+        check_output(out, overwrite=overwrite, inputs=checkpoints)
         if batches is not None:
             fishers = [Path(folder, f"{number}.safetensors") for number in range(2)]
             for checkpoint, file in zip(checkpoints, fishers, strict=True):

@@ -87,7 +87,7 @@ def rebasin(
         raise HyperparameterError("alpha", found=alpha, expected="0 <= alpha <= 1")
     if restarts < 1:
         raise HyperparameterError("restarts", found=restarts, expected=">= 1")
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, inputs=checkpoints)
     with record("rebasin", alpha=alpha, restarts=restarts, normalize=normalize) as result:
         result.notes += configuration_notes(checkpoints)
         model = meta_model(checkpoints[0]) if symmetry is None else None

@@ -10,7 +10,7 @@ from ._atomic import (
     write_file as write_file,
     writing as writing,
 )
-from ._aux_files import copy_aux_files as copy_aux_files
+from ._aux_files import PLANS as PLANS, copy_aux_files as copy_aux_files
 from ._checkpoint import (
     CheckpointReader as CheckpointReader,
     CheckpointWriter as CheckpointWriter,

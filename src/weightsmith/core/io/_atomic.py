@@ -101,13 +101,26 @@ def atomic_output(out: str | os.PathLike[str], *, overwrite: bool = False, nbyte
         put_in_place(target, place)
 
 
-def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
+def check_output(
+    out: str | os.PathLike[str], *, overwrite: bool, inputs: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
     """Refuse an output that exists or cannot be written, before any work is done.
+
+    Parameters
+    ----------
+    out : path-like
+        The folder or file to write.
+    overwrite : bool
+        Whether it may be replaced.
+    inputs : iterable of path-like or None
+        What is read; names that stand for nothing on this machine are left out.
 
     Raises
     ------
     CheckpointError
         If ``out`` exists, is not an empty folder, and ``overwrite`` is off; or if it cannot be created.
+    HyperparameterError
+        If an input is in ``out``, which would replace it.
     """
     with writing(out):
         place = _place(out)
@@ -132,6 +145,18 @@ def check_output(out: str | os.PathLike[str], *, overwrite: bool) -> None:
         if found:
             raise CheckpointError(f"{out} cannot be replaced", found=found, do="Choose another output.")
         _check_creatable(_beside(place, KEPT))
+    _check_outside(Path(os.path.realpath(out)), _existing(inputs))
+
+
+def _existing(inputs: Iterable[str | os.PathLike[str] | None]) -> dict[Path, str | os.PathLike[str]]:
+    return {Path(os.path.realpath(ref)): ref for ref in inputs if ref is not None and os.path.exists(ref)}
+
+
+def _check_outside(out: Path, read: Mapping[Path, str | os.PathLike[str]]) -> None:
+    for source, ref in read.items():
+        if out in source.parents:
+            found = f"{out}, which holds {ref}, which is read"
+            raise HyperparameterError("out", found=found, expected="another folder: an output is replaced whole")
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
@@ -174,7 +199,8 @@ def check_written(
     CheckpointError
         If a file cannot be created or replaced.
     HyperparameterError
-        If a file is an input, the output or in it, or another of the files.
+        If a file is an input, the output or in it, or another of the files; or if an input is in the output, which
+        would replace it.
 
     Examples
     --------
@@ -184,8 +210,10 @@ def check_written(
     ...
     weightsmith.core.errors.HyperparameterError: report: found out/r.html, inside the output out, expected another file
     """
-    read = {Path(os.path.realpath(ref)): ref for ref in inputs if os.path.exists(ref)}
+    read = _existing(inputs)
     output = None if out is None else Path(os.path.realpath(out))
+    if output is not None:
+        _check_outside(output, read)
     named: dict[Path, str] = {}
     for name, path in written.items():
         if path is None:

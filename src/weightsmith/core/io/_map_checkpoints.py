@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.core.errors import NonFiniteError, UnsupportedModelError
-from weightsmith.core.io._atomic import write_file
+from weightsmith.core.io._atomic import check_output, write_file
 from weightsmith.core.io._checkpoint import CheckpointReader, CheckpointWriter, StateDict
 from weightsmith.core.io._header import DTYPES, TensorSpec
 from weightsmith.core.linalg import is_finite
@@ -189,6 +189,7 @@ def map_checkpoints(
     NonFiniteError
         If a result holds NaN or infinity; nothing is written.
     """
+    check_output(out, overwrite=overwrite, inputs=[reader.path for reader in sources])
     inputs = [_Source(reader) for reader in sources]
     like = sources[-1].path if sources[-1].path.is_dir() else None
     with CheckpointWriter(out, sources[-1].specs, like=like, overwrite=overwrite) as writer:

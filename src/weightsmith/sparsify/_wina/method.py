@@ -442,6 +442,10 @@ def _transform(
         result.files = {FILE: plan.to_json()}
         if hyper["norms"] == "reference" and not any(p.norms for p in plan.projections.values()):
             result.notes.append("No layer is named like a key or a gate: scores use no column norms, as in TEAL.")
+        result.notes.append(
+            "The weights are as they were: a saved model loads dense. "
+            f"apply_plan(model, ActivationPlan.load(folder)) reads {FILE} beside it."
+        )
     return result
 
 

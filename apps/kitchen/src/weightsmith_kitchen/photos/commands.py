@@ -100,7 +100,7 @@ def train_recognize(
     CheckpointError
         If ``out`` exists or cannot be written; said before training.
     """
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, inputs=[folder, boxes])
     photos = FoodFolder(folder, boxes=boxes, normalized=normalized, duplicates=duplicates, seed=seed)
     opened = open_backbone(backbone)
     preprocess: Preprocess = replace(opened.preprocess, margin=crop_margin, side=side or opened.preprocess.side)

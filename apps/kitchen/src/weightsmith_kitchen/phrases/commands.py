@@ -79,7 +79,7 @@ def train_ingredients(
     CheckpointError
         If ``out`` exists or cannot be written; said before training.
     """
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, inputs=[phrases, test])
     tokens, tags = read_tagged(Path(phrases))
     held, held_tags = ([], []) if test is None else read_tagged(Path(test))
     with stage(f"training on {len(tokens)} phrases"):

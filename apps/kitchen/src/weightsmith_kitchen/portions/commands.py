@@ -108,7 +108,7 @@ def train_portions(
     CheckpointError
         If ``out`` exists or cannot be written; said before training.
     """
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, inputs=[table])
     recipes = read_labeled(table)
     order = torch.randperm(len(recipes), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = int(len(recipes) * held_out)

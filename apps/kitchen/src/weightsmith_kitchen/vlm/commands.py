@@ -154,7 +154,7 @@ def train_vlm(
     CheckpointError
         If ``out`` exists or cannot be written; said before training.
     """
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, inputs=[table, calories])
     index = None if calories is None else CalorieIndex(CalorieTable.from_json(Path(calories)))
     examples = join_duplicates(read_answers(table))
     # One label for all: lists that occur once would otherwise all be trained on.
