@@ -661,6 +661,20 @@ def test_text_is_its_own_label_for_causal_language_models_only(tmp_path):
         assert reader.text_batches("some words and more", count=2, length=3)
 
 
+def test_classes_are_refused_for_a_model_that_writes_text(chat, tmp_path):
+    table = rows_of(tmp_path, [{"text": "hello there", "label": 1}, {"text": "foo bar", "label": 0}], ".csv")
+    adapted = get_peft_model(GPT2LMHeadModel(chat.model.config), LoraConfig(target_modules=["c_attn"]))
+    for model in (chat.model, adapted, tiny("t5")[0]):
+        reader = Reader(model, chat.tokenizer)
+        with pytest.raises(
+            CalibrationError,
+            match=r"columns of .*rows.csv: found \['label', 'text'\], expected no label, which is for a classifier and "
+            r"not for (GPT2LMHeadModel|T5ForConditionalGeneration)\. Leave the column label out, give rows with prompt",
+        ):
+            reader.samples(table, count=2, length=9)
+        assert len(reader.batches(table, count=2, length=9)[0]["input_ids"]) == 2, "a model runs on the texts"
+
+
 def test_labels_in_a_column_are_refused_for_a_classifier(tmp_path):
     save_file({"input_ids": torch.ones(2, 3).long(), "labels": torch.ones(2, 1).long()}, tmp_path / "x.safetensors")
     with pytest.raises(CalibrationError, match=r"labels in .*: found shape \(2, 1\), expected shape \(2,\)"):

@@ -90,7 +90,7 @@ class Reader:
         ------
         CalibrationError
             If there is no such data, it has none of the known forms, the model cannot read it, a label is not one of
-            its classes, or there are none: text is its own label only for a causal language model.
+            its classes or it has no classes, or there are none: text is its own label only for a causal language model.
         """
         samples = self._read(source, count, length, generator, labeled=True)
         first = 0 if self._is_encoder_decoder else 1  # nothing predicts the first token of a text
@@ -181,6 +181,17 @@ class Reader:
             do = "Give rows with prompt and completion."
         raise CalibrationError(f"{what} has no labels for {type(self.model).__name__}", found=found, do=do)
 
+    def _check_takes_classes(self, source: str, found: object) -> None:
+        """The labels of a model that writes text are tokens."""
+        model: Any = base_model(self.model)
+        if hasattr(model, "can_generate") and model.can_generate():
+            raise CalibrationError(
+                f"columns of {source}",
+                found=found,
+                expected=f"no label, which is for a classifier and not for {type(model).__name__}",
+                do="Leave the column label out, give rows with prompt and completion, or train a classifier.",
+            )
+
     @property
     def _is_encoder_decoder(self) -> bool:
         return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
@@ -267,6 +278,8 @@ class Reader:
             return self._padded([self._chat(row["messages"], length, source) for row in rows], source)
         if is_pair:
             return self._padded([self._completion(row, length, source) for row in rows], source)
+        if labeled and "label" in have:
+            self._check_takes_classes(source, sorted(have))
         if "image" in have:
             return self._arranged(self._images(rows, column, source, labeled=labeled))
         if {"text", "label"} <= have:
