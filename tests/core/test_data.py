@@ -264,6 +264,27 @@ def test_rows_without_an_answer_within_the_length_are_left_out(chat, tmp_path):
     assert len(chat.batches(path, count=2, length=99)[0]["input_ids"]) == 2, "a model runs on prompts too"
 
 
+def test_empty_rows_are_left_out_and_counted(chat, tmp_path):
+    path = rows_of(tmp_path, [{"text": text} for text in ("a b c d e", "", "f", "f g h i")])
+    with pytest.warns(UserWarning, match="2 of 4 rows of .* are left out: .* a text of at most one token"):
+        samples = chat.samples(path, count=4, length=99)
+    assert [answer(chat, sample) for sample in samples] == ["a b c d e", "f g h i"]
+    assert len(chat.batches(path, count=4, length=99)[0]["input_ids"]) == 3, "a model runs on one token, not on none"
+
+
+def test_an_encoder_decoder_is_not_trained_on_empty_prompts_or_completions(chat, tmp_path):
+    reader = Reader(tiny("t5")[0], chat.tokenizer)  # it adds no end to what is empty
+    rows = [{"prompt": "x", "completion": ""}, {"prompt": "", "completion": "y"}, {"prompt": "x", "completion": "y"}]
+    path = rows_of(tmp_path, rows)
+    with pytest.warns(UserWarning, match="2 of 3 rows of .* are left out: no answer"):
+        (sample,) = reader.samples(path, count=3, length=99)
+    assert answer(reader, sample) == "y"
+    assert len(reader.batches(path, count=3, length=99)[0]["input_ids"]) == 1
+    for read in (reader.samples, reader.batches):
+        with pytest.raises(CalibrationError, match="rows of .*: found no tokens, expected text"):
+            read(rows_of(tmp_path, rows[:2]), count=3, length=99)
+
+
 @pytest.mark.parametrize("name", ["a.csv", "A.CSV"])
 def test_words_and_numbers_of_a_csv_are_text(chat, tmp_path, name):
     (tmp_path / name).write_text("text\n007\nNone\nNA\n")
