@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from inspect import unwrap
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -72,6 +73,11 @@ def rows_of(tmp_path, rows, suffix=".jsonl"):
     else:
         datasets.Dataset.from_list(rows).to_csv(path, sep="\t" if suffix == ".tsv" else ",")
     return path
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
 
 
 def answer(reader, sample):
@@ -334,8 +340,10 @@ def test_a_generator_of_samples_is_refused_by_name():
 
 def test_pairs_and_loaders_work_where_batches_do():
     x, y = torch.rand(12, 3, 32, 32), torch.arange(12) % 4
+    named = [Pair(*pair) for pair in zip(x, y, strict=True)]
     results = []
-    for batches in ([x], [(x, y)], DataLoader(TensorDataset(x, y), batch_size=12), [[x, y]]):
+    loaders = DataLoader(TensorDataset(x, y), batch_size=12), DataLoader(named, batch_size=12)
+    for batches in ([x], [(x, y)], [[x, y]], [Pair(x, y)], *loaders):
         model = tiny("cnn")[0]
         wanda(model, batches)
         results.append(torch.cat([p.flatten() for p in model.parameters()]))
