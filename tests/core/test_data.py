@@ -371,6 +371,25 @@ def test_labels_are_taken_off():
         split_labels({"x": torch.ones(1)})
     with pytest.raises(CalibrationError, match="no calibration batches"):
         as_batches([])
+    for batch in ([torch.ones(2, 2), ("a", "b")], {"x": torch.ones(2, 2), "labels": ["a", "b"]}):
+        with pytest.raises(CalibrationError, match=r"labels: found .'a', 'b'., expected numbers. Number the"):
+            split_labels(batch)
+
+
+def test_batches_without_rows_or_of_arrays_are_refused_by_name():
+    x, ids = torch.ones(4, 2), torch.ones(2, 3, dtype=torch.long)
+    for good, empty in ((x, x[:0]), ((x, x), (x[:0], x[:0])), ({"input_ids": ids}, {"input_ids": ids[:0]})):
+        with pytest.raises(
+            CalibrationError,
+            match=r"calibration batch 1: found shape \(0, .\), expected at least one row. Leave it out",
+        ):
+            as_batches([good, empty])
+    assert len(as_batches([{"x": x, "cache": x[:0]}])) == 1, "what comes beside the rows may be empty"
+    for batch in (x.numpy(), [x.numpy()], {"input_ids": ids.numpy()}):
+        with pytest.raises(
+            CalibrationError, match="batch 0: found a NumPy array, expected tensors. Convert it with torch"
+        ):
+            unwrap(as_batches)([batch])
 
 
 def test_sequences_of_tokens_are_padded_and_masked():
