@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from inspect import unwrap
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -72,6 +73,11 @@ def rows_of(tmp_path, rows, suffix=".jsonl"):
     else:
         datasets.Dataset.from_list(rows).to_csv(path, sep="\t" if suffix == ".tsv" else ",")
     return path
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
 
 
 def answer(reader, sample):
@@ -264,6 +270,27 @@ def test_rows_without_an_answer_within_the_length_are_left_out(chat, tmp_path):
     assert len(chat.batches(path, count=2, length=99)[0]["input_ids"]) == 2, "a model runs on prompts too"
 
 
+def test_empty_rows_are_left_out_and_counted(chat, tmp_path):
+    path = rows_of(tmp_path, [{"text": text} for text in ("a b c d e", "", "f", "f g h i")])
+    with pytest.warns(UserWarning, match="2 of 4 rows of .* are left out: .* a text of at most one token"):
+        samples = chat.samples(path, count=4, length=99)
+    assert [answer(chat, sample) for sample in samples] == ["a b c d e", "f g h i"]
+    assert len(chat.batches(path, count=4, length=99)[0]["input_ids"]) == 3, "a model runs on one token, not on none"
+
+
+def test_an_encoder_decoder_is_not_trained_on_empty_prompts_or_completions(chat, tmp_path):
+    reader = Reader(tiny("t5")[0], chat.tokenizer)  # it adds no end to what is empty
+    rows = [{"prompt": "x", "completion": ""}, {"prompt": "", "completion": "y"}, {"prompt": "x", "completion": "y"}]
+    path = rows_of(tmp_path, rows)
+    with pytest.warns(UserWarning, match="2 of 3 rows of .* are left out: no answer"):
+        (sample,) = reader.samples(path, count=3, length=99)
+    assert answer(reader, sample) == "y"
+    assert len(reader.batches(path, count=3, length=99)[0]["input_ids"]) == 1
+    for read in (reader.samples, reader.batches):
+        with pytest.raises(CalibrationError, match="rows of .*: found no tokens, expected text"):
+            read(rows_of(tmp_path, rows[:2]), count=3, length=99)
+
+
 @pytest.mark.parametrize("name", ["a.csv", "A.CSV"])
 def test_words_and_numbers_of_a_csv_are_text(chat, tmp_path, name):
     (tmp_path / name).write_text("text\n007\nNone\nNA\n")
@@ -313,8 +340,10 @@ def test_a_generator_of_samples_is_refused_by_name():
 
 def test_pairs_and_loaders_work_where_batches_do():
     x, y = torch.rand(12, 3, 32, 32), torch.arange(12) % 4
+    named = [Pair(*pair) for pair in zip(x, y, strict=True)]
     results = []
-    for batches in ([x], [(x, y)], DataLoader(TensorDataset(x, y), batch_size=12), [[x, y]]):
+    loaders = DataLoader(TensorDataset(x, y), batch_size=12), DataLoader(named, batch_size=12)
+    for batches in ([x], [(x, y)], [[x, y]], [Pair(x, y)], *loaders):
         model = tiny("cnn")[0]
         wanda(model, batches)
         results.append(torch.cat([p.flatten() for p in model.parameters()]))
@@ -342,6 +371,25 @@ def test_labels_are_taken_off():
         split_labels({"x": torch.ones(1)})
     with pytest.raises(CalibrationError, match="no calibration batches"):
         as_batches([])
+    for batch in ([torch.ones(2, 2), ("a", "b")], {"x": torch.ones(2, 2), "labels": ["a", "b"]}):
+        with pytest.raises(CalibrationError, match=r"labels: found .'a', 'b'., expected numbers. Number the"):
+            split_labels(batch)
+
+
+def test_batches_without_rows_or_of_arrays_are_refused_by_name():
+    x, ids = torch.ones(4, 2), torch.ones(2, 3, dtype=torch.long)
+    for good, empty in ((x, x[:0]), ((x, x), (x[:0], x[:0])), ({"input_ids": ids}, {"input_ids": ids[:0]})):
+        with pytest.raises(
+            CalibrationError,
+            match=r"calibration batch 1: found shape \(0, .\), expected at least one row. Leave it out",
+        ):
+            as_batches([good, empty])
+    assert len(as_batches([{"x": x, "cache": x[:0]}])) == 1, "what comes beside the rows may be empty"
+    for batch in (x.numpy(), [x.numpy()], {"input_ids": ids.numpy()}):
+        with pytest.raises(
+            CalibrationError, match="batch 0: found a NumPy array, expected tensors. Convert it with torch"
+        ):
+            unwrap(as_batches)([batch])
 
 
 def test_sequences_of_tokens_are_padded_and_masked():
@@ -659,6 +707,20 @@ def test_text_is_its_own_label_for_causal_language_models_only(tmp_path):
         with pytest.raises(CalibrationError, match="has no labels for"):
             reader.text_samples("some words and more", count=2, length=3)
         assert reader.text_batches("some words and more", count=2, length=3)
+
+
+def test_classes_are_refused_for_a_model_that_writes_text(chat, tmp_path):
+    table = rows_of(tmp_path, [{"text": "hello there", "label": 1}, {"text": "foo bar", "label": 0}], ".csv")
+    adapted = get_peft_model(GPT2LMHeadModel(chat.model.config), LoraConfig(target_modules=["c_attn"]))
+    for model in (chat.model, adapted, tiny("t5")[0]):
+        reader = Reader(model, chat.tokenizer)
+        with pytest.raises(
+            CalibrationError,
+            match=r"columns of .*rows.csv: found \['label', 'text'\], expected no label, which is for a classifier and "
+            r"not for (GPT2LMHeadModel|T5ForConditionalGeneration)\. Leave the column label out, give rows with prompt",
+        ):
+            reader.samples(table, count=2, length=9)
+        assert len(reader.batches(table, count=2, length=9)[0]["input_ids"]) == 2, "a model runs on the texts"
 
 
 def test_labels_in_a_column_are_refused_for_a_classifier(tmp_path):

@@ -239,6 +239,10 @@ def test_labels_beyond_the_head_are_named():
         default_loss(classifier, batch | {"labels": torch.arange(8)})
     with pytest.raises(HyperparameterError, match="from 0 to 1"):
         default_loss(classifier, batch | {"labels": torch.tensor([0, -1] * 4)})
+    with pytest.raises(CalibrationError, match=r"labels: found \['[ab]', '[ab]'\], expected numbers"):
+        fit(model, [(torch.randn(4), label) for label in "ab"])
+    with pytest.raises(CalibrationError, match=r"labels: found \['a', 'a', 'a'\], expected numbers"):
+        default_loss(classifier, batch | {"labels": ["a"] * 8})
     ignored = default_loss(classifier, batch | {"labels": torch.tensor([0, -100] * 4)})
     assert ignored.isfinite()
 

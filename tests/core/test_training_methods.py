@@ -2,13 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from models import tiny
 from weightsmith.adapt import bone, kappatune, lift
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
-from weightsmith.core.training import FIT_DEFAULTS, FitOptions, fit
+from weightsmith.core.training import FIT_DEFAULTS, FitOptions, check_options, fit
 from weightsmith.grow import learngene, mixture_growth
 from weightsmith.merge import bang
 from weightsmith.sparsify import spdf
@@ -154,6 +155,19 @@ def test_bad_options_are_refused_first(options, message):
             method(model, samples, **own, **options)
         assert message in str(error.value)
         assert_unchanged(model, before)
+
+
+def test_options_may_be_numbers_of_numpy():
+    given = {"learning_rate": np.float32(0.5), "epochs": np.int64(2), "warmup": np.float64(0.25)}
+    _, samples = problem(fit)
+    results = []
+    for options in (given, {name: value.item() for name, value in given.items()}):
+        model = problem(fit)[0]
+        results.append((fit(model, samples, **options).steps, *model.state_dict().values()))
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*results, strict=True))
+    check_options(given)
+    with pytest.raises(HyperparameterError, match=r"epochs: found np.float64\(2.0\), expected a whole number >= 1"):
+        check_options({"epochs": np.float64(2.0)})
 
 
 def test_gradient_checkpointing_is_the_models_own():

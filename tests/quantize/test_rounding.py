@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from inspect import unwrap
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from weightsmith.core.errors import NonFiniteError
+from weightsmith.core.errors import HyperparameterError, NonFiniteError
 from weightsmith.core.io import load_state_dict
 from weightsmith.quantize import Quantization, gptq, pack_linear, round_to_nearest, save_packed, unpack_checkpoint
 
 
 def gptq_on_ones(model, **options):
-    return gptq(model, [torch.ones(4, 8, dtype=model[0].weight.dtype)], **options)
+    return unwrap(gptq)(model, [torch.ones(4, 8, dtype=model[0].weight.dtype)], **options)
 
 
 @pytest.mark.parametrize("quantize", [round_to_nearest, gptq_on_ones])
@@ -52,6 +56,17 @@ def test_weights_of_any_type_are_packed_bit_by_bit(quantize, bits, dtype, tmp_pa
     unpack_checkpoint(tmp_path / "packed", tmp_path / "dense")
     unpacked = load_state_dict(tmp_path / "dense")
     assert all(torch.equal(unpacked[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("quantize", [round_to_nearest, gptq_on_ones])
+def test_bits_may_be_a_number_of_numpy(quantize):
+    model = nn.Sequential(nn.Linear(8, 6))
+    results = [unwrap(quantize)(copy.deepcopy(model), weight_bits=bits) for bits in (4, np.int64(4))]
+    assert results[0].hyper == results[1].hyper
+    assert results[0].files == results[1].files, "it is a plain number in JSON"
+    for odd in (np.float64(4), np.int64(9), True):
+        with pytest.raises(HyperparameterError, match=r"weight_bits: found \w.*, expected a whole number from 2 to 8"):
+            unwrap(quantize)(model, weight_bits=odd)
 
 
 def test_one_token_through_packed_weights_of_float64():

@@ -75,7 +75,7 @@ def gptq(
     >>> result.totals["layers"], max(len(row.unique()) for row in model[0].weight) <= 8
     (2, True)
     """
-    check_bits("weight_bits", weight_bits)
+    weight_bits = check_bits("weight_bits", weight_bits)
     if not 0 <= damping < math.inf:
         raise HyperparameterError("damping", found=damping, expected="a number >= 0")
 

@@ -61,7 +61,7 @@ def round_to_nearest(
     >>> round_to_nearest(model).totals["layers"], model[0].weight.tolist()
     (1, [[7.0, 1.0, -4.0]])
     """
-    check_bits("weight_bits", weight_bits)
+    weight_bits = check_bits("weight_bits", weight_bits)
     with record("round-to-nearest", weight_bits=weight_bits, include=include, exclude=exclude) as result:
         round_layers(
             result, model, None, weight_bits, include, exclude, None, lambda weight_OI, nearest, _: nearest(weight_OI)

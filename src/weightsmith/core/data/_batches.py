@@ -7,10 +7,11 @@ list of these, a data set, or a ``DataLoader``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -77,7 +78,7 @@ def as_batches(batches: Batches) -> list[Batch]:
     Raises
     ------
     CalibrationError
-        If there are none.
+        If there are none, or one has no rows or holds NumPy arrays.
 
     Examples
     --------
@@ -88,7 +89,26 @@ def as_batches(batches: Batches) -> list[Batch]:
     listed = list(batches)
     if not listed:
         raise CalibrationError("no calibration batches", expected="at least one")
+    for number, batch in enumerate(listed):
+        _check_batch(batch, f"calibration batch {number}")
     return listed
+
+
+def _check_batch(batch: Any, what: str) -> None:
+    values = list(_values(batch))
+    if any(isinstance(value, np.ndarray) for value in values):
+        raise CalibrationError(what, found="a NumPy array", expected="tensors", do="Convert it with torch.from_numpy.")
+    shapes = [tuple(value.shape) for value in values if isinstance(value, Tensor)]
+    if shapes and all(0 in shape for shape in shapes):
+        raise CalibrationError(what, found=f"shape {shapes[0]}", expected="at least one row", do="Leave it out.")
+
+
+def _values(batch: Any) -> Iterator[Any]:
+    if isinstance(batch, (Mapping, tuple, list)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _values(value)
+    else:
+        yield batch
 
 
 def check_samples(samples: Any) -> None:
@@ -203,7 +223,7 @@ def split_labels(batch: Batch) -> tuple[Batch, Tensor]:
     Raises
     ------
     CalibrationError
-        If it is neither a mapping with ``labels`` nor a pair.
+        If it is neither a mapping with ``labels`` nor a pair, or the labels are words.
 
     Examples
     --------
@@ -212,11 +232,15 @@ def split_labels(batch: Batch) -> tuple[Batch, Tensor]:
     (['input_ids'], [0, 1])
     """
     if isinstance(batch, Mapping) and "labels" in batch:
-        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise CalibrationError("a batch without labels", found=found, expected="a mapping with 'labels', or a pair")
+        inputs, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+    else:
+        found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise CalibrationError("a batch without labels", found=found, expected="a mapping with 'labels', or a pair")
+    if isinstance(labels, (tuple, list)) and any(isinstance(label, str) for label in labels):
+        raise CalibrationError("labels", found=labels[:3], expected="numbers", do="Number the classes 0, 1, 2, ...")
+    return inputs, labels
 
 
 def pad_token_id(model: nn.Module) -> int:
@@ -366,7 +390,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return {key: map_tensors(function, value) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(function, value) for value in batch)
+        values = [map_tensors(function, value) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 
 

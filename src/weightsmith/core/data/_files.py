@@ -90,7 +90,7 @@ class Reader:
         ------
         CalibrationError
             If there is no such data, it has none of the known forms, the model cannot read it, a label is not one of
-            its classes, or there are none: text is its own label only for a causal language model.
+            its classes or it has no classes, or there are none: text is its own label only for a causal language model.
         """
         samples = self._read(source, count, length, generator, labeled=True)
         first = 0 if self._is_encoder_decoder else 1  # nothing predicts the first token of a text
@@ -104,7 +104,7 @@ class Reader:
         if left_out := len(samples) - len(counting):
             warnings.warn(
                 f"{left_out} of {len(samples)} rows of {source} are left out: "
-                "no answer within the length, or a text of one token",
+                "no answer within the length, or a text of at most one token",
                 stacklevel=2,
             )
         return counting
@@ -117,7 +117,7 @@ class Reader:
         An encoder-decoder keeps the labels: its decoder reads them.
         """
         samples = self._read(source, count, length, generator, labeled=False)
-        return self._batched(samples)
+        return self._batched([sample for sample in samples if _has_tokens(sample)])
 
     def text(self, source: str | Path, *, rows: int = 1000) -> str:
         """Read running text: a text file, or the first rows of the column ``text`` of a table, a blank line between."""
@@ -180,6 +180,17 @@ class Reader:
         if self._is_encoder_decoder and self.model.can_generate():  # type: ignore[operator]
             do = "Give rows with prompt and completion."
         raise CalibrationError(f"{what} has no labels for {type(self.model).__name__}", found=found, do=do)
+
+    def _check_takes_classes(self, source: str, found: object) -> None:
+        """The labels of a model that writes text are tokens."""
+        model: Any = base_model(self.model)
+        if hasattr(model, "can_generate") and model.can_generate():
+            raise CalibrationError(
+                f"columns of {source}",
+                found=found,
+                expected=f"no label, which is for a classifier and not for {type(model).__name__}",
+                do="Leave the column label out, give rows with prompt and completion, or train a classifier.",
+            )
 
     @property
     def _is_encoder_decoder(self) -> bool:
@@ -267,6 +278,8 @@ class Reader:
             return self._padded([self._chat(row["messages"], length, source) for row in rows], source)
         if is_pair:
             return self._padded([self._completion(row, length, source) for row in rows], source)
+        if labeled and "label" in have:
+            self._check_takes_classes(source, sorted(have))
         if "image" in have:
             return self._arranged(self._images(rows, column, source, labeled=labeled))
         if {"text", "label"} <= have:
@@ -325,9 +338,9 @@ class Reader:
         return [*added, *ids][:length], [*([IGNORED] * len(added)), *labels][:length]
 
     def _padded(self, encoded: Sequence[tuple[list[int], list[int]]], source: str) -> list[Sample]:
-        """Samples of one length; padding is masked and has no label. Rows without tokens are left out."""
-        encoded = [(ids, labels) for ids, labels in encoded if ids]
-        if not encoded:
+        """Samples of one length; padding is masked and has no label. Rows that lack tokens are nothing but padding."""
+        encoded = [row if all(row) else ([], []) for row in encoded]
+        if not any(map(any, encoded)):
             raise CalibrationError(f"rows of {source}", found="no tokens", expected="text")
         width, widest = (max(map(len, column)) for column in zip(*encoded, strict=True))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
@@ -471,6 +484,11 @@ def _counts(sample: Sample, first: int) -> bool:
     """Whether the loss counts any of a sample's tokens; samples with one label or none do."""
     labels = sample.get("labels") if isinstance(sample, Mapping) else None
     return labels is None or labels.ndim == 0 or labels.is_floating_point() or bool((labels[first:] != IGNORED).any())
+
+
+def _has_tokens(sample: Sample) -> bool:
+    mask = sample.get("attention_mask") if isinstance(sample, Mapping) else None
+    return mask is None or bool(mask.any())
 
 
 def _check_messages(messages: Any, source: str) -> None:

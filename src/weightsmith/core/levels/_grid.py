@@ -11,7 +11,9 @@ Legend: ``O`` outputs, ``I`` inputs.
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -96,13 +98,14 @@ def symmetric_step(
     return step.clamp_min(max(torch.finfo(torch.float32).tiny, of_type.tiny * of_type.eps))
 
 
-def check_bits(name: str, bits: int, lowest: int = 2) -> None:
-    """Refuse a number of bits that no method here can use.
+def check_bits(name: str, bits: Any, lowest: int = 2) -> int:
+    """Return a number of bits, also one of NumPy, as Python's; refuse one that no method here can use.
 
     Raises
     ------
     HyperparameterError
         If it is not from ``lowest`` to 8.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not lowest <= bits <= 8:
-        raise HyperparameterError(name, found=bits, expected=f"a whole number from {lowest} to 8")
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or not lowest <= int(bits) <= 8:
+        raise HyperparameterError(name, found=repr(bits), expected=f"a whole number from {lowest} to 8")
+    return int(bits)

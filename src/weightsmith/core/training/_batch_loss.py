@@ -41,7 +41,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     ------
     CalibrationError
         If the batch is neither a mapping with ``labels`` or ``input_ids`` nor a pair, or the second of a pair are real
-        numbers that are no probabilities.
+        numbers that are no probabilities, or the labels are words.
     HyperparameterError
         If a label is not a class of the model.
 
@@ -53,11 +53,11 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
         batch = labeled(batch)
         if "labels" in batch:
-            check_model_labels(model, batch["labels"])
+            check_model_labels(model, split_labels(batch)[1])
             loss: Tensor = call(model, batch).loss
             return loss
     elif _is_pair(batch):
-        inputs, classes = batch
+        inputs, classes = split_labels(batch)
         logits = call(model, inputs)
         if classes.is_floating_point():
             check_probabilities(classes, logits)

@@ -6,10 +6,12 @@ import difflib
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -94,11 +96,11 @@ FIT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -161,7 +163,8 @@ def training_method(
 
         @functools.wraps(function)
         def trained(*args: P.args, **kwargs: P.kwargs) -> R:
-            options = {**filled, **{name: value for name, value in kwargs.items() if name not in (first, *own)}}
+            given = {name: value for name, value in kwargs.items() if name not in (first, *own)}
+            options = {**filled, **{name: _plain(value) for name, value in given.items()}}
             model = cast(nn.Module, args[0] if args else kwargs[first])
             if not takes_sharded:
                 refuse_sharded(model, do="Train it by fit, or by your own loop, with the method's optimizer or loss.")
@@ -184,6 +187,11 @@ def training_method(
         return trained
 
     return decorate
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy as Python's, the only ones that every optimizer and JSON take."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_options(options: Mapping[str, Any], *, prefix: str = "") -> None:

@@ -68,9 +68,8 @@ class ActivationQuantizer(nn.Module):
 
     def __init__(self, bits: int, features: Sequence[int], granularity: Granularity = "tensor") -> None:
         super().__init__()
-        check_bits("bits", bits)
         check_choice("granularity", granularity, Granularity)
-        self.bits, self.granularity = bits, granularity
+        self.bits, self.granularity = check_bits("bits", bits), granularity
         self.register_buffer("is_signed", torch.tensor(True))
         self.step = nn.Parameter(torch.zeros(()))  # zero: not initialized
         self.shifted = bool(features)

@@ -114,9 +114,9 @@ def prepare_qat(
     >>> model(torch.randn(3, 4)).shape, len(model[2].weight.unique(dim=None)) <= 8 * 4
     (torch.Size([3, 2]), True)
     """
-    check_bits("weight_bits", weight_bits)
+    weight_bits = check_bits("weight_bits", weight_bits)
     if activation_bits is not None:
-        check_bits("activation_bits", activation_bits)
+        activation_bits = check_bits("activation_bits", activation_bits)
     check_choice("weights", weights, Weights)
     check_choice("granularity", granularity, Granularity)
     layers = quantizable(model, include, exclude)

@@ -47,8 +47,7 @@ class QuantizedWeight(nn.Module):
 
     def __init__(self, bits: int, half: bool, transposed: bool) -> None:
         super().__init__()
-        check_bits("bits", bits)
-        self.grid, self.transposed = Grid(bits, half), transposed
+        self.grid, self.transposed = Grid(check_bits("bits", bits), half), transposed
         self.dtype = torch.float32
 
     def rows(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
