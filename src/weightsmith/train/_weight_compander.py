@@ -378,7 +378,7 @@ def weight_compander(
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
     with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:
-        result.notes += unreached(model, find_layers(model), "Not companded, but trained")
+        result.notes += unreached(model, find_layers(model), "Not companded", trains=True)
         before = weight_statistics(model, include)
         layers = compand(model, include=include, exclude=exclude, **hyper)
         rate, decay = options["learning_rate"], options["weight_decay"]
