@@ -23,6 +23,8 @@ from weightsmith.core.errors import (
     UnsupportedModelError,
 )
 from weightsmith.core.io import save_model
+from weightsmith.quantize import round_to_nearest, save_packed
+from weightsmith.sparsify import magnitude, save_compressed
 
 
 def linear(weight):
@@ -308,6 +310,23 @@ def test_refused(tmp_path):
         condition_report(tmp_path / "packed.safetensors")
     with pytest.raises(CheckpointError, match=r"there is no folder '.*nowhere'"):
         condition_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "save", "how"),
+    [
+        (round_to_nearest, save_packed, r"are packed\. Unpack them with weightsmith\.quantize\.unpack_checkpoint"),
+        (magnitude, save_compressed, r"are compressed\. Make them dense with .*decompress_checkpoint"),
+    ],
+)
+def test_packed_and_compressed_folders_are_refused_as_where_they_are_loaded(tmp_path, change, save, how):
+    model, _ = tiny("llama")
+    result = change(model)
+    save(model, tmp_path / "out", files=result.files)
+    with pytest.raises(UnsupportedModelError, match=how):
+        condition_report(tmp_path / "out")
+    with pytest.raises(UnsupportedModelError, match=r"tensor '.*weight.* is packed: found .*int.*\. Dequantise"):
+        condition_report(tmp_path / "out" / "model.safetensors")
 
 
 def test_words_that_are_no_score_or_kind_are_refused():

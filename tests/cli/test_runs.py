@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -244,6 +246,13 @@ def test_quiet_leaves_errors_and_results(inputs, tmp_path):
     code, printed = run(["analyze", "condition", str(inputs / "tiny"), "--quiet"])
     assert code == 0
     assert "condition numbers" in printed
+
+
+@pytest.mark.parametrize("command", [["analyze", "condition"], ["measure"]])
+def test_with_quiet_a_record_on_standard_output_is_alone_there(inputs, command):
+    words = ["--quiet", *command, str(inputs / "tiny"), "--json", "/dev/stdout"]
+    done = subprocess.run([sys.executable, "-m", "weightsmith", *words], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["reading"]
 
 
 def test_a_model_is_loaded_as_the_type_asked_for(inputs, tmp_path):

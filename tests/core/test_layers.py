@@ -221,6 +221,15 @@ def test_the_codes_of_packed_layers_are_counted_as_not_reached():
     assert unreached(model, find_layers(model)) == ["Not reached and unchanged: 1 x '*.qweight' (Module, 8 values)."]
 
 
+def test_what_is_frozen_is_not_told_as_trained():
+    model = nn.Sequential(nn.Embedding(3, 4).requires_grad_(False), nn.Embedding(3, 4), nn.Linear(4, 4))
+    assert unreached(model, find_layers(model), "Not sparse", trains=True) == [
+        "Not sparse, but trained: 1 x '*.weight' (Embedding, 12 values).",
+        "Not sparse and unchanged: 1 x '*.weight' (Embedding, 12 values).",
+    ]
+    assert unreached(model, find_layers(model)) == ["Not reached and unchanged: 2 x '*.weight' (Embedding, 24 values)."]
+
+
 def test_a_model_without_weights_in_memory_is_refused():
     with pytest.raises(UnsupportedModelError, match="2 parameters such as '0.weight' are on the meta device"):
         magnitude(nn.Sequential(nn.Linear(4, 4, device="meta")))

@@ -97,6 +97,19 @@ def test_texts_and_numbers_that_cannot_be_printed_as_they_are_do_not_stop_a_repo
     assert "\\udce9" in documents([odd], "out", ["caf\udce9"])["README.md"].encode().decode()
 
 
+def test_names_of_networks_and_layers_are_no_labels(tmp_path):
+    merged = Result("wise-ft", hyper={"row_error": 0.5}, after={"label_accuracy": 0.5})
+    merged.inputs = [{"network": "q_wina", "to_result": 0.01, "to_others": [0.0]}]
+    merged.layer("up_proj", row_error=0.5)
+    card = documents([merged], "out", ["q_wina"])["README.md"]
+    assert "| 1. q_wina | 1 % |  |" in card
+    assert "| row error | 0.5 |" in card
+    assert "| label accuracy |  | 50 % |" in card
+    page = merged.report(tmp_path / "r.html").read_text()
+    for name in ("1. q_wina", "up_proj"):
+        assert f"<code>{name}</code>" in page
+
+
 def test_record_fills_in_effort_and_environment(result):
     assert result.seconds > 0
     assert result.peak_memory > 10_000_000

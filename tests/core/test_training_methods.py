@@ -12,6 +12,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError, Unsup
 from weightsmith.core.training import FIT_DEFAULTS, FitOptions, check_options, fit
 from weightsmith.grow import learngene, mixture_growth
 from weightsmith.merge import bang
+from weightsmith.quantize import lsq, ofq, synapse
 from weightsmith.sparsify import spdf
 from weightsmith.testing import InterruptAt, Snapshot, count_operations, evenly
 from weightsmith.train import loss_reweighting, meta_rescaling, pld, weight_compander
@@ -95,6 +96,16 @@ def test_an_interrupt_restores_everything(method, step, monkeypatch):
         method(model, samples, **METHODS[method], batch_size=4, epochs=2, learning_rate=0.01)
     assert_unchanged(model, before)
     assert all(ours is theirs for ours, theirs in zip(model.parameters(), identity, strict=True))
+
+
+@pytest.mark.parametrize("method", [lsq, ofq, spdf, synapse, weight_compander])
+def test_no_note_says_that_a_frozen_embedding_was_trained(method):
+    model, samples = problem(method)
+    before = model.model.embed_tokens.weight.clone()
+    notes = method(model, samples, epochs=1).notes
+    assert torch.equal(model.model.embed_tokens.weight, before)
+    assert any("unchanged: 1 x 'model.embed_tokens.weight' (Embedding, 2,048 values)" in note for note in notes)
+    assert not any("embed_tokens" in note and "but trained" in note for note in notes)
 
 
 def test_no_samples_are_refused_by_name(method):

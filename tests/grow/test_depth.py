@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from grow_models import cnn, logits
 from models import TRANSFORMERS, tiny
@@ -12,6 +13,7 @@ from weightsmith.core.io import load_model, save_model
 from weightsmith.core.models import find_stack
 from weightsmith.grow import expand
 from weightsmith.grow._expand import assign
+from weightsmith.sparsify import remove_plan, wina
 
 WHERE = {"t5": "encoder.block[1:]"}
 
@@ -141,3 +143,34 @@ def test_adapters_and_unknown_configurations_are_refused():
     with pytest.raises(UnsupportedModelError, match="no field of the configuration says 2 blocks"):
         expand(model, depth=3)
     assert len(model.model.layers) == 2
+
+
+@pytest.mark.parametrize("stack", [None, "model.layers"])
+def test_a_model_with_sparse_activations_is_refused_until_they_are_removed(stack):
+    model, batch = tiny("llama")
+    wina(model, [batch])
+    with pytest.raises(UnsupportedModelError, match=r"found SparseLinear layers\. Call .*remove_plan\(model\) first"):
+        expand(model, depth=4, stack=stack)
+    remove_plan(model)
+    assert len(expand(model, depth=4, stack=stack).layers) == 4
+
+
+def test_weights_that_a_hook_computes_are_refused_by_name():
+    model, _ = tiny("llama")
+    up = model.model.layers[1].mlp.up_proj
+    prune.l1_unstructured(up, "weight", 0.5)
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"the weight of layer 'model.layers.1.mlp.up_proj' is computed: found L1Unstructured.*prune.remove",
+    ):
+        expand(model, depth=4)
+    prune.remove(up, "weight")
+    expand(model, depth=4)
+    assert float((model.model.layers[3].mlp.up_proj.weight == 0).float().mean()) == 0.5
+
+
+def test_lists_without_layers_to_find_are_named():
+    model = nn.ModuleDict({"body": nn.ModuleList([nn.LSTM(2, 2), nn.LSTM(2, 2)])})
+    with pytest.raises(LayerNotFoundError, match=r"found lists \['body'\] without linear or convolutional layers"):
+        expand(model, depth=3)
+    assert expand(model, depth=3, stack="body").totals["blocks"] == 3

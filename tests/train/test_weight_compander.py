@@ -18,6 +18,7 @@ from models import PLAIN, TRANSFORMERS, tiny
 from weightsmith.core.data import call
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.training import fit
+from weightsmith.sparsify import wina
 from weightsmith.train import compand, weight_compander
 from weightsmith.train._weight_compander import (
     SHAPES,
@@ -226,6 +227,17 @@ def test_tied_weights_are_left_out_and_stay_tied():
     with pytest.warns(UserWarning, match=r"tied weights get no compander: \['lm_head'\]"):
         compand(model)
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_without_a_weight_for_a_compander_the_model_is_refused():
+    model, _ = tiny("gpt2")
+    with pytest.raises(UnsupportedModelError, match=r"one layer alone: found tied weights of \['lm_head'\]"):
+        compand(model, include="lm_head")
+    model, batch = tiny("gpt2")
+    wina(model, [batch])
+    for train in (compand, lambda model: weight_compander(model, [(torch.ones(2), 0)])):
+        with pytest.raises(UnsupportedModelError, match=r"c_attn.weight' of SparseLinear as their first weight"):
+            train(model)
 
 
 def test_the_layers_that_it_reaches_are_returned():

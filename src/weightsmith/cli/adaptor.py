@@ -34,7 +34,7 @@ from weightsmith.workbench import (
     run_on_disk,
 )
 
-__all__ = ["make_command"]
+__all__ = ["make_command", "on_stdout"]
 
 Publish: TypeAlias = Callable[[Result], None]
 """Writes the report and the record that were asked for."""
@@ -43,6 +43,7 @@ DATA, OUTPUT = "Data", "Output"
 PLAIN = (int, float, str, bool, Path)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FILES = "text, .jsonl, .csv, .parquet, .safetensors, a folder of images, or a hub id"
+STDOUT = (Path("/dev/stdout"), Path("/dev/fd/1"), Path("/proc/self/fd/1"))
 
 
 def make_command(name: str, signature: Signature) -> typer.Typer:
@@ -384,8 +385,13 @@ def _publish(result: Result, title: str, report: Path | None, json: Path | None)
         result.report(report, title)
 
 
+def on_stdout(*files: Path | None) -> bool:
+    """Whether one of the files is standard output: a reader of it expects nothing else there."""
+    return any(file in STDOUT for file in files)
+
+
 def _print(result: Result, model: Path | None, report: Path | None, json: Path | None) -> None:
-    console = Console(quiet=progress.is_silent() and model is not None)
+    console = Console(quiet=progress.is_silent() and (model is not None or on_stdout(report, json)))
     console.print(result.table())
     if result.inputs:
         console.print(result.networks())

@@ -182,6 +182,7 @@ def measure(
     """Measure a model: perplexity, size, accuracy on labeled data, and tasks of the evaluation harness."""
     from rich.console import Console
 
+    from weightsmith.cli.adaptor import on_stdout
     from weightsmith.core.io import check_written, with_revision
     from weightsmith.workbench import Evaluation, measure_model
 
@@ -205,7 +206,7 @@ def measure(
         result.to_json(json)
     if report is not None:
         result.report(report, f"measures of {model}")
-    Console().print(result.comparison())
+    Console(quiet=progress.is_silent() and on_stdout(report, json)).print(result.comparison())
 
 
 @app.command(rich_help_panel=WORK)

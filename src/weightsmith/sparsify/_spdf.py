@@ -399,7 +399,7 @@ def spdf(
     hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "include": include, "exclude": exclude}
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
     with record("spdf", seed=seed, **hyper, **dense, **options) as result:
-        result.notes += unreached(model, block_layers(model), "Not sparse, but trained")
+        result.notes += unreached(model, block_layers(model), "Not sparse", trains=True)
         frozen = frozen_names(block_layers(model, include, exclude))
         if frozen:  # they could not learn to do without what a mask takes away
             result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")

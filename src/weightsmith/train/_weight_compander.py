@@ -30,7 +30,14 @@ from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.models import Layer, find_layers, fold_parametrizations, own_weights, unreached
+from weightsmith.core.models import (
+    Layer,
+    find_layers,
+    fold_parametrizations,
+    own_weights,
+    refuse_foreign_blocks,
+    unreached,
+)
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -188,7 +195,7 @@ def compand(
     HyperparameterError
         If an option is out of range, or weights lie beyond the bound and ``clamp`` is off.
     UnsupportedModelError
-        If a weight is parametrized already, or not of floating point.
+        If a weight is parametrized already, or not of floating point, or if all weights are tied.
     NonFiniteError
         If a weight is NaN or infinite.
 
@@ -217,6 +224,9 @@ def compand(
     _check_curve(bound, slope, function)
     check_choice("start", start, Start)
     layers, tied = own_weights(model, include, exclude)
+    if not layers:
+        refuse_foreign_blocks(model)
+        raise UnsupportedModelError("no weight is of one layer alone", found=f"tied weights of {tied[:4]}")
     if tied:
         warnings.warn(f"layers with tied weights get no compander: {tied[:4]}", stacklevel=2)
     if slope <= 1:
@@ -378,7 +388,7 @@ def weight_compander(
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
     with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:
-        result.notes += unreached(model, find_layers(model), "Not companded, but trained")
+        result.notes += unreached(model, find_layers(model), "Not companded", trains=True)
         before = weight_statistics(model, include)
         layers = compand(model, include=include, exclude=exclude, **hyper)
         rate, decay = options["learning_rate"], options["weight_decay"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from weightsmith.core.errors import UnsupportedModelError
-from weightsmith.core.io import CheckpointReader, TensorSpec, refuse_meta
+from weightsmith.core.io import CheckpointReader, TensorSpec, read_json, refuse_meta, refuse_packed
 from weightsmith.core.models import Layer, find_layers
 from weightsmith.embedded import find_folder
 
@@ -26,6 +26,9 @@ FUSED_EXPERTS = (".gate_up_proj", ".down_proj", ".gate_proj", ".up_proj")
 
 EMBEDDINGS = ("*embed*", "wte", "wpe", "shared", "relative_attention_bias")
 """In files, where only names tell: last part of an embedding's name."""
+
+PACKED = ("weight", "weight_packed", "weight.bitmask")
+"""Endings of tensors that hold a weight, or say where in it values are; those of compressed-tensors among them."""
 
 UNPACK = "Dequantise the model first (the unquantised checkpoint has what this measures)."
 
@@ -106,9 +109,12 @@ def matrices_of_files(path: str | os.PathLike[str]) -> list[Matrix]:
     CheckpointError
         If there is no readable checkpoint.
     UnsupportedModelError
-        If weights are packed by a quantiser.
+        If weights are packed by a quantiser, or compressed.
     """
-    reader = CheckpointReader(path if Path(path).is_file() else find_folder(path))
+    place = Path(path) if Path(path).is_file() else find_folder(path)
+    if (configuration := place / "config.json").is_file():
+        refuse_packed(place, read_json(configuration).get("quantization_config"))
+    reader = CheckpointReader(place)
     found = [_of_tensor(reader, key, spec) for key, spec in reader.specs.items()]
     return [matrix for matrix in found if matrix is not None]
 
@@ -117,7 +123,7 @@ def _of_tensor(reader: CheckpointReader, key: str, spec: TensorSpec) -> Matrix |
     name, shape, rank = key.removesuffix(".weight"), spec.shape, len(spec.shape)
     fused = rank == 3 and key.endswith(FUSED_EXPERTS)
     if not spec.dtype.is_floating_point or spec.dtype.itemsize < 2:
-        if fused or key.endswith("weight"):
+        if fused or key.endswith(PACKED):
             raise UnsupportedModelError(f"tensor {key!r} in {reader.path} is packed", found=spec.dtype, do=UNPACK)
         return None
     if fused:

@@ -58,6 +58,7 @@ from ._pretrained import (
     load_config as load_config,
     load_model as load_model,
     model_class as model_class,
+    refuse_packed as refuse_packed,
     save_model as save_model,
 )
 from ._recode import recode_checkpoint as recode_checkpoint, save_recoded as save_recoded

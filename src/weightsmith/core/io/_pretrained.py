@@ -21,7 +21,7 @@ from weightsmith.core.io._checkpoint import CheckpointReader
 from weightsmith.core.io._hub import checkpoint_folder
 from weightsmith.core.io._json import read_json
 
-__all__ = ["from_pretrained", "load_config", "load_model", "model_class", "save_model"]
+__all__ = ["from_pretrained", "load_config", "load_model", "model_class", "refuse_packed", "save_model"]
 
 ADAPTER = "adapter_config.json"
 LARGEST = 10**8
@@ -180,18 +180,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     """
     ref, path = str(path), checkpoint_folder(path, revision=revision)
     config = load_config(path)
-    packed: Any = getattr(config, "quantization_config", None)
-    if isinstance(packed, dict) and (packed.get("sparsity_config") or {}).get("format") == "sparse-bitmask":
-        raise UnsupportedModelError(
-            f"the weights of {path} are compressed",
-            do="Make them dense with weightsmith.sparsify.decompress_checkpoint(folder, out).",
-        )
-    if isinstance(packed, dict) and packed.get("format") == "pack-quantized":
-        # transformers leaves the scales as parameters of the layers, which would be saved over those of new weights
-        raise UnsupportedModelError(
-            f"the weights of {path} are packed",
-            do="Unpack them with weightsmith.quantize.unpack_checkpoint(folder, out); to run them: load_quantized.",
-        )
+    refuse_packed(path, getattr(config, "quantization_config", None))
     model, info = from_pretrained(
         model_class(config),
         path,
@@ -209,6 +198,43 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     if not Path(ref).is_dir():  # adapters keep the name of the model they belong to
         model.name_or_path = model.config.name_or_path = ref.partition("@")[0]
     return model.eval()
+
+
+def refuse_packed(path: str | os.PathLike[str], quantization: Any) -> None:
+    """Refuse a folder whose weights are packed or compressed, and say how to have them plain.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder.
+    quantization : Any
+        What its configuration has as ``quantization_config``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If they are.
+
+    Examples
+    --------
+    >>> refuse_packed("small", {"format": "pack-quantized"})
+    Traceback (most recent call last):
+    weightsmith.core.errors.UnsupportedModelError: the weights of small are packed. Unpack them with \
+    weightsmith.quantize.unpack_checkpoint(folder, out); to run them: load_quantized.
+    """
+    if not isinstance(quantization, dict):
+        return
+    if (quantization.get("sparsity_config") or {}).get("format") == "sparse-bitmask":
+        raise UnsupportedModelError(
+            f"the weights of {path} are compressed",
+            do="Make them dense with weightsmith.sparsify.decompress_checkpoint(folder, out).",
+        )
+    if quantization.get("format") == "pack-quantized":
+        # transformers leaves the scales as parameters of the layers, which would be saved over those of new weights
+        raise UnsupportedModelError(
+            f"the weights of {path} are packed",
+            do="Unpack them with weightsmith.quantize.unpack_checkpoint(folder, out); to run them: load_quantized.",
+        )
 
 
 def save_model(

@@ -16,7 +16,7 @@ from ._experts import (
     find_matrices as find_matrices,
     watching_experts as watching_experts,
 )
-from ._find_blocks import find_blocks as find_blocks
+from ._find_blocks import find_blocks as find_blocks, refuse_foreign_blocks as refuse_foreign_blocks
 from ._folding import fold_parametrizations as fold_parametrizations
 from ._interpolation import along_line as along_line, interpolate_ as interpolate_, lerp as lerp
 from ._layers import (

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from weightsmith.core.errors import LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.io import offloaded_of
-from weightsmith.core.models._layers import find_layers, get_module
+from weightsmith.core.models._layers import computed_by, find_layers, get_module
 
 __all__ = ["HEAD_COUNTS", "Stack", "block_difference", "find_stack"]
 
@@ -83,8 +83,9 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
     LayerNotFoundError
         If there is no such list, or, without ``path``, not exactly one.
     UnsupportedModelError
-        If blocks of the row differ in class, shape or meaning; the message names two and the difference. Or if the
-        model's weights are on disk.
+        If blocks of the row differ in class, shape or meaning; the message names two and the difference. Or if blocks
+        cannot be copied: the model's weights are on disk, computed from others by hooks (``torch.nn.utils.prune``), or
+        in layers that :func:`weightsmith.sparsify.wina` has made sparse.
 
     Examples
     --------
@@ -95,6 +96,12 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
     if offloaded_of(model) is not None:
         raise UnsupportedModelError(
             "a model on disk cannot change its number of blocks", do="Load it whole, without --stream."
+        )
+    if "_weightsmith_prompt" in model.__dict__:  # copies of its layers would not be told where a prompt ends
+        raise UnsupportedModelError(
+            "a model with sparse activations cannot change its number of blocks",
+            found="SparseLinear layers",
+            do="Call weightsmith.sparsify.remove_plan(model) first.",
         )
     if path is None:
         path = _only_list(model)
@@ -111,6 +118,7 @@ def find_stack(model: nn.Module, path: str | None = None) -> Stack:
     if start >= stop:
         raise LayerNotFoundError(f"stack {path!r} is empty", found=f"{len(names)} blocks")
     stack = Stack(parsed[1], container, start, stop)
+    _refuse_computed(stack)
     first, *others = stack.blocks
     for number, block in enumerate(others, 1):
         if difference := block_difference(first, block):
@@ -155,16 +163,32 @@ def _meaning(block: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, Any
             yield f"{name}.{attribute} shape".lstrip("."), tuple(parameter.shape)
 
 
+def _refuse_computed(stack: Stack) -> None:
+    """Refuse tensors that a hook computes from others: they cannot be copied."""
+    for number, block in enumerate(stack.blocks):
+        for path, module in block.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    raise UnsupportedModelError(
+                        f"the {name} of layer {f'{stack.name(number)}.{path}'.rstrip('.')!r} is computed",
+                        found=computed_by(module, name),
+                        expected="a parameter of its own",
+                        do="Fold it into a plain parameter first, such as by torch.nn.utils.prune.remove.",
+                    )
+
+
 def _only_list(model: nn.Module) -> str:
-    lists: list[str] = []
+    outermost: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        inner = any(name.startswith(f"{other}.") for other in lists)
-        if isinstance(module, nn.ModuleList) and not inner and find_layers(module, strict=False):
-            lists.append(name)
+        inner = any(name.startswith(f"{other}.") for other in outermost)
+        if isinstance(module, nn.ModuleList) and not inner:
+            outermost[name] = module
+    lists = [name for name, module in outermost.items() if find_layers(module, strict=False)]
     if len(lists) != 1:
+        other = f"lists {[*outermost]} without linear or convolutional layers" if outermost else "no nn.ModuleList"
         raise LayerNotFoundError(
             "the model's stack of blocks",
-            found=f"lists {lists}" if lists else "no nn.ModuleList",
+            found=f"lists {lists}" if lists else other,
             expected="one",
             do="Name it: stack='encoder.block', or stack='[1:-1]' for a model that is a sequence.",
         )

@@ -14,7 +14,9 @@ from weightsmith.core.models._layers import Layer, adapter_paths
 __all__ = ["missed", "unreached"]
 
 
-def unreached(model: nn.Module, layers: Sequence[Layer], what: str = "Not reached and unchanged") -> list[str]:
+def unreached(
+    model: nn.Module, layers: Sequence[Layer], what: str = "Not reached", *, trains: bool = False
+) -> list[str]:
     """Say which matrices of a model are none of the layers that a method works on.
 
     Parameters
@@ -23,13 +25,16 @@ def unreached(model: nn.Module, layers: Sequence[Layer], what: str = "Not reache
         Any model.
     layers : sequence of Layer
         All that the method can reach, those that the user excludes among them.
-    what : str, default: "Not reached and unchanged"
+    what : str, default: "Not reached"
         What the others are.
+    trains : bool, default: False
+        The method trains those of the others that are not frozen.
 
     Returns
     -------
     list of str
-        One sentence with the number of matrices of each kind; empty if there are none.
+        A sentence with the number of matrices of each kind, one for those that are trained and one for those that stay
+        as they are; empty if there are none.
 
     Examples
     --------
@@ -37,11 +42,13 @@ def unreached(model: nn.Module, layers: Sequence[Layer], what: str = "Not reache
     >>> model = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Embedding(3, 4)) for _ in range(2)])
     >>> unreached(model, block_layers(model))
     ["Not reached and unchanged: 2 x '*.1.weight' (Embedding, 24 values)."]
+    >>> unreached(model, block_layers(model), "Not sparse", trains=True)
+    ["Not sparse, but trained: 2 x '*.1.weight' (Embedding, 24 values)."]
     """
     reached = {id(layer.module._parameters.get(layer.parameter)) for layer in layers}
     inside = tuple(f"{layer.name}." for layer in layers if layer.expert is None)
     adapters = adapter_paths(model)
-    kinds: dict[tuple[str, str], list[int]] = {}
+    kinds: dict[bool, dict[tuple[str, str], list[int]]] = {True: {}, False: {}}  # those that are trained, and others
     for path, module in model.named_modules():
         for name, size in held_weights(module).items():
             weight = module._parameters.get(name, module)
@@ -49,13 +56,17 @@ def unreached(model: nn.Module, layers: Sequence[Layer], what: str = "Not reache
                 continue
             reached.add(id(weight))
             whole = f"{path}.{name}".lstrip(".")
+            trained = trains and getattr(weight, "requires_grad", False)  # codes and packed weights ask for none
             if whole.startswith(adapters):
-                kinds.setdefault(("adapters", "PEFT"), []).append(size)
+                kinds[trained].setdefault(("adapters", "PEFT"), []).append(size)
             elif not whole.startswith(inside):
-                kind = _kind(whole)
-                kinds.setdefault((kind, type(module).__name__), []).append(size)
-    listed = [f"{len(sizes)} x {kind!r} ({of}, {sum(sizes):,} values)" for (kind, of), sizes in kinds.items()]
-    return [f"{what}: {', '.join(listed)}."] if listed else []
+                kinds[trained].setdefault((_kind(whole), type(module).__name__), []).append(size)
+    sentences = []
+    for trained, found in kinds.items():
+        listed = [f"{len(sizes)} x {kind!r} ({of}, {sum(sizes):,} values)" for (kind, of), sizes in found.items()]
+        if listed:
+            sentences.append(f"{what}{', but trained' if trained else ' and unchanged'}: {', '.join(listed)}.")
+    return sentences
 
 
 def missed(layers: Sequence[Layer], reached: Collection[str], what: str) -> list[str]:

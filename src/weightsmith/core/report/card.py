@@ -71,7 +71,8 @@ def model_card(results: Sequence[Record], name: str, parents: Sequence[str | os.
         f"{made}`weightsmith.json` is the full record.",
     ]
     for result in results:
-        lines += [f"\n## {result.title or result.method}", *_table(("option", "value"), result.hyper.items())]
+        options = [(format.label(name), format.show(name, value)) for name, value in result.hyper.items()]
+        lines += [f"\n## {result.title or result.method}", *_table(("option", "value"), options)]
         heading, *rows = format.distances(result.inputs) or [[]]
         lines += _table(heading, rows)
         lines += _table(("measure", "before", "after"), _measures(result))
@@ -81,15 +82,16 @@ def model_card(results: Sequence[Record], name: str, parents: Sequence[str | os.
 
 def _measures(result: Record) -> list[tuple[str, ...]]:
     names = format.measures(result.before, result.after)
-    return [(name, *(format.show_with_spread(name, each) for each in (result.before, result.after))) for name in names]
+    return [
+        (format.label(name), *(format.show_with_spread(name, each) for each in (result.before, result.after)))
+        for name in names
+    ]
 
 
-def _table(header: Sequence[str], rows: Any) -> list[str]:
-    """Rows of a name and values, the values with their units."""
-    shown = [(format.label(name), *(format.show(name, value) for value in values)) for name, *values in rows]
-    body = [" | ".join(text.replace("|", r"\|").replace("\n", " ") for text in row) for row in (header, *shown)]
-    if not shown:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
         return []
+    body = [" | ".join(text.replace("|", r"\|").replace("\n", " ") for text in row) for row in (header, *rows)]
     return ["", f"| {body[0]} |", f"|{' --- |' * len(header)}", *(f"| {row} |" for row in body[1:])]
 
 

@@ -281,7 +281,7 @@ def _train(
             "granularity", found="'token' for a language model", expected="'tensor', as texts have many lengths"
         )
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if distillation else None
-    result.notes += unreached(model, quantizable(model), "Not quantized, but trained")
+    result.notes += unreached(model, quantizable(model), "Not quantized", trains=True)
     layers = prepare_qat(model, weights=weights, **prepared)
     with float_weights(model):
         size = min(options["batch_size"], len(training))

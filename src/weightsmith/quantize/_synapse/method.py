@@ -157,7 +157,7 @@ def synapse(
     draw = torch.Generator().manual_seed(seed)
     chosen: dict[str, Any] = {"include": include, "exclude": exclude}
     with record("synapse", seed=seed, **about, **varied, **arrays, **rules, **chosen, **options) as result:
-        result.notes += unreached(model, find_layers(model), "Not of devices, but trained")
+        result.notes += unreached(model, find_layers(model), "Not of devices", trains=True)
         if frozen := frozen_names(find_layers(model, include, exclude)):
             result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")
         trained = [*patterns(exclude), *map(escape, frozen)]
