@@ -22,7 +22,7 @@ from faults.lines import run
 from hub import serving
 from models import write_tiny_llama
 from weightsmith.core.errors import CheckpointError
-from weightsmith.core.io import checkpoint_folder, load_config, load_model, push_to_hub, with_revision
+from weightsmith.core.io import checkpoint_folder, downloaded, load_config, load_model, push_to_hub, with_revision
 from weightsmith.embedded import open_model
 from weightsmith.rehearsal import check_network
 
@@ -159,6 +159,11 @@ def test_a_recipe_reads_a_revision_of_the_hub(hub, folder, tmp_path):
     Path("recipe.yaml").write_text(json.dumps(recipe))
     code, printed = run(["run", "recipe.yaml", "--overwrite"])
     assert (code, "no model 'org/none' on the hub" in printed) == (2, True), printed
+
+
+@pytest.mark.parametrize("name", ["é" * 120, "a--b/c..d", "x" * 97])
+def test_a_name_that_the_hub_never_has_was_not_downloaded(name):
+    assert downloaded(name) is None
 
 
 def test_what_was_downloaded_is_used_where_the_hub_is_not(hub, tmp_path, monkeypatch):

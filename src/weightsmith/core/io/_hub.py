@@ -78,7 +78,7 @@ def downloaded(ref: str | os.PathLike[str]) -> Path | None:
     try:
         name, revision = _parsed(str(ref))
         return Path(_snapshot(name, revision, SMALL, local_files_only=True))
-    except (CheckpointError, OSError):
+    except (CheckpointError, OSError, ValueError):  # the last of a name that the hub never has
         return None
 
 
