@@ -163,7 +163,8 @@ class Workbench:
         if self._plans is None:
             folder = None if self.opened is None else self.opened.folder
             places = [folder / name for name in PLANS] if folder is not None else []
-            self._plans = {place.name: place.read_text("utf-8") for place in places if place.is_file()}
+            # a damaged one is refused by who reads it, not by who opens the model
+            self._plans = {place.name: place.read_text("utf-8", "replace") for place in places if place.is_file()}
 
     def apply(self, signature: Signature, values: Mapping[str, Any]) -> Result:
         """Run a method and record the model's measures and its own text before and after.

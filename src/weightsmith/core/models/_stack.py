@@ -24,6 +24,8 @@ HEAD_COUNTS = (
     "head_dim",
     "attention_head_size",
 )
+"""Attributes with the number of an attention's heads, or their size."""
+
 MEANING = (*HEAD_COUNTS, "eps", "variance_epsilon", "stride", "padding", "dilation", "groups")
 """Attributes that say what a module's weights mean: blocks that differ in one cannot stand for each other."""
 
