@@ -1,18 +1,17 @@
-import weakref
-
 import pytest
 import torch
 
 from weightsmith.core import linalg
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError, WeightsmithError
 from weightsmith.core.linalg import (
-    damped_cholesky,
+    damped_factor,
     inverse_cholesky,
     is_finite,
     project,
     randomized_singular_basis,
     refine_singular_basis,
     singular_basis,
+    solve_factored,
 )
 
 
@@ -40,29 +39,29 @@ def test_inverse_cholesky_in_panels_is_the_factor_of_the_inverse(size, panel, mo
     assert torch.equal(gram, factor)
 
 
-def test_a_cholesky_factor_takes_the_place_of_its_matrix():
-    x = torch.randn(300, 200, dtype=torch.float64)
-    matrix = x.T @ x
-    expected, place = torch.linalg.cholesky(matrix), matrix.data_ptr()
-    lower, damping = damped_cholesky(lambda: matrix, 0.0, 1.0, least=1e-6)
-    assert lower.data_ptr() == place
-    assert damping == 0
-    torch.testing.assert_close(lower, expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("panel", [7, 64, 1024])
+def test_a_matrix_is_factored_in_place_and_solved(panel, dtype, monkeypatch):
+    monkeypatch.setattr(linalg, "PANEL", (panel, panel))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 130, generator=generator, dtype=torch.float64)
+    matrix = (x.T @ x).to(dtype)
+    factor = matrix.clone()
+    assert damped_factor(factor, 0.0, 1.0) == 0
+    assert torch.equal(factor.tril(-1), matrix.tril(-1))
+    upper = factor.triu()
+    precision = 40 * torch.finfo(dtype).eps
+    assert float((upper @ upper.T - matrix).abs().max() / matrix.abs().max()) < precision
+    expected = torch.randn(5, 130, generator=generator, dtype=torch.float64)
+    right = expected @ upper.double() @ upper.double().T
+    solve_factored(factor, right)
+    torch.testing.assert_close(right, expected, rtol=0, atol=1e-9)
 
 
 def test_damping_grows_until_a_matrix_is_positive_definite():
-    tries = []
-
-    def copy():
-        assert all(matrix() is None for matrix in tries)  # one copy is in memory at a time
-        matrix = torch.diag(torch.tensor([1.0, -3e-5], dtype=torch.float64))
-        tries.append(weakref.ref(matrix))
-        return matrix
-
-    lower, damping = damped_cholesky(copy, 0.0, 2.0, least=1e-6)
-    assert len(tries) == 4  # 0, 1e-6, 1e-5 and 1e-4 of 2
-    assert damping == pytest.approx(1e-4)
-    torch.testing.assert_close(lower.diagonal(), torch.tensor([1.0002, 1.7e-4], dtype=torch.float64).sqrt())
+    matrix = torch.tensor([[1.0, 0.0], [0.0, -3e-5]], dtype=torch.float64)
+    assert damped_factor(matrix, 0.0, 2.0, least=1e-6) == pytest.approx(1e-4)  # after 0, 1e-6 and 1e-5
+    torch.testing.assert_close(matrix.diagonal(), torch.tensor([1.0002, 1.7e-4], dtype=torch.float64).sqrt())
 
 
 def test_inverse_cholesky_of_a_singular_matrix_is_damped():

@@ -329,14 +329,36 @@ def test_what_compensation_wins_back_is_the_fall_of_the_lost_energy(ridge, rows,
     monkeypatch.setattr("weightsmith.sparsify._modhifi.selection.ROWS", rows)
     _, moment = random_moments(12)
     weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    keep = [0, 2, 3, 7, 11]
-    new, gain = reconstruct(weight, moment, keep, ridge=ridge)
-    assert torch.equal(new, compensate(weight, moment, keep, ridge=ridge))
-    before, after = torch.zeros(2, 5, 12, dtype=torch.float64)
-    before[:, keep], after[:, keep] = weight[:, keep], new
+    keep = torch.tensor([0, 2, 3, 7, 11])
+    after, gain = reconstruct(weight, moment.clone(), keep, ridge=ridge)
+    assert torch.equal(after[:, keep], compensate(weight, moment, keep, ridge=ridge))
+    before = torch.zeros_like(weight)
+    before[:, keep] = weight[:, keep]
     lost = [torch.einsum("oi,ij,oj->", weight - w, moment, weight - w).item() for w in (before, after)]
     assert gain == pytest.approx(lost[0] - lost[1], rel=1e-10)
     assert gain > 0
+
+
+def test_layers_that_share_their_input_are_each_solved():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.one, self.two = nn.Linear(8, 32), nn.Linear(32, 5, bias=False), nn.Linear(32, 3, bias=False)
+
+        def forward(self, x):
+            hidden = self.up(x).relu()
+            return torch.cat([self.one(hidden), self.two(hidden)], -1)
+
+    torch.manual_seed(0)
+    model, x = Twins(), torch.randn(500, 8)
+    hidden, old = model.up(x).relu().detach(), copy.deepcopy(model)
+    modhifi(model, [x], ratio=0.5)
+    neurons = {tuple(row): i for i, row in enumerate(old.up.weight.tolist())}
+    keep = [neurons[tuple(row)] for row in model.up.weight.tolist()]
+    moment = hidden.T @ hidden / 500
+    for name in ("one", "two"):
+        expected = compensate(getattr(old, name).weight.detach(), moment, keep)
+        torch.testing.assert_close(getattr(model, name).weight, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_mean_of_the_outputs_stays():

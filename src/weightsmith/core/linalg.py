@@ -16,7 +16,7 @@ from weightsmith.core.sharding import local
 
 __all__ = [
     "COLUMN_BLOCK",
-    "damped_cholesky",
+    "damped_factor",
     "inner_product",
     "inverse_cholesky",
     "is_finite",
@@ -25,6 +25,7 @@ __all__ = [
     "refine_singular_basis",
     "replace_columns",
     "singular_basis",
+    "solve_factored",
     "upcast",
 ]
 
@@ -97,13 +98,79 @@ def inverse_cholesky(
     """
     if not is_finite(gram_II):
         raise NonFiniteError("the Gram matrix holds NaN or infinity", do="Check the calibration data.")
-    diagonal_I = gram_II.diagonal().double()
-    scale = max(float(diagonal_I.mean()), torch.finfo(torch.float32).tiny)
+    scale = max(float(gram_II.diagonal().double().mean()), torch.finfo(torch.float32).tiny)
     factor_II = gram_II.to(torch.float32, copy=True) if out is None else out.copy_(gram_II)
-    while not _factor_upper(factor_II, diagonal_I + damping * scale):
-        damping = max(10 * damping, 1e-6)
+    damped_factor(factor_II, damping, scale)
     _invert_upper(factor_II.triu_())
     return factor_II
+
+
+def damped_factor(matrix_II: Float[Tensor, "in in"], damping: float, scale: float, *, least: float = 1e-6) -> float:
+    r"""Factor a symmetric matrix in place, its diagonal raised until it is positive definite.
+
+    .. math:: U U^\top = G + \lambda s\, I
+
+    Computed in panels of float64, one at a time: G of 14,336 inputs, which comes in float32, would take 1.6 GB. Each
+    number of U is rounded to the matrix's own precision.
+
+    Parameters
+    ----------
+    matrix_II : Tensor of shape (in, in)
+        G, positive semi-definite and finite. The factor takes the place of its upper triangle and its diagonal; what
+        is below them stays.
+    damping : float
+        :math:`\lambda`, >= 0; multiplied by ten until the factorization succeeds.
+    scale : float
+        :math:`s`, the size of the diagonal, > 0.
+    least : float, default: 1e-6
+        What follows a damping of 0, > 0.
+
+    Returns
+    -------
+    float
+        The damping it needed.
+
+    Examples
+    --------
+    >>> matrix = torch.tensor([[10.0, 2.0], [2.0, 4.0]])
+    >>> damped_factor(matrix, 0.0, 1.0)
+    0.0
+    >>> matrix.triu()
+    tensor([[3., 1.],
+            [0., 2.]])
+    """
+    diagonal_I = matrix_II.diagonal().double()
+    while not _factor_upper(matrix_II, diagonal_I + damping * scale):
+        damping = max(10 * damping, least)
+    return damping
+
+
+def solve_factored(upper_II: Float[Tensor, "in in"], right_RI: Float[Tensor, "rows in"]) -> None:
+    r"""Solve :math:`X U U^\top = B` for X, which takes the place of B; what is below the diagonal of U is not read.
+
+    Parameters
+    ----------
+    upper_II : Tensor of shape (in, in)
+        U, as :func:`damped_factor` leaves it.
+    right_RI : Tensor of shape (rows, in)
+        B, in float64.
+
+    Examples
+    --------
+    >>> right = torch.tensor([[12.0, 8.0]]).double()
+    >>> solve_factored(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), right)
+    >>> right
+    tensor([[0.8889, 1.5556]], dtype=torch.float64)
+    """
+    panels = _panels(len(upper_II))
+    for own in reversed(panels):  # Y with Y U^T = B
+        right_RI[:, own] -= right_RI[:, own.stop :] @ upper_II[own, own.stop :].double().mT
+        lower_PP = upper_II[own, own].double().mT
+        right_RI[:, own] = torch.linalg.solve_triangular(lower_PP, right_RI[:, own], upper=False, left=False)
+    for own in panels:  # X with X U = Y
+        right_RI[:, own] -= right_RI[:, : own.start] @ upper_II[: own.start, own].double()
+        upper_PP = upper_II[own, own].double()
+        right_RI[:, own] = torch.linalg.solve_triangular(upper_PP, right_RI[:, own], upper=True, left=False)
 
 
 def _panels(size: int) -> list[slice]:
@@ -114,8 +181,7 @@ def _panels(size: int) -> list[slice]:
 def _factor_upper(matrix_II: Float[Tensor, "in in"], diagonal_I: Float[Tensor, "in"]) -> bool:
     r"""Write :math:`U` of :math:`G = U U^\top` to the upper triangle and the diagonal; what is below them keeps G.
 
-    In panels of float64, one at a time: G of 14,336 inputs, which came in float32, would take 1.6 GB. Returns whether
-    G, with ``diagonal_I`` as its diagonal, is positive definite.
+    Returns whether G, with ``diagonal_I`` as its diagonal, is positive definite.
     """
     panels = _panels(len(matrix_II))
     for number, own in reversed(list(enumerate(panels))):
@@ -148,46 +214,6 @@ def _invert_upper(upper_II: Float[Tensor, "in in"]) -> None:
             sum_PP = own_PA[:, : columns.stop - own.stop] @ upper_II[between, columns].double()
             upper_II[own, columns] = -inverse_PP @ sum_PP
         upper_II[own, own] = inverse_PP
-
-
-def damped_cholesky(
-    copy: Callable[[], Float[Tensor, "in in"]], damping: float, scale: float, *, least: float
-) -> tuple[Float[Tensor, "in in"], float]:
-    """Lower Cholesky factor of a symmetric matrix whose diagonal is raised until it is positive definite.
-
-    Parameters
-    ----------
-    copy : callable
-        Returns a new copy of the matrix, of shape (in, in), positive semi-definite and finite. The factor takes its
-        place, so that no other matrix is needed; each further try asks for another one.
-    damping : float
-        Added to the diagonal, as a fraction of ``scale``, >= 0; multiplied by ten until the factorization succeeds.
-    scale : float
-        Size of the diagonal, > 0.
-    least : float
-        What follows a damping of 0, > 0.
-
-    Returns
-    -------
-    tuple of Tensor of shape (in, in) and float
-        The factor, and the damping it needed.
-
-    Examples
-    --------
-    >>> damped_cholesky(lambda: torch.tensor([[4.0, 2.0], [2.0, 10.0]]), 0.0, 1.0, least=1e-6)
-    (tensor([[2., 0.],
-            [1., 3.]]), 0.0)
-    """
-    while True:
-        matrix_II = copy()
-        matrix_II.diagonal().add_(damping * scale)
-        failed = torch.empty((), dtype=torch.int32, device=matrix_II.device)
-        upper_II = matrix_II.mT  # the transpose of a row-major matrix is column-major: LAPACK then works in place
-        torch.linalg.cholesky_ex(upper_II, upper=True, out=(upper_II, failed))
-        if not failed:
-            return matrix_II, damping
-        del matrix_II, upper_II  # before the next copy
-        damping = max(10 * damping, least)
 
 
 def replace_columns(

@@ -218,7 +218,9 @@ class Pruning:
                 own = [c for c in rest if places[c.name] == {block.name}]
                 rest = [c for c in rest if c not in own]
                 wanted = {layer.name for layer in _layers(own)}
-                yield own, block.observe([layer for layer in block.layers if layer.name in wanted], self._gram)
+                grams = block.observe([layer for layer in block.layers if layer.name in wanted], self._gram)
+                yield own, grams
+                grams.clear()  # before those of the next block
         if rest:
             for block in stream(self.model, None, include=[layer.name for layer in _layers(rest)]):
                 yield [c for c in rest if places[c.name] == {block.name}], {}
@@ -257,7 +259,7 @@ class Pruning:
             for c in channels:
                 self.kept[c.name] = self._choose(c, grams)
             for layer in _layers(channels):
-                self._rewrite(layer, grams.get(layer.name), channels)
+                self._rewrite(layer, grams, channels)
             if self.stored is not None:  # the stream writes the block when it leaves it
                 cut(self.model, self.symmetry, {c.name: self.kept[c.name] for c in channels})
         self._cut()
@@ -282,8 +284,8 @@ class Pruning:
         return best(channel_scores(consumers, score, count=keep, generator=self.generator), keep).cpu()
 
     @torch.no_grad()
-    def _rewrite(self, layer: Layer, gram: Gram | None, channels: Sequence[Channels]) -> None:
-        """Set the columns of removed channels to zero, and re-solve the others."""
+    def _rewrite(self, layer: Layer, grams: dict[str, Gram], channels: Sequence[Channels]) -> None:
+        """Set the columns of removed channels to zero, and re-solve the others; takes the layer's statistics away."""
         old_OI = upcast(layer.weight_OI)
         gone_I = self.removed.setdefault(layer.name, torch.zeros(old_OI.shape[1], dtype=torch.bool))
         own = [c for c in channels if layer.name in c.columns]
@@ -292,8 +294,9 @@ class Pruning:
             stays = torch.zeros(c.size, dtype=torch.bool)
             stays[self.kept[c.name].view(-1, self.kept[c.name].shape[-1])[row]] = True
             gone_I[c.columns[layer.name][~stays].flatten()] = True
-        new_OI = old_OI.masked_fill(gone_I.to(old_OI.device), 0)
+        new_OI: Tensor | None = None
         measures: dict[str, float] = {}
+        gram = grams.pop(layer.name, None)
         if gram is not None:
             kept_K = (~gone_I).nonzero().flatten().to(old_OI.device)
             self.result.notes += warn_of_few_rows(layer.name, gram.rows, len(kept_K))
@@ -302,12 +305,12 @@ class Pruning:
             energy, lost = self.energies[layer.name], _energy(old_OI[:, gone_K], moment_II[gone_K[:, None], gone_K])
             measures["fidelity_uncompensated"] = 1 - lost / energy if energy else 0.0
             if self.compensation == "ols":
-                new_OI[:, kept_K], gain = reconstruct(old_OI, moment_II, kept_K)
+                new_OI, gain = reconstruct(old_OI, moment_II.clone() if gram in grams.values() else moment_II, kept_K)
                 lost = max(lost - gain, 0.0)
                 if layer.bias is not None:
                     layer.bias.add_(((old_OI - new_OI) @ gram.mean_I.to(old_OI)).to(layer.bias))
             measures["fidelity"] = 1 - lost / energy if energy else 0.0
-        layer.write(new_OI)
+        layer.write(old_OI.masked_fill(gone_I.to(old_OI.device), 0) if new_OI is None else new_OI)
         counts = {"channels": sum(c.size for c in own), "remaining": sum(self.kept[c.name].shape[-1] for c in own)}
         self.result.layer(layer.name, **counts, **measures)
 

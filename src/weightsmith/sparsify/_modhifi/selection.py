@@ -27,7 +27,7 @@ from torch import Tensor
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.fidelity import contributions, pair_scores
-from weightsmith.core.linalg import damped_cholesky, is_finite
+from weightsmith.core.linalg import damped_factor, is_finite, solve_factored
 
 __all__ = ["Consumer", "Score", "channel_scores", "compensate", "explained", "select_channels", "subset_fidelity"]
 
@@ -171,9 +171,7 @@ def subset_fidelity(
     """
     consumer = Consumer.linear(weight_OI, moment_II)
     kept = torch.as_tensor(keep, dtype=torch.long, device=weight_OI.device)
-    new_OI = torch.zeros_like(consumer.weight_OI)
-    if kept.numel():
-        new_OI[:, kept] = compensate(weight_OI, moment_II, kept, ridge=0.0)
+    new_OI, _ = reconstruct(weight_OI, _copied(moment_II), kept, ridge=0.0)
     return explained(consumer, new_OI)
 
 
@@ -219,45 +217,50 @@ def compensate(
     if not 0 <= ridge < float("inf"):
         raise HyperparameterError("ridge", found=ridge, expected="a number >= 0")
     Consumer.linear(weight_OI, moment_II)  # checks them
-    return reconstruct(weight_OI, moment_II, keep, ridge=ridge)[0]
+    kept = torch.as_tensor(keep, dtype=torch.long, device=weight_OI.device)
+    return reconstruct(weight_OI, _copied(moment_II), kept, ridge=ridge)[0][:, kept]
 
 
 def reconstruct(
     weight_OI: Float[Tensor, "out in"],
     moment_II: Float[Tensor, "in in"],
-    keep: Int[Tensor, "kept"] | Sequence[int],
+    kept: Int[Tensor, "kept"],
     *,
     ridge: float = RIDGE,
-) -> tuple[Float[Tensor, "out kept"], float]:
-    r"""Return what :func:`compensate` does, and how much of the outputs' energy the change wins back.
+) -> tuple[Float[Tensor, "out in"], float]:
+    r"""Return the new weights, 0 on the inputs that go, and how much of the outputs' energy the change wins back.
 
-    The change :math:`D` solves :math:`D (S_{CC} + \rho I) = L` with :math:`L = W_{\bar C} S_{\bar C C}`. So the energy
-    that is lost falls by :math:`2 \langle D, L \rangle - \langle D, D S_{CC} \rangle = \langle D, L + \rho D \rangle`.
+    Uses the moments up, of which large ones come only once to memory, and computes in their precision. The change
+    :math:`D` solves :math:`D (S_{CC} + \rho I) = L` with :math:`L = W_{\bar C} S_{\bar C C}`. So the energy that is
+    lost falls by :math:`2 \langle D, L \rangle - \langle D, D S_{CC} \rangle = \langle D, L + \rho D \rangle`.
     """
-    kept = torch.as_tensor(keep, dtype=torch.long, device=weight_OI.device)
-    removed = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=weight_OI.device)
-    removed[kept] = False
-    gone = removed.nonzero().flatten()
+    goes_I = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=weight_OI.device)
+    goes_I[kept] = False
+    gone = goes_I.nonzero().flatten()
     scale = max(float(moment_II.diagonal().double().mean()), torch.finfo(torch.float64).tiny)
-    lower_KK, ridge = damped_cholesky(lambda: _submatrix(moment_II, kept, kept), ridge, scale, least=1e-12)
-    cross_GK = _submatrix(moment_II, gone, kept)
-    new_OK, gain = weight_OI[:, kept], 0.0
-    for start in range(0, len(weight_OI), ROWS):
-        rows = slice(start, start + ROWS)
-        lost_RK = weight_OI[rows][:, gone].double() @ cross_GK
-        half_RK = torch.linalg.solve_triangular(lower_KK.T, lost_RK, upper=True, left=False)
-        change_RK = torch.linalg.solve_triangular(lower_KK, half_RK, upper=False, left=False)
+    cross_GK = moment_II[gone[:, None], kept]
+    factor_KK = _keep(moment_II, kept)
+    ridge = damped_factor(factor_KK, ridge, scale, least=1e-12)
+    new_OI, gain = torch.zeros_like(weight_OI), 0.0
+    for weight_RI, new_RI in zip(weight_OI.split(ROWS), new_OI.split(ROWS), strict=True):
+        lost_RK = (weight_RI[:, gone].to(cross_GK) @ cross_GK).double()
+        solve_factored(factor_KK, change_RK := lost_RK.clone())
         gain += float(torch.linalg.vecdot(change_RK, lost_RK + ridge * scale * change_RK).sum())
-        new_OK[rows] = (new_OK[rows] + change_RK).to(new_OK)
-    return new_OK, gain
+        new_RI.index_copy_(1, kept, (weight_RI[:, kept] + change_RK).to(new_RI))
+    return new_OI, gain
 
 
-def _submatrix(moment_II: Tensor, rows: Int[Tensor, "rows"], columns: Int[Tensor, "columns"]) -> Tensor:
-    """Take rows and columns in float64, a few rows at a time: a copy in float32 of all would stand beside them."""
-    out = moment_II.new_empty(len(rows), len(columns), dtype=torch.float64)
-    for part, some in zip(out.split(ROWS), rows.split(ROWS), strict=True):
-        part.copy_(moment_II[some[:, None], columns])
-    return out
+def _copied(moment_II: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
+    return moment_II.double().clone(memory_format=torch.contiguous_format)
+
+
+def _keep(matrix_II: Float[Tensor, "in in"], kept: Int[Tensor, "kept"]) -> Float[Tensor, "kept kept"]:
+    """Move the kept rows and columns, ascending, to the begin of a contiguous matrix's memory."""
+    size = len(kept)
+    memory = matrix_II.view(-1)[: size * size].view(size, size)
+    for part, rows in zip(memory.split(ROWS), kept.split(ROWS), strict=True):  # which begin before what they replace
+        part.copy_(matrix_II[rows[:, None], kept])
+    return memory
 
 
 def channel_scores(
