@@ -8,7 +8,7 @@ import torch
 
 from models import tiny
 from weightsmith.adapt import bone, kappatune, lift
-from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
+from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.training import FIT_DEFAULTS, FitOptions, check_options, fit
 from weightsmith.grow import learngene, mixture_growth
 from weightsmith.merge import bang
@@ -106,6 +106,19 @@ def test_no_note_says_that_a_frozen_embedding_was_trained(method):
     assert torch.equal(model.model.embed_tokens.weight, before)
     assert any("unchanged: 1 x 'model.embed_tokens.weight' (Embedding, 2,048 values)" in note for note in notes)
     assert not any("embed_tokens" in note and "but trained" in note for note in notes)
+
+
+@pytest.mark.parametrize("method", [lsq, ofq, spdf, synapse, weight_compander], ids=lambda method: method.__name__)
+def test_frozen_layers_stay_as_they_are_and_are_named(method):
+    model, batch = tiny("mlp")
+    model[2].requires_grad_(False)
+    before, samples = model[2].weight.clone(), [(x, n % 4) for n, x in enumerate(batch)]
+    with pytest.raises(LayerNotFoundError, match="every layer that matches is frozen"):
+        method(model, samples, epochs=1, include="2")
+    result = method(model, samples, epochs=1)
+    assert torch.equal(model[2].weight, before)
+    assert "Frozen and unchanged: 2." in result.notes
+    assert [row["layer"] for row in result.layers] == ["0"]
 
 
 def test_no_samples_are_refused_by_name(method):

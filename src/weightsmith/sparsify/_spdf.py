@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from glob import escape
 from typing import Any, Literal, Unpack
 
 import torch
@@ -34,8 +33,7 @@ from weightsmith.core.models import (
     Layer,
     block_layers,
     evaluation_mode,
-    frozen_names,
-    patterns,
+    exclude_frozen,
     unreached,
     watching_experts,
     writable,
@@ -400,11 +398,10 @@ def spdf(
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
     with record("spdf", seed=seed, **hyper, **dense, **options) as result:
         result.notes += unreached(model, block_layers(model), "Not sparse", trains=True)
-        frozen = frozen_names(block_layers(model, include, exclude))
-        if frozen:  # they could not learn to do without what a mask takes away
-            result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")
-        masked = hyper | {"exclude": [*patterns(exclude), *map(escape, frozen)]}
-        held = StaticSparsity(model, generator=generator, **masked)
+        # frozen layers could not learn to do without what a mask takes away
+        trained, frozen = exclude_frozen(block_layers(model, include, exclude), exclude)
+        result.notes += frozen
+        held = StaticSparsity(model, generator=generator, **hyper | {"exclude": trained})
         try:
             for layer in held.layers:
                 result.layer(layer.name, density=_mask(layer).float().mean().item())

@@ -32,6 +32,7 @@ from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
 from weightsmith.core.linalg import upcast
 from weightsmith.core.models import (
     Layer,
+    exclude_frozen,
     find_layers,
     fold_parametrizations,
     own_weights,
@@ -389,8 +390,10 @@ def weight_compander(
     seed = draw_seed(generator)
     with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:
         result.notes += unreached(model, find_layers(model), "Not companded", trains=True)
+        trained, frozen = exclude_frozen(find_layers(model, include, exclude), exclude)
+        result.notes += frozen
         before = weight_statistics(model, include)
-        layers = compand(model, include=include, exclude=exclude, **hyper)
+        layers = compand(model, include=include, exclude=trained, **hyper)
         rate, decay = options["learning_rate"], options["weight_decay"]
         groups = compander_parameter_groups(model, lr=rate, weight_decay=decay)
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)

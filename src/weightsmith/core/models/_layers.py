@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from glob import escape
 
 import torch
 from jaxtyping import Float, Shaped
@@ -359,8 +360,22 @@ def own_weights(
     return layers, tied
 
 
-def frozen_names(layers: Sequence[Layer]) -> list[str]:
-    """Return the names of the layers that are not to be trained.
+def exclude_frozen(layers: Sequence[Layer], exclude: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Leave layers that are not to be trained out of a training method.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Those that the method would change.
+    exclude : str or sequence of str
+        The user's patterns.
+
+    Returns
+    -------
+    exclude : list of str
+        Those patterns, and the names of the frozen layers.
+    notes : list of str
+        A sentence that names them; empty if there are none.
 
     Raises
     ------
@@ -370,15 +385,16 @@ def frozen_names(layers: Sequence[Layer]) -> list[str]:
     Examples
     --------
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
-    >>> frozen_names(find_layers(model))
-    ['1']
+    >>> exclude_frozen(find_layers(model), "head")
+    (['head', '1'], ['Frozen and unchanged: 1.'])
     """
     names = [layer.name for layer in layers if layer.frozen]
     if len(names) == len(layers):
         raise LayerNotFoundError(
             "every layer that matches is frozen", found=names[:5], do="Call requires_grad_(True) on those to train."
         )
-    return names
+    notes = [f"Frozen and unchanged: {', '.join(names)}."] if names else []
+    return [*patterns(exclude), *map(escape, names)], notes
 
 
 def check_weight(layer: Layer) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from weightsmith.core.data import Samples, batched, pad_token_id, read, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.levels import FILE, check_bits, puts_on_levels
-from weightsmith.core.models import unreached
+from weightsmith.core.models import exclude_frozen, unreached
 from weightsmith.core.processes import process_rank
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
@@ -282,7 +282,9 @@ def _train(
         )
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if distillation else None
     result.notes += unreached(model, quantizable(model), "Not quantized", trains=True)
-    layers = prepare_qat(model, weights=weights, **prepared)
+    trained, frozen = exclude_frozen(quantizable(model, prepared["include"], prepared["exclude"]), prepared["exclude"])
+    result.notes += frozen
+    layers = prepare_qat(model, weights=weights, **prepared | {"exclude": trained})
     with float_weights(model):
         size = min(options["batch_size"], len(training))
         begin = process_rank() * size  # the processes add up what they see: each has a batch of its own

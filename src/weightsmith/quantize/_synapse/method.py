@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError
-from weightsmith.core.models import find_layers, frozen_names, patterns, unreached
+from weightsmith.core.models import exclude_frozen, find_layers, unreached
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -158,9 +157,8 @@ def synapse(
     chosen: dict[str, Any] = {"include": include, "exclude": exclude}
     with record("synapse", seed=seed, **about, **varied, **arrays, **rules, **chosen, **options) as result:
         result.notes += unreached(model, find_layers(model), "Not of devices", trains=True)
-        if frozen := frozen_names(find_layers(model, include, exclude)):
-            result.notes.append(f"Frozen and unchanged: {', '.join(frozen)}.")
-        trained = [*patterns(exclude), *map(escape, frozen)]
+        trained, frozen = exclude_frozen(find_layers(model, include, exclude), exclude)
+        result.notes += frozen
         layers = to_analog(model, device, **arrays, include=include, exclude=trained, generator=draw)
         before = {layer.name: layer.weight.detach().clone() for layer in layers}
         with requires_grad_restored(model):
