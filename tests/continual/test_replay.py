@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,3 +99,9 @@ def test_bad_input_is_refused():
         replay.mixed_into([])
     with pytest.raises(CalibrationError, match="expected"):  # other fields than the stored ones have
         next(iter(replay.mixed_into([{"x": torch.zeros(1), "labels": torch.tensor(0)}])))
+
+
+def test_labels_may_be_numbers_of_numpy():
+    replay = Replay(per_class=2, generator=torch.Generator().manual_seed(0))
+    replay.add([(torch.zeros(2), np.int64(n % 3)) for n in range(30)])
+    assert sorted(int(label) for _, label in replay._samples()) == [0, 0, 1, 1, 2, 2]

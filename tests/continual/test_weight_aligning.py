@@ -124,7 +124,7 @@ def test_7_lambda_is_the_share_of_old_classes():
     kd = -((teacher / 2).softmax(1) * (logits[:, :80] / 2).log_softmax(1)).sum(1).mean()
     assert torch.allclose(class_incremental_loss(logits, teacher, labels), 0.2 * ce + 0.8 * kd)
     assert torch.equal(class_incremental_loss(logits, None, labels), ce)
-    with pytest.raises(HyperparameterError, match=r"num_old: found 0, expected 1 to 9"):
+    with pytest.raises(HyperparameterError, match=r"num_old: found 0, expected a whole number from 1 to 9"):
         align_classifier(make_head(), num_old=0)
     with pytest.raises(HyperparameterError, match=r"num_old: found 1, expected a head of several classes"):
         align_classifier(nn.Linear(4, 1), num_old=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from weightsmith.continual._replay import Replay
+from weightsmith.core.choices import check_whole
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite, upcast
@@ -115,8 +116,7 @@ def herd(features: Float[Tensor, "N D"], count: int) -> Tensor:
     >>> herd(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), 2)
     tensor([1, 0])
     """
-    if count < 1:
-        raise HyperparameterError("count", found=count, expected="a whole number >= 1")
+    count = check_whole("count", count)
     if features.ndim != 2 or not len(features):
         raise ShapeError("features of a class", found=tuple(features.shape), expected="[samples, features]")
     if not is_finite(features):

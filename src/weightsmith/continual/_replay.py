@@ -6,14 +6,16 @@ Robins 1995, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from weightsmith.core.choices import check_whole
 from weightsmith.core.data import Sample, Samples, collate, take
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.errors import CalibrationError
 
 __all__ = ["Replay"]
 
@@ -44,7 +46,7 @@ class Replay:
     """
 
     def __init__(self, per_class: int = 20, *, generator: torch.Generator | None = None) -> None:
-        self.per_class = _count(per_class)
+        self.per_class = check_whole("per_class", per_class)
         self.generator = generator
         self._kept: dict[int | None, list[tuple[float, Sample]]] = {}
 
@@ -63,7 +65,7 @@ class Replay:
 
     def resize(self, per_class: int) -> None:
         """Keep another number per class: fewer are a uniform choice of the present ones, more apply to later tasks."""
-        self.per_class = _count(per_class)
+        self.per_class = check_whole("per_class", per_class)
         for label, kept in self._kept.items():  # the lowest of random keys are a uniform choice, and stay one
             self._kept[label] = sorted(kept, key=lambda pair: pair[0])[:per_class]
 
@@ -94,7 +96,7 @@ class Replay:
         if not len(data):
             raise CalibrationError("no samples of the new task")
         stored = self._samples()
-        count = len(stored) if per_batch is None else min(_count(per_batch, "per_batch"), len(stored))
+        count = len(stored) if per_batch is None else min(check_whole("per_batch", per_batch), len(stored))
 
         def mix(new: list[Sample]) -> Any:
             drawn: Sequence[int] = range(len(stored))
@@ -122,10 +124,4 @@ def _class_of(sample: Sample) -> int | None:
         label = sample[1]
     if isinstance(label, Tensor):
         label = label.item() if label.numel() == 1 and not label.is_floating_point() else None
-    return int(label) if isinstance(label, int) else None
-
-
-def _count(value: int, name: str = "per_class") -> int:
-    if not isinstance(value, int) or value < 1:
-        raise HyperparameterError(name, found=value, expected="a whole number >= 1")
-    return value
+    return int(label) if isinstance(label, Integral) else None

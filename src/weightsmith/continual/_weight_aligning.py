@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from weightsmith.core.choices import check_whole
 from weightsmith.core.errors import (
     HyperparameterError,
     LayerNotFoundError,
@@ -356,11 +357,7 @@ def _groups(classes: int, num_old: int | None, old: Classes | None, new: Classes
             raise HyperparameterError(
                 "num_old", found=num_old, expected="a head of several classes: this one has 1 output"
             )
-        if isinstance(num_old, bool) or not isinstance(num_old, int) or not 0 < num_old < classes:
-            raise HyperparameterError(
-                "num_old", found=num_old, expected=f"1 to {classes - 1}: the head has {classes} classes"
-            )
-        old = range(num_old)
+        old = range(check_whole("num_old", num_old, 1, classes - 1, f"The head has {classes} classes."))
     if old is None and new is None:
         raise HyperparameterError("the classes are missing", do="Give num_old, or the rows old and new.")
     everything = range(classes)

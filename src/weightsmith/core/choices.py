@@ -1,12 +1,14 @@
-"""Options that take one of several words, as their ``Literal`` lists them."""
+"""Checks of single options: words, as their ``Literal`` lists them, and numbers, of Python's or NumPy's types."""
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
 from typing import Any, get_args
 
 from weightsmith.core.errors import HyperparameterError
 
-__all__ = ["check_choice"]
+__all__ = ["check_choice", "check_number", "check_whole"]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -40,3 +42,68 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise HyperparameterError(
             name, found=repr(value), expected=f"{', '.join(others)} or {last}" if others else last
         )
+
+
+def check_whole(name: str, value: Any, low: int = 1, high: int | None = None, do: str | None = None) -> int:
+    """Return an option that is a whole number between two bounds, both included, as Python's ``int``.
+
+    Parameters
+    ----------
+    name : str
+        Of the option.
+    value : Any
+        What was given. True and false are no numbers.
+    low : int, default: 1
+        The least that it may be.
+    high : int, optional
+        The most.
+    do : str, optional
+        What the user can do about another number.
+
+    Raises
+    ------
+    HyperparameterError
+        If it is no whole number, or out of bounds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_whole("rank", np.int64(8))
+    8
+    >>> check_whole("rank", 1.5)
+    Traceback (most recent call last):
+    weightsmith.core.errors.HyperparameterError: rank: found 1.5, expected a whole number >= 1
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        expected = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
+        raise HyperparameterError(name, found=repr(value), expected=expected, do=do)
+    return int(value)
+
+
+def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> None:
+    """Check an option that is a finite number between two bounds, both included.
+
+    Parameters
+    ----------
+    name : str
+        Of the option.
+    value : object
+        What was given.
+    low, high : float, default: 0, inf
+        The least and the most that it may be.
+
+    Raises
+    ------
+    HyperparameterError
+        If it is no number, not finite, or out of bounds.
+
+    Examples
+    --------
+    >>> check_number("penalty", -1)
+    Traceback (most recent call last):
+    weightsmith.core.errors.HyperparameterError: penalty: found -1, expected a number >= 0
+    """
+    if not isinstance(value, Real) or not low <= float(value) <= high or math.isinf(value):
+        expected = f"a number >= {low:g}" if high == math.inf else f"a number, {low:g} to {high:g}"
+        raise HyperparameterError(name, found=repr(value), expected=expected)

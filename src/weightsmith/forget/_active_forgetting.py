@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from weightsmith.core.choices import check_choice
+from weightsmith.core.choices import check_choice, check_whole
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.training import IGNORED
 
@@ -100,8 +100,7 @@ class EmbeddingForgetting:
         reset_output_bias: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not every >= 1 or every % 1:
-            raise HyperparameterError("every", found=every, expected="a whole number >= 1")
+        every = check_whole("every", every)
         if until is not None and not until > every:
             raise HyperparameterError("until", found=until, expected=f"> every = {every}, or there is no reset")
         check_choice("rows", rows, Rows)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from weightsmith.core.choices import check_whole
 from weightsmith.core.data import Samples, batched, map_tensors, pad_token_id, split_labels, to_model
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode
@@ -377,8 +378,7 @@ def _check(attention_weight: float, layer_weights: Sequence[float], helper_epoch
         raise HyperparameterError("attention_weight", found=attention_weight, expected="a number >= 0")
     if not all(0 <= weight < math.inf for weight in layer_weights):
         raise HyperparameterError("layer_weights", found=list(layer_weights), expected="numbers >= 0")
-    if helper_epochs < 1:
-        raise HyperparameterError("helper_epochs", found=helper_epochs, expected="a whole number >= 1")
+    check_whole("helper_epochs", helper_epochs)
     if not 0 <= rate < math.inf:
         raise HyperparameterError("helper_learning_rate", found=rate, expected="a number >= 0")
 

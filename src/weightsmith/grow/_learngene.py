@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from weightsmith.core.choices import check_whole
 from weightsmith.core.data import Samples, take
 from weightsmith.core.errors import (
     CheckpointError,
@@ -443,10 +444,7 @@ def learngene(
     """
     found = find_stack(model, stack)
     if sizes is None:
-        if not (isinstance(stages, int) and 1 <= stages <= len(found)):
-            raise HyperparameterError(
-                "stages", found=stages, expected=f"from 1 to the {len(found)} blocks of the model"
-            )
+        stages = check_whole("stages", stages, 1, len(found), f"The model has {len(found)} blocks.")
         whole = assign(len(found), stages)
         sizes = [whole.count(stage) for stage in range(stages)]
     depth = len(sizes) if depth is None else depth

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.choices import check_choice
+from weightsmith.core.choices import check_choice, check_whole
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
@@ -115,16 +115,9 @@ class DiscreteKeyValueBottleneck(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "in_features": in_features,
-            "num_classes": num_classes,
-            "codebooks": codebooks,
-            "pairs": pairs,
-            "key_dim": key_dim,
-        }
-        for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise HyperparameterError(name, found=value, expected="a whole number >= 1")
+        in_features, num_classes = check_whole("in_features", in_features), check_whole("num_classes", num_classes)
+        codebooks, pairs = check_whole("codebooks", codebooks), check_whole("pairs", pairs)
+        key_dim = check_whole("key_dim", key_dim)
         check_choice("splitter", splitter, Splitter)
         if splitter == "chunk" and in_features != codebooks * key_dim:
             found = f"{in_features} features for {codebooks} codebooks of {key_dim}"

@@ -11,7 +11,6 @@ Legend: ``O`` outputs, ``I`` inputs.
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.choices import check_whole
 
 __all__ = ["Grid", "check_bits", "symmetric_step"]
 
@@ -106,6 +105,4 @@ def check_bits(name: str, bits: Any, lowest: int = 2) -> int:
     HyperparameterError
         If it is not from ``lowest`` to 8.
     """
-    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or not lowest <= int(bits) <= 8:
-        raise HyperparameterError(name, found=repr(bits), expected=f"a whole number from {lowest} to 8")
-    return int(bits)
+    return check_whole(name, bits, lowest, 8)

@@ -42,13 +42,13 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from weightsmith.core.choices import check_choice
+from weightsmith.core.choices import check_choice, check_number, check_whole
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.processes import broadcast_first, gather_objects
 from weightsmith.core.selection import lowest_k_mask
 from weightsmith.dictionary._online_orthogonal.frank_wolfe import FrankWolfe, PolarMethod, Settings, polar
-from weightsmith.dictionary._shared.checks import integer, moderate, number
+from weightsmith.dictionary._shared.checks import moderate
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_tensor
 
 __all__ = ["OnlineOrthogonalDictionary"]
@@ -293,7 +293,7 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
         """
         values_BN = torch.as_tensor(self._codes(codes))
         width = values_BN.shape[1]
-        drop = width - integer("top_k", top_k, 0, width)
+        drop = width - check_whole("top_k", top_k, 0, width)
         kept_BN = values_BN.masked_fill(lowest_k_mask(values_BN.abs(), drop), 0.0)
         return kept_BN if isinstance(codes, Tensor) else kept_BN.numpy()
 
@@ -437,9 +437,9 @@ class OnlineOrthogonalDictionary(DictionaryEstimator):
 
     def _check_hyperparameters(self) -> None:
         for name in ("rho_power", "step_power", "step_floor", "tol"):
-            number(name, getattr(self, name), 0, 1)
+            check_number(name, getattr(self, name), 0, 1)
         for name in ("batch_size", "max_epochs"):
-            integer(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         check_choice("polar", self.polar, PolarMethod)
         if not isinstance(self.power, numbers.Real) or not 2 < self.power < math.inf:
             raise HyperparameterError(

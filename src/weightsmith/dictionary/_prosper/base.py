@@ -33,6 +33,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from weightsmith.core.choices import check_number, check_whole
 from weightsmith.core.errors import HyperparameterError, ShapeError
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._prosper.model import Expectation, Model, P, Sums
@@ -40,7 +41,7 @@ from weightsmith.dictionary._prosper.schedule import Settings, settings_of
 from weightsmith.dictionary._prosper.shards import keep_largest, shared_seed, worst_row
 from weightsmith.dictionary._prosper.start import CHUNK_BYTES, Moments
 from weightsmith.dictionary._prosper.states import States, truncated_prior
-from weightsmith.dictionary._shared.checks import integer, moderate, number
+from weightsmith.dictionary._shared.checks import moderate
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._shared.processes import total
 
@@ -202,7 +203,7 @@ class TruncatedEM(Model[P], DictionaryEstimator):
             If ``n_samples`` is out of range.
         """
         check_is_fitted(self)
-        integer("n_samples", n_samples)
+        check_whole("n_samples", n_samples)
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
         codes_NH = self._draw(self._parameters, n_samples, generator)
         data_ND = self._superpose(codes_NH, self._parameters)
@@ -343,20 +344,20 @@ class TruncatedEM(Model[P], DictionaryEstimator):
     def _states(self) -> States:
         """The truncation, with the defaults filled in."""
         order = "Keep max_active <= n_candidates <= n_components."
-        count = integer("n_components", self.n_components)
+        count = check_whole("n_components", self.n_components)
         automatic = self.n_candidates == "auto"
-        candidates = min(count, 8) if automatic else integer("n_candidates", self.n_candidates, 1, count, order)
+        candidates = min(count, 8) if automatic else check_whole("n_candidates", self.n_candidates, 1, count, order)
         automatic = self.max_active == "auto"
-        active = min(candidates, 4) if automatic else integer("max_active", self.max_active, 1, candidates, order)
+        active = min(candidates, 4) if automatic else check_whole("max_active", self.max_active, 1, candidates, order)
         return self._truncation(candidates, active)
 
     def _truncation(self, n_candidates: int, max_active: int) -> States:
         return States(self.n_components, n_candidates, max_active, self._unit_values(), self.device)
 
     def _settings(self) -> list[Settings]:
-        integer("max_iter", self.max_iter)
-        integer("n_init", self.n_init)
-        number("tol", self.tol)
+        check_whole("max_iter", self.max_iter)
+        check_whole("n_init", self.n_init)
+        check_number("tol", self.tol)
         schedule = self._schedule if self.schedule == "auto" else self.schedule or {}
         if not isinstance(schedule, Mapping):
             raise HyperparameterError("schedule", found=schedule, expected='"auto", None or a mapping')

@@ -26,10 +26,10 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
-from weightsmith.core.choices import check_choice
+from weightsmith.core.choices import check_choice, check_number, check_whole
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.processes import all_reduce_sum, gather_objects, process_count
-from weightsmith.dictionary._shared.checks import integer, moderate, number
+from weightsmith.dictionary._shared.checks import moderate
 from weightsmith.dictionary._shared.estimator import DictionaryEstimator, as_numpy, as_tensor
 from weightsmith.dictionary._supervised.factored import descend, least_squares_codes
 from weightsmith.dictionary._supervised.gradient import projected_gradient
@@ -289,10 +289,10 @@ class SupervisedDictionaryClassifier(ClassifierMixin, DictionaryEstimator):
         return torch.from_numpy(logits)
 
     def _check_parameters(self) -> None:
-        integer("n_components", self.n_components)
-        integer("max_iter", self.max_iter)
+        check_whole("n_components", self.n_components)
+        check_whole("max_iter", self.max_iter)
         for name in ("xi", "alpha", "tol"):
-            number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         if self.xi == 0:
             raise ValueError("xi must be > 0; use LogisticRegression for xi=0")
         for name, choices in {"model": Model, "solver": Solver, "prediction": Prediction}.items():

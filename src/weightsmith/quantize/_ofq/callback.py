@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from weightsmith.core.errors import HyperparameterError
+from weightsmith.core.choices import check_whole
 from weightsmith.quantize._ofq.annealing import ConfidenceGuidedAnnealing, check_boundary
 
 __all__ = ["AnnealingCallback"]
@@ -32,10 +32,8 @@ class AnnealingCallback(TrainerCallback):
     """
 
     def __init__(self, from_step: int, **options: Any) -> None:
-        if from_step < 0:
-            raise HyperparameterError("from_step", found=from_step, expected="a whole number >= 0")
         check_boundary(options.get("boundary", 0.005))
-        self.from_step, self.options = from_step, options
+        self.from_step, self.options = check_whole("from_step", from_step, 0), options
         self.annealing: ConfidenceGuidedAnnealing | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

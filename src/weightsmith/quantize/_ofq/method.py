@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightsmith.core.choices import check_whole
 from weightsmith.core.data import Samples, batched, pad_token_id, read, to_model
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.levels import FILE, check_bits, puts_on_levels
@@ -147,8 +148,7 @@ def ofq(
     (3, True)
     """
     check_boundary(boundary)
-    if annealing_epochs < 0:
-        raise HyperparameterError("annealing_epochs", found=annealing_epochs, expected="a whole number >= 0")
+    annealing_epochs = check_whole("annealing_epochs", annealing_epochs, 0)
     if annealing_epochs and not options["final_learning_rate_ratio"]:
         raise HyperparameterError(
             "final_learning_rate_ratio",
