@@ -698,8 +698,11 @@ def test_text_is_its_own_label_for_causal_language_models_only(tmp_path):
     (tmp_path / "a.txt").write_text("some words and more")
     save_file({"input_ids": torch.ones(2, 3).long()}, tmp_path / "x.safetensors")
     table = rows_of(tmp_path, [{"text": "some words", "labels": 1}])
-    for reader in unlabeled_models():
-        do = "Give rows with prompt and completion" if reader.model.can_generate() else "Give rows with text and label"
+    dos = ["Give a .safetensors file with"] * 2 + [
+        "Give rows with text and label",
+        "Give rows with prompt and completion",
+    ]
+    for reader, do in zip(unlabeled_models(), dos, strict=True):
         for source in (tmp_path / "a.txt", tmp_path / "x.safetensors", table):
             with pytest.raises(CalibrationError, match=rf"has no labels for \w+.*{do}"):
                 reader.samples(source, count=2, length=3)
@@ -721,6 +724,17 @@ def test_classes_are_refused_for_a_model_that_writes_text(chat, tmp_path):
         ):
             reader.samples(table, count=2, length=9)
         assert len(reader.batches(table, count=2, length=9)[0]["input_ids"]) == 2, "a model runs on the texts"
+
+
+def test_classes_are_refused_for_a_model_that_labels_tokens(tmp_path):
+    table = rows_of(tmp_path, [{"text": "hello there", "label": 1}, {"text": "foo bar", "label": 0}], ".csv")
+    for reader in unlabeled_models()[:2]:
+        with pytest.raises(
+            CalibrationError, match=r"not for BertFor(MaskedLM|TokenCl\w+)\. Give a .safetensors file with"
+        ):
+            reader.samples(table, count=2, length=9)
+        assert len(reader.batches(table, count=2, length=9)[0]["input_ids"]) == 2, "a model runs on the texts"
+    assert classes(unlabeled_models()[2], table) == [1, 0]
 
 
 def test_labels_in_a_column_are_refused_for_a_classifier(tmp_path):

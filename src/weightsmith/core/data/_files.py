@@ -41,8 +41,9 @@ __all__ = ["Reader", "context_length"]
 
 FORMS = "messages; prompt and completion; text, with or without label; or image, with or without label"
 BATCH_SIZE = 8
-OTHER_TASKS = ("MaskedLM", "Classification", "QuestionAnswering", "MultipleChoice", "PreTraining")
-"""In the names of models whose labels are not the next tokens."""
+TOKEN_TASKS = ("MaskedLM", "TokenClassification", "QuestionAnswering", "MultipleChoice", "PreTraining")
+"""In the names of models whose labels are neither the next tokens nor the class of a text."""
+TOKEN_LABELS = "Give a .safetensors file with input_ids, and labels of tokens."
 
 
 @dataclass(frozen=True)
@@ -169,27 +170,34 @@ class Reader:
     @property
     def _predicts_tokens(self) -> bool:
         """Whether it may be a causal language model: not an encoder-decoder, and not named after another task."""
-        kind = type(base_model(self.model)).__name__
-        return not self._is_encoder_decoder and not any(task in kind for task in OTHER_TASKS)
+        other = self._labels_tokens or "Classification" in type(base_model(self.model)).__name__
+        return not self._is_encoder_decoder and not other
+
+    @property
+    def _labels_tokens(self) -> bool:
+        """Whether it has labels of its own for tokens or places, by its name."""
+        return any(task in type(base_model(self.model)).__name__ for task in TOKEN_TASKS)
 
     def _check_own_labels(self, what: str, found: object = None) -> None:
         """Tokens are labels of their own only for a model that reads none of them before it predicts it."""
         if self._predicts_tokens:
             return
-        do = "Give rows with text and label; or, for labels of tokens, a .safetensors file with input_ids and labels."
+        do = TOKEN_LABELS if self._labels_tokens else "Give rows with text and label."
         if self._is_encoder_decoder and self.model.can_generate():  # type: ignore[operator]
             do = "Give rows with prompt and completion."
         raise CalibrationError(f"{what} has no labels for {type(self.model).__name__}", found=found, do=do)
 
     def _check_takes_classes(self, source: str, found: object) -> None:
-        """The labels of a model that writes text are tokens."""
+        """The labels of a model that writes text are tokens, and so are those of some that read it."""
         model: Any = base_model(self.model)
-        if hasattr(model, "can_generate") and model.can_generate():
+        writes = hasattr(model, "can_generate") and model.can_generate()
+        if writes or self._labels_tokens:
+            do = "Leave the column label out, give rows with prompt and completion, or train a classifier."
             raise CalibrationError(
                 f"columns of {source}",
                 found=found,
                 expected=f"no label, which is for a classifier and not for {type(model).__name__}",
-                do="Leave the column label out, give rows with prompt and completion, or train a classifier.",
+                do=do if writes else TOKEN_LABELS,
             )
 
     @property
