@@ -188,14 +188,19 @@ def _reads_what_transformers_reads(case: Case) -> None:
     assert all(same(first[name], second[name]) for name in first), f"{case.title}: read a file beside {WEIGHTS}"
 
 
-def _names_other_configurations(case: Case) -> None:
+def _names_what_it_leaves_behind(case: Case) -> None:
     parts = case.parts()
+    for part, plan in zip(parts[-2:], ("quantization.json", "wina.json"), strict=True):
+        (part / plan).write_text("{}")  # which would be false of other weights
     config = json.loads((parts[0] / "config.json").read_text())
     (parts[0] / "config.json").write_text(json.dumps(config | {"initializer_range": 0.5}))
     out = case.folder / "out"
     case.call(parts, out)
     notes = (out / "weightsmith.json").read_text()
     assert "initializer_range" in notes, f"{case.title}: does not say that the configurations differ"
+    for plan in ("quantization.json", "wina.json"):
+        assert not (out / plan).exists(), f"{case.title}: wrote a {plan} of other weights"
+        assert plan in notes, f"{case.title}: does not say that {plan} was left out"
 
 
 def _never_replaces_unasked(case: Case) -> None:
@@ -279,7 +284,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _loads_in_transformers,
     _is_repeatable,
     _reads_what_transformers_reads,
-    _names_other_configurations,
+    _names_what_it_leaves_behind,
     _never_replaces_unasked,
     _refuses_other_shapes,
     _refuses_what_is_not_finite,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.io import (
+    PLANS,
     RECOMPUTED,
     CheckpointReader,
     StateDict,
@@ -25,7 +26,7 @@ from weightsmith.core.io import (
 from weightsmith.core.results import Result, documents, record
 from weightsmith.merge._shared.distances import Distances
 
-__all__ = ["MergePlan", "check_two", "configuration_notes", "merge_checkpoints", "merge_state_dicts", "plan_of"]
+__all__ = ["MergePlan", "check_two", "merge_checkpoints", "merge_state_dicts", "parent_notes", "plan_of"]
 
 CONFIG = "config.json"
 INERT = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
@@ -170,7 +171,7 @@ def merge_checkpoints(
         if plan.kept:
             few = ", ".join(plan.kept[:5]) + (", ..." if len(plan.kept) > 5 else "")
             result.notes.append(f"Copied from the last network: {few}")
-        result.notes += [*notes, *configuration_notes(checkpoints)]
+        result.notes += [*notes, *parent_notes(checkpoints)]
         distances = Distances(len(readers))
 
         def files() -> dict[str, str]:
@@ -188,14 +189,22 @@ def merge_checkpoints(
     return result
 
 
-def configuration_notes(checkpoints: Sequence[Path]) -> list[str]:
-    """Say in which settings the networks' configurations differ: equal shapes do not make equal functions.
+def parent_notes(checkpoints: Sequence[Path]) -> list[str]:
+    """Say what the result does not have of the networks' folders.
 
     Returns
     -------
     list of str
-        One sentence, or none where all agree or have no configuration.
+        A sentence on the settings in which the configurations differ, as equal shapes do not make equal functions, and
+        one on what methods have said of the networks' weights, such as their levels.
     """
+    notes = _differing_settings(checkpoints)
+    if plans := [str(path / name) for path in checkpoints for name in PLANS if (path / name).is_file()]:
+        notes.append(f"Left out, as the weights that it describes have changed: {', '.join(plans)}.")
+    return notes
+
+
+def _differing_settings(checkpoints: Sequence[Path]) -> list[str]:
     paths = [path / CONFIG for path in checkpoints if (path / CONFIG).is_file()]
     configs = [{key: value for key, value in read_json(path).items() if key not in INERT} for path in paths]
     keys = dict.fromkeys(key for config in configs for key in config)
