@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightsmith.core.errors import NonFiniteError, ShapeError
-from weightsmith.core.linalg import is_finite
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.dictionary._shared.processes import total
 
@@ -125,11 +124,12 @@ class FrankWolfe:
             assert self.moment_NN is not None
             self.dictionary_NN, self.steps = torch.linalg.eigh(self.moment_NN)[1].flip(1), 0
         gradient_NN, energy_N, count = self._sums(chunks, settings)
-        if not is_finite(gradient_NN):
+        largest = float(gradient_NN.abs().max())
+        if not math.isfinite(largest):
             raise NonFiniteError("the gradient of a batch overflows", do="Divide X by a constant.")
         self.samples += count
         self._orthogonal_NN = None
-        if not bool(gradient_NN.any()):
+        if not largest:
             return
         self.steps += 1
         rho = max(self.steps**-settings.rho_power, settings.step_floor)
@@ -214,7 +214,7 @@ def _directions(rows_BN: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
 
 
 def _inner(a_NN: Float[Tensor, "n n"], b_NN: Float[Tensor, "n n"]) -> float:
-    return float((a_NN * b_NN).sum())
+    return float(torch.dot(a_NN.reshape(-1), b_NN.reshape(-1)))
 
 
 def _reduced(count: int, *sums: Tensor) -> int:
