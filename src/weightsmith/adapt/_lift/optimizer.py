@@ -120,6 +120,9 @@ class LIFTAdamW(torch.optim.Optimizer):
     (102, 102)
     """
 
+    keeps_float = True
+    """Small steps on weights of half precision are not lost, see :func:`~weightsmith.core.training.float_steps`."""
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -16,6 +16,7 @@ from ._fit import (
     draw_seed as draw_seed,
     fit as fit,
 )
+from ._float_steps import float_steps as float_steps
 from ._labels import (
     IGNORED as IGNORED,
     check_labels as check_labels,

@@ -24,10 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 from weightsmith.core.caller import callers_settings
 from weightsmith.core.data import Samples, collate, pad_token_id, read
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError
+from weightsmith.core.models import device_of
 from weightsmith.core.processes import gather_objects, launched_count
 from weightsmith.core.progress import track
 from weightsmith.core.sharding import refuse_without_fsdp, sharded_parameters
 from weightsmith.core.training._batch_loss import Loss, default_loss, has_label
+from weightsmith.core.training._float_steps import float_steps
 from weightsmith.core.training._optimizer import (
     adamw,
     check_optimizer,
@@ -86,7 +88,8 @@ def fit(
     Parameters
     ----------
     model : nn.Module
-        Any model. Parameters with ``requires_grad=False`` stay unchanged. All modules are put in training mode, and
+        Any model. Parameters with ``requires_grad=False`` stay unchanged. Those of half precision are stepped in copies
+        in float32, see :func:`float_steps`. All modules are put in training mode, and
         each back in its own mode at the end. Under torchrun every process trains on its part of the data, and gradients
         are averaged; a model under FSDP2 (``fully_shard``) stays sharded.
     data : Dataset, sequence of samples, or DataLoader
@@ -149,7 +152,6 @@ def fit(
         raise HyperparameterError("patience", found=patience, expected=">= 1, together with evaluate")
     refuse_without_fsdp(model)
     set_seed(seed)
-    accelerator = _accelerator(model, options["precision"], options["accumulation_steps"])
     _check_data(data)
     if not isinstance(data, DataLoader):
         order = torch.Generator().manual_seed(seed)
@@ -166,21 +168,40 @@ def fit(
     if optimizer is None or optimizer.defaults.get("fused"):
         refuse_sparse_gradients(model)
     optimizer = optimizer or adamw(model, options)
+    start = time.perf_counter()
+    with _accelerated(model, options["precision"], options["accumulation_steps"]) as accelerator:
+        best = _Best(higher_is_better, patience)
+        record = _train(accelerator, model, data, loss or default_loss, optimizer, evaluate, best, after_step, options)
+    record.seconds = time.perf_counter() - start
+    return record
+
+
+def _train(
+    accelerator: Any,
+    model: nn.Module,
+    data: DataLoader[Any],
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    evaluate: Callable[[nn.Module], float] | None,
+    best: _Best,
+    after_step: Callable[[int, float], None] | None,
+    options: FitOptions,
+) -> Fit:
+    """The epochs of a run."""
     forward = vars(model).get("forward")
     # a sharded model averages its own gradients: in evaluation mode it is not wrapped once more
     wrapped = accelerator.prepare_model(model, evaluation_mode=bool(sharded_parameters(model)))
     prepared: tuple[Any, Any] = accelerator.prepare(optimizer, data)
-    optimizer, loader = prepared
+    stepping, loader = prepared
     if len(loader) == 0:
-        raise CalibrationError("no training batch", found=f"batch size {options['batch_size']}, drop_last={drop_last}")
+        raise CalibrationError("no training batch", found=f"batch size {data.batch_size}, drop_last={data.drop_last}")
     epochs, accumulated = options["epochs"], options["accumulation_steps"]
-    loss = loss or default_loss
-    record, best = Fit(), _Best(higher_is_better, patience)
-    start = time.perf_counter()
-    with _gradient_checkpointing(model, options["gradient_checkpointing"]), rates_restored(prepared[0].optimizer):
+    record = Fit()
+    checkpointing = _gradient_checkpointing(model, options["gradient_checkpointing"])
+    with checkpointing, rates_restored(optimizer), float_steps(optimizer):
         # the schedule counts optimizer steps; Accelerate's wrapper would count one per process
         steps = math.ceil(len(loader) / accumulated) * epochs
-        rates = LambdaLR(prepared[0].optimizer, schedule(steps, options))
+        rates = LambdaLR(optimizer, schedule(steps, options))
         for epoch in track(range(epochs), "training", total=epochs):
             wrapped.train()
             group: list[Tensor] = []
@@ -200,12 +221,12 @@ def fit(
                             accelerator.clip_grad_norm_(trained_parameters(model), options["clip_norm"])
                         _take_step(record, accelerator.reduce(torch.stack(group).mean(), "mean"))
                         group = []
-                    optimizer.step()
+                    stepping.step()
                     if accelerator.sync_gradients:
                         rates.step()
                         if after_step is not None:
                             after_step(record.steps, record.losses[-1])
-                    optimizer.zero_grad()
+                    stepping.zero_grad()
             if epoch == 0 and not any(gather_objects(any(map(bool, counts)))):
                 raise CalibrationError("labels of the training samples", found="-100 for all: none counts")
             record.best_epoch = epoch
@@ -221,7 +242,6 @@ def fit(
         record.best_epoch = best.epoch
     if accelerator.device.type != "cpu":  # a full garbage collection, for the sake of the cache on the device
         accelerator.free_memory()
-    record.seconds = time.perf_counter() - start
     return record
 
 
@@ -302,19 +322,31 @@ class _Best:
         return epoch - self.epoch >= self.patience
 
 
-def _accelerator(model: nn.Module, precision: str, accumulate: int) -> Any:
-    """An Accelerator on the model's own device, or, under torchrun, on the process's."""
+@contextmanager
+def _accelerated(model: nn.Module, precision: str, accumulate: int) -> Iterator[Any]:
+    """An Accelerator on the model's own device, or, under torchrun, on the process's; the caller's comes back."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
-    AcceleratorState._reset_state(reset_partial_state=False)  # it forbids a second run in another precision
-    own = torch.cuda.is_available() and launched_count() > 1
-    cpu = not own and all(parameter.device.type == "cpu" for parameter in model.parameters())
-    # a parameter that a sample does not reach, such as an expert, must not stop several processes
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(
-        mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu, kwargs_handlers=[unused]
-    )
+    states = (AcceleratorState, PartialState)  # one of each in a process, which keep the first precision and device
+    callers = [dict(state._shared_state) for state in states]
+    alone = launched_count() == 1
+    device = device_of(model)
+    cpu = device.type == "cpu" and (alone or not torch.cuda.is_available())
+    try:
+        AcceleratorState._reset_state(reset_partial_state=alone)
+        if alone:
+            PartialState(cpu=cpu).device = device
+        # a parameter that a sample does not reach, such as an expert, must not stop several processes
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        yield Accelerator(
+            mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu, kwargs_handlers=[unused]
+        )
+    finally:
+        for state, caller in zip(states, callers, strict=True):
+            if caller:
+                state._shared_state.clear()
+                state._shared_state.update(caller)
 
 
 @contextmanager
