@@ -357,10 +357,41 @@ def test_two_inputs_are_both_given():
     both = nn.Bilinear(3, 3, 2)
     x = torch.ones(4, 3)
     assert torch.equal(call(both, (x, 2 * x)), both(x, 2 * x))
-    gpt, batch = tiny("gpt2")
-    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
-    with pytest.raises((TypeError, AttributeError, ValueError)):
-        call(gpt, (ids, mask))  # its second place is the cache of keys and values: never silently dropped
+
+
+class Masked(nn.Module):
+    """A model of the user's own that takes an attention mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(64, 4)
+
+    def forward(self, ids, attention_mask=None):
+        found = self.embedding(ids)
+        return found if attention_mask is None else found * attention_mask[..., None]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "own"])
+def test_what_may_be_labels_or_a_mask_is_refused(name):
+    model, batch = (Masked(), tiny("bert")[1]) if name == "own" else tiny(name)
+    ids = batch["input_ids"]
+    for second in (torch.ones_like(ids), ids % 2):
+        with pytest.raises(CalibrationError, match="may be labels or an attention mask: .* expected a mapping"):
+            call(model, (ids, second))
+
+
+def test_labels_beside_token_ids_are_no_mask():
+    model, batch = tiny("bert")
+    ids = batch["input_ids"]
+    labels = torch.arange(len(ids)) % 2
+    assert torch.equal(call(model, (ids, labels)).logits, call(model, ids).logits)
+    assert torch.equal(call(model, ({"input_ids": ids}, labels)).logits, call(model, ids).logits)
+    results = []
+    for batches in ([(ids, labels)], [ids]):
+        model = tiny("bert")[0]
+        wanda(model, batches)
+        results.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
 
 
 def test_labels_are_taken_off():

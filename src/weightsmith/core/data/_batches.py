@@ -54,7 +54,10 @@ _FIRST: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
 """Of models that were called: see :func:`_first_position`."""
 
 Batch: TypeAlias = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
-"""Keyword arguments of the model, its only argument, its positional arguments, or ``(inputs, labels)``."""
+"""Keyword arguments of the model, its only argument, its positional arguments, or ``(inputs, labels)``.
+
+What a pair is follows from the model, see :func:`call`; a mapping says it by name.
+"""
 
 Batches: TypeAlias = Sequence[Batch] | DataLoader[Any]
 """A list of batches, or a loader that makes them."""
@@ -296,11 +299,22 @@ def without_labels(model: nn.Module, batch: Batch) -> Batch:
 def call(model: nn.Module, batch: Batch) -> Any:
     """Call a model with a batch: a mapping as keyword arguments, a tuple or list as positional ones.
 
-    A pair whose second element has no place in ``model.forward``, or is one whole number per row where ``forward``
-    asks for one input only, is taken as ``(inputs, labels)``: the model gets the inputs.
+    A pair is taken as ``(inputs, labels)``, of which the model gets the inputs, where the second element
+
+    - has no place in ``model.forward``;
+    - is optional in ``forward``, and is one whole number per row of inputs that are real numbers; or
+    - goes with a Hugging Face model, or one whose second argument is an optional ``attention_mask``. Beside token ids
+      it must then be one number per row: any other tensor could be an attention mask as well, and is refused.
+
+    Any other pair is two positional arguments.
 
     Tokens keep their positions where padding comes before them: ``position_ids`` are counted from the attention mask,
     as ``generate`` does, for models that take them.
+
+    Raises
+    ------
+    CalibrationError
+        If the second of a pair can be labels or an attention mask.
 
     Examples
     --------
@@ -315,7 +329,7 @@ def call(model: nn.Module, batch: Batch) -> Any:
             return model(**keywords(model, batch))
         if not isinstance(batch, (tuple, list)):
             return model(batch)
-        return model(batch[0]) if _is_labeled(model, batch) else model(*batch)
+        return call(model, batch[0]) if _is_labeled(model, batch) else model(*batch)
 
 
 def keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -451,20 +465,41 @@ def to_model(batch: Any, model: nn.Module) -> Any:
 
 
 def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:
+    """Whether a batch is (inputs, labels): the rule of :func:`call`."""
     if len(batch) != 2:
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
+    base = base_model(model)
+    parameters = inspect.signature(base.forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return False
     places = [parameter for parameter in parameters if parameter.kind in kinds]
     if len(places) < 2:
         return True
-    return places[1].default is not inspect.Parameter.empty and _are_labels(*batch)
-
-
-def _are_labels(inputs: Any, labels: Any) -> bool:
-    """Whether the second is one whole number per row of the first, which holds real numbers."""
-    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or not inputs.is_floating_point():
+    if places[1].default is inspect.Parameter.empty:
         return False
-    return labels.ndim == 1 and len(labels) == len(inputs) and not labels.is_floating_point()
+    inputs, second = batch
+    if hasattr(base, "config") or places[1].name == "attention_mask":
+        _refuse_masks(inputs, second)
+        return True
+    return _is_real(inputs) and _is_one_per_row(inputs, second) and not second.is_floating_point()
+
+
+def _refuse_masks(inputs: Any, second: Any) -> None:
+    """Refuse what comes with token ids and may be labels of tokens as well as an attention mask."""
+    if isinstance(inputs, Tensor) and not _is_real(inputs) and not _is_one_per_row(inputs, second):
+        found = f"token ids and {tuple(second.shape) if isinstance(second, Tensor) else type(second).__name__}"
+        raise CalibrationError(
+            "a pair whose second may be labels or an attention mask",
+            found=found,
+            expected="a mapping",
+            do="Name them: {'input_ids': ..., 'attention_mask': ..., 'labels': ...}.",
+        )
+
+
+def _is_real(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor) and inputs.is_floating_point()
+
+
+def _is_one_per_row(inputs: Tensor, labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.ndim == 1 and len(labels) == len(inputs)
