@@ -31,6 +31,7 @@ __all__ = [
     "call",
     "check_samples",
     "collate",
+    "in_model_dtype",
     "is_regression",
     "keywords",
     "map_tensors",
@@ -308,6 +309,8 @@ def call(model: nn.Module, batch: Batch) -> Any:
 
     Any other pair is two positional arguments.
 
+    Real numbers are cast to the data type of the model's weights.
+
     Tokens keep their positions where padding comes before them: ``position_ids`` are counted from the attention mask,
     as ``generate`` does, for models that take them.
 
@@ -324,12 +327,14 @@ def call(model: nn.Module, batch: Batch) -> Any:
     >>> call(nn.Bilinear(2, 2, 4), (x, x)).shape
     torch.Size([3, 4])
     """
+    if isinstance(batch, (tuple, list)) and _is_labeled(model, batch):
+        _refuse_masks(model, *batch)
+        batch = batch[0]
+    batch = in_model_dtype(batch, model)
     with callers_settings():
         if isinstance(batch, Mapping):
             return model(**keywords(model, batch))
-        if not isinstance(batch, (tuple, list)):
-            return model(batch)
-        return call(model, batch[0]) if _is_labeled(model, batch) else model(*batch)
+        return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 def keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -452,16 +457,47 @@ def _stack(name: str, values: Sequence[Any], pad_token_id: int) -> Any:
 def to_model(batch: Any, model: nn.Module) -> Any:
     """Return a batch on a model's device, its real numbers in the model's data type; on the CPU for a model on disk.
 
+    Labels that are real numbers are in float32 where the model is in half precision: targets lose nothing.
+
     Examples
     --------
     >>> to_model([torch.ones(1), torch.tensor(0)], nn.Linear(1, 1).double())
     [tensor([1.], dtype=torch.float64), tensor(0)]
+    >>> to_model([torch.ones(1), torch.tensor([0.3])], nn.Linear(1, 1).bfloat16())
+    [tensor([1.], dtype=torch.bfloat16), tensor([0.3000])]
     """
-    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    like = _weight(model)
+    return batch if like is None else in_model_dtype(to_device(batch, "cpu" if like.is_meta else like.device), model)
+
+
+def in_model_dtype(batch: Any, model: nn.Module) -> Any:
+    """Return a batch as :func:`to_model` does, on the devices where it is.
+
+    Examples
+    --------
+    >>> in_model_dtype({"x": torch.ones(1)}, nn.Linear(1, 1).double())
+    {'x': tensor([1.], dtype=torch.float64)}
+    """
+    like = _weight(model)
     if like is None:
         return batch
-    device = "cpu" if like.is_meta else like.device
-    return map_tensors(lambda tensor: tensor.to(device, like.dtype if tensor.is_floating_point() else None), batch)
+    dtype = like.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
+
+    if isinstance(batch, Mapping):
+        return {name: cast(value, wide if name == "labels" else dtype) for name, value in batch.items()}
+    if isinstance(batch, (tuple, list)) and _is_labeled(model, batch):
+        values: Any = [in_model_dtype(batch[0], model), cast(batch[1], wide)]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return cast(batch, dtype)
+
+
+def _weight(model: nn.Module) -> nn.Parameter | None:
+    """The first parameter of real numbers, without scales beside them."""
+    return next((p for p in model.parameters() if p.is_floating_point() and p.element_size() > 1), None)
 
 
 def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:
@@ -469,8 +505,7 @@ def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:
     if len(batch) != 2:
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    base = base_model(model)
-    parameters = inspect.signature(base.forward).parameters.values()
+    parameters = inspect.signature(base_model(model).forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return False
     places = [parameter for parameter in parameters if parameter.kind in kinds]
@@ -479,19 +514,25 @@ def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:
     if places[1].default is inspect.Parameter.empty:
         return False
     inputs, second = batch
-    if hasattr(base, "config") or places[1].name == "attention_mask":
-        _refuse_masks(inputs, second)
-        return True
-    return _is_real(inputs) and _is_one_per_row(inputs, second) and not second.is_floating_point()
+    return _may_take_a_mask(model) or (
+        _is_real(inputs) and _is_one_per_row(inputs, second) and not second.is_floating_point()
+    )
 
 
-def _refuse_masks(inputs: Any, second: Any) -> None:
+def _may_take_a_mask(model: nn.Module) -> bool:
+    """Whether a model is one of Hugging Face, or one whose second argument is an attention mask."""
+    base = base_model(model)
+    return hasattr(base, "config") or [*inspect.signature(base.forward).parameters][1:2] == ["attention_mask"]
+
+
+def _refuse_masks(model: nn.Module, inputs: Any, second: Any) -> None:
     """Refuse what comes with token ids and may be labels of tokens as well as an attention mask."""
-    if isinstance(inputs, Tensor) and not _is_real(inputs) and not _is_one_per_row(inputs, second):
-        found = f"token ids and {tuple(second.shape) if isinstance(second, Tensor) else type(second).__name__}"
+    if not isinstance(inputs, Tensor) or _is_real(inputs) or not _may_take_a_mask(model):
+        return
+    if not _is_one_per_row(inputs, second):
         raise CalibrationError(
             "a pair whose second may be labels or an attention mask",
-            found=found,
+            found=f"shape {tuple(second.shape)}" if isinstance(second, Tensor) else type(second).__name__,
             expected="a mapping",
             do="Name them: {'input_ids': ..., 'attention_mask': ..., 'labels': ...}.",
         )

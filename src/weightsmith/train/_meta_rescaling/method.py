@@ -40,7 +40,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Samples, call, collate, keywords, pad_token_id, split_labels, take
+from weightsmith.core.data import Samples, call, collate, in_model_dtype, keywords, pad_token_id, split_labels, take
 from weightsmith.core.errors import (
     CalibrationError,
     CheckpointError,
@@ -551,6 +551,7 @@ def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tens
 def call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
     """Run the model with other parameters; its buffers stay unchanged."""
     values = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **parameters}
+    inputs = in_model_dtype(inputs, model)
     if isinstance(inputs, Mapping):
         return functional_call(model, values, (), keywords(model, inputs))
     return functional_call(model, values, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
