@@ -583,10 +583,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _split(batch: Any) -> tuple[Any, Tensor, Tensor | None]:
     if isinstance(batch, Mapping):
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "index")}
-        return inputs, batch["labels"], batch.get("index")
-    inputs, labels, *index = batch
-    return inputs, labels, index[0] if index else None
+        index = batch.get("index")
+        inputs, labels = split_labels({name: value for name, value in batch.items() if name != "index"})
+    else:
+        index = batch[2] if len(batch) > 2 else None
+        inputs, labels = split_labels(batch[:2])
+    return inputs, labels, index
 
 
 def _to(batch: Any, device: torch.device) -> Any:
