@@ -38,12 +38,15 @@ from weightsmith.core.data import (
     samples_digest,
     split_labels,
     take,
+    to_model,
     without_labels,
 )
 from weightsmith.core.data._images import picture
 from weightsmith.core.errors import CalibrationError
-from weightsmith.core.training import fit, labeled
+from weightsmith.core.models import recalibrate_batchnorm
+from weightsmith.core.training import default_loss, fit, labeled
 from weightsmith.embedded import load_tokenizer, open_model
+from weightsmith.merge import diagonal_fisher
 from weightsmith.sparsify import wanda
 
 MESSAGES = [
@@ -357,10 +360,66 @@ def test_two_inputs_are_both_given():
     both = nn.Bilinear(3, 3, 2)
     x = torch.ones(4, 3)
     assert torch.equal(call(both, (x, 2 * x)), both(x, 2 * x))
-    gpt, batch = tiny("gpt2")
-    ids, mask = batch["input_ids"], torch.ones_like(batch["input_ids"])
-    with pytest.raises((TypeError, AttributeError, ValueError)):
-        call(gpt, (ids, mask))  # its second place is the cache of keys and values: never silently dropped
+
+
+class Masked(nn.Module):
+    """A model of the user's own that takes an attention mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(64, 4)
+
+    def forward(self, ids, attention_mask=None):
+        found = self.embedding(ids)
+        return found if attention_mask is None else found * attention_mask[..., None]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "own"])
+def test_what_may_be_labels_or_a_mask_is_refused(name):
+    model, batch = (Masked(), tiny("bert")[1]) if name == "own" else tiny(name)
+    ids = batch["input_ids"]
+    for second in (torch.ones_like(ids), ids % 2):
+        with pytest.raises(CalibrationError, match="may be labels or an attention mask: .* expected a mapping"):
+            call(model, (ids, second))
+
+
+def test_labels_beside_token_ids_are_no_mask():
+    model, batch = tiny("bert")
+    ids = batch["input_ids"]
+    labels = torch.arange(len(ids)) % 2
+    assert torch.equal(call(model, (ids, labels)).logits, call(model, ids).logits)
+    assert torch.equal(call(model, ({"input_ids": ids}, labels)).logits, call(model, ids).logits)
+    results = []
+    for batches in ([(ids, labels)], [ids]):
+        model = tiny("bert")[0]
+        wanda(model, batches)
+        results.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_images_are_cast_where_they_enter_a_model(dtype):
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 4
+    model = tiny("cnn")[0].to(dtype)
+    assert call(model, images).dtype == call(model, (images, labels)).dtype == dtype
+    recalibrate_batchnorm(model, [images])
+    assert next(iter(diagonal_fisher(model, [(images, labels)]).values())).isfinite().all()
+    fit(model, [*zip(images, labels, strict=True)], batch_size=4, epochs=1)
+    assert {value.dtype for value in model.parameters()} == {dtype}
+
+
+def test_targets_keep_their_precision():
+    x, y = torch.rand(8, 12), torch.rand(8, 1)
+    half = tiny("mlp_regression")[0].bfloat16()
+    for batch in ((x, y), [x, y], Pair(x, y)):
+        placed = to_model(batch, half)
+        assert type(placed) is type(batch)
+        assert placed[0].dtype == torch.bfloat16
+        assert torch.equal(placed[1], y)
+    bert, batch = tiny("bert_regression")
+    placed = to_model({**batch, "labels": y[:, 0]}, bert.bfloat16())
+    assert torch.equal(placed["labels"], y[:, 0])
+    default_loss(bert, placed).backward()  # the model's own loss takes them
 
 
 def test_labels_are_taken_off():

@@ -53,6 +53,29 @@ def problem(method):
     return model, samples * 2
 
 
+TOKENS = tiny("llama")[1]["input_ids"][:, :12]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", [each for each in METHODS if each is not meta_rescaling], indirect=True)
+def test_tokens_without_labels_are_their_own(method):
+    trained = []
+    for samples in ([{"input_ids": ids, "labels": ids} for ids in TOKENS], [{"input_ids": ids} for ids in TOKENS]):
+        torch.manual_seed(0)
+        model = tiny("llama")[0]
+        method(model, samples, **{"epochs": 1, "batch_size": 4, **METHODS[method]})
+        trained.append(torch.cat([value.flatten() for value in model.parameters()]))
+    assert torch.equal(*trained)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [(pld, {"teacher": tiny("bert")[0]}), (loss_reweighting, {}), (meta_rescaling, {})]
+)
+def test_a_classifier_needs_labels(method, options):
+    with pytest.raises(CalibrationError, match=r"a batch without labels: found \['input_ids'\]"):
+        method(tiny("bert")[0], [{"input_ids": ids} for ids in TOKENS], epochs=1, **options)
+
+
 def snapshot(model):
     """All that a failed training must leave unchanged, in comparable form."""
     values = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}

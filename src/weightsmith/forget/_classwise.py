@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import IGNORED, Batch, Samples, batched, pad_token_id, take, to_device, without_labels
+from weightsmith.core.data import IGNORED, Batch, Samples, batched, pad_token_id, take, to_model, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.core.fidelity import PairScore, pair_scores, second_moments
 from weightsmith.core.io import offloaded_of
@@ -181,9 +181,8 @@ class _Forgetting:
         self.others = self._batches([images[n] for n in rest]) if rest else []
 
     def _batches(self, samples: Sequence[Any]) -> list[Batch]:
-        device = next(self.model.parameters()).device
         batches = batched(samples, self.batch_size, pad_token_id=pad_token_id(self.model))
-        return [to_device(batch, device) for batch in batches]
+        return [to_model(batch, self.model) for batch in batches]
 
     def run(self, hyper: Mapping[str, Any]) -> None:
         """Score, change and measure."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, cast
 
 import torch
-from accelerate.utils import send_to_device
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,7 +27,6 @@ from weightsmith.core.data import (
     call,
     collate,
     pad_token_id,
-    to_device,
     to_model,
     without_labels,
 )
@@ -201,10 +199,9 @@ def teacher_logits(
 
 def _parts(teacher: nn.Module, loader: DataLoader[Any]) -> Iterator[Tensor]:
     """The logits of each batch, on the CPU."""
-    device = next((parameter.device for parameter in teacher.parameters()), "cpu")
     shape: torch.Size | None = None
     for batch in track(loader, "teacher", total=len(loader)):
-        logits = upcast(logits_of(call(teacher, without_labels(teacher, send_to_device(batch, device))))).cpu()
+        logits = upcast(logits_of(call(teacher, to_model(without_labels(teacher, batch), teacher)))).cpu()
         shape = logits.shape[1:] if shape is None else shape
         if logits.shape[1:] != shape:
             raise CalibrationError(
@@ -227,11 +224,10 @@ def agreement(model: nn.Module, teacher: nn.Module, samples: Samples, batch_size
     """
     same = rows = 0
     divergence = 0.0
-    device = next(model.parameters()).device
     with evaluation_mode(model), evaluation_mode(teacher):
         for batch in batched(samples, batch_size, pad_token_id=pad_token_id(model)):
-            inputs = without_labels(model, to_device(batch, device))
-            ours, theirs = (_rows(call(network, inputs), inputs) for network in (model, teacher))
+            inputs = without_labels(model, to_model(batch, model))
+            ours, theirs = (_rows(call(network, to_model(inputs, network)), inputs) for network in (model, teacher))
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())
             divergence += soft_target_loss(ours, theirs).item() * len(ours)
             rows += len(ours)

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from weightsmith.core.data import Batch, call, map_tensors
+from weightsmith.core.data import Batch, call
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode, get_module
 from weightsmith.core.symmetry import Symmetry, find_symmetry, outputs_of
@@ -195,8 +195,7 @@ def _check_same_function(narrow: nn.Module, wide: nn.Module, values: Mapping[str
 
 def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
     with evaluation_mode(model):
-        dtype = next(model.parameters()).dtype
-        out = call(model, map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, batch))
+        out = call(model, batch)
         return [tensor for tensor in outputs_of(out) if tensor.is_floating_point() and tensor.numel()]
 
 

@@ -41,6 +41,7 @@ from weightsmith.core.training import (
     check_probabilities,
     draw_seed,
     fit,
+    labeled,
     logits_of,
     shift_for_causal_lm,
     soft_cross_entropy,
@@ -216,6 +217,7 @@ def bang_loss(
     looks: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
+        batch = labeled(batch)
         inputs, labels = without_labels(model, batch), split_labels(batch)[1]
         if isinstance(inputs, Mapping) and inputs.keys() == {"x"}:
             inputs = inputs["x"]

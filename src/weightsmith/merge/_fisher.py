@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from weightsmith.core.data import Batch, Batches, keywords, without_labels
+from weightsmith.core.data import Batch, Batches, keywords, to_model, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.io import (
     CheckpointReader,
@@ -110,7 +110,7 @@ def diagonal_fisher(
 
     count = 0
     with evaluation_mode(model):
-        for batch in (without_labels(model, each) for each in batches):
+        for batch in (to_model(without_labels(model, each), model) for each in batches):
             batch = keywords(model, batch) if isinstance(batch, Mapping) else batch
             logits = logits_of(functional_call(model, weights, *_arguments(batch)))
             if logits.ndim != 2:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from weightsmith.core.data import IGNORED, Batch, Samples, batched, pad_token_id, split_labels, to_device
+from weightsmith.core.data import IGNORED, Batch, Samples, batched, pad_token_id, split_labels, to_model
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import StateDict
 from weightsmith.core.linalg import is_finite
@@ -189,6 +189,7 @@ def logits_along_line(
     """
     averages = [interpolate(start, end, alpha) for alpha in alphas]
     stacked = {name: torch.stack([average[name] for average in averages]) for name in averages[0]}
+    x = to_model(x, model)
     with evaluation_mode(model):
         outputs: Tensor = vmap(lambda weights: functional_call(model, weights, (x,)))(stacked)
     return outputs
@@ -196,15 +197,14 @@ def logits_along_line(
 
 def _outputs(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """All logits of a classifier; the mean loss a label of any other model."""
-    device = next(model.parameters()).device
     if split_labels(batches[0])[1].is_floating_point():
-        value = torch.tensor(mean_loss(model, [to_device(batch, device) for batch in batches]))
+        value = torch.tensor(mean_loss(model, [to_model(batch, model) for batch in batches]))
         if not is_finite(value):
             raise NonFiniteError("an average's loss", found=float(value), do="Look for such values in the data.")
         return value
     rows, loss, count = [], 0.0, 0
     for batch in batches:
-        logits, labels = (tensor.cpu() for tensor in predict(model, to_device(batch, device)))
+        logits, labels = (tensor.cpu() for tensor in predict(model, to_model(batch, model)))
         logits = logits.float()
         if not is_finite(logits):
             raise NonFiniteError("an average's outputs hold NaN or infinity", do="Look for such values in the data.")

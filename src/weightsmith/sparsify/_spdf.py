@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Batch, Samples, batched, call, take, to_device, without_labels
+from weightsmith.core.data import Batch, Samples, batched, call, take, to_model, without_labels
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.models import (
     Layer,
@@ -435,7 +435,7 @@ def spdf(
 
 def _first_sample(training: Samples, model: nn.Module) -> Batch:
     """The first sample as a batch, without its labels."""
-    batch = to_device(batched(take(training, 0, 1), 1)[0], next(model.parameters()).device)
+    batch = to_model(batched(take(training, 0, 1), 1)[0], model)
     return without_labels(model, batch)
 
 

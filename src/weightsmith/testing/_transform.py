@@ -53,10 +53,11 @@ def check_transform(
     """Check that a method which changes a network keeps the contract of all weightsmith methods.
 
     On tiny models of the usual architectures: it changes something or refuses by name; whatever stops it, the model is
-    exactly as before; equal seeds give equal bits; the dtype stays; the result is saved and loaded by plain
-    transformers; from disk it does what it does in memory, or refuses; padding does not count; values that are not
-    finite, options out of range, computed weights, packed layers, weights in another order of memory or not in it,
-    PyTorch's global settings, adapters and weights that FSDP2 has split between processes are handled or refused.
+    exactly as before; equal seeds give equal bits; the dtype stays, and data may come in float32; the result is saved
+    and loaded by plain transformers; from disk it does what it does in memory, or refuses; padding does not count;
+    values that are not finite, options out of range, computed weights, packed layers, weights in another order of
+    memory or not in it, PyTorch's global settings, adapters and weights that FSDP2 has split between processes are
+    handled or refused.
 
     Parameters
     ----------
@@ -154,10 +155,10 @@ class Case:
                 parameter.grad = torch.ones_like(parameter)
         return model
 
-    def data(self) -> dict[str, Any]:
-        """Batches and samples for every data parameter."""
+    def data(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+        """Batches and samples for every data parameter, real numbers in one type."""
         return {
-            role.name: [_labeled(self.architecture)] if role.kind == "batches" else self.samples(place)
+            role.name: _cast([_labeled(self.architecture)] if role.kind == "batches" else self.samples(place), dtype)
             for place, role in enumerate(self.signature.data)
         }
 
@@ -277,13 +278,23 @@ def _keeps_the_dtype(case: Case) -> None:
             continue  # transformers' own experts do not run in it
         with torch.no_grad():
             _inner_matrices(model)[-2][1][0] = 0  # a dead unit
-        data = {name: _cast(value, dtype) for name, value in case.data().items()}
-        if not case.works_or_refuses(model, str(dtype), data=data):
+        if not case.works_or_refuses(model, str(dtype), data=case.data(dtype)):
             continue
         broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
         assert not broken, f"{case.title}: a row of zeros in {dtype} gave NaN or infinity in {_some(broken)}"
         wrong = [n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != dtype]
         assert not wrong, f"{case.title}: no longer {dtype}: {_some(wrong)}"
+
+
+def _takes_data_in_float32(case: Case) -> None:
+    """Images and labels come in float32, whatever the type of the weights."""
+    if not case.signature.data or case.family not in ("vit", *PLAIN):  # the others read whole numbers
+        return
+    for dtype in (torch.bfloat16, torch.float64):
+        if not case.works_or_refuses(case.model(dtype), str(dtype), data=case.data(dtype)):
+            continue
+        works = case.works_or_refuses(case.model(dtype), f"float32 data for weights in {dtype}")
+        assert works, f"{case.title}: refuses float32 data for weights in {dtype}"
 
 
 def _loads_in_transformers(case: Case) -> None:
@@ -617,6 +628,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     _restores_when_interrupted,
     _is_repeatable,
     _keeps_the_dtype,
+    _takes_data_in_float32,
     _loads_in_transformers,
     _streams_or_refuses,
     _counts_what_it_reaches,

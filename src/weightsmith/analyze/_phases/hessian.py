@@ -347,7 +347,7 @@ def counted_labels(model: nn.Module, batch: Any) -> Int[Tensor, " labels"]:
     >>> counted_labels(nn.Identity(), (torch.eye(3), torch.tensor([0, -100, 2])))
     tensor([0, 2])
     """
-    _, labels = split_labels(labeled(batch) if isinstance(batch, Mapping) else batch)
+    _, labels = split_labels(labeled(batch))
     if labels.is_floating_point():
         raise CalibrationError("labels", found="real numbers", expected="classes", do="Give a classification's data.")
     _, labels = shift_for_causal_lm(model, labels[..., None], labels)
@@ -394,7 +394,7 @@ class _Hessian:
             raise UnsupportedModelError("the Hessian of a model without real parameters")
         self.buffers = {name: upcast(b).clone() if b.is_floating_point() else b for name, b in model.named_buffers()}
         self.like_P = torch.cat([parameter.detach().flatten() for parameter in self.parameters.values()])
-        self.batches = [labeled(batch) if isinstance(batch, Mapping) else batch for batch in batches]
+        self.batches = [labeled(batch) for batch in batches]
         self.labels = sum(len(counted_labels(model, batch)) for batch in self.batches)
         if not self.labels:
             raise CalibrationError("the batches have no label that counts", expected="at least one")

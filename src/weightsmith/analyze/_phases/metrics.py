@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Unpack
@@ -230,7 +230,7 @@ def landscape_metrics(
         distance=_mean([pair.distance for pair in pairs]),
         hessian_trace=_mean([each.trace for each in hessians]),
         top_eigenvalue=_mean([each.top_eigenvalue for each in hessians]),
-        language_model=split_labels(labeled(batches[0]) if isinstance(batches[0], Mapping) else batches[0])[1].ndim > 1,
+        language_model=split_labels(labeled(batches[0]))[1].ndim > 1,
         diverged=diverged,
         networks=tuple(networks),
         pairs=tuple(pairs),
@@ -318,7 +318,7 @@ def _outputs(net: nn.Module, batches: Sequence[Any]) -> Float[Tensor, "samples c
     rows = []
     with evaluation_mode(net), torch.no_grad():
         for batch in batches:
-            logits, labels = predict(net, labeled(batch) if isinstance(batch, Mapping) else batch)
+            logits, labels = predict(net, batch)
             if logits.ndim == 3:
                 places = torch.arange(labels.shape[1], device=labels.device)
                 last = ((labels != -100) * places).amax(1)

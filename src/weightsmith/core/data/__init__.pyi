@@ -9,6 +9,7 @@ from ._batches import (
     call as call,
     check_samples as check_samples,
     collate as collate,
+    in_model_dtype as in_model_dtype,
     is_regression as is_regression,
     keywords as keywords,
     map_tensors as map_tensors,

@@ -31,6 +31,7 @@ __all__ = [
     "call",
     "check_samples",
     "collate",
+    "in_model_dtype",
     "is_regression",
     "keywords",
     "map_tensors",
@@ -54,7 +55,10 @@ _FIRST: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
 """Of models that were called: see :func:`_first_position`."""
 
 Batch: TypeAlias = Mapping[str, Any] | Tensor | tuple[Any, ...] | list[Any]
-"""Keyword arguments of the model, its only argument, its positional arguments, or ``(inputs, labels)``."""
+"""Keyword arguments of the model, its only argument, its positional arguments, or ``(inputs, labels)``.
+
+What a pair is follows from the model, see :func:`call`; a mapping says it by name.
+"""
 
 Batches: TypeAlias = Sequence[Batch] | DataLoader[Any]
 """A list of batches, or a loader that makes them."""
@@ -296,11 +300,24 @@ def without_labels(model: nn.Module, batch: Batch) -> Batch:
 def call(model: nn.Module, batch: Batch) -> Any:
     """Call a model with a batch: a mapping as keyword arguments, a tuple or list as positional ones.
 
-    A pair whose second element has no place in ``model.forward``, or is one whole number per row where ``forward``
-    asks for one input only, is taken as ``(inputs, labels)``: the model gets the inputs.
+    A pair is taken as ``(inputs, labels)``, of which the model gets the inputs, where the second element
+
+    - has no place in ``model.forward``;
+    - is optional in ``forward``, and is one whole number per row of inputs that are real numbers; or
+    - goes with a Hugging Face model, or one whose second argument is an optional ``attention_mask``. Beside token ids
+      it must then be one number per row: any other tensor could be an attention mask as well, and is refused.
+
+    Any other pair is two positional arguments.
+
+    Real numbers are cast to the data type of the model's weights.
 
     Tokens keep their positions where padding comes before them: ``position_ids`` are counted from the attention mask,
     as ``generate`` does, for models that take them.
+
+    Raises
+    ------
+    CalibrationError
+        If the second of a pair can be labels or an attention mask.
 
     Examples
     --------
@@ -310,12 +327,14 @@ def call(model: nn.Module, batch: Batch) -> Any:
     >>> call(nn.Bilinear(2, 2, 4), (x, x)).shape
     torch.Size([3, 4])
     """
+    if isinstance(batch, (tuple, list)) and _is_labeled(model, batch):
+        _refuse_masks(model, *batch)
+        batch = batch[0]
+    batch = in_model_dtype(batch, model)
     with callers_settings():
         if isinstance(batch, Mapping):
             return model(**keywords(model, batch))
-        if not isinstance(batch, (tuple, list)):
-            return model(batch)
-        return model(batch[0]) if _is_labeled(model, batch) else model(*batch)
+        return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
 def keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -438,33 +457,90 @@ def _stack(name: str, values: Sequence[Any], pad_token_id: int) -> Any:
 def to_model(batch: Any, model: nn.Module) -> Any:
     """Return a batch on a model's device, its real numbers in the model's data type; on the CPU for a model on disk.
 
+    Labels that are real numbers are in float32 where the model is in half precision: targets lose nothing.
+
     Examples
     --------
     >>> to_model([torch.ones(1), torch.tensor(0)], nn.Linear(1, 1).double())
     [tensor([1.], dtype=torch.float64), tensor(0)]
+    >>> to_model([torch.ones(1), torch.tensor([0.3])], nn.Linear(1, 1).bfloat16())
+    [tensor([1.], dtype=torch.bfloat16), tensor([0.3000])]
     """
-    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    like = _weight(model)
+    return batch if like is None else in_model_dtype(to_device(batch, "cpu" if like.is_meta else like.device), model)
+
+
+def in_model_dtype(batch: Any, model: nn.Module) -> Any:
+    """Return a batch as :func:`to_model` does, on the devices where it is.
+
+    Examples
+    --------
+    >>> in_model_dtype({"x": torch.ones(1)}, nn.Linear(1, 1).double())
+    {'x': tensor([1.], dtype=torch.float64)}
+    """
+    like = _weight(model)
     if like is None:
         return batch
-    device = "cpu" if like.is_meta else like.device
-    return map_tensors(lambda tensor: tensor.to(device, like.dtype if tensor.is_floating_point() else None), batch)
+    dtype = like.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
+
+    if isinstance(batch, Mapping):
+        return {name: cast(value, wide if name == "labels" else dtype) for name, value in batch.items()}
+    if isinstance(batch, (tuple, list)) and _is_labeled(model, batch):
+        values: Any = [in_model_dtype(batch[0], model), cast(batch[1], wide)]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    return cast(batch, dtype)
+
+
+def _weight(model: nn.Module) -> nn.Parameter | None:
+    """The first parameter of real numbers, without scales beside them."""
+    return next((p for p in model.parameters() if p.is_floating_point() and p.element_size() > 1), None)
 
 
 def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:
+    """Whether a batch is (inputs, labels): the rule of :func:`call`."""
     if len(batch) != 2:
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = inspect.signature(base_model(model).forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return False
     places = [parameter for parameter in parameters if parameter.kind in kinds]
     if len(places) < 2:
         return True
-    return places[1].default is not inspect.Parameter.empty and _are_labels(*batch)
-
-
-def _are_labels(inputs: Any, labels: Any) -> bool:
-    """Whether the second is one whole number per row of the first, which holds real numbers."""
-    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or not inputs.is_floating_point():
+    if places[1].default is inspect.Parameter.empty:
         return False
-    return labels.ndim == 1 and len(labels) == len(inputs) and not labels.is_floating_point()
+    inputs, second = batch
+    return _may_take_a_mask(model) or (
+        _is_real(inputs) and _is_one_per_row(inputs, second) and not second.is_floating_point()
+    )
+
+
+def _may_take_a_mask(model: nn.Module) -> bool:
+    """Whether a model is one of Hugging Face, or one whose second argument is an attention mask."""
+    base = base_model(model)
+    return hasattr(base, "config") or [*inspect.signature(base.forward).parameters][1:2] == ["attention_mask"]
+
+
+def _refuse_masks(model: nn.Module, inputs: Any, second: Any) -> None:
+    """Refuse what comes with token ids and may be labels of tokens as well as an attention mask."""
+    if not isinstance(inputs, Tensor) or _is_real(inputs) or not _may_take_a_mask(model):
+        return
+    if not _is_one_per_row(inputs, second):
+        raise CalibrationError(
+            "a pair whose second may be labels or an attention mask",
+            found=f"shape {tuple(second.shape)}" if isinstance(second, Tensor) else type(second).__name__,
+            expected="a mapping",
+            do="Name them: {'input_ids': ..., 'attention_mask': ..., 'labels': ...}.",
+        )
+
+
+def _is_real(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor) and inputs.is_floating_point()
+
+
+def _is_one_per_row(inputs: Tensor, labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.ndim == 1 and len(labels) == len(inputs)

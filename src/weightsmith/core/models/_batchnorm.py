@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.data import Batches, call
+from weightsmith.core.data import Batches, call, to_model
 from weightsmith.core.errors import CalibrationError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models._layers import evaluation_mode
@@ -79,7 +79,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches, *, reset: bool = T
                     layer.reset_running_stats()
                 before[layer] = int(layer.num_batches_tracked)  # type: ignore[arg-type]
             for batch in batches:
-                call(model, batch)
+                call(model, to_model(batch, model))
             for layer in layers:
                 _add_processes(layer, seen, before[layer])
             if not seen:

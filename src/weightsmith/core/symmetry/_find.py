@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.data import Batch, call, map_tensors
+from weightsmith.core.data import Batch, call
 from weightsmith.core.errors import UnsupportedModelError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.symmetry._axes import Axis, Run
@@ -267,6 +267,5 @@ def _change(symmetry: Symmetry, probe: nn.Module, perms: Permutations, batch: Ba
 @torch.no_grad()
 def _run(model: nn.Module, batch: Batch) -> list[Tensor]:
     with evaluation_mode(model):
-        dtype = next(model.parameters()).dtype
-        out = call(model, map_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, batch))
+        out = call(model, batch)
         return [tensor for tensor in outputs_of(out) if tensor.is_floating_point() and tensor.numel()]

@@ -14,7 +14,7 @@ from torch._decomp import decomposition_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weightsmith.core.data import Batch, call
+from weightsmith.core.data import Batch, call, in_model_dtype
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.symmetry._axes import Axis, TensorAxes, fixed, tensors_in
 from weightsmith.core.symmetry._rules import AxisRule, arguments_of, rule_of
@@ -129,6 +129,7 @@ def trace(model: nn.Module, leaves: Mapping[str, Tensor], batch: Batch) -> Trace
         A batch of the model.
     """
     seen = Trace(leaves)
+    batch = in_model_dtype(batch, model)  # here, so that what is fixed is what the model gets
     for tensor in tensors_in([batch]):
         seen.fix(tensor)
     holders = {leaf.rpartition(".")[0] for leaf in leaves}

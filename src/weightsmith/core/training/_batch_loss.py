@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ __all__ = [
     "sample_losses",
     "shift_for_causal_lm",
 ]
+
+BatchT = TypeVar("BatchT")
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """From the model and a batch to the mean loss over the batch."""
@@ -72,8 +74,10 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     )
 
 
-def labeled(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def labeled(batch: BatchT) -> BatchT | dict[str, Any]:
     """Return a batch with labels: tokens without any are their own; padding, and the token after it, have none.
+
+    A batch that is no mapping, or has labels or no tokens, is returned as it is.
 
     Examples
     --------
@@ -81,7 +85,7 @@ def labeled(batch: Mapping[str, Any]) -> Mapping[str, Any]:
     >>> labeled({"input_ids": ids, "attention_mask": mask})["labels"].tolist()
     [[5, 6, -100]]
     """
-    if "labels" in batch or "input_ids" not in batch:
+    if not isinstance(batch, Mapping) or "labels" in batch or "input_ids" not in batch:
         return batch
     real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
     counted = real.clone()
@@ -118,7 +122,7 @@ def sample_losses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     >>> losses.squeeze(1), counted.squeeze(1)
     (tensor([1.3863, 0.0000]), tensor([ True, False]))
     """
-    logits, labels = predict(model, labeled(batch) if isinstance(batch, Mapping) else batch)
+    logits, labels = predict(model, batch)
     if labels.is_floating_point():
         raise CalibrationError("labels", found="real numbers", expected="classes", do="Use a method for regressions.")
     labels = labels.to(logits.device).long()
@@ -150,7 +154,7 @@ def mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
 
 
 def _label_count(model: nn.Module, batch: Any) -> int:
-    labels = split_labels(labeled(batch) if isinstance(batch, Mapping) else batch)[1]
+    labels = split_labels(labeled(batch))[1]
     if not isinstance(labels, Tensor) or labels.ndim == 0:
         return 1
     if labels.is_floating_point():
@@ -193,8 +197,14 @@ def logits_of(output: Any) -> Tensor:
 def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """Run a model on a labeled batch and return logits ``[..., classes]`` and the labels ``[...]`` they predict.
 
-    The batch is a mapping with ``labels``, or a pair (inputs, labels). Logits of causal language models are shifted,
-    see :func:`shift_for_causal_lm`; an encoder-decoder makes its decoder inputs of the labels.
+    The batch is a mapping with ``labels`` or tokens, see :func:`labeled`, or a pair (inputs, labels). Logits of causal
+    language models are shifted, see :func:`shift_for_causal_lm`; an encoder-decoder makes its decoder inputs of the
+    labels.
+
+    Raises
+    ------
+    CalibrationError
+        If there are no labels, and tokens are none because the model has one row of logits per text.
 
     Examples
     --------
@@ -202,8 +212,12 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     >>> logits.shape, labels.shape
     (torch.Size([2, 5]), torch.Size([2]))
     """
+    given, batch = batch, labeled(batch)
     _, labels = split_labels(batch)
-    return shift_for_causal_lm(model, logits_of(call(model, without_labels(model, batch))), labels)
+    logits = logits_of(call(model, without_labels(model, batch)))
+    if batch is not given and logits.shape[:-1] != labels.shape:
+        split_labels(given)  # raises: tokens are the labels of a model of tokens only
+    return shift_for_causal_lm(model, logits, labels)
 
 
 def shift_for_causal_lm(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ Legend: ``N`` rows (samples, tokens), ``C`` classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import upcast
-from weightsmith.core.training._batch_loss import labeled, logits_of, predict
+from weightsmith.core.training._batch_loss import logits_of, predict
 from weightsmith.core.training._labels import IGNORED, check_labels
 
 __all__ = [
@@ -185,7 +184,7 @@ def counted_logits(model: nn.Module, batch: Any) -> tuple[Float[Tensor, "labels 
     >>> logits.shape, labels
     (torch.Size([2, 3]), tensor([0, 2]))
     """
-    logits, labels = predict(model, labeled(batch) if isinstance(batch, Mapping) else batch)
+    logits, labels = predict(model, batch)
     if labels.is_floating_point():
         raise CalibrationError("labels", found="real numbers", expected="classes", do="Give a classification's data.")
     logits, labels = upcast(logits).flatten(0, -2), labels.flatten().to(logits.device).long()

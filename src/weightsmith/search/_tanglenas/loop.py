@@ -8,9 +8,8 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from weightsmith.core.data import Samples, batched, pad_token_id, read, to_device
+from weightsmith.core.data import Samples, batched, pad_token_id, read, to_model
 from weightsmith.core.errors import NonFiniteError
-from weightsmith.core.models import device_of
 from weightsmith.core.processes import plain_model, process_count, process_rank
 from weightsmith.core.training import Fit, FitOptions, batch_count, default_loss, fit
 from weightsmith.search._tanglenas.samplers import DrNAS, Sampler
@@ -162,5 +161,4 @@ def _endless(model: nn.Module, samples: Samples, size: int, generator: torch.Gen
         shuffled = torch.randperm(count, generator=order).tolist()[rank::world] or [rank % count]
         for start in range(0, len(shuffled), size):
             rows = read(samples, shuffled[start : start + size])
-            device = device_of(model)
-            yield to_device(batched(rows, size, pad_token_id=pad_token_id(model))[0], device)
+            yield to_model(batched(rows, size, pad_token_id=pad_token_id(model))[0], model)

@@ -22,9 +22,9 @@ from torch import nn
 from torch.utils.data import Subset
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Samples, batched, pad_token_id, take, to_device, to_model, without_labels
+from weightsmith.core.data import Samples, batched, pad_token_id, take, to_model, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, UnsupportedModelError
-from weightsmith.core.models import device_of, evaluation_mode, has_batchnorm, recalibrate_batchnorm
+from weightsmith.core.models import evaluation_mode, has_batchnorm, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
 from weightsmith.core.training import (
     FitOptions,
@@ -394,8 +394,7 @@ def draw(net: Supernet, count: int, seed: int) -> list[Architecture]:
 
 def _batches(model: nn.Module, samples: Samples | None, size: int) -> list[Any]:
     assert samples is not None
-    device = device_of(model)
-    return [to_device(batch, device) for batch in batched(take(samples), size, pad_token_id=pad_token_id(model))]
+    return [to_model(batch, model) for batch in batched(take(samples), size, pad_token_id=pad_token_id(model))]
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from weightsmith.core.data import Batch, call, to_device, without_labels
+from weightsmith.core.data import Batch, call, to_model, without_labels
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.fidelity import second_moments
 from weightsmith.core.io import offloaded_of
@@ -106,7 +106,7 @@ class Pruning:
             self.first: Batch = example_batch(self.model)  # the stream refuses a batch that does not fit
         else:
             observe(self.model, self.batches[:1], (), Gram)  # a batch that does not fit is refused by name
-            self.first = to_device(self.batches[0], next(self.model.parameters()).device)
+            self.first = to_model(self.batches[0], self.model)
         self.symmetry = find_symmetry(self.model, self.first, verify=False)
         found, reasons = find_channels(self.model, self.symmetry)
         names = {layer.name for layer in find_matrices(self.model, include, exclude)}

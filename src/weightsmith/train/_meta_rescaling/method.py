@@ -40,7 +40,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
 from weightsmith.core.choices import check_choice
-from weightsmith.core.data import Samples, call, collate, keywords, pad_token_id, split_labels, take
+from weightsmith.core.data import Samples, call, collate, in_model_dtype, keywords, pad_token_id, split_labels, take
 from weightsmith.core.errors import (
     CalibrationError,
     CheckpointError,
@@ -551,6 +551,7 @@ def _gradient(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tens
 def call_with(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
     """Run the model with other parameters; its buffers stay unchanged."""
     values = {**{name: buffer.clone() for name, buffer in model.named_buffers()}, **parameters}
+    inputs = in_model_dtype(inputs, model)
     if isinstance(inputs, Mapping):
         return functional_call(model, values, (), keywords(model, inputs))
     return functional_call(model, values, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
@@ -582,10 +583,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _split(batch: Any) -> tuple[Any, Tensor, Tensor | None]:
     if isinstance(batch, Mapping):
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "index")}
-        return inputs, batch["labels"], batch.get("index")
-    inputs, labels, *index = batch
-    return inputs, labels, index[0] if index else None
+        index = batch.get("index")
+        inputs, labels = split_labels({name: value for name, value in batch.items() if name != "index"})
+    else:
+        index = batch[2] if len(batch) > 2 else None
+        inputs, labels = split_labels(batch[:2])
+    return inputs, labels, index
 
 
 def _to(batch: Any, device: torch.device) -> Any:
