@@ -11,11 +11,13 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForCausalLM
 
 from models import tiny, write_tiny_llama
+from weightsmith.continual import classp
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, folder, load_tokenizer, open_model, text
+from weightsmith.quantize import ofq
 from weightsmith.signature import Role, read
-from weightsmith.sparsify import magnitude
+from weightsmith.sparsify import magnitude, teal
 from weightsmith.workbench import Data, Evaluation, Workbench, measure_model
 
 
@@ -208,6 +210,21 @@ def test_a_plan_of_the_model_goes_along_until_the_weights_change(tmp_path):
     ours.save(tmp_path / "changed", {"quantization.json": "{}"})
     assert not (tmp_path / "changed" / "quantization.json").exists()
     assert copied.plans == {"quantization.json": "{}", "wina.json": "{}"}
+
+
+@pytest.mark.parametrize("first", [teal, ofq])
+def test_what_is_measured_after_a_plan_is_left_out_is_what_is_written(first, tmp_path):
+    write_tiny_llama(tmp_path, 4, 8)
+    inputs = {"file": str(tmp_path / "inputs.safetensors")}
+    ours = Workbench(open_model(tmp_path / "tiny"), Data(sources={"calibration": inputs, "training": inputs}))
+    ours.call(read(first), {})
+    result = ours.call(read(classp), {"learning_rate": 0.01})
+    assert "Left out, as the weights that it describes have changed" in result.notes[-1]
+    ours.save(tmp_path / "out", {})
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = open_model(tmp_path / "out").model(input_ids=ids).logits
+        assert torch.equal(ours.model(input_ids=ids).logits, expected)
 
 
 def test_a_model_with_a_plan_is_said_to_be_measured_dense(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from transformers import PreTrainedModel
 
 from weightsmith.core.data import (
     Batches,
@@ -235,7 +236,21 @@ class Workbench:
             if old := sorted({*self.plans} - {*made}):
                 result.notes.append(f"Left out, as the weights that it describes have changed: {', '.join(old)}.")
             self.plans.clear()
+            followed = any(type(module).__module__.startswith("weightsmith.") for module in self.model.modules())
+            if old and followed and isinstance(self.model, PreTrainedModel):
+                self._open_as_saved()
+            elif old and followed:
+                result.notes.append("The measures are of layers that follow it all the same.")
         self.plans.update(made)
+
+    def _open_as_saved(self) -> None:
+        """Replace the model by what a folder would hold of it: without the layers that follow a plan."""
+        folder = TemporaryFolder()
+        self._folders.append(folder)
+        path = Path(folder.name) / "model"
+        self.save(path, {})
+        opened = move_to_device(open_model(path, dtype=self.dtype), self.device)
+        self.opened = replace(opened, folder=self._opened.folder, tokenizer=self._opened.tokenizer)
 
     @property
     def plans(self) -> dict[str, str]:
