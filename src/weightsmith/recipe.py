@@ -500,8 +500,8 @@ def _step(raw: Any, where: str, data: Mapping[str, Any]) -> Step:
             do=f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(rows))}.",
         )
     signature = read(catalog.load(rows[name].commands[name].entry))
-    if signature.model is None and [role.kind for role in signature.paths][-1:] != ["path"]:
-        raise RecipeError(f"{where}: {name!r} makes no model, so it cannot be a step")
+    if signature.model is None and signature.output != "a model":
+        raise RecipeError(f"{where}: {name!r} writes {signature.output}, not a model, so it cannot be a step")
     if values is not None and not (isinstance(values, dict) and all(isinstance(key, str) for key in values)):
         raise RecipeError(f"{where} ({name})", found=values, expected="a mapping of fields")
     try:

@@ -316,9 +316,20 @@ class Signature:
         return bool(getattr(self.function, "on_levels", False))
 
     @property
+    def output(self) -> str | None:
+        """What a method on files writes, such as ``"a model"``; None for one that writes nothing or is on a model."""
+        written = self.model is None and bool(self.paths) and self.paths[-1].kind == "path"
+        return getattr(self.function, "writes", "a model") if written else None
+
+    @property
     def networks(self) -> list[Role]:
         """The other networks."""
         return [role for role in self.roles.values() if role.kind in ("network", "measured") and role is not self.model]
+
+    @property
+    def named(self) -> list[Role]:
+        """The networks that are named beside the model: the others, and the rest of a first role with several."""
+        return [*([self.model] if self.model is not None and self.model.many else []), *self.networks]
 
     @property
     def data(self) -> list[Role]:
@@ -405,7 +416,7 @@ class Signature:
 
     def _from_outside(self) -> list[Role]:
         """The roles that a caller fills by name: not the model itself, the file to write, the seed."""
-        return [*self.networks, *self.data, *(self.paths[:-1] if self.model is None else ())]
+        return [*self.named, *self.data, *(self.paths[:-1] if self.model is None else ())]
 
 
 def read(function: Callable[..., Any]) -> Signature:
@@ -460,7 +471,7 @@ def read(function: Callable[..., Any]) -> Signature:
 
 def _as_field(role: Role) -> Field:
     types: dict[str, Any] = {"network": str, "measured": str, "path": Path, "paths": list[Path]}
-    annotation = types.get(role.kind, str | Source)
+    annotation = list[str] if role.many else types.get(role.kind, str | Source)
     return Field(role.name, annotation, REQUIRED if role.required else None, role.help)
 
 

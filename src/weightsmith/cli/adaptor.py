@@ -131,12 +131,12 @@ def _several(role: Role) -> list[inspect.Parameter]:
 
 def _merges(signature: Signature) -> bool:
     """Whether it makes a network of several."""
-    return any(role.kind == "paths" for role in signature.paths[:-1])
+    return signature.output == "a model" and any(role.kind == "paths" for role in signature.paths)
 
 
 def _writes(signature: Signature) -> bool:
     """Whether its last file is one that it writes."""
-    return bool(signature.paths) and signature.paths[-1].kind == "path"
+    return signature.output is not None
 
 
 def _out(signature: Signature, given: Mapping[str, Any]) -> Path | None:

@@ -32,6 +32,7 @@ from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import atomic_output, check_output
 from weightsmith.core.linalg import is_finite, upcast
+from weightsmith.core.outputs import writes
 from weightsmith.core.results import Result, documents, record
 from weightsmith.core.training import Fit, FitOptions, check_options, draw_seed, fit, training_method
 from weightsmith.embedded import open_model
@@ -39,6 +40,7 @@ from weightsmith.embedded import open_model
 __all__ = ["topk_sae", "train_sae"]
 
 
+@writes("a sparse autoencoder")
 def topk_sae(
     model: Path,
     out: Path,

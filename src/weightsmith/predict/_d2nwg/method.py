@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import atomic_output
+from weightsmith.core.outputs import writes
 from weightsmith.core.results import Result, documents, record
 from weightsmith.core.training import draw_seed
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
@@ -23,6 +24,7 @@ from weightsmith.predict._zoo import WeightZoo
 __all__ = ["d2nwg"]
 
 
+@writes("a folder of networks")
 def d2nwg(
     checkpoints: Sequence[Path],
     out: Path,
