@@ -15,6 +15,7 @@ from ._fit import (
     batch_count as batch_count,
     draw_seed as draw_seed,
     fit as fit,
+    seed_of as seed_of,
 )
 from ._labels import (
     IGNORED as IGNORED,
