@@ -262,6 +262,8 @@ class Role:
         Its description in the docstring.
     many : bool
         Whether it stands for several networks.
+    keyword : bool
+        Whether it can only be given by name, so that it is an option of a command.
     """
 
     name: str
@@ -269,6 +271,7 @@ class Role:
     required: bool
     help: str
     many: bool = False
+    keyword: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,8 +310,9 @@ class Signature:
 
     @property
     def measured(self) -> list[Role]:
-        """All networks that it only looks at; empty for a method that changes one."""
-        return [role for role in self.roles.values() if role.kind == "measured"] if self.measures else []
+        """The networks that it only looks at, without those given by name; empty for a method that changes one."""
+        found = [role for role in self.roles.values() if role.kind == "measured" and not role.keyword]
+        return found if self.measures else []
 
     @property
     def on_levels(self) -> bool:
@@ -455,7 +459,8 @@ def read(function: Callable[..., Any]) -> Signature:
             fields |= _options(annotation, getattr(function, "fit_defaults", {}))
         elif kind is not None:
             many = kind == "measured" and _is_sequence(annotation)
-            roles[name] = Role(name, kind, default is REQUIRED, helps.get(name, ""), many)
+            keyword = parameter.kind is parameter.KEYWORD_ONLY
+            roles[name] = Role(name, kind, default is REQUIRED, helps.get(name, ""), many, keyword)
         elif _is_text(annotation):
             fields[name] = Field(name, annotation, default, helps.get(name, ""))
         elif default is REQUIRED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -112,6 +112,7 @@ def _arguments(
             networks = [_parameter(r.name, str, typer.Argument(help=escape(r.help))) for r in signature.measured]
         elif signature.measured[0].many:
             networks = _several(signature.measured[0])
+        networks += _network_options([role for role in signature.networks if role not in signature.measured])
         data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
         seed = [_SEED] if data or signature.generator is not None else []
         return [*networks, *data, *seed, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
@@ -168,12 +169,6 @@ def _file(role: Role, *, written: bool) -> inspect.Parameter:
 
 
 def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
-    what = "Folder, Hugging Face id or embedded:NAME."
-    networks = [
-        _parameter(role.name, str if role.required else str | None, typer.Option(help=f"{escape(role.help)} {what}"),
-                   REQUIRED if role.required else None)
-        for role in signature.networks
-    ]  # fmt: skip
     data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
     trains = any(role.kind == "samples" for role in signature.data)
     needed = [role.kind for role in signature.data if role.required]
@@ -191,7 +186,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
     return [
         _MODEL,
         _parameter("out", Path, typer.Argument(help="Folder to write the changed model to.")),
-        *networks,
+        *_network_options(signature.networks),
         *data,
         *([_parameter("control", str | None, control, None)] if trains else []),
         _EVALUATION,
@@ -207,6 +202,15 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         *_REPORTS,
         _DRY_RUN,
     ]
+
+
+def _network_options(roles: Sequence[Role]) -> list[inspect.Parameter]:
+    what = "Folder, Hugging Face id or embedded:NAME."
+    return [
+        _parameter(role.name, str if role.required else str | None, typer.Option(help=f"{escape(role.help)} {what}"),
+                   REQUIRED if role.required else None)
+        for role in roles
+    ]  # fmt: skip
 
 
 def _source(role: Role, *, alone: bool) -> list[inspect.Parameter]:
@@ -237,7 +241,7 @@ def _sources(signature: Signature, given: Mapping[str, Any]) -> dict[str, Source
 def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
     """Measure a checkpoint by its name, which the method reads itself; or models, opened, and their data."""
     role = signature.measured[0]
-    first, *others = [role.name for role in signature.measured]
+    first, others = role.name, [each.name for each in signature.networks]
     ref, *more = given[first] if role.many else [given[first]]
     local = Path(ref).exists() or ref.startswith("embedded:")
     streamed = not others and not signature.data and signature.tokenizer is None
