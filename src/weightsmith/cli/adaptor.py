@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from weightsmith.core import progress
 from weightsmith.core.errors import CheckpointError, HyperparameterError
-from weightsmith.core.io import atomic_output, check_output, check_written, with_revision
+from weightsmith.core.io import atomic_output, check_output, check_written, read_yaml, with_revision
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.quantize import check_packable
@@ -463,10 +462,7 @@ def _named_in(file: Path, hyper: dict[str, Any], signature: Signature) -> str:
     ]
     if len(own) != 1:
         raise HyperparameterError("MODEL", found=str(file), expected="a folder, a Hugging Face id or embedded:NAME")
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HyperparameterError(f"MODEL {file}", found=str(error).splitlines()[0]) from error
+    content = read_yaml(file, f"MODEL {file}")
     if not isinstance(content, dict) or not isinstance(content.get("model"), str):
         flag = "--" + own[0].replace("_", "-")
         raise HyperparameterError(
