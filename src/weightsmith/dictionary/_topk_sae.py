@@ -123,7 +123,8 @@ def topk_sae(
     if given is None or training is None:
         task = ioi_task(opened.tokenizer, count=names, train_prompts=prompts, seed=seed)
     place = given or find_sites(opened.model, task)[0]
-    hyper = {"site": str(place), "k": k, "features": features, **options}
+    hyper: dict[str, Any] = {"site": str(place), "k": k, "features": features, "prompts": prompts, "names": names}
+    hyper |= {"checkpoints": checkpoints, **options}
     with record("topk-sae", seed=seed_of(generator), **hyper) as result:
         if training is None:
             a_BD = collect_activations(opened.model, task.train, [place])[place]

@@ -147,7 +147,8 @@ def blindspot(
     names = tapped_layers(model, layers) if attention_weight else []
     weights = _by_name(names, layer_weights)
     seed = draw_seed(generator)
-    hyper: dict[str, Any] = {"loss": loss, "attention_weight": attention_weight, "layers": layers}
+    hyper: dict[str, Any] = {"loss": loss, "quantiles": quantiles, "attention_weight": attention_weight}
+    hyper |= {"layers": layers, "layer_weights": layer_weights}
     hyper |= {"helper_epochs": helper_epochs, "helper_learning_rate": helper_learning_rate}
     with record("blindspot", seed=seed_of(generator), **hyper, **options) as result:
         if not len(forget):

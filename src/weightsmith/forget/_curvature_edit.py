@@ -233,7 +233,8 @@ def curvature_edit(
         )
     if not on_disk:
         check_finite(model)
-    hyper: dict[str, Any] = {"keep": keep, "blocks": blocks, "criterion": criterion, "fisher": fisher}
+    hyper: dict[str, Any] = {"keep": keep, "blocks": blocks, "include": include, "exclude": exclude}
+    hyper |= {"criterion": criterion, "fisher": fisher, "memory": memory, "save_undo": save_undo}
     with record("curvature-edit", seed=seed_of(generator), **hyper) as result:
         if memorized is not None:
             result.before |= _measured(model, memorized)

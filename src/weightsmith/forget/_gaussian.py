@@ -108,7 +108,7 @@ def gaussian(
     distance = distance_of(loss, quantiles)
     check_choice("targets", targets, Draw)
     seed = draw_seed(generator)
-    hyper = {"loss": loss, "targets": targets, "clip": clip}
+    hyper: dict[str, Any] = {"loss": loss, "quantiles": quantiles, "targets": targets, "clip": clip}
     with record("gaussian", seed=seed_of(generator), **hyper, **options) as result:
         if not len(forget):
             warnings.warn(EMPTY, stacklevel=2)

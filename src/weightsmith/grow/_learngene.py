@@ -465,7 +465,8 @@ def learngene(
     held = max(1, len(training) // 10)
     seen, unseen = take(training, 0, len(training) - held), take(training, len(training) - held)
     seed = draw_seed(generator)
-    hyper: dict[str, Any] = {"sizes": list(sizes), "depth": depth, "alpha": alpha, "temperature": temperature}
+    hyper: dict[str, Any] = {"stages": len(sizes), "sizes": list(sizes), "depth": depth, "stack": stack}
+    hyper |= {"alpha": alpha, "temperature": temperature}
     tuning: dict[str, Any] = {"tune_epochs": tune_epochs, "tune_learning_rate": tune_learning_rate}
     with record("learngene", seed=seed_of(generator), **hyper, **tuning, **options) as result:
         shared = copy.deepcopy(model)

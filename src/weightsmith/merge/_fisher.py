@@ -229,6 +229,7 @@ def fisher(
         raise HyperparameterError(
             "fishers", found=len(fishers), expected="two files, one per checkpoint, or batches to estimate them from"
         )
+    hyper = {"fishers": [*fishers], "alpha": alpha, "floor": floor}
     specs = CheckpointReader(checkpoints[1]).specs
     with TemporaryFolder() as folder:  # before OUT may be refused: it removes what a killed run left
         check_output(out, overwrite=overwrite, inputs=checkpoints)
@@ -252,7 +253,7 @@ def fisher(
             weights=weights,
             overwrite=overwrite,
             seed=seed_of(generator),
-            hyper={"alpha": alpha, "floor": floor},
+            hyper=hyper,
             notes=[f"No Fisher information, counted as ones: {len(lacking)} tensors, such as {few}."] * bool(lacking),
         )
 

@@ -171,8 +171,9 @@ def d2nwg_layers(
         "batch_size": batch_size,
         "sampler_steps": sampler_steps,
     }
+    which: dict[str, Any] = {"share": share, "include": include, "exclude": exclude}
     with (
-        record("d2nwg-layers", seed=seed_of(generator), share=share, **own) as result,
+        record("d2nwg-layers", seed=seed_of(generator), **which, **own) as result,
         evaluation_mode(model),
         restored_on_error(model),
     ):

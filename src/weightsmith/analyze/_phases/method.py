@@ -123,15 +123,18 @@ def phases(
     if (load is None) != (temperature is None) or (load is not None and zoo is None):
         raise HyperparameterError("load and temperature", found=(load, temperature), expected="both, with a zoo")
     cells = PhaseZoo.open(zoo) if zoo is not None else None
-    with record(
-        "phases",
-        seed=seed_of(generator),
-        tau_loss=tau_loss,
-        tau_mc=tau_mc,
-        tau_cka=tau_cka,
-        hessian_samples=hessian_samples,
-        probes=probes,
-    ) as result:
+    hyper: dict[str, Any] = {
+        "tau_loss": tau_loss,
+        "tau_mc": tau_mc,
+        "tau_cka": tau_cka,
+        "best_loss": best_loss,
+        "zoo": zoo,
+        "load": load,
+        "temperature": temperature,
+        "hessian_samples": hessian_samples,
+        "probes": probes,
+    }
+    with record("phases", seed=seed_of(generator), **hyper, **train_curve.fit_defaults | options) as result:  # type: ignore[attr-defined]
         metrics = landscape_metrics(
             nets, training, test, hessian_samples=hessian_samples, probes=probes, generator=generator, **options
         )

@@ -154,8 +154,10 @@ def sae_eval(
         "train_prompts": train_prompts,
         "evaluation_prompts": evaluation_prompts,
         "names": names,
+        "edit_sizes": list(edit_sizes),
+        "batch_size": batch_size,
     }
-    with record("sae-eval", seed=seed_of(generator), **named, edit_sizes=list(edit_sizes)) as result:
+    with record("sae-eval", seed=seed_of(generator), **named) as result:
         for section in sections:
             chosen = find_sites(model, made) if section == "auto" else [Site.parse(site) for site in section.split(",")]
             part = evaluate_dictionary(

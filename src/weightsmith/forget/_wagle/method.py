@@ -138,6 +138,7 @@ def wagle(
     seed = draw_seed(generator)
     hyper: dict[str, Any] = {"objective": objective, "density": density, "gamma": gamma, "attribution": attribution}
     hyper |= {"retain_weight": retain_weight, "beta": beta, "reduction": reduction}
+    hyper |= {"controls": controls, "save_delta": save_delta}
     with record("wagle", seed=seed_of(generator), **hyper, **options) as result:
         trained, other = held_out(retain, other)
         sets = {"forgotten": forget, "retained": trained, "neither": other}
