@@ -266,6 +266,20 @@ def test_what_is_wrong_is_said_before_anything_runs(write, old, new, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scale-adapter", "'scale-adapter' writes an adapter, not a model"),
+        ("d2nwg", "'d2nwg' writes a folder of networks, not a model"),
+        ("topk-sae", "'topk-sae' writes a sparse autoencoder, not a model"),
+        ("phases", "'models' is missing: expected list of texts"),
+    ],
+)
+def test_a_step_that_cannot_work_is_refused(write, name, message):
+    with pytest.raises(RecipeError, match=f"step 3.*{message}"):
+        load_recipe(write(GOOD + f"  - {name}\n"))
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("seed", "expected key=value"),

@@ -10,14 +10,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 from models import write_tiny_llama
-from weightsmith import catalog
+from weightsmith import catalog, workbench
 from weightsmith.catalog import Command, Method
 from weightsmith.cli import main, tables
 from weightsmith.cli.adaptor import make_command
 from weightsmith.core.data import Samples
-from weightsmith.core.errors import RecipeError
+from weightsmith.core.errors import CheckpointError, RecipeError
 from weightsmith.core.results import Result, record
+from weightsmith.embedded import open_model
 from weightsmith.recipe import load_recipe, run_recipe
+from weightsmith.rehearsal import check_recipe
 from weightsmith.signature import read
 
 
@@ -140,3 +142,48 @@ def test_a_merge_is_a_step(folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(f"out: {tmp_path}/o\nsteps: [wanda]\n")
     with pytest.raises(RecipeError, match="model is missing"):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_the_second_network_of_a_measure_is_opened_by_its_caller(folder, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        workbench, "open_model", lambda ref, **options: opened.append((ref, options)) or open_model(ref, **options)
+    )
+    text = f"""
+    model: {folder}/tiny
+    out: {tmp_path}/out
+    dtype: bfloat16
+    steps:
+      - mode-connectivity: {{other: {folder}/tiny}}
+      - magnitude
+      - mode-connectivity: {{other: $model}}
+    """
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.sources(recipe.steps) == ["$model", str(folder / "tiny")]
+    check_recipe(recipe)
+    results = run_recipe(recipe)
+    assert [results[place].totals["distance"] for place in (0, 2)] == [0, 0]
+    assert opened == [(str(folder / "tiny"), {"dtype": torch.bfloat16})]
+    (tmp_path / "recipe.yaml").write_text(text.replace("other: $model", "other: nowhere").replace("/out", "/new"))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        check_recipe(load_recipe(tmp_path / "recipe.yaml"))
+
+
+def test_a_measure_of_several_networks_is_a_step(folder, tmp_path):
+    text = f"""
+    model: {folder}/tiny
+    out: {tmp_path}/out
+    data: {{training: {{file: {folder}/inputs.safetensors, samples: 8}}}}
+    steps:
+      - phases: {{models: [{folder}/tiny, $model], batch_size: 4, epochs: 1, learning_rate: 0.01, hessian_samples: 0}}
+    """
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert str(folder / "tiny") in recipe.sources(recipe.steps)
+    check_recipe(recipe)
+    (result,) = run_recipe(recipe)
+    assert [row["layer"] for row in result.layers[:3]] == ["network 1", "network 2", "network 3"]
+    (tmp_path / "recipe.yaml").write_text(text.replace("tiny, $model", "tiny, nowhere").replace("/out", "/other"))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        check_recipe(load_recipe(tmp_path / "recipe.yaml"))

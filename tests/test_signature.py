@@ -13,7 +13,8 @@ from torch import nn
 
 from weightsmith.core.data import Batches
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
-from weightsmith.signature import REQUIRED, Field, YamlLoader, read
+from weightsmith.core.io import YamlLoader
+from weightsmith.signature import REQUIRED, Field, read
 
 
 def method(

@@ -59,11 +59,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from weightsmith import __version__, catalog
 from weightsmith.core.errors import HyperparameterError, RecipeError
 from weightsmith.core.io import (
+    YamlLoader,
     atomic_output,
     check_output,
     check_written,
     kept_folder,
     load_state_dict,
+    read_yaml,
     with_revision,
     write_file,
 )
@@ -72,14 +74,12 @@ from weightsmith.core.progress import track
 from weightsmith.core.report import report_page
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import OpenedModel, open_model
-from weightsmith.signature import Signature, Source, Whole, YamlLoader, read
+from weightsmith.signature import Signature, Source, Whole, read
 from weightsmith.workbench import CURRENT, Data, Evaluation, Layout, Workbench, move_to_device
 
 __all__ = ["Recipe", "Step", "load_recipe", "run_recipe"]
 
 RECORD, REPORT, FINISHED = "weightsmith.json", "report.html", ".finished.json"
-LONGEST = 2**20
-"""Bytes of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -263,17 +263,9 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         method.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(LONGEST + 1)
-        if len(content) > LONGEST:
-            size = os.path.getsize(path)
-            length = f"{size:,} bytes" if size > LONGEST else "no end"
-            raise RecipeError(f"recipe {path} is too long", found=length, expected=f"at most {LONGEST:,} bytes")
-        raw = yaml.load(content.decode(), YamlLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {path}", found=error) from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
+        raw = read_yaml(path, f"recipe {path}")
+    except HyperparameterError as error:
+        raise RecipeError(str(error)) from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe {path}", found=type(raw).__name__, expected="a mapping with model, out and steps")
     for setting in settings:
@@ -500,8 +492,8 @@ def _step(raw: Any, where: str, data: Mapping[str, Any]) -> Step:
             do=f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(rows))}.",
         )
     signature = read(catalog.load(rows[name].commands[name].entry))
-    if signature.model is None and [role.kind for role in signature.paths][-1:] != ["path"]:
-        raise RecipeError(f"{where}: {name!r} makes no model, so it cannot be a step")
+    if signature.model is None and signature.output != "a model":
+        raise RecipeError(f"{where}: {name!r} writes {signature.output}, not a model, so it cannot be a step")
     if values is not None and not (isinstance(values, dict) and all(isinstance(key, str) for key in values)):
         raise RecipeError(f"{where} ({name})", found=values, expected="a mapping of fields")
     try:

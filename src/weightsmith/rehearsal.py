@@ -110,10 +110,12 @@ def check_options(
         try:
             for role in signature.roles.values():
                 if role.kind in ("network", "measured"):
-                    ref = model if role is signature.model else values.get(role.name)
-                    ref = model if ref == CURRENT else ref
-                    if ref is not None and (role.required or role.name in values):
-                        arguments[role.name] = _weightless(ref)
+                    given = model if role is signature.model else values.get(role.name)
+                    named = [given, *values.get(role.name, ())] if role.many else [given]
+                    refs = [model if ref == CURRENT else ref for ref in named]
+                    found = [_weightless(ref) for ref in refs if ref is not None]
+                    if found:
+                        arguments[role.name] = found if role.many else found[0]
                 elif role.kind == "paths":
                     arguments[role.name] = [Path(folder, str(n)) for n in range(len(values[role.name]))]
                 elif role.required or role.name in values:
@@ -172,9 +174,11 @@ def check_recipe(recipe: Recipe, *, overwrite: bool = False) -> None:
 
 def _check_files(step: Step) -> None:
     """Refuse names in a step that stand for nothing."""
-    for role in step.signature.networks:
-        if step.values.get(role.name, CURRENT) != CURRENT:
-            check_network(step.values[role.name])
+    for role in step.signature.named:
+        given = step.values.get(role.name, CURRENT)
+        for ref in given if isinstance(given, list) else [given]:
+            if ref != CURRENT:
+                check_network(ref)
     for role in step.signature.data:
         source = step.values.get(role.name)
         file = source.file if isinstance(source, Source) else source

@@ -26,7 +26,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, Unpack, get_args, get_origin
@@ -39,9 +39,10 @@ from torch import nn
 from weightsmith.catalog import plain
 from weightsmith.core.data import Batches, Samples
 from weightsmith.core.errors import HyperparameterError, WeightsmithError
+from weightsmith.core.io import YamlLoader
 from weightsmith.core.training import check_options
 
-__all__ = ["REQUIRED", "Field", "Kind", "Role", "Signature", "Source", "Whole", "YamlLoader", "read"]
+__all__ = ["REQUIRED", "Field", "Kind", "Role", "Signature", "Source", "Whole", "read"]
 
 
 class Required:
@@ -61,66 +62,6 @@ TRAINING = "Training"
 """The group of the options of training."""
 
 ATOMS = (int, float, bool, str, Path, type(None))
-
-
-LARGEST, DEEPEST = 10_000, 20
-"""Values and levels of a YAML text; a recipe has tens of values on some six levels."""
-
-
-class YamlLoader(yaml.SafeLoader):
-    """YAML as version 1.2 has it: ``2:4`` and ``on`` are words, ``1e-3`` is a number, a key occurs once.
-
-    Examples
-    --------
-    >>> yaml.load("[2:4, on, 1e-3, 16, true]", YamlLoader)
-    ['2:4', 'on', 0.001, 16, True]
-    """
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._depth = self._size = 0
-        self._sizes: dict[int, int] = {}
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse what a few lines spell and no memory holds: deep nesting, and aliases of aliases."""
-        alias = self.check_event(yaml.AliasEvent)
-        mark = self.peek_event().start_mark
-        begun, self._depth = self._size, self._depth + 1
-        if self._depth > DEEPEST:
-            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels", mark)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        self._size += self._sizes.get(id(node), LARGEST) if alias else 1  # one that holds itself has no size yet
-        self._sizes.setdefault(id(node), self._size - begun)
-        if self._size > LARGEST:
-            raise yaml.composer.ComposerError(None, None, f"more than {LARGEST} values, aliases counted", mark)
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Say where a value is that its type does not allow, such as ``!!int x``."""
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that occurs twice, where PyYAML keeps the last value."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, (key, _) in enumerate(node.value):
-            if isinstance(key, yaml.ScalarNode) and key.value in keys[:place]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-YamlLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)", "-+.0123456789"),
-    ("merge", r"<<", "<"),
-):
-    YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 @dataclass(frozen=True)
@@ -262,6 +203,8 @@ class Role:
         Its description in the docstring.
     many : bool
         Whether it stands for several networks.
+    keyword : bool
+        Whether it can only be given by name, so that it is an option of a command.
     """
 
     name: str
@@ -269,6 +212,7 @@ class Role:
     required: bool
     help: str
     many: bool = False
+    keyword: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,8 +251,9 @@ class Signature:
 
     @property
     def measured(self) -> list[Role]:
-        """All networks that it only looks at; empty for a method that changes one."""
-        return [role for role in self.roles.values() if role.kind == "measured"] if self.measures else []
+        """The networks that it only looks at, without those given by name; empty for a method that changes one."""
+        found = [role for role in self.roles.values() if role.kind == "measured" and not role.keyword]
+        return found if self.measures else []
 
     @property
     def on_levels(self) -> bool:
@@ -316,9 +261,20 @@ class Signature:
         return bool(getattr(self.function, "on_levels", False))
 
     @property
+    def output(self) -> str | None:
+        """What a method on files writes, such as ``"a model"``; None for one that writes nothing or is on a model."""
+        written = self.model is None and bool(self.paths) and self.paths[-1].kind == "path"
+        return getattr(self.function, "writes", "a model") if written else None
+
+    @property
     def networks(self) -> list[Role]:
         """The other networks."""
         return [role for role in self.roles.values() if role.kind in ("network", "measured") and role is not self.model]
+
+    @property
+    def named(self) -> list[Role]:
+        """The networks that are named beside the model: the others, and the rest of a first role with several."""
+        return [*([self.model] if self.model is not None and self.model.many else []), *self.networks]
 
     @property
     def data(self) -> list[Role]:
@@ -405,7 +361,7 @@ class Signature:
 
     def _from_outside(self) -> list[Role]:
         """The roles that a caller fills by name: not the model itself, the file to write, the seed."""
-        return [*self.networks, *self.data, *(self.paths[:-1] if self.model is None else ())]
+        return [*self.named, *self.data, *(self.paths[:-1] if self.model is None else ())]
 
 
 def read(function: Callable[..., Any]) -> Signature:
@@ -444,7 +400,8 @@ def read(function: Callable[..., Any]) -> Signature:
             fields |= _options(annotation, getattr(function, "fit_defaults", {}))
         elif kind is not None:
             many = kind == "measured" and _is_sequence(annotation)
-            roles[name] = Role(name, kind, default is REQUIRED, helps.get(name, ""), many)
+            keyword = parameter.kind is parameter.KEYWORD_ONLY
+            roles[name] = Role(name, kind, default is REQUIRED, helps.get(name, ""), many, keyword)
         elif _is_text(annotation):
             fields[name] = Field(name, annotation, default, helps.get(name, ""))
         elif default is REQUIRED:
@@ -460,7 +417,7 @@ def read(function: Callable[..., Any]) -> Signature:
 
 def _as_field(role: Role) -> Field:
     types: dict[str, Any] = {"network": str, "measured": str, "path": Path, "paths": list[Path]}
-    annotation = types.get(role.kind, str | Source)
+    annotation = list[str] if role.many else types.get(role.kind, str | Source)
     return Field(role.name, annotation, REQUIRED if role.required else None, role.help)
 
 

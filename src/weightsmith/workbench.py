@@ -215,7 +215,9 @@ class Workbench:
             result = self._call_on_files(signature, values, arguments)
         else:
             first = signature.model
-            arguments[first.name] = [self.model, *map(self._network, values[first.name])] if first.many else self.model
+            arguments[first.name] = self.model
+            if first.many:
+                arguments[first.name] = [self.model, *map(self._network, values.get(first.name, ()))]
             if signature.tokenizer is not None:
                 arguments[signature.tokenizer.name] = self._opened.tokenizer
             for role in signature.networks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -138,3 +139,27 @@ def test_each_seed_pairs_the_arms():
         "x": [3.0, 5.0],
         "y": [-3.0, -5.0],
     }
+
+
+@pytest.mark.parametrize("last", [{"a": 1.0, "late": 2.0}, {}])
+def test_runs_with_other_arms_are_refused(last):
+    with pytest.raises(HyperparameterError, match=r"arms of seed 2: .*expected those of seed 0: \['a'\]"):
+        each_seed(lambda seed: last if seed == 2 else {"a": 1.0}, (0, 1, 2), "toy")
+
+
+def test_a_claim_that_cannot_be_stored_leaves_the_old_one(tmp_path, monkeypatch):
+    result = judge(Ordering("good", "bad"), good=GOOD, bad=BAD)
+    path = result.store(tmp_path)
+    before = path.read_text()
+
+    def fail(self, raw):
+        with open(self, "wb") as file:
+            file.write(raw[:10])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(Path, "write_text", lambda self, text, **_: fail(self, text.encode()))
+    with pytest.raises(OSError, match="disk full"):
+        result.store(tmp_path)
+    assert path.read_text() == before
+    assert [*tmp_path.iterdir()] == [path]

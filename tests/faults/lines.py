@@ -43,6 +43,7 @@ SMALL = {
     "expand": ["--depth", "3"],
     "know": ["--predictor", "paper", "--steps", "1"],
     "learngene": ["--stages", "1"],
+    "synapse": ["--learning-rate", "0.001", "--epochs", "1"],
     "topk-sae": ["--site", "1.resid@end", "--features", "8", "--k", "2", "--epochs", "1"],
     "weight-aligning": ["--num-old", "1"],
 }

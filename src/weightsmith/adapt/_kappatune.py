@@ -38,6 +38,7 @@ from weightsmith.core.training import (
     fit,
     refuse_adapters,
     requires_grad_restored,
+    seed_of,
     training_method,
 )
 
@@ -139,7 +140,7 @@ def kappatune(
     seed = draw_seed(generator)
     with record(
         "kappatune",
-        seed=seed,
+        seed=seed_of(generator),
         score=score,
         top_p=top_p,
         rank=rank,

@@ -342,7 +342,7 @@ def condition(
     >>> len(result.layers), result.totals["matrices"]
     (2, 2)
     """
-    with record("kappatune", score=score, include=include, exclude=exclude, max_dim=max_dim) as result:
+    with record("condition", score=score, include=include, exclude=exclude, max_dim=max_dim) as result:
         result.reading = True
         report = condition_report(model, score=score, include=include, exclude=exclude, max_dim=max_dim)
         for rank, row in enumerate(report.ranked("tensor"), 1):

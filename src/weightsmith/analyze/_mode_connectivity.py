@@ -330,15 +330,15 @@ def second_order_barrier(
     return (slope_a - slope_b) / 2 + (curve_a + curve_b) / 4
 
 
-def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3) -> Result:
+def mode_connectivity(model: nn.Module | str, *, other: nn.Module | str, gamma: float = 0.3) -> Result:
     """Compare the weights of two networks of one architecture, layer by layer, without data.
 
     Parameters
     ----------
     model : nn.Module or str
         One network, or its location: a folder, a hub id, or ``embedded:NAME``.
-    other : str
-        Location of the other.
+    other : nn.Module or str
+        The other network, or its location.
     gamma : float, default: 0.3
         Singular directions below this share of the largest are left out of the alignment, in [0, 1].
 
@@ -361,11 +361,11 @@ def mode_connectivity(model: nn.Module | str, *, other: str, gamma: float = 0.3)
     ----------
     Ito, Yamada, Kumagai, arXiv 2402.04051.
     """
-    first = open_model(model).model if isinstance(model, str) else model
-    start, end = first.state_dict(), open_model(other).model.state_dict()
+    first, second = (open_model(each).model if isinstance(each, str) else each for each in (model, other))
+    start, end = first.state_dict(), second.state_dict()
     if missing := start.keys() ^ end.keys():
         raise ShapeError(f"{len(missing)} tensors are in one model only", found=sorted(missing)[:3])
-    with record("weight-matching", gamma=gamma) as result:
+    with record("mode-connectivity", gamma=gamma) as result:
         result.reading = True
         matrices = matrices_of(first)
         found = alignment(start, end, matrices, gamma=gamma)

@@ -60,6 +60,7 @@ from rich.table import Table
 
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.interval import Interval
+from weightsmith.core.io import write_file
 from weightsmith.core.progress import track
 from weightsmith.core.results import environment
 
@@ -322,8 +323,7 @@ class ClaimResult:
     def store(self, folder: str | Path) -> Path:
         """Write ``<slug>[-<experiment>].json`` into ``folder`` and return its path."""
         path = Path(folder) / f"{self.claim.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return path
 
     def table(self) -> Table:
@@ -384,12 +384,21 @@ def each_seed(
 ) -> dict[str, list[float]]:
     """Run ``experiment(seed)`` for each seed, with progress, and gather its values by name.
 
+    Raises
+    ------
+    HyperparameterError
+        If the runs differ in names.
+
     Examples
     --------
     >>> each_seed(lambda seed: {"a": seed + 0.5, "b": 0.0}, (0, 1, 2), "toy")
     {'a': [0.5, 1.5, 2.5], 'b': [0.0, 0.0, 0.0]}
     """
     runs = [experiment(seed) for seed in track(seeds, description)]
+    for seed, run in zip(seeds, runs, strict=True):
+        if run.keys() != runs[0].keys():
+            expected = f"those of seed {seeds[0]}: {[*runs[0]]}"
+            raise HyperparameterError(f"arms of seed {seed}", found=[*run], expected=expected)
     return {name: [float(run[name]) for run in runs] for name in runs[0]}
 
 

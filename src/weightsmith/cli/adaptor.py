@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from weightsmith.core import progress
 from weightsmith.core.errors import CheckpointError, HyperparameterError
-from weightsmith.core.io import atomic_output, check_output, check_written, with_revision
+from weightsmith.core.io import atomic_output, check_output, check_written, read_yaml, with_revision
 from weightsmith.core.results import Result, documents
 from weightsmith.embedded import find_folder, open_model
 from weightsmith.quantize import check_packable
@@ -112,6 +111,7 @@ def _arguments(
             networks = [_parameter(r.name, str, typer.Argument(help=escape(r.help))) for r in signature.measured]
         elif signature.measured[0].many:
             networks = _several(signature.measured[0])
+        networks += _network_options([role for role in signature.networks if role not in signature.measured])
         data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
         seed = [_SEED] if data or signature.generator is not None else []
         return [*networks, *data, *seed, *_LOADING, *_REPORTS], lambda given, hyper, publish: _published(
@@ -131,12 +131,12 @@ def _several(role: Role) -> list[inspect.Parameter]:
 
 def _merges(signature: Signature) -> bool:
     """Whether it makes a network of several."""
-    return any(role.kind == "paths" for role in signature.paths[:-1])
+    return signature.output == "a model" and any(role.kind == "paths" for role in signature.paths)
 
 
 def _writes(signature: Signature) -> bool:
     """Whether its last file is one that it writes."""
-    return bool(signature.paths) and signature.paths[-1].kind == "path"
+    return signature.output is not None
 
 
 def _out(signature: Signature, given: Mapping[str, Any]) -> Path | None:
@@ -168,12 +168,6 @@ def _file(role: Role, *, written: bool) -> inspect.Parameter:
 
 
 def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
-    what = "Folder, Hugging Face id or embedded:NAME."
-    networks = [
-        _parameter(role.name, str if role.required else str | None, typer.Option(help=f"{escape(role.help)} {what}"),
-                   REQUIRED if role.required else None)
-        for role in signature.networks
-    ]  # fmt: skip
     data = [option for role in signature.data for option in _source(role, alone=role == signature.defaulted)]
     trains = any(role.kind == "samples" for role in signature.data)
     needed = [role.kind for role in signature.data if role.required]
@@ -191,7 +185,7 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
     return [
         _MODEL,
         _parameter("out", Path, typer.Argument(help="Folder to write the changed model to.")),
-        *networks,
+        *_network_options(signature.networks),
         *data,
         *([_parameter("control", str | None, control, None)] if trains else []),
         _EVALUATION,
@@ -207,6 +201,15 @@ def _transform_arguments(signature: Signature) -> list[inspect.Parameter]:
         *_REPORTS,
         _DRY_RUN,
     ]
+
+
+def _network_options(roles: Sequence[Role]) -> list[inspect.Parameter]:
+    what = "Folder, Hugging Face id or embedded:NAME."
+    return [
+        _parameter(role.name, str if role.required else str | None, typer.Option(help=f"{escape(role.help)} {what}"),
+                   REQUIRED if role.required else None)
+        for role in roles
+    ]  # fmt: skip
 
 
 def _source(role: Role, *, alone: bool) -> list[inspect.Parameter]:
@@ -237,7 +240,7 @@ def _sources(signature: Signature, given: Mapping[str, Any]) -> dict[str, Source
 def _measure(signature: Signature, given: dict[str, Any], hyper: dict[str, Any]) -> Any:
     """Measure a checkpoint by its name, which the method reads itself; or models, opened, and their data."""
     role = signature.measured[0]
-    first, *others = [role.name for role in signature.measured]
+    first, others = role.name, [each.name for each in signature.networks]
     ref, *more = given[first] if role.many else [given[first]]
     local = Path(ref).exists() or ref.startswith("embedded:")
     streamed = not others and not signature.data and signature.tokenizer is None
@@ -459,10 +462,7 @@ def _named_in(file: Path, hyper: dict[str, Any], signature: Signature) -> str:
     ]
     if len(own) != 1:
         raise HyperparameterError("MODEL", found=str(file), expected="a folder, a Hugging Face id or embedded:NAME")
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HyperparameterError(f"MODEL {file}", found=str(error).splitlines()[0]) from error
+    content = read_yaml(file, f"MODEL {file}")
     if not isinstance(content, dict) or not isinstance(content.get("model"), str):
         flag = "--" + own[0].replace("_", "-")
         raise HyperparameterError(

@@ -35,6 +35,7 @@ from weightsmith.core.training import (
     draw_seed,
     fit,
     refuse_adapters,
+    seed_of,
     trained_parameters,
     training_method,
 )
@@ -331,7 +332,7 @@ def classp(
     trained_parameters(model)
     seed = draw_seed(generator)
     hyper = {"power": power, "threshold": threshold, "eps": eps, "scale": scale, "state": state and str(state)}
-    with record("classp", seed=seed, **hyper, **options) as result:
+    with record("classp", seed=seed_of(generator), **hyper, **options) as result:
         named = [
             (name, parameter)
             for name, parameter in model.named_parameters()

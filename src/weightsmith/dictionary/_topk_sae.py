@@ -32,13 +32,15 @@ from weightsmith.core.data import Samples
 from weightsmith.core.errors import CalibrationError, HyperparameterError, NonFiniteError, ShapeError
 from weightsmith.core.io import atomic_output, check_output
 from weightsmith.core.linalg import is_finite, upcast
+from weightsmith.core.outputs import writes
 from weightsmith.core.results import Result, documents, record
-from weightsmith.core.training import Fit, FitOptions, check_options, draw_seed, fit, training_method
+from weightsmith.core.training import Fit, FitOptions, check_options, draw_seed, fit, seed_of, training_method
 from weightsmith.embedded import open_model
 
 __all__ = ["topk_sae", "train_sae"]
 
 
+@writes("a sparse autoencoder")
 def topk_sae(
     model: Path,
     out: Path,
@@ -121,8 +123,9 @@ def topk_sae(
     if given is None or training is None:
         task = ioi_task(opened.tokenizer, count=names, train_prompts=prompts, seed=seed)
     place = given or find_sites(opened.model, task)[0]
-    hyper = {"site": str(place), "k": k, "features": features, **options}
-    with record("topk-sae", seed=seed, **hyper) as result:
+    hyper: dict[str, Any] = {"site": str(place), "k": k, "features": features, "prompts": prompts, "names": names}
+    hyper |= {"checkpoints": checkpoints, **options}
+    with record("topk-sae", seed=seed_of(generator), **hyper) as result:
         if training is None:
             a_BD = collect_activations(opened.model, task.train, [place])[place]
         else:

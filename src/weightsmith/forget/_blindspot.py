@@ -28,7 +28,7 @@ from weightsmith.core.data import Samples, batched, map_tensors, pad_token_id, s
 from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import Fit, FitOptions, Loss, draw_seed, fit, float_weights, training_method
+from weightsmith.core.training import Fit, FitOptions, Loss, draw_seed, fit, float_weights, seed_of, training_method
 from weightsmith.forget._regression_measures import paired_distance, wasserstein_distance
 from weightsmith.forget._shared.attention import AttentionTaps, differences, tapped_layers
 from weightsmith.forget._shared.regression import (
@@ -147,9 +147,10 @@ def blindspot(
     names = tapped_layers(model, layers) if attention_weight else []
     weights = _by_name(names, layer_weights)
     seed = draw_seed(generator)
-    hyper: dict[str, Any] = {"loss": loss, "attention_weight": attention_weight, "layers": layers}
+    hyper: dict[str, Any] = {"loss": loss, "quantiles": quantiles, "attention_weight": attention_weight}
+    hyper |= {"layers": layers, "layer_weights": layer_weights}
     hyper |= {"helper_epochs": helper_epochs, "helper_learning_rate": helper_learning_rate}
-    with record("blindspot", seed=seed, **hyper, **options) as result:
+    with record("blindspot", seed=seed_of(generator), **hyper, **options) as result:
         if not len(forget):
             warnings.warn(EMPTY, stacklevel=2)
             result.notes.append(EMPTY)

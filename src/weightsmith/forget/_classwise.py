@@ -141,7 +141,7 @@ def classwise(
     class_name = str(class_name)  # Python callers write numbers as numbers
     hyper: dict[str, Any] = {"fraction": fraction, "layers": layers, "score": score, "mode": mode}
     hyper |= {"include": include, "exclude": exclude}
-    with record("classwise", class_name=class_name, **hyper) as result:
+    with record("classwise", class_name=class_name, batch_size=batch_size, **hyper) as result:
         if offloaded_of(model) is not None:
             raise UnsupportedModelError("a model on disk cannot be measured per class", do="Load it whole.")
         refuse_several_processes("how many layers change is decided on a process's own samples", do="Run one process.")

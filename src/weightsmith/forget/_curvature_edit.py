@@ -49,7 +49,7 @@ from weightsmith.core.models import (
     writable,
 )
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import check_finite, refuse_adapters
+from weightsmith.core.training import check_finite, refuse_adapters, seed_of
 from weightsmith.forget._measures import answer_probabilities, generated_answers
 
 __all__ = [
@@ -233,8 +233,9 @@ def curvature_edit(
         )
     if not on_disk:
         check_finite(model)
-    hyper: dict[str, Any] = {"keep": keep, "blocks": blocks, "criterion": criterion, "fisher": fisher}
-    with record("curvature-edit", **hyper) as result:
+    hyper: dict[str, Any] = {"keep": keep, "blocks": blocks, "include": include, "exclude": exclude}
+    hyper |= {"criterion": criterion, "fisher": fisher, "memory": memory, "save_undo": save_undo}
+    with record("curvature-edit", seed=seed_of(generator), **hyper) as result:
         if memorized is not None:
             result.before |= _measured(model, memorized)
         edits: dict[str, Tensor] = {}

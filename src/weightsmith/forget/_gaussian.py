@@ -24,7 +24,7 @@ from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, split_labels
 from weightsmith.core.errors import CalibrationError, NonFiniteError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, draw_seed, fit, float_weights, training_method
+from weightsmith.core.training import FitOptions, draw_seed, fit, float_weights, seed_of, training_method
 from weightsmith.forget._shared.regression import LossName, distance_of, supervised_loss
 from weightsmith.forget._shared.sets import EMPTY, frozen_note, prepared_sets, set_errors
 
@@ -108,8 +108,8 @@ def gaussian(
     distance = distance_of(loss, quantiles)
     check_choice("targets", targets, Draw)
     seed = draw_seed(generator)
-    hyper = {"loss": loss, "targets": targets, "clip": clip}
-    with record("gaussian", seed=seed, **hyper, **options) as result:
+    hyper: dict[str, Any] = {"loss": loss, "quantiles": quantiles, "targets": targets, "clip": clip}
+    with record("gaussian", seed=seed_of(generator), **hyper, **options) as result:
         if not len(forget):
             warnings.warn(EMPTY, stacklevel=2)
             result.notes.append(EMPTY)

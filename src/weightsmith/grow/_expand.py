@@ -88,7 +88,7 @@ def expand(
     >>> expand(model, depth=3, stack="").totals["blocks"], len(model)
     (3, 3)
     """
-    with record("expand", depth=depth, stack=stack) as result:
+    with record("expand", depth=depth, strict_order=strict_order, stack=stack) as result:
         found = find_stack(model, stack)
         sources = check_assignment(assignment, depth, len(found), "blocks", strict_order)
         check_finite(model)

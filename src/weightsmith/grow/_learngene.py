@@ -39,7 +39,15 @@ from weightsmith.core.errors import (
 from weightsmith.core.io import atomic_output, parse_json
 from weightsmith.core.models import HEAD_COUNTS, Stack, block_difference, evaluation_mode, find_stack, get_module
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, check_options, draw_seed, fit, restored_on_error, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    check_options,
+    draw_seed,
+    fit,
+    restored_on_error,
+    seed_of,
+    training_method,
+)
 from weightsmith.grow._distil import agreement, decaying_adamw, distil
 from weightsmith.grow._expand import (
     assign,
@@ -457,9 +465,10 @@ def learngene(
     held = max(1, len(training) // 10)
     seen, unseen = take(training, 0, len(training) - held), take(training, len(training) - held)
     seed = draw_seed(generator)
-    hyper: dict[str, Any] = {"sizes": list(sizes), "depth": depth, "alpha": alpha, "temperature": temperature}
+    hyper: dict[str, Any] = {"stages": len(sizes), "sizes": list(sizes), "depth": depth, "stack": stack}
+    hyper |= {"alpha": alpha, "temperature": temperature}
     tuning: dict[str, Any] = {"tune_epochs": tune_epochs, "tune_learning_rate": tune_learning_rate}
-    with record("learngene", seed=seed, **hyper, **tuning, **options) as result:
+    with record("learngene", seed=seed_of(generator), **hyper, **tuning, **options) as result:
         shared = copy.deepcopy(model)
         gene = Learngene(shared, share_stages(shared, sizes, stack=stack))
         run = distil(shared, teacher, seen, alpha=alpha, temperature=temperature, seed=seed, **options)

@@ -42,6 +42,7 @@ from weightsmith.core.training import (
     fit,
     logits_of,
     refuse_adapters,
+    seed_of,
     training_method,
 )
 from weightsmith.grow._shared.templates import (
@@ -442,7 +443,7 @@ def mixture_growth(
     seed = draw_seed(generator)
     generator = torch.Generator().manual_seed(seed)
     own: dict[str, Any] = {"member_learning_rate": member_learning_rate, "member_epochs": member_epochs}
-    with record("mixture-growth", seed=seed, **hyper, **own, **options) as result:
+    with record("mixture-growth", seed=seed_of(generator), **hyper, **own, **options) as result:
 
         def make_model(inner: int) -> nn.Module:
             config = copy.deepcopy(model.config)

@@ -43,6 +43,7 @@ from weightsmith.core.training import (
     fit,
     labeled,
     logits_of,
+    seed_of,
     shift_for_causal_lm,
     soft_cross_entropy,
     training_method,
@@ -289,7 +290,7 @@ def bang(
     check_alpha(alpha)
     hyper: dict[str, Any] = {"alpha": alpha, "mixup_alpha": mixup_alpha, "label_smoothing": label_smoothing}
     seed = draw_seed(generator)
-    with record("bang", seed=seed, **hyper, **options) as result:
+    with record("bang", seed=seed_of(generator), **hyper, **options) as result:
         draws = torch.Generator().manual_seed(seed)
         loss = bang_loss(mixup_alpha=mixup_alpha, label_smoothing=label_smoothing, generator=draws)
         start = copy.deepcopy(model.state_dict())

@@ -18,7 +18,7 @@ from torch import Tensor
 from weightsmith.core.io import ChunkMap, Chunks, StateDict, TensorMap
 from weightsmith.core.linalg import upcast
 from weightsmith.core.results import Result
-from weightsmith.core.training import draw_seed
+from weightsmith.core.training import draw_seed, seed_of
 from weightsmith.merge._shared.arithmetic import check_density, check_finite, weight_table
 from weightsmith.merge._shared.merging import merge_checkpoints, merge_state_dicts
 
@@ -122,7 +122,10 @@ def dare(
     """
     tensor_map = _dare(density, alpha, weights, len(checkpoints) - 1, draw_seed(generator))
     hyper = {"density": density, "alpha": alpha, "weights": [*weights]}
-    return merge_checkpoints("dare", checkpoints, out, tensor_map, whole=True, overwrite=overwrite, hyper=hyper)
+    seed = seed_of(generator)
+    return merge_checkpoints(
+        "dare", checkpoints, out, tensor_map, whole=True, overwrite=overwrite, seed=seed, hyper=hyper
+    )
 
 
 def _dare(density: float, alpha: float, weights: Sequence[str], count: int, seed: int) -> TensorMap:

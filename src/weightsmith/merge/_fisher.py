@@ -37,7 +37,7 @@ from weightsmith.core.linalg import upcast
 from weightsmith.core.models import evaluation_mode
 from weightsmith.core.processes import all_reduce_sum
 from weightsmith.core.results import Result
-from weightsmith.core.training import logits_of
+from weightsmith.core.training import logits_of, seed_of
 from weightsmith.merge._shared.merging import check_two, merge_checkpoints, merge_state_dicts
 
 __all__ = ["diagonal_fisher", "fisher", "fisher_average"]
@@ -206,7 +206,7 @@ def fisher(
     overwrite : bool, default: False
         Replace what is at ``out``.
     generator : torch.Generator, optional
-        Draws the labels of the estimate.
+        Draws the labels of the estimate; seed 0 by default.
 
     Returns
     -------
@@ -223,11 +223,13 @@ def fisher(
     Matena, Raffel. "Merging Models with Fisher-Weighted Averaging". NeurIPS 2022. arXiv:2111.09832.
     """
     check_two(checkpoints)
+    generator = generator or torch.Generator().manual_seed(0)
     rule = _fisher(alpha, floor)
     if (len(fishers) != 2) if batches is None else fishers:
         raise HyperparameterError(
             "fishers", found=len(fishers), expected="two files, one per checkpoint, or batches to estimate them from"
         )
+    hyper = {"fishers": [*fishers], "alpha": alpha, "floor": floor}
     specs = CheckpointReader(checkpoints[1]).specs
     with TemporaryFolder() as folder:  # before OUT may be refused: it removes what a killed run left
         check_output(out, overwrite=overwrite, inputs=checkpoints)
@@ -250,7 +252,8 @@ def fisher(
             rule,
             weights=weights,
             overwrite=overwrite,
-            hyper={"alpha": alpha, "floor": floor},
+            seed=seed_of(generator),
+            hyper=hyper,
             notes=[f"No Fisher information, counted as ones: {len(lacking)} tensors, such as {few}."] * bool(lacking),
         )
 

@@ -24,6 +24,7 @@ from weightsmith.core.linalg import inner_product, upcast
 from weightsmith.core.models import example_batch
 from weightsmith.core.results import Result, documents, record
 from weightsmith.core.symmetry import Permutations, Symmetry, find_symmetry
+from weightsmith.core.training import seed_of
 from weightsmith.merge._shared.merging import check_two, parent_notes
 from weightsmith.merge._weight_matching.matching import Normalize, match_weights
 from weightsmith.merge._weight_matching.weight_pair import STALE, check_same_architecture, row_ranges
@@ -88,7 +89,7 @@ def rebasin(
     if restarts < 1:
         raise HyperparameterError("restarts", found=restarts, expected=">= 1")
     check_output(out, overwrite=overwrite, inputs=checkpoints)
-    with record("rebasin", alpha=alpha, restarts=restarts, normalize=normalize) as result:
+    with record("rebasin", seed=seed_of(generator), alpha=alpha, restarts=restarts, normalize=normalize) as result:
         result.notes += parent_notes(checkpoints)
         model = meta_model(checkpoints[0]) if symmetry is None else None
         first, second = (StoredState(path, model) for path in checkpoints)

@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from weightsmith.core.errors import CheckpointError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.io import StateDict, atomic_output, copy_aux_files, load_state_dict, read_json, write_file
 from weightsmith.core.linalg import upcast
+from weightsmith.core.outputs import writes
 from weightsmith.core.results import Result, documents, record
 from weightsmith.merge._shared.arithmetic import check_alpha
 
 __all__ = ["scale_adapter"]
 
 
+@writes("an adapter")
 def scale_adapter(checkpoints: Sequence[Path], out: Path, *, alpha: float = 0.5, overwrite: bool = False) -> Result:
     """Average a LoRA-tuned network with its base, by scaling the adapter by alpha.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -105,7 +106,8 @@ def sweep(
     end = tuned.state_dict()
     walk = along_line(model, model.state_dict(), end, list(dict.fromkeys([0.0, 1.0, alpha, *alphas])))
     seen: dict[float, dict[str, Tensor]] = {}
-    with record("sweep", alphas=list(alphas), alpha=alpha) as result, evaluation_mode(model), torch.no_grad():
+    hyper: dict[str, Any] = {"alphas": alphas, "alpha": alpha, "batch_size": batch_size}
+    with record("sweep", **hyper) as result, evaluation_mode(model), torch.no_grad():
         with closing(walk):
             for value in track(walk, "averages", total=len(alphas) + 2):
                 seen[value] = {name: _outputs(model, parts) for name, parts in batches.items()}

@@ -159,7 +159,7 @@ def wise_ft(
     check_two(checkpoints)
     tensor_map = interpolation(check_alpha(alpha))
     keep = head_patterns(head, head_names, CheckpointReader(checkpoints[1]).specs)
-    hyper = {"alpha": alpha, "head": head}
+    hyper = {"alpha": alpha, "head": head, "head_names": [*head_names]}
     return merge_checkpoints("wise-ft", checkpoints, out, tensor_map, keep=keep, overwrite=overwrite, hyper=hyper)
 
 

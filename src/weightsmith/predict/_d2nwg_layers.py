@@ -35,7 +35,7 @@ from weightsmith.core.jobs import Backend, run_jobs
 from weightsmith.core.models import VOCABULARY_HEADS, Layer, evaluation_mode, find_layers, unreached, writable
 from weightsmith.core.processes import refuse_several_processes
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, mean_loss, restored_on_error
+from weightsmith.core.training import draw_seed, mean_loss, restored_on_error, seed_of
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
 from weightsmith.predict._d2nwg.conditions import OrderedEncoder
 from weightsmith.predict._d2nwg.diffusion import WeightDiffusion
@@ -171,7 +171,12 @@ def d2nwg_layers(
         "batch_size": batch_size,
         "sampler_steps": sampler_steps,
     }
-    with record("d2nwg-layers", share=share, **own) as result, evaluation_mode(model), restored_on_error(model):
+    which: dict[str, Any] = {"share": share, "include": include, "exclude": exclude}
+    with (
+        record("d2nwg-layers", seed=seed_of(generator), **which, **own) as result,
+        evaluation_mode(model),
+        restored_on_error(model),
+    ):
         result.notes += unreached(model, find_layers(model))
         chosen = highest(layers, share)
         learn = partial(_learn, **own)

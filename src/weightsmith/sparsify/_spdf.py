@@ -48,6 +48,7 @@ from weightsmith.core.training import (
     fit,
     refuse_adapters,
     restored_on_error,
+    seed_of,
     training_method,
 )
 
@@ -396,7 +397,7 @@ def spdf(
     seed = draw_seed(generator)
     hyper: dict[str, Any] = {"sparsity": sparsity, "start": start, "include": include, "exclude": exclude}
     dense: dict[str, Any] = {"dense_learning_rate": dense_learning_rate, "dense_epochs": dense_epochs}
-    with record("spdf", seed=seed, **hyper, **dense, **options) as result:
+    with record("spdf", seed=seed_of(generator), **hyper, **dense, **options) as result:
         result.notes += unreached(model, block_layers(model), "Not sparse", trains=True)
         # frozen layers could not learn to do without what a mask takes away
         trained, frozen = exclude_frozen(block_layers(model, include, exclude), exclude)

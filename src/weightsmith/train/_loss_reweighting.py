@@ -39,6 +39,7 @@ from weightsmith.core.training import (
     fit,
     labels_and_logits,
     predict,
+    seed_of,
     share_of_step,
     training_method,
 )
@@ -463,7 +464,7 @@ def loss_reweighting(
     hyper: dict[str, Any] = {"r": r, "delta": delta, "clip_quantile": clip_quantile, "window": window}
     seed = draw_seed(generator)
     with record(
-        "loss-reweighting", seed=seed, strategy=strategy, weight_warmup=weight_warmup, **hyper, **options
+        "loss-reweighting", seed=seed_of(generator), strategy=strategy, weight_warmup=weight_warmup, **hyper, **options
     ) as result:
         batches = batch_count(len(training), options) * options["epochs"]
         reweighter = LossReweighter(strategy, warmup_steps=round(weight_warmup * batches), **hyper)

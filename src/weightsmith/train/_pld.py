@@ -42,6 +42,7 @@ from weightsmith.core.training import (
     draw_seed,
     fit,
     predict,
+    seed_of,
     training_method,
 )
 from weightsmith.train._shared.distillation import distillation
@@ -375,7 +376,7 @@ def pld(
     _check_hyper(1.0 if temperature is None else temperature, label_weight_floor, top_k, "mean")
     seed = draw_seed(generator)
     hyper = {"top_k": top_k, "label_weight_floor": label_weight_floor}
-    with record("pld", seed=seed, **hyper, **options) as result, evaluation_mode(teacher):
+    with record("pld", seed=seed_of(generator), **hyper, **options) as result, evaluation_mode(teacher):
         theirs, labels = _teacher_logits(teacher, training, options["batch_size"])
         if temperature is None:
             temperature = suggest_temperature(theirs, labels)

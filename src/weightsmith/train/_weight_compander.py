@@ -46,6 +46,7 @@ from weightsmith.core.training import (
     fit,
     refuse_adapters,
     restored_on_error,
+    seed_of,
     trained_parameters,
     training_method,
 )
@@ -388,7 +389,9 @@ def weight_compander(
     trained_parameters(model)
     hyper: dict[str, Any] = {"function": function, "bound": bound, "slope": slope, "learn": learn, "start": start}
     seed = draw_seed(generator)
-    with record("weight-compander", seed=seed, include=include, exclude=exclude, **hyper, **options) as result:
+    with record(
+        "weight-compander", seed=seed_of(generator), include=include, exclude=exclude, **hyper, **options
+    ) as result:
         result.notes += unreached(model, find_layers(model), "Not companded", trains=True)
         trained, frozen = exclude_frozen(find_layers(model, include, exclude), exclude)
         result.notes += frozen

@@ -23,6 +23,7 @@ from weightsmith.core.training import (
     fit,
     refuse_adapters,
     requires_grad_restored,
+    seed_of,
     training_method,
 )
 
@@ -98,7 +99,7 @@ def bone(
     refuse_adapters(model)
     seed = draw_seed(generator)
     with (
-        record("bone", seed=seed, r=r, variant=variant, targets=targets, **options) as result,
+        record("bone", seed=seed_of(generator), r=r, variant=variant, targets=targets, **options) as result,
         requires_grad_restored(model),
     ):
         endings = [targets] if isinstance(targets, str) else list(targets)

@@ -20,6 +20,7 @@ from weightsmith.core.training import (
     fit,
     refuse_adapters,
     requires_grad_restored,
+    seed_of,
     training_method,
 )
 
@@ -113,7 +114,7 @@ def lift(
     check_ranges(hyper)
     refuse_adapters(model)
     seed = draw_seed(generator)
-    with record("lift", seed=seed, **hyper, **options) as result, requires_grad_restored(model):
+    with record("lift", seed=seed_of(generator), **hyper, **options) as result, requires_grad_restored(model):
         groups = lift_groups(model, density, approx_rank, lora_rank=lora_rank, include=include, exclude=exclude)
         named = {name: weight for group in groups for name, weight in group["params"]}
         optimizer = LIFTAdamW(

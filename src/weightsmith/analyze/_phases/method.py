@@ -22,7 +22,7 @@ from weightsmith.analyze._phases.zoo import PhaseZoo
 from weightsmith.core.data import Samples
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions
+from weightsmith.core.training import FitOptions, seed_of
 from weightsmith.embedded import open_model
 
 __all__ = ["phases"]
@@ -123,9 +123,18 @@ def phases(
     if (load is None) != (temperature is None) or (load is not None and zoo is None):
         raise HyperparameterError("load and temperature", found=(load, temperature), expected="both, with a zoo")
     cells = PhaseZoo.open(zoo) if zoo is not None else None
-    with record(
-        "phases", tau_loss=tau_loss, tau_mc=tau_mc, tau_cka=tau_cka, hessian_samples=hessian_samples, probes=probes
-    ) as result:
+    hyper: dict[str, Any] = {
+        "tau_loss": tau_loss,
+        "tau_mc": tau_mc,
+        "tau_cka": tau_cka,
+        "best_loss": best_loss,
+        "zoo": zoo,
+        "load": load,
+        "temperature": temperature,
+        "hessian_samples": hessian_samples,
+        "probes": probes,
+    }
+    with record("phases", seed=seed_of(generator), **hyper, **train_curve.fit_defaults | options) as result:  # type: ignore[attr-defined]
         metrics = landscape_metrics(
             nets, training, test, hessian_samples=hessian_samples, probes=probes, generator=generator, **options
         )

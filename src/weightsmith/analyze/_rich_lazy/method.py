@@ -41,7 +41,7 @@ from weightsmith.core.io import StateDict
 from weightsmith.core.linalg import is_finite, upcast
 from weightsmith.core.models import VOCABULARY_HEADS, Layer, along_line, find_layers, matches, patterns, unreached
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed, refuse_adapters
+from weightsmith.core.training import draw_seed, refuse_adapters, seed_of
 from weightsmith.embedded import open_model
 
 __all__ = ["LazinessProbe", "LazinessSnapshot", "compare_checkpoints", "rich_lazy"]
@@ -122,7 +122,7 @@ def rich_lazy(
     first, second = (open_model(each).model if isinstance(each, str) else each for each in (before, after))
     seed = draw_seed(generator) if generator is not None else 0
     ours, theirs = (LazinessProbe(model, probe, **options, seed=seed) for model in (first, second))
-    with record("rich-lazy", seed=seed, **options) as result:
+    with record("rich-lazy", seed=seed_of(generator), **options) as result:
         _fill(result, ours._observe(), theirs._observe(), ours._missed())
     return result
 

@@ -42,7 +42,7 @@ from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError, UnsupportedModelError
 from weightsmith.core.models import find_blocks
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import draw_seed
+from weightsmith.core.training import draw_seed, seed_of
 from weightsmith.embedded import open_model
 
 __all__ = ["evaluate_dictionary", "find_sites", "sae_eval"]
@@ -154,8 +154,10 @@ def sae_eval(
         "train_prompts": train_prompts,
         "evaluation_prompts": evaluation_prompts,
         "names": names,
+        "edit_sizes": list(edit_sizes),
+        "batch_size": batch_size,
     }
-    with record("sae-eval", seed=seed, **named, edit_sizes=list(edit_sizes)) as result:
+    with record("sae-eval", seed=seed_of(generator), **named) as result:
         for section in sections:
             chosen = find_sites(model, made) if section == "auto" else [Site.parse(site) for site in section.split(",")]
             part = evaluate_dictionary(

@@ -63,3 +63,4 @@ from ._pretrained import (
 )
 from ._recode import recode_checkpoint as recode_checkpoint, save_recoded as save_recoded
 from ._tagged import load_tagged as load_tagged, save_tagged as save_tagged
+from ._yaml import YamlLoader as YamlLoader, read_yaml as read_yaml

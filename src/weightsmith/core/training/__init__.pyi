@@ -15,6 +15,7 @@ from ._fit import (
     batch_count as batch_count,
     draw_seed as draw_seed,
     fit as fit,
+    seed_of as seed_of,
 )
 from ._float_steps import float_steps as float_steps
 from ._labels import (

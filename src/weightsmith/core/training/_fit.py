@@ -40,7 +40,7 @@ from weightsmith.core.training._optimizer import (
 )
 from weightsmith.core.training._options import FitOptions, training_method
 
-__all__ = ["Fit", "batch_count", "draw_seed", "fit"]
+__all__ = ["Fit", "batch_count", "draw_seed", "fit", "seed_of"]
 
 
 @dataclass
@@ -303,6 +303,17 @@ def draw_seed(generator: torch.Generator | None) -> int:
     True
     """
     return 0 if generator is None else int(torch.randint(2**31, (), generator=generator, device=generator.device))
+
+
+def seed_of(generator: torch.Generator | None) -> int:
+    """Return the seed that a generator started from, for a method's record; 0 without one.
+
+    Examples
+    --------
+    >>> seed_of(torch.Generator().manual_seed(3))
+    3
+    """
+    return 0 if generator is None else generator.initial_seed()
 
 
 class _Best:

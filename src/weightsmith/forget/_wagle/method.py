@@ -17,7 +17,7 @@ from weightsmith.core.choices import check_choice
 from weightsmith.core.data import Samples, take
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
-from weightsmith.core.training import FitOptions, batch_count, draw_seed, refuse_adapters, training_method
+from weightsmith.core.training import FitOptions, batch_count, draw_seed, refuse_adapters, seed_of, training_method
 from weightsmith.forget._measures import answer_probabilities, generated_answers, membership_auc, rouge_l, truth_ratios
 from weightsmith.forget._shared.mask import WeightMask
 from weightsmith.forget._shared.sets import frozen_note, held_out, overlap
@@ -138,7 +138,8 @@ def wagle(
     seed = draw_seed(generator)
     hyper: dict[str, Any] = {"objective": objective, "density": density, "gamma": gamma, "attribution": attribution}
     hyper |= {"retain_weight": retain_weight, "beta": beta, "reduction": reduction}
-    with record("wagle", seed=seed, **hyper, **options) as result:
+    hyper |= {"controls": controls, "save_delta": save_delta}
+    with record("wagle", seed=seed_of(generator), **hyper, **options) as result:
         trained, other = held_out(retain, other)
         sets = {"forgotten": forget, "retained": trained, "neither": other}
         draws = torch.Generator().manual_seed(seed)

@@ -119,6 +119,7 @@ def merge_checkpoints(
     real: bool = False,
     whole: bool = False,
     overwrite: bool = False,
+    seed: int | None = None,
     hyper: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> Result:
@@ -142,6 +143,8 @@ def merge_checkpoints(
         Whether a chunk is a whole tensor.
     overwrite : bool, default: False
         Replace what is at ``out``.
+    seed : int, optional
+        The seed of everything random, for its result.
     hyper : mapping of str to object
         The command's hyper-parameters, for its result.
     notes : sequence of str
@@ -159,7 +162,7 @@ def merge_checkpoints(
     ShapeError, NonFiniteError, UnsupportedModelError
         As :func:`merge_state_dicts`; nothing is written.
     """
-    with record(method, **hyper) as result:
+    with record(method, seed=seed, **hyper) as result:
         readers = [CheckpointReader(path) for path in checkpoints]
         plan = plan_of([reader.specs for reader in readers], [str(path) for path in checkpoints], keep, real=real)
         _check_weights([reader.specs for reader in weights], [reader.specs for reader in readers])

@@ -15,7 +15,7 @@ from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.models import has_batchnorm, lerp, recalibrate_batchnorm
 from weightsmith.core.results import Result, record
 from weightsmith.core.symmetry import Symmetry, find_symmetry
-from weightsmith.core.training import mean_loss, restored_on_error
+from weightsmith.core.training import mean_loss, restored_on_error, seed_of
 from weightsmith.merge._weight_matching.matching import Normalize, match_weights
 from weightsmith.merge._weight_matching.weight_pair import check_same_architecture
 
@@ -95,7 +95,7 @@ def weight_matching(
         raise HyperparameterError("restarts", found=restarts, expected=">= 1")
     hyper: dict[str, Any] = {"alpha": alpha, "restarts": restarts, "normalize": normalize}
     batches = as_batches(calibration)
-    with record("weight-matching", **hyper) as result, restored_on_error(model):
+    with record("weight-matching", seed=seed_of(generator), **hyper) as result, restored_on_error(model):
         end = other.state_dict()
         check_same_architecture(model.state_dict(), end)
         symmetry = find_symmetry(model, batches[0])

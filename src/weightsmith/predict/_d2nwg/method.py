@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,8 +12,9 @@ from safetensors.torch import save_file
 from weightsmith.core.choices import check_choice
 from weightsmith.core.errors import CalibrationError, HyperparameterError
 from weightsmith.core.io import atomic_output
+from weightsmith.core.outputs import writes
 from weightsmith.core.results import Result, documents, record
-from weightsmith.core.training import draw_seed
+from weightsmith.core.training import draw_seed, seed_of
 from weightsmith.predict._d2nwg.autoencoder import WeightVAE
 from weightsmith.predict._d2nwg.conditions import OrderedEncoder
 from weightsmith.predict._d2nwg.diffusion import Sampler, WeightDiffusion
@@ -23,6 +25,7 @@ from weightsmith.predict._zoo import WeightZoo
 __all__ = ["d2nwg"]
 
 
+@writes("a folder of networks")
 def d2nwg(
     checkpoints: Sequence[Path],
     out: Path,
@@ -68,7 +71,7 @@ def d2nwg(
     overwrite : bool, default: False
         Replace what is at ``out``.
     generator : torch.Generator, optional
-        Of everything random.
+        Of everything random; seed 0 by default.
 
     Returns
     -------
@@ -104,11 +107,20 @@ def d2nwg(
     if len(checkpoints) != 1:
         raise HyperparameterError("zoos", found=len(checkpoints), expected="one zoo")
     check_choice("sampler", sampler, Sampler)
-    numbers = {"count": count, "latent": latent, "vae_steps": vae_steps, "steps": steps}
-    for number, value in {**numbers, "batch_size": batch_size, "sampler_steps": sampler_steps}.items():
+    numbers = {
+        "count": count,
+        "latent": latent,
+        "vae_steps": vae_steps,
+        "steps": steps,
+        "batch_size": batch_size,
+        "sampler_steps": sampler_steps,
+    }
+    for number, value in numbers.items():
         if value < 1:
             raise HyperparameterError(number, found=value, expected=">= 1")
-    with record("d2nwg", count=count, latent=latent, vae_steps=vae_steps, steps=steps, sampler=sampler) as result:
+    generator = generator or torch.Generator().manual_seed(0)
+    hyper: dict[str, Any] = {"support": support, "include": list(include), "sampler": sampler, **numbers}
+    with record("d2nwg", seed=seed_of(generator), **hyper) as result:
         zoo = WeightZoo.from_folder(checkpoints[0], include=list(include) or None)
         task = None if support is None else read_support(support)
         if (task is None) != (zoo.support_NCSF is None):

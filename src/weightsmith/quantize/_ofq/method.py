@@ -28,6 +28,7 @@ from weightsmith.core.training import (
     fit,
     float_weights,
     refuse_adapters,
+    seed_of,
     training_method,
 )
 from weightsmith.quantize._ofq.activations import Granularity
@@ -179,8 +180,9 @@ def ofq(
         with ConfidenceGuidedAnnealing(model, optimizer, boundary, joint=anneal_joint):
             return run(epochs=annealing_epochs, scheduler="constant", warmup=0.0)
 
-    with record("ofq", seed=draw_seed(generator), distillation=distillation, **method, **prepared, **options) as result:
-        _train(result, model, training, "statsq", distillation, options, prepared, anneal=anneal)
+    seed = draw_seed(generator)
+    with record("ofq", seed=seed_of(generator), distillation=distillation, **method, **prepared, **options) as result:
+        _train(result, model, training, "statsq", distillation, options, prepared, seed, anneal=anneal)
     return result
 
 
@@ -248,11 +250,12 @@ def lsq(
         "include": include,
         "exclude": exclude,
     }
+    seed = draw_seed(generator)
     with record(
-        "lsq", seed=draw_seed(generator), distillation=distillation, freeze_above=freeze_above, **prepared, **options
+        "lsq", seed=seed_of(generator), distillation=distillation, freeze_above=freeze_above, **prepared, **options
     ) as result:
         prepared["joint_query_key"] = False
-        _train(result, model, training, "lsq", distillation, options, prepared, freeze_above=freeze_above)
+        _train(result, model, training, "lsq", distillation, options, prepared, seed, freeze_above=freeze_above)
     return result
 
 
@@ -264,6 +267,7 @@ def _train(
     distillation: float,
     options: FitOptions,
     prepared: dict[str, Any],
+    seed: int,
     *,
     anneal: Callable[..., Oscillations | None] | None = None,
     freeze_above: float | None = None,
@@ -306,9 +310,7 @@ def _train(
                 if step > steps * (merged["epochs"] - 1):
                     counter.update()
 
-            done = fit(
-                model, training, loss=loss, optimizer=optimizer, seed=result.seed or 0, after_step=look, **merged
-            )
+            done = fit(model, training, loss=loss, optimizer=optimizer, seed=seed, after_step=look, **merged)
             result.curves.setdefault("training loss", []).extend(done.losses)
             return counter
 

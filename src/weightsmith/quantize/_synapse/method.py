@@ -20,6 +20,7 @@ from weightsmith.core.training import (
     refuse_adapters,
     requires_grad_restored,
     sample_losses,
+    seed_of,
     training_method,
 )
 from weightsmith.quantize._synapse.devices import SoftBounds, SynapseDevice, read_device
@@ -155,7 +156,9 @@ def synapse(
     seed = draw_seed(generator)
     draw = torch.Generator().manual_seed(seed)
     chosen: dict[str, Any] = {"include": include, "exclude": exclude}
-    with record("synapse", seed=seed, **about, **varied, **arrays, **rules, **chosen, **options) as result:
+    with record(
+        "synapse", seed=seed_of(generator), **about, **varied, **arrays, **rules, **chosen, **options
+    ) as result:
         result.notes += unreached(model, find_layers(model), "Not of devices", trains=True)
         trained, frozen = exclude_frozen(find_layers(model, include, exclude), exclude)
         result.notes += frozen

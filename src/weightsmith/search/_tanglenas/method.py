@@ -32,6 +32,7 @@ from weightsmith.core.training import (
     fit,
     mean_loss,
     refuse_adapters,
+    seed_of,
     training_method,
 )
 from weightsmith.search._tanglenas.loop import TRAINING, Found, probabilities, search
@@ -141,7 +142,7 @@ def tanglenas(
         "arch_weight_decay": arch_weight_decay,
     }
     seed = draw_seed(generator)
-    with record("tanglenas", seed=seed, **hyper, **options) as result:
+    with record("tanglenas", seed=seed_of(generator), **hyper, **options) as result:
         net, own, held_out = _prepare(model, training, space, train_portion, seed, result)
         try:
             found = search(
@@ -217,7 +218,7 @@ def spos(
     _check(train_portion, candidates=candidates, most=0.999)
     hyper = {"space": space and str(space), "train_portion": train_portion, "candidates": candidates}
     seed = draw_seed(generator)
-    with record("spos", seed=seed, **hyper, **options) as result:
+    with record("spos", seed=seed_of(generator), **hyper, **options) as result:
         net, own, held_out = _prepare(model, training, space, train_portion, seed, result)
         try:
             before = _sums(net)
@@ -288,7 +289,7 @@ def random_search(
     _check(train_portion, candidates=candidates, most=0.999)
     hyper = {"space": space and str(space), "train_portion": train_portion, "candidates": candidates}
     seed = draw_seed(generator)
-    with record("random-search", seed=seed, **hyper, **options) as result:
+    with record("random-search", seed=seed_of(generator), **hyper, **options) as result:
         net, own, held_out = _prepare(model, training, space, train_portion, seed, result)
         try:
             batches, compared = _batches(model, held_out, options["batch_size"]), draw(net, candidates, seed)

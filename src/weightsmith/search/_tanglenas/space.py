@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 from transformers import PreTrainedModel
 
 from weightsmith.core.data import Batch
 from weightsmith.core.errors import HyperparameterError, UnsupportedModelError
+from weightsmith.core.io import read_yaml
 from weightsmith.core.symmetry import find_symmetry
 from weightsmith.search._tanglenas.configured import RATIO, configured_halves, configured_space
 from weightsmith.search._tanglenas.dimensions import Choices, Space
@@ -40,11 +40,7 @@ def read_choices(path: Path) -> dict[str, tuple[Any, ...]]:
     HyperparameterError
         If the file is missing or is no such mapping.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HyperparameterError(f"space {path}", found=str(error).splitlines()[0]) from error
+    content = read_yaml(path, f"space {path}")
     choices = {name: values for name, values in content.items() if name != MODEL} if isinstance(content, dict) else None
     if choices is None or not all(isinstance(values, list) for values in choices.values()):
         expected = "a mapping such as 'hidden_size: [128, 192, 256]'"

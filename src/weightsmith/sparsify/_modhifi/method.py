@@ -25,7 +25,7 @@ from weightsmith.core.data import Batches, as_batches
 from weightsmith.core.errors import HyperparameterError
 from weightsmith.core.results import Result, record
 from weightsmith.core.sharding import refuse_sharded
-from weightsmith.core.training import check_finite, refuse_adapters, restored_on_error
+from weightsmith.core.training import check_finite, refuse_adapters, restored_on_error, seed_of
 from weightsmith.sparsify._modhifi.pruning import Pruning, rounded
 from weightsmith.sparsify._modhifi.selection import Score, best, check_score
 
@@ -83,7 +83,7 @@ def modhifi(
     include, exclude : str or sequence of str
         Shell patterns on the names of the layers that read the channels, such as ``"*down_proj"``.
     generator : torch.Generator, optional
-        Draws the random scores.
+        Draws the random scores; seed 0 by default.
 
     Returns
     -------
@@ -122,8 +122,10 @@ def modhifi(
     """
     _check(ratio, scope, compensation, multiple_of, skip_tokens)
     check_score(score)
+    generator = generator or torch.Generator().manual_seed(0)
     with record(
         "modhifi",
+        seed=seed_of(generator),
         ratio=ratio,
         score=score,
         scope=scope,

@@ -59,7 +59,16 @@ from weightsmith.core.processes import (
 )
 from weightsmith.core.results import Result, record
 from weightsmith.core.sharding import refuse_sharded
-from weightsmith.core.training import FitOptions, batch_count, check_options, draw_seed, fit, logits_of, training_method
+from weightsmith.core.training import (
+    FitOptions,
+    batch_count,
+    check_options,
+    draw_seed,
+    fit,
+    logits_of,
+    seed_of,
+    training_method,
+)
 from weightsmith.train._meta_rescaling.features import ClassMemory
 from weightsmith.train._meta_rescaling.rescaler import Rescaler
 
@@ -499,7 +508,7 @@ def meta_rescaling(
         "min_weight": min_weight,
     }
     seed = draw_seed(generator)
-    with record("meta-rescaling", seed=seed, weight_warmup=weight_warmup, **hyper, **options) as result:
+    with record("meta-rescaling", seed=seed_of(generator), weight_warmup=weight_warmup, **hyper, **options) as result:
         samples = [_numbered(training[number], number) for number in range(len(training))]
         batches = batch_count(len(samples), options) * options["epochs"]
         loss = MetaRescaler(
