@@ -14,6 +14,7 @@ from weightsmith.adapt._lift.groups import approx_rank
 from weightsmith.core.errors import (
     CheckpointError,
     HyperparameterError,
+    LayerNotFoundError,
     NonFiniteError,
     ShapeError,
     UnsupportedModelError,
@@ -802,3 +803,19 @@ def test_a_damaged_state_is_refused(damage):
     with pytest.raises(CheckpointError, match="optimizer state: found parts are missing"):
         optimizer.load_state_dict(before | damage)
     assert optimizer.state_dict() == before
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_dense_parameters_are_found_inside_wrappers_and_named_where_there_are_none(wrap):
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
+    lift_groups(wrap(model), exclude="2", dense="2.*")
+    assert model[2].bias.requires_grad
+    with pytest.raises(LayerNotFoundError, match=r"no parameter matches 'classifer\.\*' of dense"):
+        lift_groups(wrap(model), dense="classifer.*")
+
+
+def test_a_model_may_be_one_layer():
+    layer = nn.Linear(12, 4)
+    before = layer.weight.clone()
+    lift(layer, [(torch.randn(12), n % 4) for n in range(8)], density=0.5, learning_rate=0.1)
+    assert 0 < int((layer.weight != before).sum()) <= 24

@@ -280,7 +280,7 @@ def classp(
     training : sequence of samples
         The next task: mappings of 1-D tensors, such as ``{"input_ids": ...}``.
     power : float, default: 1.0
-        Power of the accumulated gradients, in (0, 4]. 2 is AdaGrad.
+        Power of the accumulated gradients, positive. 2 is AdaGrad; above 4 small gradients underflow, with a warning.
     threshold : float or str, default: 0.0
         Bound on the squared gradient below which a weight is left alone, or ``"q0.5"`` for the median.
     eps : float, default: 1e-5
@@ -472,7 +472,7 @@ def _check(group: Mapping[str, Any], number: int) -> None:
     known = 0 < share < 1 if share is not None else isinstance(bound, (int, float)) and bound >= 0
     ranges = {
         "lr": (0 <= group["lr"] < math.inf, "a number >= 0"),
-        "power": (0 < group["power"] < math.inf, "a number in (0, 4]"),
+        "power": (0 < group["power"] < math.inf, "a positive number"),
         "threshold": (known, "a number >= 0, or a quantile such as 'q0.5'"),
         "eps": (0 <= group["eps"] < math.inf, "a number >= 0"),
         "weight_decay": (0 <= group["weight_decay"] < math.inf, "a number >= 0"),

@@ -3,9 +3,10 @@ r"""EWC and L2-SP: penalties on moving away from the weights that earlier tasks 
 .. math:: \lambda \sum_t \sum_i F_{t,i} (w_i - w^*_{t,i})^2
 
 with the weights :math:`w^*_t` after task :math:`t`. For EWC (Kirkpatrick et al. 2017, arXiv 1612.00796) :math:`F_t` is
-the diagonal of the empirical Fisher information there; for L2-SP (Li et al. 2018, arXiv 1802.01483) it is one.
+the diagonal of the empirical Fisher information there. For L2-SP (Li et al. 2018, arXiv 1802.01483) it is one, of the
+last task only: the penalty is on moving away from where the present task started.
 
-The sum over tasks is itself a quadratic function of each weight,
+EWC's sum over tasks is itself a quadratic function of each weight,
 :math:`F (w - \bar w)^2 + c` with :math:`F = \sum_t F_t` and :math:`\bar w = \sum_t F_t w^*_t / F`: two tensors per
 parameter are kept, whatever the number of tasks.
 """

@@ -225,7 +225,9 @@ def fisher(
     check_two(checkpoints)
     generator = generator or torch.Generator().manual_seed(0)
     rule = _fisher(alpha, floor)
-    if (len(fishers) != 2) if batches is None else fishers:
+    if batches is not None and fishers:
+        raise HyperparameterError("fishers", found=f"{len(fishers)} files and batches", expected="one of them")
+    if batches is None and len(fishers) != 2:
         raise HyperparameterError(
             "fishers", found=len(fishers), expected="two files, one per checkpoint, or batches to estimate them from"
         )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
-from weightsmith.core.errors import HyperparameterError, ShapeError, UnsupportedModelError
-from weightsmith.core.models import VOCABULARY_HEADS, Layer, find_experts, find_matrices, writable
+from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, ShapeError, UnsupportedModelError
+from weightsmith.core.models import VOCABULARY_HEADS, Layer, find_experts, find_matrices, matches, patterns, writable
+from weightsmith.core.processes import wrapper_path
 
 __all__ = ["approx_rank", "budget", "check_group", "check_ranges", "has_budget", "lift_groups", "matrices", "names"]
 
@@ -66,7 +66,7 @@ def lift_groups(
     Raises
     ------
     LayerNotFoundError
-        If no layer matches.
+        If no layer matches, or a pattern of ``dense`` matches no parameter.
     UnsupportedModelError
         If a weight is computed from other tensors, quantized or not loaded.
 
@@ -78,17 +78,22 @@ def lift_groups(
     [['0.weight'], ['1.weight', '1.bias']]
     """
     by_name = dict(model.named_parameters(remove_duplicate=False))
-    whole = [
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if any(fnmatchcase(name, pattern) for pattern in ((dense,) if isinstance(dense, str) else dense))
-    ]
+    inside = wrapper_path(model)
+    for pattern in patterns(dense):
+        if not any(matches(name.removeprefix(inside), (pattern,), ()) for name in by_name):
+            raise LayerNotFoundError(
+                f"no parameter matches {pattern!r} of dense",
+                found=f"{len(by_name)} parameters such as {[*by_name][:4]}",
+                do="Check the pattern against the names of model.named_parameters().",
+            )
+    named = model.named_parameters()
+    whole = [(name, p) for name, p in named if matches(name.removeprefix(inside), patterns(dense), ())]
     taken = {id(parameter) for _, parameter in whole}
     matching = find_matrices(model, include, exclude)
     layers = [layer for layer in matching if layer.expert is None]
     stacks = _stacks(model, matching)
-    writable(layer for layer in layers if f"{layer.name}.weight" not in by_name)
-    names = [f"{layer.name}.weight" for layer in layers]
+    writable(layer for layer in layers if f"{layer.name}.weight".lstrip(".") not in by_name)
+    names = [f"{layer.name}.weight".lstrip(".") for layer in layers]
     single = [(name, by_name[name]) for name in names if id(by_name[name]) not in taken]
     experts = [(name, by_name[name]) for name in stacks if id(by_name[name]) not in taken]
     for name, parameter in single + experts + whole:
