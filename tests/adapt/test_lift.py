@@ -819,3 +819,36 @@ def test_a_model_may_be_one_layer():
     before = layer.weight.clone()
     lift(layer, [(torch.randn(12), n % 4) for n in range(8)], density=0.5, learning_rate=0.1)
     assert 0 < int((layer.weight != before).sum()) <= 24
+
+
+def step(model, optimizer, x):
+    model(x).float().square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_set_between_steps_are_taken_over(dtype):
+    torch.manual_seed(0)
+    head, x = nn.Linear(16, 4).to(dtype), torch.randn(4, 16).to(dtype)
+    optimizer = LIFTAdamW([{"params": list(head.parameters()), "density": None}], lr=1e-4)
+    step(head, optimizer, x)
+    with torch.no_grad():
+        head.weight[2:] += 0.5
+    before = head.weight.detach().clone()
+    step(head, optimizer, x)
+    assert float((head.weight - before).abs().max()) < 5e-3
+
+
+def test_a_state_of_float32_goes_on_in_half_precision():
+    torch.manual_seed(0)
+    model, x = nn.Linear(16, 4), torch.randn(4, 16)
+    first = LIFTAdamW([{"params": list(model.parameters()), "density": None}], lr=1e-5)
+    step(model, first, x)
+    half = copy.deepcopy(model).bfloat16()
+    second = LIFTAdamW([{"params": list(half.parameters()), "density": None}], lr=1e-5)
+    second.load_state_dict(first.state_dict())
+    before = half.weight.detach().clone()
+    for _ in range(400):
+        step(half, second, x.bfloat16())
+    assert float((half.weight != before).float().mean()) > 0.5

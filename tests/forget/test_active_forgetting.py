@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerState
 
+from weightsmith.adapt import LIFTAdamW
 from weightsmith.claims.active_forgetting import AMBIGUOUS, WORDS, POSTask, small_bert
 from weightsmith.core.errors import HyperparameterError, LayerNotFoundError, UnsupportedModelError
 from weightsmith.forget import EmbeddingForgetting, EmbeddingForgettingCallback, random_rows
@@ -356,3 +357,25 @@ def test_bad_input(options, error, message):
 def test_bad_probability():
     with pytest.raises(HyperparameterError, match="p: found 2"), random_rows(tiny("llama")[0], torch.arange(3), p=2.0):
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_flat_state_of_lift_is_cleared_and_a_reset_stays(dtype):
+    torch.manual_seed(0)
+    embedding = nn.Embedding(10, 4).to(dtype)
+    optimizer = LIFTAdamW([{"params": list(embedding.parameters()), "density": None}], lr=1e-3)
+    forgetting = EmbeddingForgetting(
+        embedding, optimizer, every=1, std=0.02, embedding=embedding, rows="non_special", special=[0]
+    )
+
+    def step():
+        embedding(torch.arange(10)).float().square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    forgetting.step()
+    assert not optimizer.state[embedding.weight]["exp_avg"].view(10, 4)[1:].any()
+    reset = embedding.weight.detach()[1:].float().norm()
+    step()
+    assert float(embedding.weight.detach()[1:].float().norm()) == pytest.approx(float(reset), rel=0.1)

@@ -149,7 +149,9 @@ class EmbeddingForgetting:
             for value in self.optimizer.state.get(weight, {}).values():
                 # Adam's step count stays, as rows that are not reset need it: the first update of a reset row is up to
                 # (1 - beta1) / sqrt(1 - beta2) learning rates, and no state gives one for every gradient
-                if isinstance(value, Tensor) and value.ndim and len(value) == len(weight):
+                if isinstance(value, Tensor) and value.numel() == weight.numel():  # LIFT's is flat
+                    value.view_as(weight)[mask] = 0
+                elif isinstance(value, Tensor) and value.ndim and len(value) == len(weight):
                     value[mask] = 0
         if self.output_bias is not None:
             self.output_bias.zero_()

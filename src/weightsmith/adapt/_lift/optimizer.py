@@ -348,10 +348,7 @@ class LIFTAdamW(torch.optim.Optimizer):
 
     def _update(self, group: Mapping[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         states = [self._begin(parameter, group) for parameter in parameters]
-        values = [
-            state["value"] if "value" in state else _read(parameter, state.get("index"))
-            for parameter, state in zip(parameters, states, strict=True)
-        ]
+        values = [_exact(parameter, state) for parameter, state in zip(parameters, states, strict=True)]
         firsts, seconds = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         (beta1, beta2), rate = group["betas"], float(group["lr"])
         sizes = []
@@ -383,6 +380,16 @@ class LIFTAdamW(torch.optim.Optimizer):
         if "value" in state:
             state["value"] = torch.where(stayed, state["value"][place], _read(parameter, new))
         state["index"] = new
+
+
+def _exact(parameter: Tensor, state: dict[str, Any]) -> Float[Tensor, "K"]:
+    """The trained weights, at least in float32; those that somebody else has set since the last step are taken over."""
+    now = _read(parameter, state.get("index"))
+    if now.dtype != parameter.dtype:
+        if "value" in state:
+            now = torch.where(state["value"].to(parameter.dtype) == now.to(parameter.dtype), state["value"], now)
+        state["value"] = now
+    return now
 
 
 def _check_complete(state_dict: Mapping[str, Any]) -> None:
