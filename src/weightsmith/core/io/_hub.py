@@ -203,7 +203,7 @@ def _download(name: str, revision: str, *, weights: bool) -> str:
     if constants.HF_HUB_OFFLINE:
         try:
             return _snapshot(name, revision, patterns, local_files_only=True)
-        except OSError as error:
+        except (OSError, errors.HFValidationError) as error:  # the latter of a name that the hub never has
             raise CheckpointError(
                 f"there is no folder {_shown(name, revision)!r}, and no hub model of this name was downloaded",
                 do="Without HF_HUB_OFFLINE it would be asked for.",
