@@ -184,3 +184,13 @@ def test_classes_that_take_no_part_have_logits_of_minus_infinity():
 def test_labels_of_minus_100_do_not_count_among_several():
     logits, labels = torch.tensor([[2.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, -100]])
     assert label_accuracy(nn.Identity(), [(logits, labels)]) == pytest.approx(2 / 3)
+
+
+def test_batches_may_be_mappings_as_in_training():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = BertForSequenceClassification(BertConfig(**sizes, vocab_size=20, num_labels=3))
+    ids, labels = torch.randint(20, (9, 5)), torch.arange(9) % 3
+    expected = accuracy(model, [({"input_ids": ids}, labels)])
+    named = [{"input_ids": ids, "labels": labels}]
+    assert accuracy(model, named) == measure(model, labelled=named)["accuracy"] == expected

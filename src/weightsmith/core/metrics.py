@@ -14,7 +14,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightsmith.core.data import IGNORED, call, context_length, is_regression, render_chat, to_model
+from weightsmith.core.data import (
+    IGNORED,
+    Batch,
+    call,
+    context_length,
+    is_regression,
+    render_chat,
+    split_labels,
+    to_model,
+)
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
 from weightsmith.core.linalg import is_finite
 from weightsmith.core.models import evaluation_mode
@@ -94,11 +103,11 @@ def perplexity(model: nn.Module, ids: Int[Tensor, "tokens"], *, window: int = 51
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
+def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Share of inputs whose largest logit is their class; ``batches`` yield (inputs, class indices).
 
-    Labels of -100 do not count. The logits of a causal language model are those of the next token, see
-    :func:`~weightsmith.core.training.shift_for_causal_lm`.
+    Or they yield mappings with ``labels``. Labels of -100 do not count. The logits of a causal language model are those
+    of the next token, see :func:`~weightsmith.core.training.shift_for_causal_lm`.
 
     Raises
     ------
@@ -116,7 +125,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     """
     right = total = 0
     with evaluation_mode(model):
-        for inputs, labels in batches:
+        for inputs, labels in map(split_labels, batches):
             logits = logits_of(call(model, to_model(inputs, model)))
             logits, labels = shift_for_causal_lm(model, logits, labels.to(logits.device))
             if labels.shape != logits.shape[:-1]:
@@ -144,7 +153,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
 
 
 @torch.no_grad()
-def label_accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
+def label_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Share of the labels of a multi-label classifier that its logits, cut at 0, get right.
 
     ``batches`` yield (inputs, a 0 or 1 for each label); labels of -100 do not count.
@@ -165,7 +174,7 @@ def label_accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> f
     """
     right = total = 0
     with evaluation_mode(model):
-        for inputs, labels in batches:
+        for inputs, labels in map(split_labels, batches):
             logits, labels = _finite(_outputs(model, inputs)), labels.cpu()
             if logits.shape != labels.shape:
                 raise ShapeError("labels", found=tuple(labels.shape), expected=tuple(logits.shape))
@@ -181,7 +190,7 @@ def label_accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> f
 
 
 @torch.no_grad()
-def mean_absolute_error(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
+def mean_absolute_error(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Mean distance of a regression's outputs from its targets; ``batches`` yield (inputs, real numbers).
 
     Raises
@@ -200,7 +209,7 @@ def mean_absolute_error(model: nn.Module, batches: Iterable[tuple[Any, Tensor]])
     """
     total, count = 0.0, 0
     with evaluation_mode(model):
-        for inputs, targets in batches:
+        for inputs, targets in map(split_labels, batches):
             outputs = _finite(_outputs(model, inputs))
             if not is_finite(targets):
                 raise NonFiniteError("the targets hold NaN or infinity", do="Look for such values in the data.")
@@ -269,7 +278,7 @@ def measure(
     model: nn.Module,
     *,
     ids: Int[Tensor, "tokens"] | None = None,
-    labelled: Iterable[tuple[Any, Tensor]] | None = None,
+    labelled: Iterable[Batch] | None = None,
     window: int = 512,
     speed: bool = False,
 ) -> dict[str, float]:
@@ -285,7 +294,7 @@ def measure(
         The model.
     ids : Tensor of shape (tokens,), optional
         Evaluation text.
-    labelled : iterable of (inputs, labels), optional
+    labelled : iterable of (inputs, labels) or mappings with ``labels``, optional
         Evaluation batches: class indices, real numbers, or a 0 or 1 for each of several labels.
     window : int, default: 512
         Perplexity window in tokens.
@@ -318,11 +327,11 @@ def measure(
     return measures | size(model)
 
 
-def _score(model: nn.Module, batches: Sequence[tuple[Any, Tensor]]) -> Callable[..., float]:
+def _score(model: nn.Module, batches: Sequence[Batch]) -> Callable[..., float]:
     """The measure of a model on labels."""
     config: Any = getattr(plain_model(model), "config", None)
     kind, outputs = (getattr(config, name, None) for name in ("problem_type", "num_labels"))
-    labels = batches[0][1] if batches else torch.empty(0, dtype=torch.long)
+    labels = split_labels(batches[0])[1] if batches else torch.empty(0, dtype=torch.long)
     real = labels.is_floating_point()
     one_each = labels.ndim < 2 or labels.shape[1:] == (1,)
     if is_regression(plain_model(model)) and (real or one_each):  # a language model's configuration may name one label

@@ -295,7 +295,7 @@ def plan_of(
                 f"{who} and {names[-1]} differ in {len(odd)} names",
                 found=odd[:5],
                 expected="the same",
-                do='Where only one has a head, pass head="finetuned".',
+                do='Where only one has a head, take wise-ft with head="finetuned".',
             )
         bad = [name for name in plan.merged if other[name].shape != last[name].shape]
         if bad:
@@ -304,7 +304,7 @@ def plan_of(
                 f"{who} and {names[-1]} differ in {len(bad)} shapes",
                 found=shapes,
                 expected="the same",
-                do='Where the heads differ in size, pass head="finetuned".',
+                do='Where the heads differ in size, take wise-ft with head="finetuned".',
             )
         for name in plan.merged:
             if other[name].dtype.is_complex != last[name].dtype.is_complex:
