@@ -15,7 +15,7 @@ from weightsmith.continual import classp
 from weightsmith.core.errors import CalibrationError
 from weightsmith.core.results import Result
 from weightsmith.embedded import OpenedModel, folder, load_tokenizer, open_model, text
-from weightsmith.quantize import ofq
+from weightsmith.quantize import ofq, round_to_nearest
 from weightsmith.signature import Role, read
 from weightsmith.sparsify import magnitude, teal
 from weightsmith.workbench import Data, Evaluation, Workbench, measure_model
@@ -233,3 +233,14 @@ def test_a_model_with_a_plan_is_said_to_be_measured_dense(tmp_path):
     (tmp_path / "tiny" / "wina.json").write_text("{}")
     (note,) = measure_model(str(tmp_path / "tiny"), Evaluation()).notes
     assert note == "Measured dense: the plan in wina.json was not applied (apply_plan)."
+
+
+def test_a_model_with_levels_of_activations_is_said_to_be_measured_without(tmp_path):
+    write_tiny_llama(tmp_path, 4, 8)
+    inputs = {"file": str(tmp_path / "inputs.safetensors")}
+    for method, notes in ((round_to_nearest, 0), (ofq, 1)):
+        ours = Workbench(open_model(tmp_path / "tiny"), Data(sources={"training": inputs}))
+        ours.call(read(method), {})
+        ours.save(tmp_path / method.__name__, {})
+        found = measure_model(str(tmp_path / method.__name__), Evaluation()).notes
+        assert ["Measured without the activations' levels" in note for note in found] == [True] * notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from weightsmith.core.data import (
     token_ids,
     without_labels,
 )
-from weightsmith.core.errors import CalibrationError, HyperparameterError
+from weightsmith.core.errors import CalibrationError, CheckpointError, HyperparameterError
 from weightsmith.core.io import (
     PLANS,
     TemporaryFolder,
@@ -35,6 +36,7 @@ from weightsmith.core.io import (
     shown_name,
     write_file,
 )
+from weightsmith.core.levels import Quantization
 from weightsmith.core.metrics import measure, perplexity, sample_text
 from weightsmith.core.progress import stage
 from weightsmith.core.report import format
@@ -67,7 +69,7 @@ DEFAULT_SAMPLES = {"batches": 16, "samples": 128}
 Layout: TypeAlias = Literal["plain", "compressed", "packed"]
 """How the weights of a model are stored."""
 
-ACTIVATIONS = "wina.json"
+ACTIVATIONS, LEVELS = "wina.json", "quantization.json"
 """The plan that says nothing of the weights: which inputs of them are skipped."""
 
 CURRENT = "$model"
@@ -554,6 +556,9 @@ def measure_model(
             result.after = bench.measure()
         if ACTIVATIONS in bench.plans:
             result.notes.append(f"Measured dense: the plan in {ACTIVATIONS} was not applied (apply_plan).")
+        with suppress(CheckpointError):  # a damaged one is refused by who reads it
+            if LEVELS in bench.plans and Quantization.from_json(bench.plans[LEVELS]).activations:
+                result.notes.append(f"Measured without the activations' levels in {LEVELS} (load_quantized has them).")
         result.reading = True
     return result
 
