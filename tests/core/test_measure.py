@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from weightsmith.core.errors import CalibrationError, NonFiniteError, ShapeError
 from weightsmith.core.metrics import (
@@ -194,3 +201,16 @@ def test_batches_may_be_mappings_as_in_training():
     expected = accuracy(model, [({"input_ids": ids}, labels)])
     named = [{"input_ids": ids, "labels": labels}]
     assert accuracy(model, named) == measure(model, labelled=named)["accuracy"] == expected
+
+
+def test_a_tokenizer_may_give_more_than_a_model_reads():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    words = Tokenizer(models.WordLevel({"hello": 3, "?": 0}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?", model_input_names=names)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    assert isinstance(sample_text(model, tokenizer, "hello", new_tokens=2), str)

@@ -270,7 +270,9 @@ def sample_text(model: nn.Module, tokenizer: Any, prompt: str, *, new_tokens: in
     if new_tokens < 1:
         return ""
     with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)  # type: ignore[operator]
+        # without token_type_ids, which some tokenizers give to models that have none
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        output = model.generate(**read, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)  # type: ignore[operator]
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
