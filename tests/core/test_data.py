@@ -785,6 +785,23 @@ def test_classes_are_refused_for_a_model_that_writes_text(chat, tmp_path):
         assert len(reader.batches(table, count=2, length=9)[0]["input_ids"]) == 2, "a model runs on the texts"
 
 
+def test_tensors_of_tokens_are_checked_when_they_are_read(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=32, n_positions=16))
+    reader, path = Reader(model, None), tmp_path / "x.safetensors"
+    ids = torch.arange(24, dtype=torch.int32).view(2, 12)
+    save_file({"input_ids": ids, "labels": ids.clone()}, path)
+    sample = reader.samples(path, count=2, length=99)[0]
+    assert sample["input_ids"].dtype == sample["labels"].dtype == torch.long
+    save_file({"input_ids": torch.ones(2, 17).long()}, path)
+    with pytest.raises(CalibrationError, match="found 17 tokens per sample, expected at most 16, the model's context"):
+        reader.samples(path, count=2, length=99)
+    save_file({"input_ids": ids.long(), "attention_mask": torch.ones(2, 11).long()}, path)
+    with pytest.raises(
+        CalibrationError, match=r"attention_mask in .*: found shape \(2, 11\), expected shape \(2, 12\)"
+    ):
+        reader.samples(path, count=2, length=99)
+
+
 def test_classes_are_refused_for_a_model_that_labels_tokens(tmp_path):
     table = rows_of(tmp_path, [{"text": "hello there", "label": 1}, {"text": "foo bar", "label": 0}], ".csv")
     for reader in unlabeled_models()[:2]:

@@ -235,8 +235,11 @@ class Reader:
         if (total := rows.pop()) > count:
             kept = drawn(total, count, generator)
             columns = {name: tensor[kept] for name, tensor in columns.items()}
+        for name in {"input_ids", "labels"} & columns.keys():
+            if not columns[name].is_floating_point():
+                columns[name] = columns[name].long()  # losses of classes and embeddings want no other whole numbers
         if "input_ids" in columns:
-            self._check_ids(columns["input_ids"], path)
+            self._check_ids(columns, path)
             real = columns.get("attention_mask", torch.ones_like(columns["input_ids"])) != 0
             if labeled and "labels" not in columns:
                 self._check_own_labels(str(path), sorted(columns))
@@ -251,11 +254,22 @@ class Reader:
             )
         return self._arranged(columns)
 
-    def _check_ids(self, ids: Tensor, path: Path) -> None:
+    def _check_ids(self, columns: Mapping[str, Tensor], path: Path) -> None:
+        ids = columns["input_ids"]
         words = getattr(getattr(self.model, "config", None), "vocab_size", None)
         if isinstance(words, int) and (ids.is_floating_point() or not 0 <= int(ids.min()) <= int(ids.max()) < words):
             found = f"{ids.min().item()} to {ids.max().item()}"
             raise CalibrationError(f"input_ids in {path}", found=found, expected=f"whole numbers from 0 to {words - 1}")
+        limit = context_length(self.model)
+        if limit is not None and ids.shape[-1] > limit:
+            found = f"{ids.shape[-1]} tokens per sample"
+            raise CalibrationError(
+                f"input_ids in {path}", found=found, expected=f"at most {limit}, the model's context"
+            )
+        mask = columns.get("attention_mask", ids)
+        if mask.shape != ids.shape:
+            found, expected = f"shape {tuple(mask.shape)}", f"shape {tuple(ids.shape)}, that of input_ids"
+            raise CalibrationError(f"attention_mask in {path}", found=found, expected=expected)
 
     def _arranged(self, columns: Mapping[str, Tensor]) -> list[Sample]:
         """Rows of columns as the model takes them: a plain module with one input takes it by place, not by name."""
