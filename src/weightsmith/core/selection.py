@@ -136,7 +136,8 @@ def falling_order(key_NC: Float[Tensor, "rows classes"]) -> Int[Tensor, "rows cl
     if key_NC.device.type != "cpu" or key_NC.dtype == torch.float64:
         return key_NC.argsort(dim=1, descending=True, stable=True)
     keys = (key_NC.detach().float() + 0.0).numpy()  # there is one zero only
-    keys[np.isnan(keys)] = np.nan  # and one NaN: that of 0 / 0 has a sign
+    if keys.size and np.isnan(keys.max()):
+        keys[np.isnan(keys)] = np.nan  # and one NaN: that of 0 / 0 has a sign
     found = np.empty(keys.shape, np.int64)
     columns = np.arange(keys.shape[1], dtype=np.int64)
 
