@@ -236,25 +236,24 @@ class Workbench:
     def _follow(self, result: Result) -> None:
         """Keep the plans that are true of the model: those of the last methods, until one changes the weights."""
         made = {name: text for name, text in result.files.items() if name in PLANS}
-        if not result.reading and {*made} != {ACTIVATIONS}:
-            if old := sorted({*self.plans} - {*made}):
-                result.notes.append(f"Left out, as the weights that it describes have changed: {', '.join(old)}.")
+        if not result.reading and {*made} != {ACTIVATIONS} and (old := sorted({*self.plans} - {*made})):
+            result.notes.append(f"Left out, as the weights that it describes have changed: {', '.join(old)}.")
             self.plans.clear()
-            followed = any(type(module).__module__.startswith("weightsmith.") for module in self.model.modules())
-            if old and followed and isinstance(self.model, PreTrainedModel):
-                self._open_as_saved()
-            elif old and followed:
-                result.notes.append("The measures are of layers that follow it all the same.")
+            if any(type(module).__module__.startswith("weightsmith.") for module in self.model.modules()):
+                self._leave_plans(result)
         self.plans.update(made)
 
-    def _open_as_saved(self) -> None:
-        """Replace the model by what a folder would hold of it: without the layers that follow a plan."""
+    def _leave_plans(self, result: Result) -> None:
+        """Take what a folder would hold of the model: without the layers that follow a plan."""
+        if not isinstance(self.model, PreTrainedModel):
+            result.notes.append("The measures are of layers that follow it all the same.")
+            return
         folder = TemporaryFolder()
         self._folders.append(folder)
         path = Path(folder.name) / "model"
         self.save(path, {})
-        opened = move_to_device(open_model(path, dtype=self.dtype), self.device)
-        self.opened = replace(opened, folder=self._opened.folder, tokenizer=self._opened.tokenizer)
+        again = move_to_device(open_model(path, dtype=self.dtype), self.device)
+        self.opened = replace(self._opened, model=again.model)
 
     @property
     def plans(self) -> dict[str, str]:

@@ -907,3 +907,17 @@ def test_the_digest_of_samples_that_are_random_stays_and_changes_no_generator():
     real, imaginary = torch.ones(2000, dtype=torch.complex64), torch.full((2000,), 1j)
     assert sample_digest(real) != sample_digest(imaginary)
     assert sample_digest([1, 2]) == sample_digest(torch.tensor([1.0, 2.0]))
+
+
+def test_a_pair_stays_two_arguments_of_a_users_model_with_a_configuration():
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config, self.layer = {"hidden": 2}, nn.Linear(2, 2)
+
+        def forward(self, x, times=None):
+            return self.layer(x) if times is None else self.layer(x) * times
+
+    model, x = Timed(), torch.randn(3, 2)
+    times = torch.randn(3, 1)
+    assert torch.equal(call(model, (x, times)), model(x, times))

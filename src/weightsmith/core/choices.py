@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from weightsmith.core.errors import HyperparameterError
 
-__all__ = ["check_choice", "check_number", "check_whole"]
+__all__ = ["check_choice", "check_number", "check_whole", "is_number", "is_whole"]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -44,6 +44,28 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         )
 
 
+def is_whole(value: object) -> bool:
+    """Whether an option is a whole number, of Python's or NumPy's types; true and false are none.
+
+    Examples
+    --------
+    >>> is_whole(3), is_whole(3.0), is_whole(True)
+    (True, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether an option is a finite real number, of Python's or NumPy's types; true and false are none.
+
+    Examples
+    --------
+    >>> is_number(3), is_number(float("nan")), is_number(True)
+    (True, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_whole(name: str, value: Any, low: int = 1, high: int | None = None, do: str | None = None) -> int:
     """Return an option that is a whole number between two bounds, both included, as Python's ``int``.
 
@@ -74,22 +96,21 @@ def check_whole(name: str, value: Any, low: int = 1, high: int | None = None, do
     Traceback (most recent call last):
     weightsmith.core.errors.HyperparameterError: rank: found 1.5, expected a whole number >= 1
     """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
+    if not is_whole(value) or value < low or (high is not None and value > high):
         expected = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
         raise HyperparameterError(name, found=repr(value), expected=expected, do=do)
     return int(value)
 
 
-def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> None:
+def check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
     """Check an option that is a finite number between two bounds, both included.
 
     Parameters
     ----------
     name : str
         Of the option.
-    value : object
-        What was given.
+    value : Any
+        What was given. True and false are no numbers.
     low, high : float, default: 0, inf
         The least and the most that it may be.
 
@@ -104,6 +125,6 @@ def check_number(name: str, value: object, low: float = 0.0, high: float = math.
     Traceback (most recent call last):
     weightsmith.core.errors.HyperparameterError: penalty: found -1, expected a number >= 0
     """
-    if not isinstance(value, Real) or not low <= float(value) <= high or math.isinf(value):
+    if not is_number(value) or not low <= value <= high:
         expected = f"a number >= {low:g}" if high == math.inf else f"a number, {low:g} to {high:g}"
         raise HyperparameterError(name, found=repr(value), expected=expected)

@@ -400,9 +400,9 @@ def spdf(
     with record("spdf", seed=seed_of(generator), **hyper, **dense, **options) as result:
         result.notes += unreached(model, block_layers(model), "Not sparse", trains=True)
         # frozen layers could not learn to do without what a mask takes away
-        others, notes = exclude_frozen(block_layers(model, include, exclude), exclude)
+        left_out, notes = exclude_frozen(block_layers(model, include, exclude), exclude)
         result.notes += notes
-        held = StaticSparsity(model, generator=generator, **hyper | {"exclude": others})
+        held = StaticSparsity(model, generator=generator, **hyper | {"exclude": left_out})
         try:
             for layer in held.layers:
                 result.layer(layer.name, density=_mask(layer).float().mean().item())

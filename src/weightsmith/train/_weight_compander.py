@@ -393,10 +393,10 @@ def weight_compander(
         "weight-compander", seed=seed_of(generator), include=include, exclude=exclude, **hyper, **options
     ) as result:
         result.notes += unreached(model, find_layers(model), "Not companded", trains=True)
-        others, notes = exclude_frozen(find_layers(model, include, exclude), exclude)
+        left_out, notes = exclude_frozen(find_layers(model, include, exclude), exclude)
         result.notes += notes
         before = weight_statistics(model, include)
-        layers = compand(model, include=include, exclude=others, **hyper)
+        layers = compand(model, include=include, exclude=left_out, **hyper)
         rate, decay = options["learning_rate"], options["weight_decay"]
         groups = compander_parameter_groups(model, lr=rate, weight_decay=decay)
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)

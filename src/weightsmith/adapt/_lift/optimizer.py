@@ -319,8 +319,6 @@ class LIFTAdamW(torch.optim.Optimizer):
             if index is not None:
                 state["index"] = index
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
-            if values.dtype != parameter.dtype:
-                state["value"] = values
         return state
 
     def _choose(self, parameter: Tensor, group: Mapping[str, Any]) -> Int[Tensor, "K"]:

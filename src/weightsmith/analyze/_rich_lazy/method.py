@@ -120,7 +120,7 @@ def rich_lazy(
     options: dict[str, Any] = {"include": include, "exclude": exclude, "directions": directions, "memory": memory}
     _check(directions, memory)
     first, second = (open_model(each).model if isinstance(each, str) else each for each in (before, after))
-    seed = draw_seed(generator) if generator is not None else 0
+    seed = draw_seed(generator)
     ours, theirs = (LazinessProbe(model, probe, **options, seed=seed) for model in (first, second))
     with record("rich-lazy", seed=seed_of(generator), **options) as result:
         _fill(result, ours._observe(), theirs._observe(), ours._missed())

@@ -522,7 +522,7 @@ def _is_labeled(model: nn.Module, batch: Sequence[Any]) -> bool:
 def _may_take_a_mask(model: nn.Module) -> bool:
     """Whether a model is one of Hugging Face, or one whose second argument is an attention mask."""
     base = base_model(model)
-    return hasattr(base, "config") or [*inspect.signature(base.forward).parameters][1:2] == ["attention_mask"]
+    return hasattr(base, "main_input_name") or [*inspect.signature(base.forward).parameters][1:2] == ["attention_mask"]
 
 
 def _refuse_masks(model: nn.Module, inputs: Any, second: Any) -> None:

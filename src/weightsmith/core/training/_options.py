@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 
 from weightsmith.core.caller import random_state_kept
+from weightsmith.core.choices import is_number, is_whole
 from weightsmith.core.data import check_samples
 from weightsmith.core.errors import HyperparameterError, NonFiniteError, UnsupportedModelError
 from weightsmith.core.io import refuse_meta
@@ -95,25 +94,21 @@ FIT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 """The default of every option."""
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+    return is_whole(value) and int(value) >= 1
 
 
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "learning_rate": (lambda value: _is_number(value) and value >= 0, "a number >= 0"),
-    "weight_decay": (lambda value: _is_number(value) and value >= 0, "a number >= 0"),
+    "learning_rate": (lambda value: is_number(value) and value >= 0, "a number >= 0"),
+    "weight_decay": (lambda value: is_number(value) and value >= 0, "a number >= 0"),
     "epochs": (_is_count, "a whole number >= 1"),
     "batch_size": (_is_count, "a whole number >= 1"),
     "accumulation_steps": (_is_count, "a whole number >= 1"),
     "precision": (lambda value: value in ("no", "bf16", "fp16"), "'no', 'bf16' or 'fp16'"),
-    "clip_norm": (lambda value: value is None or (_is_number(value) and value > 0), "a number > 0, or None"),
+    "clip_norm": (lambda value: value is None or (is_number(value) and value > 0), "a number > 0, or None"),
     "scheduler": (lambda value: value in ("constant", "linear", "cosine"), "'constant', 'linear' or 'cosine'"),
-    "warmup": (lambda value: _is_number(value) and 0 <= value < 1, "a share in [0, 1)"),
-    "final_learning_rate_ratio": (lambda value: _is_number(value) and 0 <= value <= 1, "a share in [0, 1]"),
+    "warmup": (lambda value: is_number(value) and 0 <= value < 1, "a share in [0, 1)"),
+    "final_learning_rate_ratio": (lambda value: is_number(value) and 0 <= value <= 1, "a share in [0, 1]"),
     "gradient_checkpointing": (lambda value: isinstance(value, bool), "True or False"),
 }
 

@@ -286,9 +286,9 @@ def _train(
         )
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if distillation else None
     result.notes += unreached(model, quantizable(model), "Not quantized", trains=True)
-    others, notes = exclude_frozen(quantizable(model, prepared["include"], prepared["exclude"]), prepared["exclude"])
+    left_out, notes = exclude_frozen(quantizable(model, prepared["include"], prepared["exclude"]), prepared["exclude"])
     result.notes += notes
-    layers = prepare_qat(model, weights=weights, **prepared | {"exclude": others})
+    layers = prepare_qat(model, weights=weights, **prepared | {"exclude": left_out})
     with float_weights(model):
         size = min(options["batch_size"], len(training))
         begin = process_rank() * size  # the processes add up what they see: each has a batch of its own

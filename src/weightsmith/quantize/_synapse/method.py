@@ -160,9 +160,9 @@ def synapse(
         "synapse", seed=seed_of(generator), **about, **varied, **arrays, **rules, **chosen, **options
     ) as result:
         result.notes += unreached(model, find_layers(model), "Not of devices", trains=True)
-        others, notes = exclude_frozen(find_layers(model, include, exclude), exclude)
+        left_out, notes = exclude_frozen(find_layers(model, include, exclude), exclude)
         result.notes += notes
-        layers = to_analog(model, device, **arrays, include=include, exclude=others, generator=draw)
+        layers = to_analog(model, device, **arrays, include=include, exclude=left_out, generator=draw)
         before = {layer.name: layer.weight.detach().clone() for layer in layers}
         with requires_grad_restored(model):
             optimizer = PulsedOptimizer(

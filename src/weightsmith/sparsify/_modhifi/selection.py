@@ -258,7 +258,7 @@ def _keep(matrix_II: Float[Tensor, "in in"], kept: Int[Tensor, "kept"]) -> Float
     """Move the kept rows and columns, ascending, to the begin of a contiguous matrix's memory."""
     size = len(kept)
     memory = matrix_II.view(-1)[: size * size].view(size, size)
-    for part, rows in zip(memory.split(ROWS), kept.split(ROWS), strict=True):  # which begin before what they replace
+    for part, rows in zip(memory.split(ROWS), kept.split(ROWS), strict=True):  # up, over rows that have been read
         part.copy_(matrix_II[rows[:, None], kept])
     return memory
 

@@ -70,8 +70,8 @@ ENERGY = Claim(
 
 
 ENERGY_NOTES = (
-    "Three seeds (10, 11, 12) told neither ordering of the energies; by their variance twelve would. These are twelve "
-    "that nobody had looked at.",
+    "Three seeds (10, 11, 12) told neither ordering of the energies; by their variance twelve would. Seeds 20 to "
+    "31 had not been looked at.",
 )
 
 
