@@ -19,8 +19,9 @@ def float_steps(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Let an optimizer step copies in float32 of its half-precision parameters, for a block.
 
     A step smaller than half the spacing of bfloat16 numbers, 0.4 % of the weight, would be lost. The model computes in
-    its own data type throughout. The optimizer's state is in float32 in the block, and afterwards in the parameters'
-    type again. Weights that are set between two steps, or split between processes, are stepped as they are.
+    its own data type throughout. Weights that are set between two steps are taken over; those that are split between
+    processes are stepped as they are. The state of PyTorch's own optimizers is in float32 in the block, and afterwards
+    in the parameters' type, which they demand.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def float_steps(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
     _state_to(optimizer, halves, torch.float32)
     with ExitStack() as stack:
-        if type(optimizer).__module__.startswith("torch.optim."):  # which demand a state of their parameters' type
+        if type(optimizer).__module__.startswith("torch.optim."):
             stack.callback(_state_to, optimizer, halves, None)
         stack.callback(end)  # of a step that an exception stopped
         for hook in (optimizer.register_step_pre_hook(begin), optimizer.register_step_post_hook(end)):
